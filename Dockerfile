@@ -1,0 +1,24 @@
+# The base image of grand-challenge's starter kit: CUDA 12.6 is what its T4 hosts run, and it brings the torch that we pin.
+ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
+
+# Requirements, and wheels if someone laid some into wheels/, for the install below without a layer of their own.
+FROM ${BASE_IMAGE} AS requirements
+COPY requirements.txt constraints.txt wheels* /requirements/
+
+FROM ${BASE_IMAGE} AS exec
+RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output && chown user:user /output
+# --system-site-packages: the base image's torch serves. The certificate bundle is optional and stays in no layer.
+RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    --mount=type=secret,id=ca,target=/run/ca.pem,mode=0444 \
+    if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
+    python3 -m venv --system-site-packages /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt
+# The root file system is read-only on the platform and HOME may be missing: what libraries cache goes to /tmp.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib
+# Not under /opt/ml/model, which the platform mounts over; that folder is used when it holds something.
+COPY model_weights /opt/app/model_weights
+COPY ensemble /opt/app/ensemble
+COPY process.py LICENSE /opt/app/
+WORKDIR /opt/app
+USER user
+ENTRYPOINT ["python", "/opt/app/process.py"]

@@ -1,0 +1,105 @@
+"""The command line: options in, exit code out. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ensemble.errors import UserError
+from ensemble.options import parse, run_config
+from ensemble.types import Modality
+
+if TYPE_CHECKING:
+    from ensemble.report.extras import Extras
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code of DESIGN.md; a bug keeps its traceback and gives 1."""
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        logging.getLogger("ensemble").setLevel(logging.DEBUG if options.verbose else logging.INFO)
+        return {None: _contract, "run": _run, "members": _members}[options.command](options)
+    except UserError as error:
+        log.error("error: %s", error)  # on stdout: a line on stderr marks a job on grand-challenge
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return 130
+    except Exception:
+        log.exception("this is a bug in the tool, please report it with the lines below")
+        return 1
+
+
+def _contract(options: argparse.Namespace) -> int:
+    from ensemble.contract.execute import execute
+    from ensemble.contract.isles22 import find_inputs
+    from ensemble.pipeline import load
+    from ensemble.progress import Lines
+    from ensemble.readers.imagefile import read_case
+
+    config, extras = run_config(options), _extras(options, report=options.report)
+    found = find_inputs(options.input)
+    raw = read_case(found.name, found.files)  # before the networks are loaded: a bad file is refused at once
+    result = execute(found, raw, options.output, load(config), extras, Lines())
+    log.info("%d lesions, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ensemble.pipeline import load, segment
+    from ensemble.progress import Bar, watcher
+    from ensemble.publish import publish, write_volume
+    from ensemble.readers.imagefile import read_case, stem
+    from ensemble.report.extras import write_extras
+    from ensemble.report.summary import summary
+
+    config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
+    given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
+    raw = read_case(stem(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    watching = watcher()
+    ensemble = load(config)
+    result = segment(raw, ensemble, watching)
+    if isinstance(watching, Bar):
+        watching.close()
+    with publish(options.out) as staging:
+        write_volume(result.fused.mask, staging / f"mask{suffix}")
+        write_extras(raw, result, ensemble, extras, staging, suffix)
+    print(summary(result, options.out, suffix))
+    return 0
+
+
+def _members(options: argparse.Namespace) -> int:
+    from ensemble.members.manifest import find_members
+
+    config = run_config(options)
+    specs = find_members(config.weights_folder, config.members)
+    print(f"members in {config.weights_folder}:")
+    for spec in specs:
+        print(
+            f"  {spec.name:<16} {spec.kind:<8} {spec.intensities} intensities, {spec.licence or 'licence not stated'}"
+        )
+    if options.action == "check":
+        from ensemble.pipeline import load
+
+        print(f"all loaded in {load(config).seconds:.1f} s, files unaltered")
+    return 0
+
+
+def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
+    from ensemble.report.extras import Extras
+
+    return Extras(report, options.save_probabilities, options.save_member_masks)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """End as if by an error, so that half-written outputs are removed."""
+    raise SystemExit(128 + signum)

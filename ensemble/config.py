@@ -1,0 +1,66 @@
+"""The resolved choices of one run: validated once at the edge, written with every report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ensemble.errors import UsageError
+
+Device = Literal["auto", "cuda", "cpu"]
+Tta = Literal["mirror", "none", "gated"]
+FusionMethod = Literal["majority", "mean", "staple"]
+
+#: Weights baked into the image or standing in the clone.
+SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "model_weights"
+#: Where grand-challenge mounts an uploaded model; mounted, and empty, when none was uploaded.
+PLATFORM_WEIGHTS = Path("/opt/ml/model")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a case is segmented."""
+
+    weights: Path | None = None
+    """Folder with the members; None means `/opt/ml/model` when something lies in it, else the shipped ones."""
+    members: tuple[str, ...] | None = None
+    """Names of the members that take part; None means all that the folder holds."""
+    device: Device = "auto"
+    """Where networks run; auto takes the GPU when there is one."""
+    tta: Tta = "mirror"
+    """Test-time augmentation: each member's flips, none, or flips only where the first pass is uncertain."""
+    fusion: FusionMethod = "majority"
+    """How the members' probabilities become one mask."""
+    min_members: int | None = None
+    """Fewest members that must vote; None means all that the inputs allow."""
+
+    def __post_init__(self) -> None:
+        for option, value, allowed in (
+            ("--device", self.device, get_args(Device)),
+            ("--tta", self.tta, get_args(Tta)),
+            ("--fusion", self.fusion, get_args(FusionMethod)),
+        ):
+            if value not in allowed:
+                raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
+        if self.min_members is not None and self.min_members < 1:
+            raise UsageError("--min-members must be at least 1", found=str(self.min_members))
+        if self.members is not None and not self.members:
+            raise UsageError("--members names none", do="leave it out for all members, or name some: --members a,b")
+        if self.members is not None and len(set(self.members)) != len(self.members):
+            raise UsageError("--members names a member twice", found=", ".join(self.members))
+
+    @property
+    def weights_folder(self) -> Path:
+        """The folder that members are looked for in."""
+        if self.weights is not None:
+            return self.weights
+        return PLATFORM_WEIGHTS if _holds_something(PLATFORM_WEIGHTS) else SHIPPED_WEIGHTS
+
+    def as_json(self) -> dict[str, Any]:
+        """The choices as they stand in `report.json`."""
+        return asdict(self) | {"weights": str(self.weights_folder)}
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

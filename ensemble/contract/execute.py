@@ -1,0 +1,23 @@
+"""Exec mode of the contract: one case in, mask and results below the output root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ensemble.contract.isles22 import RESULTS, ContractCase
+from ensemble.pipeline import Ensemble, Result, Watcher, segment
+from ensemble.publish import publish, write_json, write_volume
+from ensemble.readers.base import RawCase
+from ensemble.report.extras import Extras, write_extras
+
+
+def execute(
+    found: ContractCase, raw: RawCase, output_root: Path, ensemble: Ensemble, extras: Extras, watcher: Watcher
+) -> Result:
+    """Segment a case and publish its outputs, all or nothing. Raises as `pipeline.segment` does."""
+    result = segment(raw, ensemble, watcher)
+    with publish(output_root) as staging:
+        write_volume(result.fused.mask, staging / found.mask_path)
+        write_extras(raw, result, ensemble, extras, staging, ".mha")
+        write_json(found.results, staging / RESULTS)
+    return result

@@ -1,0 +1,129 @@
+"""The ISLES'22 algorithm interface on grand-challenge: where its inputs and outputs lie."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.errors import InputRefused
+from ensemble.readers.imagefile import IMAGE_SUFFIXES, stem
+from ensemble.types import Modality
+
+#: Interface slug of each input image; its folder is /input/images/<slug>.
+INPUT_SLUGS = {
+    Modality.DWI: "dwi-brain-mri",
+    Modality.ADC: "adc-brain-mri",
+    Modality.FLAIR: "flair-brain-mri",
+}
+OUTPUT_SLUG = "stroke-lesion-segmentation"
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class ContractCase:
+    """The input files of one run, and the names that its outputs must have."""
+
+    files: dict[Modality, Path]
+
+    @property
+    def name(self) -> str:
+        """What the case is called in logs and reports: the DWI's file name without its ending."""
+        return stem(self.files[Modality.DWI])
+
+    @property
+    def mask_name(self) -> str:
+        """File name of the mask: the DWI's, always ending in .mha."""
+        return self.name + ".mha"
+
+    @property
+    def mask_path(self) -> Path:
+        """Place of the mask below the output root."""
+        return Path("images") / OUTPUT_SLUG / self.mask_name
+
+    @property
+    def results(self) -> list[dict[str, list[dict[str, str]]]]:
+        """Content of `results.json`."""
+        return [
+            {
+                "outputs": [{"type": "Image", "slug": OUTPUT_SLUG, "filename": self.mask_name}],
+                "inputs": [
+                    {"type": "Image", "slug": INPUT_SLUGS[Modality.DWI], "filename": self.files[Modality.DWI].name}
+                ],
+            }
+        ]
+
+
+def find_inputs(root: Path) -> ContractCase:
+    """Find the images of the one case below the input root.
+
+    `inputs.json` need not be there; when it is, every image that it lists must be. The acquisition parameter files carry
+    nothing that the segmentation uses and may be missing. Raises InputRefused.
+    """
+    if not root.is_dir():
+        raise InputRefused(
+            "the input folder does not exist", where=root, do="mount the case there, or name another with --input"
+        )
+    listed = _listed_folders(root / "inputs.json")
+    files: dict[Modality, Path] = {}
+    for modality, slug in INPUT_SLUGS.items():
+        folder = root / listed.get(slug, Path("images") / slug)
+        must_exist = slug in listed or modality is not Modality.FLAIR
+        if (image := _only_image(folder, modality, must_exist)) is not None:
+            files[modality] = image
+    return ContractCase(files)
+
+
+def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
+    """The one image file in a folder; None when there is none and none is needed."""
+    label = modality.value.upper()
+    present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    images = [path for path in present if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES)]
+    if len(images) == 1:
+        return images[0]
+    if images:
+        raise InputRefused(
+            f"there is more than one {label} image",
+            where=folder,
+            found=", ".join(path.name for path in images),
+            do="leave exactly one",
+        )
+    if present or must_exist:
+        raise InputRefused(
+            f"there is no {label} image",
+            where=folder,
+            found=", ".join(path.name for path in present)
+            or ("an empty folder" if folder.is_dir() else "no such folder"),
+            do=f"put one {label} image there ({', '.join(IMAGE_SUFFIXES)})",
+        )
+    return None
+
+
+def _listed_folders(inputs_json: Path) -> dict[str, Path]:
+    """Folder below the input root of each image socket that `inputs.json` lists; empty when there is no such file.
+
+    Entries name their socket as `interface` (until mid-2025), `socket` (since), or both.
+    """
+    if not inputs_json.is_file():
+        return {}
+    try:
+        entries = json.loads(inputs_json.read_text(encoding="utf-8"))
+        sockets = [entry.get("socket") or entry["interface"] for entry in entries]
+        return {
+            socket["slug"]: _inside(Path(socket["relative_path"]))
+            for socket in sockets
+            if socket["slug"] in INPUT_SLUGS.values()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputRefused(
+            "inputs.json can't be understood",
+            where=inputs_json,
+            found=f"{type(error).__name__}: {error}",
+            do="give the file that grand-challenge writes, or none at all",
+        ) from error
+
+
+def _inside(relative: Path) -> Path:
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"relative_path {str(relative)!r} leaves the input folder")
+    return relative

@@ -1,0 +1,47 @@
+"""Two families of errors: those a user can act on (here), and bugs (everything else, which keep their traceback)."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """What is wrong, where, what was found, what to do: everything its reader needs, nothing of our code.
+
+    Each subclass carries the exit code that DESIGN.md promises to scripts.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = "", found: str = "", do: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = str(where)
+        self.found = found
+        self.do = do
+
+    def __str__(self) -> str:
+        labelled = (("", self.what), ("where: ", self.where), ("found: ", self.found), ("do: ", self.do))
+        return "\n  ".join(label + text for label, text in labelled if text)
+
+
+class UsageError(UserError):
+    """The command line or an environment variable makes no sense."""
+
+    exit_code = 2
+
+
+class InputRefused(UserError):
+    """The images can't be segmented safely."""
+
+    exit_code = 3
+
+
+class WeightsBroken(UserError):
+    """Member weights are missing, damaged, tampered with, or of a kind that we don't read."""
+
+    exit_code = 4
+
+
+class MembersFailed(UserError):
+    """Fewer members than required gave a prediction."""
+
+    exit_code = 5

@@ -1,0 +1,130 @@
+"""Where voxels lie: the grid of an image, in ITK's LPS world, and lossless changes of axis order.
+
+Grids speak ITK's order (x, y, z); arrays speak numpy's (z, y, x). `volume.py` is the one place that flips between the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+
+import numpy as np
+
+from ensemble.types import AnyArray, FloatArray
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Size, spacing, origin and direction of a 3-D image, as in its header."""
+
+    size: tuple[int, int, int]
+    """Voxels along x, y, z."""
+    spacing_mm: Triple
+    """Distance of neighbouring voxel centres along x, y, z, in mm."""
+    origin_mm: Triple
+    """World position (LPS, mm) of the centre of voxel (0, 0, 0)."""
+    direction: tuple[float, ...]
+    """3x3 direction cosines, row by row; column k is the world direction of index axis k."""
+
+    @property
+    def shape_zyx(self) -> tuple[int, int, int]:
+        """Shape of the numpy array on this grid."""
+        x, y, z = self.size
+        return z, y, x
+
+    @property
+    def spacing_zyx_mm(self) -> Triple:
+        x, y, z = self.spacing_mm
+        return z, y, x
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(np.prod(self.spacing_mm)) / 1000.0
+
+    @cached_property
+    def affine(self) -> FloatArray:
+        """4x4 matrix from voxel index (x, y, z) to world position (LPS, mm)."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing_mm)
+        matrix[:3, 3] = self.origin_mm
+        return matrix
+
+    @cached_property
+    def corners_mm(self) -> FloatArray:
+        """World positions (8, 3) of the centres of the eight corner voxels, LPS, mm."""
+        ends = np.array(np.meshgrid(*[(0, n - 1) for n in self.size], indexing="ij")).reshape(3, 8)
+        return (self.affine[:3, :3] @ ends).T + self.affine[:3, 3]
+
+    def distance_voxels(self, other: Grid) -> float:
+        """How far apart the same corner voxel lies in two grids of one size, in voxels of this grid (infinite for another size)."""
+        if self.size != other.size:
+            return float("inf")
+        apart = (other.corners_mm - self.corners_mm) @ np.linalg.inv(self.affine[:3, :3]).T
+        return float(np.abs(apart).max())
+
+    def overlap(self, other: Grid) -> float:
+        """Fraction of this grid's voxels (sampled, 0..1) that lie inside the other grid's field of view."""
+        steps = [np.linspace(0, n - 1, min(n, 16)) for n in self.size]
+        index = np.array(np.meshgrid(*steps, indexing="ij")).reshape(3, -1)
+        world = self.affine[:3, :3] @ index + self.affine[:3, 3:]
+        there = np.linalg.inv(other.affine[:3, :3]) @ (world - other.affine[:3, 3:])
+        inside = (there >= -0.5) & (there <= np.asarray(other.size)[:, None] - 0.5)
+        return float(inside.all(axis=0).mean())
+
+    @cached_property
+    def axis_letters(self) -> tuple[str, str, str]:
+        """The world direction that each index axis x, y, z points to, most nearly: one of L R P A S I."""
+        order, signs = _nearest_axes(np.reshape(self.direction, (3, 3)))
+        return tuple("LPS"[world] if sign > 0 else "RAI"[world] for world, sign in zip(order, signs, strict=True))  # type: ignore[return-value]
+
+    def canonical(self) -> Reorientation:
+        """The flips and axis permutation that bring arrays on this grid closest to the LPS axes."""
+        order, signs = _nearest_axes(np.reshape(self.direction, (3, 3)))
+        # numpy axis a holds index axis 2 - a; numpy axis 0 is to become the one that runs along S, and so on
+        to_numpy = [2 - order.index(world) for world in (2, 1, 0)]
+        flips = tuple(2 - axis for axis, sign in enumerate(signs) if sign < 0)
+        return Reorientation(transpose=(to_numpy[0], to_numpy[1], to_numpy[2]), flips=flips)
+
+
+@dataclass(frozen=True)
+class Reorientation:
+    """A lossless change of axis order and direction of (..., z, y, x) arrays, with its undo."""
+
+    transpose: tuple[int, int, int]
+    """The old (z, y, x) axis that becomes the new first, second, third one."""
+    flips: tuple[int, ...]
+    """Old (z, y, x) axes that are reversed."""
+
+    def apply(self, array: AnyArray) -> AnyArray:
+        """View of an array (..., z, y, x) in the new orientation."""
+        return self._moved(np.flip(array, self._flip_axes), self.transpose)
+
+    def undo(self, array: AnyArray) -> AnyArray:
+        """View of an array in the new orientation as it was before `apply`."""
+        back = np.argsort(self.transpose)
+        return np.flip(self._moved(array, (int(back[0]), int(back[1]), int(back[2]))), self._flip_axes)
+
+    def spacing(self, spacing_zyx_mm: Triple) -> Triple:
+        """Spacing (z, y, x) of the array that `apply` returns."""
+        first, second, third = self.transpose
+        return spacing_zyx_mm[first], spacing_zyx_mm[second], spacing_zyx_mm[third]
+
+    @property
+    def _flip_axes(self) -> tuple[int, ...]:
+        return tuple(axis - 3 for axis in self.flips)
+
+    @staticmethod
+    def _moved(array: AnyArray, order: tuple[int, int, int]) -> AnyArray:
+        lead = array.ndim - 3
+        return array.transpose([*range(lead), *[lead + axis for axis in order]])
+
+
+def _nearest_axes(direction: FloatArray) -> tuple[list[int], list[float]]:
+    """For each index axis, the world axis (0 L, 1 P, 2 S) that it follows most nearly, one to one, and its sign."""
+    weights = np.abs(direction)
+    order = max(permutations(range(3)), key=lambda world: sum(weights[world[k], k] for k in range(3)))
+    return list(order), [float(np.sign(direction[order[k], k])) or 1.0 for k in range(3)]

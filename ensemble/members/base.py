@@ -1,0 +1,47 @@
+"""What every member is: weights that turn a prepared case into a lesion probability on the DWI grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ensemble.case import PreparedCase
+from ensemble.config import Tta
+from ensemble.types import Modality, ProgressCallback
+from ensemble.volume import Volume
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How networks are run, the same for all members."""
+
+    device: str = "cpu"
+    """A torch device: "cpu", "cuda"."""
+    tta: Tta = "mirror"
+    """Which of the member's own flips are used."""
+
+
+@dataclass(frozen=True)
+class MemberPrediction:
+    """What a member says of one case."""
+
+    member: str
+    probability: Volume
+    """Lesion probability, float32 in 0..1, on the DWI grid."""
+    networks: int
+    """How many networks (folds) were averaged."""
+
+
+class Member(Protocol):
+    """A loaded member. Networks stay in memory between calls; one call at a time."""
+
+    @property
+    def name(self) -> str:
+        """The name it votes under."""
+
+    @property
+    def requires(self) -> frozenset[Modality]:
+        """Images without which it is not applicable."""
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        """Lesion probability on the DWI grid. Raises whatever goes wrong: a member never substitutes a result."""

@@ -1,0 +1,62 @@
+"""How much lesion a mask holds, and how well it agrees with another: the ISLES'22 measures.
+
+Definitions as in the ISLES'22 challenge's evaluation (Hernandez Petzsche et al., Scientific Data 2022; github.com/ezequieldlrosa/isles22):
+lesions are 26-connected components; a true lesion counts as found when any predicted voxel touches it, and a predicted lesion
+as false when it touches none; two empty masks agree perfectly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from ensemble.types import AnyArray
+
+_CONNECTED_26 = np.ones((3, 3, 3), dtype=bool)
+
+
+def lesion_components(mask: AnyArray) -> tuple[AnyArray, int]:
+    """Label the 26-connected components of a mask (z, y, x): integer array (0 outside), and their number."""
+    labels, count = ndimage.label(mask, _CONNECTED_26)
+    return labels, int(count)
+
+
+def lesion_count(mask: AnyArray) -> int:
+    """Number of lesions in a mask (z, y, x)."""
+    return lesion_components(mask)[1]
+
+
+def volume_ml(mask: AnyArray, spacing_zyx_mm: tuple[float, float, float]) -> float:
+    """Volume of a mask in millilitres."""
+    return float(np.count_nonzero(mask) * np.prod(spacing_zyx_mm) / 1000.0)
+
+
+def dice(truth: AnyArray, prediction: AnyArray) -> float:
+    """Dice coefficient of two masks (z, y, x); 1 when both are empty."""
+    truth, prediction = truth.astype(bool), prediction.astype(bool)
+    total = int(truth.sum()) + int(prediction.sum())
+    return 2.0 * int((truth & prediction).sum()) / total if total else 1.0
+
+
+def lesion_f1(truth: AnyArray, prediction: AnyArray) -> float:
+    """F1 score of lesion detection; 1 when both masks are empty."""
+    true_labels, true_count = lesion_components(truth)
+    predicted_labels, predicted_count = lesion_components(prediction)
+    if true_count + predicted_count == 0:
+        return 1.0
+    both = (true_labels > 0) & (predicted_labels > 0)
+    found = len(np.unique(true_labels[both]))
+    false = predicted_count - len(np.unique(predicted_labels[both]))
+    return 2.0 * found / (2.0 * found + false + (true_count - found))
+
+
+def absolute_volume_difference_ml(
+    truth: AnyArray, prediction: AnyArray, spacing_zyx_mm: tuple[float, float, float]
+) -> float:
+    """Absolute difference of lesion volumes, in millilitres."""
+    return abs(volume_ml(truth, spacing_zyx_mm) - volume_ml(prediction, spacing_zyx_mm))
+
+
+def absolute_lesion_count_difference(truth: AnyArray, prediction: AnyArray) -> int:
+    """Absolute difference of the numbers of lesions."""
+    return abs(lesion_count(truth) - lesion_count(prediction))

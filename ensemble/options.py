@@ -1,0 +1,184 @@
+"""The command line's words, each also an environment variable `ISLES_<OPTION>`. Imports nothing heavy: `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from ensemble import __version__
+from ensemble.config import Device, FusionMethod, RunConfig, Tta
+from ensemble.errors import UsageError
+
+ENVIRONMENT_PREFIX = "ISLES_"
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+_EPILOG = """\
+Without a command, process.py honours the ISLES'22 contract of grand-challenge.org: the case below --input is segmented
+and the mask and results.json appear below --output. Every option is also read from the environment: --min-members from
+ISLES_MIN_MEMBERS, and so on; what stands on the command line wins.
+
+exit codes: 0 done; 2 wrong usage; 3 input refused; 4 weights missing or broken; 5 too few members voted; 1 a bug.
+On any other code than 0 the output folder is left as it was.
+
+For research only. Not a medical device."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage as an error of ours, so that it looks and exits like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, do=f"see {self.prog} --help")
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
+    """Options of one call: defaults, then the environment, then the command line. Raises UsageError."""
+    parser, commands = _build()
+    stated = parser.parse_args(arguments)
+    chosen = commands.get(getattr(stated, "command", None) or "", parser)
+    options = _defaults(parser) | _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
+    options.setdefault("command", None)
+    if missing := [
+        action for action in chosen._actions if getattr(action, "needed", False) and options[action.dest] is None
+    ]:
+        raise UsageError(
+            f"{', '.join(action.option_strings[0] for action in missing)} is needed", do=f"see {chosen.prog} --help"
+        )
+    return argparse.Namespace(**options)
+
+
+def run_config(options: argparse.Namespace) -> RunConfig:
+    """The part of the options that says how cases are segmented."""
+    return RunConfig(**{field.name: getattr(options, field.name) for field in fields(RunConfig)})
+
+
+def _build() -> tuple[_Parser, dict[str, _Parser]]:
+    common = _common()
+    root = _Parser(
+        prog="process.py",
+        description="Segment ischemic stroke lesions in DWI, ADC and FLAIR.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+        argument_default=argparse.SUPPRESS,
+    )
+    root.add_argument("--version", action="version", version=__version__)
+    contract = root.add_argument_group("contract (no command)")
+    _add(contract, "--input", type=Path, default=Path("/input"), metavar="DIR", help="input root (default: /input)")
+    _add(contract, "--output", type=Path, default=Path("/output"), metavar="DIR", help="output root (default: /output)")
+    _add(contract, "--report", flag=True, help="also write report.json and overlay.png")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=False)
+    run = commands.add_parser(
+        "run",
+        help="segment one case given as files",
+        parents=[common],
+        argument_default=argparse.SUPPRESS,
+        description="Segment one case. Writes the mask, report.json and overlay.png.",
+    )
+    _add(run, "--dwi", type=Path, needed=True, metavar="FILE", help="diffusion-weighted image (b about 1000 s/mm^2)")
+    _add(
+        run, "--adc", type=Path, needed=True, metavar="FILE", help="apparent diffusion coefficient map, any usual unit"
+    )
+    _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image; members that need it don't vote without")
+    _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")
+    _add(
+        run,
+        "--format",
+        choices=("nii.gz", "mha", "nrrd"),
+        default="nii.gz",
+        help="of the images written (default: nii.gz)",
+    )
+    members = commands.add_parser(
+        "members",
+        help="list the members that a weights folder holds",
+        parents=[common],
+        argument_default=argparse.SUPPRESS,
+        description="list: what was found. check: load each member and verify its files.",
+    )
+    members.add_argument("action", choices=("list", "check"))
+    return root, {"run": run, "members": members}
+
+
+def _common() -> _Parser:
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = parser.add_argument_group("how cases are segmented")
+    _add(
+        group,
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="members' folder (default: /opt/ml/model when it holds something, else the shipped one)",
+    )
+    _add(group, "--members", type=_names, metavar="A,B", help="members that take part (default: all)")
+    _add(group, "--device", choices=get_args(Device), default="auto", help="where networks run (default: auto)")
+    _add(group, "--tta", choices=get_args(Tta), default="mirror", help="test-time augmentation (default: mirror)")
+    _add(
+        group,
+        "--fusion",
+        choices=get_args(FusionMethod),
+        default="majority",
+        help="how votes become a mask (default: majority)",
+    )
+    _add(
+        group,
+        "--min-members",
+        type=int,
+        metavar="N",
+        help="fewest members that must vote (default: all that the inputs allow)",
+    )
+    group = parser.add_argument_group("what is written beside the mask")
+    _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
+    _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
+    group = parser.add_argument_group("messages")
+    _add(group, "--verbose", flag=True, help="more about what happens")
+    return parser
+
+
+def _add(
+    group: Any, name: str, *, flag: bool = False, needed: bool = False, default: Any = None, **settings: Any
+) -> None:
+    """Add an option that remembers its default, whether it is needed, and that it can come from the environment.
+
+    Argparse itself gets no default (SUPPRESS), so that it tells what was stated from what was not.
+    """
+    if flag:
+        settings |= {"action": argparse.BooleanOptionalAction}
+        default = False
+    action = group.add_argument(name, default=argparse.SUPPRESS, **settings)
+    action.fallback, action.needed = default, needed
+
+
+def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    return {action.dest: action.fallback for action in parser._actions if hasattr(action, "fallback")}
+
+
+def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Values of `ISLES_...` variables, read as the parser's options would be."""
+    values: dict[str, Any] = {}
+    for action in parser._actions:
+        variable = ENVIRONMENT_PREFIX + action.dest.upper()
+        if not hasattr(action, "fallback") or variable not in environment:
+            continue
+        text = environment[variable]
+        try:
+            values[action.dest] = _boolean(text) if action.nargs == 0 else (action.type or str)(text)  # type: ignore[operator]
+        except ValueError as error:
+            raise UsageError(f"{variable} is not valid", found=repr(text), do=str(error)) from error
+        if action.choices is not None and values[action.dest] not in action.choices:
+            raise UsageError(
+                f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
+            )
+    return values
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError("use 1 or 0")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,149 @@
+"""The main path: images of one case in, fused lesion mask out.
+
+load(config)  ->  Ensemble          networks in memory, once
+segment(raw, ensemble)  ->  Result  prepare, let each member predict, fuse
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from ensemble.case import PreparedCase, prepare
+from ensemble.config import RunConfig
+from ensemble.errors import InputRefused, MembersFailed
+from ensemble.fusion import Fused, fuse
+from ensemble.inference.device import resolve_device
+from ensemble.members.base import InferenceSettings, Member, MemberPrediction
+from ensemble.members.manifest import MemberSpec, find_members, open_member
+from ensemble.metrics import lesion_count, volume_ml
+from ensemble.readers.base import RawCase
+
+log = logging.getLogger(__name__)
+
+
+class Watcher(Protocol):
+    """Someone who is told how far a case has come."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def windows(self, done: int, total: int) -> None:
+        """Within a member's stage: windows predicted so far, and in all."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Members in memory, ready for any number of cases."""
+
+    config: RunConfig
+    settings: InferenceSettings
+    specs: tuple[MemberSpec, ...]
+    members: tuple[Member, ...]
+    seconds: float
+    """How long loading took."""
+
+
+@dataclass(frozen=True)
+class MemberOutcome:
+    """What became of one member in one case: nothing is ever put in the place of a prediction that is not there."""
+
+    member: str
+    status: Literal["voted", "failed", "not applicable"]
+    seconds: float = 0.0
+    reason: str = ""
+    """Why it did not vote."""
+    prediction: MemberPrediction | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that is known of a case at the end."""
+
+    case: PreparedCase
+    outcomes: tuple[MemberOutcome, ...]
+    fused: Fused
+    lesion_ml: float
+    lesion_count: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by stage."""
+
+
+def load(config: RunConfig) -> Ensemble:
+    """Bring the configured members into memory. Raises WeightsBroken when one can't be loaded: no member is left out silently."""
+    started = time.perf_counter()
+    settings = InferenceSettings(device=resolve_device(config.device), tta=config.tta)
+    specs = find_members(config.weights_folder, config.members)
+    members = tuple(open_member(spec, settings) for spec in specs)
+    return Ensemble(config, settings, specs, members, time.perf_counter() - started)
+
+
+def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
+    """Segment one case.
+
+    Raises InputRefused when the images can't be segmented safely, MembersFailed when fewer members voted than required.
+    """
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "prepare", watcher):
+        case = prepare(raw)
+    outcomes = []
+    for member in ensemble.members:
+        with _timed(seconds, f"member {member.name}", watcher):
+            outcomes.append(_ask(member, case, ensemble.settings, watcher))
+    _require_votes(outcomes, ensemble.config.min_members)
+    with _timed(seconds, "fuse", watcher):
+        predictions = {o.member: o.prediction.probability for o in outcomes if o.prediction is not None}
+        fused = fuse(predictions, ensemble.config.fusion)
+        mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
+        result = Result(case, tuple(outcomes), fused, volume_ml(mask, spacing), lesion_count(mask), seconds)
+    return result
+
+
+def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
+    """One member's prediction; or why there is none."""
+    if missing := member.requires - case.modalities:
+        needs = ", ".join(sorted(modality.value.upper() for modality in missing))
+        log.info("member %s is not applicable: needs %s", member.name, needs)
+        return MemberOutcome(member.name, "not applicable", reason=f"needs {needs}")
+    started = time.perf_counter()
+    try:
+        prediction = member.predict(case, settings, watcher.windows)
+        if prediction.probability.grid != case.grid:
+            raise RuntimeError("its probabilities do not lie on the DWI grid")
+    except InputRefused:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever a member raises is an outcome on record; whether the others may vote is policy
+        log.exception("member %s failed", member.name)
+        reason = f"{type(error).__name__}: {error}"
+        return MemberOutcome(member.name, "failed", time.perf_counter() - started, reason)
+    return MemberOutcome(member.name, "voted", time.perf_counter() - started, prediction=prediction)
+
+
+def _require_votes(outcomes: list[MemberOutcome], min_members: int | None) -> None:
+    """Raise MembersFailed unless enough members voted: `min_members`, or all to which the inputs were applicable."""
+    voted = [o.member for o in outcomes if o.status == "voted"]
+    required = min_members if min_members is not None else sum(o.status != "not applicable" for o in outcomes)
+    if len(voted) >= max(required, 1):
+        return
+    silent = "; ".join(f"{o.member} {o.status} ({o.reason})" for o in outcomes if o.status != "voted")
+    raise MembersFailed(
+        f"{len(voted)} of {len(outcomes)} members voted, at least {max(required, 1)} must",
+        found=silent,
+        do="mend the cause (the log has the details), or accept fewer votes with --min-members",
+    )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str, watcher: Watcher) -> Iterator[None]:
+    watcher.stage(stage)
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = round(time.perf_counter() - started, 3)

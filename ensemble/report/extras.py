@@ -1,0 +1,42 @@
+"""Outputs beside the mask that a user may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.pipeline import Ensemble, Result
+from ensemble.publish import write_json, write_volume
+from ensemble.readers.base import RawCase
+from ensemble.report.run_report import build_report
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Which outputs are written beside the mask."""
+
+    report: bool = False
+    """`report.json` and `overlay.png`."""
+    save_probabilities: bool = False
+    """Mean lesion probability of the voters, and each voter's own."""
+    save_member_masks: bool = False
+    """Each voter's own mask, and the number of votes in each voxel."""
+
+
+def write_extras(raw: RawCase, result: Result, ensemble: Ensemble, extras: Extras, folder: Path, suffix: str) -> None:
+    """Write what `extras` asks for into `folder`; images end in `suffix`."""
+    predictions = [outcome.prediction for outcome in result.outcomes if outcome.prediction is not None]
+    if extras.save_probabilities:
+        write_volume(result.fused.mean, folder / f"probability{suffix}")
+        for prediction in predictions:
+            write_volume(prediction.probability, folder / "members" / f"{prediction.member}_probability{suffix}")
+    if extras.save_member_masks:
+        write_volume(result.fused.votes, folder / f"votes{suffix}")
+        for prediction in predictions:
+            mask = prediction.probability.like(prediction.probability.array > 0.5)
+            write_volume(mask, folder / "members" / f"{prediction.member}_mask{suffix}")
+    if extras.report:
+        from ensemble.report.figure import draw_overlay  # matplotlib takes a second to import
+
+        draw_overlay(result, folder / "overlay.png")
+        write_json(build_report(raw, result, ensemble), folder / "report.json")

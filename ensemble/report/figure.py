@@ -1,0 +1,98 @@
+"""One picture of the result: DWI and ADC slices through the largest lesions, with the mask's outline."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ensemble.metrics import lesion_components
+from ensemble.pipeline import Result
+from ensemble.report.run_report import RESEARCH_USE
+from ensemble.types import AnyArray, Modality
+
+_COLUMNS = 4
+#: Display window in units of normal tissue (see `prepare/units.py`).
+_WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5)}
+_MASK, _DISPUTED = "#ff3b30", "#ffd60a"
+
+
+def draw_overlay(result: Result, path: Path) -> None:
+    """Write `overlay.png`: axial slices in radiological convention (the patient's left is on the right)."""
+    canonical = result.case.grid.canonical()
+    mask = canonical.apply(result.fused.mask.array)
+    votes = canonical.apply(result.fused.votes.array)
+    slices = _slices(mask, canonical.apply(result.case.brain.array))
+    box = _bounding_box(canonical.apply(result.case.brain.array))
+    spacing = canonical.spacing(result.case.grid.spacing_zyx_mm)
+    figure = Figure(figsize=(3.1 * len(slices), 7.1), facecolor="black", layout="constrained")
+    axes = figure.subplots(len(_WINDOWS), len(slices), squeeze=False)
+    for row, (modality, window) in enumerate(_WINDOWS.items()):
+        image = canonical.apply(result.case.physical[modality].array)
+        for column, z in enumerate(slices):
+            ax: Axes = axes[row, column]
+            ax.imshow(image[z][box], cmap="gray", vmin=window[0], vmax=window[1], aspect=spacing[1] / spacing[2])
+            _outline(ax, votes[z][box] > 0, _DISPUTED, 0.7)
+            _outline(ax, mask[z][box], _MASK, 1.1)
+            _letters(ax)
+            ax.set_title(f"{modality.value.upper()}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
+    figure.suptitle(_headline(result), color="white", fontsize=12)
+    figure.supxlabel(_legend(result), color="0.7", fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _headline(result: Result) -> str:
+    name = f"{result.case.name}: "
+    if result.lesion_count == 0:
+        return name + "no lesion found"
+    lesions = "1 lesion" if result.lesion_count == 1 else f"{result.lesion_count} lesions"
+    return f"{name}{lesions}, {result.lesion_ml:.2f} ml"
+
+
+def _legend(result: Result) -> str:
+    voters = result.fused.voters
+    disputed = "" if len(voters) == 1 else "; yellow: at least one member votes lesion"
+    return f"red: mask of {len(voters)} voting members ({', '.join(voters)}){disputed}\n{RESEARCH_USE}"
+
+
+def _slices(mask: AnyArray, brain: AnyArray) -> list[int]:
+    """Axial slices to show: through the middle of the largest lesions, one each; evenly through the brain when there is none."""
+    components, count = lesion_components(mask)
+    if count == 0:
+        low, high = np.flatnonzero(brain.any(axis=(1, 2)))[[0, -1]]
+        return sorted({int(z) for z in np.linspace(low, high, _COLUMNS + 2)[1:-1]})
+    largest = np.argsort(-np.bincount(components.ravel())[1:]) + 1
+    chosen: list[int] = []
+    for label in largest:
+        area = (components == label).sum(axis=(1, 2))
+        if (z := int(area.argmax())) not in chosen:
+            chosen.append(z)
+        if len(chosen) == _COLUMNS:
+            break
+    by_area = np.argsort(-mask.sum(axis=(1, 2)), kind="stable")
+    spare = [int(z) for z in by_area if int(z) not in chosen and mask[z].any()]
+    return sorted(chosen + spare[: _COLUMNS - len(chosen)])
+
+
+def _bounding_box(brain: AnyArray) -> tuple[slice, slice]:
+    """In-plane box around the brain, with a small margin."""
+    ends = [np.flatnonzero(brain.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
+    rows, columns = (slice(max(int(low) - 4, 0), int(high) + 5) for low, high in ends)
+    return rows, columns
+
+
+def _outline(ax: Axes, region: AnyArray, colour: str, width: float) -> None:
+    if region.any():
+        with warnings.catch_warnings():  # a region that fills the box has no contour
+            warnings.simplefilter("ignore", UserWarning)
+            ax.contour(region.astype(float), levels=[0.5], colors=colour, linewidths=width)
+
+
+def _letters(ax: Axes) -> None:
+    ax.set_axis_off()
+    for x, y, letter in ((0.02, 0.5, "R"), (0.98, 0.5, "L"), (0.5, 0.98, "A"), (0.5, 0.02, "P")):
+        ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=9, ha="center", va="center")

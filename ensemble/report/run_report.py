@@ -1,0 +1,66 @@
+"""What ran and what came of it, as data: the content of `report.json`. Pure; nothing is read or measured here but file digests."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ensemble import __version__
+from ensemble.inference.device import describe_device
+from ensemble.members.manifest import weight_digests
+from ensemble.metrics import volume_ml
+from ensemble.pipeline import Ensemble, MemberOutcome, Result
+from ensemble.readers.base import RawCase
+
+RESEARCH_USE = "For research only. Not a medical device; no clinical decision may rest on this output."
+_PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gpu")
+
+
+def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, Any]:
+    """The run report of one case, ready for JSON."""
+    grid = result.case.grid
+    return {
+        "tool": {"name": "isles-ensemble", "version": __version__},
+        "notice": RESEARCH_USE,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "case": {
+            "name": raw.name,
+            "files": {str(modality): str(image.path) for modality, image in raw.images.items()},
+            "grid": {
+                "size_xyz": list(grid.size),
+                "spacing_mm_xyz": list(grid.spacing_mm),
+                "origin_mm_lps": list(grid.origin_mm),
+                "axes": "".join(grid.axis_letters),
+            },
+            "brain_volume_ml": round(volume_ml(result.case.brain.array, grid.spacing_zyx_mm), 1),
+        },
+        "lesion": {"volume_ml": round(result.lesion_ml, 4), "count": result.lesion_count},
+        "fusion": {"method": ensemble.config.fusion, "voters": list(result.fused.voters)},
+        "members": [_member(outcome, ensemble, grid.spacing_zyx_mm) for outcome in result.outcomes],
+        "repairs": list(result.case.repairs),
+        "seconds": {"load members": round(ensemble.seconds, 3)} | result.seconds,
+        "device": describe_device(ensemble.settings.device),
+        "config": ensemble.config.as_json(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _member(outcome: MemberOutcome, ensemble: Ensemble, spacing_zyx_mm: tuple[float, float, float]) -> dict[str, Any]:
+    spec = next(spec for spec in ensemble.specs if spec.name == outcome.member)
+    entry: dict[str, Any] = {"name": outcome.member, "kind": spec.kind, "status": outcome.status}
+    if outcome.reason:
+        entry["reason"] = outcome.reason
+    if (prediction := outcome.prediction) is not None:
+        entry["volume_ml"] = round(volume_ml(prediction.probability.array > 0.5, spacing_zyx_mm), 4)
+        entry["networks"] = prediction.networks
+        entry["seconds"] = round(outcome.seconds, 3)
+    return entry | {"weights_sha256": weight_digests(spec)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

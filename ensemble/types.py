@@ -1,0 +1,29 @@
+"""Words shared by every layer: modalities and the shapes of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+AnyArray = NDArray[Any]
+FloatArray = NDArray[np.floating[Any]]
+BoolArray = NDArray[np.bool_]
+
+#: Called with (windows done, windows in all) while a network runs.
+ProgressCallback = Callable[[int, int], None]
+
+
+class Modality(StrEnum):
+    """The images of one case."""
+
+    DWI = "dwi"
+    ADC = "adc"
+    FLAIR = "flair"
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """The progress callback for those who don't watch."""

@@ -1,0 +1,54 @@
+"""An array that never travels without its grid, and the one flip between SimpleITK's axis order and numpy's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ensemble.geometry import Grid
+from ensemble.types import AnyArray
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3-D image: array (z, y, x) and the grid it lies on. Treated as immutable."""
+
+    array: AnyArray
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape_zyx:
+            raise ValueError(f"array of shape {self.array.shape} on a grid of shape {self.grid.shape_zyx}")
+
+    def like(self, array: AnyArray) -> Volume:
+        """Another array (z, y, x) on the same grid."""
+        return Volume(array, self.grid)
+
+
+def grid_of(image: sitk.Image) -> Grid:
+    """The grid of a 3-D SimpleITK image."""
+    return Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def from_sitk(image: sitk.Image) -> Volume:
+    """Copy a 3-D scalar SimpleITK image into a Volume."""
+    import SimpleITK as sitk
+
+    return Volume(sitk.GetArrayFromImage(image), grid_of(image))
+
+
+def to_sitk(volume: Volume) -> sitk.Image:
+    """Copy a Volume into a SimpleITK image that carries geometry and nothing else (other header fields make ITK print warnings)."""
+    import SimpleITK as sitk
+
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+    image.SetSpacing(volume.grid.spacing_mm)
+    image.SetOrigin(volume.grid.origin_mm)
+    image.SetDirection(volume.grid.direction)
+    return image

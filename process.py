@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Segment ischemic stroke lesions in brain MRI. Without arguments: the ISLES'22 contract, /input -> /output. See --help."""
+
+import sys
+
+from ensemble.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
