@@ -1,0 +1,152 @@
+"""Sliding-window prediction with mirroring, over any network that is a Session. Knows nothing of what is segmented.
+
+Reference: nnU-Net's predictor (Isensee et al., Nature Methods 2021): windows at half-window steps, blended by a Gaussian, mean over
+mirrored passes. Its version 1 averages softmax, its version 2 logits; see `Average`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from ensemble.inference.mirroring import Flip, all_flips, tensor_dims
+from ensemble.inference.session import Session
+from ensemble.inference.tiling import Shape, Tiling, gaussian_importance
+from ensemble.types import ProgressCallback, ignore_progress
+
+
+class Average(Enum):
+    """What is averaged over networks, flips and overlapping windows."""
+
+    LOGITS = "logits"
+    """As nnU-Net version 2."""
+    PROBABILITIES = "probabilities"
+    """Softmax over the classes, as nnU-Net version 1 and MONAI-style pipelines."""
+
+
+class Tta(Enum):
+    """Which mirrored passes are made."""
+
+    MIRROR = "mirror"
+    """All of them."""
+    NONE = "none"
+    """Only the unmirrored one."""
+    GATED = "gated"
+    """All of them in windows where the unmirrored pass leaves a doubt; see `SlidingWindow.certainty`."""
+
+
+class NonFiniteLogits(ArithmeticError):
+    """A network gave infinite or undefined values, so there is no prediction."""
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How an image is cut into windows, and how the networks' answers are put together."""
+
+    window: Shape
+    """Voxels of a window along z, y, x; 1 along z for 2-D networks."""
+    mirror_axes: tuple[int, ...] = ()
+    """Spatial axes (0 z, 1 y, 2 x) along which mirrored images look alike to the networks."""
+    tta: Tta = Tta.MIRROR
+    """Which mirrored passes are made."""
+    average: Average = Average.LOGITS
+    """What is averaged."""
+    step: float = 0.5
+    """Distance of neighbouring windows as a fraction of the window."""
+    batch_size: int = 1
+    """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""
+    certainty: float = 0.95
+    """With gated TTA a window is certain, and not mirrored, when the unmirrored pass gives each of its voxels one class with at
+    least this softmax probability. A lesion's edge is never that sharp, so it is windows without a lesion that are spared."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch size {self.batch_size} is below 1")
+
+
+@torch.inference_mode()
+def predict(
+    image: torch.Tensor,
+    networks: Sequence[Session],
+    how: SlidingWindow,
+    progress: ProgressCallback = ignore_progress,
+) -> torch.Tensor:
+    """Mean of the networks' answers for a whole image.
+
+    Args:
+        image: (C, Z, Y, X) float32. Windows are cut and answers collected on its device; each Session moves what it needs.
+        networks: folds or other networks of the same input and classes; every window goes through all of them.
+        how: windows, mirroring and averaging.
+        progress: called after each batch with windows done and windows in all.
+
+    Returns:
+        (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Of arrays of the image's
+        size it is, with one channel of weights, all that is held.
+
+    Raises:
+        NonFiniteLogits: a network gave infinite or undefined values.
+    """
+    if not networks:
+        raise ValueError("no networks to predict with")
+    _, z, y, x = image.shape
+    tiling = Tiling((z, y, x), how.window, how.step)
+    padded = torch.nn.functional.pad(image, [n for pair in reversed(tiling.padding) for n in pair])
+    importance = torch.from_numpy(gaussian_importance(how.window)).to(image.device)
+    weights = torch.zeros(tiling.padded, device=image.device)
+    total: torch.Tensor | None = None
+    windows = tiling.windows()
+    for first in range(0, len(windows), how.batch_size):
+        batch = windows[first : first + how.batch_size]
+        answers = _answers(torch.stack([padded[:, *window] for window in batch]), networks, how)
+        if total is None:
+            total = torch.zeros((answers.shape[1], *tiling.padded), device=image.device)
+        for window, answer in zip(batch, answers.mul_(importance), strict=True):
+            total[:, *window] += answer
+            weights[window] += importance
+        progress(first + len(batch), len(windows))
+    assert total is not None  # there is at least one window
+    return total.div_(weights)[:, *tiling.inside]
+
+
+def _answers(windows: torch.Tensor, networks: Sequence[Session], how: SlidingWindow) -> torch.Tensor:
+    """Mean over networks and flips (N, K, Z, Y, X) for a batch of windows (N, C, Z, Y, X)."""
+    plain, *mirrored = all_flips(how.mirror_axes)
+    first = _pass(windows, networks, plain, how.average)
+    if how.tta is Tta.NONE or not mirrored:
+        return first
+    doubtful = ~_certain(first, how) if how.tta is Tta.GATED else torch.ones(len(windows), dtype=torch.bool)
+    if not doubtful.any():
+        return first
+    windows, total = windows[doubtful], first[doubtful]
+    for flip in mirrored:
+        total += _pass(windows, networks, flip, how.average)
+    first[doubtful] = total / (len(mirrored) + 1)
+    return first
+
+
+def _pass(windows: torch.Tensor, networks: Sequence[Session], flip: Flip, average: Average) -> torch.Tensor:
+    """Mean over networks of their answers to mirrored windows, mirrored back."""
+    dims = tensor_dims(flip)
+    inputs = windows.flip(dims) if dims else windows
+    total: torch.Tensor | None = None
+    for network in networks:
+        logits = network(inputs)
+        if not torch.isfinite(logits).all():
+            raise NonFiniteLogits(
+                "a network's output is not finite: broken weights, or values beyond what its precision can hold"
+            )
+        answer = logits.softmax(1) if average is Average.PROBABILITIES else logits
+        total = answer if total is None else total + answer
+    assert total is not None  # there is at least one network
+    mean = total / len(networks)
+    return mean.flip(dims) if dims else mean
+
+
+def _certain(answers: torch.Tensor, how: SlidingWindow) -> torch.Tensor:
+    """For each window (N, K, Z, Y, X), whether every voxel's likeliest class is at least `how.certainty` probable: (N,) bool."""
+    probabilities = answers if how.average is Average.PROBABILITIES else answers.softmax(1)
+    likeliest: torch.Tensor = probabilities.amax(1)
+    return likeliest.flatten(1).amin(1) >= how.certainty

@@ -1,0 +1,15 @@
+"""What the engine asks of a network, whatever runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Session(Protocol):
+    """A loaded network. 2-D networks take windows of one slice (Z = 1)."""
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K, Z, Y, X) of windows (N, C, Z, Y, X); both float32, contiguous or not, on one device."""

@@ -1,0 +1,86 @@
+"""Where the windows of a sliding-window prediction lie, and how much each of their voxels counts.
+
+Formulas: nnU-Net (Isensee et al., Nature Methods 2021), `compute_steps_for_sliding_window` and `compute_gaussian`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+
+import numpy as np
+
+from ensemble.types import FloatArray
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Windows of one size that cover an image, padded where it is smaller than a window."""
+
+    image: Shape
+    """Voxels of the image along z, y, x."""
+    window: Shape
+    """Voxels of a window along z, y, x; 1 along z for 2-D networks."""
+    step: float = 0.5
+    """Distance of neighbouring windows, at most this fraction of the window (never less than a voxel)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise ValueError(f"step {self.step} is not in (0, 1]")
+        if min(self.image) < 1 or min(self.window) < 1:
+            raise ValueError(f"image {self.image} or window {self.window} is empty")
+
+    @property
+    def padded(self) -> Shape:
+        """Voxels of the image after padding along z, y, x."""
+        z, y, x = (max(pair) for pair in zip(self.image, self.window, strict=True))
+        return z, y, x
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """Zeros before and after the image along z, y, x; the odd one comes after."""
+        missing = [padded - n for padded, n in zip(self.padded, self.image, strict=True)]
+        return tuple((n // 2, n - n // 2) for n in missing)
+
+    @property
+    def inside(self) -> tuple[slice, slice, slice]:
+        """The image within the padded image."""
+        z, y, x = (slice(before, before + n) for (before, _), n in zip(self.padding, self.image, strict=True))
+        return z, y, x
+
+    def windows(self) -> list[tuple[slice, slice, slice]]:
+        """Every window as slices (z, y, x) of the padded image, x fastest."""
+        starts = [
+            axis_starts(padded, window, self.step) for padded, window in zip(self.padded, self.window, strict=True)
+        ]
+        z, y, x = self.window
+        return [(slice(i, i + z), slice(j, j + y), slice(k, k + x)) for i, j, k in product(*starts)]
+
+
+def axis_starts(length: int, window: int, step: float) -> list[int]:
+    """First voxels of the windows along one axis (length >= window): evenly spread, the last one ending at the image's end."""
+    last = length - window
+    gaps = ceil(last / max(1.0, window * step))
+    return [0] if gaps == 0 else [int(np.round(last / gaps * i)) for i in range(gaps + 1)]
+
+
+def gaussian_importance(window: Shape) -> FloatArray:
+    """Weight of each voxel (z, y, x) of a window, float32: a Gaussian of sigma = window / 8 about the voxel window // 2.
+
+    The maximum is 1. Voxels that lie beyond the filter's reach of four sigma get the smallest positive weight.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    # the Gaussian is separable: the outer product of three lines
+    lines = []
+    for length in window:
+        line = np.zeros(length)
+        line[length // 2] = 1
+        lines.append(gaussian_filter1d(line, length / 8, mode="constant"))
+    z, y, x = lines
+    weights = z[:, None, None] * y[:, None] * x
+    weights = (weights / weights.max()).astype(np.float32)
+    return np.where(weights > 0, weights, weights[weights > 0].min())

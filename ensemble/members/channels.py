@@ -1,0 +1,48 @@
+"""What a network's input channels show: a modality, possibly of a neighbouring slice, as in "DWI", "adc" or "DWI[-1]"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble.types import FloatArray, Modality
+
+#: What dataset.json files call the modalities, in lower case and without prefixes and suffixes.
+_NAMES = {
+    "dwi": Modality.DWI,
+    "diffusion": Modality.DWI,
+    "b1000": Modality.DWI,
+    "trace": Modality.DWI,
+    "adc": Modality.ADC,
+    "flair": Modality.FLAIR,
+    "t2flair": Modality.FLAIR,
+}
+_SYNTAX = re.compile(r"(?P<name>[^\[\]]+?)\s*(\[\s*(?P<offset>[+-]?\d+)\s*\])?")
+#: "mri_DWI", "DWI-brain-mri", "DWI_0000"
+_DECORATION = re.compile(r"^(mri|mr)[-_ ]+|[-_ ]+(brain[-_ ]+)?(mri|mr)$|_\d{4}$")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One input channel."""
+
+    modality: Modality
+    offset: int = 0
+    """Slices along the first array axis: -1 shows at each place the slice before it."""
+
+
+def parse_channel(text: str) -> Channel:
+    """Read NAME or NAME[offset], in any case. Raises ValueError for a name that is no modality we know."""
+    match = _SYNTAX.fullmatch(text.strip())
+    name = _DECORATION.sub("", match["name"].lower()) if match else ""
+    plain = re.sub(r"[-_ ]", "", name)
+    if match is None or plain not in _NAMES:
+        raise ValueError(f"channel {text!r} names none of DWI, ADC, FLAIR")
+    return Channel(_NAMES[plain], int(match["offset"] or 0))
+
+
+def neighbouring_slices(array: FloatArray, offset: int) -> FloatArray:
+    """An array (z, y, x) that shows at each slice the one `offset` further along z; beyond the ends, the end slice again."""
+    return array[np.clip(np.arange(len(array)) + offset, 0, len(array) - 1)]

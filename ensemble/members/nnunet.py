@@ -1,0 +1,226 @@
+"""Member kind `nnunet`: any nnU-Net v2 trained-model folder.
+
+The same folder gives what nnunetv2's own nnUNetPredictor gives (tests hold both side by side); nnunetv2 itself is not needed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemble.case import PreparedCase
+from ensemble.errors import WeightsBroken
+from ensemble.geometry import Grid, Reorientation
+from ensemble.inference.engine import SlidingWindow, Tta, predict
+from ensemble.inference.session_torch import TorchSession
+from ensemble.members.base import InferenceSettings, MemberPrediction
+from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
+from ensemble.members.manifest import MemberSpec
+from ensemble.members.nnunet_arrays import NORMALISATION_SCHEMES, lesion_probability, to_network
+from ensemble.networks.checkpoints import load_weights, read_checkpoint
+from ensemble.networks.nnunet_plans import NnunetPlans, read_plans
+from ensemble.networks.planned_unet import build_network
+from ensemble.types import FloatArray, Modality, ProgressCallback
+
+CHECKPOINT = "checkpoint_final.pth"
+#: Memory that the activations of one batch of windows may take.
+BATCH_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
+#: Activations alive at once in a U-Net, in feature maps of its first stage: measured 8.5 for nnU-Net's 128^3, 32-feature network.
+LIVE_FEATURE_MAPS = 9
+MOST_WINDOWS = 8
+
+
+@dataclass(frozen=True)
+class NnunetMember:
+    """A trained model with the networks of all its folds in memory."""
+
+    spec: MemberSpec
+    plans: NnunetPlans
+    channels: tuple[Channel, ...]
+    """What each input channel shows."""
+    mirror_axes: tuple[int, ...]
+    """Network axes (0 to 2) that were mirrored in training."""
+    sessions: tuple[TorchSession, ...]
+    """One for each fold."""
+
+    @classmethod
+    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetMember:
+        """Read a model folder and put its networks onto the device.
+
+        Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
+        """
+        checkpoints = [(path, _checkpoint(path)) for path in _checkpoint_paths(spec.folder)]
+        plans = _plans(spec.folder, checkpoints)
+        channels = _channels(spec, plans)
+        return cls(
+            spec=spec,
+            plans=plans,
+            channels=channels,
+            mirror_axes=_mirror_axes(*checkpoints[0], plans),
+            sessions=tuple(_session(path, content, plans, settings.device) for path, content in checkpoints),
+        )
+
+    @property
+    def name(self) -> str:
+        """The name it votes under."""
+        return self.spec.name
+
+    @property
+    def requires(self) -> frozenset[Modality]:
+        """Images without which it is not applicable."""
+        return frozenset(channel.modality for channel in self.channels)
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        """Lesion probability on the DWI grid; folds are averaged as logits.
+
+        Networks stay on the device they were loaded to. Raises NonFiniteLogits, InputRefused, or what torch raises.
+        """
+        orientation = self._orientation(case.grid)
+        spacing = orientation.spacing(case.grid.spacing_zyx_mm)
+        array, placement = to_network(self._images(case, orientation), spacing, self.plans)
+        logits = predict(
+            torch.from_numpy(array).to(self._buffer_device(array)), self.sessions, self._windows(settings), progress
+        )
+        probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
+        return MemberPrediction(
+            self.name, case.images[Modality.DWI].like(np.ascontiguousarray(probability)), len(self.sessions)
+        )
+
+    def _orientation(self, grid: Grid) -> Reorientation:
+        if self.spec.orientation == "canonical":
+            return grid.canonical()
+        if self.plans.reorient:
+            return _ras(grid)
+        return Reorientation(transpose=(0, 1, 2), flips=())
+
+    def _images(self, case: PreparedCase, orientation: Reorientation) -> FloatArray:
+        """The input channels (channels, z, y, x) float32 in the orientation that the networks expect."""
+        volumes = case.physical if self.spec.intensities == "physical" else case.images
+        return np.stack(
+            [
+                neighbouring_slices(orientation.apply(volumes[channel.modality].array), channel.offset)
+                for channel in self.channels
+            ],
+            dtype=np.float32,
+        )
+
+    def _windows(self, settings: InferenceSettings) -> SlidingWindow:
+        z, y, x = (1, *self.plans.patch) if self.plans.dims == 2 else self.plans.patch
+        return SlidingWindow((z, y, x), self.mirror_axes, Tta(settings.tta), batch_size=self._batch_size())
+
+    def _batch_size(self) -> int:
+        """As many windows as their activations leave room for."""
+        features = self.plans.architecture.kwargs["features_per_stage"]
+        first = features[0] if isinstance(features, list) else features
+        window_bytes = prod(self.plans.patch) * int(first) * LIVE_FEATURE_MAPS * 4
+        return max(1, min(MOST_WINDOWS, BATCH_BYTES[self.sessions[0].device.type] // window_bytes))
+
+    def _buffer_device(self, array: FloatArray) -> torch.device:
+        """Where image and answers lie: with the networks while they take less than half of what is free there, else on the CPU."""
+        device = self.sessions[0].device
+        if device.type != "cuda":
+            return device
+        free, _ = torch.cuda.mem_get_info(device)
+        needed = array[0].nbytes * (len(array) + self.plans.classes + 1)
+        return device if needed < free / 2 else torch.device("cpu")
+
+
+def _ras(grid: Grid) -> Reorientation:
+    """RAS+ orientation of arrays (z, y, x): as canonical (LPS+), but x and y run the other way."""
+    lps = grid.canonical()
+    return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
+
+
+def _checkpoint_paths(folder: Path) -> list[Path]:
+    """The numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them."""
+    numbered = [path for path in folder.glob(f"fold_*/{CHECKPOINT}") if path.parent.name[5:].isdecimal()]
+    paths = sorted(numbered, key=lambda path: int(path.parent.name[5:])) or list(folder.glob(f"fold_all/{CHECKPOINT}"))
+    if not paths:
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["no such folder"]
+        raise WeightsBroken(
+            f"a model folder holds no fold_*/{CHECKPOINT}",
+            where=folder,
+            found=", ".join(names[:8]) or "an empty folder",
+            do="give a complete nnU-Net v2 model folder",
+        )
+    return paths
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    if not isinstance(content.get("network_weights"), dict):
+        raise WeightsBroken(
+            "a checkpoint is not of nnU-Net v2",
+            where=path,
+            found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected network_weights",
+            do="give the checkpoint_final.pth that nnU-Net v2 wrote",
+        )
+    return content
+
+
+def _plans(folder: Path, checkpoints: list[tuple[Path, dict[str, Any]]]) -> NnunetPlans:
+    names = {path: (content.get("init_args") or {}).get("configuration") for path, content in checkpoints}
+    if len(set(names.values())) > 1:
+        raise WeightsBroken(
+            "the folds of a model folder were trained in different configurations",
+            where=folder,
+            found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
+            do="keep one configuration a folder",
+        )
+    plans = read_plans(folder, next(iter(names.values())))
+    if unknown := sorted({channel.scheme for channel in plans.normalisation} - NORMALISATION_SCHEMES):
+        raise WeightsBroken(
+            "plans name an unknown normalisation",
+            where=folder / "plans.json",
+            found=", ".join(unknown),
+            do=f"known: {', '.join(sorted(NORMALISATION_SCHEMES))}",
+        )
+    return plans
+
+
+def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
+    names = spec.channels or plans.channel_names
+    if len(names) != len(plans.channel_names):
+        raise WeightsBroken(
+            f"member {spec.name} has the wrong number of channels in the manifest",
+            where=spec.folder,
+            found=f"{len(names)} in the manifest, {len(plans.channel_names)} in dataset.json",
+        )
+    try:
+        return tuple(parse_channel(name) for name in names)
+    except ValueError as error:
+        raise WeightsBroken(
+            f"it is not clear which images member {spec.name} takes",
+            where=spec.folder / "dataset.json",
+            found=str(error),
+            do='name them in the manifest entry: "channels": ["DWI", "ADC", ...]',
+        ) from error
+
+
+def _mirror_axes(path: Path, content: dict[str, Any], plans: NnunetPlans) -> tuple[int, ...]:
+    """The checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
+    axes = content.get("inference_allowed_mirroring_axes") or ()
+    if not set(axes) <= set(range(plans.dims)):
+        raise WeightsBroken("a checkpoint names impossible mirror axes", where=path, found=str(axes))
+    return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
+
+
+def _session(path: Path, content: dict[str, Any], plans: NnunetPlans, device: str) -> TorchSession:
+    try:
+        network = build_network(
+            plans.architecture, len(plans.channel_names), plans.classes, str(content.get("trainer_name", ""))
+        )
+    except ValueError as error:
+        raise WeightsBroken(
+            "the network that plans describe can't be built",
+            where=path.parent.parent / "plans.json",
+            found=str(error),
+            do="only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported",
+        ) from error
+    load_weights(network, content["network_weights"], path)
+    return TorchSession(network, dims=plans.dims, device=device)

@@ -1,0 +1,268 @@
+"""What an nnU-Net v2 trained-model folder says of itself: `plans.json` and `dataset.json`, as frozen dataclasses.
+
+Formats: nnunetv2 2.0 to 2.8 (`plans_handler.py`, `label_handling.py`), old plans without an `architecture` block included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ensemble.errors import WeightsBroken
+from ensemble.resample import ArrayResampling
+
+#: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
+LESION_WORDS = ("lesion", "stroke", "infarct", "ischemi", "ischaemi")
+
+_READERS = {
+    "SimpleITKIO": False,
+    "NibabelIO": False,
+    "SimpleITKIOWithReorient": True,
+    "NibabelIOWithReorient": True,
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The network that plans name."""
+
+    class_name: str
+    """Dotted path of the class, as written by the planner."""
+    kwargs: Mapping[str, Any]
+    """Its arguments; those in `imported` are dotted names."""
+    imported: tuple[str, ...]
+    """Arguments whose value names a class."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How one input channel is normalised."""
+
+    scheme: str
+    """nnU-Net's class name, for example ZScoreNormalization."""
+    use_mask: bool
+    """Compute the statistics, and apply them, only inside the non-zero region."""
+    intensities: Mapping[str, float]
+    """Foreground intensity statistics of the training data; CT normalisation uses them."""
+
+
+@dataclass(frozen=True)
+class NnunetPlans:
+    """One configuration of a trained model."""
+
+    configuration: str
+    """Its name, for example 3d_fullres."""
+    patch: tuple[int, ...]
+    """Window of the network, two or three axes."""
+    spacing_mm: tuple[float, ...]
+    """Voxel spacing that the network works at, in transposed axis order; two axes for 2-D networks."""
+    transpose_forward: tuple[int, int, int]
+    """The (z, y, x) axis that becomes the network's first, second, third one."""
+    reorient: bool
+    """Whether images were read in RAS+ orientation, whatever their files' axes (readers named ...WithReorient)."""
+    normalisation: tuple[Normalisation, ...]
+    """For each input channel."""
+    resample_image: ArrayResampling
+    resample_logits: ArrayResampling
+    architecture: Architecture
+    channel_names: tuple[str, ...]
+    """For each input channel, what dataset.json calls it."""
+    classes: int
+    """Output channels of the network; the first is background."""
+    lesion_classes: tuple[int, ...]
+    """Output channels whose probabilities sum up to that of the lesion."""
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions of the network."""
+        return len(self.patch)
+
+
+def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
+    """Read a model folder's JSON files.
+
+    `configuration` is the one that the checkpoint names; without it the folder's name (trainer__plans__configuration) decides, or
+    the plans' only one. Raises WeightsBroken, naming file and key, for whatever is missing, contradictory or not supported.
+    """
+    dataset = _JsonFile(folder / "dataset.json")
+    plans = _JsonFile(folder / "plans.json")
+    name = configuration or _configuration_name(folder, plans)
+    chosen = _with_inherited(plans, name)
+    if chosen.get("previous_stage"):
+        raise plans.broken(f"configuration {name} is the second stage of a cascade", "use a folder of a single network")
+    if (preprocessor := chosen.get("preprocessor_name", "DefaultPreprocessor")) != "DefaultPreprocessor":
+        raise plans.broken(f"preprocessor {preprocessor} is not supported")
+    classes, lesion_classes = _labels(dataset)
+    channels = _channel_names(dataset)
+    patch = plans.read("patch_size", lambda: tuple(int(n) for n in chosen["patch_size"]))
+    if len(patch) not in (2, 3):
+        raise plans.broken(f"patch_size has {len(patch)} axes")
+    return NnunetPlans(
+        configuration=name,
+        patch=patch,
+        spacing_mm=plans.read("spacing", lambda: tuple(float(mm) for mm in chosen["spacing"])),
+        transpose_forward=plans.read("transpose_forward", lambda: _permutation(plans.content["transpose_forward"])),
+        reorient=plans.read("image_reader_writer", lambda: _READERS[plans.content["image_reader_writer"]]),
+        normalisation=plans.read("normalization_schemes", lambda: _normalisation(plans.content, chosen, len(channels))),
+        resample_image=plans.read("resampling_fn_data", lambda: _resampling(chosen, "resampling_fn_data")),
+        resample_logits=plans.read(
+            "resampling_fn_probabilities", lambda: _resampling(chosen, "resampling_fn_probabilities")
+        ),
+        architecture=plans.read("architecture", lambda: _architecture(chosen)),
+        channel_names=channels,
+        classes=classes,
+        lesion_classes=lesion_classes,
+    )
+
+
+class _JsonFile:
+    """A JSON object with the path that every complaint about it names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise WeightsBroken(
+                f"{path.name} can't be read",
+                where=path,
+                found=f"{type(error).__name__}: {error}",
+                do="give a complete nnU-Net v2 model folder (dataset.json, plans.json, fold_*/checkpoint_final.pth)",
+            ) from error
+        if not isinstance(content, dict):
+            raise self.broken(f"a JSON {type(content).__name__} where an object belongs")
+        self.content: dict[str, Any] = content
+
+    def read(self, key: str, parse: Callable[[], T]) -> T:
+        """What `parse` makes of a key, its complaints as WeightsBroken."""
+        try:
+            return parse()
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            missing = isinstance(error, KeyError)
+            raise self.broken(f"{key}: {'no or unknown ' if missing else ''}{error}") from error
+
+    def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote beside these weights") -> WeightsBroken:
+        return WeightsBroken(f"{self.path.name} is not one that can be used", where=self.path, found=found, do=do)
+
+
+def _configuration_name(folder: Path, plans: _JsonFile) -> str:
+    names = plans.read("configurations", lambda: list(plans.content["configurations"]))
+    from_folder = folder.name.split("__")[-1]
+    if from_folder in names:
+        return from_folder
+    if len(names) != 1:
+        raise plans.broken(
+            f"several configurations ({', '.join(names)}), and neither the checkpoint nor the folder's name says which"
+        )
+    return str(names[0])
+
+
+def _with_inherited(plans: _JsonFile, name: str) -> dict[str, Any]:
+    """A configuration with what it inherits; its own keys win."""
+    configurations = plans.read("configurations", lambda: dict(plans.content["configurations"]))
+    lineage: list[str] = []
+    parent: str | None = name
+    while parent is not None:
+        if parent not in configurations:
+            raise plans.broken(f"no configuration {parent} among {', '.join(configurations)}")
+        if parent in lineage:
+            raise plans.broken(f"configurations inherit in a circle: {' -> '.join([*lineage, parent])}")
+        lineage.append(parent)
+        parent = configurations[parent].get("inherits_from")
+    merged: dict[str, Any] = {}
+    for ancestor in reversed(lineage):
+        merged |= configurations[ancestor]
+    return merged
+
+
+def _channel_names(dataset: _JsonFile) -> tuple[str, ...]:
+    """Names in the order of their indices. Early datasets call the table `modality`."""
+    key = "modality" if "modality" in dataset.content else "channel_names"
+    names: dict[str, Any] = dataset.read(key, lambda: dict(dataset.content[key]))
+    if sorted(names, key=str) != sorted(str(index) for index in range(len(names))) or not names:
+        raise dataset.broken(f"{key} has the keys {', '.join(names)}; expected 0, 1, ...")
+    return tuple(str(names[str(index)]) for index in range(len(names)))
+
+
+def _labels(dataset: _JsonFile) -> tuple[int, tuple[int, ...]]:
+    """(number of output channels, those that are lesion). Of several foreground labels, those named as lesion; if none is, all."""
+    labels: dict[str, Any] = dataset.read("labels", lambda: dict(dataset.content["labels"]))
+    if any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
+        raise dataset.broken("labels made of regions", "train with plain labels: background 0, lesion 1")
+    values = dataset.read(
+        "labels",
+        lambda: {
+            name: int(value[0] if isinstance(value, list) else value)
+            for name, value in labels.items()
+            if name != "ignore"
+        },
+    )
+    if values.get("background") != 0 or len(values) < 2:
+        raise dataset.broken(f"labels {labels}; expected background 0 and at least one more")
+    channels = sorted(set(values.values()))
+    foreground = {name: channels.index(value) for name, value in values.items() if value != 0}
+    lesion = [index for name, index in foreground.items() if any(word in name.lower() for word in LESION_WORDS)]
+    return len(channels), tuple(sorted(set(lesion or foreground.values())))
+
+
+def _normalisation(plans: Mapping[str, Any], chosen: Mapping[str, Any], channels: int) -> tuple[Normalisation, ...]:
+    schemes, masks = chosen["normalization_schemes"], chosen["use_mask_for_norm"]
+    if len(schemes) != channels or len(masks) != channels:
+        raise ValueError(f"{len(schemes)} schemes and {len(masks)} masks for {channels} channels")
+    by_channel = plans.get("foreground_intensity_properties_per_channel") or plans.get(
+        "foreground_intensity_properties_by_modality", {}
+    )
+    return tuple(
+        Normalisation(str(scheme), bool(mask), dict(by_channel.get(str(index)) or {}))
+        for index, (scheme, mask) in enumerate(zip(schemes, masks, strict=True))
+    )
+
+
+def _resampling(chosen: Mapping[str, Any], key: str) -> ArrayResampling:
+    return ArrayResampling.from_plans(str(chosen[key]), dict(chosen[f"{key}_kwargs"]))
+
+
+def _permutation(axes: Sequence[Any]) -> tuple[int, int, int]:
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError(f"{axes} is no permutation of 0, 1, 2")
+    return int(axes[0]), int(axes[1]), int(axes[2])
+
+
+def _architecture(chosen: Mapping[str, Any]) -> Architecture:
+    if "architecture" in chosen:
+        block = chosen["architecture"]
+        return Architecture(
+            str(block["network_class_name"]), dict(block["arch_kwargs"]), tuple(block["_kw_requires_import"])
+        )
+    return _old_architecture(chosen)
+
+
+def _old_architecture(chosen: Mapping[str, Any]) -> Architecture:
+    """The architecture that plans of nnU-Net 2.0 to 2.2 describe by single numbers."""
+    class_name = str(chosen["UNet_class_name"])
+    blocks = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}[class_name]
+    stages = len(chosen["n_conv_per_stage_encoder"])
+    base, most = int(chosen["UNet_base_num_features"]), int(chosen["unet_max_num_features"])
+    dims = len(chosen["patch_size"])
+    kwargs = {
+        "n_stages": stages,
+        "features_per_stage": [min(base * 2**stage, most) for stage in range(stages)],
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "kernel_sizes": chosen["conv_kernel_sizes"],
+        "strides": chosen["pool_op_kernel_sizes"],
+        blocks: chosen["n_conv_per_stage_encoder"],
+        "n_conv_per_stage_decoder": chosen["n_conv_per_stage_decoder"],
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return Architecture(class_name, kwargs, ("conv_op", "norm_op", "dropout_op", "nonlin"))
