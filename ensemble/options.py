@@ -37,6 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
     """Options of one call: defaults, then the environment, then the command line. Raises UsageError."""
     parser, commands = _build()
+    _refuse_unknown(environment, (parser, *commands.values()))
     stated = parser.parse_args(arguments)
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     options = _defaults(parser) | _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
@@ -159,7 +160,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
     """Values of `ISLES_...` variables, read as the parser's options would be."""
     values: dict[str, Any] = {}
     for action in parser._actions:
-        variable = ENVIRONMENT_PREFIX + action.dest.upper()
+        variable = _variable(action)
         if not hasattr(action, "fallback") or variable not in environment:
             continue
         text = environment[variable]
@@ -172,6 +173,18 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
                 f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
             )
     return values
+
+
+def _refuse_unknown(environment: Mapping[str, str], parsers: Sequence[argparse.ArgumentParser]) -> None:
+    """A misspelt variable that is silently ignored would change what is segmented and how."""
+    known = {_variable(action) for parser in parsers for action in parser._actions if hasattr(action, "fallback")}
+    unknown = sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
+    if unknown:
+        raise UsageError(f"no option is called {', '.join(unknown)}", do=f"use one of: {', '.join(sorted(known))}")
+
+
+def _variable(action: argparse.Action) -> str:
+    return ENVIRONMENT_PREFIX + action.dest.upper()
 
 
 def _boolean(text: str) -> bool:

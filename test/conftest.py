@@ -1,0 +1,124 @@
+"""A small phantom case, members that need no network, and where the material lies that not every machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from ensemble.case import PreparedCase
+from ensemble.config import RunConfig
+from ensemble.geometry import Grid
+from ensemble.members.base import InferenceSettings, MemberPrediction
+from ensemble.members.manifest import MemberSpec
+from ensemble.pipeline import Ensemble
+from ensemble.readers.base import RawCase, RawImage
+from ensemble.types import AnyArray, Modality, ProgressCallback
+from ensemble.volume import Volume, to_sitk
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE = REPOSITORY / "test" / "sample"
+SHARED = REPOSITORY.parent / "shared"
+#: About 11 degrees about x: the headers of real scans are rarely straight.
+OBLIQUE = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.2)), -float(np.sin(0.2)), 0.0, float(np.sin(0.2)), float(np.cos(0.2)))
+GRID = Grid(size=(40, 48, 24), spacing_mm=(4.0, 4.0, 5.0), origin_mm=(-80.0, -70.5, 12.25), direction=OBLIQUE)
+
+
+def shared(relative: str) -> Path:
+    """A file of the development material; the test is skipped, saying so, where it is missing."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine")
+    return path
+
+
+def phantom_arrays(grid: Grid = GRID) -> dict[Modality, AnyArray]:
+    """An ellipsoid head of normal tissue with one lesion: bright on DWI, dark on ADC (1e-6 mm^2/s)."""
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in grid.shape_zyx], indexing="ij")
+    head = (x / 0.85) ** 2 + (y / 0.9) ** 2 + (z / 0.9) ** 2 < 1
+    lesion = phantom_lesion(grid)
+    noise = np.random.default_rng(0).normal(0, 0.02, grid.shape_zyx)
+    dwi = np.where(head, 300 * (1 + noise) * np.where(lesion, 2.2, 1.0), 0)
+    adc = np.where(head, 800 * (1 - noise) * np.where(lesion, 0.5, 1.0), 0)
+    return {Modality.DWI: dwi.astype(np.float32), Modality.ADC: adc.astype(np.float32)}
+
+
+def phantom_lesion(grid: Grid = GRID) -> AnyArray:
+    """The phantom's lesion, bool (z, y, x): off centre along every axis."""
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in grid.shape_zyx], indexing="ij")
+    return np.asarray((x - 0.4) ** 2 + (y + 0.2) ** 2 + (z - 0.1) ** 2 < 0.05)
+
+
+def write_image(array: AnyArray, path: Path, grid: Grid = GRID) -> Path:
+    """Write an array (z, y, x) as an image file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(to_sitk(Volume(array, grid)), str(path))
+    return path
+
+
+def write_contract_case(root: Path, *, flair: bool = False, name: str = "case-1") -> Path:
+    """The phantom in the contract's layout below `root`."""
+    arrays = phantom_arrays()
+    write_image(arrays[Modality.DWI], root / "images" / "dwi-brain-mri" / f"{name}.mha")
+    write_image(arrays[Modality.ADC], root / "images" / "adc-brain-mri" / "some-adc.mha")
+    if flair:
+        write_image(arrays[Modality.DWI] * 0.5, root / "images" / "flair-brain-mri" / "some-flair.mha")
+    return root
+
+
+def phantom_case(flair: bool = False) -> RawCase:
+    """The phantom as a reader gives it."""
+    arrays = phantom_arrays()
+    if flair:
+        arrays[Modality.FLAIR] = arrays[Modality.DWI] * 0.5
+    images = {modality: RawImage(Path(f"{modality}.mha"), Volume(array, GRID)) for modality, array in arrays.items()}
+    return RawCase("phantom", images)
+
+
+class StubMember:
+    """A member that calls lesion what is brighter than `level` times normal tissue on DWI; or raises."""
+
+    def __init__(
+        self, name: str, *, level: float = 1.5, needs: tuple[Modality, ...] = (), error: Exception | None = None
+    ) -> None:
+        self.name = name
+        self.requires = frozenset({Modality.DWI, Modality.ADC, *needs})
+        self._level = level
+        self._error = error
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        progress(1, 1)
+        if self._error is not None:
+            raise self._error
+        dwi = case.physical[Modality.DWI]
+        return MemberPrediction(self.name, dwi.like(np.clip(dwi.array - self._level + 0.5, 0, 1)), networks=1)
+
+
+@pytest.fixture
+def stub_ensemble() -> Callable[..., Ensemble]:
+    """Builds an ensemble of stub members."""
+
+    def build(*members: StubMember, **config: object) -> Ensemble:
+        specs = tuple(MemberSpec(member.name, "nnunet", Path("/nowhere")) for member in members)
+        return Ensemble(RunConfig(**config), InferenceSettings(), specs, members, seconds=0.0)  # type: ignore[arg-type]
+
+    return build
+
+
+class Silent:
+    """A watcher that watches nothing."""
+
+    def stage(self, name: str) -> None: ...
+
+    def windows(self, done: int, total: int) -> None: ...
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes, and every folder: to see whether anything was touched."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b"<folder>"
+        for path in sorted(folder.rglob("*"))
+    }

@@ -1,0 +1,121 @@
+"""The checks between a file and a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conftest import GRID, phantom_case
+from ensemble.case import prepare
+from ensemble.errors import InputRefused
+from ensemble.geometry import Grid
+from ensemble.readers.base import RawCase
+from ensemble.types import AnyArray, Modality
+from ensemble.volume import Volume
+
+DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
+
+
+def moved(mm: float) -> Grid:
+    return replace(GRID, origin_mm=(GRID.origin_mm[0] + mm, *GRID.origin_mm[1:]))
+
+
+def with_array(modality: Modality, change: Callable[[AnyArray], AnyArray]) -> RawCase:
+    raw = phantom_case(flair=True)
+    image = raw.images[modality]
+    changed = replace(image, volume=image.volume.like(change(image.volume.array.copy())))
+    return replace(raw, images={**raw.images, modality: changed})
+
+
+def with_grid(modality: Modality, grid: Grid) -> RawCase:
+    raw = phantom_case(flair=True)
+    image = raw.images[modality]
+    array = np.resize(image.volume.array, grid.shape_zyx)
+    return replace(raw, images={**raw.images, modality: replace(image, volume=Volume(array, grid))})
+
+
+def without(modality: Modality) -> RawCase:
+    raw = phantom_case(flair=True)
+    return replace(raw, images={m: image for m, image in raw.images.items() if m is not modality})
+
+
+def one_voxel(array: AnyArray, value: float) -> AnyArray:
+    array[5, 5, 5] = value
+    return array
+
+
+@pytest.mark.parametrize("modality", list(Modality))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a * 0, "is constant"),
+        (lambda a: a * 0 + 7, "is constant"),
+        (lambda a: one_voxel(a, np.nan), "not numbers"),
+        (lambda a: one_voxel(a, np.inf), "not numbers"),
+        (lambda a: a * np.nan, "not numbers"),
+    ],
+)
+def test_images_without_a_picture_are_refused(modality: Modality, change: Callable[[AnyArray], AnyArray], message: str) -> None:
+    with pytest.raises(InputRefused, match=f"{modality.value.upper()} .*{message}") as refusal:
+        prepare(with_array(modality, change))
+    assert refusal.value.where == f"{modality}.mha"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (without(DWI), "no DWI"),
+        (without(ADC), "no ADC"),
+        (with_grid(ADC, moved(1.0)), "different grids"),
+        (with_grid(ADC, replace(GRID, size=(40, 48, 23))), "different grids"),
+        (with_grid(ADC, replace(GRID, spacing_mm=(4.0, 4.0, 5.1))), "different grids"),
+        (with_grid(FLAIR, moved(500.0)), "different places"),
+        (with_array(ADC, lambda a: -a), "ADC"),
+    ],
+)
+def test_cases_that_do_not_fit_together_are_refused(raw: RawCase, message: str) -> None:
+    with pytest.raises(InputRefused, match=message):
+        prepare(raw)
+
+
+def test_headers_that_differ_by_rounding_are_accepted_and_recorded() -> None:
+    case = prepare(with_grid(ADC, moved(0.1)))
+    assert case.images[ADC].grid == GRID
+    assert [repair for repair in case.repairs if "0.025 voxels" in repair]
+    assert prepare(with_grid(ADC, moved(1e-5))).repairs == ()
+
+
+def test_flair_is_resampled_onto_the_dwi_grid_and_recorded() -> None:
+    thick = Grid((40, 48, 12), (4.0, 4.0, 10.0), GRID.origin_mm, GRID.direction)
+    ramp = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None, None] * 10 + 1, thick.shape_zyx)
+    raw = with_grid(FLAIR, thick)
+    raw = replace(raw, images={**raw.images, FLAIR: replace(raw.images[FLAIR], volume=Volume(ramp.copy(), thick))})
+    case = prepare(raw)
+    assert case.images[FLAIR].grid == GRID
+    assert case.images[FLAIR].array[:23, 20, 20] == pytest.approx(np.arange(23) * 5 + 1)  # linear along the slices
+    assert "FLAIR resampled" in case.repairs[0]
+
+
+def test_a_case_without_flair_is_whole() -> None:
+    case = prepare(without(FLAIR))
+    assert case.modalities == {DWI, ADC}
+    assert case.repairs == ()
+
+
+def test_nothing_is_changed_in_place() -> None:
+    raw = phantom_case(flair=True)
+    before = {modality: image.volume.array.copy() for modality, image in raw.images.items()}
+    case = prepare(raw)
+    assert all(np.array_equal(before[modality], image.volume.array) for modality, image in raw.images.items())
+    assert np.array_equal(case.images[DWI].array, before[DWI])
+
+
+def test_normal_tissue_is_one() -> None:
+    case = prepare(phantom_case(flair=True))
+    for modality in Modality:
+        inside = case.physical[modality].array[case.brain.array]
+        assert np.median(inside) == pytest.approx(1.0, abs=0.05)
+        assert not case.physical[modality].array[~case.brain.array].any()

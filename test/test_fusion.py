@@ -1,0 +1,88 @@
+"""Votes become a mask."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ensemble.config import FusionMethod
+from ensemble.fusion import fuse, staple
+from ensemble.geometry import Grid
+from ensemble.volume import Volume
+
+LINE = Grid((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+
+
+def one_voxel(*probabilities: float) -> dict[str, Volume]:
+    return {f"member {k}": Volume(np.full((1, 1, 1), p, np.float32), LINE) for k, p in enumerate(probabilities)}
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "majority", "mean"),
+    [
+        ((0.6,), True, True),
+        ((0.5,), False, False),  # a vote is p > 0.5
+        ((0.9, 0.2, 0.6), True, True),
+        ((0.9, 0.2, 0.5), False, True),
+        ((0.51, 0.51, 0.0), True, False),
+        ((0.9, 0.2), True, True),  # tie: mean 0.55
+        ((0.7, 0.2), False, False),  # tie: mean 0.45
+        ((0.75, 0.25), False, False),  # tie: mean exactly 0.5
+        ((0.9, 0.9, 0.1, 0.0), False, False),  # tie: mean 0.475
+        ((0.9, 0.9, 0.3, 0.0), True, True),  # tie: mean 0.525
+    ],
+)
+def test_rules(probabilities: tuple[float, ...], majority: bool, mean: bool) -> None:
+    for method, expected in (("majority", majority), ("mean", mean)):
+        fused = fuse(one_voxel(*probabilities), method)  # type: ignore[arg-type]
+        assert bool(fused.mask.array[0, 0, 0]) is expected, method
+        assert fused.votes.array[0, 0, 0] == sum(p > 0.5 for p in probabilities)
+        assert fused.mean.array[0, 0, 0] == pytest.approx(np.mean(probabilities), abs=1e-6)
+
+
+def random_members(seed: int, members: int) -> dict[str, Volume]:
+    grid = Grid((7, 6, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), LINE.direction)
+    rng = np.random.default_rng(seed)
+    truth = rng.random(grid.shape_zyx) < 0.3
+    return {
+        name: Volume(np.where(rng.random(truth.shape) < error, ~truth, truth).astype(np.float32) * 0.8, grid)
+        for name, error in zip("abcd"[:members], (0.05, 0.15, 0.3, 0.2), strict=False)
+    }
+
+
+@given(seed=st.integers(0, 1000), method=st.sampled_from(["majority", "mean", "staple"]))
+def test_the_order_of_members_does_not_matter(seed: int, method: FusionMethod) -> None:
+    members = random_members(seed, 3)
+    masks = [fuse({name: members[name] for name in order}, method).mask.array for order in permutations(members)]
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("members", [2, 3, 4])
+def test_staple_equals_itk(seed: int, members: int) -> None:
+    ballots = np.stack([volume.array > 0.5 for volume in random_members(seed, members).values()])
+    images = [sitk.GetImageFromArray(ballot.astype(np.uint8)) for ballot in ballots]
+    itk = sitk.STAPLEImageFilter()
+    itk.SetMaximumIterations(1000)
+    reference = sitk.GetArrayFromImage(itk.Execute(images))
+    decided = np.abs(reference - 0.5) > 1e-3
+    assert np.array_equal(staple(ballots)[decided], (reference > 0.5)[decided])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("method", ["majority", "mean", "staple"])
+def test_agreement_of_all_is_kept(value: float, method: FusionMethod) -> None:
+    assert bool(fuse(one_voxel(value, value, value), method).mask.array.all()) is (value > 0.5)
+
+
+def test_nothing_to_fuse_and_different_grids_are_bugs() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        fuse({}, "majority")
+    elsewhere = Grid(LINE.size, LINE.spacing_mm, (5.0, 0.0, 0.0), LINE.direction)
+    with pytest.raises(ValueError, match="different grids"):
+        fuse(one_voxel(0.5) | {"far": Volume(np.zeros((1, 1, 1), np.float32), elsewhere)}, "majority")

@@ -1,0 +1,113 @@
+"""Which members a weights folder holds, and whether they are unaltered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble.config import SHIPPED_WEIGHTS
+from ensemble.errors import UsageError, WeightsBroken
+from ensemble.members.base import InferenceSettings
+from ensemble.members.manifest import MemberSpec, find_members, open_member, verify_files, weight_digests
+
+
+def write_manifest(folder: Path, *entries: dict[str, Any]) -> Path:
+    (folder / "manifest.json").write_text(json.dumps({"members": list(entries)}))
+    return folder
+
+
+ENTRY = {"name": "a", "kind": "nnunet", "folder": "a"}
+
+
+def test_entries_are_read(tmp_path: Path) -> None:
+    full = ENTRY | {
+        "name": "b",
+        "channels": ["DWI", "ADC"],
+        "intensities": "physical",
+        "orientation": "canonical",
+        "spacing_mm": [2, 2, 2],
+        "licence": "Apache-2.0",
+        "sha256": {"plans.json": "00"},
+    }
+    plain, whole = find_members(write_manifest(tmp_path, ENTRY, full))
+    assert plain == MemberSpec("a", "nnunet", tmp_path / "a")
+    assert whole == MemberSpec(
+        "b", "nnunet", tmp_path / "a", ("DWI", "ADC"), "physical", "canonical", (2.0, 2.0, 2.0), "Apache-2.0", {"plans.json": "00"}
+    )
+
+
+def test_members_are_chosen_by_name(tmp_path: Path) -> None:
+    write_manifest(tmp_path, ENTRY, ENTRY | {"name": "b"})
+    assert [spec.name for spec in find_members(tmp_path, ("b", "a"))] == ["b", "a"]
+    with pytest.raises(UsageError, match="no member is named c"):
+        find_members(tmp_path, ("a", "c"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"members": 3}', '{"members": [{"name": "a"}]}', '{"members": [{"name": "a", "kind": "nnunet", "folder": "a", "intensities": "loud"}]}'],
+)  # fmt: skip
+def test_a_broken_manifest_is_broken_weights(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(WeightsBroken, match="manifest") as error:
+        find_members(tmp_path)
+    assert error.value.exit_code == 4
+
+
+def test_folders_without_a_manifest_are_recognised_by_their_layout(tmp_path: Path) -> None:
+    for name in ("x/Dataset1/trainer__plans__3d_fullres", "y"):
+        (tmp_path / name).mkdir(parents=True)
+        for file in ("plans.json", "dataset.json"):
+            (tmp_path / name / file).write_text("{}")
+    specs = find_members(tmp_path)
+    assert [(spec.name, spec.intensities) for spec in specs] == [
+        ("x/Dataset1/trainer__plans__3d_fullres", "native"),
+        ("y", "native"),
+    ]
+    assert [spec.name for spec in find_members(tmp_path / "y")] == ["y"]
+
+
+def test_no_folder_and_no_member(tmp_path: Path) -> None:
+    with pytest.raises(WeightsBroken, match="does not exist"):
+        find_members(tmp_path / "none")
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(WeightsBroken, match="no member weights were recognised") as error:
+        find_members(tmp_path)
+    assert "readme.txt" in error.value.found
+
+
+def test_files_that_were_altered_or_lost_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"weights")
+    spec = MemberSpec("a", "nnunet", tmp_path, sha256={"w": hashlib.sha256(b"weights").hexdigest()})
+    verify_files(spec)
+    (tmp_path / "w").write_bytes(b"Weights")
+    with pytest.raises(WeightsBroken, match="not the one that was published"):
+        verify_files(spec)
+    (tmp_path / "w").unlink()
+    with pytest.raises(WeightsBroken, match="is missing"):
+        open_member(spec, InferenceSettings())
+
+
+def test_an_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(WeightsBroken, match="unknown kind 'oracle'"):
+        open_member(MemberSpec("a", "oracle", tmp_path), InferenceSettings())
+
+
+def test_digests_of_files_of_unknown_origin_are_computed(tmp_path: Path) -> None:
+    (tmp_path / "plans.json").write_bytes(b"{}")
+    (tmp_path / "progress.png").write_bytes(b"a picture")
+    assert weight_digests(MemberSpec("a", "nnunet", tmp_path)) == {"plans.json": hashlib.sha256(b"{}").hexdigest()}
+
+
+def test_the_shipped_members_are_complete_and_unaltered() -> None:
+    specs = find_members(SHIPPED_WEIGHTS)
+    assert len(specs) == 3
+    for spec in specs:
+        assert {"dataset.json", "plans.json", "fold_0/checkpoint_final.pth"} <= set(spec.sha256)
+        assert spec.licence
+        assert (spec.folder / "README.md").is_file()
+        verify_files(spec)

@@ -1,0 +1,98 @@
+"""Who votes, who does not, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conftest import GRID, Silent, StubMember, phantom_case, phantom_lesion
+from ensemble.errors import InputRefused, MembersFailed
+from ensemble.members.base import MemberPrediction
+from ensemble.metrics import dice
+from ensemble.pipeline import Ensemble, segment
+from ensemble.types import Modality
+from ensemble.volume import Volume
+
+Build = Callable[..., Ensemble]
+BOOM = RuntimeError("CUDA out of memory")
+
+
+def test_a_case_is_segmented(stub_ensemble: Build) -> None:
+    result = segment(phantom_case(), stub_ensemble(StubMember("a"), StubMember("b")), Silent())
+    assert dice(phantom_lesion(), result.fused.mask.array) > 0.98
+    assert result.fused.mask.grid == GRID
+    assert result.lesion_count == 1
+    assert result.lesion_ml == pytest.approx(phantom_lesion().sum() * GRID.voxel_ml, rel=0.03)
+    assert [outcome.status for outcome in result.outcomes] == ["voted", "voted"]
+    assert set(result.seconds) == {"prepare", "member a", "member b", "fuse"}
+
+
+def test_a_healthy_case_gives_an_empty_mask(stub_ensemble: Build) -> None:
+    result = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), Silent())
+    assert not result.fused.mask.array.any()
+    assert (result.lesion_count, result.lesion_ml) == (0, 0.0)
+
+
+def test_a_member_that_needs_flair_is_not_applicable_without(stub_ensemble: Build) -> None:
+    ensemble = stub_ensemble(StubMember("a"), StubMember("f", needs=(Modality.FLAIR,)))
+    outcomes = segment(phantom_case(), ensemble, Silent()).outcomes
+    assert [(o.status, o.reason) for o in outcomes] == [("voted", ""), ("not applicable", "needs FLAIR")]
+    assert [o.status for o in segment(phantom_case(flair=True), ensemble, Silent()).outcomes] == ["voted", "voted"]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_member_that_raises_ends_the_run(stub_ensemble: Build, position: int) -> None:
+    members = [StubMember(name) for name in "abc"]
+    members[position] = StubMember("abc"[position], error=BOOM)
+    with pytest.raises(MembersFailed, match="2 of 3 members voted, at least 3 must") as failure:
+        segment(phantom_case(), stub_ensemble(*members), Silent())
+    assert "RuntimeError: CUDA out of memory" in failure.value.found
+    assert failure.value.exit_code == 5
+
+
+def test_the_others_may_vote_when_the_user_says_so(stub_ensemble: Build) -> None:
+    ensemble = stub_ensemble(StubMember("a"), StubMember("b", error=BOOM), min_members=1)
+    result = segment(phantom_case(), ensemble, Silent())
+    assert result.fused.voters == ("a",)
+    assert result.outcomes[1].status == "failed"
+    assert result.outcomes[1].prediction is None
+    assert dice(phantom_lesion(), result.fused.mask.array) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("members", "min_members"),
+    [
+        ([StubMember("a", error=BOOM), StubMember("b", error=BOOM)], 1),
+        ([StubMember("f", needs=(Modality.FLAIR,))], None),
+        ([StubMember("f", needs=(Modality.FLAIR,)), StubMember("a", error=BOOM)], None),
+        ([StubMember("f", needs=(Modality.FLAIR,)), StubMember("a")], 2),
+    ],
+    ids=["all failed", "none applicable", "the applicable one failed", "more wanted than applicable"],
+)
+def test_too_few_votes(stub_ensemble: Build, members: list[StubMember], min_members: int | None) -> None:
+    with pytest.raises(MembersFailed):
+        segment(phantom_case(), stub_ensemble(*members, min_members=min_members), Silent())
+
+
+def test_a_refused_input_is_no_member_failure(stub_ensemble: Build) -> None:
+    refusing = StubMember("a", error=InputRefused("too small for this member"))
+    with pytest.raises(InputRefused, match="too small"):
+        segment(phantom_case(), stub_ensemble(refusing, StubMember("b"), min_members=1), Silent())
+
+
+def test_a_prediction_on_another_grid_is_a_failure(stub_ensemble: Build) -> None:
+    class Elsewhere(StubMember):
+        def predict(self, *arguments: object) -> MemberPrediction:  # type: ignore[override]
+            there = replace(GRID, origin_mm=(0.0, 0.0, 0.0))
+            return MemberPrediction(self.name, Volume(np.zeros(GRID.shape_zyx, np.float32), there), 1)
+
+    with pytest.raises(MembersFailed, match="0 of 1"):
+        segment(phantom_case(), stub_ensemble(Elsewhere("a")), Silent())
+
+
+def test_an_interrupt_is_no_member_failure(stub_ensemble: Build) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        segment(phantom_case(), stub_ensemble(StubMember("a", error=KeyboardInterrupt()), min_members=1), Silent())  # type: ignore[arg-type]

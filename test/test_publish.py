@@ -1,0 +1,98 @@
+"""All outputs or none."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from conftest import GRID, phantom_lesion, tree
+from ensemble.errors import UsageError
+from ensemble.publish import publish, write_json, write_volume
+from ensemble.volume import Volume, grid_of
+
+
+def test_files_arrive_and_nothing_else_stays(tmp_path: Path) -> None:
+    root = tmp_path / "a" / "out"
+    with publish(root) as staging:
+        (staging / "images").mkdir()
+        (staging / "images" / "mask.txt").write_text("mask")
+        (staging / "results.json").write_text("[]")
+        assert not (root / "results.json").exists()
+    assert tree(root) == {"images": b"<folder>", "images/mask.txt": b"mask", "results.json": b"[]"}
+
+
+def test_older_outputs_are_replaced_and_others_kept(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    with publish(tmp_path) as staging:
+        (staging / "results.json").write_text("new")
+    assert tree(tmp_path) == {"notes.txt": b"mine", "results.json": b"new"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit(143)])
+def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "results.json").write_text("old")
+    before = tree(tmp_path)
+    with pytest.raises(type(error)), publish(tmp_path) as staging:
+        (staging / "results.json").write_text("new")
+        raise error
+    assert tree(tmp_path) == before
+    with pytest.raises(type(error)), publish(tmp_path / "b" / "c"):
+        raise error
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("failing", range(5))
+def test_a_move_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    """Three files, of which two replace older ones, take five moves: let each of them fail in turn."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.mha").write_text("old a")
+    (tmp_path / "results.json").write_text("old results")
+    before, moves, really = tree(tmp_path), iter(range(100)), Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(moves) == failing:
+            raise OSError(errno.ENOSPC, "no space left")
+        return really(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="no space"), publish(tmp_path) as staging:
+        for name in ("images/a.mha", "new/b.mha", "results.json"):
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text("new")
+    assert tree(tmp_path) == before
+
+
+def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UsageError, match="can't be written"), publish(tmp_path / "out"):
+        pass
+    assert tree(tmp_path) == {"out": b"a file"}
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nrrd"])
+def test_masks_keep_voxels_and_geometry(tmp_path: Path, suffix: str) -> None:
+    write_volume(Volume(phantom_lesion(), GRID), tmp_path / f"mask{suffix}")
+    image = sitk.ReadImage(str(tmp_path / f"mask{suffix}"))
+    assert image.GetPixelID() == sitk.sitkUInt8
+    assert np.array_equal(sitk.GetArrayFromImage(image), phantom_lesion().astype(np.uint8))
+    assert GRID.distance_voxels(grid_of(image)) < 1e-5
+    if suffix == ".mha":
+        assert grid_of(image) == GRID
+        assert b"CompressedData = True" in (tmp_path / "mask.mha").read_bytes()[:600]
+
+
+def test_a_disk_that_swallows_data_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = sitk.WriteImage
+    monkeypatch.setattr(sitk, "WriteImage", lambda image, path, **how: really(image * 0, path, **how))
+    with pytest.raises(OSError, match="read back"):
+        write_volume(Volume(phantom_lesion(), GRID), tmp_path / "mask.mha")
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"x": float("nan")}, tmp_path / "x.json")

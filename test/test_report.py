@@ -1,0 +1,80 @@
+"""The run report, the picture and the closing lines say what happened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from conftest import Silent, StubMember, phantom_case
+from ensemble.pipeline import Ensemble, Result, segment
+from ensemble.report.figure import draw_overlay
+from ensemble.report.run_report import build_report
+from ensemble.report.summary import summary
+from ensemble.types import Modality
+
+Build = Callable[..., Ensemble]
+
+
+@pytest.fixture
+def ensemble(stub_ensemble: Build) -> Ensemble:
+    members = (StubMember("a"), StubMember("b", error=RuntimeError("boom")), StubMember("f", needs=(Modality.FLAIR,)))
+    return stub_ensemble(*members, min_members=1)
+
+
+@pytest.fixture
+def result(ensemble: Ensemble) -> Result:
+    return segment(phantom_case(), ensemble, Silent())
+
+
+def test_report_is_json_and_says_what_became_of_each_member(ensemble: Ensemble, result: Result) -> None:
+    report = json.loads(json.dumps(build_report(phantom_case(), result, ensemble), allow_nan=False))
+    assert [(m["name"], m["status"], m.get("reason")) for m in report["members"]] == [
+        ("a", "voted", None),
+        ("b", "failed", "RuntimeError: boom"),
+        ("f", "not applicable", "needs FLAIR"),
+    ]
+    assert report["lesion"] == {"volume_ml": pytest.approx(result.lesion_ml, abs=1e-3), "count": 1}
+    assert report["fusion"] == {"method": "majority", "voters": ["a"]}
+    assert report["config"]["min_members"] == 1
+    assert report["versions"]["torch"].startswith("2.13")
+    assert report["case"]["files"] == {"dwi": "dwi.mha", "adc": "adc.mha"}
+    assert set(report["seconds"]) >= {"load members", "prepare", "member a", "fuse"}
+    assert "Not a medical device" in report["notice"]
+
+
+def red_pixels(path: Path) -> int:
+    r, g, b = np.moveaxis(imread(path)[..., :3], -1, 0)
+    return int(((r > 0.9) & (g < 0.4) & (b < 0.4)).sum())
+
+
+def test_the_picture_outlines_the_lesion_and_only_a_lesion(tmp_path: Path, result: Result, stub_ensemble: Build) -> None:
+    draw_overlay(result, tmp_path / "lesion.png")
+    assert red_pixels(tmp_path / "lesion.png") > 200
+    healthy = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), Silent())
+    draw_overlay(healthy, tmp_path / "healthy.png")
+    assert red_pixels(tmp_path / "healthy.png") == 0
+
+
+def test_the_picture_is_of_the_patients_left_on_the_right_whatever_the_axes(tmp_path: Path, result: Result) -> None:
+    """The phantom's lesion lies to the patient's left: its outline must be in the right half of each panel."""
+    draw_overlay(result, tmp_path / "overlay.png")
+    r, g, b = np.moveaxis(imread(tmp_path / "overlay.png")[..., :3], -1, 0)
+    red = (r > 0.9) & (g < 0.4) & (b < 0.4)
+    panels = np.array_split(red, 1 if red.shape[1] < 500 else round(red.shape[1] / 310), axis=1)
+    for panel in panels:
+        columns = np.nonzero(panel)[1]
+        assert columns.size == 0 or columns.mean() > 0.5 * panel.shape[1]
+
+
+def test_closing_lines(result: Result) -> None:
+    text = summary(result, Path("/o"), ".nii.gz")
+    for part in ("1 lesion, ", " ml (1 of 3 members voted)", "boom", "needs FLAIR", "/o/mask.nii.gz", "/o/overlay.png", "/o/report.json"):
+        assert part in text
+    nothing = replace(result, lesion_count=0, lesion_ml=0.0)
+    assert "no lesion found" in summary(nothing, Path("/o"), ".mha")
