@@ -60,7 +60,7 @@ class SlidingWindow:
     """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""
     certainty: float = 0.95
     """With gated TTA a window is certain, and not mirrored, when the unmirrored pass gives each of its voxels one class with at
-    least this softmax probability. A lesion's edge is never that sharp, so it is windows without a lesion that are spared."""
+    least this softmax probability. The edge of an object is never that sharp: windows without one are spared."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -1,0 +1,198 @@
+"""The engine on networks whose answer is known: what goes in must come out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ensemble.inference.engine import Average, NonFiniteLogits, SlidingWindow, Tta, predict
+from ensemble.inference.session_torch import TorchSession, default_precision
+
+SIZES = [
+    pytest.param((20, 31, 17), (8, 12, 10), id="larger than the window"),
+    pytest.param((5, 31, 7), (8, 12, 10), id="smaller in two axes"),
+    pytest.param((5, 6, 7), (8, 12, 10), id="smaller in all axes"),
+    pytest.param((6, 31, 17), (1, 12, 10), id="2-D"),
+    pytest.param((6, 7, 31), (1, 12, 10), id="2-D, smaller in one axis"),
+]
+ALL_AXES = (0, 1, 2)
+
+
+def image_of(shape: tuple[int, int, int], channels: int = 2) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(channels, *shape)).astype(np.float32))
+
+
+def identity(windows: torch.Tensor) -> torch.Tensor:
+    return windows
+
+
+class Recording:
+    """A network that counts the windows it sees."""
+
+    def __init__(self, network=identity):
+        self.network, self.windows, self.batches = network, 0, 0
+
+    def __call__(self, windows):
+        self.windows += len(windows)
+        self.batches += 1
+        return self.network(windows)
+
+
+@pytest.mark.parametrize(("shape", "window"), SIZES)
+@pytest.mark.parametrize("tta", list(Tta))
+def test_identity_network_gives_the_image_back(shape, window, tta):
+    image = image_of(shape)
+    before = image.clone()
+    result = predict(image, [identity], SlidingWindow(window, ALL_AXES, tta))
+    assert result.shape == image.shape
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, image, rtol=0, atol=2e-6)
+    assert torch.equal(image, before), "the image was changed"
+
+
+@pytest.mark.parametrize("average", list(Average))
+def test_mirroring_changes_nothing_for_a_network_that_does_not_care(average):
+    def pointwise(windows):
+        return torch.stack([windows.sum(1), windows.prod(1)], 1)
+
+    image, how = image_of((20, 18, 16)), SlidingWindow((8, 8, 8), ALL_AXES, average=average)
+    mirrored = predict(image, [pointwise], how)
+    torch.testing.assert_close(mirrored, predict(image, [pointwise], replace(how, tta=Tta.NONE)), rtol=0, atol=2e-6)
+
+
+def test_mirroring_averages_a_network_that_looks_to_one_side():
+    """A shift by one voxel along x and its mirror image average to the mean of both neighbours."""
+
+    def shift(windows):
+        return windows.roll(1, dims=4)
+
+    image = image_of((8, 8, 8))
+    result = predict(image, [shift], SlidingWindow((8, 8, 8), (2,)))
+    torch.testing.assert_close(result, (image.roll(1, 3) + image.roll(-1, 3)) / 2, rtol=0, atol=1e-6)
+    along_y = predict(image, [shift], SlidingWindow((8, 8, 8), (1,)))
+    torch.testing.assert_close(along_y, image.roll(1, 3), rtol=0, atol=1e-6)
+
+
+def test_probabilities_are_averaged_after_softmax_and_logits_before():
+    image = torch.zeros(2, 4, 4, 4)
+    constants = [torch.tensor([0.0, 0.0]), torch.tensor([0.0, 4.0])]
+    networks = [lambda w, c=c: c.view(1, 2, 1, 1, 1).expand(len(w), 2, 4, 4, 4).clone() for c in constants]
+    how = SlidingWindow((4, 4, 4))
+    logits = predict(image, networks, how)
+    torch.testing.assert_close(logits[:, 0, 0, 0], torch.tensor([0.0, 2.0]))
+    probabilities = predict(image, networks, replace(how, average=Average.PROBABILITIES))
+    expected = torch.stack([constant.softmax(0) for constant in constants]).mean(0)
+    torch.testing.assert_close(probabilities[:, 0, 0, 0], expected)
+
+
+def test_gated_is_mirror_where_nothing_is_certain_and_none_where_all_is():
+    def sided(scale):
+        def network(windows):
+            margin = scale + windows.roll(1, dims=4).mean(1)
+            return torch.stack([margin, -margin], 1)
+
+        return network
+
+    image, how = image_of((12, 12, 20)), SlidingWindow((8, 8, 8), ALL_AXES)
+    runs = {
+        (scale, tta): (recording, predict(image, [recording], replace(how, tta=tta, batch_size=3)))
+        for scale in (0.0, 50.0)
+        for tta in Tta
+        for recording in [Recording(sided(scale))]
+    }
+    torch.testing.assert_close(runs[0.0, Tta.GATED][1], runs[0.0, Tta.MIRROR][1])
+    torch.testing.assert_close(runs[50.0, Tta.GATED][1], runs[50.0, Tta.NONE][1])
+    assert runs[50.0, Tta.GATED][0].windows == runs[50.0, Tta.NONE][0].windows
+    assert runs[50.0, Tta.MIRROR][0].windows == 8 * runs[50.0, Tta.NONE][0].windows
+    assert not torch.allclose(runs[0.0, Tta.MIRROR][1], runs[0.0, Tta.NONE][1]), "the check could not fail"
+
+
+def test_gated_mirrors_only_the_doubtful_windows():
+    """A doubt (logits near 0) in one corner: windows that hold it are mirrored, and only these."""
+    image = torch.full((1, 8, 8, 40), 10.0)
+    image[..., :2] = 0
+    network = Recording(lambda windows: torch.cat([windows, -windows], 1))
+    how = SlidingWindow((8, 8, 8), (2,), Tta.GATED, batch_size=2)
+    predict(image, [network], how)
+    assert network.windows == 9 + 1  # nine windows along x, one of them twice
+
+
+def test_results_do_not_depend_on_batch_size_or_threads():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv3d(2, 8, 3, padding=1), torch.nn.InstanceNorm3d(8), torch.nn.ReLU(), torch.nn.Conv3d(8, 2, 1)
+    )
+    session, image = TorchSession(network, dims=3, device="cpu"), image_of((14, 16, 15))
+    how = SlidingWindow((10, 10, 10), ALL_AXES)
+    single = predict(image, [session], how)
+    threads = torch.get_num_threads()
+    try:
+        for batch_size, count in ((3, 1), (5, 2), (64, 2)):
+            torch.set_num_threads(count)
+            other = predict(image, [session], replace(how, batch_size=batch_size))
+            torch.testing.assert_close(other, single, rtol=0, atol=2e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_two_dimensional_networks_see_slices():
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(2, 3, 3, padding=1)
+    image = image_of((5, 12, 10))
+    result = predict(image, [TorchSession(network, dims=2, device="cpu")], SlidingWindow((1, 12, 10), batch_size=2))
+    with torch.inference_mode():
+        expected = network(image.transpose(0, 1)).transpose(0, 1)
+    torch.testing.assert_close(result, expected)
+
+
+def test_progress_counts_windows_up_to_all():
+    seen = []
+    predict(image_of((8, 8, 20)), [identity], SlidingWindow((8, 8, 8), batch_size=3), lambda *at: seen.append(at))
+    assert seen == [(3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("average", list(Average))
+def test_values_that_are_no_numbers_are_an_error_not_a_mask(value, average):
+    def broken(windows):
+        logits = windows.clone()
+        logits[0, 0, 1, 1, 1] = value
+        return logits
+
+    with pytest.raises(NonFiniteLogits):
+        predict(image_of((8, 8, 8)), [broken], SlidingWindow((8, 8, 8), average=average))
+
+
+def test_the_sessions_own_buffer_is_not_overwritten():
+    held = torch.ones(1, 2, 8, 8, 8)
+    predict(image_of((8, 8, 8)), [lambda windows: held], SlidingWindow((8, 8, 8)))
+    assert torch.equal(held, torch.ones(1, 2, 8, 8, 8))
+
+
+def test_wrong_use_is_refused():
+    with pytest.raises(ValueError, match="no networks"):
+        predict(image_of((8, 8, 8)), [], SlidingWindow((8, 8, 8)))
+    with pytest.raises(ValueError, match="batch size"):
+        SlidingWindow((8, 8, 8), batch_size=0)
+    with pytest.raises(ValueError, match="dimensions"):
+        TorchSession(torch.nn.Identity(), dims=1, device="cpu")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.0), ("bf16", 0.05)])
+def test_reduced_precision_returns_float32_close_by(precision, tolerance):
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(2, 4, 3, padding=1)
+    windows = image_of((8, 8, 8))[None]
+    session = TorchSession(network, dims=3, device="cpu", precision=precision)
+    logits = session(windows)
+    assert logits.dtype == torch.float32
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, network(windows), rtol=0, atol=tolerance)
+
+
+def test_precision_by_device():
+    assert default_precision(torch.device("cpu")) == "fp32"
+    assert default_precision(torch.device("cuda")) == "fp16"
