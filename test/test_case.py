@@ -58,7 +58,9 @@ def one_voxel(array: AnyArray, value: float) -> AnyArray:
         (lambda a: a * np.nan, "not numbers"),
     ],
 )
-def test_images_without_a_picture_are_refused(modality: Modality, change: Callable[[AnyArray], AnyArray], message: str) -> None:
+def test_images_without_a_picture_are_refused(
+    modality: Modality, change: Callable[[AnyArray], AnyArray], message: str
+) -> None:
     with pytest.raises(InputRefused, match=f"{modality.value.upper()} .*{message}") as refusal:
         prepare(with_array(modality, change))
     assert refusal.value.where == f"{modality}.mha"

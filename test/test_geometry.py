@@ -34,7 +34,9 @@ def world_positions(grid: Grid) -> np.ndarray:
 
 @pytest.mark.parametrize(("order", "signs"), SIGNED_AXES)
 @given(tilt=st.floats(-0.4, 0.4))
-def test_canonical_orientation_follows_the_world_axes(order: tuple[int, ...], signs: tuple[int, ...], tilt: float) -> None:
+def test_canonical_orientation_follows_the_world_axes(
+    order: tuple[int, ...], signs: tuple[int, ...], tilt: float
+) -> None:
     grid = grid_with(order, signs, tilt)
     positions = np.moveaxis(grid.canonical().apply(np.moveaxis(world_positions(grid), -1, 0)), 0, -1)
     for axis, world in enumerate((2, 1, 0)):  # array axes (z, y, x) run along S, P, L
@@ -51,7 +53,9 @@ def test_canonical_orientation_is_undone_exactly(order: tuple[int, ...], signs: 
     assert np.array_equal(change.undo(change.apply(array)), array)
     there = change.apply(array[0])
     extent = [n * mm for n, mm in zip(there.shape, change.spacing(grid.spacing_zyx_mm), strict=True)]
-    assert extent == pytest.approx([np.ptp([0, grid.size[k]]) * grid.spacing_mm[k] for k in (order.index(w) for w in (2, 1, 0))])
+    assert extent == pytest.approx(
+        [np.ptp([0, grid.size[k]]) * grid.spacing_mm[k] for k in (order.index(w) for w in (2, 1, 0))]
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,15 @@ def test_entries_are_read(tmp_path: Path) -> None:
     plain, whole = find_members(write_manifest(tmp_path, ENTRY, full))
     assert plain == MemberSpec("a", "nnunet", tmp_path / "a")
     assert whole == MemberSpec(
-        "b", "nnunet", tmp_path / "a", ("DWI", "ADC"), "physical", "canonical", (2.0, 2.0, 2.0), "Apache-2.0", {"plans.json": "00"}
+        "b",
+        "nnunet",
+        tmp_path / "a",
+        ("DWI", "ADC"),
+        "physical",
+        "canonical",
+        (2.0, 2.0, 2.0),
+        "Apache-2.0",
+        {"plans.json": "00"},
     )
 
 
@@ -49,8 +57,16 @@ def test_members_are_chosen_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"members": 3}', '{"members": [{"name": "a"}]}', '{"members": [{"name": "a", "kind": "nnunet", "folder": "a", "intensities": "loud"}]}'],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"members": 3}',
+        '{"members": [{"name": "a"}]}',
+        '{"members": [{"name": "a", "kind": "nnunet", "folder": "a", "intensities": "loud"}]}',
+    ],
+)
 def test_a_broken_manifest_is_broken_weights(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(WeightsBroken, match="manifest") as error:

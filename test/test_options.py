@@ -66,7 +66,9 @@ def test_configurations_that_make_no_sense(wrong: dict[str, object]) -> None:
         RunConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_an_empty_platform_folder_does_not_hide_the_shipped_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_platform_folder_does_not_hide_the_shipped_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ensemble.config.PLATFORM_WEIGHTS", tmp_path)
     assert RunConfig().weights_folder == SHIPPED_WEIGHTS
     (tmp_path / "manifest.json").touch()

@@ -42,7 +42,9 @@ def test_a_4d_file_with_one_volume_is_that_volume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s != ".mhd"])
 @pytest.mark.parametrize("compressed", [True, False])
-def test_truncated_files_are_refused(tmp_path: Path, suffix: str, kept: float, compressed: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_truncated_files_are_refused(
+    tmp_path: Path, suffix: str, kept: float, compressed: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"dwi{suffix}"
     image = sitk.ReadImage(str(write_image(DWI, tmp_path / "whole.mha")))
     sitk.WriteImage(image, str(path), useCompression=compressed)
@@ -70,9 +72,21 @@ def spoil(path: Path, how: Callable[[Path], object]) -> Path:
         ("text.nii", lambda p: p.write_text("hello" * 99), "not a readable image"),
         ("slice.mha", lambda p: sitk.WriteImage(sitk.GetImageFromArray(DWI[3]), str(p)), "not 3-D"),
         ("thin.mha", lambda p: sitk.WriteImage(sitk.GetImageFromArray(DWI[3:4]), str(p)), "single slice"),
-        ("4d.nii.gz", lambda p: sitk.WriteImage(sitk.GetImageFromArray(np.stack([DWI, DWI]), isVector=False), str(p)), "not 3-D"),
-        ("rgb.mha", lambda p: sitk.WriteImage(sitk.GetImageFromArray(np.stack([DWI] * 3, -1), isVector=True), str(p)), "not scalar"),
-        ("complex.mha", lambda p: sitk.WriteImage(sitk.GetImageFromArray(DWI.astype(np.complex64)), str(p)), "not scalar"),
+        (
+            "4d.nii.gz",
+            lambda p: sitk.WriteImage(sitk.GetImageFromArray(np.stack([DWI, DWI]), isVector=False), str(p)),
+            "not 3-D",
+        ),
+        (
+            "rgb.mha",
+            lambda p: sitk.WriteImage(sitk.GetImageFromArray(np.stack([DWI] * 3, -1), isVector=True), str(p)),
+            "not scalar",
+        ),
+        (
+            "complex.mha",
+            lambda p: sitk.WriteImage(sitk.GetImageFromArray(DWI.astype(np.complex64)), str(p)),
+            "not scalar",
+        ),
     ],
 )
 def test_what_is_no_image_is_refused(tmp_path: Path, name: str, how: Callable[[Path], object], message: str) -> None:

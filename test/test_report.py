@@ -53,7 +53,9 @@ def red_pixels(path: Path) -> int:
     return int(((r > 0.9) & (g < 0.4) & (b < 0.4)).sum())
 
 
-def test_the_picture_outlines_the_lesion_and_only_a_lesion(tmp_path: Path, result: Result, stub_ensemble: Build) -> None:
+def test_the_picture_outlines_the_lesion_and_only_a_lesion(
+    tmp_path: Path, result: Result, stub_ensemble: Build
+) -> None:
     draw_overlay(result, tmp_path / "lesion.png")
     assert red_pixels(tmp_path / "lesion.png") > 200
     healthy = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), Silent())
@@ -74,7 +76,15 @@ def test_the_picture_is_of_the_patients_left_on_the_right_whatever_the_axes(tmp_
 
 def test_closing_lines(result: Result) -> None:
     text = summary(result, Path("/o"), ".nii.gz")
-    for part in ("1 lesion, ", " ml (1 of 3 members voted)", "boom", "needs FLAIR", "/o/mask.nii.gz", "/o/overlay.png", "/o/report.json"):
+    for part in (
+        "1 lesion, ",
+        " ml (1 of 3 members voted)",
+        "boom",
+        "needs FLAIR",
+        "/o/mask.nii.gz",
+        "/o/overlay.png",
+        "/o/report.json",
+    ):
         assert part in text
     nothing = replace(result, lesion_count=0, lesion_ml=0.0)
     assert "no lesion found" in summary(nothing, Path("/o"), ".mha")
