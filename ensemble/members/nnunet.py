@@ -78,7 +78,8 @@ class NnunetMember:
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
         """Lesion probability on the DWI grid; folds are averaged as logits.
 
-        Networks stay on the device they were loaded to. Raises NonFiniteLogits, InputRefused, or what torch raises.
+        Networks stay on the device they were loaded to. Raises NonFiniteLogits, ValueError for
+        intensities that the plans' normalisation can't take, or what torch raises.
         """
         orientation = self._orientation(case.grid)
         spacing = orientation.spacing(case.grid.spacing_zyx_mm)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.errors import InputRefused
 from ensemble.geometry import Triple
 from ensemble.networks.nnunet_plans import NnunetPlans, Normalisation
 from ensemble.resample import ArrayResampling
@@ -49,7 +48,7 @@ def to_network(images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetPlans) -
     """Bring images (channels, z, y, x) to the network's axes, region, intensities and spacing.
 
     Returns the float32 array (channels, a, b, c) and the way back. The images are left as they are.
-    Raises InputRefused when a channel's values can't be what its normalisation expects.
+    Raises ValueError when a channel's values can't be what its normalisation expects.
     """
     order = plans.transpose_forward
     transposed = images.transpose(0, *[axis + 1 for axis in order])
@@ -124,11 +123,7 @@ def _rescale(image: FloatArray, _: BoolArray | None, __: Mapping[str, float]) ->
 
 def _rgb(image: FloatArray, _: BoolArray | None, __: Mapping[str, float]) -> FloatArray:
     if image.min() < 0 or image.max() > 255:
-        raise InputRefused(
-            "a member expects 8-bit colour values",
-            found=f"values from {image.min():g} to {image.max():g}",
-            do="leave this member out (--members), or train it with another normalisation",
-        )
+        raise ValueError(f"normalised as 8-bit colour, but values run from {image.min():g} to {image.max():g}")
     return image / np.float32(255)
 
 
