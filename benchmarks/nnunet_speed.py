@@ -63,7 +63,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="an nnU-Net v2 trained-model folder")
     parser.add_argument("--patch", type=int, nargs=3, default=(48, 64, 64), help="window (z, y, x) of the made network")
     parser.add_argument("--features", type=int, default=16, help="features of the made network's first stage")
-    parser.add_argument("--spacing", type=float, nargs=3, default=(2.0, 2.0, 2.0), help="mm (z, y, x) of the made network")
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, default=(2.0, 2.0, 2.0), help="mm (z, y, x) of the made network"
+    )
     parser.add_argument("--tta", choices=("mirror", "none"), default="mirror")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -21,7 +21,7 @@ from ensemble.inference.session_torch import TorchSession
 from ensemble.members.base import InferenceSettings, MemberPrediction
 from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.members.manifest import MemberSpec
-from ensemble.members.nnunet_arrays import NORMALISATION_SCHEMES, lesion_probability, to_network
+from ensemble.members.nnunet_arrays import lesion_probability, to_network
 from ensemble.networks.checkpoints import load_weights, read_checkpoint
 from ensemble.networks.nnunet_plans import NnunetPlans, read_plans
 from ensemble.networks.planned_unet import build_network
@@ -165,7 +165,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _plans(folder: Path, checkpoints: list[tuple[Path, dict[str, Any]]]) -> NnunetPlans:
-    names = {path: (content.get("init_args") or {}).get("configuration") for path, content in checkpoints}
+    names = {path: _configuration(content) for path, content in checkpoints}
     if len(set(names.values())) > 1:
         raise WeightsBroken(
             "the folds of a model folder were trained in different configurations",
@@ -173,15 +173,13 @@ def _plans(folder: Path, checkpoints: list[tuple[Path, dict[str, Any]]]) -> Nnun
             found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
             do="keep one configuration a folder",
         )
-    plans = read_plans(folder, next(iter(names.values())))
-    if unknown := sorted({channel.scheme for channel in plans.normalisation} - NORMALISATION_SCHEMES):
-        raise WeightsBroken(
-            "plans name an unknown normalisation",
-            where=folder / "plans.json",
-            found=", ".join(unknown),
-            do=f"known: {', '.join(sorted(NORMALISATION_SCHEMES))}",
-        )
-    return plans
+    return read_plans(folder, next(iter(names.values())))
+
+
+def _configuration(checkpoint: dict[str, Any]) -> str | None:
+    arguments = checkpoint.get("init_args")
+    name = arguments.get("configuration") if isinstance(arguments, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
@@ -206,7 +204,7 @@ def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
 def _mirror_axes(path: Path, content: dict[str, Any], plans: NnunetPlans) -> tuple[int, ...]:
     """The checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
     axes = content.get("inference_allowed_mirroring_axes") or ()
-    if not set(axes) <= set(range(plans.dims)):
+    if not isinstance(axes, (list, tuple)) or not set(axes) <= set(range(plans.dims)):
         raise WeightsBroken("a checkpoint names impossible mirror axes", where=path, found=str(axes))
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
 

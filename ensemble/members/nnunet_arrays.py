@@ -135,7 +135,6 @@ _SCHEMES: dict[str, Callable[[FloatArray, BoolArray | None, Mapping[str, float]]
     "RescaleTo01Normalization": _rescale,
     "RGBTo01Normalization": _rgb,
 }
-NORMALISATION_SCHEMES = frozenset(_SCHEMES)
 
 
 def _in_order(values: Triple, order: tuple[int, int, int]) -> Triple:

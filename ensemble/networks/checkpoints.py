@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,19 @@ from ensemble.errors import WeightsBroken
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
+#: What torch's restricted unpickler says of a name that it does not admit, and what any reader says of damaged bytes.
+_FORBIDDEN = re.compile(r"(?:GLOBAL|function|class) (\S+)")
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -27,19 +41,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
+    archive = zipfile.is_zipfile(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except _UNREADABLE as error:
+        if wanted := _FORBIDDEN.search(str(error)):
+            raise WeightsBroken(
+                "a checkpoint holds more than tensors and plain values; it was not loaded",
+                where=path,
+                found=f"it asks for {wanted[1]}",
+                do="use the file that its trainer wrote; a checkpoint that needs other code to load can't be trusted",
+            ) from error
         raise WeightsBroken(
-            "a checkpoint holds more than tensors and plain values, or no checkpoint at all; it was not loaded",
+            "a checkpoint is damaged, or is none",
             where=path,
-            found=_reason(error),
-            do="use the file that its trainer wrote; a checkpoint that needs code to load can't be trusted",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise WeightsBroken(
-            "a checkpoint is damaged", where=path, found=_reason(error), do="copy or download it again"
+            found=f"{type(error).__name__}: {error}"[:200] if archive else f"a file that starts with {_start(path)!r}",
+            do="copy or download it again",
         ) from error
     if not isinstance(loaded, dict):
         raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
@@ -82,10 +100,9 @@ def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
-    return f"{type(error).__name__}: {telling[:300]}"
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(20)
 
 
 def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:

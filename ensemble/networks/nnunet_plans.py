@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,15 @@ _READERS = {
     "NibabelIO": False,
     "SimpleITKIOWithReorient": True,
     "NibabelIOWithReorient": True,
+}
+
+#: nnU-Net's normalisation schemes, and the training statistics that each needs.
+NORMALISATION_STATISTICS: Mapping[str, tuple[str, ...]] = {
+    "ZScoreNormalization": (),
+    "CTNormalization": ("mean", "std", "percentile_00_5", "percentile_99_5"),
+    "NoNormalization": (),
+    "RescaleTo01Normalization": (),
+    "RGBTo01Normalization": (),
 }
 
 T = TypeVar("T")
@@ -48,7 +58,7 @@ class Normalisation:
     use_mask: bool
     """Compute the statistics, and apply them, only inside the non-zero region."""
     intensities: Mapping[str, float]
-    """Foreground intensity statistics of the training data; CT normalisation uses them."""
+    """Those statistics of the training data's foreground that the scheme needs."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
     return NnunetPlans(
         configuration=name,
         patch=patch,
-        spacing_mm=plans.read("spacing", lambda: tuple(float(mm) for mm in chosen["spacing"])),
+        spacing_mm=plans.read("spacing", lambda: _spacing(chosen["spacing"], len(patch))),
         transpose_forward=plans.read("transpose_forward", lambda: _permutation(plans.content["transpose_forward"])),
         reorient=plans.read("image_reader_writer", lambda: _READERS[plans.content["image_reader_writer"]]),
         normalisation=plans.read("normalization_schemes", lambda: _normalisation(plans.content, chosen, len(channels))),
@@ -217,14 +227,26 @@ def _normalisation(plans: Mapping[str, Any], chosen: Mapping[str, Any], channels
     by_channel = plans.get("foreground_intensity_properties_per_channel") or plans.get(
         "foreground_intensity_properties_by_modality", {}
     )
-    return tuple(
-        Normalisation(str(scheme), bool(mask), dict(by_channel.get(str(index)) or {}))
-        for index, (scheme, mask) in enumerate(zip(schemes, masks, strict=True))
-    )
+    channel_schemes = []
+    for index, (scheme, mask) in enumerate(zip(schemes, masks, strict=True)):
+        if scheme not in NORMALISATION_STATISTICS:
+            raise ValueError(f"{scheme!r} is not one of {', '.join(NORMALISATION_STATISTICS)}")
+        needed, known = NORMALISATION_STATISTICS[scheme], by_channel.get(str(index)) or {}
+        if missing := [key for key in needed if key not in known]:
+            raise ValueError(f"{scheme} of channel {index} needs the training data's {', '.join(missing)}")
+        channel_schemes.append(Normalisation(scheme, bool(mask), {key: float(known[key]) for key in needed}))
+    return tuple(channel_schemes)
 
 
 def _resampling(chosen: Mapping[str, Any], key: str) -> ArrayResampling:
     return ArrayResampling.from_plans(str(chosen[key]), dict(chosen[f"{key}_kwargs"]))
+
+
+def _spacing(millimetres: Sequence[Any], axes: int) -> tuple[float, ...]:
+    spacing = tuple(float(mm) for mm in millimetres)
+    if len(spacing) != axes or not all(0 < mm < inf for mm in spacing):
+        raise ValueError(f"{spacing} for {axes} axes")
+    return spacing
 
 
 def _permutation(axes: Sequence[Any]) -> tuple[int, int, int]:
