@@ -9,6 +9,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
+from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.units import physical_intensities
 from ensemble.readers.base import RawCase, RawImage
@@ -18,6 +19,8 @@ from ensemble.volume import Volume
 
 #: Headers of one acquisition that differ by less than this are the same but for rounding, in voxels.
 ROUNDING_VOXELS = 0.05
+#: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
+PLAUSIBLE_BRAIN_ML = (600.0, 2200.0)
 #: FLAIR must cover at least this fraction of the DWI's field of view to say anything about it.
 MIN_FLAIR_COVERAGE = 0.5
 
@@ -34,7 +37,7 @@ class PreparedCase:
     brain: Volume
     """bool, the brain's foreground."""
     repairs: tuple[str, ...]
-    """What was changed on the way, one sentence each."""
+    """What was changed on the way, or looks odd, one sentence each."""
 
     @property
     def grid(self) -> Grid:
@@ -61,7 +64,7 @@ def prepare(raw: RawCase) -> PreparedCase:
     images = {Modality.DWI: dwi.volume, Modality.ADC: _adc_on_dwi_grid(adc, dwi, repairs)}
     if Modality.FLAIR in raw.images:
         images[Modality.FLAIR] = _flair_on_dwi_grid(raw.images[Modality.FLAIR], dwi, repairs)
-    brain = _brain(images, dwi)
+    brain = _brain(images, dwi, repairs)
     arrays = {modality: volume.array for modality, volume in images.items()}
     physical = physical_intensities(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), brain)
     return PreparedCase(
@@ -122,12 +125,16 @@ def _flair_on_dwi_grid(flair: RawImage, dwi: RawImage, repairs: list[str]) -> Vo
     return resample_volume(flair.volume, grid)
 
 
-def _brain(images: Mapping[Modality, Volume], dwi: RawImage) -> BoolArray:
+def _brain(images: Mapping[Modality, Volume], dwi: RawImage, repairs: list[str]) -> BoolArray:
     brain = brain_mask(images[Modality.DWI].array, images[Modality.ADC].array)
     if not brain.any():
         raise InputRefused(
             "no brain was found in DWI and ADC", where=dwi.path, do="check that both images show the same head"
         )
+    volume, (low, high) = volume_ml(brain, dwi.volume.grid.spacing_zyx_mm), PLAUSIBLE_BRAIN_ML
+    if not low <= volume <= high:
+        hint = "is the skull still there?" if volume > high else "is part of the brain missing?"
+        repairs.append(f"the foreground measures {volume:.0f} ml, a brain {low:.0f} to {high:.0f} ml: {hint}")
     return brain
 
 

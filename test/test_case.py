@@ -121,3 +121,12 @@ def test_normal_tissue_is_one() -> None:
         inside = case.physical[modality].array[case.brain.array]
         assert np.median(inside) == pytest.approx(1.0, abs=0.05)
         assert not case.physical[modality].array[~case.brain.array].any()
+
+
+@pytest.mark.parametrize(("scale", "hint"), [(1.4, "skull still there"), (0.7, "brain missing")])
+def test_a_brain_of_implausible_size_is_remarked_upon(scale: float, hint: str) -> None:
+    raw = phantom_case()
+    grid = replace(GRID, spacing_mm=tuple(mm * scale for mm in GRID.spacing_mm))
+    images = {m: replace(image, volume=Volume(image.volume.array, grid)) for m, image in raw.images.items()}
+    assert hint in prepare(replace(raw, images=images)).repairs[0]
+    assert prepare(raw).repairs == ()
