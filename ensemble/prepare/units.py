@@ -1,0 +1,101 @@
+"""Physical intensities: the same tissue has the same number whatever scanner, coil gain and unit a case comes with.
+
+DWI is divided by the median of normal brain tissue, ADC by the mode of its histogram, FLAIR by the tissue median. Tissue is
+where ADC lies near its mode: that leaves out cerebrospinal fluid, most of an infarct, and masked-out voxels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ensemble.errors import InputRefused
+from ensemble.types import Modality
+
+# Factor to 1e-3 mm^2/s for the units that ADC maps come in: mm^2/s, 1e-3 mm^2/s and 1e-6 mm^2/s.
+ADC_UNIT_FACTORS = {"mm^2/s": 1e3, "1e-3 mm^2/s": 1.0, "1e-6 mm^2/s": 1e-3}
+# Brain medians (fluid included) of any plausible patient; normal tissue is 0.7-0.9, fluid 3.0 (in 1e-3 mm^2/s).
+PLAUSIBLE_MEDIAN_ADC = (0.3, 2.5)
+TISSUE_ADC_RANGE = (0.3, 1.6)
+TISSUE_HALF_WIDTH = 0.25  # of the ADC mode
+CLIP = {Modality.DWI: (0.0, 8.0), Modality.ADC: (0.0, 5.0), Modality.FLAIR: (0.0, 5.0)}
+
+
+def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
+    """Factor that brings an ADC map to 1e-3 mm^2/s (= um^2/ms), found from its brain values.
+
+    Args:
+        adc: array (z, y, x) in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s.
+        brain: boolean array (z, y, x).
+
+    Raises:
+        InputRefused: if no unit makes the brain's median plausible.
+    """
+    inside = adc[brain & (adc > 0)]
+    median = float(np.median(inside)) if inside.size else 0.0
+    low, high = PLAUSIBLE_MEDIAN_ADC
+    for factor in ADC_UNIT_FACTORS.values():
+        if low <= median * factor <= high:
+            return factor
+    raise InputRefused(
+        "the ADC map's values fit none of the usual units",
+        where="ADC",
+        found=f"median {median:.3g} inside the brain",
+        do="give an ADC map in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s (about 0.0008, 0.8 or 800 in normal tissue); "
+        "check that DWI and ADC are not swapped",
+    )
+
+
+def adc_mode(adc_um2_per_ms: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
+    """Most frequent ADC of brain tissue, in 1e-3 mm^2/s (histogram of 0.01 bins, smoothed)."""
+    low, high = TISSUE_ADC_RANGE
+    counts, edges = np.histogram(adc_um2_per_ms[brain], bins=round((high - low) / 0.01), range=(low, high))
+    smooth = ndimage.gaussian_filter1d(counts.astype(float), 4.0)
+    peak = int(smooth.argmax())
+    return float((edges[peak] + edges[peak + 1]) / 2)
+
+
+def physical_intensities(
+    dwi: npt.NDArray[np.floating],
+    adc: npt.NDArray[np.floating],
+    flair: npt.NDArray[np.floating] | None,
+    brain: npt.NDArray[np.bool_],
+) -> dict[Modality, npt.NDArray[np.float32]]:
+    """Scale a case so that normal tissue is 1 in every modality; 0 outside the brain.
+
+    Args:
+        dwi, adc, flair: arrays (z, y, x) on one grid, in the files' own units; FLAIR may be None, and 0 outside its field of view.
+        brain: boolean array (z, y, x).
+
+    Returns:
+        One float32 array (z, y, x) a modality, without unit, clipped to `CLIP`.
+
+    Raises:
+        InputRefused: if a modality holds no plausible brain tissue.
+    """
+    factor = adc_to_um2_per_ms(adc, brain)
+    diffusion = np.asarray(adc, dtype=np.float32) * np.float32(factor)
+    mode = adc_mode(diffusion, brain)
+    tissue = brain & (np.abs(diffusion - mode) < TISSUE_HALF_WIDTH * mode)
+    scaled = {
+        Modality.DWI: np.asarray(dwi, dtype=np.float32) / _tissue_median(dwi, tissue, "DWI"),
+        Modality.ADC: diffusion / mode,
+    }
+    if flair is not None:
+        scaled[Modality.FLAIR] = np.asarray(flair, dtype=np.float32) / _tissue_median(
+            flair, tissue & (flair > 0), "FLAIR"
+        )
+    return {m: np.where(brain, np.clip(image, *CLIP[m]), 0).astype(np.float32) for m, image in scaled.items()}
+
+
+def _tissue_median(image: npt.NDArray[np.floating], tissue: npt.NDArray[np.bool_], name: str) -> np.float32:
+    median = float(np.median(image[tissue])) if tissue.any() else 0.0
+    if not np.isfinite(median) or median <= 0.0:
+        raise InputRefused(
+            f"{name} has no signal in brain tissue",
+            where=name,
+            found=f"median {median:.3g} where ADC is that of normal tissue",
+            do=f"check that {name} shows the same head as ADC, on the same grid",
+        )
+    return np.float32(median)

@@ -1,0 +1,288 @@
+"""Infarcts: where they lie (real shapes, emboli, lacunes, cortical ribbons) and what they do to the tissue as they age.
+
+Physics of age: diffusion falls within minutes to 0.4-0.7 of normal, returns through normal values ("pseudo-normalisation") after 1-2 weeks
+and rises beyond; T2 rises from some 6-12 hours on and keeps subacute lesions bright on DWI (Lansberg et al., AJNR 2001; Schlaug et al., Neurology
+1997; Fung et al., 2011).
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.anatomy import Person, blur, material, to_grid_sample
+from training.draw import Draw
+from training.tissues import FLUID_CLASSES, ParameterMaps, Tissue
+
+MASKS = "lesions/soop_mni_masks.npz.xz"
+
+# ISLES'22 training set, 250 cases (Hernandez Petzsche et al., Scientific Data 2022): total lesion volume and number of components.
+VOLUME_PROBABILITIES = (0.0, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 1.0)
+VOLUME_ML = (0.05, 0.19, 0.44, 1.6, 6.6, 21.0, 60.0, 108.0, 250.0)
+COUNT_PROBABILITIES = (0.0, 0.10, 0.25, 0.50, 0.75, 0.90, 1.0)
+COUNTS = (1.0, 1.0, 2.0, 5.0, 12.0, 20.0, 90.0)
+
+
+@dataclass(frozen=True)
+class LesionLibrary:
+    """Masks of acute lesions in MNI space, (z, y, x) at 1 mm with x to the patient's left."""
+
+    packed: np.ndarray  # (n, bytes)
+    shape: tuple[int, int, int]  # as stored: (x, y, z)
+    volumes_ml: np.ndarray  # (n,)
+    brain_box: tuple[tuple[int, int], ...]  # (z, y, x): first and last voxel of the brain in MNI space
+
+    def mask(self, index: int) -> np.ndarray:
+        """One mask as uint8 (z, y, x)."""
+        flat = np.unpackbits(self.packed[index])[: math.prod(self.shape)]
+        return flat.reshape(self.shape).transpose(2, 1, 0)
+
+
+@cache
+def load_lesions(shared: Path) -> LesionLibrary:
+    """The lesion library (takes some seconds)."""
+    with np.load(io.BytesIO(lzma.decompress(material(shared, MASKS).read_bytes()))) as archive:
+        packed, shape = archive["packed"], tuple(int(n) for n in archive["shape"])
+    bits = np.array([int(n).bit_count() for n in range(256)], dtype=np.uint16)
+    volumes = np.array([bits[row].sum(dtype=np.int64) for row in packed]) / 1000.0
+    # The MNI152 brain (without fluid) spans x -72..72, y -106..73, z -60..80 mm; the archive's affine is x = 78 - i, y = j - 112, z = k - 50.
+    box = ((0, 130), (6, 185), (6, 150))
+    return LesionLibrary(packed, (shape[0], shape[1], shape[2]), volumes, box)
+
+
+@dataclass
+class Damage:
+    """What all lesions together do, on the person's 1 mm grid; each a tensor (z, y, x)."""
+
+    acute: Tensor  # 0-1: share of the voxel that a reader would outline
+    log_adc: Tensor  # factor on ADC, as its natural logarithm
+    log_t2: Tensor  # factor on T2
+    log_t1: Tensor
+    old: Tensor = field(repr=False)  # 0-1: chronic damage, not to be outlined
+
+    @classmethod
+    def none(cls, like: Tensor) -> Damage:
+        return cls(*(torch.zeros(like.shape, device=like.device) for _ in range(5)))
+
+    def apply(self, maps: ParameterMaps) -> ParameterMaps:
+        """The parameter maps of the damaged brain."""
+        return ParameterMaps(
+            maps.proton_density * (1 + 0.1 * self.old + 0.03 * self.acute),
+            maps.t1_ms * torch.exp(self.log_t1),
+            maps.t2_ms * torch.exp(self.log_t2),
+            maps.adc * torch.exp(self.log_adc),
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a lesion has come: factors on ADC and T2 where it is complete."""
+
+    adc: float
+    t2: float
+
+
+def draw_stage(draw: Draw) -> Stage:
+    """Hyperacute (T2 still normal), acute, or subacute (ADC returning, T2 high)."""
+    kind = draw.uniform(0, 1)
+    if kind < 0.25:
+        return Stage(draw.uniform(0.45, 0.8), draw.uniform(1.0, 1.12))
+    if kind < 0.7:
+        return Stage(draw.uniform(0.4, 0.75), draw.uniform(1.1, 1.5))
+    return Stage(draw.uniform(0.7, 1.15), draw.uniform(1.4, 2.2))
+
+
+def vary(stage: Stage, draw: Draw) -> Stage:
+    """The same event a little earlier or later: components of one patient differ."""
+    return Stage(stage.adc * draw.lognormal(1.0, 0.12), max(1.0, stage.t2 * draw.lognormal(1.0, 0.1)))
+
+
+def draw_damage(person: Person, library: LesionLibrary, draw: Draw, lesion_free: bool) -> Damage:
+    """Everything that is wrong with this person's brain."""
+    tissue = tissue_share(person.classes)
+    damage = Damage.none(tissue)
+    add_chronic(damage, person, tissue, library, draw)
+    if not lesion_free:
+        add_acute(damage, person, tissue, library, draw)
+    return damage
+
+
+def tissue_share(classes: Tensor) -> Tensor:
+    """1 in brain tissue, 0 in fluid and outside."""
+    dry = classes > 0
+    for fluid in FLUID_CLASSES:
+        dry &= classes != fluid
+    return dry.float()
+
+
+def add_acute(damage: Damage, person: Person, tissue: Tensor, library: LesionLibrary, draw: Draw) -> None:
+    """Draw volume and count from ISLES'22's figures, then a territorial lesion, emboli, lacunes or ribbons to match."""
+    volume_ml = draw.quantile(VOLUME_PROBABILITIES, VOLUME_ML)
+    count = round(draw.quantile(COUNT_PROBABILITIES, COUNTS))
+    stage = draw_stage(draw)
+    strength = draw.uniform(0.4, 0.75) if draw.chance(0.12) else draw.uniform(0.8, 1.0)  # some lesions are faint
+    territorial = volume_ml > 1.5 or draw.chance(0.4)
+    if territorial:
+        shape = warped_shape(person, library, volume_ml, draw)
+        insert(damage, shape * tissue, shape, stage, strength, draw)
+    small = count - 1 if territorial else count
+    if small > 0:
+        add_emboli(damage, person, tissue, small, stage, draw)
+    if draw.chance(0.25):
+        add_ribbon(damage, person, tissue, vary(stage, draw), draw)
+
+
+def warped_shape(person: Person, library: LesionLibrary, volume_ml: float, draw: Draw) -> Tensor:
+    """A real lesion's mask of about `volume_ml`, carried to this person: soft 0-1 tensor (z, y, x)."""
+    near = np.flatnonzero(np.abs(np.log(np.maximum(library.volumes_ml, 1e-3) / volume_ml)) < 0.4)
+    if near.size == 0:
+        near = np.argsort(np.abs(np.log(np.maximum(library.volumes_ml, 1e-3) / volume_ml)))[:5]
+    mask = torch.from_numpy(library.mask(int(near[draw.integer(0, near.size)])).copy()).to(draw.device).float()
+    if draw.chance(0.5):
+        mask = mask.flip(2)
+    half = F.interpolate(person.source.permute(3, 0, 1, 2)[None], scale_factor=0.5, mode="trilinear", align_corners=False)
+    coordinates = half[0].permute(1, 2, 3, 0).clone()
+    rough = draw.field(coordinates.shape[:3], 6.0, 3).permute(1, 2, 3, 0)
+    for axis in range(3):
+        first, last = library.brain_box[axis]
+        margin, length = 6, person.head_shape[axis] - 12
+        stretch = draw.lognormal(1.0, 0.06)
+        middle = (first + last) / 2
+        at = (coordinates[..., axis] - margin) / length * (last - first) + first
+        coordinates[..., axis] = (at - middle) * stretch + middle + draw.normal(0, 3.0) + 1.3 * rough[..., axis]
+    sampled = F.grid_sample(mask[None, None], to_grid_sample(coordinates, mask.shape), align_corners=True)
+    full = F.interpolate(sampled, size=tuple(person.classes.shape), mode="trilinear", align_corners=False)[0, 0]
+    sharpness = draw.uniform(3.0, 9.0)
+    return ((full - 0.5) * sharpness + 0.5).clamp(0, 1)
+
+
+def insert(damage: Damage, where: Tensor, outline: Tensor, stage: Stage, strength: float, draw: Draw) -> None:
+    """Let tissue die: `where` (0-1, tissue only) at `stage`; a reader outlines `outline`. All on the whole grid."""
+    patchy = draw.uniform(0.0, 0.35)
+    texture = 1 - patchy * (draw.field(where.shape, draw.uniform(4, 12))[0]).clamp(-1, 2).add(1).div(3)
+    severity = where * (strength * texture).clamp(0, 1)
+    _merge(damage, severity, stage, ...)
+    damage.acute.copy_(torch.maximum(damage.acute, _reader_outline(severity, outline)))
+
+
+def _reader_outline(severity: Tensor, outline: Tensor) -> Tensor:
+    """Readers close their outlines over sulci between damaged gyri."""
+    damaged = (severity > 0.25).float()
+    closed = (blur(damaged, 1.4) > 0.42).float() * (outline > 0.4)
+    return torch.maximum(damaged, closed)
+
+
+def _merge(damage: Damage, severity: Tensor, stage: Stage, window: tuple[slice, ...] | type(...)) -> None:  # type: ignore[valid-type]
+    adc, t2 = math.log(stage.adc) * severity, math.log(stage.t2) * severity
+    stronger = adc.abs() + t2.abs() > damage.log_adc[window].abs() + damage.log_t2[window].abs()
+    damage.log_adc[window] = torch.where(stronger, adc, damage.log_adc[window])
+    damage.log_t2[window] = torch.where(stronger, t2, damage.log_t2[window])
+    damage.log_t1[window] = torch.where(stronger, 0.5 * t2, damage.log_t1[window])
+
+
+def add_emboli(damage: Damage, person: Person, tissue: Tensor, count: int, stage: Stage, draw: Draw) -> None:
+    """Scattered small infarcts: in one territory or everywhere, mostly at the grey-white border; some lacunes in deep tissue."""
+    cortex, deep = person.classes == Tissue.CORTEX, _deep(person.classes)
+    rim = torch.nonzero(cortex | (person.classes == Tissue.CEREBELLAR_CORTEX))
+    anywhere = torch.nonzero((tissue > 0) & ~cortex)
+    inside = torch.nonzero(deep)
+    if min(len(rim), len(anywhere), len(inside)) == 0:
+        return
+    scattered = draw.chance(0.4)
+    hub, reach = rim[draw.integer(0, len(rim))], draw.uniform(15, 45)
+    for _ in range(count):
+        kind = draw.uniform(0, 1)
+        pool = rim if kind < 0.5 else anywhere if kind < 0.8 else inside
+        centre = pool[draw.integer(0, len(pool))]
+        if not scattered:
+            tries = pool[torch.tensor([draw.integer(0, len(pool)) for _ in range(30)])]
+            close = (tries - hub).float().norm(dim=1)
+            centre = tries[int(close.argmin())] if close.min() > reach else tries[int((close < reach).nonzero()[0])]
+        radius = min(draw.lognormal(2.0, 0.4), 8.0) * (1.3 if pool is inside else 1.0)
+        strength = draw.uniform(0.4, 0.8) if draw.chance(0.3) else draw.uniform(0.8, 1.0)
+        _add_ellipsoid(damage, tissue, centre.tolist(), radius, vary(stage, draw), strength, draw)
+
+
+def _deep(classes: Tensor) -> Tensor:
+    deep = torch.zeros_like(classes, dtype=torch.bool)
+    for tissue in (Tissue.THALAMUS, Tissue.PUTAMEN, Tissue.CAUDATE, Tissue.PALLIDUM, Tissue.BRAINSTEM):
+        deep |= classes == tissue
+    return deep
+
+
+def _ellipsoid(shape: torch.Size, centre: list[int], radius_mm: float, draw: Draw) -> tuple[tuple[slice, ...], Tensor]:
+    """A lumpy ellipsoid (soft 0-1) and the window it lies in."""
+    reach = math.ceil(1.8 * radius_mm) + 2
+    window = tuple(slice(max(0, c - reach), min(n, c + reach + 1)) for c, n in zip(centre, shape, strict=True))
+    axes = [torch.arange(s.start, s.stop, dtype=torch.float32) - c for s, c in zip(window, centre, strict=True)]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    orientation = torch.linalg.qr(draw.randn((3, 3)).cpu())[0]
+    ratios = torch.tensor([draw.lognormal(1.0, 0.25) for _ in range(3)])
+    distance = ((points @ orientation) / (radius_mm * ratios)).norm(dim=-1).to(draw.device)
+    lumps = 0.15 * draw.field(distance.shape, 3.0)[0]
+    return window, ((1 - distance + lumps) * radius_mm / 0.8 + 0.5).clamp(0, 1)
+
+
+def _add_ellipsoid(damage: Damage, tissue: Tensor, centre: list[int], radius_mm: float, stage: Stage, strength: float, draw: Draw) -> None:
+    window, shape = _ellipsoid(tissue.shape, centre, radius_mm, draw)
+    severity = shape * tissue[window] * strength
+    _merge(damage, severity, stage, window)
+    damage.acute[window] = torch.maximum(damage.acute[window], (severity > 0.25).float())
+
+
+def add_ribbon(damage: Damage, person: Person, tissue: Tensor, stage: Stage, draw: Draw) -> None:
+    """An infarct of a stretch of cortex with little white matter."""
+    cortex = torch.nonzero(person.classes == Tissue.CORTEX)
+    if len(cortex) == 0:
+        return
+    centre = cortex[draw.integer(0, len(cortex))].tolist()
+    window, shape = _ellipsoid(tissue.shape, centre, draw.uniform(5, 13), draw)
+    ribbon = blur((person.classes[window] == Tissue.CORTEX).float(), 0.7) * tissue[window]
+    severity = shape * (1.3 * ribbon).clamp(0, 1) * draw.uniform(0.5, 1.0)
+    _merge(damage, severity, stage, window)
+    damage.acute[window] = torch.maximum(damage.acute[window], _reader_outline(severity, shape))
+
+
+def add_chronic(damage: Damage, person: Person, tissue: Tensor, library: LesionLibrary, draw: Draw) -> None:
+    """Hard negatives: white-matter hyperintensities, old infarcts with a cavity, old lacunes."""
+    if draw.chance(0.7):
+        _add_hyperintensities(damage, person, draw)
+    if draw.chance(0.2):
+        volume_ml = draw.lognormal(4.0, 1.2)
+        _add_scar(damage, ..., warped_shape(person, library, volume_ml, draw) * tissue, draw)
+    deep = torch.nonzero((_deep(person.classes) | (person.classes == Tissue.WHITE)) & (tissue > 0))
+    for _ in range(draw.integer(0, 5) if draw.chance(0.4) and len(deep) else 0):
+        window, shape = _ellipsoid(tissue.shape, deep[draw.integer(0, len(deep))].tolist(), draw.lognormal(2.2, 0.35), draw)
+        _add_scar(damage, window, shape * tissue[window], draw)
+
+
+def _add_scar(damage: Damage, window: tuple[slice, ...] | type(...), shape: Tensor, draw: Draw) -> None:  # type: ignore[valid-type]
+    """Gliosis around, fluid within: ADC 1.4-3.5 times normal, T2 1.5-8 times."""
+    adc, t2 = math.log(draw.uniform(1.3, 3.3)) * shape, math.log(draw.uniform(1.4, 6.0)) * shape
+    damage.log_adc[window] = torch.maximum(damage.log_adc[window], adc)
+    damage.log_t2[window] = torch.maximum(damage.log_t2[window], t2)
+    damage.log_t1[window] = torch.maximum(damage.log_t1[window], 0.6 * t2)
+    damage.old[window] = torch.maximum(damage.old[window], shape)
+
+
+def _add_hyperintensities(damage: Damage, person: Person, draw: Draw) -> None:
+    """White-matter hyperintensities: caps and bands around the ventricles, spots in the deep white matter."""
+    white = (person.classes == Tissue.WHITE).float()
+    near = blur((person.classes == Tissue.VENTRICLE).float(), 4.0)
+    score = 3.0 * near + 0.5 * draw.field(white.shape, 7.0)[0] - draw.uniform(0.5, 1.3)
+    depth = (blur(white, 2.5) * 2 - 1).clamp(0, 1)
+    extent = (2.0 * score).clamp(0, 1) * white * depth
+    adc, t2 = math.log(draw.uniform(1.0, 1.45)), math.log(draw.uniform(1.15, 1.6))
+    damage.log_adc += adc * extent
+    damage.log_t2 += t2 * extent
+    damage.log_t1 += 0.5 * t2 * extent
+    damage.old.copy_(torch.maximum(damage.old, extent))

@@ -1,0 +1,199 @@
+"""Train one member: `python -m training.train MEMBER --bank BANK --out model_weights/MEMBER --minutes M [--resume]`.
+
+Short trainings on a CPU: a cosine over wall-clock time, bf16 arithmetic, and an average of the weights over the last steps.
+The result is an nnU-Net v2 trained-model folder; it is written again every few minutes, so that training may be stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.batches import Bank, draw_batch
+from training.draw import Draw
+from training.members import MEMBERS, MemberSpec, build_network, dataset_json, plans_json
+
+LEARNING_RATE = 2e-3
+WARM_UP = 0.02  # share of the training time
+WEIGHT_DECAY = 1e-4
+CLIP_NORM = 5.0
+AVERAGING = 0.995  # decay of the weights' moving average, a step
+DICE_SMOOTHING = 10.0  # voxels
+SAVE_EVERY_S = 240.0
+LOG_EVERY = 10
+
+
+def loss_of(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Soft Dice of each example plus weighted cross-entropy.
+
+    Args:
+        logits: (n, 2, ...) background and lesion.
+        label, weight: (n, ...).
+    """
+    lesion = logits[:, 1] - logits[:, 0]
+    entropy = F.binary_cross_entropy_with_logits(lesion, label, reduction="none") * weight
+    probability = torch.sigmoid(lesion).flatten(1)
+    truth = label.flatten(1)
+    if label.ndim == 3:  # slices: Dice over the batch, since most slices hold little or nothing
+        probability, truth = probability.reshape(1, -1), truth.reshape(1, -1)
+    overlap = (probability * truth).sum(1)
+    dice = (2 * overlap + DICE_SMOOTHING) / (probability.sum(1) + truth.sum(1) + DICE_SMOOTHING)
+    return (1 - dice).mean() + 4.0 * entropy.mean()
+
+
+def rate_at(progress: float) -> float:
+    """Learning rate after this share of the time: a short warm-up, then a cosine to zero."""
+    if progress < WARM_UP:
+        return LEARNING_RATE * (0.05 + 0.95 * progress / WARM_UP)
+    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
+
+
+class Training:
+    """A member's training: network, moving average, optimiser, and the time already spent."""
+
+    def __init__(self, spec: MemberSpec, device: str) -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.layout = torch.channels_last_3d if spec.dimensions == 3 else torch.channels_last
+        self.network = build_network(spec).to(self.device, memory_format=self.layout)
+        self.average = copy.deepcopy(self.network).eval()
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        self.steps = 0
+        self.seconds = 0.0
+
+    def step(self, images: Tensor, label: Tensor, weight: Tensor, rate: float) -> tuple[float, float]:
+        """One optimiser step; returns the loss and the batch's Dice at 0.5."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        images = images.to(self.device).contiguous(memory_format=self.layout)
+        label, weight = label.to(self.device), weight.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            logits = self.network(images)
+        loss = loss_of(logits.float(), label, weight)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
+        self.optimiser.step()
+        self.steps += 1
+        self._update_average()
+        guess = (logits[:, 1] > logits[:, 0]).float()
+        dice = 2 * (guess * label).sum() / (guess.sum() + label.sum()).clamp_min(1)
+        return float(loss.detach()), float(dice)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(AVERAGING, (1 + self.steps) / (10 + self.steps))
+        for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(new, 1 - decay)
+        for mean, new in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(new, 1 - decay)
+
+    def save_state(self, path: Path) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+        draft = path.with_suffix(".draft")
+        torch.save(state, draft)
+        draft.rename(path)
+
+    def load_state(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.steps, self.seconds = state["steps"], state["seconds"]
+
+
+def export(spec: MemberSpec, network: torch.nn.Module, out: Path) -> None:
+    """Write an nnU-Net v2 trained-model folder: weights in half precision, BatchNorm's statistics in single."""
+    (out / "fold_0").mkdir(parents=True, exist_ok=True)
+    converted: dict[int, Tensor] = {}  # nnU-Net's modules hold the same tensor under several names: store it once
+    weights = {name: converted.setdefault(value.data_ptr(), _stored(name, value)) for name, value in network.state_dict().items()}
+    checkpoint = {
+        "network_weights": weights,
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": spec.configuration, "fold": 0},
+        "inference_allowed_mirroring_axes": tuple(range(spec.dimensions)),
+    }
+    draft = out / "fold_0" / ".draft.pth"
+    torch.save(checkpoint, draft)
+    draft.rename(out / "fold_0" / "checkpoint_final.pth")
+    for name, content in (("plans.json", plans_json(spec)), ("dataset.json", dataset_json(spec))):
+        (out / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _stored(name: str, value: Tensor) -> Tensor:
+    keep = "running" in name or not value.dtype.is_floating_point
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format) if keep else value.detach().cpu().half().contiguous()
+
+
+def train(spec: MemberSpec, bank: Bank, out: Path, state: Path, minutes: float, *, resume: bool, seed: int, device: str) -> None:
+    """Train until `minutes` of wall-clock time are spent (those before a resumption counted in)."""
+    training = Training(spec, device)
+    if resume:
+        training.load_state(state)
+    draw = Draw(seed + training.steps)
+    curve = out / "training.csv"
+    out.mkdir(parents=True, exist_ok=True)
+    with curve.open("a" if resume else "w", newline="") as file:
+        writer = csv.writer(file)
+        if not resume:
+            writer.writerow(["step", "minutes", "cases_in_bank", "rate", "loss", "dice"])
+        before, started, saved = training.seconds, time.monotonic(), time.monotonic()
+        recent: list[tuple[float, float]] = []
+        while training.seconds < 60 * minutes:
+            rate = rate_at(training.seconds / (60 * minutes))
+            recent.append(training.step(*draw_batch(spec, bank, draw), rate))
+            training.seconds = before + time.monotonic() - started
+            if training.steps % LOG_EVERY == 0:
+                loss, dice = (sum(part) / len(recent) for part in zip(*recent, strict=True))
+                row = [training.steps, f"{training.seconds / 60:.2f}", len(bank), f"{rate:.2e}", f"{loss:.4f}", f"{dice:.4f}"]
+                writer.writerow(row)
+                file.flush()
+                print(*row, flush=True)
+                recent.clear()
+                bank.refresh()
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                training.save_state(state)
+                export(spec, training.average, out)
+                saved = time.monotonic()
+    training.save_state(state)
+    export(spec, training.average, out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.train", description="Train one member on a bank of simulated patients.")
+    parser.add_argument("member", choices=sorted(MEMBERS))
+    parser.add_argument("--bank", type=Path, required=True, help="made by python -m training.simulate; may grow meanwhile")
+    parser.add_argument("--out", type=Path, required=True, help="the nnU-Net v2 model folder to write")
+    parser.add_argument("--minutes", type=float, required=True, help="of wall-clock time, in all")
+    parser.add_argument("--state", type=Path, help="where training can be resumed from (default: beside the bank's cases)")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    state = options.state or options.bank / f"{options.member}_state.pt"
+    bank = Bank(options.bank)
+    train(MEMBERS[options.member], bank, options.out, state, options.minutes, resume=options.resume, seed=options.seed, device=options.device)
+
+
+if __name__ == "__main__":
+    main()
