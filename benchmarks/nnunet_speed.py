@@ -1,6 +1,6 @@
 """Our nnunet member against nnunetv2's nnUNetPredictor: same folder, same case, same threads, turn by turn in one process.
 
-    python benchmarks/nnunet_speed.py --dwi DWI --adc ADC [--flair FLAIR] [--folder MODEL_FOLDER] [--threads 1] [--rounds 3]
+    python -m benchmarks.nnunet_speed --dwi DWI --adc ADC [--flair FLAIR] [--folder MODEL_FOLDER] [--threads 1] [--rounds 3]
 
 Both start from images in memory with their network loaded, and end with the lesion probability on the images' grid: preprocessing,
 all windows and flips, resampling back. Not counted: imports, loading of weights, reading of files. Without --folder a network of
@@ -21,11 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "test")]
-
-from nnunet_folders import FolderSpec, build_folder
 
 from ensemble.case import PreparedCase, prepare
 from ensemble.members.base import InferenceSettings
@@ -73,6 +68,10 @@ def _options() -> argparse.Namespace:
 
 
 def _made_folder(scratch: Path, options: argparse.Namespace) -> Path:
+    """A folder of random weights, by the tests' builder."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
+    from nnunet_folders import FolderSpec, build_folder
+
     spec = FolderSpec(
         patch=tuple(options.patch),
         spacing_mm=tuple(options.spacing),

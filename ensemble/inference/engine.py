@@ -117,8 +117,8 @@ def _answers(windows: torch.Tensor, networks: Sequence[Session], how: SlidingWin
     first = _pass(windows, networks, plain, how.average)
     if how.tta is Tta.NONE or not mirrored:
         return first
-    doubtful = ~_certain(first, how) if how.tta is Tta.GATED else torch.ones(len(windows), dtype=torch.bool)
-    if not doubtful.any():
+    doubtful = _doubtful(first, how) if how.tta is Tta.GATED else torch.arange(len(windows), device=windows.device)
+    if len(doubtful) == 0:
         return first
     windows, total = windows[doubtful], first[doubtful]
     for flip in mirrored:
@@ -145,8 +145,8 @@ def _pass(windows: torch.Tensor, networks: Sequence[Session], flip: Flip, averag
     return mean.flip(dims) if dims else mean
 
 
-def _certain(answers: torch.Tensor, how: SlidingWindow) -> torch.Tensor:
-    """For each window (N, K, Z, Y, X), whether every voxel's likeliest class is at least `how.certainty` probable: (N,) bool."""
+def _doubtful(answers: torch.Tensor, how: SlidingWindow) -> torch.Tensor:
+    """Indices of the windows (N, K, Z, Y, X) in which some voxel's likeliest class is less than `how.certainty` probable."""
     probabilities = answers if how.average is Average.PROBABILITIES else answers.softmax(1)
-    likeliest: torch.Tensor = probabilities.amax(1)
-    return likeliest.flatten(1).amin(1) >= how.certainty
+    likeliest = probabilities.amax(1).flatten(1)
+    return (likeliest.amin(1) < how.certainty).nonzero().flatten()

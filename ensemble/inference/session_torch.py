@@ -20,6 +20,9 @@ class TorchSession:
     """Runs a network of two or three spatial dimensions on one device.
 
     In fp16 and bf16 the convolutions are computed under autocast; weights stay float32, as does what is returned.
+
+    While it runs on CUDA, cuDNN is held to deterministic algorithms, not chosen by trial, so that a case gives the same mask each time;
+    the flags are restored afterwards.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class TorchSession:
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, Z, Y, X) float32 of windows (N, C, Z, Y, X) float32, on the device of the windows; Z = 1 for 2-D networks."""
         inputs = windows.to(self.device)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(), self._repeatable():
             logits = self.network(inputs) if self.dims == 3 else self.network(inputs.squeeze(2)).unsqueeze(2)
         return logits.to(device=windows.device, dtype=torch.float32)
 
@@ -43,3 +46,11 @@ class TorchSession:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    def _repeatable(self) -> AbstractContextManager[object]:
+        if self.device.type != "cuda":
+            return nullcontext()
+        flags: AbstractContextManager[object] = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True
+        )
+        return flags
