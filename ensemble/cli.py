@@ -34,6 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("interrupted")
         return 130
+    except ModuleNotFoundError as error:
+        log.error(
+            "error: the Python package %s is not installed\n  do: use ./run.sh, or pip install -r requirements.txt",
+            error.name,
+        )
+        return 1
     except Exception:
         log.exception("this is a bug in the tool, please report it with the lines below")
         return 1

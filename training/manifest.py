@@ -1,0 +1,38 @@
+"""Write `model_weights/manifest.json`, which says what is shipped and by which digests: `python -m training.manifest`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ensemble.config import SHIPPED_WEIGHTS
+from ensemble.members.manifest import MANIFEST, file_sha256
+from training.members import MEMBERS, MemberSpec
+
+
+def entry(spec: MemberSpec, weights: Path) -> dict[str, Any]:
+    """What the manifest says of one member. Files that are not needed for prediction are not listed."""
+    folder = weights / spec.name
+    files = [folder / "dataset.json", folder / "plans.json", *sorted(folder.glob("fold_*/checkpoint_final.pth"))]
+    return {
+        "name": spec.name,
+        "kind": "nnunet",
+        "folder": spec.name,
+        "channels": list(spec.channels),
+        "intensities": "physical",
+        "orientation": "canonical",
+        "spacing_mm": list(spec.spacing_mm),
+        "licence": "Apache-2.0",
+        "sha256": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
+    }
+
+
+def write_manifest(weights: Path) -> None:
+    """List every member of `MEMBERS` whose folder lies in `weights`."""
+    members = [entry(spec, weights) for spec in MEMBERS.values() if (weights / spec.name / "plans.json").is_file()]
+    (weights / MANIFEST).write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_manifest(SHIPPED_WEIGHTS)
