@@ -21,35 +21,44 @@ from ensemble.volume import Volume, from_sitk, to_sitk
 def publish(root: Path) -> Iterator[Path]:
     """Give an empty staging folder; when the block ends well, move what was written there to the same places under `root`.
 
-    The staging folder lies inside `root` (moves within one file system are atomic). Files are moved in the order of their names
-    after the deeper ones, so a summary at the top appears last. When the block raises, or a move fails, `root` is left as it was found,
-    folders included.
+    The staging folder lies inside `root` (moves within one file system are atomic). Files move in the order of their names, deeper
+    ones first, so that a summary at the top appears last. When the block raises, or a move fails, `root` is left as it was found,
+    folders included. Raises UsageError when something can't be written.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    staging = root  # until there is one
     try:
         root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
-    except OSError as error:
-        _remove_empty(made)
-        raise UsageError(
-            "the output folder can't be written", where=root, found=str(error), do="check its permissions"
-        ) from error
-    try:
         yield staging
         _move_all(staging, root)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        raise UsageError(
+            "the outputs can't be written",
+            where=root,
+            found=found,
+            do="check permissions and free space of the output folder",
+        ) from error
+    finally:
+        if staging != root:
+            shutil.rmtree(staging, ignore_errors=True)
         _remove_empty(made)
-        raise
-    shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_volume(volume: Volume, path: Path) -> None:
-    """Write a volume, compressed, with geometry and nothing else in its header; then read it back, since a full disk can go unnoticed."""
+    """Write a volume, compressed, with geometry and nothing else in its header; read it back, since a full disk can go unnoticed.
+
+    Raises OSError when the file does not hold what was written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = to_sitk(volume)
-    sitk.WriteImage(image, str(path), useCompression=True)
-    if not np.array_equal(from_sitk(sitk.ReadImage(str(path))).array, sitk.GetArrayViewFromImage(image)):
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+        back = from_sitk(sitk.ReadImage(str(path))).array
+    except RuntimeError as error:
+        raise OSError(f"{path.name} could not be written: {str(error).splitlines()[-1].strip()}") from error
+    if not np.array_equal(back, sitk.GetArrayViewFromImage(image)):
         raise OSError(f"{path.name} does not read back as it was written: is the disk full?")
 
 

@@ -60,7 +60,7 @@ def test_a_move_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return really(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(OSError, match="no space"), publish(tmp_path) as staging:
+    with pytest.raises(UsageError, match="no space left"), publish(tmp_path) as staging:
         for name in ("images/a.mha", "new/b.mha", "results.json"):
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text("new")
@@ -90,6 +90,12 @@ def test_a_disk_that_swallows_data_is_noticed(tmp_path: Path, monkeypatch: pytes
     really = sitk.WriteImage
     monkeypatch.setattr(sitk, "WriteImage", lambda image, path, **how: really(image * 0, path, **how))
     with pytest.raises(OSError, match="read back"):
+        write_volume(Volume(phantom_lesion(), GRID), tmp_path / "mask.mha")
+
+
+def test_an_unwritable_place_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "mask.mha").mkdir()
+    with pytest.raises(OSError, match="could not be written"):
         write_volume(Volume(phantom_lesion(), GRID), tmp_path / "mask.mha")
 
 
