@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 
 from ensemble.case import PreparedCase, prepare
 from ensemble.members.base import InferenceSettings
+from ensemble.members.channels import neighbouring_slices
 from ensemble.members.manifest import MemberSpec
 from ensemble.members.nnunet import NnunetMember
 from ensemble.readers.imagefile import read_case
@@ -41,14 +43,33 @@ def main() -> None:
         reference = _reference(folder, options.tta)
         ours, theirs = [], []
         for turn in range(options.rounds):
-            seconds, probability = _timed(lambda: _ours(member, case, options.tta))
-            ours.append(seconds)
-            seconds, expected = _timed(lambda: _theirs(reference, member, case))
-            theirs.append(seconds)
-            print(f"round {turn + 1}: ours {ours[-1]:.2f} s, nnUNetPredictor {theirs[-1]:.2f} s", flush=True)
-    print(f"median: ours {median(ours):.2f} s, nnUNetPredictor {median(theirs):.2f} s, {options.threads} thread(s)")
-    print(f"ratio (theirs / ours): {median(theirs) / median(ours):.2f}")
-    print(f"mean absolute difference of probabilities: {np.abs(probability - expected).mean():.1e}")
+            spent, probability = _timed(lambda: _ours(member, case, options.tta))
+            ours.append(spent)
+            spent, expected = _timed(lambda: _theirs(reference, member, case))
+            theirs.append(spent)
+            print(f"round {turn + 1}: ours {ours[-1]}, nnUNetPredictor {theirs[-1]}", flush=True)
+    for what in ("wall", "cpu"):
+        mine, reference_s = (median(getattr(spent, what) for spent in runs) for runs in (ours, theirs))
+        print(
+            f"median {what} time on {options.threads} thread(s): ours {mine:.2f} s, nnUNetPredictor {reference_s:.2f} s,"
+            f" ratio (theirs / ours) {reference_s / mine:.2f}"
+        )
+    mask, expected_mask = probability > 0.5, expected > 0.5
+    dice = 2 * (mask & expected_mask).sum() / max(1, mask.sum() + expected_mask.sum())
+    print(
+        f"Dice of the masks {dice:.5f}, mean absolute difference of probabilities {np.abs(probability - expected).mean():.1e}"
+    )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of one prediction."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.2f} s ({self.cpu:.2f} CPU s)"
 
 
 def _options() -> argparse.Namespace:
@@ -86,7 +107,7 @@ def _ours(member: NnunetMember, case: PreparedCase, tta: Any) -> np.ndarray:
 
 
 def _theirs(reference: Any, member: NnunetMember, case: PreparedCase) -> np.ndarray:
-    images = np.stack([case.images[channel.modality].array for channel in member.channels])
+    images = np.stack([neighbouring_slices(case.images[c.modality].array, c.offset) for c in member.channels])
     properties = {"spacing": list(case.grid.spacing_zyx_mm)}
     probabilities: np.ndarray = reference.predict_single_npy_array(images, properties, None, None, True)[1]
     return probabilities[list(member.plans.lesion_classes)].sum(0)
@@ -103,10 +124,10 @@ def _reference(folder: Path, tta: str) -> Any:
     return predictor
 
 
-def _timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    started = time.perf_counter()
+def _timed(run: Callable[[], np.ndarray]) -> tuple[Spent, np.ndarray]:
+    wall, cpu = time.perf_counter(), time.process_time()
     result = run()
-    return time.perf_counter() - started, result
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu), result
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def _resized(array: FloatArray, lengths: Mapping[int, int], order: int, slices_a
     # the axis that shrinks most first: what comes after has less to do
     for axis in sorted(lengths, key=lambda axis: lengths[axis] / array.shape[axis + 1]):
         array = _along(array, axis, lengths[axis], order)
-    return np.clip(array, low, high, out=array) if order > 1 else array
+    return np.clip(array, low, high) if order > 1 else array
 
 
 def _along(array: FloatArray, axis: int, length: int, order: int) -> FloatArray:

@@ -148,10 +148,21 @@ def test_two_dimensional_networks_see_slices():
     torch.testing.assert_close(result, expected)
 
 
-def test_progress_counts_windows_up_to_all():
+@pytest.mark.parametrize(
+    ("tta", "fill", "expected"),
+    [
+        (Tta.NONE, 0.0, [(3, 4), (4, 4)]),
+        (Tta.MIRROR, 0.0, [(3, 16), (6, 16), (9, 16), (12, 16), (13, 16), (14, 16), (15, 16), (16, 16)]),
+        (Tta.GATED, 0.0, [(3, 16), (6, 16), (9, 16), (12, 16), (13, 16), (14, 16), (15, 16), (16, 16)]),
+        (Tta.GATED, 9.0, [(3, 16), (12, 16), (13, 16), (16, 16)]),
+    ],
+)
+def test_progress_counts_passes_up_to_all(tta, fill, expected):
     seen = []
-    predict(image_of((8, 8, 20)), [identity], SlidingWindow((8, 8, 8), batch_size=3), lambda *at: seen.append(at))
-    assert seen == [(3, 4), (4, 4)]
+    image = torch.full((1, 8, 8, 20), fill)
+    how = SlidingWindow((8, 8, 8), (1, 2), tta, batch_size=3)
+    predict(image, [lambda windows: torch.cat([windows, -windows], 1)], how, lambda *at: seen.append(at))
+    assert seen == expected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -97,6 +97,12 @@ def test_networks_stay_loaded_and_cases_do_not_mix(folder, case):
         np.testing.assert_array_equal(volume.array, before[modality])
 
 
+def test_a_case_thinner_than_a_networks_voxel(tmp_path):
+    folder = build_folder(tmp_path, replace(SMALL, spacing_mm=(9.0, 2.0, 2.0)))
+    thin = small_case((2, 24, 20))
+    assert probability(folder, thin).shape == (2, 24, 20)
+
+
 def test_progress_ends_at_all_windows(folder, case):
     seen: list[tuple[int, int]] = []
     load(folder).predict(case, InferenceSettings(), lambda *at: seen.append(at))
@@ -207,6 +213,7 @@ BROKEN_PLANS = {
     "another configuration": (lambda p: p.update(configurations={"2d": {}}), "no configuration 3d_fullres"),
     "cascade": (lambda p: configuration(p).update(previous_stage="3d_lowres"), "cascade"),
     "another preprocessor": (lambda p: configuration(p).update(preprocessor_name="Mine"), "preprocessor Mine"),
+    "another label manager": (lambda p: p.update(label_manager="Mine"), "label manager Mine"),
     "circular": (lambda p: configuration(p).update(inherits_from="3d_fullres"), "circle"),
     "inherits nothing": (lambda p: configuration(p).update(inherits_from="gone"), "no configuration gone"),
     "no patch": (lambda p: configuration(p).pop("patch_size"), "patch_size"),

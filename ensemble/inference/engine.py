@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import reduce
 
 import torch
 
@@ -66,6 +67,11 @@ class SlidingWindow:
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} is below 1")
 
+    @property
+    def flips(self) -> list[Flip]:
+        """The passes that may be made of each window, the plain one first."""
+        return all_flips(() if self.tta is Tta.NONE else self.mirror_axes)
+
 
 @torch.inference_mode()
 def predict(
@@ -80,7 +86,7 @@ def predict(
         image: (C, Z, Y, X) float32. Windows are cut and answers collected on its device; each Session moves what it needs.
         networks: folds or other networks of the same input and classes; every window goes through all of them.
         how: windows, mirroring and averaging.
-        progress: called after each batch with windows done and windows in all.
+        progress: called after each pass of a batch; a mirrored window counts as a window of its own, a spared one as done.
 
     Returns:
         (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Of arrays of the image's
@@ -93,36 +99,44 @@ def predict(
         raise ValueError("no networks to predict with")
     _, z, y, x = image.shape
     tiling = Tiling((z, y, x), how.window, how.step)
-    padded = torch.nn.functional.pad(image, [n for pair in reversed(tiling.padding) for n in pair])
+    padded = _padded(image, tiling)
     importance = torch.from_numpy(gaussian_importance(how.window)).to(image.device)
     weights = torch.zeros(tiling.padded, device=image.device)
-    total: torch.Tensor | None = None
     windows = tiling.windows()
+    passes = _Passes(len(windows) * len(how.flips), progress)
+    total: torch.Tensor | None = None
     for first in range(0, len(windows), how.batch_size):
         batch = windows[first : first + how.batch_size]
-        answers = _answers(torch.stack([padded[:, *window] for window in batch]), networks, how)
+        answers = _answers(torch.stack([padded[:, *window] for window in batch]), networks, how, passes)
         if total is None:
             total = torch.zeros((answers.shape[1], *tiling.padded), device=image.device)
         for window, answer in zip(batch, answers.mul_(importance), strict=True):
             total[:, *window] += answer
             weights[window] += importance
-        progress(first + len(batch), len(windows))
     assert total is not None  # there is at least one window
     return total.div_(weights)[:, *tiling.inside]
 
 
-def _answers(windows: torch.Tensor, networks: Sequence[Session], how: SlidingWindow) -> torch.Tensor:
+def _padded(image: torch.Tensor, tiling: Tiling) -> torch.Tensor:
+    """The image within zeros; itself where it needs none."""
+    if tiling.padded == tiling.image:
+        return image
+    return torch.nn.functional.pad(image, [n for pair in reversed(tiling.padding) for n in pair])
+
+
+def _answers(windows: torch.Tensor, networks: Sequence[Session], how: SlidingWindow, passes: _Passes) -> torch.Tensor:
     """Mean over networks and flips (N, K, Z, Y, X) for a batch of windows (N, C, Z, Y, X)."""
-    plain, *mirrored = all_flips(how.mirror_axes)
+    plain, *mirrored = how.flips
     first = _pass(windows, networks, plain, how.average)
-    if how.tta is Tta.NONE or not mirrored:
-        return first
+    passes.add(len(windows))
     doubtful = _doubtful(first, how) if how.tta is Tta.GATED else torch.arange(len(windows), device=windows.device)
-    if len(doubtful) == 0:
+    passes.add(len(mirrored) * (len(windows) - len(doubtful)))
+    if not mirrored or len(doubtful) == 0:
         return first
-    windows, total = windows[doubtful], first[doubtful]
+    inputs, total = windows[doubtful], first[doubtful]
     for flip in mirrored:
-        total += _pass(windows, networks, flip, how.average)
+        total += _pass(inputs, networks, flip, how.average)
+        passes.add(len(doubtful))
     first[doubtful] = total / (len(mirrored) + 1)
     return first
 
@@ -131,18 +145,18 @@ def _pass(windows: torch.Tensor, networks: Sequence[Session], flip: Flip, averag
     """Mean over networks of their answers to mirrored windows, mirrored back."""
     dims = tensor_dims(flip)
     inputs = windows.flip(dims) if dims else windows
-    total: torch.Tensor | None = None
-    for network in networks:
-        logits = network(inputs)
-        if not torch.isfinite(logits).all():
-            raise NonFiniteLogits(
-                "a network's output is not finite: broken weights, or values beyond what its precision can hold"
-            )
-        answer = logits.softmax(1) if average is Average.PROBABILITIES else logits
-        total = answer if total is None else total + answer
-    assert total is not None  # there is at least one network
-    mean = total / len(networks)
+    mean = reduce(torch.add, (_answer(network, inputs, average) for network in networks)) / len(networks)
     return mean.flip(dims) if dims else mean
+
+
+def _answer(network: Session, windows: torch.Tensor, average: Average) -> torch.Tensor:
+    """What is averaged of one network's output. Raises NonFiniteLogits."""
+    logits = network(windows)
+    if not torch.isfinite(logits).all():
+        raise NonFiniteLogits(
+            "a network's output is not finite: broken weights, or values beyond what its precision can hold"
+        )
+    return logits.softmax(1) if average is Average.PROBABILITIES else logits
 
 
 def _doubtful(answers: torch.Tensor, how: SlidingWindow) -> torch.Tensor:
@@ -150,3 +164,15 @@ def _doubtful(answers: torch.Tensor, how: SlidingWindow) -> torch.Tensor:
     probabilities = answers if how.average is Average.PROBABILITIES else answers.softmax(1)
     likeliest = probabilities.amax(1).flatten(1)
     return (likeliest.amin(1) < how.certainty).nonzero().flatten()
+
+
+class _Passes:
+    """Counts windows that went through the networks, mirrored ones included."""
+
+    def __init__(self, total: int, progress: ProgressCallback) -> None:
+        self._total, self._progress, self._done = total, progress, 0
+
+    def add(self, count: int) -> None:
+        if count:
+            self._done += count
+            self._progress(self._done, self._total)

@@ -28,8 +28,9 @@ from ensemble.networks.planned_unet import build_network
 from ensemble.types import FloatArray, Modality, ProgressCallback
 
 CHECKPOINT = "checkpoint_final.pth"
-#: Memory that the activations of one batch of windows may take.
-BATCH_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
+#: Memory that the activations of one batch of windows may take. Two windows or more are worth having: for one alone, PyTorch
+#: computes the deep layers' 3-D convolutions on the CPU by a slow path.
+BATCH_BYTES = {"cpu": 1280 * 2**20, "cuda": 4 * 2**30}
 #: Activations alive at once in a U-Net, in feature maps of its first stage: measured 8.5 for nnU-Net's 128^3, 32-feature network.
 LIVE_FEATURE_MAPS = 9
 MOST_WINDOWS = 8

@@ -60,7 +60,7 @@ def to_network(images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetPlans) -
     cropped = np.stack(
         [normalise(image[box], region[box], how) for image, how in zip(transposed, plans.normalisation, strict=True)]
     )
-    shape = [round(old / new * n) for old, new, n in zip(spacing, target, cropped.shape[1:], strict=True)]
+    shape = [max(1, round(old / new * n)) for old, new, n in zip(spacing, target, cropped.shape[1:], strict=True)]
     placement = Placement(region.shape, box, spacing, target, order)
     return plans.resample_image.resize(cropped, shape, spacing, target), placement
 

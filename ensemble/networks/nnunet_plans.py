@@ -107,6 +107,8 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
         raise plans.broken(f"configuration {name} is the second stage of a cascade", "use a folder of a single network")
     if (preprocessor := chosen.get("preprocessor_name", "DefaultPreprocessor")) != "DefaultPreprocessor":
         raise plans.broken(f"preprocessor {preprocessor} is not supported")
+    if (manager := plans.content.get("label_manager", "LabelManager")) != "LabelManager":
+        raise plans.broken(f"label manager {manager} is not supported")
     classes, lesion_classes = _labels(dataset)
     channels = _channel_names(dataset)
     patch = plans.read("patch_size", lambda: tuple(int(n) for n in chosen["patch_size"]))
