@@ -159,6 +159,7 @@ class _JsonFile:
             raise self.broken(f"{key}: {'no or unknown ' if missing else ''}{error}") from error
 
     def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote beside these weights") -> WeightsBroken:
+        """The complaint to raise about this file."""
         return WeightsBroken(f"{self.path.name} is not one that can be used", where=self.path, found=found, do=do)
 
 
