@@ -6,7 +6,6 @@ The same folder gives what nnunetv2's own nnUNetPredictor gives (tests hold both
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from ensemble.case import PreparedCase
 from ensemble.errors import WeightsBroken
 from ensemble.geometry import Grid, Reorientation
+from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindow, Tta, predict
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.base import InferenceSettings, MemberPrediction
@@ -28,12 +28,6 @@ from ensemble.networks.planned_unet import build_network
 from ensemble.types import FloatArray, Modality, ProgressCallback
 
 CHECKPOINT = "checkpoint_final.pth"
-#: Memory that the activations of one batch of windows may take. Two windows or more are worth having: for one alone, PyTorch
-#: computes the deep layers' 3-D convolutions on the CPU by a slow path.
-BATCH_BYTES = {"cpu": 1280 * 2**20, "cuda": 4 * 2**30}
-#: Activations alive at once in a U-Net, in feature maps of its first stage: measured 8.5 for nnU-Net's 128^3, 32-feature network.
-LIVE_FEATURE_MAPS = 9
-MOST_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -85,9 +79,8 @@ class NnunetMember:
         orientation = self._orientation(case.grid)
         spacing = orientation.spacing(case.grid.spacing_zyx_mm)
         array, placement = to_network(self._images(case, orientation), spacing, self.plans)
-        logits = predict(
-            torch.from_numpy(array).to(self._buffer_device(array)), self.sessions, self._windows(settings), progress
-        )
+        buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
+        logits = predict(torch.from_numpy(array).to(buffers), self.sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
         return MemberPrediction(
             self.name, case.images[Modality.DWI].like(np.ascontiguousarray(probability)), len(self.sessions)
@@ -113,23 +106,10 @@ class NnunetMember:
 
     def _windows(self, settings: InferenceSettings) -> SlidingWindow:
         z, y, x = (1, *self.plans.patch) if self.plans.dims == 2 else self.plans.patch
-        return SlidingWindow((z, y, x), self.mirror_axes, Tta(settings.tta), batch_size=self._batch_size())
-
-    def _batch_size(self) -> int:
-        """As many windows as their activations leave room for."""
         features = self.plans.architecture.kwargs["features_per_stage"]
         first = features[0] if isinstance(features, list) else features
-        window_bytes = prod(self.plans.patch) * int(first) * LIVE_FEATURE_MAPS * 4
-        return max(1, min(MOST_WINDOWS, BATCH_BYTES[self.sessions[0].device.type] // window_bytes))
-
-    def _buffer_device(self, array: FloatArray) -> torch.device:
-        """Where image and answers lie: with the networks while they take less than half of what is free there, else on the CPU."""
-        device = self.sessions[0].device
-        if device.type != "cuda":
-            return device
-        free, _ = torch.cuda.mem_get_info(device)
-        needed = array[0].nbytes * (len(array) + self.plans.classes + 1)
-        return device if needed < free / 2 else torch.device("cpu")
+        together = windows_at_once(self.plans.patch, int(first), self.sessions[0].device)
+        return SlidingWindow((z, y, x), self.mirror_axes, Tta(settings.tta), batch_size=together)
 
 
 def _ras(grid: Grid) -> Reorientation:
