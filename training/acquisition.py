@@ -1,4 +1,4 @@
-"""From signals at 1 mm to what a scanner delivers: voxels that average over tissues, noise, distortion, an ADC map, a skull-stripped case."""
+"""From signals at 1 mm to what a scanner delivers: partial volume, noise, distortion, an ADC map, a skull-stripped case."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def draw_spacing(draw: Draw) -> tuple[float, float, float]:
     return GRIDS_MM[0][0]
 
 
-def acquire(person: Person, healthy: ParameterMaps, damage: Damage, spacing_mm: tuple[float, float, float], draw: Draw) -> Acquired:
+def acquire(
+    person: Person, healthy: ParameterMaps, damage: Damage, spacing_mm: tuple[float, float, float], draw: Draw
+) -> Acquired:
     """Scan a person: echo-planar b0 and DWI, ADC from both, FLAIR; then skull-strip.
 
     Args:
@@ -96,7 +98,9 @@ def acquire(person: Person, healthy: ParameterMaps, damage: Damage, spacing_mm: 
 
 def dwi_contrast(healthy: ParameterMaps, damaged: ParameterMaps, protocol: DiffusionProtocol) -> Tensor:
     """Natural logarithm of how much brighter the damage is on DWI: -b dADC - TE d(1/T2)."""
-    return -protocol.b_s_per_mm2 * 1e-3 * (damaged.adc - healthy.adc) - protocol.te_ms * (1 / damaged.t2_ms - 1 / healthy.t2_ms)
+    return -protocol.b_s_per_mm2 * 1e-3 * (damaged.adc - healthy.adc) - protocol.te_ms * (
+        1 / damaged.t2_ms - 1 / healthy.t2_ms
+    )
 
 
 def visible(lesion: Tensor, contrast: Tensor) -> Tensor:
@@ -115,7 +119,9 @@ def acquire_flair(maps: ParameterMaps, hull: Tensor, spacing_mm: tuple[float, fl
     signal = torch.roll(signal, slips, (0, 1, 2))
     if draw.chance(0.5):
         thick = draw.uniform(4.4, 6.0)
-        slices = F.interpolate(signal[None, None], size=(max(2, round(signal.shape[0] / thick)), *signal.shape[1:]), mode="area")
+        slices = F.interpolate(
+            signal[None, None], size=(max(2, round(signal.shape[0] / thick)), *signal.shape[1:]), mode="area"
+        )
         signal = F.interpolate(slices, size=signal.shape, mode="trilinear", align_corners=False)[0, 0]
     flair = to_voxels(signal[None], spacing_mm)[0]
     sigma = float(flair[flair > 0].median()) / draw.uniform(15, 50)
@@ -124,7 +130,9 @@ def acquire_flair(maps: ParameterMaps, hull: Tensor, spacing_mm: tuple[float, fl
 
 def flair_signal(maps: ParameterMaps, hull: Tensor, draw: Draw) -> Tensor:
     """FLAIR at 1 mm without noise, inside the brain's hull, by a random protocol and coil."""
-    protocol = FlairProtocol(te_ms=draw.uniform(80, 140), tr_ms=draw.uniform(7000, 10000), ti_ms=draw.uniform(2250, 2600))
+    protocol = FlairProtocol(
+        te_ms=draw.uniform(80, 140), tr_ms=draw.uniform(7000, 10000), ti_ms=draw.uniform(2250, 2600)
+    )
     return inversion_recovery(maps, protocol) * coil_shading(hull.shape, draw) * hull
 
 

@@ -34,16 +34,24 @@ def material(shared: Path, name: str) -> Path:
     """The path of one of the simulator's materials; they lie outside the repository."""
     path = shared / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: training needs the label maps and lesion masks; give their folder with --shared")
+        raise FileNotFoundError(
+            f"{path} is missing: training needs the label maps and lesion masks; give their folder with --shared"
+        )
     return path
 
 
 @cache
-def load_heads(shared: Path) -> tuple[Anatomy, ...]:
-    """All label maps, converted to tissue classes (takes some seconds)."""
+def load_head(shared: Path, index: int) -> Anatomy:
+    """One of the `HEADS` label maps, converted to tissue classes."""
+    archive = _label_maps(shared)
+    return _head(archive[f"labels_{index + 1:02d}"], archive[f"lut_{index + 1:02d}"])
+
+
+@cache
+def _label_maps(shared: Path) -> dict[str, np.ndarray]:
     packed = lzma.decompress(material(shared, LABEL_MAPS).read_bytes())
     with np.load(io.BytesIO(packed)) as archive:
-        return tuple(_head(archive[f"labels_{k:02d}"], archive[f"lut_{k:02d}"]) for k in range(1, HEADS + 1))
+        return dict(archive)
 
 
 def _head(labels: np.ndarray, lut: np.ndarray) -> Anatomy:
@@ -69,7 +77,7 @@ def tract_map(classes: Tensor) -> Tensor:
     white = small == Tissue.WHITE
     medial = blur(((small == Tissue.THALAMUS) | (small == Tissue.CAUDATE)).float(), 1.5)
     lateral = blur(((small == Tissue.PUTAMEN) | (small == Tissue.PALLIDUM)).float(), 1.5)
-    capsule = (8 * medial * lateral).clamp(0, 1) * white
+    capsule = (14 * medial * lateral).clamp(0, 1) * white
     stem = white | (small == Tissue.BRAINSTEM) | (small == Tissue.VENTRAL_DIENCEPHALON)
     tract = torch.maximum(_follow(capsule, white.float(), up=True), _follow(capsule, stem.float(), up=False))
     fine = F.interpolate(tract[None, None], size=tuple(classes.shape), mode="trilinear", align_corners=False)[0, 0]
@@ -83,7 +91,9 @@ def _follow(capsule: Tensor, through: Tensor, *, up: bool) -> Tensor:
     for step in range(1, 21):
         moved = torch.roll(fibres, 1 if up else -1, 0)
         sideways = (step % 2) * (1 if up else -1)
-        moved = torch.cat([torch.roll(moved[..., :half], -sideways, 2), torch.roll(moved[..., half:], sideways, 2)], dim=2)
+        moved = torch.cat(
+            [torch.roll(moved[..., :half], -sideways, 2), torch.roll(moved[..., half:], sideways, 2)], dim=2
+        )
         fibres = 0.97 * blur(moved, 0.6) * through
         tract = torch.maximum(tract, fibres)
     return tract
@@ -111,7 +121,9 @@ def blur(image: Tensor, sigma_voxels: float) -> Tensor:
     """
     if sigma_voxels >= 1.4 and min(image.shape) >= 8:
         half = F.avg_pool3d(image[None, None].float(), 2, ceil_mode=True)
-        return F.interpolate(_blur(half[0, 0], sigma_voxels / 2)[None, None], size=tuple(image.shape), mode="trilinear")[0, 0]
+        return F.interpolate(
+            _blur(half[0, 0], sigma_voxels / 2)[None, None], size=tuple(image.shape), mode="trilinear"
+        )[0, 0]
     return _blur(image.float(), sigma_voxels)
 
 
@@ -133,7 +145,9 @@ def _blur_matrix(length: int, sigma: float, device: torch.device) -> Tensor:
     columns = torch.arange(length)[None, :].expand(len(at), -1)
     rows = (columns + at[:, None]).clamp(0, length - 1)
     matrix = torch.zeros(length, length)
-    matrix.index_put_((rows.flatten(), columns.flatten()), weights[:, None].expand(-1, length).flatten(), accumulate=True)
+    matrix.index_put_(
+        (rows.flatten(), columns.flatten()), weights[:, None].expand(-1, length).flatten(), accumulate=True
+    )
     return matrix.to(device)
 
 
@@ -152,7 +166,9 @@ def random_person(head: Anatomy, draw: Draw) -> Person:
     size = head.classes.shape
     coordinates = _deformed_grid(size, draw)
     grid = to_grid_sample(coordinates, size)
-    classes = F.grid_sample(head.classes[None, None].float(), grid, mode="nearest", align_corners=True)[0, 0].round().long()
+    classes = (
+        F.grid_sample(head.classes[None, None].float(), grid, mode="nearest", align_corners=True)[0, 0].round().long()
+    )
     tract = F.grid_sample(head.tract[None, None], grid, mode="bilinear", align_corners=True)[0, 0]
     box = bounding_box((classes > 0) & (classes != Tissue.FLUID), MARGIN_MM)
     return Person(age_sulci(classes[box], draw), tract[box], coordinates[box], (size[0], size[1], size[2]))
@@ -187,7 +203,9 @@ def _deformed_grid(size: torch.Size, draw: Draw) -> Tensor:
         turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ turn
     stretch = torch.tensor([draw.lognormal(1.0, 0.05) for _ in range(3)])
-    shear = torch.eye(3) + 0.03 * torch.tensor([[0.0, draw.normal(), draw.normal()], [draw.normal(), 0, draw.normal()], [draw.normal(), draw.normal(), 0]])
+    shear = torch.eye(3) + 0.03 * torch.tensor(
+        [[0.0, draw.normal(), draw.normal()], [draw.normal(), 0, draw.normal()], [draw.normal(), draw.normal(), 0]]
+    )
     coordinates = points @ (matrix @ torch.diag(stretch) @ shear).T
     bend = draw.uniform(0.4, 1.0)
     for cell_mm, std_mm in ((55.0, 3.5), (22.0, 2.0), (10.0, 0.7)):

@@ -15,8 +15,8 @@ from torch import Tensor
 from training.anatomy import bounding_box
 from training.draw import Draw
 
-# Air-filled cavities under the brain, as shares of the brain's box measured from its centre (z: up, y: to anterior, x: sideways; 1 = the box's
-# edge), whether both sides have one, and the largest distortion in mm that they cause at a brain surface next to them.
+# Air-filled cavities under the brain, as shares of the brain's box measured from its centre (z: up, y: to anterior,
+# x: sideways; 1 = the box's edge), whether both sides have one, and the largest distortion in mm that they cause nearby.
 CAVITIES = {
     "frontal sinus": ((-0.15, 1.05, 0.12), True, 7.0),
     "sphenoid sinus": ((-0.55, 0.45, 0.0), False, 10.0),
@@ -29,11 +29,12 @@ CAVITIES = {
 def susceptibility_shift(mask: Tensor, draw: Draw) -> Tensor:
     """Displacement in mm along y (the phase-encoding axis) at every voxel of a 1 mm grid (z, y, x).
 
-    Sum of the dipole fields of air spheres, (a/r)^3 (3 cos^2 theta - 1) with theta to B0 (z) (Schenck, Med Phys 1996), and a smooth shim residue.
+    Sum of the dipole fields of air spheres, (a/r)^3 (3 cos^2 theta - 1) with theta to B0 (z) (Schenck, Med Phys 1996),
+    and a smooth shim residue.
     """
     shape = mask.shape
     low = [max(8, n // 3) for n in shape]
-    centre, half = _box(mask)
+    centre, half = box_of(mask)
     axes = [torch.linspace(0, n - 1, m, device=mask.device) for n, m in zip(shape, low, strict=True)]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
     shift = torch.zeros(low, device=mask.device)
@@ -55,7 +56,7 @@ def susceptibility_shift(mask: Tensor, draw: Draw) -> Tensor:
     return full + draw.uniform(0, 1.0) * draw.field(shape, 60.0)[0]
 
 
-def _box(mask: Tensor) -> tuple[list[float], list[float]]:
+def box_of(mask: Tensor) -> tuple[list[float], list[float]]:
     """Centre and half-size of the mask's bounding box, in voxels (z, y, x)."""
     box = bounding_box(mask > 0, 0)
     return [(s.start + s.stop - 1) / 2 for s in box], [max(1.0, (s.stop - s.start - 1) / 2) for s in box]
@@ -95,8 +96,10 @@ def ghost(image: Tensor, strength: float) -> Tensor:
 RIMS = (
     ((-0.62, 0.02, 0.75), (0.12, 0.22, 0.18)),  # petrous ridge: lower temporal lobe
     ((-0.55, 0.35, 0.62), (0.12, 0.15, 0.18)),  # temporal pole
+    ((-0.48, 0.25, 0.75), (0.12, 0.06, 0.22)),  # middle fossa: a band across the temporal lobe
     ((-0.25, 0.92, 0.15), (0.12, 0.06, 0.22)),  # orbitofrontal
     ((0.10, 0.97, 0.20), (0.25, 0.04, 0.25)),  # frontal pole
+    ((0.15, 0.95, 0.30), (0.10, 0.05, 0.15)),  # frontal pole, beside the midline
     ((-0.30, -0.95, 0.25), (0.20, 0.05, 0.25)),  # occipital pole
     ((-0.80, -0.60, 0.55), (0.12, 0.15, 0.18)),  # cerebellar rim
     ((-0.75, -0.35, 0.60), (0.12, 0.12, 0.15)),  # cerebellum at the sigmoid sinus
@@ -110,20 +113,23 @@ def rim_gain(mask: Tensor, draw: Draw) -> Tensor:
         mask: brain (z, y, x) 0/1 on any grid, y to anterior; bands follow the mask's rim and are nearly symmetric.
     """
     gain = torch.ones(mask.shape, device=mask.device)
-    centre, half = _box(mask)
+    centre, half = box_of(mask)
     axes = [(torch.arange(n, device=mask.device) - c) / h for n, c, h in zip(mask.shape, centre, half, strict=True)]
     inside = F.avg_pool3d(mask[None, None].float(), (1, 7, 7), 1, (0, 3, 3))[0, 0]
     rim = (2.2 * (1 - inside)).clamp(0, 1) * mask
     for place, spread in RIMS:
-        if not draw.chance(0.45):
+        if not draw.chance(0.55):
             continue
         at = [p + draw.normal(0, 0.08) for p in place]
         wide = [s * draw.lognormal(1.0, 0.35) for s in spread]
-        height = draw.lognormal(0.6, 0.6)
-        hugging = draw.chance(0.6)
+        height = draw.lognormal(0.8, 0.75)
+        hugging = draw.chance(0.45)
         for side in (-1, 1):
             own = height * draw.lognormal(1.0, 0.5)
-            parts = [torch.exp(-0.5 * ((axis - a) / w) ** 2) for axis, a, w in zip(axes, (at[0], at[1], side * at[2] + draw.normal(0, 0.04)), wide, strict=True)]
+            parts = [
+                torch.exp(-0.5 * ((axis - a) / w) ** 2)
+                for axis, a, w in zip(axes, (at[0], at[1], side * at[2] + draw.normal(0, 0.04)), wide, strict=True)
+            ]
             bump = parts[0][:, None, None] * parts[1][:, None] * parts[2]
             ripple = torch.sin(axes[1] * half[1] * draw.uniform(0.3, 1.2) + draw.uniform(0, 2 * math.pi))[:, None]
             gain = gain + own * bump * (rim if hugging else 0.7 + 0.3 * ripple)

@@ -31,7 +31,9 @@ class Bank:
     def refresh(self) -> None:
         self._paths = sorted(self.folder.glob("case_*.npz"))
         if not self._paths:
-            raise FileNotFoundError(f"{self.folder} holds no simulated case: run python -m training.simulate --out {self.folder} first")
+            raise FileNotFoundError(
+                f"{self.folder} holds no simulated case: run python -m training.simulate --out {self.folder} first"
+            )
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -48,7 +50,7 @@ class Bank:
 
 def draw_batch(spec: MemberSpec, bank: Bank, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     """Images (n, channels, ...), labels (n, ...), and the weight of every voxel (n, ...)."""
-    examples = []
+    examples: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(examples) < spec.batch:
         images, label, in_plane = bank.load(draw, at_2mm=spec.dimensions == 3)
         images = rescan(images[: 3 if "FLAIR" in spec.channels else 2], draw)
@@ -71,7 +73,9 @@ def component_weight(label: Tensor) -> Tensor:
     return torch.from_numpy(weights[components].astype(np.float32))
 
 
-def _window(images: Tensor, label: Tensor, weight: Tensor, size: Sequence[int], draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+def _window(
+    images: Tensor, label: Tensor, weight: Tensor, size: Sequence[int], draw: Draw
+) -> tuple[Tensor, Tensor, Tensor]:
     """A random window; two of three times one that holds a lesion voxel."""
     stack = torch.cat([images, label[None], weight[None]])
     target = _lesion_voxel(label, draw) if draw.chance(0.66) else None
@@ -111,7 +115,11 @@ def _slices(
         stack = torch.cat([continuous, outline.float(), heavy])
     for axis, length in ((2, spec.training_patch[0]), (3, spec.training_patch[1])):
         have = stack.shape[axis]
-        stack = stack.narrow(axis, draw.integer(0, have - length + 1), length) if have > length else _pad(stack, axis, length)
+        stack = (
+            stack.narrow(axis, draw.integer(0, have - length + 1), length)
+            if have > length
+            else _pad(stack, axis, length)
+        )
     depth = stack.shape[1]
     lesioned = torch.nonzero(stack[-2].sum((1, 2))).flatten().tolist()
     chosen = []

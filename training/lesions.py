@@ -1,8 +1,8 @@
 """Infarcts: where they lie (real shapes, emboli, lacunes, cortical ribbons) and what they do to the tissue as they age.
 
-Physics of age: diffusion falls within minutes to 0.4-0.7 of normal, returns through normal values ("pseudo-normalisation") after 1-2 weeks
-and rises beyond; T2 rises from some 6-12 hours on and keeps subacute lesions bright on DWI (Lansberg et al., AJNR 2001; Schlaug et al., Neurology
-1997; Fung et al., 2011).
+Physics of age: diffusion falls within minutes to 0.4-0.7 of normal, returns through normal values ("pseudo-normalisation")
+after 1-2 weeks and rises beyond; T2 rises from some 6-12 hours on and keeps subacute lesions bright on DWI (Lansberg et al.,
+AJNR 2001; Schlaug et al., Neurology 1997; Fung et al., 2011).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from training.anatomy import Person, blur, material, to_grid_sample
 from training.draw import Draw
 from training.tissues import FLUID_CLASSES, ParameterMaps, Tissue
 
+EVERYWHERE: tuple[slice, ...] = (slice(None),)
 MASKS = "lesions/soop_mni_masks.npz.xz"
 
 # ISLES'22 training set, 250 cases (Hernandez Petzsche et al., Scientific Data 2022): total lesion volume and number of components.
@@ -52,9 +53,9 @@ def load_lesions(shared: Path) -> LesionLibrary:
     """The lesion library (takes some seconds)."""
     with np.load(io.BytesIO(lzma.decompress(material(shared, MASKS).read_bytes()))) as archive:
         packed, shape = archive["packed"], tuple(int(n) for n in archive["shape"])
-    bits = np.array([int(n).bit_count() for n in range(256)], dtype=np.uint16)
-    volumes = np.array([bits[row].sum(dtype=np.int64) for row in packed]) / 1000.0
-    # The MNI152 brain (without fluid) spans x -72..72, y -106..73, z -60..80 mm; the archive's affine is x = 78 - i, y = j - 112, z = k - 50.
+    volumes = np.bitwise_count(packed).sum(axis=1, dtype=np.int64) / 1000.0
+    # The MNI152 brain (without fluid) spans x -72..72, y -106..73, z -60..80 mm; the archive's affine is x = 78 - i,
+    # y = j - 112, z = k - 50, so its lowest slices are cut off.
     box = ((0, 130), (6, 185), (6, 150))
     return LesionLibrary(packed, (shape[0], shape[1], shape[2]), volumes, box)
 
@@ -149,7 +150,9 @@ def warped_shape(person: Person, library: LesionLibrary, volume_ml: float, draw:
     mask = torch.from_numpy(library.mask(int(near[draw.integer(0, near.size)])).copy()).to(draw.device).float()
     if draw.chance(0.5):
         mask = mask.flip(2)
-    half = F.interpolate(person.source.permute(3, 0, 1, 2)[None], scale_factor=0.5, mode="trilinear", align_corners=False)
+    half = F.interpolate(
+        person.source.permute(3, 0, 1, 2)[None], scale_factor=0.5, mode="trilinear", align_corners=False
+    )
     coordinates = half[0].permute(1, 2, 3, 0).clone()
     rough = draw.field(coordinates.shape[:3], 6.0, 3).permute(1, 2, 3, 0)
     for axis in range(3):
@@ -170,7 +173,7 @@ def insert(damage: Damage, where: Tensor, outline: Tensor, stage: Stage, strengt
     patchy = draw.uniform(0.0, 0.35)
     texture = 1 - patchy * (draw.field(where.shape, draw.uniform(4, 12))[0]).clamp(-1, 2).add(1).div(3)
     severity = where * (strength * texture).clamp(0, 1)
-    _merge(damage, severity, stage, ...)
+    _merge(damage, severity, stage, EVERYWHERE)
     damage.acute.copy_(torch.maximum(damage.acute, _reader_outline(severity, outline)))
 
 
@@ -181,7 +184,7 @@ def _reader_outline(severity: Tensor, outline: Tensor) -> Tensor:
     return torch.maximum(damaged, closed)
 
 
-def _merge(damage: Damage, severity: Tensor, stage: Stage, window: tuple[slice, ...] | type(...)) -> None:  # type: ignore[valid-type]
+def _merge(damage: Damage, severity: Tensor, stage: Stage, window: tuple[slice, ...]) -> None:
     adc, t2 = math.log(stage.adc) * severity, math.log(stage.t2) * severity
     stronger = adc.abs() + t2.abs() > damage.log_adc[window].abs() + damage.log_t2[window].abs()
     damage.log_adc[window] = torch.where(stronger, adc, damage.log_adc[window])
@@ -232,7 +235,9 @@ def _ellipsoid(shape: torch.Size, centre: list[int], radius_mm: float, draw: Dra
     return window, ((1 - distance + lumps) * radius_mm / 0.8 + 0.5).clamp(0, 1)
 
 
-def _add_ellipsoid(damage: Damage, tissue: Tensor, centre: list[int], radius_mm: float, stage: Stage, strength: float, draw: Draw) -> None:
+def _add_ellipsoid(
+    damage: Damage, tissue: Tensor, centre: list[int], radius_mm: float, stage: Stage, strength: float, draw: Draw
+) -> None:
     window, shape = _ellipsoid(tissue.shape, centre, radius_mm, draw)
     severity = shape * tissue[window] * strength
     _merge(damage, severity, stage, window)
@@ -258,14 +263,16 @@ def add_chronic(damage: Damage, person: Person, tissue: Tensor, library: LesionL
         _add_hyperintensities(damage, person, draw)
     if draw.chance(0.2):
         volume_ml = draw.lognormal(4.0, 1.2)
-        _add_scar(damage, ..., warped_shape(person, library, volume_ml, draw) * tissue, draw)
+        _add_scar(damage, EVERYWHERE, warped_shape(person, library, volume_ml, draw) * tissue, draw)
     deep = torch.nonzero((_deep(person.classes) | (person.classes == Tissue.WHITE)) & (tissue > 0))
     for _ in range(draw.integer(0, 5) if draw.chance(0.4) and len(deep) else 0):
-        window, shape = _ellipsoid(tissue.shape, deep[draw.integer(0, len(deep))].tolist(), draw.lognormal(2.2, 0.35), draw)
+        window, shape = _ellipsoid(
+            tissue.shape, deep[draw.integer(0, len(deep))].tolist(), draw.lognormal(2.2, 0.35), draw
+        )
         _add_scar(damage, window, shape * tissue[window], draw)
 
 
-def _add_scar(damage: Damage, window: tuple[slice, ...] | type(...), shape: Tensor, draw: Draw) -> None:  # type: ignore[valid-type]
+def _add_scar(damage: Damage, window: tuple[slice, ...], shape: Tensor, draw: Draw) -> None:
     """Gliosis around, fluid within: ADC 1.4-3.5 times normal, T2 1.5-8 times."""
     adc, t2 = math.log(draw.uniform(1.3, 3.3)) * shape, math.log(draw.uniform(1.4, 6.0)) * shape
     damage.log_adc[window] = torch.maximum(damage.log_adc[window], adc)

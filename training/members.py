@@ -11,6 +11,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 RESAMPLE = "resample_data_or_seg_to_shape"
 NEIGHBOURS = (0, -1, 1, -2, 2)  # slices that the 2.5-D member sees, its own first
 
+
 @dataclass(frozen=True)
 class MemberSpec:
     """One member: its input, its network, its training batches."""
@@ -38,7 +39,7 @@ MEMBERS = {
         configuration="3d_fullres",
         channels=("DWI", "ADC"),
         spacing_mm=(2.0, 2.0, 2.0),
-        patch=(64, 96, 80),
+        patch=(80, 96, 80),
         training_patch=(48, 80, 80),
         batch=2,
         residual=False,
@@ -64,13 +65,13 @@ MEMBERS = {
         configuration="3d_fullres",
         channels=("DWI", "ADC", "FLAIR"),
         spacing_mm=(2.0, 2.0, 2.0),
-        patch=(64, 96, 80),
+        patch=(80, 96, 80),
         training_patch=(48, 80, 80),
         batch=2,
         residual=True,
-        features=(32, 64, 96, 96, 96),
-        convolutions=(1, 1, 2, 2, 2),
-        decoder_convolutions=(1, 1, 1, 1),
+        features=(16, 32, 64, 96, 96),
+        convolutions=(1, 2, 2, 2, 2),
+        decoder_convolutions=(1, 1, 1, 2),
     ),
 }
 
@@ -100,7 +101,8 @@ def plans_json(spec: MemberSpec) -> dict[str, Any]:
         "transpose_backward": [0, 1, 2],
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        # nnU-Net looks each channel up, although NoNormalization reads nothing there
+        "foreground_intensity_properties_per_channel": {str(i): {} for i in range(len(spec.channels))},
         "configurations": {spec.configuration: _configuration(spec)},
     }
 

@@ -1,7 +1,7 @@
 """The sample case of the test suite: `python -m training.sample_case` writes `test/sample`, the same bytes of image every time.
 
-A simulated patient with an infarct in the middle cerebral artery's territory and a few emboli, in the ISLES'22 contract's layout. The geometry
-is oblique with an odd origin, and FLAIR lies on its own thicker grid, as in real cases.
+A simulated patient with an infarct in the middle cerebral artery's territory and a few emboli, in the ISLES'22 contract's
+layout. The geometry is oblique with an odd origin, and FLAIR lies on its own thicker grid, as in real cases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from training.acquisition import acquire, flair_signal, to_voxels
-from training.anatomy import Person, brain_hull, load_heads, random_person
+from training.anatomy import Person, brain_hull, load_head, random_person
 from training.draw import Draw
 from training.lesions import Damage, Stage, add_emboli, insert, load_lesions, tissue_share, warped_shape
 from training.signals import rician
@@ -40,12 +40,14 @@ JSON_FILES = ("dwi-mri-acquisition-parameters.json", "adc-mri-parameters.json", 
 def write_sample(out: Path, shared: Path = SHARED, seed: int = SEED) -> float:
     """Write the sample case to `out`; returns the true lesion volume in ml."""
     draw = Draw(seed)
-    person = _trimmed(random_person(load_heads(shared)[HEAD], draw))
+    person = _trimmed(random_person(load_head(shared, HEAD), draw))
     healthy = parameter_maps(person.classes, draw)
     emphasise_tracts(healthy, person.tract, draw)
     damage = _infarct(person, shared, draw)
     case = acquire(person, healthy, damage, DWI_SPACING_MM, draw)
-    signal = to_voxels(flair_signal(damage.apply(healthy), brain_hull(person.classes, draw), draw)[None], FLAIR_SPACING_MM)[0]
+    signal = to_voxels(
+        flair_signal(damage.apply(healthy), brain_hull(person.classes, draw), draw)[None], FLAIR_SPACING_MM
+    )[0]
     flair = rician(signal, float(signal[signal > 0].median()) / 40, draw) * (signal > 0)
     box = _box(case.brain)
     _write(out, "dwi", _scaled(case.dwi, 300)[box], DWI_SPACING_MM, [s.start for s in box])
@@ -76,7 +78,9 @@ def _infarct(person: Person, shared: Path, draw: Draw) -> Damage:
 def _box(mask: Tensor) -> tuple[slice, ...]:
     """The mask's bounding box with one voxel around it."""
     where = torch.nonzero(mask)
-    return tuple(slice(max(0, int(low) - 1), int(high) + 2) for low, high in zip(where.amin(0), where.amax(0), strict=True))
+    return tuple(
+        slice(max(0, int(low) - 1), int(high) + 2) for low, high in zip(where.amin(0), where.amax(0), strict=True)
+    )
 
 
 def _scaled(image: Tensor, tissue_value: float) -> Tensor:
@@ -112,9 +116,13 @@ def _tilt() -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.sample_case", description="Write the test suite's sample case.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.sample_case", description="Write the test suite's sample case."
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "test" / "sample")
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/ (default: %(default)s)")
+    parser.add_argument(
+        "--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/ (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
     print(f"{options.out}: lesion of {write_sample(options.out, options.shared, options.seed):.2f} ml")

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 from ensemble.prepare.units import physical_intensities
 from ensemble.types import Modality
 from training.acquisition import Acquired, acquire, draw_spacing
-from training.anatomy import load_heads, random_person
+from training.anatomy import HEADS, load_head, random_person
 from training.draw import Draw
 from training.lesions import draw_damage, load_lesions
+from training.memory import keep_freed_memory
 from training.tissues import ParameterMaps, Tissue, parameter_maps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -46,8 +48,8 @@ def simulate(
         lesion_free: drawn if None.
     """
     draw = Draw(seed, device)
-    heads, library = load_heads(shared), load_lesions(shared)
-    person = random_person(draw.choice(heads), draw)
+    library = load_lesions(shared)
+    person = random_person(load_head(shared, draw.integer(0, HEADS)), draw)
     free = draw.chance(LESION_FREE_SHARE)
     grid = draw_spacing(draw)
     maps = parameter_maps(person.classes, draw)
@@ -58,8 +60,8 @@ def simulate(
 
 
 def emphasise_tracts(maps: ParameterMaps, tract: torch.Tensor, draw: Draw) -> None:
-    """Internal capsule, corticospinal tract and splenium: ADC lower by up to 30 %, T2 higher by up to 15 % (on both sides alike)."""
-    maps.adc *= 1 - draw.uniform(0.0, 0.3) * tract
+    """Internal capsule, corticospinal tract and splenium: ADC lower by 5-35 %, T2 higher by up to 15 % (on both sides alike)."""
+    maps.adc *= 1 - draw.uniform(0.05, 0.35) * tract
     maps.t2_ms *= 1 + draw.uniform(0.0, 0.15) * tract
 
 
@@ -77,7 +79,10 @@ def normalised(case: Acquired) -> tuple[np.ndarray, np.ndarray]:
     images = physical_intensities(case.dwi.cpu().numpy(), case.adc.cpu().numpy(), case.flair.cpu().numpy(), brain)
     stack = np.stack([images[m] for m in (Modality.DWI, Modality.ADC, Modality.FLAIR)])
     label = case.lesion.cpu().numpy()
-    box = tuple(slice(int(np.flatnonzero(brain.any(a))[0]), int(np.flatnonzero(brain.any(a))[-1]) + 1) for a in ((1, 2), (0, 2), (0, 1)))
+    box = tuple(
+        slice(int(np.flatnonzero(brain.any(a))[0]), int(np.flatnonzero(brain.any(a))[-1]) + 1)
+        for a in ((1, 2), (0, 2), (0, 1))
+    )
     return stack[(slice(None), *box)].astype(np.float16), label[box]
 
 
@@ -88,7 +93,9 @@ def isotropic(stack: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float])
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 
     size = compute_new_shape(stack.shape[1:], spacing_mm, ISOTROPIC_MM)
-    images = resample_data_or_seg_to_shape(stack.astype(np.float32), size, spacing_mm, ISOTROPIC_MM, is_seg=False, order=3, order_z=0)
+    images = resample_data_or_seg_to_shape(
+        stack.astype(np.float32), size, spacing_mm, ISOTROPIC_MM, is_seg=False, order=3, order_z=0
+    )
     outline = torch.from_numpy(label[None, None].astype(np.float32))
     soft = F.interpolate(outline, size=tuple(int(n) for n in size), mode="trilinear", align_corners=False)[0, 0]
     return np.asarray(images, dtype=np.float16), (soft.numpy() > 0.5).astype(np.uint8)
@@ -97,7 +104,11 @@ def isotropic(stack: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float])
 def write_case(folder: Path, seed: int, case: Acquired) -> Path:
     """One patient as an uncompressed .npz, complete or not there at all: native grid, and 2 mm where that differs."""
     stack, label = normalised(case)
-    content = {"images": stack, "label": label, "spacing_mm": np.array(case.spacing_mm, dtype=np.float32)}
+    content: dict[str, Any] = {
+        "images": stack,
+        "label": label,
+        "spacing_mm": np.array(case.spacing_mm, dtype=np.float32),
+    }
     if case.spacing_mm != ISOTROPIC_MM:
         content["images_2mm"], content["label_2mm"] = isotropic(stack, label, case.spacing_mm)
     path = folder / f"case_{seed:07d}.npz"
@@ -114,14 +125,19 @@ def validation_case(index: int, shared: Path = SHARED) -> Acquired:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.simulate", description="Fill a folder with simulated patients.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.simulate", description="Fill a folder with simulated patients."
+    )
     parser.add_argument("--out", type=Path, required=True, help="the bank: a folder outside the repository")
     parser.add_argument("--cases", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the first patient; the others follow")
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/ (default: %(default)s)")
+    parser.add_argument(
+        "--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/ (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

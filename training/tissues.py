@@ -1,8 +1,9 @@
 """Tissue classes, their NMR parameters at 3 T, and how FreeSurfer labels map to them.
 
-Sources: T1, T2: Stanisz et al., Magn Reson Med 2005 (grey matter T1 1820/T2 99 ms, white matter 1084/69 ms at 3 T); Wansapura et al., JMRI
-1999 (regional T2 at 3 T: deep grey nuclei shortened by iron). ADC: Helenius et al., AJNR 2002 and Sener, 2001 (white matter 0.68-0.75, cortex
-0.78-0.89, thalamus 0.73-0.78, cerebellum 0.66-0.75, fluid 2.9-3.2 in 1e-3 mm^2/s). Proton density: Abbas et al., 2015 (relative to water).
+Sources: T1, T2: Stanisz et al., Magn Reson Med 2005 (grey matter T1 1820/T2 99 ms, white matter 1084/69 ms at 3 T);
+Wansapura et al., JMRI 1999 (regional T2 at 3 T: deep grey nuclei shortened by iron). ADC: Helenius et al., AJNR 2002 and
+Sener, 2001 (white matter 0.68-0.75, cortex 0.78-0.89, thalamus 0.73-0.78, cerebellum 0.66-0.75, fluid 2.9-3.2 in
+1e-3 mm^2/s). Proton density: Abbas et al., 2015 (relative to water).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from torch import Tensor
 from training.batches import Bank, draw_batch
 from training.draw import Draw
 from training.members import MEMBERS, MemberSpec, build_network, dataset_json, plans_json
+from training.memory import keep_freed_memory
 
 LEARNING_RATE = 2e-3
 WARM_UP = 0.02  # share of the training time
@@ -65,7 +66,7 @@ class Training:
         self.spec = spec
         self.device = torch.device(device)
         self.layout = torch.channels_last_3d if spec.dimensions == 3 else torch.channels_last
-        self.network = build_network(spec).to(self.device, memory_format=self.layout)
+        self.network = build_network(spec).to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.steps = 0
@@ -123,7 +124,10 @@ def export(spec: MemberSpec, network: torch.nn.Module, out: Path) -> None:
     """Write an nnU-Net v2 trained-model folder: weights in half precision, BatchNorm's statistics in single."""
     (out / "fold_0").mkdir(parents=True, exist_ok=True)
     converted: dict[int, Tensor] = {}  # nnU-Net's modules hold the same tensor under several names: store it once
-    weights = {name: converted.setdefault(value.data_ptr(), _stored(name, value)) for name, value in network.state_dict().items()}
+    weights = {
+        name: converted.setdefault(value.data_ptr(), _stored(name, value))
+        for name, value in network.state_dict().items()
+    }
     checkpoint = {
         "network_weights": weights,
         "trainer_name": "nnUNetTrainer",
@@ -139,10 +143,16 @@ def export(spec: MemberSpec, network: torch.nn.Module, out: Path) -> None:
 
 def _stored(name: str, value: Tensor) -> Tensor:
     keep = "running" in name or not value.dtype.is_floating_point
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format) if keep else value.detach().cpu().half().contiguous()
+    return (
+        value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if keep
+        else value.detach().cpu().half().contiguous()
+    )
 
 
-def train(spec: MemberSpec, bank: Bank, out: Path, state: Path, minutes: float, *, resume: bool, seed: int, device: str) -> None:
+def train(
+    spec: MemberSpec, bank: Bank, out: Path, state: Path, minutes: float, *, resume: bool, seed: int, device: str
+) -> None:
     """Train until `minutes` of wall-clock time are spent (those before a resumption counted in)."""
     training = Training(spec, device)
     if resume:
@@ -162,7 +172,14 @@ def train(spec: MemberSpec, bank: Bank, out: Path, state: Path, minutes: float, 
             training.seconds = before + time.monotonic() - started
             if training.steps % LOG_EVERY == 0:
                 loss, dice = (sum(part) / len(recent) for part in zip(*recent, strict=True))
-                row = [training.steps, f"{training.seconds / 60:.2f}", len(bank), f"{rate:.2e}", f"{loss:.4f}", f"{dice:.4f}"]
+                row = [
+                    training.steps,
+                    f"{training.seconds / 60:.2f}",
+                    len(bank),
+                    f"{rate:.2e}",
+                    f"{loss:.4f}",
+                    f"{dice:.4f}",
+                ]
                 writer.writerow(row)
                 file.flush()
                 print(*row, flush=True)
@@ -177,22 +194,40 @@ def train(spec: MemberSpec, bank: Bank, out: Path, state: Path, minutes: float, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description="Train one member on a bank of simulated patients.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description="Train one member on a bank of simulated patients."
+    )
     parser.add_argument("member", choices=sorted(MEMBERS))
-    parser.add_argument("--bank", type=Path, required=True, help="made by python -m training.simulate; may grow meanwhile")
+    parser.add_argument(
+        "--bank", type=Path, required=True, help="made by python -m training.simulate; may grow meanwhile"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the nnU-Net v2 model folder to write")
     parser.add_argument("--minutes", type=float, required=True, help="of wall-clock time, in all")
-    parser.add_argument("--state", type=Path, help="where training can be resumed from (default: beside the bank's cases)")
+    parser.add_argument(
+        "--state", type=Path, help="where training can be resumed from (default: beside the bank's cases)"
+    )
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two"
+    )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     state = options.state or options.bank / f"{options.member}_state.pt"
     bank = Bank(options.bank)
-    train(MEMBERS[options.member], bank, options.out, state, options.minutes, resume=options.resume, seed=options.seed, device=options.device)
+    train(
+        MEMBERS[options.member],
+        bank,
+        options.out,
+        state,
+        options.minutes,
+        resume=options.resume,
+        seed=options.seed,
+        device=options.device,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,245 @@
+"""How good the shipped members are: `python -m training.evaluate --real ../shared/cases --simulated 20 --cards`.
+
+Runs the shipped pipeline on real cases with ground truth and on the fixed simulated validation set, and prints one table: Dice, lesion-wise
+F1, absolute volume difference (ml) and absolute lesion count difference, of each member and of the ensemble. `--cards` also writes the
+table into the members' model cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
+from ensemble.geometry import Grid
+from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
+from ensemble.pipeline import Ensemble, Result, load, segment
+from ensemble.readers.base import RawCase, RawImage
+from ensemble.readers.imagefile import read_case, read_image
+from ensemble.types import AnyArray, Modality
+from ensemble.volume import Volume
+from training.acquisition import Acquired
+from training.memory import keep_freed_memory
+from training.simulate import SHARED, validation_case
+
+ENSEMBLE = "ensemble"
+FALSE_ALARM_ML = 0.3  # in a lesion-free case
+TABLE_BEGIN, TABLE_END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
+COLUMNS = ("dice", "lesion_f1", "avd_ml", "alcd")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A case and, where there is one, its true mask (z, y, x)."""
+
+    raw: RawCase
+    mask: AnyArray | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """One mask of one case, measured."""
+
+    group: str  # "real" or "simulated"
+    case: str
+    tta: str
+    member: str
+    truth_ml: float  # nan where the truth is not known
+    found_ml: float
+    dice: float
+    lesion_f1: float
+    avd_ml: float
+    alcd: float
+    seconds: float
+
+
+class Quiet:
+    """A watcher that watches nothing."""
+
+    def stage(self, name: str) -> None: ...
+
+    def windows(self, done: int, total: int) -> None: ...
+
+
+def real_cases(folder: Path) -> Iterator[Truth]:
+    """Folders that hold dwi, adc, perhaps flair, and perhaps lesion_gt, as .nii.gz or .mha."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing: give the folder of real cases with --real, or leave it out")
+    for case in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = {
+            path.name.split(".")[0]: path for path in sorted(case.iterdir()) if path.name.endswith((".nii.gz", ".mha"))
+        }
+        images = {modality: files[modality.value] for modality in Modality if modality.value in files}
+        truth = read_image(files["lesion_gt"], Modality.DWI).volume.array > 0 if "lesion_gt" in files else None
+        yield Truth(read_case(case.name, images), truth)
+
+
+def simulated_cases(count: int, shared: Path) -> Iterator[Truth]:
+    """The first `count` cases of the fixed validation set."""
+    for index in range(count):
+        case = validation_case(index, shared)
+        yield Truth(as_raw(f"simulated_{index:03d}", case), case.lesion.numpy() > 0)
+
+
+def as_raw(name: str, case: Acquired) -> RawCase:
+    """A simulated case as a reader would give it."""
+    z, y, x = case.spacing_mm
+    shape = case.brain.shape
+    grid = Grid((shape[2], shape[1], shape[0]), (x, y, z), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+    arrays = {Modality.DWI: case.dwi, Modality.ADC: case.adc, Modality.FLAIR: case.flair}
+    return RawCase(name, {m: RawImage(Path(f"{name}_{m}"), Volume(a.numpy(), grid)) for m, a in arrays.items()})
+
+
+def scores_of(truth: Truth, group: str, tta: str, result: Result, seconds: float) -> list[Score]:
+    """Measure every member's mask, and the fused one."""
+    spacing = result.case.grid.spacing_zyx_mm
+    masks = [(o.member, o.prediction.probability.array > 0.5, o.seconds) for o in result.outcomes if o.prediction]
+    masks.append((ENSEMBLE, result.fused.mask.array > 0, seconds))
+    rows = []
+    for member, mask, took in masks:
+        numbers = dict.fromkeys(COLUMNS, float("nan"))
+        if truth.mask is not None:
+            numbers = {
+                "dice": dice(truth.mask, mask),
+                "lesion_f1": lesion_f1(truth.mask, mask),
+                "avd_ml": absolute_volume_difference_ml(truth.mask, mask, spacing),
+                "alcd": float(absolute_lesion_count_difference(truth.mask, mask)),
+            }
+        true_ml = float("nan") if truth.mask is None else volume_ml(truth.mask, spacing)
+        found_ml = volume_ml(mask, spacing)
+        rows.append(Score(group, truth.raw.name, tta, member, true_ml, found_ml, **numbers, seconds=took))
+    return rows
+
+
+def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -> list[Score]:
+    """Segment and measure cases, printing each as it is done."""
+    rows: list[Score] = []
+    for truth in cases:
+        started = time.perf_counter()
+        result = segment(truth.raw, ensemble, Quiet())
+        new = scores_of(truth, group, tta, result, time.perf_counter() - started)
+        rows += new
+        for score in new:
+            print(_line(score), flush=True)
+    return rows
+
+
+def _line(score: Score) -> str:
+    return (
+        f"| {score.case} | {score.tta} | {score.member} | {score.truth_ml:.2f} | {score.found_ml:.2f} | {score.dice:.3f} "
+        f"| {score.lesion_f1:.3f} | {score.avd_ml:.2f} | {score.alcd:.0f} | {score.seconds:.0f} |"
+    )
+
+
+HEADER = (
+    "| case | TTA | member | true ml | found ml | Dice | lesion F1 | AVD ml | ALCD | s |\n"
+    "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
+
+
+def table(scores: Sequence[Score]) -> str:
+    """Real cases one by one, the simulated set by lesion size, and lesion-free cases, as Markdown."""
+    real = [s for s in scores if s.group == "real"]
+    lines = ["Real cases (ISLES'22 public samples; never trained on):", "", HEADER, *map(_line, real)]
+    lines += [_mean_line(group) for group in _by_member([s for s in real if not np.isnan(s.dice)])]
+    simulated = [s for s in scores if s.group == "simulated"]
+    lesioned, free = [s for s in simulated if s.truth_ml > 0], [s for s in simulated if s.truth_ml == 0]
+    for title, low, high in (("below 1 ml", 0.0, 1.0), ("1-10 ml", 1.0, 10.0), ("above 10 ml", 10.0, 1e9)):
+        groups = _by_member([s for s in lesioned if low < s.truth_ml <= high])
+        if groups:
+            lines += ["", f"Simulated validation cases, lesions {title}:", "", HEADER, *map(_mean_line, groups)]
+    if free:
+        lines += ["", f"Simulated lesion-free cases, share with more than {FALSE_ALARM_ML} ml found:", ""]
+        for group in _by_member(free):
+            alarms = sum(s.found_ml > FALSE_ALARM_ML for s in group)
+            lines.append(f"* {group[0].member}, TTA {group[0].tta}: {alarms} of {len(group)}")
+    return "\n".join(lines)
+
+
+def _by_member(scores: Sequence[Score]) -> list[list[Score]]:
+    keys = dict.fromkeys((s.tta, s.member) for s in scores)
+    return [[s for s in scores if (s.tta, s.member) == key] for key in keys]
+
+
+def _mean_line(scores: Sequence[Score]) -> str:
+    columns = ("truth_ml", "found_ml", *COLUMNS, "seconds")
+    means = {name: float(np.mean([getattr(s, name) for s in scores])) for name in columns}
+    first = scores[0]
+    return _line(Score(first.group, f"mean of {len(scores)}", first.tta, first.member, **means))
+
+
+def machine() -> str:
+    """The kind of machine, for the record."""
+    cpu = next(
+        (row.split(":")[1].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in row),
+        "?",
+    )
+    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, no GPU"
+
+
+def write_cards(weights: Path, text: str) -> None:
+    """Put the text between the evaluation marks of every member's README.md."""
+    for card in sorted(weights.glob("*/README.md")):
+        content = card.read_text()
+        head, _, rest = content.partition(TABLE_BEGIN)
+        tail = rest.partition(TABLE_END)[2]
+        card.write_text(f"{head}{TABLE_BEGIN}\n{text}\n{TABLE_END}{tail}")
+
+
+def write_csv(path: Path, scores: Sequence[Score]) -> None:
+    """Every number, one row a mask."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(Score.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(vars(score) for score in scores)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description="Measure the members and their ensemble."
+    )
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
+    parser.add_argument("--members", help="comma-separated; all by default")
+    parser.add_argument("--real", type=Path, help="folder of real cases")
+    parser.add_argument("--simulated", type=int, default=0, help="how many cases of the simulated validation set")
+    parser.add_argument("--tta", default="mirror,none", help="for real cases: mirror, none or both")
+    parser.add_argument("--simulated-tta", default="none")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--csv", type=Path, help="where to write every number")
+    parser.add_argument("--cards", action="store_true", help="write the table into the model cards")
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+    members = tuple(options.members.split(",")) if options.members else None
+    scores: list[Score] = []
+    plan = [("real", tta) for tta in options.tta.split(",") if options.real]
+    plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]
+    for group, tta in plan:
+        ensemble = load(RunConfig(options.weights, members, options.device, _tta(tta)))
+        cases = real_cases(options.real) if group == "real" else simulated_cases(options.simulated, options.shared)
+        scores += evaluate(cases, group, ensemble, tta)
+    command = shlex.join(["python", "-m", "training.evaluate", *(sys.argv[1:] if arguments is None else arguments)])
+    text = f"{time.strftime('%Y-%m-%d')}, {machine()}, `{command}`\n\n{table(scores)}"
+    print("\n" + text)
+    if options.csv:
+        write_csv(options.csv, scores)
+    if options.cards:
+        write_cards(options.weights, text)
+
+
+def _tta(name: str) -> Tta:
+    choices: dict[str, Tta] = {"mirror": "mirror", "none": "none", "gated": "gated"}
+    return choices[name]
+
+
+if __name__ == "__main__":
+    main()
