@@ -7,41 +7,16 @@ logits, softmax, paste into background, transpose.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from ensemble.geometry import Triple
+from ensemble.members.cropping import Placement, bounding_box, nonzero_region
 from ensemble.networks.nnunet_plans import NnunetPlans, Normalisation
-from ensemble.resample import ArrayResampling
 from ensemble.types import BoolArray, FloatArray
 
 #: Smallest standard deviation or maximum that nnU-Net divides by.
 EPSILON = 1e-8
-
-Box = tuple[slice, slice, slice]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The way back from a network's grid to the image's."""
-
-    shape: tuple[int, int, int]
-    """Of the whole image in the network's axis order."""
-    box: Box
-    """The part of it that the network saw."""
-    spacing_mm: Triple
-    """Of the image, in the network's axis order."""
-    network_spacing_mm: Triple
-    """That the network works at."""
-    transpose_forward: tuple[int, int, int]
-    """The image's axis that became the network's first, second, third one."""
-
-    def paste(self, probability: FloatArray) -> FloatArray:
-        """The image's (z, y, x) array of a probability in the box; 0 elsewhere."""
-        whole = np.zeros(self.shape, probability.dtype)
-        whole[self.box] = probability
-        return whole.transpose(np.argsort(self.transpose_forward))
 
 
 def to_network(images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetPlans) -> tuple[FloatArray, Placement]:
@@ -60,9 +35,8 @@ def to_network(images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetPlans) -
     cropped = np.stack(
         [normalise(image[box], region[box], how) for image, how in zip(transposed, plans.normalisation, strict=True)]
     )
-    shape = [max(1, round(old / new * n)) for old, new, n in zip(spacing, target, cropped.shape[1:], strict=True)]
     placement = Placement(region.shape, box, spacing, target, order)
-    return plans.resample_image.resize(cropped, shape, spacing, target), placement
+    return placement.to_network(cropped, plans.resample_image), placement
 
 
 def lesion_probability(logits: FloatArray, placement: Placement, plans: NnunetPlans) -> FloatArray:
@@ -73,26 +47,10 @@ def lesion_probability(logits: FloatArray, placement: Placement, plans: NnunetPl
     how = plans.resample_logits
     if len(logits) == 2 and how.order <= 1 and how.order_z <= 1:
         # two classes, linear resampling: the difference of the logits says it all, at half the work
-        margin = _onto_box(logits[1:] - logits[:1], placement, how)[0]
+        margin = placement.from_network(logits[1:] - logits[:1], how)[0]
         return placement.paste(_sigmoid(margin))
-    probabilities = _softmax(_onto_box(logits, placement, how))
+    probabilities = _softmax(placement.from_network(logits, how))
     return placement.paste(probabilities[list(plans.lesion_classes)].sum(0))
-
-
-def nonzero_region(images: FloatArray) -> BoolArray:
-    """Where any channel of (channels, z, y, x) is not 0, holes filled in 3-D."""
-    from scipy.ndimage import binary_fill_holes
-
-    filled: BoolArray = binary_fill_holes((images != 0).any(axis=0))
-    return filled
-
-
-def bounding_box(region: BoolArray) -> Box:
-    """The smallest box around a region; the whole array when it is empty."""
-    if not region.any():
-        region = np.ones_like(region)
-    z, y, x = (np.flatnonzero(region.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    return slice(z[0], z[-1] + 1), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
 
 
 def normalise(image: FloatArray, region: BoolArray, how: Normalisation) -> FloatArray:
@@ -139,11 +97,6 @@ _SCHEMES: dict[str, Callable[[FloatArray, BoolArray | None, Mapping[str, float]]
 
 def _in_order(values: Triple, order: tuple[int, int, int]) -> Triple:
     return values[order[0]], values[order[1]], values[order[2]]
-
-
-def _onto_box(array: FloatArray, placement: Placement, how: ArrayResampling) -> FloatArray:
-    shape = [part.stop - part.start for part in placement.box]
-    return how.resize(array, shape, placement.network_spacing_mm, placement.spacing_mm)
 
 
 def _sigmoid(margin: FloatArray) -> FloatArray:

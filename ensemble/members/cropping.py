@@ -1,0 +1,69 @@
+"""The part of an image that an nnU-Net of either version looks at, and the way back from its network's grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble.geometry import Triple
+from ensemble.resample import ArrayResampling
+from ensemble.types import BoolArray, FloatArray
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The way back from a network's grid to the image's."""
+
+    shape: tuple[int, int, int]
+    """Of the whole image in the network's axis order."""
+    box: Box
+    """The part of it that the network saw."""
+    spacing_mm: Triple
+    """Of the image, in the network's axis order."""
+    network_spacing_mm: Triple
+    """That the network works at."""
+    transpose_forward: tuple[int, int, int]
+    """The image's axis that became the network's first, second, third one."""
+
+    @property
+    def network_shape(self) -> tuple[int, int, int]:
+        """Of the box at the network's spacing."""
+        z, y, x = (
+            max(1, round(old / new * (part.stop - part.start)))
+            for old, new, part in zip(self.spacing_mm, self.network_spacing_mm, self.box, strict=True)
+        )
+        return z, y, x
+
+    def to_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
+        """An array (channels, a, b, c) in the box, at the network's spacing."""
+        return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)
+
+    def from_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
+        """An array (channels, a, b, c) on the network's grid, at the image's spacing: still only the box."""
+        shape = [part.stop - part.start for part in self.box]
+        return how.resize(array, shape, self.network_spacing_mm, self.spacing_mm)
+
+    def paste(self, probability: FloatArray, outside: float = 0.0) -> FloatArray:
+        """The image's (z, y, x) array of a probability in the box; `outside` elsewhere."""
+        whole = np.full(self.shape, outside, probability.dtype)
+        whole[self.box] = probability
+        return whole.transpose(np.argsort(self.transpose_forward))
+
+
+def nonzero_region(images: FloatArray) -> BoolArray:
+    """Where any channel of (channels, z, y, x) is not 0, holes filled in 3-D."""
+    from scipy.ndimage import binary_fill_holes
+
+    filled: BoolArray = binary_fill_holes((images != 0).any(axis=0))
+    return filled
+
+
+def bounding_box(region: BoolArray) -> Box:
+    """The smallest box around a region; the whole array when it is empty."""
+    if not region.any():
+        region = np.ones_like(region)
+    z, y, x = (np.flatnonzero(region.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    return slice(z[0], z[-1] + 1), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
