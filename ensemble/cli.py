@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ensemble.errors import UserError
+from ensemble.errors import UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.types import Modality
 
@@ -84,20 +84,24 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _members(options: argparse.Namespace) -> int:
-    from ensemble.members.manifest import find_members
+    from ensemble.report.members import check_members, print_members
 
-    config = run_config(options)
-    specs = find_members(config.weights_folder, config.members)
-    print(f"members in {config.weights_folder}:")
-    for spec in specs:
-        print(
-            f"  {spec.name:<16} {spec.kind:<8} {spec.intensities} intensities, {spec.licence or 'licence not stated'}"
+    config, paths = run_config(options), options.paths
+    if len(paths) != (2 if options.action == "pack" else 0):
+        raise UsageError(
+            f"members {options.action} takes {'a source and a destination' if options.action == 'pack' else 'no folders'}",
+            found=" ".join(map(str, paths)),
+            do="python process.py members pack SRC DST; members list and check take --weights DIR",
         )
-    if options.action == "check":
-        from ensemble.pipeline import load
+    if options.action == "pack":
+        from ensemble.members.pack import pack
 
-        print(f"all loaded in {load(config).seconds:.1f} s, files unaltered")
-    return 0
+        source, destination = paths
+        for folder in pack(source, destination, options.precision, config.members):
+            print(f"packed: {folder}")
+        return 0
+    specs = print_members(config)
+    return 0 if options.action == "list" or check_members(config, specs) else WeightsBroken.exit_code
 
 
 def _extras(options: argparse.Namespace, *, report: bool) -> Extras:

@@ -94,12 +94,21 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     )
     members = commands.add_parser(
         "members",
-        help="list the members that a weights folder holds",
+        help="list, check or pack the members that a weights folder holds",
         parents=[common],
         argument_default=argparse.SUPPRESS,
-        description="list: what was found. check: load each member and verify its files.",
+        description="list: what was found. check: load each member and verify its files. pack SRC DST: write a member folder,"
+        " or each member of a weights folder, as safetensors and JSON, which load fast and without pickles.",
     )
-    members.add_argument("action", choices=("list", "check"))
+    members.add_argument("action", choices=("list", "check", "pack"))
+    members.add_argument("paths", nargs="*", type=Path, default=[], metavar="SRC DST", help="only for pack")
+    _add(
+        members,
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="of packed weights: the same bits (fp32, the default), or half the size (fp16)",
+    )
     return root, {"run": run, "members": members}
 
 

@@ -19,7 +19,7 @@ from ensemble.errors import InputRefused, MembersFailed
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.base import InferenceSettings, Member, MemberPrediction
-from ensemble.members.manifest import MemberSpec, find_members, open_member
+from ensemble.members.manifest import MemberSpec, find_members, find_unsupported, open_member
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.readers.base import RawCase
 
@@ -78,6 +78,8 @@ def load(config: RunConfig) -> Ensemble:
     started = time.perf_counter()
     settings = InferenceSettings(device=resolve_device(config.device), tta=config.tta)
     specs = find_members(config.weights_folder, config.members)
+    for other in find_unsupported(config.weights_folder):
+        log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)
     return Ensemble(config, settings, specs, members, time.perf_counter() - started)
 

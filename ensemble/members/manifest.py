@@ -1,49 +1,28 @@
 """Which members a weights folder holds, where their files are, and whether they are the files that were published.
 
-A folder with a `manifest.json` says so itself; otherwise its layout is recognised. Imports no torch: listing members is cheap.
+A folder with a `manifest.json` says so itself; otherwise its layout is recognised (see `layout.py`). Imports no torch: listing is cheap.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.members.base import InferenceSettings, Member
+from ensemble.members.layout import Unsupported, members_by_layout, packed_entry, unsupported_by_layout
+from ensemble.members.spec import MemberSpec
 
 MANIFEST = "manifest.json"
 
 #: kind -> module and class that opens it; imported only when a member of the kind is opened, since it brings torch.
-_KINDS = {"nnunet": ("ensemble.members.nnunet", "NnunetMember")}
-
-
-@dataclass(frozen=True)
-class MemberSpec:
-    """One member, as the manifest describes it."""
-
-    name: str
-    """The name it votes under."""
-    kind: str
-    """How its files are read: a key of `_KINDS`."""
-    folder: Path
-    """Where its files are."""
-    channels: tuple[str, ...] | None = None
-    """What each input channel shows, for example ("DWI", "ADC", "DWI[-1]"); None means that its own files say so."""
-    intensities: Literal["native", "physical"] = "native"
-    """Whether it wants images as read, or tissue-normalised ones (see `prepare/units.py`)."""
-    orientation: Literal["native", "canonical"] = "native"
-    """Whether arrays are brought to the nearest LPS axes before the networks, and back afterwards."""
-    spacing_mm: tuple[float, ...] = ()
-    """Voxel spacing (z, y, x) or in-plane (y, x) that its networks work at; empty when its own files say so."""
-    licence: str = ""
-    """SPDX identifier of the weights' licence."""
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    """Digest of each file, by path relative to the folder; files of unknown origin have none."""
+_KINDS = {
+    "nnunet": ("ensemble.members.nnunet", "NnunetMember"),
+    "seals": ("ensemble.members.seals", "SealsMember"),
+}
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
@@ -56,14 +35,15 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
             "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
         )
     manifest = weights / MANIFEST
-    found = _from_manifest(manifest) if manifest.is_file() else _from_layout(weights)
+    found = _from_manifest(manifest) if manifest.is_file() else members_by_layout(weights)
     if not found:
+        others = ", ".join(f"{other.name} (not supported yet)" for other in find_unsupported(weights))
         raise WeightsBroken(
             "no member weights were recognised",
             where=weights,
-            found=_listing(weights),
-            do=f"give a folder with a {MANIFEST}, or with nnU-Net v2 model folders"
-            " (dataset.json, plans.json, fold_*/checkpoint_final.pth)",
+            found=others or _listing(weights),
+            do=f"give a folder with a {MANIFEST}, with nnU-Net v2 model folders (dataset.json, plans.json,"
+            " fold_*/checkpoint_final.pth), or with the SEALS folder of DeepISLES' weights",
         )
     if names is None:
         return found
@@ -74,6 +54,11 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
             f"no member is named {', '.join(unknown)}", where=weights, found=f"members: {', '.join(by_name)}"
         )
     return tuple(by_name[name] for name in names)
+
+
+def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
+    """Known weights in a weights folder that can't be used yet; none where a manifest says what is to be used."""
+    return () if (weights / MANIFEST).is_file() else unsupported_by_layout(weights)
 
 
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
@@ -125,7 +110,7 @@ def file_sha256(path: Path) -> str:
 def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
     try:
         entries = json.loads(manifest.read_text(encoding="utf-8"))["members"]
-        return tuple(_spec(entry, manifest.parent) for entry in entries)
+        return tuple(_of_manifest(entry, manifest.parent / str(entry["folder"])) for entry in entries)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsBroken(
             "the weights manifest can't be read",
@@ -135,36 +120,9 @@ def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
         ) from error
 
 
-def _spec(entry: dict[str, Any], weights: Path) -> MemberSpec:
-    channels = entry.get("channels")
-    return MemberSpec(
-        name=str(entry["name"]),
-        kind=str(entry["kind"]),
-        folder=weights / str(entry["folder"]),
-        channels=tuple(channels) if channels is not None else None,
-        intensities=_choice(entry, "intensities", ("native", "physical")),
-        orientation=_choice(entry, "orientation", ("native", "canonical")),
-        spacing_mm=tuple(float(mm) for mm in entry.get("spacing_mm", ())),
-        licence=str(entry.get("licence", "")),
-        sha256=dict(entry.get("sha256", {})),
-    )
-
-
-def _choice(entry: dict[str, Any], key: str, allowed: tuple[str, str]) -> Any:
-    value = entry.get(key, allowed[0])
-    if value not in allowed:
-        raise ValueError(f"{key} is {value!r}, not one of {', '.join(allowed)}")
-    return value
-
-
-def _from_layout(weights: Path) -> tuple[MemberSpec, ...]:
-    """nnU-Net v2 model folders: the weights folder itself, or any folder below it."""
-    folders = sorted(path.parent for path in weights.rglob("plans.json") if (path.parent / "dataset.json").is_file())
-    return tuple(MemberSpec(_name_of(folder, weights), "nnunet", folder) for folder in folders)
-
-
-def _name_of(folder: Path, weights: Path) -> str:
-    return weights.name if folder == weights else folder.relative_to(weights).as_posix()
+def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:
+    """What the manifest says of a member; what it leaves open of a packed one, that says itself."""
+    return MemberSpec.from_json(packed_entry(folder) | entry, folder)
 
 
 def _listing(folder: Path) -> str:

@@ -22,12 +22,11 @@ from ensemble.members.base import InferenceSettings, MemberPrediction
 from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.members.manifest import MemberSpec
 from ensemble.members.nnunet_arrays import lesion_probability, to_network
-from ensemble.networks.checkpoints import load_weights, read_checkpoint
+from ensemble.networks.checkpoints import load_weights
+from ensemble.networks.nnunet_folds import checkpoint_paths, configuration_of, read_fold
 from ensemble.networks.nnunet_plans import NnunetPlans, read_plans
 from ensemble.networks.planned_unet import build_network
 from ensemble.types import FloatArray, Modality, ProgressCallback
-
-CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class NnunetMember:
 
         Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
         """
-        checkpoints = [(path, _checkpoint(path)) for path in _checkpoint_paths(spec.folder)]
+        checkpoints = [(path, read_fold(path)) for path in checkpoint_paths(spec.folder)]
         plans = _plans(spec.folder, checkpoints)
         channels = _channels(spec, plans)
         return cls(
@@ -118,35 +117,8 @@ def _ras(grid: Grid) -> Reorientation:
     return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
 
 
-def _checkpoint_paths(folder: Path) -> list[Path]:
-    """The numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them."""
-    numbered = [path for path in folder.glob(f"fold_*/{CHECKPOINT}") if path.parent.name[5:].isdecimal()]
-    paths = sorted(numbered, key=lambda path: int(path.parent.name[5:])) or list(folder.glob(f"fold_all/{CHECKPOINT}"))
-    if not paths:
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["no such folder"]
-        raise WeightsBroken(
-            f"a model folder holds no fold_*/{CHECKPOINT}",
-            where=folder,
-            found=", ".join(names[:8]) or "an empty folder",
-            do="give a complete nnU-Net v2 model folder",
-        )
-    return paths
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    content = read_checkpoint(path)
-    if not isinstance(content.get("network_weights"), dict):
-        raise WeightsBroken(
-            "a checkpoint is not of nnU-Net v2",
-            where=path,
-            found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected network_weights",
-            do="give the checkpoint_final.pth that nnU-Net v2 wrote",
-        )
-    return content
-
-
 def _plans(folder: Path, checkpoints: list[tuple[Path, dict[str, Any]]]) -> NnunetPlans:
-    names = {path: _configuration(content) for path, content in checkpoints}
+    names = {path: configuration_of(content) for path, content in checkpoints}
     if len(set(names.values())) > 1:
         raise WeightsBroken(
             "the folds of a model folder were trained in different configurations",
@@ -155,12 +127,6 @@ def _plans(folder: Path, checkpoints: list[tuple[Path, dict[str, Any]]]) -> Nnun
             do="keep one configuration a folder",
         )
     return read_plans(folder, next(iter(names.values())))
-
-
-def _configuration(checkpoint: dict[str, Any]) -> str | None:
-    arguments = checkpoint.get("init_args")
-    name = arguments.get("configuration") if isinstance(arguments, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:

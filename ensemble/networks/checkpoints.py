@@ -69,7 +69,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
 
     Raises WeightsBroken, naming `path`, when names or shapes differ from the network's or when a weight is not finite.
     """
-    state = {_unwrapped(str(name)): _as_float32(tensor) for name, tensor in weights.items() if torch.is_tensor(tensor)}
+    state = {unwrapped(str(name)): _as_float32(tensor) for name, tensor in weights.items() if torch.is_tensor(tensor)}
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise WeightsBroken(
@@ -89,7 +89,8 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
         ) from error
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """A parameter's name without the prefixes that wrappers of a network leave in its checkpoints."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name

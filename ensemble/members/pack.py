@@ -1,0 +1,79 @@
+"""Turns members of any kind into safetensors and JSON: no pickle is left to load, and optimizer states stay behind.
+
+A packed folder says in `member.json` what a manifest entry says, digests included, so that it is recognised wherever it is put.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ensemble.errors import UsageError
+from ensemble.members.layout import PACKED
+from ensemble.members.manifest import MANIFEST, file_sha256, find_members, verify_files
+from ensemble.members.spec import MemberSpec
+from ensemble.networks.nnunet_folds import PACKED_CHECKPOINT, checkpoint_paths, pack_fold
+from ensemble.networks.packed import Precision
+from ensemble.networks.v1_folder import PACKED_PLANS, PACKED_WEIGHTS, read_v1_folder
+from ensemble.networks.v1_weights import pack_v1_fold
+from ensemble.publish import publish, write_json
+
+
+def pack(source: Path, destination: Path, precision: Precision, names: tuple[str, ...] | None = None) -> list[Path]:
+    """Pack a member folder, or each member of a weights folder (those named, if any), into a new folder.
+
+    A member folder becomes `destination` itself, the members of a weights folder become folders in it. A member folder named by a
+    manifest beside it keeps what that says of it. Returns the packed folders; on failure nothing is left behind.
+
+    Raises WeightsBroken for members that can't be read, UsageError when the destination holds something already.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UsageError("the destination of a packed member must be new or empty", where=destination)
+    specs = _beside(source) or find_members(source, names)
+    alone = len(specs) == 1 and specs[0].folder.resolve() == source.resolve()
+    places = ["." if alone else spec.name.replace("/", "__") for spec in specs]
+    with publish(destination) as staging:
+        for spec, place in zip(specs, places, strict=True):
+            _pack_member(spec, staging / place, precision)
+    return [destination / place for place in places]
+
+
+def _beside(source: Path) -> tuple[MemberSpec, ...]:
+    """The entry for a member folder in the manifest of a weights folder above it."""
+    for weights in source.resolve().parents:
+        if (weights / MANIFEST).is_file() and not (source / MANIFEST).is_file():
+            return tuple(spec for spec in find_members(weights) if spec.folder.resolve() == source.resolve())
+    return ()
+
+
+def _pack_member(spec: MemberSpec, folder: Path, precision: Precision) -> None:
+    verify_files(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    _PACKERS[spec.kind](spec.folder, folder, precision)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    entry = replace(spec, sha256=digests).as_json()
+    write_json(entry | {"precision": precision}, folder / PACKED)
+
+
+def _pack_nnunet(source: Path, target: Path, precision: Precision) -> None:
+    for path in checkpoint_paths(source):
+        fold = target / path.parent.name
+        fold.mkdir()
+        pack_fold(path, fold / PACKED_CHECKPOINT, precision)
+    for name in ("dataset.json", "plans.json"):
+        shutil.copyfile(source / name, target / name)
+
+
+def _pack_seals(source: Path, target: Path, precision: Precision) -> None:
+    folder = read_v1_folder(source)
+    for path in folder.weights.values():
+        fold = target / path.parent.name
+        fold.mkdir()
+        pack_v1_fold(path, fold / PACKED_WEIGHTS, precision)
+    write_json(folder.plans.as_json(), target / PACKED_PLANS)
+
+
+_PACKERS: Mapping[str, Callable[[Path, Path, Precision], None]] = {"nnunet": _pack_nnunet, "seals": _pack_seals}

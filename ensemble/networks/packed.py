@@ -1,0 +1,73 @@
+"""Packed weights: a safetensors file of tensors and a table of texts. Reading one runs no code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ensemble.errors import WeightsBroken
+
+SUFFIX = ".safetensors"
+Precision = Literal["fp32", "fp16"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+#: Metadata key of the names under which a network knows a tensor beside its first: {other name: first name}.
+_ALIASES = "aliases"
+
+
+def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors (on the CPU, mapped from the file) and metadata. Raises WeightsBroken for files that are missing or damaged."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            metadata = dict(file.metadata() or {})
+        aliases: dict[str, str] = json.loads(metadata.pop(_ALIASES, "{}"))
+        return tensors | {name: tensors[first] for name, first in aliases.items()}, metadata
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsBroken(
+            "packed weights are missing or damaged",
+            where=path,
+            found=f"{type(error).__name__}: {error}"[:200],
+            do="copy or pack them again",
+        ) from error
+
+
+def write_packed(
+    path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str], precision: Precision
+) -> None:
+    """Write weights of one network; a tensor that goes by several names is written once.
+
+    fp16 halves kernels; biases and the parameters and statistics of normalisation, which are small, stay float32. fp32 keeps every bit.
+    Raises WeightsBroken for weights that do not fit.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_names: dict[object, str] = {}
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and place in first_names:
+            aliases[name] = first_names[place]
+            continue
+        first_names[place] = name
+        tensors[name] = _kept(name, tensor, precision)
+    path.write_bytes(save(tensors, dict(metadata) | ({_ALIASES: json.dumps(aliases)} if aliases else {})))
+
+
+def _kept(name: str, tensor: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """A contiguous copy in the precision that is written."""
+    if not tensor.is_floating_point():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    dtype = _DTYPES[precision] if tensor.ndim > 1 else torch.float32
+    kept = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if not kept.isfinite().all():
+        raise WeightsBroken(
+            f"weights do not fit into {precision}, or are not finite",
+            found=f"{name} reaches {float(tensor.abs().max()):g}",
+            do="pack with --precision fp32",
+        )
+    return kept

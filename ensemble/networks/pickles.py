@@ -1,0 +1,174 @@
+"""Pickles as hostile input: plain Python values are read, nothing that a pickle names is imported or called.
+
+nnU-Net v1 describes its models in pickles (`plans.pkl`, `*.model.pkl`) of dictionaries, numbers and small numpy arrays. Every name that
+numpy 1 or 2 writes for those is answered by a stand-in of ours, which keeps the bytes; any other name ends the reading.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble.errors import WeightsBroken
+
+#: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
+MOST_BYTES = 16 * 2**20
+_BYTE_ORDERS = ("<", ">", "|", "=")
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+class ForbiddenName(pickle.UnpicklingError):
+    """A pickle asks for something that is no plain value."""
+
+
+def read_pickle(path: Path) -> Any:
+    """What a pickle holds, as plain values: dict, list, tuple, set, str, bytes, numbers, None; numpy's become numbers and lists.
+
+    Raises WeightsBroken, naming the file and what it asked for, for missing, damaged and oversized files and for anything that is no
+    plain value.
+    """
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise pickle.UnpicklingError(f"{size} bytes, far more than the description of a model takes")
+        with path.open("rb") as file:
+            return _plain(_PlainUnpickler(file, encoding="latin1").load(), {})
+    except ForbiddenName as error:
+        raise WeightsBroken(
+            "a pickle holds more than plain values; it was not loaded",
+            where=path,
+            found=f"it asks for {error}",
+            do="use the file that nnU-Net wrote; a description that needs other code to load can't be trusted",
+        ) from error
+    except _UNREADABLE as error:
+        raise WeightsBroken(
+            "a pickle is missing, damaged, or is none",
+            where=path,
+            found=f"{type(error).__name__}: {error}"[:200],
+            do="copy or download it again",
+        ) from error
+
+
+class _Dtype:
+    """Stands in for `numpy.dtype`: a scalar type of numbers, its byte order set by the state that follows in the pickle."""
+
+    def __init__(self, code: str) -> None:
+        self.kind = np.dtype(str(code))
+        if self.kind.kind not in "biuf":
+            raise pickle.UnpicklingError(f"numpy type {code!r} holds no numbers")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in _BYTE_ORDERS:
+            raise pickle.UnpicklingError(f"byte order {state[1]!r}")
+        self.kind = self.kind.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for `numpy.ndarray`, made empty and filled by the state that follows in the pickle."""
+
+    def __init__(self) -> None:
+        self.values: Any = []
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.values = _numbers(data, dtype, tuple(shape), "F" if fortran else "C")
+
+
+def _numbers(data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
+    """The numbers in an array's bytes as (nested) lists. numpy checks that bytes and shape agree."""
+    flat = np.frombuffer(_as_bytes(data), dtype.kind)
+    return flat.reshape(shape, order="F" if order == "F" else "C").tolist()
+
+
+def _as_bytes(data: bytes | str) -> bytes:
+    """Bytes; Python 2 wrote them as text."""
+    return data.encode("latin1") if isinstance(data, str) else bytes(data)
+
+
+def _dtype(code: str, *_: Any) -> _Dtype:
+    return _Dtype(code)
+
+
+def _empty_array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.values = _numbers(data, dtype, shape, order)
+    return array
+
+
+def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
+    return _numbers(data, dtype, (1,), "C")[0]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickle protocol 2 spells bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
+    return text.encode("latin1")
+
+
+def _dictionary() -> dict[Any, Any]:
+    return {}
+
+
+#: numpy's internal module was `numpy.core` before version 2.
+_STAND_INS: Mapping[str, Callable[..., Any]] = {
+    "numpy.dtype": _dtype,
+    "numpy.ndarray": _empty_array,
+    "numpy.core.multiarray._reconstruct": _empty_array,
+    "numpy._core.multiarray._reconstruct": _empty_array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _array_from_buffer,
+    "numpy._core.numeric._frombuffer": _array_from_buffer,
+    "collections.OrderedDict": _dictionary,
+    "_codecs.encode": _latin1,
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """An unpickler that imports nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a name. Raises ForbiddenName where there is none."""
+        try:
+            return _STAND_INS[f"{module}.{name}"]
+        except KeyError:
+            raise ForbiddenName(f"{module}.{name}") from None
+
+
+def _plain(value: Any, known: dict[int, Any]) -> Any:
+    """A copy without stand-ins. What the pickle shares is copied once, so that its copy grows no larger than itself."""
+    if isinstance(value, str | bytes | int | float | complex | bool | type(None)):
+        return value
+    if id(value) in known:
+        return known[id(value)]
+    if isinstance(value, _Array):
+        copy: Any = value.values
+    elif isinstance(value, dict):
+        copy = {_plain(key, known): _plain(item, known) for key, item in value.items()}
+    elif isinstance(value, list | tuple | set | frozenset):
+        copy = type(value)(_plain(item, known) for item in value)
+    else:
+        raise pickle.UnpicklingError(f"a {type(value).__name__} is no plain value")
+    known[id(value)] = copy
+    return copy

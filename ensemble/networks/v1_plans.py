@@ -1,0 +1,203 @@
+"""What an nnU-Net v1 trained-model folder says of itself: the plans in `model_final_checkpoint.model.pkl`, as a frozen dataclass.
+
+Format: nnU-Net 1.6 to 1.7 (`experiment_planner_baseline_3DUNet_v21.py`, `nnUNetTrainer.process_plans`, `model_restore.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import inf
+from typing import Any
+
+from ensemble.geometry import Triple
+from ensemble.resample import ArrayResampling
+
+Sizes = tuple[int, int, int]
+
+#: Trainers (by what their names hold) whose network, mirroring or export is another than that of nnUNetTrainerV2.
+OTHER_TRAINERS = re.compile(
+    r"BN|FRN|GN|GeLU|ReLU|Mish|NoNormalization|Resenc|Regions|Cascade|noMirroring|noDA|resample33", re.IGNORECASE
+)
+#: nnU-Net gives no stage more feature maps than this.
+MOST_FEATURES = 320
+_MOST_POOLINGS, _MOST_CONVOLUTIONS, _MOST_WINDOW = 10, 8, 1024
+_NO_NORMALISATION, _TRAINED_FOR_CT = "noNorm", ("CT", "CT2")
+
+
+@dataclass(frozen=True)
+class V1Plans:
+    """The 3-D network of one nnU-Net v1 model, and the images it wants."""
+
+    trainer: str
+    """Name of the trainer class."""
+    modalities: tuple[str, ...]
+    """For each input channel, what the training data called it."""
+    patch: Sizes
+    """Window of the network, in its axis order."""
+    spacing_mm: Triple
+    """Voxel spacing that the network works at, in its axis order."""
+    transpose_forward: Sizes
+    """The (z, y, x) axis that becomes the network's first, second, third one."""
+    base_features: int
+    """Feature maps of the first stage; each stage doubles them, up to MOST_FEATURES."""
+    convolutions: int
+    """Convolutions of each stage."""
+    pools: tuple[Sizes, ...]
+    """Strides from each stage to the next."""
+    kernels: tuple[Sizes, ...]
+    """Kernels of each stage, the bottleneck last."""
+    normalise: tuple[bool, ...]
+    """For each input channel, whether it is brought to zero mean and unit deviation."""
+    use_mask: tuple[bool, ...]
+    """For each input channel, whether only the non-zero region is normalised, and the rest set to 0."""
+    resample_softmax: ArrayResampling
+    """How probabilities are brought back to the image's spacing."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, as `from_json` reads them."""
+        return asdict(self)
+
+
+def parse_plans(description: Mapping[str, Any]) -> V1Plans:
+    """Read the plain values of a `.model.pkl` (keys init, name, plans).
+
+    Raises ValueError, KeyError, TypeError or IndexError for what is missing, contradictory or not supported.
+    """
+    plans, trainer = description["plans"], str(description["name"])
+    if OTHER_TRAINERS.search(trainer):
+        raise ValueError(f"trainer {trainer} is not supported: only those with the network of nnUNetTrainerV2 are")
+    if (classes := int(plans["num_classes"])) != 1:
+        raise ValueError(f"num_classes is {classes}; one class besides the background is expected")
+    stage = _stage(plans["plans_per_stage"], description["init"])
+    channels = int(plans["num_modalities"])
+    pools = _pools(stage)
+    read = V1Plans(
+        trainer=trainer,
+        modalities=tuple(str(name) for name in _per_channel(plans["modalities"], channels)),
+        patch=_sizes(stage["patch_size"], _MOST_WINDOW),
+        spacing_mm=_spacing(stage["current_spacing"]),
+        transpose_forward=_permutation(plans.get("transpose_forward") or (0, 1, 2)),
+        base_features=int(plans["base_num_features"]),
+        convolutions=int(plans.get("conv_per_stage", 2)),
+        pools=pools,
+        kernels=_kernels(stage, len(pools)),
+        normalise=tuple(_normalised(name) for name in _per_channel(plans["normalization_schemes"], channels)),
+        use_mask=tuple(bool(mask) for mask in _per_channel(plans["use_mask_for_norm"], channels)),
+        resample_softmax=_export(plans.get("segmentation_export_params")),
+    )
+    check_plans(read)
+    return read
+
+
+def from_json(content: Mapping[str, Any]) -> V1Plans:
+    """Read what `V1Plans.as_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    read = V1Plans(
+        trainer=str(content["trainer"]),
+        modalities=tuple(str(name) for name in content["modalities"]),
+        patch=_sizes(content["patch"], _MOST_WINDOW),
+        spacing_mm=_spacing(content["spacing_mm"]),
+        transpose_forward=_permutation(content["transpose_forward"]),
+        base_features=int(content["base_features"]),
+        convolutions=int(content["convolutions"]),
+        pools=tuple(_sizes(pool) for pool in content["pools"]),
+        kernels=tuple(_sizes(kernel) for kernel in content["kernels"]),
+        normalise=tuple(bool(yes) for yes in content["normalise"]),
+        use_mask=tuple(bool(yes) for yes in content["use_mask"]),
+        resample_softmax=ArrayResampling(**content["resample_softmax"]),
+    )
+    check_plans(read)
+    return read
+
+
+def check_plans(plans: V1Plans) -> None:
+    """Raise ValueError for numbers that make no network, or one that no planner writes (before it takes all memory)."""
+    channels = len(plans.modalities)
+    if not channels or len(plans.normalise) != channels or len(plans.use_mask) != channels:
+        raise ValueError(f"{channels} modalities, {len(plans.normalise)} schemes, {len(plans.use_mask)} masks")
+    if not 0 < plans.base_features <= MOST_FEATURES:
+        raise ValueError(f"base_num_features {plans.base_features} is not within 1 to {MOST_FEATURES}")
+    if not 2 <= plans.convolutions <= _MOST_CONVOLUTIONS:
+        raise ValueError(f"conv_per_stage {plans.convolutions} is not within 2 to {_MOST_CONVOLUTIONS}")
+    if not 0 < len(plans.pools) <= _MOST_POOLINGS or len(plans.kernels) != len(plans.pools) + 1:
+        raise ValueError(f"{len(plans.pools)} poolings, {len(plans.kernels)} kernels")
+    if even := [kernel for kernel in plans.kernels if not set(kernel) <= {1, 3}]:
+        raise ValueError(f"kernel {even[0]}; nnU-Net pads only kernels of 1 and 3")
+    shrink = [1, 1, 1]
+    for pool in plans.pools:
+        shrink = [total * stride for total, stride in zip(shrink, pool, strict=True)]
+    if any(length % total for length, total in zip(plans.patch, shrink, strict=True)):
+        raise ValueError(f"patch {plans.patch} is not divisible by the poolings' product {tuple(shrink)}")
+
+
+def _stage(stages: Mapping[Any, Any], init: Sequence[Any]) -> Mapping[str, Any]:
+    """The stage of a cascade that was trained: the trainer's sixth argument, or the only one there is."""
+    chosen = init[5] if len(init) > 5 else None
+    if chosen is None:
+        if len(stages) != 1:
+            raise ValueError(f"plans have {len(stages)} stages, and the checkpoint does not say which is its own")
+        chosen = next(iter(stages))
+    stage: Mapping[str, Any] = stages[chosen]
+    return stage
+
+
+def _pools(stage: Mapping[str, Any]) -> tuple[Sizes, ...]:
+    """Early plans only count the poolings of each axis; an axis with fewer of them starts later."""
+    if "pool_op_kernel_sizes" in stage:
+        return tuple(_sizes(pool) for pool in stage["pool_op_kernel_sizes"])
+    counts = [int(count) for count in stage["num_pool_per_axis"]]
+    deepest = max(counts)
+    return tuple(_sizes([2 if deepest - count <= level else 1 for count in counts]) for level in range(deepest))
+
+
+def _kernels(stage: Mapping[str, Any], poolings: int) -> tuple[Sizes, ...]:
+    if "conv_kernel_sizes" not in stage:
+        return ((3, 3, 3),) * (poolings + 1)
+    return tuple(_sizes(kernel) for kernel in stage["conv_kernel_sizes"])
+
+
+def _export(parameters: Mapping[str, Any] | None) -> ArrayResampling:
+    """How softmax is resampled: linear, nearest along a coarse axis, unless the plans say otherwise."""
+    if parameters is None:
+        return ArrayResampling(order=1)
+    separate = parameters["force_separate_z"]
+    return ArrayResampling(
+        order=int(parameters["interpolation_order"]),
+        order_z=int(parameters["interpolation_order_z"]),
+        force_separate_z=None if separate is None else bool(separate),
+    )
+
+
+def _per_channel(table: Mapping[Any, Any], channels: int) -> list[Any]:
+    if len(table) != channels:
+        raise ValueError(f"{len(table)} entries for {channels} channels")
+    return [table[channel] for channel in range(channels)]
+
+
+def _normalised(scheme: str) -> bool:
+    """nnU-Net v1 takes every name for z-scores but these."""
+    if scheme in _TRAINED_FOR_CT:
+        raise ValueError(f"normalization scheme {scheme!r} is for CT")
+    return scheme != _NO_NORMALISATION
+
+
+def _sizes(values: Sequence[Any], most: int = 16) -> Sizes:
+    sizes = tuple(int(value) for value in values)
+    if len(sizes) != 3 or not all(0 < size <= most for size in sizes):
+        raise ValueError(f"{sizes}: three sizes of 1 to {most} are expected (only 3-D networks are supported)")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _spacing(values: Sequence[Any]) -> Triple:
+    first, second, third = (float(value) for value in values)
+    if not all(0 < mm < inf for mm in (first, second, third)):
+        raise ValueError(f"spacing {(first, second, third)}")
+    return first, second, third
+
+
+def _permutation(values: Sequence[Any]) -> Sizes:
+    first, second, third = (int(value) for value in values)
+    if sorted((first, second, third)) != [0, 1, 2]:
+        raise ValueError(f"transpose_forward {(first, second, third)} is no permutation of 0, 1, 2")
+    return first, second, third
