@@ -87,8 +87,6 @@ def test_a_simulated_case_is_reproducible_and_plausible() -> None:
     assert label.any()
     assert images[0][label > 0].mean() > 1.1
     assert not label[~brain].any()
-    healthy = simulate(12, SHARED, spacing_mm=(2.0, 2.0, 2.0), lesion_free=True)
-    assert not healthy.lesion.any()
 
 
 def test_missing_material_is_named(tmp_path: Path) -> None:
@@ -158,14 +156,14 @@ def test_training_learns_stores_and_resumes(bank: Bank, tmp_path: Path) -> None:
     from dataclasses import replace
 
     torch.manual_seed(0)
-    spec = replace(MEMBERS["iso3d"], training_patch=(16, 32, 32), features=(8, 8, 8, 8, 8))
+    spec = replace(MEMBERS["iso3d"], training_patch=(16, 32, 32), features=(8, 8, 8, 8, 8), batch=1)
     training, draw = Training(spec, "cpu"), Draw(0)
-    losses = [training.step(*draw_batch(spec, bank, draw), 1e-2)[0] for _ in range(12)]
-    assert losses[-1] < losses[0]
+    losses = [training.step(*draw_batch(spec, bank, draw), 1e-2)[0] for _ in range(8)]
+    assert sum(losses[-3:]) < sum(losses[:3])
     training.save_state(tmp_path / "state.pt")
     resumed = Training(spec, "cpu")
     resumed.load_state(tmp_path / "state.pt")
-    assert resumed.steps == 12
+    assert resumed.steps == 8
     for a, b in zip(training.average.parameters(), resumed.average.parameters(), strict=True):
         assert torch.equal(a, b)
 

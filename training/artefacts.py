@@ -100,6 +100,7 @@ RIMS = (
     ((-0.25, 0.92, 0.15), (0.12, 0.06, 0.22)),  # orbitofrontal
     ((0.10, 0.97, 0.20), (0.25, 0.04, 0.25)),  # frontal pole
     ((0.15, 0.95, 0.30), (0.10, 0.05, 0.15)),  # frontal pole, beside the midline
+    ((0.10, 0.85, 0.35), (0.20, 0.12, 0.30)),  # along the frontal convexity
     ((-0.30, -0.95, 0.25), (0.20, 0.05, 0.25)),  # occipital pole
     ((-0.80, -0.60, 0.55), (0.12, 0.15, 0.18)),  # cerebellar rim
     ((-0.75, -0.35, 0.60), (0.12, 0.12, 0.15)),  # cerebellum at the sigmoid sinus

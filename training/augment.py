@@ -10,6 +10,8 @@ from training.artefacts import box_of, rim_gain
 from training.draw import Draw
 
 DWI, ADC = 0, 1
+SOLID = 1.3  # ADC of tissue, relative to normal; above lies fluid
+Place = tuple[float, float, float]
 CAPSULE = ((0.05, 0.0, 0.34), (0.2, 0.12, 0.07))  # place and spread in shares of the brain's box (z, y, |x|)
 
 
@@ -20,7 +22,10 @@ def rescan(images: Tensor, draw: Draw) -> Tensor:
     if draw.chance(0.6):
         images[DWI] *= rim_gain(brain, draw)
     if draw.chance(0.4):
-        images = darken_capsule(images, brain, draw)
+        darken_pair(images, brain, CAPSULE[0], CAPSULE[1], draw)
+    for _ in range(draw.integer(1, 4) if draw.chance(0.5) else 0):
+        place = (draw.uniform(-0.7, 0.7), draw.uniform(-0.8, 0.8), draw.uniform(0.05, 0.85))
+        brighten_pair(images, brain, place, draw)
     if draw.chance(0.4):
         for channel in range(images.shape[0]):
             if channel != ADC:
@@ -41,18 +46,39 @@ def rescan(images: Tensor, draw: Draw) -> Tensor:
     return images.clamp(0, 8) * brain
 
 
-def darken_capsule(images: Tensor, brain: Tensor, draw: Draw) -> Tensor:
-    """Both internal capsules: lower ADC and brighter DWI, alike on the two sides, as many healthy people have them."""
+def darken_pair(images: Tensor, brain: Tensor, place: Place, spread: Place, draw: Draw) -> None:
+    """Lower ADC and brighter DWI at a place and its mirror image, in solid tissue, in place.
+
+    Both internal capsules look so in many healthy people.
+    """
+    blob = paired_blob(brain, place, spread, draw) * (images[ADC] < SOLID)
+    images[ADC] *= 1 - draw.uniform(0, 0.35) * blob
+    images[DWI] *= 1 + draw.uniform(0, 0.3) * blob
+
+
+def brighten_pair(images: Tensor, brain: Tensor, place: Place, draw: Draw) -> None:
+    """Brighter cortex (what is already brighter than the average tissue) at a place and its mirror image, in place.
+
+    Insula, hippocampus and cingulate gyrus are brighter than other cortex in healthy people: what is symmetric is no infarct.
+    """
+    spread = (draw.uniform(0.06, 0.25), draw.uniform(0.06, 0.25), draw.uniform(0.05, 0.2))
+    blob = paired_blob(brain, place, spread, draw) * (images[ADC] < SOLID) * (4 * (images[DWI] - 0.95)).clamp(0, 1)
+    images[DWI] *= 1 + draw.uniform(0.1, 0.7) * blob
+    images[ADC] *= 1 - draw.uniform(0, 0.25) * blob
+
+
+def paired_blob(brain: Tensor, place: Place, spread: Place, draw: Draw) -> Tensor:
+    """Two nearly equal Gaussian bumps (z, y, x), 0-1, left and right; place and spread in shares of the brain's box."""
     centre, half = box_of(brain)
     axes = [(torch.arange(n, device=brain.device) - c) / h for n, c, h in zip(brain.shape, centre, half, strict=True)]
-    at = [p + draw.normal(0, 0.06) for p in CAPSULE[0]]
-    wide = [s * draw.lognormal(1.0, 0.3) for s in CAPSULE[1]]
-    z, y = (torch.exp(-0.5 * ((axes[i] - at[i]) / wide[i]) ** 2) for i in (0, 1))
-    x = torch.exp(-0.5 * ((axes[2].abs() - at[2]) / wide[2]) ** 2)
-    place = z[:, None, None] * y[:, None] * x * (images[ADC] < 1.3)
-    images[ADC] *= 1 - draw.uniform(0, 0.3) * place
-    images[DWI] *= 1 + draw.uniform(0, 0.3) * place
-    return images
+    at = [p + draw.normal(0, 0.06) for p in place]
+    wide = [s * draw.lognormal(1.0, 0.3) for s in spread]
+    total = torch.zeros(brain.shape, device=brain.device)
+    for side in (-1, 1):
+        middle = (at[0] + draw.normal(0, 0.02), at[1] + draw.normal(0, 0.02), side * at[2] + draw.normal(0, 0.02))
+        z, y, x = (torch.exp(-0.5 * ((axes[i] - middle[i]) / wide[i]) ** 2) for i in range(3))
+        total = torch.maximum(total, draw.uniform(0.75, 1.0) * z[:, None, None] * y[:, None] * x)
+    return total
 
 
 def mirror(images: Tensor, label: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import copy
 import csv
 import json
 import math
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,6 +151,17 @@ def _stored(name: str, value: Tensor) -> Tensor:
     )
 
 
+class Stop:
+    """Whether somebody asked us to stop (SIGTERM): the state is saved before that happens."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+
 def train(
     spec: MemberSpec, bank: Bank, out: Path, state: Path, minutes: float, *, resume: bool, seed: int, device: str
 ) -> None:
@@ -166,7 +178,8 @@ def train(
             writer.writerow(["step", "minutes", "cases_in_bank", "rate", "loss", "dice"])
         before, started, saved = training.seconds, time.monotonic(), time.monotonic()
         recent: list[tuple[float, float]] = []
-        while training.seconds < 60 * minutes:
+        stop = Stop()
+        while training.seconds < 60 * minutes and not stop.asked:
             rate = rate_at(training.seconds / (60 * minutes))
             recent.append(training.step(*draw_batch(spec, bank, draw), rate))
             training.seconds = before + time.monotonic() - started
