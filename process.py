@@ -3,7 +3,10 @@
 
 import sys
 
-from ensemble.cli import main
+from ensemble.processors import limit_threads
 
 if __name__ == "__main__":
+    limit_threads()
+    from ensemble.cli import main
+
     sys.exit(main())

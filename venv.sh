@@ -13,6 +13,7 @@ need_venv() {
     }
     echo "setting up .venv (once, some minutes; log: .venv/install.log)"
     [ -x "$PY" ] || "$python" -m venv .venv || {
+        rm -rf .venv
         echo "'$python -m venv' failed: on Debian and Ubuntu, install python3-venv." >&2
         return 1
     }

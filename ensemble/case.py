@@ -21,8 +21,8 @@ from ensemble.volume import Volume
 ROUNDING_VOXELS = 0.05
 #: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
 PLAUSIBLE_BRAIN_ML = (600.0, 2200.0)
-#: FLAIR must cover at least this fraction of the DWI's field of view to say anything about it.
-MIN_FLAIR_COVERAGE = 0.5
+#: FLAIR must cover at least this fraction of the brain to say anything about it; less than the second is remarked upon.
+MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def prepare(raw: RawCase) -> PreparedCase:
         _check_values(image, modality)
     dwi, adc = raw.images[Modality.DWI], raw.images[Modality.ADC]
     images = {Modality.DWI: dwi.volume, Modality.ADC: _adc_on_dwi_grid(adc, dwi, repairs)}
-    if Modality.FLAIR in raw.images:
-        images[Modality.FLAIR] = _flair_on_dwi_grid(raw.images[Modality.FLAIR], dwi, repairs)
     brain = _brain(images, dwi, repairs)
+    if Modality.FLAIR in raw.images:
+        images[Modality.FLAIR] = _flair_on_dwi_grid(raw.images[Modality.FLAIR], dwi, brain, repairs)
     arrays = {modality: volume.array for modality, volume in images.items()}
     physical = physical_intensities(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), brain)
     return PreparedCase(
@@ -97,30 +97,37 @@ def _check_values(image: RawImage, modality: Modality) -> None:
 
 def _adc_on_dwi_grid(adc: RawImage, dwi: RawImage, repairs: list[str]) -> Volume:
     apart = dwi.volume.grid.distance_voxels(adc.volume.grid)
-    if apart > ROUNDING_VOXELS:
+    if not apart <= ROUNDING_VOXELS:
         raise InputRefused(
             "DWI and ADC lie on different grids",
             where=adc.path,
             found=f"ADC {_describe(adc.volume.grid)}; DWI ({dwi.path.name}) {_describe(dwi.volume.grid)}",
             do="give the ADC map that was computed from this DWI, or resample it onto the DWI",
         )
+    if np.array_equal(dwi.volume.array, adc.volume.array):
+        raise InputRefused(
+            "DWI and ADC are the same image", where=adc.path, found=f"the voxels of {dwi.path}", do="give the ADC map"
+        )
     if apart > 1e-3:
         repairs.append(f"ADC header differs from DWI by {apart:.3g} voxels: taken as rounding, the DWI header holds")
     return dwi.volume.like(adc.volume.array)
 
 
-def _flair_on_dwi_grid(flair: RawImage, dwi: RawImage, repairs: list[str]) -> Volume:
+def _flair_on_dwi_grid(flair: RawImage, dwi: RawImage, brain: BoolArray, repairs: list[str]) -> Volume:
     grid = dwi.volume.grid
-    coverage = grid.overlap(flair.volume.grid)
+    if grid.distance_voxels(flair.volume.grid) <= 1e-3:
+        return dwi.volume.like(flair.volume.array)
+    everywhere = flair.volume.like(np.ones(flair.volume.array.shape, np.uint8))
+    coverage = float(resample_volume(everywhere, grid, linear=False).array[brain].mean())
     if coverage < MIN_FLAIR_COVERAGE:
         raise InputRefused(
             "FLAIR and DWI show different places",
             where=flair.path,
-            found=f"FLAIR covers {coverage:.0%} of the DWI: FLAIR {_describe(flair.volume.grid)}; DWI {_describe(grid)}",
+            found=f"FLAIR covers {coverage:.0%} of the brain on DWI: FLAIR {_describe(flair.volume.grid)}; DWI {_describe(grid)}",
             do="give the FLAIR of this examination, or leave it out",
         )
-    if grid.distance_voxels(flair.volume.grid) <= 1e-3:
-        return dwi.volume.like(flair.volume.array)
+    if coverage < WHOLE_FLAIR_COVERAGE:
+        repairs.append(f"FLAIR covers only {coverage:.0%} of the brain: 0 elsewhere")
     repairs.append(f"FLAIR resampled onto the DWI grid by its header (linear, from {_describe(flair.volume.grid)})")
     return resample_volume(flair.volume, grid)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code of DESIGN.md; a bug keeps its traceback and gives 1."""
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
+    """Run one command. Returns the exit code that `--help` lists; a bug keeps its traceback and gives 1."""
+    _tame_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("interrupted")
         return 130
+    except BrokenPipeError:  # who reads our output has had enough of it
+        return 0
     except ModuleNotFoundError as error:
         log.error(
             "error: the Python package %s is not installed\n  do: use ./run.sh, or pip install -r requirements.txt",
@@ -43,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         log.exception("this is a bug in the tool, please report it with the lines below")
         return 1
+    finally:
+        _flush()
 
 
 def _contract(options: argparse.Namespace) -> int:
@@ -50,10 +56,12 @@ def _contract(options: argparse.Namespace) -> int:
     from ensemble.contract.isles22 import find_inputs
     from ensemble.pipeline import load
     from ensemble.progress import Lines
+    from ensemble.publish import check_writable
     from ensemble.readers.imagefile import read_case
 
     config, extras = run_config(options), _extras(options, report=options.report)
     found = find_inputs(options.input)
+    check_writable(options.output)
     raw = read_case(found.name, found.files)  # before the networks are loaded: a bad file is refused at once
     result = execute(found, raw, options.output, load(config), extras, Lines())
     log.info("%d lesions, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
@@ -63,23 +71,24 @@ def _contract(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ensemble.pipeline import load, segment
     from ensemble.progress import Bar, watcher
-    from ensemble.publish import publish, write_volume
+    from ensemble.publish import check_writable, publish, write_volume
     from ensemble.readers.imagefile import read_case, stem
-    from ensemble.report.extras import write_extras
+    from ensemble.report.extras import OUTPUTS, write_extras
     from ensemble.report.summary import summary
 
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_case(stem(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    check_writable(options.out)
     watching = watcher()
     ensemble = load(config)
     result = segment(raw, ensemble, watching)
     if isinstance(watching, Bar):
         watching.close()
-    with publish(options.out) as staging:
+    with publish(options.out, replaces=OUTPUTS) as staging:
         write_volume(result.fused.mask, staging / f"mask{suffix}")
         write_extras(raw, result, ensemble, extras, staging, suffix)
-    print(summary(result, options.out, suffix))
+    log.info("%s", summary(result, options.out, suffix))
     return 0
 
 
@@ -108,6 +117,24 @@ def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
     from ensemble.report.extras import Extras
 
     return Extras(report, options.save_probabilities, options.save_member_masks)
+
+
+def _tame_streams() -> None:
+    """All messages to stdout; names of files that it can't spell, or a reader who has gone, are no reason to fail."""
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
+    logging.raiseExceptions = False
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write out what stdout still holds; a reader who has gone, or a full disk, must not make Python complain at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -66,15 +66,6 @@ class Grid:
         apart = (other.corners_mm - self.corners_mm) @ np.linalg.inv(self.affine[:3, :3]).T
         return float(np.abs(apart).max())
 
-    def overlap(self, other: Grid) -> float:
-        """Fraction of this grid's voxels (sampled, 0..1) that lie inside the other grid's field of view."""
-        steps = [np.linspace(0, n - 1, min(n, 16)) for n in self.size]
-        index = np.array(np.meshgrid(*steps, indexing="ij")).reshape(3, -1)
-        world = self.affine[:3, :3] @ index + self.affine[:3, 3:]
-        there = np.linalg.inv(other.affine[:3, :3]) @ (world - other.affine[:3, 3:])
-        inside = (there >= -0.5) & (there <= np.asarray(other.size)[:, None] - 0.5)
-        return float(inside.all(axis=0).mean())
-
     @cached_property
     def axis_letters(self) -> tuple[str, str, str]:
         """The world direction that each index axis x, y, z points to, most nearly: one of L R P A S I."""

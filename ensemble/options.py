@@ -14,7 +14,7 @@ from ensemble.config import Device, FusionMethod, RunConfig, Tta
 from ensemble.errors import UsageError
 
 ENVIRONMENT_PREFIX = "ISLES_"
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 _EPILOG = """\
 Without a command, process.py honours the ISLES'22 contract of grand-challenge.org: the case below --input is segmented
@@ -40,7 +40,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     _refuse_unknown(environment, (parser, *commands.values()))
     stated = parser.parse_args(arguments)
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
-    options = _defaults(parser) | _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
+    if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
+        names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
+        raise UsageError(f"{names} says nothing to the command {stated.command}", do=f"see {chosen.prog} --help")
+    options = _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
     options.setdefault("command", None)
     if missing := [
         action for action in chosen._actions if getattr(action, "needed", False) and options[action.dest] is None
@@ -170,9 +173,9 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
     values: dict[str, Any] = {}
     for action in parser._actions:
         variable = _variable(action)
-        if not hasattr(action, "fallback") or variable not in environment:
+        text = environment.get(variable, "")
+        if not hasattr(action, "fallback") or not text:  # an empty variable is as good as none
             continue
-        text = environment[variable]
         try:
             values[action.dest] = _boolean(text) if action.nargs == 0 else (action.type or str)(text)  # type: ignore[operator]
         except ValueError as error:

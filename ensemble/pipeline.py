@@ -22,6 +22,7 @@ from ensemble.members.base import InferenceSettings, Member, MemberPrediction
 from ensemble.members.manifest import MemberSpec, find_members, find_unsupported, open_member
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.readers.base import RawCase
+from ensemble.types import FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare", watcher):
         case = prepare(raw)
-    outcomes = []
+    outcomes: list[MemberOutcome] = []
     for member in ensemble.members:
         with _timed(seconds, f"member {member.name}", watcher):
             outcomes.append(_ask(member, case, ensemble.settings, watcher))
@@ -116,6 +117,8 @@ def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watche
         prediction = member.predict(case, settings, watcher.windows)
         if prediction.probability.grid != case.grid:
             raise RuntimeError("its probabilities do not lie on the DWI grid")
+        if not _are_probabilities(prediction.probability.array):
+            raise RuntimeError("it gave values that are no probabilities")
     except InputRefused:
         raise
     except (
@@ -125,6 +128,11 @@ def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watche
         reason = f"{type(error).__name__}: {error}"
         return MemberOutcome(member.name, "failed", time.perf_counter() - started, reason)
     return MemberOutcome(member.name, "voted", time.perf_counter() - started, prediction=prediction)
+
+
+def _are_probabilities(array: FloatArray) -> bool:
+    """Whether all values lie in 0..1, up to rounding; NaN do not."""
+    return bool(array.min() >= -1e-4 and array.max() <= 1 + 1e-4)
 
 
 def _require_votes(outcomes: list[MemberOutcome], min_members: int | None) -> None:

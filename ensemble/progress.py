@@ -47,4 +47,4 @@ class Bar:
 
 def watcher() -> Bar | Lines:
     """A bar when a person is watching stderr, lines otherwise."""
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if sys.stderr is not None and sys.stderr.isatty() else Lines()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,50 +20,65 @@ import SimpleITK as sitk
 from ensemble.errors import UsageError
 from ensemble.volume import Volume, from_sitk, to_sitk
 
+#: Formats keep geometry in few digits; more than this is another place.
+MOST_ROUNDING_VOXELS = 0.01
+
 
 @contextmanager
-def publish(root: Path) -> Iterator[Path]:
+def publish(root: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """Give an empty staging folder; when the block ends well, move what was written there to the same places under `root`.
 
     The staging folder lies inside `root` (moves within one file system are atomic). Files move in the order of their names, deeper
-    ones first, so that a summary at the top appears last. When the block raises, or a move fails, `root` is left as it was found,
-    folders included. Raises UsageError when something can't be written.
+    ones first, so that a summary at the top appears last; while they move, SIGTERM and SIGINT wait. Files under `root` that match a
+    pattern of `replaces` belong to an earlier case and go in the same step. When the block raises, or a move fails, `root` is left as
+    it was found, folders included. Raises UsageError when something can't be written.
     """
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    made: list[Path] = []
     staging = root  # until there is one
     try:
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
         root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
         yield staging
-        _move_all(staging, root)
+        with _signals_held():
+            _move_all(staging, root, replaces)
     except OSError as error:
         found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         raise UsageError(
             "the outputs can't be written",
             where=root,
-            found=found,
+            found=f"{found} (we run as user {os.getuid()})",
             do="check permissions and free space of the output folder",
         ) from error
     finally:
-        if staging != root:
-            shutil.rmtree(staging, ignore_errors=True)
-        _remove_empty(made)
+        with _signals_held():
+            if staging != root:
+                shutil.rmtree(staging, ignore_errors=True)
+            _remove_empty(made)
+
+
+def check_writable(root: Path) -> None:
+    """Raise UsageError unless outputs can be published under `root`, before time is spent on them; leaves it as it was found."""
+    with publish(root):
+        pass
 
 
 def write_volume(volume: Volume, path: Path) -> None:
     """Write a volume, compressed, with geometry and nothing else in its header; read it back, since a full disk can go unnoticed.
 
-    Raises OSError when the file does not hold what was written.
+    Raises OSError when the file does not hold what was written, ValueError when its format can't hold the volume's geometry.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = to_sitk(volume)
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-        back = from_sitk(sitk.ReadImage(str(path))).array
+        back = from_sitk(sitk.ReadImage(str(path)))
     except RuntimeError as error:
         raise OSError(f"{path.name} could not be written: {str(error).splitlines()[-1].strip()}") from error
-    if not np.array_equal(back, sitk.GetArrayViewFromImage(image)):
+    if not np.array_equal(back.array, sitk.GetArrayViewFromImage(image)):
         raise OSError(f"{path.name} does not read back as it was written: is the disk full?")
+    if not volume.grid.distance_voxels(back.grid) < MOST_ROUNDING_VOXELS:
+        raise ValueError(f"{path.suffix} can't hold this geometry: {volume.grid}")
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -67,30 +86,62 @@ def write_json(content: Any, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _move_all(staging: Path, root: Path) -> None:
+def _move_all(staging: Path, root: Path, replaces: Sequence[str]) -> None:
     """Move every file, keeping what it replaces until all have arrived; undo on failure."""
     files = sorted(
         (path for path in staging.rglob("*") if path.is_file()), key=lambda path: (-len(path.parts), path.name)
     )
+    targets = [root / source.relative_to(staging) for source in files]
+    if folders := [target for target in targets if target.is_dir()]:
+        raise IsADirectoryError(errno.EISDIR, "a folder stands where a file belongs", str(folders[0]))
+    stale = [
+        path for pattern in replaces for path in sorted(root.glob(pattern)) if path.is_file() and path not in targets
+    ]
     kept = Path(tempfile.mkdtemp(prefix=".replaced-", dir=staging))
+    put_aside: list[tuple[Path, Path]] = []
     arrived: list[Path] = []
     made: list[Path] = []
     try:
-        for number, source in enumerate(files):
-            target = root / source.relative_to(staging)
+        for number, target in enumerate([*targets, *stale]):
+            if target.exists():
+                put_aside.append((kept / str(number), target))
+                target.replace(kept / str(number))
+        for source, target in zip(files, targets, strict=True):
             made += [folder for folder in target.parents if not folder.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.replace(kept / str(number))
             arrived.append(target)
             source.replace(target)
     except BaseException:
-        for number, target in enumerate(arrived):
+        for target in arrived:
             target.unlink(missing_ok=True)
-            if (kept / str(number)).exists():
-                (kept / str(number)).replace(target)
+        for copy, target in put_aside:
+            if copy.exists():
+                copy.replace(target)
         _remove_empty(made)
         raise
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let SIGTERM and SIGINT wait until the block has ended, so that what must happen together does.
+
+    Handlers are exchanged, since a mask would only keep signals from this thread. Elsewhere than in the main thread, the only one in
+    which Python handles signals, there is nothing to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda got, _: held.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def _remove_empty(folders: list[Path]) -> None:

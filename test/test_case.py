@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import GRID, phantom_case
+from conftest import GRID, phantom_case, phantom_lesion
 from ensemble.case import prepare
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
@@ -130,3 +130,31 @@ def test_a_brain_of_implausible_size_is_remarked_upon(scale: float, hint: str) -
     images = {m: replace(image, volume=Volume(image.volume.array, grid)) for m, image in raw.images.items()}
     assert hint in prepare(replace(raw, images=images)).repairs[0]
     assert prepare(raw).repairs == ()
+
+
+def test_no_half_of_a_brain_in_two_pieces_is_lost() -> None:
+    """Skull stripping may leave pieces that touch nowhere; a lesion in the smaller one must still be seen."""
+    raw = phantom_case()
+    images = {}
+    for modality, image in raw.images.items():
+        array = image.volume.array.copy()
+        array[:, :, 24:26] = 0
+        images[modality] = replace(image, volume=image.volume.like(array))
+    case = prepare(replace(raw, images=images))
+    lesion = phantom_lesion()
+    lesion[:, :, 24:26] = False
+    assert lesion.any()
+    assert case.brain.array[lesion].all()
+    assert np.median(case.physical[DWI].array[lesion]) > 1.8
+
+
+def test_one_image_given_twice_is_refused() -> None:
+    raw = phantom_case()
+    with pytest.raises(InputRefused, match="same image"):
+        prepare(replace(raw, images={**raw.images, ADC: raw.images[DWI]}))
+
+
+def test_a_flair_that_misses_part_of_the_brain_is_remarked_upon() -> None:
+    upper = Grid((40, 48, 16), GRID.spacing_mm, tuple((GRID.affine @ (0, 0, 8, 1))[:3]), GRID.direction)  # type: ignore[arg-type]
+    case = prepare(with_grid(FLAIR, upper))
+    assert [repair for repair in case.repairs if "covers only 7" in repair], case.repairs

@@ -212,6 +212,33 @@ def test_broken_weights_are_4(
     assert not (tmp_path / "out").exists()
 
 
+def test_tampered_weights_are_4(tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(weights, tmp_path / "weights")
+    manifest = json.loads((weights / "manifest.json").read_text())
+    manifest["members"][0]["sha256"] = {"fold_0/checkpoint_final.pth": "0" * 64}
+    (tmp_path / "weights" / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / "weights" / FIRST / name).rename(tmp_path / "weights" / FIRST / f"{name}.txt")
+    write_contract_case(tmp_path / "in")
+    assert contract(tmp_path / "in", tmp_path / "out", tmp_path / "weights") == 4
+    assert "not the one that was published" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["| true", ">/dev/full", "2>&-"])
+def test_streams_that_take_nothing_do_not_spoil_a_case(tmp_path: Path, weights: Path, how: str) -> None:
+    arrays = phantom_arrays()
+    for modality in (DWI, ADC):
+        write_image(arrays[modality], tmp_path / f"José {modality}.mha")
+    program = f"{sys.executable} {REPOSITORY / 'process.py'} run --dwi 'José dwi.mha' --adc 'José adc.mha' --out out --tta none"
+    script = f"set -o pipefail; {program} --members first --weights {weights} {how}"
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"mask.nii.gz", "report.json", "overlay.png"} <= set(tree(tmp_path / "out"))
+
+
 def test_a_member_that_raises_is_5_unless_fewer_votes_are_accepted(
     tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

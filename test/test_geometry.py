@@ -66,15 +66,11 @@ def test_axis_letters(order: tuple[int, ...], signs: tuple[int, ...], letters: s
     assert "".join(grid_with(order, signs, 0.2).axis_letters) == letters
 
 
-def test_distance_and_overlap() -> None:
+def test_distance_and_volume() -> None:
     moved = Grid(GRID.size, GRID.spacing_mm, (GRID.origin_mm[0] + 1.0, *GRID.origin_mm[1:]), GRID.direction)
     assert GRID.distance_voxels(moved) == pytest.approx(0.25)
     assert GRID.distance_voxels(GRID) == 0
     assert GRID.distance_voxels(Grid((1, 1, 1), GRID.spacing_mm, GRID.origin_mm, GRID.direction)) == float("inf")
-    half = Grid(GRID.size, GRID.spacing_mm, (GRID.origin_mm[0] + 80.0, *GRID.origin_mm[1:]), GRID.direction)
-    assert GRID.overlap(GRID) == 1.0
-    assert GRID.overlap(half) == pytest.approx(0.5, abs=0.05)
-    assert GRID.overlap(Grid(GRID.size, GRID.spacing_mm, (900.0, 0.0, 0.0), GRID.direction)) == 0.0
     assert GRID.voxel_ml == pytest.approx(0.08)
 
 

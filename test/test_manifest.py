@@ -127,3 +127,32 @@ def test_the_shipped_members_are_complete_and_unaltered() -> None:
         assert spec.licence
         assert (spec.folder / "README.md").is_file()
         verify_files(spec)
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsBroken, match="manifest") as error:
+        find_members(write_manifest(tmp_path, ENTRY, ENTRY))
+    assert "same name" in error.value.found
+
+
+def test_a_fold_that_was_slipped_in_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "fold_0.pth").write_bytes(b"weights")
+    spec = MemberSpec("a", "nnunet", tmp_path, sha256={"fold_0.pth": hashlib.sha256(b"weights").hexdigest()})
+    (tmp_path / "README.md").write_text("not weights")
+    verify_files(spec)
+    (tmp_path / "fold_1").mkdir()
+    (tmp_path / "fold_1" / "checkpoint_final.pth").write_bytes(b"others")
+    with pytest.raises(WeightsBroken, match="does not list") as error:
+        verify_files(spec)
+    assert error.value.found == "fold_1/checkpoint_final.pth"
+
+
+def test_shipped_folders_say_themselves_what_they_need(tmp_path: Path) -> None:
+    """Without the manifest, networks made for physical intensities must not be run on raw ones."""
+    for spec in find_members(SHIPPED_WEIGHTS):
+        target = tmp_path / spec.name
+        target.mkdir()
+        for name in ("plans.json", "dataset.json"):
+            (target / name).write_bytes((spec.folder / name).read_bytes())
+    found = {spec.name: (spec.intensities, spec.orientation) for spec in find_members(tmp_path)}
+    assert found == dict.fromkeys((spec.name for spec in find_members(SHIPPED_WEIGHTS)), ("physical", "canonical"))

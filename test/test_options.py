@@ -52,12 +52,22 @@ def test_every_option_of_run_can_come_from_the_environment() -> None:
         ([], {"ISLES_MIN_MEMBERS": "two"}, "ISLES_MIN_MEMBERS"),
         ([], {"ISLES_REPORT": "maybe"}, "ISLES_REPORT"),
         ([], {"ISLES_FUSON": "mean"}, "ISLES_FUSON"),
+        (
+            ["--output", "o", "run", "--dwi", "d", "--adc", "a", "--out", "o"],
+            {},
+            "--output says nothing to the command run",
+        ),
     ],
 )
 def test_wrong_usage(arguments: list[str], environment: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         parse(arguments, environment)
     assert error.value.exit_code == 2
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    options = parse([], {"ISLES_OUTPUT": "", "ISLES_MIN_MEMBERS": "", "ISLES_REPORT": ""})
+    assert (options.output, options.min_members, options.report) == (Path("/output"), None, False)
 
 
 @pytest.mark.parametrize("wrong", [{"min_members": 0}, {"members": ()}, {"members": ("a", "a")}, {"tta": "some"}])

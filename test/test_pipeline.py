@@ -96,3 +96,16 @@ def test_a_prediction_on_another_grid_is_a_failure(stub_ensemble: Build) -> None
 def test_an_interrupt_is_no_member_failure(stub_ensemble: Build) -> None:
     with pytest.raises(KeyboardInterrupt):
         segment(phantom_case(), stub_ensemble(StubMember("a", error=KeyboardInterrupt()), min_members=1), Silent())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1.5])
+def test_what_is_no_probability_is_no_vote(stub_ensemble: Build, value: float) -> None:
+    class Broken(StubMember):
+        def predict(self, *arguments: object) -> MemberPrediction:  # type: ignore[override]
+            array = np.zeros(GRID.shape_zyx, np.float32)
+            array[3, 4, 5] = value
+            return MemberPrediction(self.name, Volume(array, GRID), 1)
+
+    with pytest.raises(MembersFailed, match="1 of 2") as failure:
+        segment(phantom_case(), stub_ensemble(StubMember("a"), Broken("b")), Silent())
+    assert "no probabilities" in failure.value.found

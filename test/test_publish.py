@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import SimpleITK as sitk
 
 from conftest import GRID, phantom_lesion, tree
 from ensemble.errors import UsageError
-from ensemble.publish import publish, write_json, write_volume
+from ensemble.publish import check_writable, publish, write_json, write_volume
 from ensemble.volume import Volume, grid_of
 
 
@@ -102,3 +105,73 @@ def test_an_unwritable_place_is_an_error_of_the_system(tmp_path: Path) -> None:
 def test_json_holds_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json({"x": float("nan")}, tmp_path / "x.json")
+
+
+def test_what_an_earlier_case_left_goes_in_the_same_step(tmp_path: Path) -> None:
+    (tmp_path / "members").mkdir()
+    for name in ("mask.nii.gz", "members/a_mask.mha", "mine.nii.gz"):
+        (tmp_path / name).write_text("old")
+    before = tree(tmp_path)
+    patterns = ("mask.*", "members/*_mask.*")
+    with pytest.raises(KeyboardInterrupt), publish(tmp_path, patterns):
+        raise KeyboardInterrupt
+    assert tree(tmp_path) == before
+    with publish(tmp_path, patterns) as staging:
+        (staging / "mask.mha").write_text("new")
+    assert tree(tmp_path) == {"mask.mha": b"new", "members": b"<folder>", "mine.nii.gz": b"old"}
+
+
+def test_a_folder_in_the_place_of_an_output_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "mask.mha").mkdir()
+    (tmp_path / "mask.mha" / "mine").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match="can't be written"), publish(tmp_path) as staging:
+        (staging / "mask.mha").write_text("new")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_a_signal_while_files_move_waits_until_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    moves, really = iter(range(100)), Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(moves) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return really(self, target)
+
+    def terminate(*_: object) -> None:
+        raise SystemExit(143)
+
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
+    before = signal.signal(signal.SIGTERM, terminate)
+    monkeypatch.setattr(Path, "replace", replace)
+    ended = False
+    try:
+        with publish(tmp_path) as staging:
+            for name in "abc":
+                (staging / name).write_text("new")
+    except SystemExit:
+        ended = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended
+    assert tree(tmp_path) == dict.fromkeys("abc", b"new")
+
+
+def test_a_geometry_that_the_format_can_not_hold_is_noticed(tmp_path: Path) -> None:
+    sheared = replace(GRID, direction=(1.0, 0.0, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match="can't hold this geometry"):
+        write_volume(Volume(phantom_lesion(), sheared), tmp_path / "mask.nii.gz")
+
+
+def test_asking_whether_a_place_is_writable_changes_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert tree(tmp_path) == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError):
+        check_writable(tmp_path / "file")
+    with pytest.raises(UsageError):
+        check_writable(tmp_path / ("x" * 300))

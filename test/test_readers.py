@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import SimpleITK as sitk
 
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
-from ensemble.readers.imagefile import read_image, stem
+from ensemble.readers.imagefile import image_suffix, read_case, read_image, stem
 from ensemble.types import Modality
 
 DWI = phantom_arrays()[Modality.DWI]
@@ -103,3 +107,84 @@ def test_what_is_no_image_is_refused(tmp_path: Path, name: str, how: Callable[[P
 )
 def test_stem(name: str, expected: str) -> None:
     assert stem(Path(name)) == expected
+
+
+@pytest.mark.parametrize("name", ["X.MHA", "X.Nii.Gz", "X.NRRD", "a b 'c' ü $x_{$.mha", os.fsdecode(b"caf\xe9.mha")])
+def test_odd_names_are_no_obstacle(tmp_path: Path, name: str) -> None:
+    plain = write_image(DWI, tmp_path / f"plain{image_suffix(Path(name))}")
+    plain.rename(tmp_path / name)
+    assert np.array_equal(read_image(tmp_path / name, Modality.DWI).volume.array, DWI)
+
+
+def nifti_with(field: str, offset: int, *values: float) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        write_image(DWI, path)
+        content = bytearray(path.read_bytes())
+        struct.pack_into(field, content, offset, *values)
+        path.write_bytes(content)
+
+    return write
+
+
+def metaimage_with(key: str, value: str) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        write_image(DWI, path)
+        head, data = path.read_bytes().split(b"ElementDataFile", 1)
+        lines = [f"{key} = {value}".encode() if line.startswith(key.encode()) else line for line in head.split(b"\n")]
+        path.write_bytes(b"\n".join(lines) + b"ElementDataFile" + data)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "found"),
+    [
+        ("a.nii", nifti_with("f", 80, 0.0), "voxel size"),
+        ("a.nii", nifti_with("f", 80, float("nan")), "voxel size"),
+        ("a.nii", nifti_with("f", 84, -4.0), "voxel size"),
+        ("a.nii", nifti_with("f", 280, float("nan")), "not a number"),
+        ("a.nii", nifti_with("f", 108, float("nan")), "data that begin"),
+        ("a.nii", nifti_with("f", 108, float("inf")), "data that begin"),
+        ("a.nii", nifti_with("f", 108, -1e30), "data that begin"),
+        ("a.nii", nifti_with("h", 42, 0), "dimensions"),
+        ("a.nii", nifti_with("h", 42, 20000), "bytes of"),
+        ("a.mha", metaimage_with("Offset", "nan nan nan"), "Offset"),
+        ("a.mha", metaimage_with("ElementSpacing", "4 -4 5"), "ElementSpacing"),
+        ("a.mha", metaimage_with("ElementSpacing", "4 0 5"), "ElementSpacing"),
+        ("a.mha", metaimage_with("TransformMatrix", "1 0 0 0.3 1 0 0 0 1"), "voxel to world"),
+    ],
+)
+def test_headers_that_itk_would_mend_by_guessing_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, spoil: Callable[[Path], object], found: str
+) -> None:
+    spoil(tmp_path / name)
+    with pytest.raises(InputRefused) as refusal:
+        read_image(tmp_path / name, Modality.DWI)
+    assert found in refusal.value.found
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_kind_of_file_that_is_not_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="of no kind that is read") as refusal:
+        read_image(write_image(DWI, tmp_path / "dwi.vtk"), Modality.DWI)
+    assert ".nii.gz" in refusal.value.do
+
+
+def test_a_file_that_may_not_be_opened_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, really = write_image(DWI, tmp_path / "dwi.mha"), Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputRefused, match="can't be opened") as refusal:
+        read_image(path, Modality.DWI)
+    assert "Permission denied" in refusal.value.found
+
+
+def test_one_file_for_two_modalities_is_refused(tmp_path: Path) -> None:
+    path = write_image(DWI, tmp_path / "dwi.mha")
+    with pytest.raises(InputRefused, match="two modalities"):
+        read_case("x", {Modality.DWI: path, Modality.ADC: path})

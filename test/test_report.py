@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from matplotlib.image import imread
 
 from conftest import Silent, StubMember, phantom_case
@@ -17,6 +18,7 @@ from ensemble.report.figure import draw_overlay
 from ensemble.report.run_report import build_report
 from ensemble.report.summary import summary
 from ensemble.types import Modality
+from ensemble.volume import from_sitk, to_sitk
 
 Build = Callable[..., Ensemble]
 
@@ -63,15 +65,31 @@ def test_the_picture_outlines_the_lesion_and_only_a_lesion(
     assert red_pixels(tmp_path / "healthy.png") == 0
 
 
-def test_the_picture_is_of_the_patients_left_on_the_right_whatever_the_axes(tmp_path: Path, result: Result) -> None:
-    """The phantom's lesion lies to the patient's left: its outline must be in the right half of each panel."""
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("flips", [(False, False, False), (True, False, True), (True, True, True)])
+def test_the_patients_left_is_on_the_right_whatever_the_axes(
+    tmp_path: Path, stub_ensemble: Build, order: tuple[int, ...], flips: tuple[bool, ...]
+) -> None:
+    """The phantom's lesion lies to the patient's left and front: in each panel its outline is right of and above the middle."""
+    raw = phantom_case()
+    images = {}
+    for modality, image in raw.images.items():
+        turned = sitk.Flip(sitk.PermuteAxes(to_sitk(image.volume), order), flips, False)
+        images[modality] = replace(image, volume=from_sitk(turned))
+    result = segment(replace(raw, images=images), stub_ensemble(StubMember("a")), Silent())
     draw_overlay(result, tmp_path / "overlay.png")
     r, g, b = np.moveaxis(imread(tmp_path / "overlay.png")[..., :3], -1, 0)
     red = (r > 0.9) & (g < 0.4) & (b < 0.4)
-    panels = np.array_split(red, 1 if red.shape[1] < 500 else round(red.shape[1] / 310), axis=1)
-    for panel in panels:
-        columns = np.nonzero(panel)[1]
-        assert columns.size == 0 or columns.mean() > 0.5 * panel.shape[1]
+    panels = np.array_split(red, round(red.shape[1] / 310), axis=1)
+    for half in (half for panel in panels for half in np.array_split(panel, 2)):
+        down, right = (float(where.mean()) for where in np.nonzero(half))
+        assert right > 0.55 * half.shape[1]
+        assert down < 0.5 * half.shape[0]
+
+
+def test_a_name_with_dollars_is_only_a_name(tmp_path: Path, result: Result) -> None:
+    draw_overlay(replace(result, case=replace(result.case, name="fall$x_{$")), tmp_path / "overlay.png")
+    assert red_pixels(tmp_path / "overlay.png") > 200
 
 
 def test_closing_lines(result: Result) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from ensemble.members.layout import OWN_WORDS
+
 RESAMPLE = "resample_data_or_seg_to_shape"
 NEIGHBOURS = (0, -1, 1, -2, 2)  # slices that the 2.5-D member sees, its own first
 
@@ -84,6 +86,7 @@ def dataset_json(spec: MemberSpec) -> dict[str, Any]:
         "numTraining": 0,
         "file_ending": ".nii.gz",
         "description": "simulated patients (training/simulate.py)",
+        OWN_WORDS: {"intensities": "physical", "orientation": "canonical"},
     }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
-from ensemble.readers.imagefile import IMAGE_SUFFIXES, stem
+from ensemble.readers.imagefile import IMAGE_SUFFIXES, image_suffix, stem
 from ensemble.types import Modality
 
 #: Interface slug of each input image; its folder is /input/images/<slug>.
@@ -60,6 +61,18 @@ def find_inputs(root: Path) -> ContractCase:
     `inputs.json` need not be there; when it is, every image that it lists must be. The acquisition parameter files carry
     nothing that the segmentation uses and may be missing. Raises InputRefused.
     """
+    try:
+        return ContractCase(_find_images(root))
+    except OSError as error:
+        raise InputRefused(
+            "the input folder can't be read",
+            where=error.filename or root,
+            found=f"{error.strerror} (we run as user {os.getuid()})",
+            do="give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)",
+        ) from error
+
+
+def _find_images(root: Path) -> dict[Modality, Path]:
     if not root.is_dir():
         raise InputRefused(
             "the input folder does not exist", where=root, do="mount the case there, or name another with --input"
@@ -71,14 +84,14 @@ def find_inputs(root: Path) -> ContractCase:
         must_exist = slug in listed or modality is not Modality.FLAIR
         if (image := _only_image(folder, modality, must_exist)) is not None:
             files[modality] = image
-    return ContractCase(files)
+    return files
 
 
 def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
     """The one image file in a folder; None when there is none and none is needed."""
     label = modality.value.upper()
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-    images = [path for path in present if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in present if path.is_file() and image_suffix(path)]
     if len(images) == 1:
         return images[0]
     if images:
@@ -114,7 +127,7 @@ def _listed_folders(inputs_json: Path) -> dict[str, Path]:
             for socket in sockets
             if socket["slug"] in INPUT_SLUGS.values()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputRefused(
             "inputs.json can't be understood",
             where=inputs_json,

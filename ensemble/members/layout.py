@@ -15,6 +15,8 @@ from ensemble.errors import WeightsBroken
 from ensemble.members.spec import MemberSpec
 from ensemble.networks.v1_folder import PLANS, WEIGHTS, fold_folders
 
+#: Key of an nnU-Net v2 folder's dataset.json under which a member says how it wants its images, as a manifest entry would.
+OWN_WORDS = "isles_ensemble"
 #: What a packed member says of itself: a manifest entry.
 PACKED = "member.json"
 #: The folder of DeepISLES' archive that holds the winner's networks, the name they vote under, and the images they take.
@@ -39,7 +41,7 @@ def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
     found = {path.parent: packed_member(path) for path in weights.rglob(PACKED)}
     for path in weights.rglob("plans.json"):
         if (path.parent / "dataset.json").is_file():
-            found.setdefault(path.parent, MemberSpec(_path_name(path.parent, weights), "nnunet", path.parent))
+            found.setdefault(path.parent, _nnunet_member(path.parent, weights))
     for folder in _v1_folders(weights):
         if _v1_configuration(folder, weights) not in _V1_OTHERS:
             published = _SEALS in folder.resolve().parts
@@ -51,6 +53,21 @@ def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
         spec if names[spec.name] == 1 else replace(spec, name=_path_name(folder, weights))
         for folder, spec in sorted(found.items())
     )
+
+
+def _nnunet_member(folder: Path, weights: Path) -> MemberSpec:
+    """An nnU-Net v2 folder; one made for physical intensities says so itself, so that it is never run on others."""
+    path = folder / "dataset.json"
+    try:
+        own = json.loads(path.read_text(encoding="utf-8")).get(OWN_WORDS, {})
+        return MemberSpec.from_json({**own, "name": _path_name(folder, weights), "kind": "nnunet"}, folder)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsBroken(
+            "dataset.json can't be read",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            do="give the file that stood beside these weights",
+        ) from error
 
 
 def unsupported_by_layout(weights: Path) -> tuple[Unsupported, ...]:

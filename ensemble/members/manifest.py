@@ -13,7 +13,7 @@ from typing import Any
 
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.members.base import InferenceSettings, Member
-from ensemble.members.layout import Unsupported, members_by_layout, packed_entry, unsupported_by_layout
+from ensemble.members.layout import PACKED, Unsupported, members_by_layout, packed_entry, unsupported_by_layout
 from ensemble.members.spec import MemberSpec
 
 MANIFEST = "manifest.json"
@@ -23,6 +23,8 @@ _KINDS = {
     "nnunet": ("ensemble.members.nnunet", "NnunetMember"),
     "seals": ("ensemble.members.seals", "SealsMember"),
 }
+
+_WEIGHT_SUFFIXES = {".json", ".pth", ".pkl", ".model", ".ts", ".ckpt", ".onnx", ".safetensors"}
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
@@ -77,7 +79,14 @@ def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
 
 
 def verify_files(spec: MemberSpec) -> None:
-    """Raise WeightsBroken unless each file that the manifest lists is there, unaltered."""
+    """Raise WeightsBroken unless each file that the manifest lists is there, unaltered, and no other weights lie beside them."""
+    if spec.sha256 and (added := sorted(set(_weight_files(spec.folder)) - set(spec.sha256) - {PACKED})):
+        raise WeightsBroken(
+            f"member {spec.name} has files that {MANIFEST} does not list",
+            where=spec.folder,
+            found=", ".join(added),
+            do=f"remove them, or list them with their digests in {MANIFEST}",
+        )
     for relative, expected in spec.sha256.items():
         path = spec.folder / relative
         if not path.is_file():
@@ -93,11 +102,15 @@ def verify_files(spec: MemberSpec) -> None:
 
 def weight_digests(spec: MemberSpec) -> dict[str, str]:
     """Digest of every file that determines what the member predicts, for the run report."""
-    return dict(spec.sha256) or {
-        path.relative_to(spec.folder).as_posix(): file_sha256(path)
-        for path in sorted(spec.folder.rglob("*"))
-        if path.is_file()
-        and path.suffix in {".json", ".pth", ".pkl", ".model", ".ts", ".ckpt", ".onnx", ".safetensors"}
+    return dict(spec.sha256) or {name: file_sha256(path) for name, path in _weight_files(spec.folder).items()}
+
+
+def _weight_files(folder: Path) -> dict[str, Path]:
+    """Files of a member's folder that bear on what it predicts, by their path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in _WEIGHT_SUFFIXES
     }
 
 
@@ -110,8 +123,11 @@ def file_sha256(path: Path) -> str:
 def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
     try:
         entries = json.loads(manifest.read_text(encoding="utf-8"))["members"]
-        return tuple(_of_manifest(entry, manifest.parent / str(entry["folder"])) for entry in entries)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        specs = tuple(_of_manifest(entry, manifest.parent / str(entry["folder"])) for entry in entries)
+        if len({spec.name for spec in specs}) < len(specs):
+            raise ValueError("two members have the same name, and only one of them could vote")
+        return specs
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsBroken(
             "the weights manifest can't be read",
             where=manifest,

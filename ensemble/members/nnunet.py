@@ -151,7 +151,8 @@ def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
 def _mirror_axes(path: Path, content: dict[str, Any], plans: NnunetPlans) -> tuple[int, ...]:
     """The checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
     axes = content.get("inference_allowed_mirroring_axes") or ()
-    if not isinstance(axes, (list, tuple)) or not set(axes) <= set(range(plans.dims)):
+    possible = range(plans.dims)
+    if not isinstance(axes, (list, tuple)) or not all(isinstance(axis, int) and axis in possible for axis in axes):
         raise WeightsBroken("a checkpoint names impossible mirror axes", where=path, found=str(axes))
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
 

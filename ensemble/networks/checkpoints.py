@@ -28,6 +28,7 @@ _UNREADABLE = (
     KeyError,
     IndexError,
     AttributeError,
+    zipfile.BadZipFile,
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,6 +114,8 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
     patch = plans.read("patch_size", lambda: tuple(int(n) for n in chosen["patch_size"]))
     if len(patch) not in (2, 3):
         raise plans.broken(f"patch_size has {len(patch)} axes")
+    architecture = plans.read("architecture", lambda: _architecture(chosen))
+    plans.read("patch_size", lambda: _check_patch(patch, architecture))
     return NnunetPlans(
         configuration=name,
         patch=patch,
@@ -125,7 +127,7 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
         resample_logits=plans.read(
             "resampling_fn_probabilities", lambda: _resampling(chosen, "resampling_fn_probabilities")
         ),
-        architecture=plans.read("architecture", lambda: _architecture(chosen)),
+        architecture=architecture,
         channel_names=channels,
         classes=classes,
         lesion_classes=lesion_classes,
@@ -243,6 +245,17 @@ def _normalisation(plans: Mapping[str, Any], chosen: Mapping[str, Any], channels
 
 def _resampling(chosen: Mapping[str, Any], key: str) -> ArrayResampling:
     return ArrayResampling.from_plans(str(chosen[key]), dict(chosen[f"{key}_kwargs"]))
+
+
+def _check_patch(patch: Sequence[int], architecture: Architecture) -> None:
+    """Raise ValueError for windows that the network can't halve as often as it does."""
+    strides = [
+        stride if isinstance(stride, list) else [stride] * len(patch) for stride in architecture.kwargs["strides"]
+    ]
+    for axis, length in enumerate(patch):
+        factor = prod(int(stride[axis]) for stride in strides)
+        if factor < 1 or length < factor or length % factor:
+            raise ValueError(f"{length} along axis {axis} is no multiple of the network's strides, {factor} in all")
 
 
 def _spacing(millimetres: Sequence[Any], axes: int) -> tuple[float, ...]:

@@ -9,10 +9,13 @@ from scipy import ndimage
 # Fraction of the typical foreground value below which a voxel is background: far above resampling noise (1e-22 ... 1e-6)
 # and the overshoot of cubic interpolation at the mask's edge, far below cerebrospinal fluid on a b = 1000 s/mm^2 image (0.2-0.5).
 BACKGROUND_FRACTION = 0.04
+# A piece of foreground is kept when it has at least this share of the largest one: temporal poles and cerebellum may hang on by
+# nothing after skull stripping; what is smaller (about 1 ml) is stripping's crumbs.
+KEPT_SHARE = 1e-3
 
 
 def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Foreground of a skull-stripped case: largest component of what is not background in either image, holes filled.
+    """Foreground of a skull-stripped case: what is not background in either image, without crumbs, holes filled.
 
     Args:
         dwi, adc: arrays (z, y, x) on one grid, in any unit; the background may hold noise, small or negative values.
@@ -21,13 +24,13 @@ def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> 
         Boolean array (z, y, x); all False where both images are empty.
     """
     foreground = _above_background(dwi) | _above_background(adc)
-    components, count = ndimage.label(foreground)
+    components, count = ndimage.label(foreground, np.ones((3, 3, 3), dtype=bool))
     if count == 0:
         return np.zeros(dwi.shape, dtype=bool)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    largest = components == sizes.argmax()
-    filled = ndimage.binary_fill_holes(largest)
+    kept = (sizes >= KEPT_SHARE * sizes.max())[components] & foreground
+    filled = ndimage.binary_fill_holes(kept)
     return np.asarray(filled, dtype=bool)
 
 

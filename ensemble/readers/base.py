@@ -25,3 +25,5 @@ class RawCase:
 
     name: str
     images: Mapping[Modality, RawImage]
+    seconds: float = 0.0
+    """How long reading took."""

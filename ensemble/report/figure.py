@@ -40,8 +40,9 @@ def draw_overlay(result: Result, path: Path) -> None:
             _outline(ax, mask[z][box], _MASK, 1.1)
             _letters(ax)
             ax.set_title(f"{modality.value.upper()}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
-    figure.suptitle(_headline(result), color="white", fontsize=12)
-    figure.supxlabel(_legend(result), color="0.7", fontsize=8)
+    # file and member names are text, whatever dollar signs they hold
+    figure.suptitle(_headline(result), color="white", fontsize=12, parse_math=False)
+    figure.supxlabel(_legend(result), color="0.7", fontsize=8, parse_math=False)
     FigureCanvasAgg(figure).print_png(str(path))
 
 

@@ -1,0 +1,49 @@
+"""How many threads numerical libraries may start: as many as this process has processors, not as many as the host has.
+
+Called before numpy is imported, since its libraries read their variables then. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+#: Several libraries keep a pool each, and platforms allow as few as 128 processes and threads.
+MOST_THREADS = 24
+#: Variables of OpenMP (PyTorch among others), OpenBLAS, MKL, numexpr and ITK.
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+_QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = Path("/sys/fs/cgroup/cpu")
+
+
+def limit_threads() -> None:
+    """Set what the user has not set."""
+    for variable in VARIABLES:
+        os.environ.setdefault(variable, str(min(available_processors(), MOST_THREADS)))
+
+
+def available_processors() -> int:
+    """Processors by the affinity mask, or fewer where the control group's quota says so (docker run --cpus)."""
+    processors = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(processors, math.ceil(quota))) if quota else processors
+
+
+def _cgroup_quota() -> float | None:
+    """Processors' worth of time that the control group grants, or None without a limit."""
+    try:
+        if _QUOTA_V2.is_file():
+            granted, period = _QUOTA_V2.read_text().split()
+        else:
+            granted = (_QUOTA_V1 / "cpu.cfs_quota_us").read_text()
+            period = (_QUOTA_V1 / "cpu.cfs_period_us").read_text()
+        return int(granted) / int(period) if int(granted) > 0 else None
+    except (OSError, ValueError):  # no such files, or "max"
+        return None
