@@ -101,7 +101,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         parents=[common],
         argument_default=argparse.SUPPRESS,
         description="list: what was found. check: load each member and verify its files. pack SRC DST: write a member folder,"
-        " or each member of a weights folder, as safetensors and JSON, which load fast and without pickles.",
+        " or each member of a weights folder, as safetensors and JSON, which load without pickles.",
     )
     members.add_argument("action", choices=("list", "check", "pack"))
     members.add_argument("paths", nargs="*", type=Path, default=[], metavar="SRC DST", help="only for pack")

@@ -1,0 +1,114 @@
+"""Peak memory and time of the seals member with networks of the published size: 31 million parameters, windows of 128^3, several folds.
+
+    python -m benchmarks.seals_full_size [--device auto] [--folds 5] [--tta none] [--shape 128 128 128] [--threads 1]
+
+Weights are random (the tests' builder, in a temporary folder), the image is a made-up head of the given shape (z, y, x) at 1 mm: masks
+mean nothing, time and memory do. The default is one window and no flips, so that a CPU gets through; a real case has some eight
+windows and eight flips (--shape 141 164 140 --tta mirror), in the same memory but for the image's own arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ensemble.case import PreparedCase
+from ensemble.geometry import Grid
+from ensemble.inference.device import describe_device, resolve_device
+from ensemble.inference.tiling import Tiling
+from ensemble.members.base import InferenceSettings
+from ensemble.members.manifest import find_members
+from ensemble.members.pack import pack
+from ensemble.members.seals import SealsMember
+from ensemble.types import Modality, ignore_progress
+from ensemble.volume import Volume
+
+TEST = Path(__file__).resolve().parent.parent / "test"
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    settings = InferenceSettings(device=resolve_device(options.device), tta=options.tta)
+    case = _made_case(tuple(options.shape))
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = _made_weights(Path(scratch), options.folds)
+        if options.packed:
+            (weights,) = pack(weights, Path(scratch) / "packed", options.packed)
+        (spec,) = find_members(weights)
+        before, started = _peak_mb(), time.perf_counter()
+        member = SealsMember.load(spec, settings)
+        loading = time.perf_counter() - started
+    parameters = sum(parameter.numel() for parameter in member.sessions[0].network.parameters())
+    print(f"{options.folds} folds of {parameters / 1e6:.1f} million parameters on {describe_device(settings.device)}")
+    print(f"loaded in {loading:.1f} s; peak resident memory {_peak_mb():.0f} MB, {before:.0f} MB before")
+    if options.load_only:
+        return
+    how = member.windows(settings)
+    passes = len(Tiling(case.grid.shape_zyx, how.window).windows()) * len(how.flips) * options.folds
+    wall, cpu = time.perf_counter(), time.process_time()
+    member.predict(case, settings, ignore_progress)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(
+        f"image {tuple(options.shape)}, {options.tta}: {passes} windows with flips and folds, {how.batch_size} at once"
+    )
+    print(
+        f"a window: {wall / passes:.3f} s wall, {cpu / passes:.3f} CPU s; the case: {wall:.1f} s wall, {cpu:.1f} CPU s"
+    )
+    print(f"peak resident memory {_peak_mb():.0f} MB")
+    if settings.device == "cuda":
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MB allocated")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="memory and time of full-size SEALS networks")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--tta", choices=("mirror", "gated", "none"), default="none")
+    parser.add_argument("--shape", type=int, nargs=3, default=(128, 128, 128), help="of the image (z, y, x), 1 mm")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--packed", choices=("fp32", "fp16"), help="pack the weights first")
+    parser.add_argument("--load-only", action="store_true", help="load, and predict nothing")
+    return parser.parse_args()
+
+
+def _made_weights(scratch: Path, folds: int) -> Path:
+    """A model folder with the network that nnU-Net v1 plans for DWI and ADC at 1 mm."""
+    sys.path.insert(0, str(TEST))
+    from v1_folders import PUBLISHED, V1Spec, build_v1_folder
+
+    spec = V1Spec(
+        patch=(128, 128, 128),
+        pools=((2, 2, 2),) * 5,
+        kernels=((3, 3, 3),) * 6,
+        features=32,
+        folds=tuple(f"fold_{fold}" for fold in range(folds)),
+    )
+    return build_v1_folder(scratch / PUBLISHED, spec)
+
+
+def _made_case(shape: tuple[int, ...]) -> PreparedCase:
+    """DWI and ADC (z, y, x) of noise, not zero anywhere, so that nothing is cropped."""
+    z, y, x = shape
+    grid = Grid((x, y, z), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    generator = np.random.default_rng(0)
+    images = {
+        modality: Volume(generator.uniform(1, 2, grid.shape_zyx).astype(np.float32), grid)
+        for modality in (Modality.DWI, Modality.ADC)
+    }
+    return PreparedCase("made up", images, images, Volume(images[Modality.DWI].array > 0, grid), ())
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+
+
+if __name__ == "__main__":
+    main()
