@@ -242,6 +242,7 @@ LAYOUTS = {
     "all cases": V1Spec(folds=("all",)),
     "some folds": V1Spec(folds=("fold_1", "fold_3")),
     "second stage": V1Spec(stages=2),
+    "second stage, trained in parallel": V1Spec(stages=2, trainer="nnUNetTrainerV2_DDP"),
     "old plans": V1Spec(
         pools=((1, 2, 2), (2, 2, 2)), kernels=((3, 3, 3),) * 3, changed_plans={"plans_per_stage": {0: OLD_STAGE}}
     ),

@@ -84,7 +84,8 @@ def v1_plans(spec: V1Spec) -> dict[str, Any]:
         "transpose_forward": [np.int64(axis) for axis in spec.transpose_forward],
         "transpose_backward": [int(axis) for axis in np.argsort(spec.transpose_forward)],
         "data_identifier": "nnUNetData_plans_v2.1",
-        "plans_per_stage": dict.fromkeys(range(spec.stages), stage),
+        # of a cascade, the last stage is the one that was trained
+        "plans_per_stage": {n: stage if n == spec.stages - 1 else {} for n in range(spec.stages)},
         "conv_per_stage": 2,
     }
     return plans | dict(spec.changed_plans)
@@ -92,7 +93,10 @@ def v1_plans(spec: V1Spec) -> dict[str, Any]:
 
 def v1_description(spec: V1Spec, fold: int = 0) -> dict[str, Any]:
     """`.model.pkl`: how the trainer was called, and its plans."""
-    init = ("plans.pkl", fold, "results", "data", False, spec.stages - 1, True, False, True)
+    init: tuple[Any, ...] = ("results", "data", False, spec.stages - 1, True, False, True)
+    if spec.trainer.endswith("_DDP"):
+        init = (0, *init, False)
+    init = ("plans.pkl", fold, *init)
     return OrderedDict(init=init, name=spec.trainer, plans=v1_plans(spec)) | {"class": f"<class '{spec.trainer}'>"}
 
 

@@ -33,11 +33,16 @@ def pack(source: Path, destination: Path, precision: Precision, names: tuple[str
         raise UsageError("the destination of a packed member must be new or empty", where=destination)
     specs = _beside(source) or find_members(source, names)
     alone = len(specs) == 1 and specs[0].folder.resolve() == source.resolve()
-    places = ["." if alone else spec.name.replace("/", "__") for spec in specs]
+    places = ["." if alone else _folder_name(spec) for spec in specs]
     with publish(destination) as staging:
         for spec, place in zip(specs, places, strict=True):
             _pack_member(spec, staging / place, precision)
     return [destination / place for place in places]
+
+
+def _folder_name(spec: MemberSpec) -> str:
+    """The member's name as that of one visible folder."""
+    return spec.name.replace("/", "__").lstrip(".") or "member"
 
 
 def _beside(source: Path) -> tuple[MemberSpec, ...]:

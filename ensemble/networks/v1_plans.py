@@ -132,8 +132,12 @@ def check_plans(plans: V1Plans) -> None:
 
 
 def _stage(stages: Mapping[Any, Any], init: Sequence[Any]) -> Mapping[str, Any]:
-    """The stage of a cascade that was trained: the trainer's sixth argument, or the only one there is."""
-    chosen = init[5] if len(init) > 5 else None
+    """The stage of a cascade that was trained: the trainer's sixth argument, or the only one there is.
+
+    nnUNetTrainerV2_DDP has one argument more before it: third comes the process's rank, where others have the output folder.
+    """
+    place = 6 if len(init) > 2 and isinstance(init[2], int) else 5
+    chosen = init[place] if len(init) > place else None
     if chosen is None:
         if len(stages) != 1:
             raise ValueError(f"plans have {len(stages)} stages, and the checkpoint does not say which is its own")
