@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _members(options: argparse.Namespace) -> int:
-    from ensemble.report.members import check_members, print_members
+    from ensemble.report.members import check_members, show_members
 
     config, paths = run_config(options), options.paths
     if len(paths) != (2 if options.action == "pack" else 0):
@@ -107,9 +107,9 @@ def _members(options: argparse.Namespace) -> int:
 
         source, destination = paths
         for folder in pack(source, destination, options.precision, config.members):
-            print(f"packed: {folder}")
+            log.info("packed: %s", folder)
         return 0
-    specs = print_members(config)
+    specs = show_members(config)
     return 0 if options.action == "list" or check_members(config, specs) else WeightsBroken.exit_code
 
 

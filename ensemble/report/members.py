@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -12,11 +13,13 @@ from ensemble.members.describe import describe
 from ensemble.members.manifest import find_members, find_unsupported, open_member
 from ensemble.members.spec import MemberSpec
 
+log = logging.getLogger(__name__)
+
 _HEADINGS = ("name", "kind", "folds", "images", "spacing", "intensities", "licence", "size")
 
 
-def print_members(config: RunConfig) -> tuple[MemberSpec, ...]:
-    """Print a table of the members in the weights folder, and what else was recognised there. Returns the members."""
+def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
+    """Log a table of the members in the weights folder, and what else was recognised there. Returns the members."""
     specs = find_members(config.weights_folder, config.members)
     rows, remarks = [_HEADINGS], []
     for spec in specs:
@@ -34,19 +37,19 @@ def print_members(config: RunConfig) -> tuple[MemberSpec, ...]:
             )
         )
         remarks += [f"{spec.name}: {remark}" for remark in found.remarks]
-    print(f"members in {config.weights_folder}:")
+    log.info("members in %s:", config.weights_folder)
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        log.info("  %s", "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for remark in remarks:
-        print(f"  ! {remark}")
+        log.info("  ! %s", remark)
     for other in find_unsupported(config.weights_folder):
-        print(f"  not supported yet, does not vote: {other.name} ({other.what}, {other.folder})")
+        log.info("  not supported yet, does not vote: %s (%s, %s)", other.name, other.what, other.folder)
     return specs
 
 
 def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
-    """Load each member in turn and print whether it works. True when all do."""
+    """Load each member in turn and log whether it works. True when all do."""
     from ensemble.inference.device import resolve_device
 
     settings, broken = InferenceSettings(device=resolve_device(config.device), tta=config.tta), 0
@@ -56,11 +59,11 @@ def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
             open_member(spec, settings)
         except UserError as error:
             broken += 1
-            print(f"{spec.name}: broken\n  {error}")
+            log.info("%s: broken\n  %s", spec.name, error)
         else:
             files = "files unaltered" if spec.sha256 else "files of unknown origin (no digests)"
-            print(f"{spec.name}: ok, loaded in {time.perf_counter() - started:.1f} s, {files}")
-    print(f"{broken} of {len(specs)} members are broken" if broken else "all loaded")
+            log.info("%s: ok, loaded in %.1f s, %s", spec.name, time.perf_counter() - started, files)
+    log.info("%s", f"{broken} of {len(specs)} members are broken" if broken else "all loaded")
     return not broken
 
 
