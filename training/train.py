@@ -29,7 +29,7 @@ LEARNING_RATE = 2e-3
 WARM_UP = 0.02  # share of the training time
 WEIGHT_DECAY = 1e-4
 CLIP_NORM = 5.0
-AVERAGING = 0.995  # decay of the weights' moving average, a step
+AVERAGING = 0.99  # decay of the weights' moving average, a step
 DICE_SMOOTHING = 10.0  # voxels
 SAVE_EVERY_S = 240.0
 LOG_EVERY = 10
@@ -163,9 +163,22 @@ class Stop:
 
 
 def train(
-    spec: MemberSpec, bank: Bank, out: Path, state: Path, minutes: float, *, resume: bool, seed: int, device: str
+    spec: MemberSpec,
+    bank: Bank,
+    out: Path,
+    state: Path,
+    minutes: float,
+    *,
+    resume: bool,
+    seed: int,
+    device: str,
+    anneal_from: float | None = None,
 ) -> None:
-    """Train until `minutes` of wall-clock time are spent (those before a resumption counted in)."""
+    """Train until `minutes` of wall-clock time are spent (those before a resumption counted in).
+
+    Args:
+        anneal_from: share (0-1) of the learning rate's schedule to go on from; by default that of the time spent.
+    """
     training = Training(spec, device)
     if resume:
         training.load_state(state)
@@ -178,9 +191,10 @@ def train(
             writer.writerow(["step", "minutes", "cases_in_bank", "rate", "loss", "dice"])
         before, started, saved = training.seconds, time.monotonic(), time.monotonic()
         recent: list[tuple[float, float]] = []
+        since = before / (60 * minutes) if anneal_from is None else anneal_from
         stop = Stop()
         while training.seconds < 60 * minutes and not stop.asked:
-            rate = rate_at(training.seconds / (60 * minutes))
+            rate = rate_at(since + (1 - since) * (training.seconds - before) / (60 * minutes - before))
             recent.append(training.step(*draw_batch(spec, bank, draw), rate))
             training.seconds = before + time.monotonic() - started
             if training.steps % LOG_EVERY == 0:
@@ -220,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--state", type=Path, help="where training can be resumed from (default: beside the bank's cases)"
     )
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--anneal-from", type=float, help="go on from this share of the learning rate's schedule")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two"
@@ -240,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resume=options.resume,
         seed=options.seed,
         device=options.device,
+        anneal_from=options.anneal_from,
     )
 
 
