@@ -74,8 +74,10 @@ def _slices(mask: AnyArray, brain: AnyArray) -> list[int]:
             chosen.append(z)
         if len(chosen) == _COLUMNS:
             break
-    by_area = np.argsort(-mask.sum(axis=(1, 2)), kind="stable")
-    spare = [int(z) for z in by_area if int(z) not in chosen and mask[z].any()]
+    # few lesions: further slices, spread so that each stands for the same share of the lesion volume
+    share = np.cumsum(mask.sum(axis=(1, 2))) / mask.sum()
+    spread = [int(np.searchsorted(share, (k + 0.5) / _COLUMNS)) for k in range(_COLUMNS)]
+    spare = [z for z in dict.fromkeys(spread) if z not in chosen]
     return sorted(chosen + spare[: _COLUMNS - len(chosen)])
 
 
