@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
 from ensemble.geometry import Grid
@@ -183,7 +184,8 @@ def machine() -> str:
         (row.split(":")[1].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in row),
         "?",
     )
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, no GPU"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, {gpu}"
 
 
 def write_cards(weights: Path, text: str) -> None:
