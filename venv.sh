@@ -5,7 +5,8 @@ need_venv() {
     local requirements=$1 stamp
     PY=.venv/bin/python
     stamp=.venv/.installed-$(cat requirements*.txt constraints.txt | sha256sum | cut -c1-16)-${requirements%.txt}
-    [ -e "$stamp" ] && return
+    # what the tests need holds what a run needs
+    [ -e "$stamp" ] || [ -e "${stamp%requirements*}requirements-dev" ] && return
     local python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
         echo "Python 3.11 or newer is needed; '$python' is: $("$python" --version 2>&1). Set PYTHON to another." >&2
