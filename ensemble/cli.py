@@ -64,7 +64,7 @@ def _contract(options: argparse.Namespace) -> int:
     check_writable(options.output)
     raw = read_case(found.name, found.files)  # before the networks are loaded: a bad file is refused at once
     result = execute(found, raw, options.output, load(config), extras, Lines())
-    log.info("%d lesions, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
+    log.info("lesions: %d, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
     return 0
 
 
