@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def _contract(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from ensemble.pipeline import load, segment
-    from ensemble.progress import Bar, watcher
+    from ensemble.progress import watcher
     from ensemble.publish import check_writable, publish, write_volume
     from ensemble.readers.imagefile import read_case, stem
     from ensemble.report.extras import OUTPUTS, write_extras
@@ -80,11 +81,9 @@ def _run(options: argparse.Namespace) -> int:
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_case(stem(options.dwi), {modality: path for modality, path in given.items() if path is not None})
     check_writable(options.out)
-    watching = watcher()
     ensemble = load(config)
-    result = segment(raw, ensemble, watching)
-    if isinstance(watching, Bar):
-        watching.close()
+    with closing(watcher()) as watching:
+        result = segment(raw, ensemble, watching)
     with publish(options.out, replaces=OUTPUTS) as staging:
         write_volume(result.fused.mask, staging / f"mask{suffix}")
         write_extras(raw, result, ensemble, extras, staging, suffix)

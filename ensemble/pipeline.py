@@ -121,9 +121,8 @@ def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watche
             raise RuntimeError("it gave values that are no probabilities")
     except InputRefused:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a member raises is an outcome on record; whether the others may vote is policy
+    except Exception as error:
+        # whatever a member raises is an outcome on record; whether the others may vote is policy
         log.exception("member %s failed", member.name)
         reason = f"{type(error).__name__}: {error}"
         return MemberOutcome(member.name, "failed", time.perf_counter() - started, reason)

@@ -18,6 +18,17 @@ class Lines:
     def windows(self, done: int, total: int) -> None:
         """Nothing: a log is no place for a line a window."""
 
+    def close(self) -> None:
+        """Nothing to take away."""
+
+
+class Silent:
+    """Nobody is watching."""
+
+    def stage(self, name: str) -> None: ...
+
+    def windows(self, done: int, total: int) -> None: ...
+
 
 class Bar:
     """A progress bar a stage, on stderr."""

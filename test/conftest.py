@@ -113,14 +113,6 @@ def stub_ensemble() -> Callable[..., Ensemble]:
     return build
 
 
-class Silent:
-    """A watcher that watches nothing."""
-
-    def stage(self, name: str) -> None: ...
-
-    def windows(self, done: int, total: int) -> None: ...
-
-
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes, and every folder: to see whether anything was touched."""
     return {

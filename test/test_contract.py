@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from conftest import GRID, Silent, StubMember, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
+from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused, MembersFailed
 from ensemble.pipeline import Ensemble
+from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case
 from ensemble.report.extras import Extras
 from ensemble.types import Modality

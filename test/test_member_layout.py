@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Silent, phantom_case
+from conftest import phantom_case
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import WeightsBroken
@@ -16,6 +16,7 @@ from ensemble.members.describe import describe
 from ensemble.members.manifest import find_members, find_unsupported
 from ensemble.members.pack import pack
 from ensemble.pipeline import load, segment
+from ensemble.progress import Silent
 from nnunet_folders import build_folder
 from v1_folders import PUBLISHED, V1Spec, build_v1_folder
 

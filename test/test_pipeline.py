@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import GRID, Silent, StubMember, phantom_case, phantom_lesion
+from conftest import GRID, StubMember, phantom_case, phantom_lesion
 from ensemble.errors import InputRefused, MembersFailed
 from ensemble.members.base import MemberPrediction
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble, segment
+from ensemble.progress import Silent
 from ensemble.types import Modality
 from ensemble.volume import Volume
 

@@ -12,8 +12,9 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.image import imread
 
-from conftest import Silent, StubMember, phantom_case
+from conftest import StubMember, phantom_case
 from ensemble.pipeline import Ensemble, Result, segment
+from ensemble.progress import Silent
 from ensemble.report.figure import draw_overlay
 from ensemble.report.run_report import build_report
 from ensemble.report.summary import summary

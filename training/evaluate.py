@@ -24,6 +24,7 @@ from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
 from ensemble.geometry import Grid
 from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
 from ensemble.pipeline import Ensemble, Result, load, segment
+from ensemble.progress import Silent
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.imagefile import read_case, read_image
 from ensemble.types import AnyArray, Modality
@@ -63,14 +64,6 @@ class Score:
     seconds: float
 
 
-class Quiet:
-    """A watcher that watches nothing."""
-
-    def stage(self, name: str) -> None: ...
-
-    def windows(self, done: int, total: int) -> None: ...
-
-
 def real_cases(folder: Path) -> Iterator[Truth]:
     """Folders that hold dwi, adc, perhaps flair, and perhaps lesion_gt, as .nii.gz or .mha."""
     if not folder.is_dir():
@@ -103,7 +96,7 @@ def as_raw(name: str, case: Acquired) -> RawCase:
 def scores_of(truth: Truth, group: str, tta: str, result: Result, seconds: float) -> list[Score]:
     """Measure every member's mask, and the fused one."""
     spacing = result.case.grid.spacing_zyx_mm
-    masks = [(o.member, o.prediction.probability.array > 0.5, o.seconds) for o in result.outcomes if o.prediction]
+    masks = [(o.member, o.prediction.mask.array, o.seconds) for o in result.outcomes if o.prediction]
     masks.append((ENSEMBLE, result.fused.mask.array > 0, seconds))
     rows = []
     for member, mask, took in masks:
@@ -126,7 +119,7 @@ def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -
     rows: list[Score] = []
     for truth in cases:
         started = time.perf_counter()
-        result = segment(truth.raw, ensemble, Quiet())
+        result = segment(truth.raw, ensemble, Silent())
         new = scores_of(truth, group, tta, result, time.perf_counter() - started)
         rows += new
         for score in new:

@@ -31,6 +31,11 @@ class MemberPrediction:
     networks: int
     """How many networks (folds) were averaged."""
 
+    @property
+    def mask(self) -> Volume:
+        """Where it votes lesion (bool): its probability is above 0.5."""
+        return self.probability.like(self.probability.array > 0.5)
+
 
 class Member(Protocol):
     """A loaded member. Networks stay in memory between calls; one call at a time."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
+from ensemble.networks.pickles import latin1
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -116,18 +117,11 @@ def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
     return np.frombuffer(raw, dtype, count=1)[0].item()
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How pickle protocol 2 spells bytes; stands in for `_codecs.encode`."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
-    return text.encode("latin1")
-
-
 #: Pickle's name -> what is called for it. numpy 2 writes `numpy._core`, numpy 1 wrote `numpy.core`.
 _NUMPY_SCALARS: list[Any] = [
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_latin1, "_codecs.encode"),
+    (latin1, "_codecs.encode"),
     np.dtype,
     *sorted({type(np.dtype(code)) for code in "?bhilqBHILQefd"}, key=lambda kind: kind.__name__),
 ]

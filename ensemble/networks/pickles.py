@@ -119,7 +119,7 @@ def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
     return _numbers(data, dtype, (1,), "C")[0]
 
 
-def _latin1(text: str, encoding: str) -> bytes:
+def latin1(text: str, encoding: str) -> bytes:
     """How pickle protocol 2 spells bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
@@ -141,7 +141,7 @@ _STAND_INS: Mapping[str, Callable[..., Any]] = {
     "numpy.core.numeric._frombuffer": _array_from_buffer,
     "numpy._core.numeric._frombuffer": _array_from_buffer,
     "collections.OrderedDict": _dictionary,
-    "_codecs.encode": _latin1,
+    "_codecs.encode": latin1,
 }
 
 

@@ -41,8 +41,7 @@ def write_extras(raw: RawCase, result: Result, ensemble: Ensemble, extras: Extra
     if extras.save_member_masks:
         write_volume(result.fused.votes, folder / f"votes{suffix}")
         for prediction in predictions:
-            mask = prediction.probability.like(prediction.probability.array > 0.5)
-            write_volume(mask, folder / "members" / f"{prediction.member}_mask{suffix}")
+            write_volume(prediction.mask, folder / "members" / f"{prediction.member}_mask{suffix}")
     if extras.report:
         from ensemble.report.figure import draw_overlay  # matplotlib takes a second to import
 

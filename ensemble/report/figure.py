@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from ensemble.metrics import lesion_components
 from ensemble.pipeline import Result
 from ensemble.report.run_report import RESEARCH_USE
+from ensemble.report.summary import headline
 from ensemble.types import AnyArray, Modality
 
 _COLUMNS = 4
@@ -41,17 +42,9 @@ def draw_overlay(result: Result, path: Path) -> None:
             _letters(ax)
             ax.set_title(f"{modality.value.upper()}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
     # file and member names are text, whatever dollar signs they hold
-    figure.suptitle(_headline(result), color="white", fontsize=12, parse_math=False)
+    figure.suptitle(headline(result), color="white", fontsize=12, parse_math=False)
     figure.supxlabel(_legend(result), color="0.7", fontsize=8, parse_math=False)
     FigureCanvasAgg(figure).print_png(str(path))
-
-
-def _headline(result: Result) -> str:
-    name = f"{result.case.name}: "
-    if result.lesion_count == 0:
-        return name + "no lesion found"
-    lesions = "1 lesion" if result.lesion_count == 1 else f"{result.lesion_count} lesions"
-    return f"{name}{lesions}, {result.lesion_ml:.2f} ml"
 
 
 def _legend(result: Result) -> str:

@@ -9,12 +9,17 @@ from ensemble.pipeline import MemberOutcome, Result
 from ensemble.report.run_report import RESEARCH_USE
 
 
+def headline(result: Result) -> str:
+    """The case and what was found in it."""
+    count = result.lesion_count
+    finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
+    return f"{result.case.name}: {finding}"
+
+
 def summary(result: Result, folder: Path, suffix: str) -> str:
     """Volume, lesions, votes, repairs, and where to look."""
-    count, voters = result.lesion_count, len(result.fused.voters)
-    finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
-    spacing = result.case.grid.spacing_zyx_mm
-    lines = [f"{result.case.name}: {finding} ({voters} of {len(result.outcomes)} members voted)"]
+    voters, spacing = len(result.fused.voters), result.case.grid.spacing_zyx_mm
+    lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]
     lines += [f"  note         {repair}" for repair in result.case.repairs]
     lines += [f"  {what:<12} {folder / name}" for what, name in (("mask", f"mask{suffix}"), ("picture", "overlay.png"))]
@@ -25,5 +30,5 @@ def summary(result: Result, folder: Path, suffix: str) -> str:
 def _vote(outcome: MemberOutcome, spacing_zyx_mm: tuple[float, float, float]) -> str:
     if outcome.prediction is None:
         return f"{outcome.status}: {outcome.reason}"
-    volume = volume_ml(outcome.prediction.probability.array > 0.5, spacing_zyx_mm)
+    volume = volume_ml(outcome.prediction.mask.array, spacing_zyx_mm)
     return f"{volume:.2f} ml in {outcome.seconds:.1f} s"
