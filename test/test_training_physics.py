@@ -11,7 +11,7 @@ from training.acquisition import dwi_contrast, soften, to_voxels
 from training.anatomy import blur
 from training.artefacts import displace, ghost, rim_gain, susceptibility_shift
 from training.draw import Draw
-from training.lesions import Damage
+from training.lesions import HIGHEST_T2, NOMINAL_TE_MS, NORMAL_ADC, NORMAL_T2_MS, Damage, t2_for
 from training.signals import (
     DiffusionProtocol,
     FlairProtocol,
@@ -100,11 +100,15 @@ def test_susceptibility_is_strongest_at_the_skull_base_and_nearly_symmetric() ->
 def test_rim_gain_brightens_only_and_only_the_rims() -> None:
     mask = torch.zeros(40, 50, 40)
     mask[4:36, 4:46, 4:36] = 1
-    gains = torch.stack([rim_gain(mask, Draw(seed)) for seed in range(10)])
+    drawn = [rim_gain(mask, Draw(seed)) for seed in range(10)]
+    gains, dimming = (torch.stack(part) for part in zip(*drawn, strict=True))
     assert gains.min() >= 0.9
     mean = gains.mean(0)
     assert mean[:20].max() > 1.15
     assert mean[26:32, 20:30, 16:24].max() < 1.05  # deep and high: no air near
+    assert 0 < dimming.min() < 0.9
+    assert dimming.max() <= 1.0
+    assert dimming[gains < 1.001].min() > 0.99  # ADC falls only where DWI rises
 
 
 def test_voxels_average_what_they_hold() -> None:
@@ -148,3 +152,21 @@ def test_the_table_orders_tissues_as_the_literature_does() -> None:
     assert white.adc < cortex.adc < 1.0 < 2.8 < fluid.adc < 3.2
     assert pallidum.t2_ms < white.t2_ms < cortex.t2_ms < fluid.t2_ms
     assert white.t1_ms < cortex.t1_ms < fluid.t1_ms
+
+
+@pytest.mark.parametrize("contrast", [1.5, 2.0, 2.5])
+@pytest.mark.parametrize("adc", [0.5, 0.8, 1.0])
+def test_a_lesion_shows_the_contrast_it_was_drawn_with(contrast: float, adc: float) -> None:
+    normal = uniform_maps(t2=NORMAL_T2_MS, adc=NORMAL_ADC)
+    lesion = uniform_maps(t2=NORMAL_T2_MS * t2_for(contrast, adc), adc=NORMAL_ADC * adc)
+    before, after = (
+        spin_echo(maps, NOMINAL_TE_MS, 1e6) * diffusion_attenuation(maps.adc, 1000.0) for maps in (normal, lesion)
+    )
+    reached = contrast if t2_for(contrast, adc) < HIGHEST_T2 else float((after / before)[0, 0, 0])
+    assert reached <= contrast
+    assert float((after / before)[0, 0, 0]) == pytest.approx(reached, rel=1e-3)
+
+
+def test_diffusion_alone_may_exceed_the_contrast_asked_for() -> None:
+    assert t2_for(1.35, 0.4) == 1.0
+    assert t2_for(50.0, 1.0) == HIGHEST_T2

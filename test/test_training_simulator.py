@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import SHARED, shared
-from training.augment import mirror, raise_contrast, rescan
+from training.augment import mirror, rescan
 from training.batches import Bank, component_weight, draw_batch
 from training.draw import Draw
 from training.lesions import COUNT_PROBABILITIES, COUNTS, VOLUME_ML, VOLUME_PROBABILITIES
@@ -189,16 +189,3 @@ def test_plans_name_every_channel() -> None:
         assert len(configuration["normalization_schemes"]) == len(dataset_json(spec)["channel_names"])
         assert set(configuration["normalization_schemes"]) == {"NoNormalization"}
     assert dataset_json(MEMBERS["slice2d"])["channel_names"]["2"] == "DWI[-1]"
-
-
-def test_faint_lesions_are_raised_and_the_rest_is_left_alone() -> None:
-    images = torch.ones(2, 12, 12, 12)
-    label = torch.zeros(12, 12, 12)
-    label[4:8, 4:8, 4:8] = 1
-    for seed in range(6):
-        raised = raise_contrast(images, label, Draw(seed))
-        assert torch.equal(raised[:, :2], images[:, :2])
-        assert raised[0][label > 0].min() >= 1.0
-        assert raised[1].max() <= 1.0
-    assert raise_contrast(images, label, Draw(0))[0][label > 0].median() > 1.2
-    assert torch.equal(raise_contrast(images, torch.zeros_like(label), Draw(0)), images)

@@ -28,7 +28,7 @@ from training.tissues import ParameterMaps
 
 # ISLES'22 grids and how many of 250 cases have them: voxel size in mm (z, y, x).
 GRIDS_MM = (((2.0, 2.0, 2.0), 194), ((4.8, 1.8, 1.8), 29), ((4.8, 1.15, 1.15), 23), ((6.0, 1.5, 1.5), 4))
-LEAST_CONTRAST = 0.12  # of log DWI
+LEAST_CONTRAST = 0.15  # of log DWI
 LESION_SHARE = 0.4  # of a voxel, from which on it belongs to the lesion: readers outline generously
 
 

@@ -107,13 +107,17 @@ RIMS = (
 )
 
 
-def rim_gain(mask: Tensor, draw: Draw) -> Tensor:
-    """Gain (>= 0) on DWI from pile-up near the skull base, cheap enough for every training step.
+def rim_gain(mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Gain (>= 0) on DWI from pile-up near the skull base, and the factor on ADC, cheap enough for every training step.
+
+    ADC, a ratio, should not see pile-up; in patients the bright rims of the frontal and occipital poles often show a low ADC all
+    the same (b0 and DWI are distorted differently by eddy currents, and fluid is pushed out), so some bands lower it.
 
     Args:
         mask: brain (z, y, x) 0/1 on any grid, y to anterior; bands follow the mask's rim and are nearly symmetric.
     """
     gain = torch.ones(mask.shape, device=mask.device)
+    dimming = torch.ones(mask.shape, device=mask.device)
     centre, half = box_of(mask)
     axes = [(torch.arange(n, device=mask.device) - c) / h for n, c, h in zip(mask.shape, centre, half, strict=True)]
     inside = F.avg_pool3d(mask[None, None].float(), (1, 7, 7), 1, (0, 3, 3))[0, 0]
@@ -125,6 +129,7 @@ def rim_gain(mask: Tensor, draw: Draw) -> Tensor:
         wide = [s * draw.lognormal(1.0, 0.35) for s in spread]
         height = draw.lognormal(0.8, 0.75)
         hugging = draw.chance(0.45)
+        lowered = draw.uniform(0.05, 0.5) if draw.chance(0.5) else 0.0
         for side in (-1, 1):
             own = height * draw.lognormal(1.0, 0.5)
             parts = [
@@ -133,5 +138,7 @@ def rim_gain(mask: Tensor, draw: Draw) -> Tensor:
             ]
             bump = parts[0][:, None, None] * parts[1][:, None] * parts[2]
             ripple = torch.sin(axes[1] * half[1] * draw.uniform(0.3, 1.2) + draw.uniform(0, 2 * math.pi))[:, None]
-            gain = gain + own * bump * (rim if hugging else 0.7 + 0.3 * ripple)
-    return gain
+            band = bump * (rim if hugging else 0.7 + 0.3 * ripple)
+            gain = gain + own * band
+            dimming = dimming * (1 - lowered * band.clamp(0, 1))
+    return gain, dimming

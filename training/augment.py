@@ -20,9 +20,15 @@ def rescan(images: Tensor, draw: Draw) -> Tensor:
     brain = (images[DWI] > 0).float()
     images = images.clone()
     if draw.chance(0.75):
-        images[DWI] *= rim_gain(brain, draw)
+        gain, dimming = rim_gain(brain, draw)
+        images[DWI] *= gain
+        images[ADC] *= torch.where(images[ADC] < SOLID, dimming, 1.0)
     if draw.chance(0.4):
         darken_pair(images, brain, CAPSULE[0], CAPSULE[1], draw)
+    for _ in range(draw.integer(1, 3) if draw.chance(0.5) else 0):
+        place = (draw.uniform(-0.9, 0.7), draw.uniform(-0.95, 0.95), draw.uniform(0.0, 0.85))
+        spread = (draw.uniform(0.04, 0.25), draw.uniform(0.04, 0.25), draw.uniform(0.05, 0.2))
+        darken_pair(images, brain, place, spread, draw)
     for _ in range(draw.integer(1, 4) if draw.chance(0.5) else 0):
         place = (draw.uniform(-0.7, 0.7), draw.uniform(-0.8, 0.8), draw.uniform(0.05, 0.85))
         brighten_pair(images, brain, place, draw)
@@ -79,25 +85,6 @@ def paired_blob(brain: Tensor, place: Place, spread: Place, draw: Draw) -> Tenso
         z, y, x = (torch.exp(-0.5 * ((axes[i] - middle[i]) / wide[i]) ** 2) for i in range(3))
         total = torch.maximum(total, draw.uniform(0.75, 1.0) * z[:, None, None] * y[:, None] * x)
     return total
-
-
-def raise_contrast(images: Tensor, label: Tensor, draw: Draw) -> Tensor:
-    """Brighten a case's lesions on DWI to what readers outline, and lower their ADC a little (returns a copy).
-
-    The simulator makes fainter lesions than patients have (a case's median DWI 1.2-1.6 times normal tissue; 1.4-2.0 in public
-    ISLES'22 cases). Trained on faint ones, networks call every bright gyrus a lesion.
-    """
-    core = (label > 0) & (images[ADC] < 1.5)
-    if not core.any() or draw.chance(0.1):
-        return images
-    images = images.clone()
-    soft = F.avg_pool3d(label[None, None], 3, 1, 1)[0, 0].clamp_max(0.75) / 0.75 * (images[ADC] < 1.6)
-    target = draw.uniform(1.35, 2.3)
-    lift = max(0.0, target / max(float(images[DWI][core].median()), 0.5) - 1)
-    images[DWI] *= 1 + lift * soft
-    if float(images[ADC][core].median()) > 0.75:
-        images[ADC] *= 1 - draw.uniform(0, 0.25) * soft
-    return images
 
 
 def mirror(images: Tensor, label: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from training.augment import mirror, raise_contrast, rescan
+from training.augment import mirror, rescan
 from training.draw import Draw
 from training.members import NEIGHBOURS, MemberSpec
 
@@ -53,8 +53,7 @@ def draw_batch(spec: MemberSpec, bank: Bank, draw: Draw) -> tuple[Tensor, Tensor
     examples: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(examples) < spec.batch:
         images, label, in_plane = bank.load(draw, at_2mm=spec.dimensions == 3)
-        images = raise_contrast(images[: 3 if "FLAIR" in spec.channels else 2], label, draw)
-        images = rescan(images, draw)
+        images = rescan(images[: 3 if "FLAIR" in spec.channels else 2], draw)
         images, label = mirror(images, label, draw)
         weight = component_weight(label)
         if spec.dimensions == 3:

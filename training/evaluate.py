@@ -1,4 +1,4 @@
-"""How good the shipped members are: `python -m training.evaluate --real ../shared/cases --simulated 20 --cards`.
+"""How good the shipped members are: `python -m training.evaluate --real ../shared/cases --simulated 45 --cards`.
 
 Runs the shipped pipeline on real cases with ground truth and on the fixed simulated validation set, and prints one table: Dice, lesion-wise
 F1, absolute volume difference (ml) and absolute lesion count difference, of each member and of the ensemble. `--cards` also writes the
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ensemble.case import PreparedCase
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
 from ensemble.geometry import Grid
 from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
@@ -30,6 +31,7 @@ from ensemble.readers.imagefile import read_case, read_image
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 from training.acquisition import Acquired
+from training.baseline import best_rule
 from training.memory import keep_freed_memory
 from training.simulate import SHARED, validation_case
 
@@ -98,33 +100,67 @@ def scores_of(truth: Truth, group: str, tta: str, result: Result, seconds: float
     spacing = result.case.grid.spacing_zyx_mm
     masks = [(o.member, o.prediction.mask.array, o.seconds) for o in result.outcomes if o.prediction]
     masks.append((ENSEMBLE, result.fused.mask.array > 0, seconds))
-    rows = []
-    for member, mask, took in masks:
-        numbers = dict.fromkeys(COLUMNS, float("nan"))
-        if truth.mask is not None:
-            numbers = {
-                "dice": dice(truth.mask, mask),
-                "lesion_f1": lesion_f1(truth.mask, mask),
-                "avd_ml": absolute_volume_difference_ml(truth.mask, mask, spacing),
-                "alcd": float(absolute_lesion_count_difference(truth.mask, mask)),
-            }
-        true_ml = float("nan") if truth.mask is None else volume_ml(truth.mask, spacing)
-        found_ml = volume_ml(mask, spacing)
-        rows.append(Score(group, truth.raw.name, tta, member, true_ml, found_ml, **numbers, seconds=took))
-    return rows
+    return [score_of(truth, group, tta, member, mask, spacing, took) for member, mask, took in masks]
 
 
-def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -> list[Score]:
+def score_of(
+    truth: Truth,
+    group: str,
+    tta: str,
+    member: str,
+    mask: AnyArray,
+    spacing_zyx_mm: tuple[float, float, float],
+    seconds: float,
+) -> Score:
+    """Measure one mask (z, y, x)."""
+    numbers = dict.fromkeys(COLUMNS, float("nan"))
+    true_ml = float("nan")
+    if truth.mask is not None:
+        true_ml = volume_ml(truth.mask, spacing_zyx_mm)
+        numbers = {
+            "dice": dice(truth.mask, mask),
+            "lesion_f1": lesion_f1(truth.mask, mask),
+            "avd_ml": absolute_volume_difference_ml(truth.mask, mask, spacing_zyx_mm),
+            "alcd": float(absolute_lesion_count_difference(truth.mask, mask)),
+        }
+    found_ml = volume_ml(mask, spacing_zyx_mm)
+    return Score(group, truth.raw.name, tta, member, true_ml, found_ml, **numbers, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A case that was segmented, as the members saw it."""
+
+    truth: Truth
+    group: str
+    case: PreparedCase
+
+
+def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -> tuple[list[Score], list[Seen]]:
     """Segment and measure cases, printing each as it is done."""
     rows: list[Score] = []
+    seen: list[Seen] = []
     for truth in cases:
         started = time.perf_counter()
         result = segment(truth.raw, ensemble, Silent())
         new = scores_of(truth, group, tta, result, time.perf_counter() - started)
         rows += new
+        seen.append(Seen(truth, group, result.case))
         for score in new:
             print(_line(score), flush=True)
-    return rows
+    return rows, seen
+
+
+def baseline_scores(seen: Sequence[Seen]) -> list[Score]:
+    """What the best threshold rule for the real cases (the simulated ones, if there is no real one with a truth) does on all."""
+    known = [(s.case, s.truth.mask) for s in seen if s.group == "real" and s.truth.mask is not None]
+    known = known or [(s.case, s.truth.mask) for s in seen if s.truth.mask is not None and s.truth.mask.any()]
+    if not known:
+        return []
+    rule = best_rule(known)
+    return [
+        score_of(s.truth, s.group, "-", str(rule), rule.mask(s.case), s.case.grid.spacing_zyx_mm, 0.0) for s in seen
+    ]
 
 
 def _line(score: Score) -> str:
@@ -216,12 +252,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     members = tuple(options.members.split(",")) if options.members else None
     scores: list[Score] = []
+    seen: dict[tuple[str, str], Seen] = {}
     plan = [("real", tta) for tta in options.tta.split(",") if options.real]
     plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]
     for group, tta in plan:
         ensemble = load(RunConfig(options.weights, members, options.device, _tta(tta)))
         cases = real_cases(options.real) if group == "real" else simulated_cases(options.simulated, options.shared)
-        scores += evaluate(cases, group, ensemble, tta)
+        rows, cases_seen = evaluate(cases, group, ensemble, tta)
+        scores += rows
+        seen.update({(one.group, one.truth.raw.name): one for one in cases_seen})
+    scores += baseline_scores(list(seen.values()))
     command = shlex.join(["python", "-m", "training.evaluate", *(sys.argv[1:] if arguments is None else arguments)])
     text = f"{time.strftime('%Y-%m-%d')}, {machine()}, `{command}`\n\n{table(scores)}"
     print("\n" + text)

@@ -23,6 +23,7 @@ from training.anatomy import Person, blur, material, to_grid_sample
 from training.draw import Draw
 from training.tissues import FLUID_CLASSES, ParameterMaps, Tissue
 
+OUTLINED_SHARE = 0.4  # of a lesion's full severity, from which on a reader outlines
 EVERYWHERE: tuple[slice, ...] = (slice(None),)
 MASKS = "lesions/soop_mni_masks.npz.xz"
 
@@ -92,14 +93,27 @@ class Stage:
     t2: float
 
 
+# How much brighter than normal tissue the core of a lesion is on DWI, at b = 1000 s/mm^2 and TE = NOMINAL_TE_MS: median and spread
+# (of the logarithm) over patients, and range. Public ISLES'22 cases have case medians of 1.4, 1.6 and 2.0, borders included.
+CONTRAST_MEDIAN, CONTRAST_SPREAD, CONTRAST_RANGE = 1.9, 0.27, (1.35, 3.5)
+NORMAL_ADC, NORMAL_T2_MS, NOMINAL_TE_MS = 0.75, 85.0, 85.0
+HIGHEST_T2 = 2.8  # times normal
+
+
 def draw_stage(draw: Draw) -> Stage:
-    """Hyperacute (T2 still normal), acute, or subacute (ADC returning, T2 high)."""
+    """Hyperacute (T2 still normal: diffusion alone makes it bright), acute, or subacute (ADC returning, T2 high)."""
     kind = draw.uniform(0, 1)
-    if kind < 0.25:
-        return Stage(draw.uniform(0.45, 0.8), draw.uniform(1.0, 1.12))
-    if kind < 0.7:
-        return Stage(draw.uniform(0.4, 0.75), draw.uniform(1.1, 1.5))
-    return Stage(draw.uniform(0.7, 1.15), draw.uniform(1.4, 2.2))
+    if kind < 0.15:
+        return Stage(draw.uniform(0.35, 0.65), draw.uniform(1.0, 1.15))
+    adc = draw.uniform(0.4, 0.75) if kind < 0.75 else draw.uniform(0.7, 1.1)
+    contrast = min(max(draw.lognormal(CONTRAST_MEDIAN, CONTRAST_SPREAD), CONTRAST_RANGE[0]), CONTRAST_RANGE[1])
+    return Stage(adc, t2_for(contrast, adc))
+
+
+def t2_for(contrast: float, adc: float) -> float:
+    """The factor on T2 with which DWI shows `contrast` at an ADC of `adc` times normal (both solved from the signal equation)."""
+    by_t2 = math.log(contrast) - NORMAL_ADC * (1 - adc)
+    return min(HIGHEST_T2, 1 / max(1 - max(by_t2, 0.0) * NORMAL_T2_MS / NOMINAL_TE_MS, 1 / HIGHEST_T2))
 
 
 def vary(stage: Stage, draw: Draw) -> Stage:
@@ -130,7 +144,7 @@ def add_acute(damage: Damage, person: Person, tissue: Tensor, library: LesionLib
     volume_ml = draw.quantile(VOLUME_PROBABILITIES, VOLUME_ML)
     count = round(draw.quantile(COUNT_PROBABILITIES, COUNTS))
     stage = draw_stage(draw)
-    strength = draw.uniform(0.4, 0.75) if draw.chance(0.12) else draw.uniform(0.8, 1.0)  # some lesions are faint
+    strength = draw.uniform(0.5, 0.8) if draw.chance(0.1) else draw.uniform(0.85, 1.0)  # some lesions are faint
     territorial = volume_ml > 1.5 or draw.chance(0.4)
     if territorial:
         shape = warped_shape(person, library, volume_ml, draw)
@@ -174,12 +188,12 @@ def insert(damage: Damage, where: Tensor, outline: Tensor, stage: Stage, strengt
     texture = 1 - patchy * (draw.field(where.shape, draw.uniform(4, 12))[0]).clamp(-1, 2).add(1).div(3)
     severity = where * (strength * texture).clamp(0, 1)
     _merge(damage, severity, stage, EVERYWHERE)
-    damage.acute.copy_(torch.maximum(damage.acute, _reader_outline(severity, outline)))
+    damage.acute.copy_(torch.maximum(damage.acute, _reader_outline(severity / strength, outline)))
 
 
-def _reader_outline(severity: Tensor, outline: Tensor) -> Tensor:
-    """Readers close their outlines over sulci between damaged gyri."""
-    damaged = (severity > 0.25).float()
+def _reader_outline(share: Tensor, outline: Tensor) -> Tensor:
+    """What is damaged by a fair share of the lesion's worst; readers close their outlines over sulci between damaged gyri."""
+    damaged = (share > OUTLINED_SHARE).float()
     closed = (blur(damaged, 1.4) > 0.42).float() * (outline > 0.4)
     return torch.maximum(damaged, closed)
 
@@ -211,7 +225,7 @@ def add_emboli(damage: Damage, person: Person, tissue: Tensor, count: int, stage
             close = (tries - hub).float().norm(dim=1)
             centre = tries[int(close.argmin())] if close.min() > reach else tries[int((close < reach).nonzero()[0])]
         radius = min(draw.lognormal(2.0, 0.4), 8.0) * (1.3 if pool is inside else 1.0)
-        strength = draw.uniform(0.4, 0.8) if draw.chance(0.3) else draw.uniform(0.8, 1.0)
+        strength = draw.uniform(0.5, 0.8) if draw.chance(0.2) else draw.uniform(0.85, 1.0)
         _add_ellipsoid(damage, tissue, centre.tolist(), radius, vary(stage, draw), strength, draw)
 
 
@@ -241,7 +255,7 @@ def _add_ellipsoid(
     window, shape = _ellipsoid(tissue.shape, centre, radius_mm, draw)
     severity = shape * tissue[window] * strength
     _merge(damage, severity, stage, window)
-    damage.acute[window] = torch.maximum(damage.acute[window], (severity > 0.25).float())
+    damage.acute[window] = torch.maximum(damage.acute[window], (severity > OUTLINED_SHARE * strength).float())
 
 
 def add_ribbon(damage: Damage, person: Person, tissue: Tensor, stage: Stage, draw: Draw) -> None:
@@ -252,9 +266,10 @@ def add_ribbon(damage: Damage, person: Person, tissue: Tensor, stage: Stage, dra
     centre = cortex[draw.integer(0, len(cortex))].tolist()
     window, shape = _ellipsoid(tissue.shape, centre, draw.uniform(5, 13), draw)
     ribbon = blur((person.classes[window] == Tissue.CORTEX).float(), 0.7) * tissue[window]
-    severity = shape * (1.3 * ribbon).clamp(0, 1) * draw.uniform(0.5, 1.0)
+    strength = draw.uniform(0.6, 1.0)
+    severity = shape * (1.3 * ribbon).clamp(0, 1) * strength
     _merge(damage, severity, stage, window)
-    damage.acute[window] = torch.maximum(damage.acute[window], _reader_outline(severity, shape))
+    damage.acute[window] = torch.maximum(damage.acute[window], _reader_outline(severity / strength, shape))
 
 
 def add_chronic(damage: Damage, person: Person, tissue: Tensor, library: LesionLibrary, draw: Draw) -> None:

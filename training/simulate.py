@@ -28,7 +28,7 @@ from training.tissues import ParameterMaps, Tissue, parameter_maps
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LESION_FREE_SHARE = 0.08
 ISOTROPIC_MM = (2.0, 2.0, 2.0)
-VALIDATION_SEED = 900_000  # the validation set: this seed and the next ones, every fifth patient without lesion
+VALIDATION_SEED = 900_000  # the validation set: this seed and the next ones, every third patient without lesion
 
 
 def simulate(
@@ -120,8 +120,8 @@ def write_case(folder: Path, seed: int, case: Acquired) -> Path:
 
 
 def validation_case(index: int, shared: Path = SHARED) -> Acquired:
-    """The fixed validation set: every fifth patient has no lesion."""
-    return simulate(VALIDATION_SEED + index, shared, lesion_free=index % 5 == 4)
+    """The fixed validation set: every third patient has no lesion."""
+    return simulate(VALIDATION_SEED + index, shared, lesion_free=index % 3 == 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -53,11 +53,11 @@ def loss_of(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     return (1 - dice).mean() + 4.0 * entropy.mean()
 
 
-def rate_at(progress: float) -> float:
-    """Learning rate after this share of the time: a short warm-up, then a cosine to zero."""
+def rate_at(progress: float, highest: float = LEARNING_RATE) -> float:
+    """Learning rate after this share of the time: a short warm-up to `highest`, then a cosine to zero."""
     if progress < WARM_UP:
-        return LEARNING_RATE * (0.05 + 0.95 * progress / WARM_UP)
-    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
+        return highest * (0.05 + 0.95 * progress / WARM_UP)
+    return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
 
 
 class Training:
@@ -112,6 +112,13 @@ class Training:
         draft = path.with_suffix(".draft")
         torch.save(state, draft)
         draft.rename(path)
+
+    def load_weights(self, folder: Path) -> None:
+        """Begin from an exported model folder's weights instead of random ones."""
+        path = folder / "fold_0" / "checkpoint_final.pth"
+        weights = torch.load(path, map_location=self.device, weights_only=True)["network_weights"]
+        for network in (self.network, self.average):
+            network.load_state_dict(weights)
 
     def load_state(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -173,15 +180,21 @@ def train(
     seed: int,
     device: str,
     anneal_from: float | None = None,
+    start_from: Path | None = None,
+    highest_rate: float = LEARNING_RATE,
 ) -> None:
     """Train until `minutes` of wall-clock time are spent (those before a resumption counted in).
 
     Args:
         anneal_from: share (0-1) of the learning rate's schedule to go on from; by default that of the time spent.
+        start_from: model folder whose weights to begin with.
+        highest_rate: learning rate after the warm-up.
     """
     training = Training(spec, device)
     if resume:
         training.load_state(state)
+    elif start_from is not None:
+        training.load_weights(start_from)
     draw = Draw(seed + training.steps)
     curve = out / "training.csv"
     out.mkdir(parents=True, exist_ok=True)
@@ -194,7 +207,7 @@ def train(
         since = before / (60 * minutes) if anneal_from is None else anneal_from
         stop = Stop()
         while training.seconds < 60 * minutes and not stop.asked:
-            rate = rate_at(since + (1 - since) * (training.seconds - before) / (60 * minutes - before))
+            rate = rate_at(since + (1 - since) * (training.seconds - before) / (60 * minutes - before), highest_rate)
             recent.append(training.step(*draw_batch(spec, bank, draw), rate))
             training.seconds = before + time.monotonic() - started
             if training.steps % LOG_EVERY == 0:
@@ -235,6 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--anneal-from", type=float, help="go on from this share of the learning rate's schedule")
+    parser.add_argument("--start-from", type=Path, help="model folder whose weights to begin with")
+    parser.add_argument(
+        "--rate", type=float, default=LEARNING_RATE, help="highest learning rate (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two"
@@ -256,6 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         device=options.device,
         anneal_from=options.anneal_from,
+        start_from=options.start_from,
+        highest_rate=options.rate,
     )
 
 
