@@ -100,6 +100,7 @@ RIMS = (
     ((-0.44, -0.03, 0.62), (0.07, 0.05, 0.20)),  # a line above the petrous bone
     ((-0.25, 0.92, 0.15), (0.12, 0.06, 0.22)),  # orbitofrontal
     ((0.08, 0.84, 0.13), (0.12, 0.08, 0.10)),  # frontal poles, inner side
+    ((0.15, 0.80, 0.18), (0.12, 0.07, 0.12)),  # the same, higher and further out
     ((0.10, 0.97, 0.20), (0.25, 0.04, 0.25)),  # frontal pole
     ((0.15, 0.95, 0.30), (0.10, 0.05, 0.15)),  # frontal pole, beside the midline
     ((0.10, 0.85, 0.35), (0.20, 0.12, 0.30)),  # along the frontal convexity
@@ -134,7 +135,7 @@ def rim_gain(mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         if draw.chance(0.4):  # signal piles up along y: a thin, very bright line
             wide[1] *= draw.uniform(0.25, 0.7)
             height *= draw.uniform(1.0, 2.0)
-        lowered = draw.uniform(0.05, 0.5) if draw.chance(0.5) else 0.0
+        lowered = draw.uniform(0.05, 0.5) if draw.chance(0.6) else 0.0
         fainter = draw.choice((-1, 1)) if draw.chance(0.2) else 0  # air cells differ: one side may hardly show it
         for side in (-1, 1):
             own = height * draw.lognormal(1.0, 0.5) * (0.2 if side == fainter else 1.0)
