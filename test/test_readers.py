@@ -69,7 +69,7 @@ def spoil(path: Path, how: Callable[[Path], object]) -> Path:
     ("name", "how", "message"),
     [
         ("missing.mha", lambda p: None, "does not exist"),
-        ("folder.mha", lambda p: p.mkdir(), "does not exist"),
+        ("folder.mha", lambda p: p.mkdir(), "no DICOM images"),
         ("empty.mha", lambda p: p.write_bytes(b""), "empty file"),
         ("text.mha", lambda p: p.write_text("hello"), "not a readable image"),
         ("text.nii.gz", lambda p: p.write_text("hello"), "damaged or truncated"),
