@@ -54,10 +54,8 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
     """
     region = _with_margin(brain, fixed.grid.spacing_zyx_mm)
     centre = fixed.grid.affine[:3] @ np.append(np.argwhere(brain).mean(axis=0)[::-1], 1)
-    try:
-        transform = _rounded(_optimised(moving, fixed, region, centre))
-    except RuntimeError as error:
-        log.debug("registration: %s", error)
+    transform = _optimised(moving, fixed, region, centre)
+    if transform is None:
         return Registration(None, "found no alignment")
     shift, turn = _motion(transform)
     motion = f"moved by {shift:.1f} mm and {turn:.1f} degrees"
@@ -71,7 +69,8 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
     return Registration(transform, f"{motion} ({gain})")
 
 
-def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArray) -> sitk.Transform:
+def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArray) -> sitk.Euler3DTransform | None:
+    """The best transform found; None where ITK gives up, as it does when too few samples meet."""
     still = to_sitk(fixed.like(_without_peaks(fixed.array)))
     moved = to_sitk(moving.like(_without_peaks(moving.array)))
     shrink = [max(1, round(_DETAIL_MM / mm)) for mm in moving.grid.spacing_mm]
@@ -90,20 +89,26 @@ def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArra
         learningRate=2.0, minStep=0.01, numberOfIterations=60, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-8
     )
     method.SetOptimizerScalesFromPhysicalShift()
-    start = sitk.Euler3DTransform()
-    start.SetCenter(centre.tolist())
-    method.SetInitialTransform(start, inPlace=False)
-    return sitk.Euler3DTransform(method.Execute(still, sitk.BinShrink(moved, shrink)))
+    transform = sitk.Euler3DTransform()
+    transform.SetCenter(centre.tolist())
+    method.SetInitialTransform(transform, inPlace=True)
+    smaller = sitk.BinShrink(moved, shrink)
+    try:
+        method.Execute(still, smaller)
+    except RuntimeError as error:
+        log.debug("registration: %s", error)
+        return None
+    return _rounded(transform)
 
 
-def _rounded(transform: sitk.Transform) -> sitk.Transform:
+def _rounded(transform: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
     """Without digits that say nothing: a thousandth of a millimetre, and as much at the brain's surface."""
     angles, shift = transform.GetParameters()[:3], transform.GetParameters()[3:]
     transform.SetParameters([round(angle, 5) for angle in angles] + [round(mm, 3) for mm in shift])
     return transform
 
 
-def _motion(transform: sitk.Transform) -> tuple[float, float]:
+def _motion(transform: sitk.Euler3DTransform) -> tuple[float, float]:
     """Shift of the brain's centre in mm, and rotation in degrees."""
     matrix = np.reshape(transform.GetMatrix(), (3, 3))
     cosine = min(1.0, max(-1.0, (float(np.trace(matrix)) - 1) / 2))
