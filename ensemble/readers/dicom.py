@@ -50,7 +50,8 @@ _TRACE = re.compile(r"trace")
 _B_VALUE_TAGS = ("0018|9087", "0019|100c", "0043|1039", "2001|1003", "0065|1009")
 _SEQUENCE_B = re.compile(r"b(\d+)")
 _PIXEL_DATA, _SEQUENCE_END = b"\xe0\x7f\x10\x00", b"\xfe\xff\xdd\xe0"
-_ROWS_TAG = b"\x28\x00\x10\x00"
+#: Kinds of objects that hold no image (SOP classes of PS3.4 B.5): reports, presentation states, raw data, waveforms, documents.
+_NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(88|11|66|9|104)\b")
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,8 @@ def _read_tags(file: Path, path: Path, label: str) -> _Slice | None:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        if _ROWS_TAG not in content and content[128:132] == b"DICM":
-            return None  # a report, a presentation state: no image
+        if _NO_IMAGE.search(content[:1024]):
+            return None
         raise refuse("is damaged, or is no DICOM", last_line(error), again) from error
     tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
     kind = tags.get("0008|0008", "").upper()
