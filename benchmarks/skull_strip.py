@@ -18,13 +18,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
 
-from heads import with_skull
-
 from ensemble.metrics import dice
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.skull import must_strip, strip
 from ensemble.readers.imagefile import read_case
 from ensemble.types import Modality
+from heads import with_skull
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
