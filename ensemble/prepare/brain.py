@@ -40,6 +40,8 @@ def above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     peak = float(finite.max(initial=0.0))
     if peak <= 0.0:
         return np.zeros(finite.shape, dtype=bool)
-    # Two steps: the median of everything above a tiny share of the peak is the tissue's level, whatever hot spots the peak is.
-    typical = float(np.median(finite[finite > 1e-3 * peak]))
+    # Three steps: without resampling noise, without what is faint beside the bright (noise of the air), the median is the tissue's
+    # level, whatever hot spots the peak is.
+    signal = finite[finite > 1e-3 * peak]
+    typical = float(np.median(signal[signal > 0.1 * np.percentile(signal, 99)]))
     return finite > BACKGROUND_FRACTION * typical
