@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 MOST_SHIFT_MM, MOST_TURN_DEGREES = 40.0, 25.0
 #: Gain of normalised mutual information (above its minimum of 1) that is no accident of interpolation, as a share.
 LEAST_GAIN = 0.02
+#: Normalised mutual information below which two images show nothing in common (aligned FLAIR and DWI: 1.12 to 1.18).
+LEAST_INFORMATION = 1.04
 _BINS, _SAMPLES, _SEED = 32, 60_000, 20220411
 #: Around the brain, so that its edge says where it is (mm).
 _MARGIN_MM = 6.0
@@ -64,6 +66,8 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
     moved = resample_volume(moving, fixed.grid, transform=transform).array
     before, after = (_information(fixed.array, image, region) for image in (by_header.array, moved))
     gain = f"normalised mutual information {before:.4f} by header, {after:.4f} registered"
+    if max(before, after) < LEAST_INFORMATION:
+        return Registration(None, f"FLAIR and DWI have little in common, is it the same head? ({gain})")
     if not after - 1 > (1 + LEAST_GAIN) * (before - 1):
         return Registration(None, f"no better ({gain}), not used")
     return Registration(transform, f"{motion} ({gain})")
