@@ -40,14 +40,14 @@ def main() -> None:
         dwi, adc = (raw.images[m].volume for m in (Modality.DWI, Modality.ADC))
         notes: list[str] = []
         started = time.process_time()
-        stripped = must_strip("auto", dwi, adc, notes)
+        stripped = must_strip("auto", dwi, notes)
         print(
             f"{folder.name}, as released: {'STRIPPED' if stripped else 'left alone'} ({time.process_time() - started:.2f} CPU s)"
         )
         if folder.name == options.case:
             brain = brain_mask(dwi.array, adc.array)
-            head_dwi, head_adc = (dwi.like(a) for a in with_skull(dwi.array, adc.array, brain, dwi.grid.spacing_zyx_mm))
-            stripped = must_strip("auto", head_dwi, head_adc, notes)
+            head_dwi = dwi.like(with_skull(dwi.array, adc.array, brain, dwi.grid.spacing_zyx_mm)[0])
+            stripped = must_strip("auto", head_dwi, notes)
             print(f"{folder.name}, with a skull: {'stripped' if stripped else 'LEFT ALONE'}: {notes[-1:]}", flush=True)
             wall, cpu = time.perf_counter(), time.process_time()
             found = strip(head_dwi, options.device, notes, folder)

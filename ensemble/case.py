@@ -10,7 +10,7 @@ import numpy as np
 from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
-from ensemble.prepare.brain import brain_mask
+from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.grids import adc_on_dwi_grid, flair_on_dwi_grid, within_adc
 from ensemble.prepare.plausibility import refuse_implausible
 from ensemble.prepare.skull import must_strip, remark_on_edges, remark_on_size, strip
@@ -67,7 +67,7 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
             "DWI and ADC are the same image", where=adc.path, found=f"the voxels of {dwi.path}", do="give the ADC map"
         )
     adc_volume, covered = adc_on_dwi_grid(adc, dwi, notes)
-    stripped = must_strip(skull_strip, dwi.volume, adc_volume, notes)
+    stripped = must_strip(skull_strip, dwi.volume, notes)
     brain = strip(dwi.volume, device, notes, dwi.path) if stripped else _foreground(dwi, adc_volume)
     brain = within_adc(brain, covered, adc, notes)
     refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes)
@@ -75,7 +75,9 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
     if Modality.FLAIR in finite:
         volumes[Modality.FLAIR] = flair_on_dwi_grid(finite[Modality.FLAIR], dwi.volume, brain, notes)
     for modality, image in raw.images.items():
-        _repair_or_refuse_not_numbers(image, modality, dwi.volume.like(brain), notes)
+        other = volumes[Modality.ADC if modality is Modality.DWI else Modality.DWI]
+        tissue = dwi.volume.like(brain & above_background(other.array))
+        _repair_or_refuse_not_numbers(image, modality, tissue, notes)
     images = {m: volume.like(_background_cleared(volume.array, brain, m, notes)) for m, volume in volumes.items()}
     if not stripped:
         remark_on_size(brain, dwi.volume.grid.spacing_zyx_mm, notes)
@@ -112,22 +114,22 @@ def _finite(image: RawImage, modality: Modality) -> RawImage:
     return image if good.all() else replace(image, volume=image.volume.like(np.where(good, array, np.float32(0))))
 
 
-def _repair_or_refuse_not_numbers(image: RawImage, modality: Modality, brain: Volume, notes: list[str]) -> None:
-    """Values that are no numbers are 0 when they lie outside the brain, as an ADC of air does; inside, they refuse the case."""
+def _repair_or_refuse_not_numbers(image: RawImage, modality: Modality, tissue: Volume, notes: list[str]) -> None:
+    """Values that are no numbers are 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
     bad = ~np.isfinite(image.volume.array)
     if not bad.any():
         return
     label, count = modality.value.upper(), int(bad.sum())
-    # the brain on the image's own grid: no bad voxel can slip between those of a coarser one
-    inside = int((resample_volume(brain, image.volume.grid, linear=False).array[bad] > 0).sum())
+    # tissue on the image's own grid: no bad voxel can slip between those of a coarser one
+    inside = int((resample_volume(tissue, image.volume.grid, linear=False).array[bad] > 0).sum())
     if inside:
         raise InputRefused(
             f"the {label} image holds values that are not numbers",
             where=image.path,
-            found=f"{count} of {bad.size} voxels are NaN or infinite, {inside} of them in the brain",
+            found=f"{count} of {bad.size} voxels are NaN or infinite, {inside} of them in brain tissue",
             do="export it again",
         )
-    notes.append(f"{label}: {count} voxels outside the brain were NaN or infinite: set to 0")
+    notes.append(f"{label}: {count} voxels without tissue were NaN or infinite: set to 0")
 
 
 def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality, notes: list[str]) -> FloatArray:

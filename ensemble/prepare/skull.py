@@ -48,11 +48,11 @@ _CUT_MM2 = 400.0
 _COARSE_MM = 3.0
 
 
-def must_strip(choice: SkullStrip, dwi: Volume, adc: Volume, notes: list[str]) -> bool:
+def must_strip(choice: SkullStrip, dwi: Volume, notes: list[str]) -> bool:
     """Whether the skull is to be stripped: by the user's choice, or because there is one."""
     if choice != "auto":
         return choice == "always"
-    reason = _signs_of_a_skull(dwi, adc)
+    reason = _signs_of_a_skull(dwi)
     if reason:
         notes.append(f"the brain is not extracted: {reason}")
     return bool(reason)
@@ -104,13 +104,13 @@ def remark_on_edges(brain: Volume, notes: list[str]) -> None:
         notes.append(f"the brain reaches the edge of the image ({', '.join(cut)}): what lies beyond is not segmented")
 
 
-def _signs_of_a_skull(dwi: Volume, adc: Volume) -> str:
+def _signs_of_a_skull(dwi: Volume) -> str:
     """Why the image seems to hold more than a brain; empty when it does not."""
     step = [max(1, round(_COARSE_MM / mm)) for mm in dwi.grid.spacing_zyx_mm]
     coarse = tuple(slice(None, None, n) for n in step)
     mm = [size * n for size, n in zip(dwi.grid.spacing_zyx_mm, step, strict=True)]
     image = np.asarray(dwi.array[coarse], np.float32)
-    foreground = above_background(image) | above_background(adc.array[coarse])
+    foreground = above_background(image)
     empty = 1 - float(foreground.mean())
     if empty < _LEAST_EMPTY:
         return f"only {empty:.0%} of the image is empty"
