@@ -137,6 +137,24 @@ def case(**fields: object) -> Case:
     return Case(sample().images, **fields)  # type: ignore[arg-type]
 
 
+def volumes(scales: tuple[float, ...], b_values: str) -> Case:
+    """A DWI of several volumes with a file of b-values."""
+    return case(suffix=".nii.gz").change(odd.stack(*scales), DWI).then(with_file("scan.bval", b_values))
+
+
+def shortened(path: Path, by: int) -> None:
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+def archived(files: Files) -> None:
+    as_dicom(files, archive=True)
+
+
+def archived_as_it_is(files: Files) -> None:
+    shutil.make_archive(str(files[DWI].with_name("scan")), "zip", files[ADC].parent)
+    files[DWI].unlink()
+
+
 def renamed(name: str) -> Callable[[Files], object]:
     return lambda files: files[DWI].rename(files[DWI].with_name(name))
 
@@ -172,6 +190,7 @@ def exponential(image: sitk.Image) -> sitk.Image:
     return sitk.Exp(image * -1e-3) * sitk.Cast(image > 0, sitk.sitkFloat32)
 
 
+ORDERS = ((1, 0, 2), (2, 0, 1), (0, 2, 1), (2, 1, 0))
 FIRST_HALF = lambda a: np.arange(len(a))[:, None, None] < len(a) // 2  # noqa: E731
 
 #: name -> (case, Dice with the plain case's mask, a word that the log must hold)
@@ -191,7 +210,7 @@ ACCEPTED: dict[str, tuple[Callable[[], Case], float, str]] = {
     "background of negative ringing": (lambda: sample().change(outside(lambda n: -3 * np.abs(n))), NEARLY, "set to 0"),
     "background of faint noise": (lambda: sample().change(outside(lambda n: 2 * np.abs(n)), DWI), NEARLY, "set to 0"),
     **{f"flipped along {axes}": (lambda a=axes: sample().change(flipped(*a)), EXACT, "") for axes in ((0,), (1,), (2,), (0, 1, 2))},
-    **{f"axes {order}": (lambda o=order: sample().change(permuted(*o)), EXACT, "") for order in ((1, 0, 2), (2, 0, 1), (0, 2, 1), (2, 1, 0))},
+    **{f"axes {order}": (lambda o=order: sample().change(permuted(*o)), EXACT, "") for order in ORDERS},
     "ADC flipped": (lambda: sample().change(flipped(0, 2), ADC), EXACT, "reordered"),
     "ADC permuted": (lambda: sample().change(permuted(1, 2, 0), ADC), EXACT, "reordered"),
     "DWI flipped": (lambda: sample().change(flipped(1), DWI), EXACT, "reordered"),
@@ -211,18 +230,18 @@ ACCEPTED: dict[str, tuple[Callable[[], Case], float, str]] = {
     "64 x 64 x 12": (lambda: sample().change(padded(0, 0, 0, 54, 31, 0)).change(regridded((4, 4, 12))), 0.5, ""),
     "4-D with one volume": (lambda: case(suffix=".nii.gz").change(odd.stack(1)), EXACT, ""),
     "b0 and b1000, no b-values": (lambda: case(suffix=".nii.gz").change(odd.stack(3, 1), DWI), EXACT, "last of two"),
-    "b0 and b1000 with b-values": (lambda: case(suffix=".nii.gz").change(odd.stack(3, 1), DWI).then(with_file("scan.bval", "0 1000\n")), EXACT, "b = 1000"),
-    "b1000 first": (lambda: case(suffix=".nii").change(odd.stack(1, 3), DWI).then(with_file("scan.bval", "1000 0")), EXACT, "volume 1 of 2"),
-    "three directions": (lambda: case(suffix=".nii.gz").change(odd.stack(3, 0.8, 1, 1.25), DWI).then(with_file("scan.bval", "0 1000 1000 1000")), NEARLY, "geometric mean of 3"),
+    "b0 and b1000 with b-values": (lambda: volumes((3, 1), "0 1000\n"), EXACT, "b = 1000"),
+    "b1000 first": (lambda: volumes((1, 3), "1000 0"), EXACT, "volume 1 of 2"),
+    "three directions": (lambda: volumes((3, 0.8, 1, 1.25), "0 1000 1000 1000"), NEARLY, "geometric mean of 3"),
     "DICOM folders": (lambda: case().then(as_dicom), NEARLY, "DICOM series"),
-    "DICOM archives": (lambda: case().then(lambda f: as_dicom(f, archive=True)), NEARLY, "DICOM series"),
+    "DICOM archives": (lambda: case().then(archived), NEARLY, "DICOM series"),
     "NaN in the air of ADC": (lambda: sample().change(at_places(np.nan, lambda a: a == 0), ADC), NEARLY, "NaN"),
     "infinite values in the air of DWI": (lambda: sample().change(at_places(np.inf, lambda a: a == 0), DWI), NEARLY, "NaN or infinite"),
     "negative ADC in places": (lambda: sample().change(odd.values(lambda a: np.where((a > 0) & (a < 250), -a, a)), ADC), 0.97, ""),
     "ADC clipped at 3": (lambda: sample().change(odd.values(lambda a: np.minimum(a, 3000)), ADC), EXACT, ""),
     "FLAIR on its own grid": (lambda: sample(flair=True), EXACT, "FLAIR"),
     "FLAIR of a patient who moved": (lambda: sample(flair=True).change(turned(4, (5, -3, 2)), FLAIR), EXACT, "FLAIR registered"),
-    "FLAIR flipped and permuted": (lambda: sample(flair=True).change(flipped(0, 1), FLAIR).change(permuted(2, 0, 1), FLAIR), EXACT, "FLAIR"),
+    "FLAIR flipped and permuted": (lambda: sample(flair=True).change(lambda i: permuted(2, 0, 1)(flipped(0, 1)(i)), FLAIR), EXACT, "FLAIR"),
 }  # fmt: skip
 
 
@@ -284,9 +303,9 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     "complex": (lambda: sample().change(lambda i: sitk.RealAndImaginaryToComplex(i, i), DWI), "not scalar"),
     "three volumes, no b-values": (lambda: case(suffix=".nii").change(odd.stack(3, 1, 1), DWI), "which volume"),
     "pair the other way round": (lambda: case(suffix=".nii").change(odd.stack(1, 3), DWI), "no diffusion-weighted one"),
-    "too few b-values": (lambda: case(suffix=".nii").change(odd.stack(3, 1), DWI).then(with_file("scan.bval", "0")), "1 numbers for 2 volumes"),
-    "b-values that are none": (lambda: case(suffix=".nii").change(odd.stack(3, 1), DWI).then(with_file("scan.bval", "a b")), "can't be understood"),
-    "low b-values only": (lambda: case(suffix=".nii").change(odd.stack(3, 1), DWI).then(with_file("scan.bval", "0 50")), "no volume"),
+    "too few b-values": (lambda: volumes((3, 1), "0"), "1 numbers for 2 volumes"),
+    "b-values that are none": (lambda: volumes((3, 1), "a b"), "can't be understood"),
+    "low b-values only": (lambda: volumes((3, 1), "0 50"), "no volume"),
     "ADC of two volumes": (lambda: case(suffix=".nii").change(odd.stack(1, 2), ADC), "not 3-D"),
     "swapped": (swapped, "DWI and ADC look swapped"),
     "b0 as DWI": (lambda: sample().change(unweighted, DWI), "not diffusion-weighted"),
@@ -306,9 +325,9 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     "FLAIR elsewhere": (lambda: sample(flair=True).change(turned(0, (0, 300, 0)), FLAIR), "FLAIR and DWI show different places"),
     "FLAIR constant": (lambda: sample(flair=True).change(lambda i: i * 0, FLAIR), "the FLAIR image is constant"),
     "DICOM slice missing": (lambda: case().then(lambda f: as_dicom(f, spoil=lambda s: s[20].unlink())), "lacks slices"),
-    "DICOM slice cut off": (lambda: case().then(lambda f: as_dicom(f, spoil=lambda s: s[-1].write_bytes(s[-1].read_bytes()[:-500]))), "damaged"),
-    "archive of no DICOM": (lambda: case().then(lambda f: (shutil.make_archive(str(f[DWI].with_name("z")), "zip", f[ADC].parent), f[DWI].unlink())), "no DICOM images"),
-    "archive cut off": (lambda: case().then(lambda f: as_dicom(f, archive=True)).then(lambda f: (z := f[DWI].with_name("scan.zip")).write_bytes(z.read_bytes()[:-999])), "archive is damaged"),
+    "DICOM slice cut off": (lambda: case().then(lambda f: as_dicom(f, spoil=lambda s: shortened(s[-1], 500))), "damaged"),
+    "archive of no DICOM": (lambda: case().then(archived_as_it_is), "no DICOM images"),
+    "archive cut off": (lambda: case().then(archived).then(lambda f: shortened(f[DWI].with_name("scan.zip"), 999)), "archive is damaged"),
     "inputs.json": (lambda: case().then(lambda f: (f[DWI].parents[2] / "inputs.json").write_text("{")), "inputs.json"),
 }  # fmt: skip
 

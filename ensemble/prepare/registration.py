@@ -121,7 +121,7 @@ def _motion(transform: sitk.Euler3DTransform) -> tuple[float, float]:
 
 def _information(fixed: AnyArray, moved: AnyArray, region: BoolArray) -> float:
     """Normalised mutual information (Studholme 1999) within a region: 1 for images that say nothing of each other, up to 2."""
-    counts, _, _ = np.histogram2d(*(_without_peaks(image)[region] for image in (fixed, moved)), bins=_BINS)
+    counts, _, _ = np.histogram2d(_without_peaks(fixed)[region], _without_peaks(moved)[region], bins=_BINS)
     joint = counts / counts.sum()
     both = _entropy(joint)
     return 1.0 if both == 0 else (_entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))) / both

@@ -64,7 +64,8 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
 
     Raises InputRefused where data are cut off, or a header holds what can't be.
     """
-    name, remarks = path.name.lower(), []
+    name = path.name.lower()
+    remarks: list[str] = []
     try:
         if name.endswith((".nii", ".nii.gz")):
             found = _nifti_damage(path, remarks, compressed=name.endswith(".gz"))
