@@ -26,9 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
+from ensemble.case import prepare
 from ensemble.config import RunConfig
 from ensemble.errors import UserError
+from ensemble.readers.imagefile import read_case
 from ensemble.types import AnyArray, Modality
 
 SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".zip")
@@ -76,8 +79,6 @@ def fuzz(tries: int, seed: int, work: Path, networks_every: int = 0) -> tuple[Co
 
 def _write_case(work: Path) -> None:
     """A head with ventricles and a lesion, as image files of each kind and as archives of DICOM."""
-    import SimpleITK as sitk
-
     shape = (20, 56, 48)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     head = (x / 0.85) ** 2 + (y / 0.9) ** 2 + (z / 0.9) ** 2 < 1
@@ -98,10 +99,7 @@ def _write_case(work: Path) -> None:
         shutil.make_archive(str(work / str(modality)), "zip", folder)
 
 
-def _write_slices(image: object, folder: Path, modality: Modality) -> None:
-    import SimpleITK as sitk
-
-    assert isinstance(image, sitk.Image)
+def _write_slices(image: sitk.Image, folder: Path, modality: Modality) -> None:
     folder.mkdir()
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("GDCMImageIO")
@@ -134,9 +132,6 @@ def _damage(path: Path, draw: np.random.Generator) -> Path:
 
 def _segment(files: dict[Modality, Path], networks: bool) -> AnyArray:
     """The mask; raises whatever goes wrong."""
-    from ensemble.case import prepare
-    from ensemble.readers.imagefile import read_case
-
     raw = read_case("fuzz", files)
     if networks:
         from ensemble.pipeline import load, segment
