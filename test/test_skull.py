@@ -82,11 +82,11 @@ def test_an_extracted_brain_is_left_alone_unless_always(
     assert np.array_equal(result.images[DWI].array[brain], dwi.array[brain])
 
 
-def test_never_leaves_a_head_as_it_is_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_never_strips_no_head_and_what_can_then_not_be_trusted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     case, brain = head(noise=False)
-    result, calls = prepared(case, brain, "never", monkeypatch)
-    assert calls == 0
-    assert result.brain.array.sum() > 1.2 * brain.sum()
+    with pytest.raises(InputRefused) as refusal:
+        prepared(case, brain, "never", monkeypatch)
+    assert "skull" in refusal.value.do
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])

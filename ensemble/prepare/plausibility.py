@@ -127,7 +127,7 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
             "the ADC map is no map of diffusion coefficients",
             where=where,
             found=f"where DWI is dark, as fluid is, it has {level:.2f} times the value of tissue",
-            do="give the ADC map: not the exponential one (eADC), not a b0 or another DWI",
+            do="give the ADC map: not the exponential one (eADC), not a b0 or another DWI; let the skull be stripped if there is one",
         )
 
 
