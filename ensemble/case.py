@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
-from ensemble.metrics import volume_ml
-from ensemble.prepare.brain import brain_mask
+from ensemble.prepare.brain import above_background, brain_mask
+from ensemble.prepare.grids import adc_on_dwi_grid, flair_on_dwi_grid, within_adc
+from ensemble.prepare.plausibility import refuse_implausible
+from ensemble.prepare.skull import must_strip, remark_on_edges, remark_on_size, strip
 from ensemble.prepare.units import physical_intensities
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.resample import resample_volume
-from ensemble.types import BoolArray, Modality
+from ensemble.types import BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
 
-#: Headers of one acquisition that differ by less than this are the same but for rounding, in voxels.
-ROUNDING_VOXELS = 0.05
-#: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
-PLAUSIBLE_BRAIN_ML = (600.0, 2200.0)
-#: FLAIR must cover at least this fraction of the brain to say anything about it; less than the second is remarked upon.
-MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
+#: Share of the voxels outside the brain that may be other than 0, as after interpolation at its rim; more is noise.
+NOISY_BACKGROUND = 0.05
 
 
 @dataclass(frozen=True)
@@ -50,21 +49,39 @@ class PreparedCase:
         return frozenset(self.images)
 
 
-def prepare(raw: RawCase) -> PreparedCase:
-    """Check a case and bring its images onto the DWI grid. Raises InputRefused when it can't be segmented safely."""
-    repairs: list[str] = []
+def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu") -> PreparedCase:
+    """Check a case and bring its images onto the DWI grid, without skull. Raises InputRefused when it can't be segmented safely.
+
+    `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does.
+    """
+    notes = [note for image in raw.images.values() for note in image.notes]
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in raw.images:
             raise InputRefused(
                 f"case {raw.name} has no {modality.value.upper()} image", do="DWI and ADC are both needed"
             )
+    finite = {modality: _finite(image, modality) for modality, image in raw.images.items()}
+    dwi, adc = finite[Modality.DWI], finite[Modality.ADC]
+    if np.array_equal(dwi.volume.array, adc.volume.array):
+        raise InputRefused(
+            "DWI and ADC are the same image", where=adc.path, found=f"the voxels of {dwi.path}", do="give the ADC map"
+        )
+    adc_volume, covered = adc_on_dwi_grid(adc, dwi, notes)
+    stripped = must_strip(skull_strip, dwi.volume, notes)
+    brain = strip(dwi.volume, device, notes, dwi.path) if stripped else _foreground(dwi, adc_volume)
+    brain = within_adc(brain, covered, adc, notes)
+    refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes)
+    volumes = {Modality.DWI: dwi.volume, Modality.ADC: adc_volume}
+    if Modality.FLAIR in finite:
+        volumes[Modality.FLAIR] = flair_on_dwi_grid(finite[Modality.FLAIR], dwi.volume, brain, notes)
     for modality, image in raw.images.items():
-        _check_values(image, modality)
-    dwi, adc = raw.images[Modality.DWI], raw.images[Modality.ADC]
-    images = {Modality.DWI: dwi.volume, Modality.ADC: _adc_on_dwi_grid(adc, dwi, repairs)}
-    brain = _brain(images, dwi, repairs)
-    if Modality.FLAIR in raw.images:
-        images[Modality.FLAIR] = _flair_on_dwi_grid(raw.images[Modality.FLAIR], dwi, brain, repairs)
+        other = volumes[Modality.ADC if modality is Modality.DWI else Modality.DWI]
+        tissue = dwi.volume.like(brain & above_background(other.array))
+        _repair_or_refuse_not_numbers(image, modality, tissue, notes)
+    images = {m: volume.like(_background_cleared(volume.array, brain, m, notes)) for m, volume in volumes.items()}
+    if not stripped:
+        remark_on_size(brain, dwi.volume.grid.spacing_zyx_mm, notes)
+    remark_on_edges(dwi.volume.like(brain), notes)
     arrays = {modality: volume.array for modality, volume in images.items()}
     physical = physical_intensities(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), brain)
     return PreparedCase(
@@ -72,81 +89,63 @@ def prepare(raw: RawCase) -> PreparedCase:
         images=images,
         physical={modality: dwi.volume.like(array) for modality, array in physical.items()},
         brain=dwi.volume.like(brain),
-        repairs=tuple(repairs),
+        repairs=tuple(notes),
     )
 
 
-def _check_values(image: RawImage, modality: Modality) -> None:
-    """Raise InputRefused for images that hold no picture."""
+def _finite(image: RawImage, modality: Modality) -> RawImage:
+    """The image with 0 for what is no number, for the time being. Raises InputRefused for images that hold no picture."""
     array, label = image.volume.array, modality.value.upper()
-    if bad := int(array.size - np.isfinite(array).sum()):
+    good = np.isfinite(array)
+    if not good.any():
         raise InputRefused(
             f"the {label} image holds values that are not numbers",
             where=image.path,
-            found=f"{bad} of {array.size} voxels are NaN or infinite",
-            do="export it again, or replace them by 0 if they all lie outside the head",
+            found="every voxel is NaN or infinite",
+            do="export it again",
         )
-    if array.min() == array.max():
+    if array[good].min() == array[good].max():
         raise InputRefused(
             f"the {label} image is constant",
             where=image.path,
-            found=f"every voxel is {array.min():g}",
+            found=f"every voxel is {array[good].flat[0]:g}",
             do="check the export",
         )
+    return image if good.all() else replace(image, volume=image.volume.like(np.where(good, array, np.float32(0))))
 
 
-def _adc_on_dwi_grid(adc: RawImage, dwi: RawImage, repairs: list[str]) -> Volume:
-    apart = dwi.volume.grid.distance_voxels(adc.volume.grid)
-    if not apart <= ROUNDING_VOXELS:
+def _repair_or_refuse_not_numbers(image: RawImage, modality: Modality, tissue: Volume, notes: list[str]) -> None:
+    """Values that are no numbers are 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
+    bad = ~np.isfinite(image.volume.array)
+    if not bad.any():
+        return
+    label, count = modality.value.upper(), int(bad.sum())
+    # tissue on the image's own grid: no bad voxel can slip between those of a coarser one
+    inside = int((resample_volume(tissue, image.volume.grid, linear=False).array[bad] > 0).sum())
+    if inside:
         raise InputRefused(
-            "DWI and ADC lie on different grids",
-            where=adc.path,
-            found=f"ADC {_describe(adc.volume.grid)}; DWI ({dwi.path.name}) {_describe(dwi.volume.grid)}",
-            do="give the ADC map that was computed from this DWI, or resample it onto the DWI",
+            f"the {label} image holds values that are not numbers",
+            where=image.path,
+            found=f"{count} of {bad.size} voxels are NaN or infinite, {inside} of them in brain tissue",
+            do="export it again",
         )
-    if np.array_equal(dwi.volume.array, adc.volume.array):
-        raise InputRefused(
-            "DWI and ADC are the same image", where=adc.path, found=f"the voxels of {dwi.path}", do="give the ADC map"
-        )
-    if apart > 1e-3:
-        repairs.append(f"ADC header differs from DWI by {apart:.3g} voxels: taken as rounding, the DWI header holds")
-    return dwi.volume.like(adc.volume.array)
+    notes.append(f"{label}: {count} voxels without tissue were NaN or infinite: set to 0")
 
 
-def _flair_on_dwi_grid(flair: RawImage, dwi: RawImage, brain: BoolArray, repairs: list[str]) -> Volume:
-    grid = dwi.volume.grid
-    if grid.distance_voxels(flair.volume.grid) <= 1e-3:
-        return dwi.volume.like(flair.volume.array)
-    everywhere = flair.volume.like(np.ones(flair.volume.array.shape, np.uint8))
-    coverage = float(resample_volume(everywhere, grid, linear=False).array[brain].mean())
-    if coverage < MIN_FLAIR_COVERAGE:
-        raise InputRefused(
-            "FLAIR and DWI show different places",
-            where=flair.path,
-            found=f"FLAIR covers {coverage:.0%} of the brain on DWI: FLAIR {_describe(flair.volume.grid)}; DWI {_describe(grid)}",
-            do="give the FLAIR of this examination, or leave it out",
-        )
-    if coverage < WHOLE_FLAIR_COVERAGE:
-        repairs.append(f"FLAIR covers only {coverage:.0%} of the brain: 0 elsewhere")
-    repairs.append(f"FLAIR resampled onto the DWI grid by its header (linear, from {_describe(flair.volume.grid)})")
-    return resample_volume(flair.volume, grid)
+def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality, notes: list[str]) -> FloatArray:
+    """Zeros outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0."""
+    outside = ~brain
+    noisy = float((array[outside] != 0).mean()) if outside.any() else 0.0
+    if noisy <= NOISY_BACKGROUND:
+        return array
+    notes.append(f"{modality.value.upper()}: {noisy:.0%} of what lies outside the brain was not 0: set to 0")
+    return np.where(brain, array, np.float32(0))
 
 
-def _brain(images: Mapping[Modality, Volume], dwi: RawImage, repairs: list[str]) -> BoolArray:
-    brain = brain_mask(images[Modality.DWI].array, images[Modality.ADC].array)
+def _foreground(dwi: RawImage, adc: Volume) -> BoolArray:
+    brain = brain_mask(dwi.volume.array, adc.array)
     if not brain.any():
         raise InputRefused(
             "no brain was found in DWI and ADC", where=dwi.path, do="check that both images show the same head"
         )
-    volume, (low, high) = volume_ml(brain, dwi.volume.grid.spacing_zyx_mm), PLAUSIBLE_BRAIN_ML
-    if not low <= volume <= high:
-        hint = "is the skull still there?" if volume > high else "is part of the brain missing?"
-        repairs.append(f"the foreground measures {volume:.0f} ml, a brain {low:.0f} to {high:.0f} ml: {hint}")
     return brain
-
-
-def _describe(grid: Grid) -> str:
-    size = " x ".join(map(str, grid.size))
-    spacing = " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
-    origin = ", ".join(f"{mm:.1f}" for mm in grid.origin_mm)
-    return f"{size} voxels of {spacing} mm at ({origin}), axes {''.join(grid.axis_letters)}"

@@ -73,13 +73,13 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.pipeline import load, segment
     from ensemble.progress import watcher
     from ensemble.publish import check_writable, publish, write_volume
-    from ensemble.readers.imagefile import read_case, stem
+    from ensemble.readers.imagefile import case_name, read_case
     from ensemble.report.extras import OUTPUTS, write_extras
     from ensemble.report.summary import summary
 
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
-    raw = read_case(stem(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    raw = read_case(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
     check_writable(options.out)
     ensemble = load(config)
     with closing(watcher()) as watching:

@@ -11,6 +11,7 @@ from ensemble.errors import UsageError
 Device = Literal["auto", "cuda", "cpu"]
 Tta = Literal["mirror", "none", "gated"]
 FusionMethod = Literal["majority", "mean", "staple"]
+SkullStrip = Literal["auto", "always", "never"]
 
 #: Weights baked into the image or standing in the clone.
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "model_weights"
@@ -34,12 +35,15 @@ class RunConfig:
     """How the members' probabilities become one mask."""
     min_members: int | None = None
     """Fewest members that must vote; None means all that the inputs allow."""
+    skull_strip: SkullStrip = "auto"
+    """Whether the skull is stripped; auto does so where there is one."""
 
     def __post_init__(self) -> None:
         for option, value, allowed in (
             ("--device", self.device, get_args(Device)),
             ("--tta", self.tta, get_args(Tta)),
             ("--fusion", self.fusion, get_args(FusionMethod)),
+            ("--skull-strip", self.skull_strip, get_args(SkullStrip)),
         ):
             if value not in allowed:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")

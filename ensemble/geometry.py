@@ -66,6 +66,26 @@ class Grid:
         apart = (other.corners_mm - self.corners_mm) @ np.linalg.inv(self.affine[:3, :3]).T
         return float(np.abs(apart).max())
 
+    def same_lattice(self, other: Grid, tolerance_voxels: float) -> bool:
+        """Whether this grid's voxel centres lie on the other's, in whatever order, up to a tolerance in voxels of the other.
+
+        So it is with flipped, permuted or cropped copies of an image: they are reordered, not interpolated.
+        """
+        to_other = np.linalg.inv(other.affine) @ self.affine
+        nearest = np.round(to_other)
+        turned = nearest[:3, :3]
+        if not (np.abs(turned).sum(axis=0) == 1).all() or not (np.abs(turned).sum(axis=1) == 1).all():
+            return False
+        ends = np.array(np.meshgrid(*[(0, n - 1) for n in self.size], [1], indexing="ij")).reshape(4, 8)
+        return bool(np.abs((to_other - nearest) @ ends).max() <= tolerance_voxels)
+
+    def describe(self) -> str:
+        """The grid in words, for messages."""
+        size = " x ".join(map(str, self.size))
+        spacing = " x ".join(f"{mm:.3g}" for mm in self.spacing_mm)
+        origin = ", ".join(f"{mm:.1f}" for mm in self.origin_mm)
+        return f"{size} voxels of {spacing} mm at ({origin}), axes {''.join(self.axis_letters)}"
+
     @cached_property
     def axis_letters(self) -> tuple[str, str, str]:
         """The world direction that each index axis x, y, z points to, most nearly: one of L R P A S I."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from ensemble import __version__
-from ensemble.config import Device, FusionMethod, RunConfig, Tta
+from ensemble.config import Device, FusionMethod, RunConfig, SkullStrip, Tta
 from ensemble.errors import UsageError
 
 ENVIRONMENT_PREFIX = "ISLES_"
@@ -82,7 +82,14 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         argument_default=argparse.SUPPRESS,
         description="Segment one case. Writes the mask, report.json and overlay.png.",
     )
-    _add(run, "--dwi", type=Path, needed=True, metavar="FILE", help="diffusion-weighted image (b about 1000 s/mm^2)")
+    _add(
+        run,
+        "--dwi",
+        type=Path,
+        needed=True,
+        metavar="FILE",
+        help="diffusion-weighted image (b about 1000 s/mm^2): an image file, or a folder or .zip of DICOM, as for ADC and FLAIR",
+    )
     _add(
         run, "--adc", type=Path, needed=True, metavar="FILE", help="apparent diffusion coefficient map, any usual unit"
     )
@@ -141,6 +148,13 @@ def _common() -> _Parser:
         type=int,
         metavar="N",
         help="fewest members that must vote (default: all that the inputs allow)",
+    )
+    _add(
+        group,
+        "--skull-strip",
+        choices=get_args(SkullStrip),
+        default="auto",
+        help="strip the skull from the images: where there is one (auto, the default), always, never",
     )
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")

@@ -92,7 +92,9 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare", watcher):
-        case = prepare(raw)
+        case = prepare(raw, ensemble.config.skull_strip, ensemble.settings.device)
+    for repair in case.repairs:
+        log.info("note: %s", repair)
     outcomes: list[MemberOutcome] = []
     for member in ensemble.members:
         with _timed(seconds, f"member {member.name}", watcher):

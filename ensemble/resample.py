@@ -10,22 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensemble.geometry import Grid
-from ensemble.types import AnyArray, FloatArray
+from ensemble.types import AnyArray, BoolArray, FloatArray
 from ensemble.volume import Volume, from_sitk, to_sitk
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 #: Spacing ratio above which nnU-Net treats the coarsest axis separately (its ANISO_THRESHOLD).
 ANISOTROPY_THRESHOLD = 3.0
 
 
-def resample_volume(volume: Volume, grid: Grid, linear: bool = True) -> Volume:
+def resample_volume(volume: Volume, grid: Grid, linear: bool = True, transform: sitk.Transform | None = None) -> Volume:
     """A volume on another grid, through physical space; 0 where the volume has no data.
 
-    Linear interpolation gives float32; otherwise the nearest voxel's value in the volume's own type (bool becomes uint8).
+    Linear interpolation gives float32; otherwise the nearest voxel's value in the volume's own type (bool becomes uint8). A
+    transform (ITK's sense: from points of `grid` to points of the volume) moves the volume first.
     """
     import SimpleITK as sitk
 
@@ -35,9 +39,21 @@ def resample_volume(volume: Volume, grid: Grid, linear: bool = True) -> Volume:
     resampler.SetOutputOrigin(grid.origin_mm)
     resampler.SetOutputDirection(grid.direction)
     resampler.SetInterpolator(sitk.sitkLinear if linear else sitk.sitkNearestNeighbor)
+    if transform is not None:
+        resampler.SetTransform(transform)
     if linear:
         volume = volume.like(volume.array.astype(np.float32, copy=False))
     return Volume(from_sitk(resampler.Execute(to_sitk(volume))).array, grid)
+
+
+def resample_within(volume: Volume, inside: BoolArray, grid: Grid) -> Volume:
+    """The values that a volume has `inside`, on another grid (linear, float32); 0 where less than half of what is near lies inside.
+
+    Plain interpolation mixes a masked image's rim with the zeros around it: on an ADC map that looks like damage.
+    """
+    weight = resample_volume(volume.like(inside.astype(np.float32)), grid).array
+    total = resample_volume(volume.like(np.where(inside, volume.array, 0)), grid).array
+    return Volume(np.divide(total, weight, out=np.zeros_like(total), where=weight > 0.5), grid)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
-from ensemble.readers.imagefile import image_suffix, read_case, read_image, stem
+from ensemble.readers.imagefile import case_name, image_suffix, read_case, read_image, stem
 from ensemble.types import Modality
 
 DWI = phantom_arrays()[Modality.DWI]
@@ -69,7 +69,7 @@ def spoil(path: Path, how: Callable[[Path], object]) -> Path:
     ("name", "how", "message"),
     [
         ("missing.mha", lambda p: None, "does not exist"),
-        ("folder.mha", lambda p: p.mkdir(), "does not exist"),
+        ("folder.mha", lambda p: p.mkdir(), "no DICOM images"),
         ("empty.mha", lambda p: p.write_bytes(b""), "empty file"),
         ("text.mha", lambda p: p.write_text("hello"), "not a readable image"),
         ("text.nii.gz", lambda p: p.write_text("hello"), "damaged or truncated"),
@@ -188,3 +188,47 @@ def test_one_file_for_two_modalities_is_refused(tmp_path: Path) -> None:
     path = write_image(DWI, tmp_path / "dwi.mha")
     with pytest.raises(InputRefused, match="two modalities"):
         read_case("x", {Modality.DWI: path, Modality.ADC: path})
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("study/patient7/dwi.nii.gz", "patient7"),
+        ("study/patient7/DWI.nii", "patient7"),
+        ("study/sub-1_dwi.nii.gz", "sub-1_dwi"),
+        ("study/patient7/series.zip", "series"),
+    ],
+)
+def test_a_case_is_called_by_its_folder_where_its_file_says_only_what_it_shows(path: str, name: str) -> None:
+    assert case_name(Path(path)) == name
+
+
+def test_a_header_without_orientation_is_remarked_upon(tmp_path: Path) -> None:
+    path = write_image(DWI, tmp_path / "dwi.nii")
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, 0, 0)
+    path.write_bytes(content)
+    image = read_image(path, Modality.DWI)
+    assert "says nothing of place and orientation" in image.notes[0]
+    assert np.array_equal(image.volume.array, DWI)
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "numbers", "found"),
+    [(280, "2f", (4.0, 1.5), "sheared"), (292, "f", (0.0,), "sform and qform"), (80, "f", (4.2,), "by pixdim")],
+)
+def test_nifti_headers_that_name_two_places_are_refused(
+    tmp_path: Path, offset: int, layout: str, numbers: tuple[float, ...], found: str
+) -> None:
+    with pytest.raises(InputRefused) as refusal:
+        read_image(spoil(tmp_path / "a.nii", nifti_with(layout, offset, *numbers)), Modality.DWI)
+    assert found in refusal.value.found
+
+
+def test_b_values_choose_the_volume(tmp_path: Path) -> None:
+    path = tmp_path / "dwi.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([DWI * 3, DWI, DWI * 2]), isVector=False), str(path))
+    (tmp_path / "dwi.bval").write_text("0 1005 500\n")
+    image = read_image(path, Modality.DWI)
+    assert np.array_equal(image.volume.array, DWI)
+    assert "volume 2 of 3, b = 1005" in image.notes[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
+from ensemble.readers.dicom import ARCHIVE, SLICE_SUFFIXES
 from ensemble.readers.imagefile import IMAGE_SUFFIXES, image_suffix, stem
 from ensemble.types import Modality
 
@@ -91,7 +92,9 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
     """The one image file in a folder; None when there is none and none is needed."""
     label = modality.value.upper()
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-    images = [path for path in present if path.is_file() and image_suffix(path)]
+    images = [path for path in present if path.is_file() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
+    if not images and any(path.is_dir() or path.suffix.lower() in SLICE_SUFFIXES for path in present):
+        return folder  # of DICOM files, or of such folders
     if len(images) == 1:
         return images[0]
     if images:
@@ -107,7 +110,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
             where=folder,
             found=", ".join(path.name for path in present)
             or ("an empty folder" if folder.is_dir() else "no such folder"),
-            do=f"put one {label} image there ({', '.join(IMAGE_SUFFIXES)})",
+            do=f"put one {label} image there ({', '.join(IMAGE_SUFFIXES)}), or DICOM files or a .zip of them",
         )
     return None
 

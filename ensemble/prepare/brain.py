@@ -1,4 +1,4 @@
-"""Where the brain is, in a case that is already skull-stripped."""
+"""Where the brain is, in a case that is already skull-stripped (`skull.py` strips the others)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> 
     Returns:
         Boolean array (z, y, x); all False where both images are empty.
     """
-    foreground = _above_background(dwi) | _above_background(adc)
+    foreground = above_background(dwi) | above_background(adc)
     components, count = ndimage.label(foreground, np.ones((3, 3, 3), dtype=bool))
     if count == 0:
         return np.zeros(dwi.shape, dtype=bool)
@@ -34,11 +34,14 @@ def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> 
     return np.asarray(filled, dtype=bool)
 
 
-def _above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+def above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Where an image (z, y, x) is more than resampling noise: above a small fraction of its own typical value."""
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     peak = float(finite.max(initial=0.0))
     if peak <= 0.0:
         return np.zeros(finite.shape, dtype=bool)
-    # Two steps: the median of everything above a tiny share of the peak is the tissue's level, whatever hot spots the peak is.
-    typical = float(np.median(finite[finite > 1e-3 * peak]))
+    # Three steps: without resampling noise, without what is faint beside the bright (noise of the air), the median is the tissue's
+    # level, whatever hot spots the peak is.
+    signal = finite[finite > 1e-3 * peak]
+    typical = float(np.median(signal[signal > 0.1 * np.percentile(signal, 99)]))
     return finite > BACKGROUND_FRACTION * typical

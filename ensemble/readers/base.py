@@ -12,11 +12,14 @@ from ensemble.volume import Volume
 
 @dataclass(frozen=True)
 class RawImage:
-    """One image as read: nothing checked but that the file is whole and holds a 3-D scalar image."""
+    """One image as read: nothing checked but that its files are whole and hold a 3-D scalar image."""
 
     path: Path
+    """An image file; or the folder or archive of a DICOM series."""
     volume: Volume
     """float32, each image on its own grid."""
+    notes: tuple[str, ...] = ()
+    """What the reader chose or found odd, one sentence each."""
 
 
 @dataclass(frozen=True)

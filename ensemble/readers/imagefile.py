@@ -2,65 +2,75 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.integrity import refuse_damaged
+from ensemble.readers.dicom import is_dicom, read_dicom
+from ensemble.readers.integrity import remarks_or_refusal
+from ensemble.readers.native import MOST_VOXELS, last_line, native_stderr_to_log, refuse_impossible_place
+from ensemble.readers.volumes import diffusion_weighted
 from ensemble.types import Modality
-from ensemble.volume import Volume, from_sitk
-
-log = logging.getLogger(__name__)
+from ensemble.volume import from_sitk
 
 #: Kinds of image that are read, by the file name's ending in lower case. Of these a truncated file is known to be noticed.
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr")
 #: Kinds whose data lie in the same file as the header.
 _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
-#: Largest deviation of the direction matrix's columns from unit length and right angles (as cosines).
-_SKEW = 1e-3
+#: File names that say what an image shows, not whose it is.
+_GENERIC = {"dwi", "b1000", "dwi_b1000", "trace", "diffusion", "image"}
 
 
 def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
-    """Read one file a modality. Raises InputRefused naming the first file that can't be read."""
+    """Read one file, DICOM folder or archive a modality. Raises InputRefused naming the first that can't be read."""
     started = time.perf_counter()
     for path in files.values():
-        if sum(other == path for other in files.values()) > 1:
+        # one folder or archive may hold several series; one file is one image
+        if not is_dicom(path) and sum(other == path for other in files.values()) > 1:
             raise InputRefused("one file is given for two modalities", where=path, do="give each image its own file")
     images = {modality: read_image(path, modality) for modality, path in files.items()}
     return RawCase(name, images, time.perf_counter() - started)
 
 
 def read_image(path: Path, modality: Modality) -> RawImage:
-    """Read a whole 3-D scalar image as float32.
+    """Read a whole 3-D scalar image as float32; of a 4-D file the one volume, or of a DWI the diffusion-weighted one.
 
     Raises InputRefused when the file is missing, of a kind that is not read, truncated or damaged, not 3-D and scalar, or when its
-    header names no place in the world. A 4-D file that holds a single volume is read as that volume.
+    header names no place in the world. A folder or .zip is read as DICOM.
     """
     label = modality.value.upper()
+    if is_dicom(path):
+        return read_dicom(path, modality)
     _refuse_unreadable(path, label)
-    refuse_damaged(path, label)
+    notes = list(remarks_or_refusal(path, label))
     try:
-        with _plain_name(path) as plain, _native_stderr_to_log():
-            image = _single_volume(sitk.ReadImage(str(plain)), path, label)
+        with _plain_name(path) as plain, native_stderr_to_log():
+            _refuse_too_large(plain, path, label)
+            image = _single_volume(sitk.ReadImage(str(plain)), path, modality, notes)
             volume = from_sitk(sitk.Cast(image, sitk.sitkFloat32))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, OverflowError) as error:
         raise InputRefused(
             f"the {label} file is not a readable image, or is damaged",
             where=path,
-            found=_last_line(error),
+            found=last_line(error),
             do="open it in a viewer to see whether it is whole; copy or export it again",
         ) from error
-    _refuse_impossible_place(volume, path, label)
-    return RawImage(path, volume)
+    refuse_impossible_place(volume.grid, path, label)
+    return RawImage(path, volume, tuple(notes))
+
+
+def case_name(dwi: Path) -> str:
+    """What to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
+    name, folder = stem(dwi), dwi.absolute().parent.name
+    return folder if name.lower() in _GENERIC and folder else name
 
 
 def stem(path: Path) -> str:
@@ -100,7 +110,24 @@ def _refuse_unreadable(path: Path, label: str) -> None:
         )
 
 
-def _single_volume(image: sitk.Image, path: Path, label: str) -> sitk.Image:
+def _refuse_too_large(plain: Path, path: Path, label: str) -> None:
+    """Raise InputRefused before memory is asked for that a damaged header claims to need."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(plain))
+    reader.ReadImageInformation()
+    size = reader.GetSize()
+    voxels = math.prod(size) * reader.GetNumberOfComponents()
+    if voxels > MOST_VOXELS:
+        raise InputRefused(
+            f"the {label} image is too large to be a brain scan",
+            where=path,
+            found=f"size {' x '.join(map(str, size))}",
+            do="check the header; crop or resample it if it is right",
+        )
+
+
+def _single_volume(image: sitk.Image, path: Path, modality: Modality, notes: list[str]) -> sitk.Image:
+    label = modality.value.upper()
     if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
         raise InputRefused(
             f"the {label} image is not scalar",
@@ -108,9 +135,16 @@ def _single_volume(image: sitk.Image, path: Path, label: str) -> sitk.Image:
             found=f"{image.GetNumberOfComponentsPerPixel()} components of {image.GetPixelIDTypeAsString()}",
             do="give one grey value a voxel",
         )
+    size = " x ".join(map(str, image.GetSize()))
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
-    size = " x ".join(map(str, image.GetSize()))
+    elif image.GetDimension() == 4 and modality is Modality.DWI:
+        first = image[:, :, :, 0]
+        chosen, note = diffusion_weighted(sitk.GetArrayViewFromImage(image), _b_values(path, image.GetSize()[3]), path)
+        notes.append(note)
+        volume = sitk.GetImageFromArray(chosen)
+        volume.CopyInformation(first)
+        image = volume
     if image.GetDimension() != 3:
         raise InputRefused(f"the {label} image is not 3-D", where=path, found=f"size {size}", do="give one 3-D volume")
     if min(image.GetSize()) < 2:
@@ -120,22 +154,24 @@ def _single_volume(image: sitk.Image, path: Path, label: str) -> sitk.Image:
     return image
 
 
-def _refuse_impossible_place(volume: Volume, path: Path, label: str) -> None:
-    """Raise InputRefused for a header without finite numbers, or with axes that are not at right angles.
-
-    Such axes can't be written to NIfTI, so that the mask would lie elsewhere.
-    """
-    grid = volume.grid
-    direction = np.reshape(grid.direction, (3, 3))
-    finite = bool(np.isfinite(grid.affine).all()) and min(grid.spacing_mm) > 0
-    if not finite or np.abs(direction.T @ direction - np.eye(3)).max() > _SKEW:
-        rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in grid.affine[:3])
+def _b_values(path: Path, volumes: int) -> Sequence[float] | None:
+    """The b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
+    beside = path.with_name(stem(path) + ".bval")
+    if not beside.is_file():
+        return None
+    try:
+        b_values = [float(text) for text in beside.read_text(encoding="ascii").split()]
+        problem = "" if len(b_values) == volumes else f"{len(b_values)} numbers for {volumes} volumes"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problem or not all(math.isfinite(b) and b >= 0 for b in b_values):
         raise InputRefused(
-            f"the {label} image's header names no place in the world",
-            where=path,
-            found=f"voxel to world (LPS, mm): {rows}",
-            do="export it again, with axes at right angles",
+            "the DWI's file of b-values can't be understood",
+            where=beside,
+            found=problem or beside.name,
+            do="give one b-value (s/mm^2) a volume, in one line",
         )
+    return b_values
 
 
 @contextmanager
@@ -157,29 +193,3 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-@contextmanager
-def _native_stderr_to_log() -> Iterator[None]:
-    """Image libraries write to the process's stderr by themselves, which marks a job with a warning: send it to our log."""
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr to keep clean
-        yield
-        return
-    with tempfile.TemporaryFile() as catcher:
-        os.dup2(catcher.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            catcher.seek(0)
-            if said := catcher.read().decode(errors="replace").strip():
-                log.debug("image library: %s", said)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

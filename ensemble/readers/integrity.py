@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import numpy as np
+
 from ensemble.errors import InputRefused
+from ensemble.types import AnyArray
 
 _DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
 _METAIMAGE_NUMBERS = re.compile(
@@ -32,23 +35,40 @@ class _NiftiLayout:
     bitpix: tuple[str, int]
     pixdim: tuple[str, int]
     vox_offset: tuple[str, int]
+    qform_code: tuple[str, int]
     sform_code: tuple[str, int]
+    quaternion: tuple[str, int]
+    """b, c, d, and the position of the first voxel."""
     srow: tuple[str, int]
 
 
 #: By the header's own first number, its size.
 _NIFTI = {
-    348: _NiftiLayout(348, ("8h", 40), ("h", 72), ("8f", 76), ("f", 108), ("h", 254), ("12f", 280)),
-    540: _NiftiLayout(540, ("8q", 16), ("h", 14), ("8d", 104), ("q", 168), ("i", 348), ("12d", 400)),
+    348: _NiftiLayout(
+        348, ("8h", 40), ("h", 72), ("8f", 76), ("f", 108), ("h", 252), ("h", 254), ("6f", 256), ("12f", 280)
+    ),
+    540: _NiftiLayout(
+        540, ("8q", 16), ("h", 14), ("8d", 104), ("q", 168), ("i", 344), ("i", 348), ("6d", 352), ("12d", 400)
+    ),
 }
+#: The two places that a NIfTI header may name must agree to this, in voxels: viewers differ in which one they take.
+_MOST_APART_VOXELS = 0.5
+#: Deviation of a matrix's columns from right angles (as cosines), and of their lengths from the voxel size (as share).
+_SKEW, _STRETCH = 1e-3, 0.01
+#: A compressed file may hold this much more than its header says (extensions, padding); beyond, it is not what it says.
+_MOST_SURPLUS = 1 << 28
 
 
-def refuse_damaged(path: Path, label: str) -> None:
-    """Raise InputRefused for a file whose data are cut off, or whose header holds what can't be, as far as ITK would not say so."""
+def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
+    """What is odd about a file, one sentence each, as far as ITK would not say so.
+
+    Raises InputRefused where data are cut off, or a header holds what can't be.
+    """
     name = path.name.lower()
+    remarks: list[str] = []
     try:
         if name.endswith((".nii", ".nii.gz")):
-            found = _nifti_damage(path, compressed=name.endswith(".gz"))
+            found = _nifti_damage(path, remarks, compressed=name.endswith(".gz"))
         elif name.endswith((".mha", ".mhd")):
             found = _metaimage_damage(path)
         else:
@@ -59,10 +79,11 @@ def refuse_damaged(path: Path, label: str) -> None:
         raise InputRefused(
             f"the {label} image is damaged or truncated", where=path, found=found, do="copy or export it again"
         )
+    return tuple(f"{label}: {remark}" for remark in remarks)
 
 
-def _nifti_damage(path: Path, *, compressed: bool) -> str:
-    """What is wrong with a NIfTI file; empty when nothing is, or when ITK will refuse it anyway."""
+def _nifti_damage(path: Path, remarks: list[str], *, compressed: bool) -> str:
+    """What is wrong with a NIfTI file; empty when nothing is, or when ITK will refuse it anyway. Adds what is only odd to `remarks`."""
     with cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb") as file:
         header = file.read(540)
         for order in "<>":
@@ -83,11 +104,65 @@ def _nifti_damage(path: Path, *, compressed: bool) -> str:
             return f"voxel size {list(pixdim[1:4])}"
         if read(layout.sform_code)[0] > 0 and not all(map(math.isfinite, read(layout.srow))):
             return "an orientation that is not a number"
+        sform = np.reshape(read(layout.srow), (3, 4)) if read(layout.sform_code)[0] > 0 else None
+        qform = _quaternion_affine(read(layout.quaternion), pixdim) if read(layout.qform_code)[0] > 0 else None
+        if axes >= 3 and (found := _misplaced(sform, qform, [int(n) for n in dim[1:4]], pixdim[1:4], remarks)):
+            return found
         if not math.isfinite(offset) or offset < layout.bytes + 4:
             return f"data that begin at byte {offset}, inside the header"
         needed = int(offset) + math.prod(int(n) for n in dim[1 : axes + 1]) * int(read(layout.bitpix)[0]) // 8
-        present = len(header) + sum(len(block) for block in iter(lambda: file.read(1 << 20), b""))
+        present = len(header)
+        while (
+            block := file.read(1 << 20)
+        ) and present < needed + _MOST_SURPLUS:  # to the end, where gzip's checksum stands
+            present += len(block)
+    if present >= needed + _MOST_SURPLUS:
+        return f"more than {present} bytes, where the header tells of {needed}"
     return f"{present} bytes of {needed} (uncompressed)" if present < needed else ""
+
+
+def _misplaced(
+    sform: AnyArray | None, qform: AnyArray | None, size: list[int], voxel_mm: Sequence[float], remarks: list[str]
+) -> str:
+    """What is wrong with the place that a NIfTI header names: ITK takes the qform, silently, where the sform does not suit it."""
+    if sform is None and qform is None:
+        remarks.append(
+            "its header says nothing of place and orientation (NIfTI codes 0): axes taken as they are stored"
+        )
+        return ""
+    if sform is None:
+        return ""
+    lengths = np.linalg.norm(sform[:, :3], axis=0)
+    if not (lengths > 0).all():
+        return "an sform that flattens the image"
+    unit = sform[:, :3] / lengths
+    if np.abs(unit.T @ unit - np.eye(3)).max() > _SKEW:
+        return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
+    if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
+        return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"
+    if qform is None:
+        return ""
+    ends = np.array([(x, y, z, 1) for x in (0, size[0] - 1) for y in (0, size[1] - 1) for z in (0, size[2] - 1)])
+    apart = float((np.linalg.norm((sform - qform) @ ends.T, axis=0)).max() / min(voxel_mm))
+    if not apart <= _MOST_APART_VOXELS:
+        return f"two places, sform and qform, {apart:.3g} voxels apart: write the right one to both"
+    return ""
+
+
+def _quaternion_affine(quaternion: Sequence[float], pixdim: Sequence[float]) -> AnyArray:
+    """The 3x4 matrix of a NIfTI qform (method 2 of nifti1.h)."""
+    b, c, d, *offset = quaternion
+    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    b, c, d = (number / max(1.0, math.sqrt(b * b + c * c + d * d)) for number in (b, c, d))
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    flip = -1.0 if pixdim[0] < 0 else 1.0
+    return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], pixdim[3] * flip]), offset])
 
 
 def _metaimage_damage(path: Path) -> str:

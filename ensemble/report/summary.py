@@ -17,11 +17,10 @@ def headline(result: Result) -> str:
 
 
 def summary(result: Result, folder: Path, suffix: str) -> str:
-    """Volume, lesions, votes, repairs, and where to look."""
+    """Volume, lesions, votes, and where to look."""
     voters, spacing = len(result.fused.voters), result.case.grid.spacing_zyx_mm
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]
-    lines += [f"  note         {repair}" for repair in result.case.repairs]
     lines += [f"  {what:<12} {folder / name}" for what, name in (("mask", f"mask{suffix}"), ("picture", "overlay.png"))]
     lines += [f"  {'report':<12} {folder / 'report.json'}", RESEARCH_USE]
     return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""Whether DWI and ADC are what they are called: swapped, unweighted, exponential, clipped or half-empty images are refused.
+
+All of it rests on fluid: free water has an ADC four times that of tissue, and therefore is dark on DWI. Everything else that is as dark on
+one and as bright on the other would be damage of a size and depth that no infarct has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ensemble.errors import InputRefused
+from ensemble.types import BoolArray, FloatArray
+
+#: In units of each image's own tissue level: what is bright, what is dark, and what gives no signal.
+_BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
+#: Share of the brain that is bright on "DWI" and dark on "ADC" from which on it is no infarct but fluid on swapped images. Real
+#: images have 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
+_SWAPPED_SHARE, _SWAPPED_RATIO = 0.02, 3.0
+#: Share of the brain that must be fluid for the tests of fluid, and how bright fluid is on an image without diffusion weighting
+#: (real DWI 0.3-0.6, b0 about 2.5).
+_ENOUGH_FLUID, _UNWEIGHTED = 0.01, 1.5
+#: ADC, in units of its level, where DWI is dark: fluid has 2-4 on a true map, less than tissue on an exponential one.
+_EXPONENTIAL = 0.75
+#: Share of the brain at the very highest value from which on an image is clipped; and the level below which that hides lesions.
+_CLIPPED_SHARE, _LESIONS_HIDDEN = 0.005, 1.5
+#: Share of the brain in which one of the images may hold nothing: remarked upon, and refused.
+_SOME_EMPTY, _MOSTLY_EMPTY = 0.05, 0.2
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """DWI and ADC within the brain, in units of their own tissue level."""
+
+    dwi: FloatArray
+    adc: FloatArray
+
+
+def refuse_implausible(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, notes: list[str]) -> None:
+    """Raise InputRefused for a DWI and ADC (z, y, x) that can't be what they are called; add what is only odd to `notes`.
+
+    Args:
+        dwi, adc: on one grid, in any unit.
+        brain: bool, on the same grid.
+        where: the files, for messages.
+    """
+    inside = _Inside(_in_levels(dwi, brain), _in_levels(adc, brain))
+    _refuse_empty(dwi, adc, brain, where, notes)
+    _refuse_swapped(inside, where)
+    _refuse_unweighted(inside, where)
+    _refuse_exponential(_Inside(*_core(dwi, adc, brain)), where)
+    _refuse_clipped(dwi, brain, inside.dwi, where, notes)
+
+
+def tissue_level(image: FloatArray, brain: BoolArray) -> float:
+    """The most frequent value in the brain (smoothed histogram around the median); 0 where nothing is positive."""
+    values = image[brain & (image > 0)]
+    if values.size == 0:
+        return 0.0
+    median = float(np.median(values))
+    counts, edges = np.histogram(values, bins=160, range=(0.2 * median, 2.2 * median))
+    peak = int(ndimage.gaussian_filter1d(counts.astype(float), 4.0).argmax())
+    return float((edges[peak] + edges[peak + 1]) / 2)
+
+
+def _in_levels(image: FloatArray, brain: BoolArray, part: BoolArray | None = None) -> FloatArray:
+    level = tissue_level(image, brain)
+    values = image[brain if part is None else part].astype(np.float32)
+    return values / np.float32(level) if level > 0 else np.zeros_like(values)
+
+
+def _core(dwi: FloatArray, adc: FloatArray, brain: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Both images away from the brain's rim, where interpolation and stripping make everything dark."""
+    core = ndimage.binary_erosion(brain, ndimage.generate_binary_structure(3, 1), iterations=2)
+    return _in_levels(dwi, brain, core), _in_levels(adc, brain, core)
+
+
+def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, notes: list[str]) -> None:
+    for name, image in (("DWI", dwi), ("ADC", adc)):
+        empty = float((image[brain] <= 0).mean())
+        if empty > _MOSTLY_EMPTY:
+            raise InputRefused(
+                "DWI and ADC show different parts of the head",
+                where=where,
+                found=f"{name} is empty in {empty:.0%} of what both together show",
+                do="check that both are whole and of one examination",
+            )
+        if empty > _SOME_EMPTY:
+            notes.append(f"{name} is 0 or negative in {empty:.0%} of the brain")
+
+
+def _refuse_swapped(inside: _Inside, where: str) -> None:
+    damage_like = float(((inside.dwi > _BRIGHT) & (inside.adc < _DARK)).mean())
+    fluid_like = float(((inside.adc > _BRIGHT) & (inside.dwi < _DARK)).mean())
+    if damage_like > _SWAPPED_SHARE and damage_like > _SWAPPED_RATIO * fluid_like:
+        raise InputRefused(
+            "DWI and ADC look swapped",
+            where=where,
+            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC as only fluid is, the other way round",
+            do="give the ADC map as ADC and the diffusion-weighted image as DWI",
+        )
+
+
+def _refuse_unweighted(inside: _Inside, where: str) -> None:
+    fluid = inside.adc > _BRIGHT
+    if fluid.mean() < _ENOUGH_FLUID:
+        return
+    level = float(np.median(inside.dwi[fluid]))
+    if level > _UNWEIGHTED:
+        raise InputRefused(
+            "the DWI is not diffusion-weighted",
+            where=where,
+            found=f"fluid is {level:.1f} times as bright as tissue, as on a b0 or T2 image",
+            do="give the image of b about 1000 s/mm^2",
+        )
+
+
+def _refuse_exponential(core: _Inside, where: str) -> None:
+    dark = (core.dwi < _DARK) & (core.dwi > _NO_SIGNAL)  # bone and air say nothing
+    if not dark.size or dark.mean() < _ENOUGH_FLUID:
+        return
+    level = float(np.median(core.adc[dark]))
+    if level < _EXPONENTIAL:
+        raise InputRefused(
+            "the ADC map is no map of diffusion coefficients",
+            where=where,
+            found=f"where DWI is dark, as fluid is, it has {level:.2f} times the value of tissue",
+            do="give the ADC map: not the exponential one (eADC), not a b0 or another DWI; let the skull be stripped if there is one",
+        )
+
+
+def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where: str, notes: list[str]) -> None:
+    top = float(levels.max())
+    share = float((levels >= top).mean())
+    if share < _CLIPPED_SHARE:
+        return
+    found = (
+        f"{share:.1%} of the brain has the highest value, {float(dwi[brain].max()):g}, {top:.1f} times that of tissue"
+    )
+    if top < _LESIONS_HIDDEN:
+        raise InputRefused(
+            "the DWI is clipped: lesions can't be told from tissue",
+            where=where,
+            found=found,
+            do="export it again with its full range of values",
+        )
+    notes.append(f"the DWI is clipped: {found}")

@@ -1,0 +1,145 @@
+"""Rigid registration of FLAIR to DWI, which is believed only when it aligns the images better than their headers do.
+
+Mattes mutual information, coarse to fine (Mattes et al., IEEE TMI 2003; SimpleITK). Random samples come from a fixed seed and the
+metric runs on one thread, so that the same images give the same transform on any machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from ensemble.resample import resample_volume
+from ensemble.types import AnyArray, BoolArray
+from ensemble.volume import Volume, to_sitk
+
+log = logging.getLogger(__name__)
+
+#: A patient who stays on the table moves less than this between two series (shift of the brain's centre, rotation).
+MOST_SHIFT_MM, MOST_TURN_DEGREES = 40.0, 25.0
+#: Gain of normalised mutual information (above its minimum of 1) that is no accident of interpolation, as a share.
+LEAST_GAIN = 0.02
+#: Normalised mutual information below which two images show nothing in common (aligned FLAIR and DWI: 1.12 to 1.18).
+LEAST_INFORMATION = 1.04
+_BINS, _SAMPLES, _SEED = 32, 60_000, 20220411
+#: Around the brain, so that its edge says where it is (mm).
+_MARGIN_MM = 6.0
+#: The moving image is averaged in blocks down to about this voxel size; more detail than the DWI has helps no one.
+_DETAIL_MM = 1.2
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What came of a registration."""
+
+    transform: sitk.Transform | None
+    """From points on the DWI to points on the FLAIR (LPS, mm); None where the headers are kept."""
+    summary: str
+    """One clause on it, for the report."""
+
+
+def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray) -> Registration:
+    """Align `moving` to `fixed`.
+
+    Args:
+        moving: the image on its own grid.
+        by_header: the same image on the fixed grid, by its header.
+        fixed: the image that stays, (z, y, x).
+        brain: where to look, bool on the fixed grid.
+
+    Never raises for images that can't be registered: their headers are kept, and the summary says why.
+    """
+    region = _with_margin(brain, fixed.grid.spacing_zyx_mm)
+    centre = fixed.grid.affine[:3] @ np.append(np.argwhere(brain).mean(axis=0)[::-1], 1)
+    transform = _optimised(moving, fixed, region, centre)
+    if transform is None:
+        return Registration(None, "found no alignment")
+    shift, turn = _motion(transform)
+    motion = f"moved by {shift:.1f} mm and {turn:.1f} degrees"
+    if shift > MOST_SHIFT_MM or turn > MOST_TURN_DEGREES:
+        return Registration(None, f"implausible ({motion}), not used")
+    moved = resample_volume(moving, fixed.grid, transform=transform).array
+    before, after = (_information(fixed.array, image, region) for image in (by_header.array, moved))
+    gain = f"normalised mutual information {before:.4f} by header, {after:.4f} registered"
+    if max(before, after) < LEAST_INFORMATION:
+        return Registration(None, f"FLAIR and DWI have little in common, is it the same head? ({gain})")
+    if not after - 1 > (1 + LEAST_GAIN) * (before - 1):
+        return Registration(None, f"no better ({gain}), not used")
+    return Registration(transform, f"{motion} ({gain})")
+
+
+def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArray) -> sitk.Euler3DTransform | None:
+    """The best transform found; None where ITK gives up, as it does when too few samples meet."""
+    still = to_sitk(fixed.like(_without_peaks(fixed.array)))
+    moved = to_sitk(moving.like(_without_peaks(moving.array)))
+    shrink = [max(1, round(_DETAIL_MM / mm)) for mm in moving.grid.spacing_mm]
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)
+    method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetMetricFixedMask(to_sitk(fixed.like(region)))
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    share = min(1.0, _SAMPLES / region.size)
+    method.SetMetricSamplingPercentagePerLevel([min(1.0, 8 * share), share], seed=_SEED)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetShrinkFactorsPerLevel([2, 1])
+    method.SetSmoothingSigmasPerLevel([3.0, 0.0])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=2.0, minStep=0.01, numberOfIterations=60, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-8
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    transform = sitk.Euler3DTransform()
+    transform.SetCenter(centre.tolist())
+    method.SetInitialTransform(transform, inPlace=True)
+    smaller = sitk.BinShrink(moved, shrink)
+    try:
+        method.Execute(still, smaller)
+    except RuntimeError as error:
+        log.debug("registration: %s", error)
+        return None
+    return _rounded(transform)
+
+
+def _rounded(transform: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
+    """Without digits that say nothing: a thousandth of a millimetre, and as much at the brain's surface."""
+    angles, shift = transform.GetParameters()[:3], transform.GetParameters()[3:]
+    transform.SetParameters([round(angle, 5) for angle in angles] + [round(mm, 3) for mm in shift])
+    return transform
+
+
+def _motion(transform: sitk.Euler3DTransform) -> tuple[float, float]:
+    """Shift of the brain's centre in mm, and rotation in degrees."""
+    matrix = np.reshape(transform.GetMatrix(), (3, 3))
+    cosine = min(1.0, max(-1.0, (float(np.trace(matrix)) - 1) / 2))
+    return float(np.linalg.norm(transform.GetTranslation())), math.degrees(math.acos(cosine))
+
+
+def _information(fixed: AnyArray, moved: AnyArray, region: BoolArray) -> float:
+    """Normalised mutual information (Studholme 1999) within a region: 1 for images that say nothing of each other, up to 2."""
+    counts, _, _ = np.histogram2d(_without_peaks(fixed)[region], _without_peaks(moved)[region], bins=_BINS)
+    joint = counts / counts.sum()
+    both = _entropy(joint)
+    return 1.0 if both == 0 else (_entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))) / both
+
+
+def _entropy(p: AnyArray) -> float:
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+
+
+def _without_peaks(image: AnyArray) -> AnyArray:
+    """Values clipped to 0 and the 99.5th percentile of what is positive: a few hot voxels would leave the bins to themselves."""
+    positive = image[image > 0]
+    top = float(np.percentile(positive, 99.5)) if positive.size else 1.0
+    return np.clip(image, 0, top).astype(np.float32)
+
+
+def _with_margin(brain: BoolArray, spacing_zyx_mm: tuple[float, float, float]) -> BoolArray:
+    structure = ndimage.generate_binary_structure(3, 1)
+    steps = max(1, round(_MARGIN_MM / min(spacing_zyx_mm)))
+    grown = ndimage.binary_dilation(brain, structure, iterations=min(steps, 4))
+    return np.asarray(grown, dtype=bool)

