@@ -5,7 +5,7 @@ ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
 FROM ${BASE_IMAGE} AS requirements
 COPY requirements.txt constraints.txt wheels* /requirements/
 
-FROM ${BASE_IMAGE} AS exec
+FROM ${BASE_IMAGE} AS application
 RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output && chown user:user /output
 # --system-site-packages: the base image's torch serves. The certificate bundle is optional and stays in no layer.
 RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
@@ -22,3 +22,11 @@ COPY process.py LICENSE /opt/app/
 WORKDIR /opt/app
 USER user
 ENTRYPOINT ["python", "/opt/app/process.py"]
+
+# grand-challenge's HTTP mode; its label is what the platform goes by.
+FROM application AS invoke
+LABEL org.grand-challenge.api-method="invoke"
+CMD ["serve"]
+
+# The default: one case, then exit. Both images share all layers.
+FROM application AS exec
