@@ -12,7 +12,10 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirement
     --mount=type=secret,id=ca,target=/run/ca.pem,mode=0444 \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
     python3 -m venv --system-site-packages /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt \
+    # 170 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
+    && for package in networkx pandas scipy skimage sklearn sympy; do \
+        find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done
 # The root file system is read-only on the platform and HOME may be missing: what libraries cache goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib
 # Not under /opt/ml/model, which the platform mounts over; that folder is used when it holds something.
