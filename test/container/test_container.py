@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -390,3 +391,46 @@ def test_a_full_output_volume_is_told(folders: Folders) -> None:
         assert left == "[]\n"
         assert server.ask("GET", "/health")[0] == 200
     docker("volume", "rm", folders.output_volume)
+
+
+# what is uploaded
+
+
+def export(*images: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(REPOSITORY / "export.sh"), *images]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("USER root", "runs as root"),
+        ("USER 0:0", "runs as root"),
+        ('LABEL org.grand-challenge.api-method="invoke"', "but its command is ''"),
+        ('CMD ["serve"]', "but its command is 'serve'"),
+        ('LABEL org.grand-challenge.api-method="job"\nCMD ["serve"]', "is 'job'"),
+    ],
+)
+def test_images_that_the_platform_would_reject_are_not_exported(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\n{lines}\n")
+    bad = f"bad-{uuid.uuid4().hex[:8]}:1"
+    docker("build", "-t", bad, tmp_path)
+    done = export(bad, DIST=str(tmp_path / "dist"))
+    docker("rmi", bad)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "dist").exists()
+
+
+def test_what_is_exported_is_one_image_and_the_weights(tmp_path: Path) -> None:
+    done = export(INVOKE_IMAGE, DIST=str(tmp_path), LEVEL="1")
+    assert done.returncode == 0, done.stderr
+    name, tag = INVOKE_IMAGE.split("/")[-1].split(":")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_{tag}.tar.gz", "model.tar.gz"}
+    with tarfile.open(tmp_path / f"{name}_{tag}.tar.gz") as archive:
+        content = archive.extractfile("manifest.json")
+        assert content is not None
+        assert [image["RepoTags"] for image in json.load(content)] == [[INVOKE_IMAGE]]
+    with tarfile.open(tmp_path / "model.tar.gz") as archive:
+        archive.extractall(tmp_path / "model", filter="data")
+    assert tree(tmp_path / "model") == tree(REPOSITORY / "model_weights")
