@@ -166,6 +166,13 @@ def serving(tmp_path: Path, weights: Path, *options: str, before: str = "") -> I
     assert (tmp_path / "stderr").read_text() == ""
 
 
+def slowness() -> float:
+    """How much longer than usual things take now, because others keep the machine busy: 1 when they don't."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
+    return max(1.0, (time.monotonic() - started) / 0.1)
+
+
 def files(folder: Path) -> set[str]:
     return {name for name, content in tree(folder).items() if content != b"<folder>"}
 
@@ -238,7 +245,7 @@ def test_the_server_answers_while_it_loads_and_while_it_segments(tmp_path: Path,
         first = server.start_invoke()
         started = time.monotonic()
         assert server.ask("GET", "/health")[0] == 200
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 5 * slowness()
         status, body = server.invoke()
         assert (status, body["error"]["what"]) == (503, "other cases took longer than 0.3 s")
         assert first()[0] == 201
@@ -270,7 +277,7 @@ def test_sigterm_ends_it_within_five_seconds(tmp_path: Path, slow_weights: Path,
         started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.end() == 143
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 5 * slowness()
         if answer is not None:
             status, body = answer()
             assert (status, body["error"]["what"]) == (503, "the server was told to end in the midst of this case")
@@ -383,7 +390,7 @@ def test_a_port_that_is_taken_is_wrong_usage(tmp_path: Path, weights: Path, capf
 def test_what_faces_the_network_holds_no_networks() -> None:
     code = (
         "import sys\nimport ensemble.cli, ensemble.progress, ensemble.contract.serve, ensemble.contract.http\n"
-        "heavy = {'torch', 'numpy', 'SimpleITK'} & set(sys.modules)\nsys.exit(f'imported {heavy}' if heavy else 0)"
+        "heavy = {'torch', 'SimpleITK', 'scipy'} & set(sys.modules)\nsys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

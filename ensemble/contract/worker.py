@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -89,9 +92,24 @@ class Failed:
 
 
 def work(connection: Connection, setup: Setup) -> None:
-    """Load, warm up, and segment what the parent sends until it closes the pipe. The main function of the process."""
-    _end_with_the_parent()
-    messages_to_stdout(setup.log_level)
+    """Load, warm up, and segment what the parent sends until it closes the pipe. The main function of the process; does not return."""
+    code = 1
+    try:
+        _end_with_the_parent()
+        messages_to_stdout(setup.log_level)
+        _work(connection, setup)
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        # at once: taking a whole interpreter with torch down takes time that SIGTERM does not leave, and a second SIGTERM would disturb it
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def _work(connection: Connection, setup: Setup) -> None:
     try:
         ensemble, ready = _load(setup)
     except Exception as error:
