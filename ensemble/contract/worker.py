@@ -132,9 +132,7 @@ def _work(connection: Connection, setup: Setup) -> None:
 
 def _load(setup: Setup) -> tuple[Ensemble, Ready]:
     started = time.perf_counter()
-    import torch  # noqa: F401  (what takes the time)
-
-    from ensemble.contract import execute  # noqa: F401
+    from ensemble.contract import execute  # noqa: F401  (imports belong to the start, not to the first case)
     from ensemble.pipeline import load
     from ensemble.warmup import warm_up
 
