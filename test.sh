@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 source ./venv.sh
 
 container() {
-    local docker=${DOCKER:-docker} version
+    local docker=${DOCKER:-docker} torch version
     if ! "$docker" info >/dev/null 2>&1; then
         echo "no container engine answers to '$docker info'. Install Docker Engine and start it, set DOCKER or DOCKER_HOST," >&2
         echo "or as root on Debian: test/container/engine.sh ./test.sh --container" >&2
@@ -21,9 +21,10 @@ container() {
     else
         echo "no GPU, or an engine that gives containers none: networks run on the CPU"
     fi
-    if [ -n "${BASE_IMAGE:-}" ] && ! compgen -G "wheels/torch-*" >/dev/null; then
+    torch=$(grep -o '^torch==[0-9.]*' requirements.txt)
+    if [ -n "${BASE_IMAGE:-}" ] && ! compgen -G "wheels/${torch/==/-}*" >/dev/null; then
         # a base image without torch: the wheel that pip finds here (see pip's find-links) serves the image too
-        "$PY" -m pip download -q --disable-pip-version-check --no-deps -d wheels "$(grep -o '^torch==[0-9.]*' requirements.txt)"
+        "$PY" -m pip download -q --disable-pip-version-check --no-deps -d wheels "$torch"
     fi
     export IMAGE=${IMAGE:-isles-ensemble}
     ./build.sh

@@ -15,6 +15,10 @@ export DOCKER=/usr/bin/docker # Debian's client has BuildKit built in; one from 
 export DOCKER_HOST=unix://$work/docker.sock DOCKER_CONFIG=$work/config
 export BASE_IMAGE=local/debian-python BUILD_NETWORK=host
 
+# control groups that engines make
+cgroups() { find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -type d -name docker 2>/dev/null; }
+cgroups_before=$(cgroups)
+
 fail() {
     echo "NO CONTAINER ENGINE: $1" >&2
     [ ! -s "$work/$2" ] || tail -n 25 "$work/$2" >&2
@@ -36,7 +40,9 @@ tear_down() {
         done
     fi
     awk -v below="$work/" 'index($5, below) == 1 {print $5}' /proc/self/mountinfo | sort -r | while read -r mount; do umount "$mount"; done
-    find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -type d -name docker -exec find {} -depth -type d -exec rmdir {} \; \; 2>/dev/null
+    cgroups | grep -vxF "$cgroups_before" | while read -r group; do
+        find "$group" -depth -type d | while read -r inner; do rmdir "$inner" 2>/dev/null; done
+    done
     if grep -q " $work/" /proc/self/mountinfo; then
         echo "still mounted, left in place: $work" >&2
     else
