@@ -40,6 +40,8 @@ RESTRICTIONS = [
     *("--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "16g"),
     *("--memory-swap", "16g", "--pids-limit", "256", "--shm-size", "128m", "--read-only"),
     *(["--gpus", "all"] if GPU else []),
+    # on a machine that others keep busy, threads that wait for each other take for ever: OMP_NUM_THREADS=1 ./test.sh --container
+    *(["-e", "OMP_NUM_THREADS"] if "OMP_NUM_THREADS" in os.environ else []),
     # root on this side lets the image's own user write; anyone else must be able to take the outputs away again
     *([] if os.getuid() == 0 else ["--user", f"{os.getuid()}:{os.getgid()}"]),
 ]
