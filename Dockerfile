@@ -5,14 +5,17 @@ ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
 FROM ${BASE_IMAGE} AS requirements
 COPY requirements.txt constraints.txt wheels* /requirements/
 
-FROM ${BASE_IMAGE} AS exec
+FROM ${BASE_IMAGE} AS application
 RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output && chown user:user /output
 # --system-site-packages: the base image's torch serves. The certificate bundle is optional and stays in no layer.
 RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     --mount=type=secret,id=ca,target=/run/ca.pem,mode=0444 \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
     python3 -m venv --system-site-packages /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt \
+    # 120 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
+    && for package in networkx pandas scipy skimage sklearn sympy; do \
+        find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done
 # The root file system is read-only on the platform and HOME may be missing: what libraries cache goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib
 # Not under /opt/ml/model, which the platform mounts over; that folder is used when it holds something.
@@ -22,3 +25,11 @@ COPY process.py LICENSE /opt/app/
 WORKDIR /opt/app
 USER user
 ENTRYPOINT ["python", "/opt/app/process.py"]
+
+# grand-challenge's HTTP mode; its label is what the platform goes by.
+FROM application AS invoke
+LABEL org.grand-challenge.api-method="invoke"
+CMD ["serve"]
+
+# The default: one case, then exit. Both images share all layers.
+FROM application AS exec

@@ -1,23 +1,55 @@
 #!/usr/bin/env bash
-# Write what grand-challenge.org takes for upload into dist/: the image, and the weights as a model.
-#   ./export.sh [IMAGE:TAG]
+# Write what grand-challenge.org takes for upload: the image, and the weights as a model.
+#   ./export.sh                    both images, and the weights
+#   ./export.sh IMAGE:TAG ...      these images, and the weights
+# Into dist/, or the folder that DIST names; LEVEL is gzip's (6). An image that the platform would reject is refused before anything is written.
 set -euo pipefail
 cd "$(dirname "$0")"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-image=${1:-${IMAGE:-isles-ensemble}:$version}
+images=("$@")
+[ $# -gt 0 ] || images=("${IMAGE:-isles-ensemble}:$version" "${IMAGE:-isles-ensemble}-invoke:$version")
+dist=${DIST:-dist}
 docker=${DOCKER:-docker}
-"$docker" image inspect "$image" >/dev/null 2>&1 || { echo "there is no image $image: run ./build.sh first" >&2; exit 1; }
+"$docker" info >/dev/null 2>&1 || { echo "no Docker engine answers: start it, or check your permissions on its socket" >&2; exit 1; }
 
-look() { "$docker" image inspect -f "$1" "$image"; }
-user=$(look '{{.Config.User}}')
-case "${user%%:*}" in "" | 0 | root) echo "refused: $image runs as root (USER is '$user'), which the platform rejects" >&2; exit 1 ;; esac
-[ "$(look '{{.Architecture}}')" = amd64 ] || { echo "refused: $image is not built for amd64" >&2; exit 1; }
-[ "$(look '{{.Size}}')" -le $((10 * 1000 ** 3)) ] || { echo "refused: $image is larger than the platform's 10 GB" >&2; exit 1; }
+refuse() {
+    echo "refused: $1" >&2
+    exit 1
+}
 
-mkdir -p dist
-name=$(basename "${image%%:*}")_$version
-"$docker" save "$image" | gzip -6 >"dist/$name.tar.gz.partial"
-mv "dist/$name.tar.gz.partial" "dist/$name.tar.gz"
-tar -C model_weights -czf dist/model.tar.gz.partial .
-mv dist/model.tar.gz.partial dist/model.tar.gz
-ls -l "dist/$name.tar.gz" dist/model.tar.gz
+check() {
+    local image=$1 user mode command size
+    "$docker" image inspect "$image" >/dev/null 2>&1 || { echo "there is no image $image: run ./build.sh first" >&2; exit 1; }
+    look() { "$docker" image inspect -f "$1" "$image"; }
+    user=$(look '{{.Config.User}}')
+    case "${user%%:*}" in "" | 0 | root) refuse "$image runs as root (USER is '$user'), which the platform rejects" ;; esac
+    [ "$(look '{{.Os}}/{{.Architecture}}')" = linux/amd64 ] || refuse "$image is built for $(look '{{.Os}}/{{.Architecture}}'), the platform runs linux/amd64"
+    size=$(look '{{.Size}}')
+    [ "$size" -le $((10 * 1000 ** 3)) ] || refuse "$image has $size bytes, the platform takes 10 GB"
+    mode=$(look '{{with .Config.Labels}}{{index . "org.grand-challenge.api-method"}}{{end}}')
+    command=$(look '{{join .Config.Cmd " "}}')
+    # the platform goes by the label, the container by its command: when the two differ, it waits for the other until time is up
+    case "${mode:-none}/${command:-none}" in
+        none/none | exec/none | invoke/serve*) ;;
+        *) refuse "$image: label org.grand-challenge.api-method is '$mode', but its command is '$command'" ;;
+    esac
+}
+
+save() {
+    local image=$1 name file count
+    name=${image%:*}
+    file=$dist/${name##*/}_$version.tar.gz
+    # saved by its name, so that one name comes with it
+    "$docker" save "$image" | gzip "-${LEVEL:-6}" >"$file.partial"
+    count=$(tar -xzOf "$file.partial" manifest.json | grep -o '"Config":' | wc -l)
+    [ "$count" -eq 1 ] || { rm -f "$file.partial"; refuse "the file of $image holds $count images, the platform takes exactly one"; }
+    mv "$file.partial" "$file"
+    ls -l "$file"
+}
+
+for image in "${images[@]}"; do check "$image"; done
+mkdir -p "$dist"
+for image in "${images[@]}"; do save "$image"; done
+tar -C model_weights --owner=0 --group=0 -czf "$dist/model.tar.gz.partial" .
+mv "$dist/model.tar.gz.partial" "$dist/model.tar.gz"
+ls -l "$dist/model.tar.gz"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import signal
@@ -11,26 +10,24 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from types import FrameType
-from typing import TYPE_CHECKING
 
+from ensemble.config import Extras
 from ensemble.errors import UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
+from ensemble.streams import messages_to_stdout
 from ensemble.types import Modality
-
-if TYPE_CHECKING:
-    from ensemble.report.extras import Extras
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code that `--help` lists; a bug keeps its traceback and gives 1."""
-    _tame_streams()
+    messages_to_stdout()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         logging.getLogger("ensemble").setLevel(logging.DEBUG if options.verbose else logging.INFO)
-        return {None: _contract, "run": _run, "members": _members}[options.command](options)
+        return {None: _contract, "run": _run, "serve": _serve, "members": _members}[options.command](options)
     except UserError as error:
         log.error("error: %s", error)  # on stdout: a line on stderr marks a job on grand-challenge
         return error.exit_code
@@ -91,6 +88,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from ensemble.contract.serve import Place, serve
+    from ensemble.contract.worker import Setup
+    from ensemble.progress import Lines
+
+    level = logging.DEBUG if options.verbose else logging.INFO
+    setup = Setup(run_config(options), _extras(options, report=options.report), Lines(), level)
+    return serve(setup, Place(options.input, options.output, options.host, options.port, options.longest_wait))
+
+
 def _members(options: argparse.Namespace) -> int:
     from ensemble.report.members import check_members, show_members
 
@@ -113,19 +120,7 @@ def _members(options: argparse.Namespace) -> int:
 
 
 def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
-    from ensemble.report.extras import Extras
-
     return Extras(report, options.save_probabilities, options.save_member_masks)
-
-
-def _tame_streams() -> None:
-    """All messages to stdout; names of files that it can't spell, or a reader who has gone, are no reason to fail."""
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
-    logging.raiseExceptions = False
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:

@@ -66,5 +66,17 @@ class RunConfig:
         return asdict(self) | {"weights": str(self.weights_folder)}
 
 
+@dataclass(frozen=True)
+class Extras:
+    """Which outputs are written beside the mask."""
+
+    report: bool = False
+    """`report.json` and `overlay.png`."""
+    save_probabilities: bool = False
+    """Mean lesion probability of the voters, and each voter's own."""
+    save_member_masks: bool = False
+    """Each voter's own mask, and the number of votes in each voxel."""
+
+
 def _holds_something(folder: Path) -> bool:
     return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())

@@ -70,10 +70,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         argument_default=argparse.SUPPRESS,
     )
     root.add_argument("--version", action="version", version=__version__)
-    contract = root.add_argument_group("contract (no command)")
-    _add(contract, "--input", type=Path, default=Path("/input"), metavar="DIR", help="input root (default: /input)")
-    _add(contract, "--output", type=Path, default=Path("/output"), metavar="DIR", help="output root (default: /output)")
-    _add(contract, "--report", flag=True, help="also write report.json and overlay.png")
+    _add_contract(root.add_argument_group("contract (no command)"))
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=False)
     run = commands.add_parser(
         "run",
@@ -102,6 +99,25 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         default="nii.gz",
         help="of the images written (default: nii.gz)",
     )
+    serve = commands.add_parser(
+        "serve",
+        help="keep the networks in memory and segment a case at each POST /invoke",
+        parents=[common],
+        argument_default=argparse.SUPPRESS,
+        description="Answer GET /health with 200 once the members are loaded, and POST /invoke with 201 once the case below --input is"
+        " segmented and its outputs lie below --output, which hold one case at a time. Anyone who reaches the port can call it.",
+    )
+    _add_contract(serve.add_argument_group("contract"))
+    _add(serve, "--host", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
+    _add(serve, "--port", type=int, default=4743, metavar="N", help="port to listen on (default: 4743)")
+    _add(
+        serve,
+        "--longest-wait",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long a call waits for the cases before it (default: 600)",
+    )
     members = commands.add_parser(
         "members",
         help="list, check or pack the members that a weights folder holds",
@@ -119,7 +135,13 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         default="fp32",
         help="of packed weights: the same bits (fp32, the default), or half the size (fp16)",
     )
-    return root, {"run": run, "members": members}
+    return root, {"run": run, "serve": serve, "members": members}
+
+
+def _add_contract(group: Any) -> None:
+    _add(group, "--input", type=Path, default=Path("/input"), metavar="DIR", help="input root (default: /input)")
+    _add(group, "--output", type=Path, default=Path("/output"), metavar="DIR", help="output root (default: /output)")
+    _add(group, "--report", flag=True, help="also write report.json and overlay.png")
 
 
 def _common() -> _Parser:

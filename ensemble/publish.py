@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import UsageError
+from ensemble.streams import native_stderr_to_log
 from ensemble.volume import Volume, from_sitk, to_sitk
 
 #: Formats keep geometry in few digits; more than this is another place.
@@ -71,8 +72,9 @@ def write_volume(volume: Volume, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = to_sitk(volume)
     try:
-        sitk.WriteImage(image, str(path), useCompression=True)
-        back = from_sitk(sitk.ReadImage(str(path)))
+        with native_stderr_to_log():
+            sitk.WriteImage(image, str(path), useCompression=True)
+            back = from_sitk(sitk.ReadImage(str(path)))
     except RuntimeError as error:
         raise OSError(f"{path.name} could not be written: {str(error).splitlines()[-1].strip()}") from error
     if not np.array_equal(back.array, sitk.GetArrayViewFromImage(image)):

@@ -186,3 +186,17 @@ def test_hidden_files_and_an_empty_flair_folder_do_not_count(tmp_path: Path) -> 
     (tmp_path / "images" / "flair-brain-mri").mkdir()
     (dwi_folder(tmp_path) / "._case-1.mha").write_text("left by a Mac")
     assert set(find_inputs(tmp_path).files) == {DWI, ADC}
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: shutil.copy(path.parent / "other", path)])
+def test_inputs_that_change_while_a_case_runs_are_refused(
+    tmp_path: Path, stub_ensemble: Build, spoil: Callable[[Path], object]
+) -> None:
+    found = find_inputs(write_contract_case(tmp_path / "in"))
+    raw = read_case(found.name, found.files)
+    adc = found.files[ADC]
+    (adc.parent / "other").write_text("something else")
+    spoil(adc)
+    with pytest.raises(InputRefused, match="while the case was being segmented"):
+        execute(found, raw, tmp_path / "out", stub_ensemble(StubMember("a")), Extras(), Silent())
+    assert not (tmp_path / "out").exists()

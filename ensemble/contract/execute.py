@@ -1,4 +1,4 @@
-"""Exec mode of the contract: one case in, mask and results below the output root."""
+"""One case of the contract: images in, mask and results below the output root."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from ensemble.report.extras import Extras, write_extras
 def execute(
     found: ContractCase, raw: RawCase, output_root: Path, ensemble: Ensemble, extras: Extras, watcher: Watcher
 ) -> Result:
-    """Segment a case and publish its outputs, all or nothing. Raises as `pipeline.segment` does."""
+    """Segment a case and publish its outputs, all or nothing.
+
+    Raises as `pipeline.segment` does, and InputRefused when the files were exchanged meanwhile.
+    """
     result = segment(raw, ensemble, watcher)
+    found.refuse_if_changed()
     with publish(output_root) as staging:
         write_volume(result.fused.mask, staging / found.mask_path)
         write_extras(raw, result, ensemble, extras, staging, ".mha")

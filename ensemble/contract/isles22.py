@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble.errors import InputRefused
@@ -27,6 +27,21 @@ class ContractCase:
     """The input files of one run, and the names that its outputs must have."""
 
     files: dict[Modality, Path]
+    stamps: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Size and time of change of each file when it was found."""
+
+    def refuse_if_changed(self) -> None:
+        """Raise InputRefused unless the files are still the ones that were found.
+
+        When inputs are exchanged while a case runs, its outputs would be taken for those of the next one.
+        """
+        for path, stamp in self.stamps.items():
+            if (now := _stamp(path)) != stamp:
+                raise InputRefused(
+                    f"an input file {'has changed' if now else 'was removed'} while the case was being segmented",
+                    where=path,
+                    do="leave the inputs as they are until the outputs are there",
+                )
 
     @property
     def name(self) -> str:
@@ -63,7 +78,8 @@ def find_inputs(root: Path) -> ContractCase:
     nothing that the segmentation uses and may be missing. Raises InputRefused.
     """
     try:
-        return ContractCase(_find_images(root))
+        files = _find_images(root)
+        return ContractCase(files, {path: stamp for path in files.values() if (stamp := _stamp(path))})
     except OSError as error:
         raise InputRefused(
             "the input folder can't be read",
@@ -71,6 +87,15 @@ def find_inputs(root: Path) -> ContractCase:
             found=f"{error.strerror} (we run as user {os.getuid()})",
             do="give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)",
         ) from error
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """None when there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _find_images(root: Path) -> dict[Modality, Path]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from ensemble.config import Extras
 from ensemble.pipeline import Ensemble, Result
 from ensemble.publish import write_json, write_volume
 from ensemble.readers.base import RawCase
@@ -17,18 +17,6 @@ OUTPUTS = (
     "report.json",
     "overlay.png",
 )
-
-
-@dataclass(frozen=True)
-class Extras:
-    """Which outputs are written beside the mask."""
-
-    report: bool = False
-    """`report.json` and `overlay.png`."""
-    save_probabilities: bool = False
-    """Mean lesion probability of the voters, and each voter's own."""
-    save_member_masks: bool = False
-    """Each voter's own mask, and the number of votes in each voxel."""
 
 
 def write_extras(raw: RawCase, result: Result, ensemble: Ensemble, extras: Extras, folder: Path, suffix: str) -> None:

@@ -1,0 +1,442 @@
+"""The built images under the platform's restrictions (CONTRACT.md section 4). `./test.sh --container` builds them and runs this.
+
+Masks are compared with those that the same weights give outside the container.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from conftest import REPOSITORY, SAMPLE, slowness, tree
+from ensemble.metrics import dice
+from ensemble.volume import grid_of
+
+if not (IMAGE := os.environ.get("CONTAINER_TEST_IMAGE", "")):
+    pytest.skip("needs built images and a container engine: ./test.sh --container", allow_module_level=True)
+
+DOCKER = os.environ.get("DOCKER", "docker")
+GPU = os.environ.get("CONTAINER_TEST_GPU") == "1"
+INVOKE_IMAGE = IMAGE.replace(":", "-invoke:") if ":" in IMAGE else f"{IMAGE}-invoke"
+LABEL = "org.grand-challenge.api-method"
+#: Of the image on a CPU base; with the platform's CUDA base it's that base and as much again.
+MOST_BYTES = 2.5e9
+RESTRICTIONS = [
+    *("--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "16g"),
+    *("--memory-swap", "16g", "--pids-limit", "256", "--shm-size", "128m", "--read-only"),
+    *(["--gpus", "all"] if GPU else []),
+    # on a machine that others keep busy, threads that wait for each other take for ever: OMP_NUM_THREADS=1 ./test.sh --container
+    *(["-e", "OMP_NUM_THREADS"] if "OMP_NUM_THREADS" in os.environ else []),
+    # root on this side lets the image's own user write; anyone else must be able to take the outputs away again
+    *([] if os.getuid() == 0 else ["--user", f"{os.getuid()}:{os.getgid()}"]),
+]
+MASKS = Path("images/stroke-lesion-segmentation")
+CASE = next((SAMPLE / "input" / "images" / "dwi-brain-mri").iterdir()).name
+PATIENCE_S = 900
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ISLES_")}
+
+
+def docker(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [DOCKER, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+    assert not check or done.returncode == 0, f"docker {arguments[0]}: {done.stdout}{done.stderr}"
+    return done
+
+
+def inspect(image: str, what: str) -> Any:
+    return json.loads(docker("image", "inspect", "-f", f"{{{{json {what}}}}}", image).stdout)
+
+
+def fill(root: Path, flair: bool = True, truncate: bool = False) -> None:
+    """Put the sample case into an input folder, in the place of what is there."""
+    for old in root.iterdir():
+        shutil.rmtree(old)
+    shutil.copytree(SAMPLE / "input" / "images", root / "images")
+    if not flair:
+        shutil.rmtree(root / "images" / "flair-brain-mri")
+    if truncate:
+        adc = root / "images" / "adc-brain-mri" / CASE
+        adc.write_bytes(adc.read_bytes()[:-5000])
+    os.chmod(root, 0o755)  # noqa: PTH101
+
+
+class Folders:
+    """What is mounted into a container."""
+
+    def __init__(self, root: Path) -> None:
+        self.input, self.output, self.scratch = (root / name for name in ("in", "out", "tmp"))
+        self.output_volume = str(self.output)
+        for folder in (self.input, self.output, self.scratch):
+            folder.mkdir()
+            folder.chmod(0o777)
+
+    def mounts(self) -> list[str]:
+        return ["-v", f"{self.input}:/input:ro", "-v", f"{self.output_volume}:/output", "-v", f"{self.scratch}:/tmp"]
+
+    def empty_output(self) -> None:
+        for path in self.output.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def one_member(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder with one of the shipped members, to be mounted at /opt/ml/model."""
+    root = tmp_path_factory.mktemp("model")
+    shipped = REPOSITORY / "model_weights"
+    entry = json.loads((shipped / "manifest.json").read_text())["members"][0]
+    shutil.copytree(shipped / entry["folder"], root / entry["folder"])
+    (root / "manifest.json").write_text(json.dumps({"members": [entry]}))
+    subprocess.run(["chmod", "-R", "a+rX", str(root)], check=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def empty_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the platform mounts when no model was uploaded."""
+    folder = tmp_path_factory.mktemp("empty")
+    folder.chmod(0o755)
+    return folder
+
+
+class Expected:
+    """Masks that the same weights give outside the container, each computed once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._masks: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, *options: str, flair: bool = True) -> Any:
+        key = (*options, str(flair))
+        if key not in self._masks:
+            folder = self._root / str(len(self._masks))
+            (folder / "in").mkdir(parents=True)
+            fill(folder / "in", flair)
+            command = [sys.executable, REPOSITORY / "process.py", "--input", folder / "in", "--output", folder / "out"]
+            subprocess.run([*command, *options], check=True, capture_output=True, env=ENVIRONMENT)
+            self._masks[key] = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "out" / MASKS / CASE)))
+        return self._masks[key]
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
+    return Expected(tmp_path_factory.mktemp("expected"))
+
+
+def check_outputs(output: Path, expected: Any) -> None:
+    """Exactly the mask and results.json are there, and the mask is the expected one on the DWI's grid."""
+    assert {name for name, content in tree(output).items() if content != b"<folder>"} == {
+        "results.json",
+        str(MASKS / CASE),
+    }
+    json.loads((output / "results.json").read_text())
+    image = sitk.ReadImage(str(output / MASKS / CASE))
+    assert grid_of(image) == grid_of(sitk.ReadImage(str(SAMPLE / "input" / "images" / "dwi-brain-mri" / CASE)))
+    mask = sitk.GetArrayFromImage(image)
+    assert mask.dtype == np.uint8
+    assert expected.any()
+    # on one kind of processor the masks are the same; a GPU rounds otherwise
+    assert dice(expected, mask) > 0.999 if GPU else np.array_equal(expected, mask)
+
+
+def run_exec(folders: Folders, *options: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = [item for name, value in environment.items() for item in ("-e", f"{name}={value}")]
+    return docker("run", "--rm", *RESTRICTIONS, *folders.mounts(), *options, *variables, IMAGE, check=False)
+
+
+# the images
+
+
+@pytest.mark.parametrize("image", [IMAGE, INVOKE_IMAGE])
+def test_the_platforms_rules_for_images(image: str) -> None:
+    assert inspect(image, ".Config.User").split(":")[0] not in ("", "0", "root")
+    assert inspect(image, ".Architecture") == "amd64"
+    if "BASE_IMAGE" in os.environ:
+        assert inspect(image, ".Size") < MOST_BYTES
+
+
+def test_the_two_images_differ_in_label_and_command_only() -> None:
+    assert inspect(IMAGE, ".RootFS") == inspect(INVOKE_IMAGE, ".RootFS")
+    assert LABEL not in (inspect(IMAGE, ".Config.Labels") or {})
+    assert inspect(INVOKE_IMAGE, ".Config.Labels")[LABEL] == "invoke"
+    assert inspect(INVOKE_IMAGE, ".Config.Cmd") == ["serve"]
+    assert inspect(IMAGE, ".Config.Cmd") is None
+
+
+def test_what_requirements_name_can_be_imported() -> None:
+    names = "fastapi matplotlib networkx nibabel nnunetv2 numpy.testing onnxruntime pandas safetensors scipy.stats SimpleITK"
+    # not torchvision: the index has none for a torch without CUDA, and nothing here uses it
+    names += " skimage.measure sklearn.metrics sympy torch tqdm uvicorn"
+    code = f"import importlib\nfor name in {names.split()!r}: importlib.import_module(name)"
+    script = ["run", "--rm", *RESTRICTIONS, "--tmpfs", "/tmp", "--entrypoint", "python", IMAGE, "-c", code]
+    docker(*script)
+
+
+# one case a run
+
+
+def test_exec_mode(folders: Folders, expected: Expected, empty_model: Path) -> None:
+    fill(folders.input)
+    done = run_exec(folders, "-v", f"{empty_model}:/opt/ml/model:ro", ISLES_TTA="none")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    check_outputs(folders.output, expected("--tta", "none"))
+
+
+def test_exec_mode_with_an_uploaded_model(folders: Folders, expected: Expected, one_member: Path) -> None:
+    fill(folders.input)
+    done = run_exec(folders, "-v", f"{one_member}:/opt/ml/model:ro", ISLES_TTA="none")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert "voted: iso3d\n" in done.stdout
+    check_outputs(folders.output, expected("--tta", "none", "--members", "iso3d"))
+
+
+def test_exec_mode_as_anyone_without_home_on_one_processor(folders: Folders, expected: Expected) -> None:
+    fill(folders.input, flair=False)
+    folders.scratch.chmod(0o1777)
+    narrow = ["--cpus", "1", "--pids-limit", "128", *(["--user", "54321:54321"] if os.getuid() == 0 else [])]
+    done = run_exec(folders, *narrow, ISLES_TTA="none", HOME="/nowhere")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    check_outputs(folders.output, expected("--tta", "none", flair=False))
+
+
+def test_exec_mode_refuses_a_bad_case(folders: Folders) -> None:
+    fill(folders.input, truncate=True)
+    done = run_exec(folders)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert f"/input/images/adc-brain-mri/{CASE}" in done.stdout
+    assert tree(folders.output) == {}
+
+
+# the server
+
+CLIENT = """
+import json, sys, time, urllib.error, urllib.request
+method, path = sys.argv[1:]
+started = time.monotonic()
+try:
+    answer = urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:4743" + path, method=method))
+except urllib.error.HTTPError as error:
+    answer = error
+except OSError as error:
+    sys.exit(f"refused: {error}")
+print(json.dumps([answer.status, json.load(answer), time.monotonic() - started]))
+"""
+
+
+class Server:
+    """A container in invoke mode. It has no network: calls come from inside."""
+
+    def __init__(self, name: str, folders: Folders) -> None:
+        self.name = name
+        self.folders = folders
+
+    def ask(self, method: str, path: str) -> tuple[int, dict[str, Any], float]:
+        status, body, seconds = json.loads(
+            docker("exec", self.name, "python", "-c", CLIENT, method, path, check=True).stdout
+        )
+        return status, body, seconds
+
+    def invoke(self) -> tuple[int, dict[str, Any]]:
+        return self.ask("POST", "/invoke")[:2]
+
+    def await_ready(self) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            done = docker("exec", self.name, "python", "-c", CLIENT, "GET", "/health", check=False)
+            status, _, seconds = json.loads(done.stdout) if done.returncode == 0 else (0, {}, 0.0)
+            assert seconds < 10 * slowness()
+            if status == 200:
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"never ready: {self.log()}")
+
+    def log(self) -> str:
+        done = docker("logs", self.name)
+        return done.stdout + done.stderr
+
+    def await_line(self, beginning: str, count: int = 1) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while sum(line.startswith(beginning) for line in self.log().splitlines()) < count:
+            assert time.monotonic() < until, self.log()
+            time.sleep(0.1)
+
+    def start_invoke(self) -> subprocess.Popen[str]:
+        """Call /invoke and wait until a member is at work."""
+        so_far = sum(line.startswith("member ") for line in self.log().splitlines())
+        command = [DOCKER, "exec", self.name, "python", "-c", CLIENT, "POST", "/invoke"]
+        calling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.await_line("member ", so_far + 1)
+        return calling
+
+
+@contextmanager
+def serving(folders: Folders, *options: object, **environment: str) -> Iterator[Server]:
+    variables = [item for name, value in environment.items() for item in ("-e", f"{name}={value}")]
+    name = f"serve-{uuid.uuid4().hex[:8]}"
+    docker("run", "-d", "--name", name, *RESTRICTIONS, *folders.mounts(), *options, *variables, INVOKE_IMAGE)
+    server = Server(name, folders)
+    try:
+        server.await_ready()
+        yield server
+    except BaseException:
+        print(server.log())
+        raise
+    finally:
+        docker("rm", "-f", name)
+
+
+def stop(server: Server) -> None:
+    """SIGTERM, and SIGKILL after the platform's 5 s, or more on a machine that others keep busy."""
+    docker("stop", "--time", math.ceil(5 * slowness()), server.name)
+
+
+def state(server: Server) -> Mapping[str, Any]:
+    return json.loads(docker("inspect", "-f", "{{json .State}}", server.name).stdout)
+
+
+def test_invoke_mode_one_case_after_the_other(folders: Folders, expected: Expected, empty_model: Path) -> None:
+    none = ["--tta", "none"]
+    with serving(folders, "-v", f"{empty_model}:/opt/ml/model:ro", ISLES_TTA="none") as server:
+        for flair, truncate in ((True, False), (False, False), (True, True), (True, False)):
+            folders.empty_output()
+            fill(folders.input, flair, truncate)
+            status, body = server.invoke()
+            if truncate:
+                assert (status, body["exit_code"]) == (422, 3)
+                assert tree(folders.output) == {}
+            else:
+                assert (status, len(body["voted"])) == (201, 3 if flair else 2), body
+                check_outputs(folders.output, expected(*none, flair=flair))
+        stop(server)
+        assert (state(server)["ExitCode"], state(server)["OOMKilled"]) == (143, False)
+        assert docker("logs", server.name).stderr == ""
+
+
+def test_invoke_mode_with_an_uploaded_model(folders: Folders, expected: Expected, one_member: Path) -> None:
+    fill(folders.input)
+    with serving(folders, "-v", f"{one_member}:/opt/ml/model:ro", ISLES_TTA="none") as server:
+        status, body = server.invoke()
+        assert (status, body["voted"]) == (201, ["iso3d"])
+        check_outputs(folders.output, expected("--tta", "none", "--members", "iso3d"))
+
+
+def test_models_that_cannot_be_loaded_end_the_container_with_4(folders: Folders, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "something.txt").write_text("no weights")
+    model.chmod(0o755)
+    done = docker(
+        "run", "--rm", *RESTRICTIONS, *folders.mounts(), "-v", f"{model}:/opt/ml/model:ro", INVOKE_IMAGE, check=False
+    )
+    assert (done.returncode, done.stderr) == (4, "")
+    assert done.stdout.splitlines()[-1].startswith("ended with exit code 4: no member weights were recognised")
+
+
+def test_faults_in_mid_case_leave_nothing_behind(folders: Folders) -> None:
+    """Inputs that vanish, a worker that is killed, and SIGTERM; one server survives all but the last."""
+    fill(folders.input)
+    with serving(folders, ISLES_MEMBERS="iso3d") as server:
+        calling = server.start_invoke()
+        shutil.rmtree(folders.input / "images")
+        status, body, _ = json.loads(calling.communicate(timeout=PATIENCE_S)[0])
+        assert (status, body["exit_code"]) == (422, 3)
+        assert "was removed" in body["error"]["what"]
+        assert tree(folders.output) == {}
+
+        fill(folders.input)
+        calling = server.start_invoke()
+        find = (
+            "import os\npids = [p for p in os.listdir('/proc') if p.isdigit() and p != '1' and int(p) != os.getpid()]\n"
+        )
+        find += "rss = lambda p: int(open(f'/proc/{p}/statm').read().split()[1])\nos.kill(int(max(pids, key=rss)), 9)"
+        docker("exec", server.name, "python", "-c", find)
+        status, body, _ = json.loads(calling.communicate(timeout=PATIENCE_S)[0])
+        assert (status, body["error"]["what"]) == (500, "the process that segments died")
+        assert tree(folders.output) == {}
+
+        server.await_ready()
+        calling = server.start_invoke()
+        stop(server)
+        calling.communicate(timeout=PATIENCE_S)
+        assert state(server)["ExitCode"] == 143
+        assert tree(folders.output) == {}
+
+
+def test_a_full_output_volume_is_told(folders: Folders) -> None:
+    fill(folders.input)
+    folders.output_volume = f"small-{uuid.uuid4().hex[:8]}"
+    options = ["type=tmpfs", "device=tmpfs", "o=size=8k,mode=1777"]
+    docker("volume", "create", *(item for option in options for item in ("--opt", option)), folders.output_volume)
+    with serving(folders, ISLES_MEMBERS="iso3d", ISLES_TTA="none", ISLES_SAVE_PROBABILITIES="1") as server:
+        status, body = server.invoke()
+        assert (status, body["exit_code"]) == (500, 2), body
+        assert body["error"]["what"] == "the outputs can't be written"
+        assert "ermission" not in body["error"]["found"]
+        left = docker("exec", server.name, "python", "-c", "import os; print(os.listdir('/output'))").stdout
+        assert left == "[]\n"
+        assert server.ask("GET", "/health")[0] == 200
+    docker("volume", "rm", folders.output_volume)
+
+
+# what is uploaded
+
+
+def export(*images: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(REPOSITORY / "export.sh"), *images]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("USER root", "runs as root"),
+        ("USER 0:0", "runs as root"),
+        ('LABEL org.grand-challenge.api-method="invoke"', "but its command is ''"),
+        ('CMD ["serve"]', "but its command is 'serve'"),
+        ('LABEL org.grand-challenge.api-method="job"\nCMD ["serve"]', "is 'job'"),
+    ],
+)
+def test_images_that_the_platform_would_reject_are_not_exported(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\n{lines}\n")
+    bad = f"bad-{uuid.uuid4().hex[:8]}:1"
+    docker("build", "-t", bad, tmp_path)
+    done = export(bad, DIST=str(tmp_path / "dist"))
+    docker("rmi", bad)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "dist").exists()
+
+
+def test_what_is_exported_is_one_image_and_the_weights(tmp_path: Path) -> None:
+    done = export(INVOKE_IMAGE, DIST=str(tmp_path), LEVEL="1")
+    assert done.returncode == 0, done.stderr
+    name, tag = INVOKE_IMAGE.split("/")[-1].split(":")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_{tag}.tar.gz", "model.tar.gz"}
+    with tarfile.open(tmp_path / f"{name}_{tag}.tar.gz") as archive:
+        content = archive.extractfile("manifest.json")
+        assert content is not None
+        assert [image["RepoTags"] for image in json.load(content)] == [[INVOKE_IMAGE]]
+    (tmp_path / f"{name}_{tag}.tar.gz").unlink()  # pytest would keep a gigabyte of it
+    with tarfile.open(tmp_path / "model.tar.gz") as archive:
+        archive.extractall(tmp_path / "model", filter="data")
+    assert tree(tmp_path / "model") == tree(REPOSITORY / "model_weights")

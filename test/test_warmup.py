@@ -1,0 +1,55 @@
+"""The first case that is nobody's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from conftest import StubMember
+from ensemble import warmup
+from ensemble.case import PreparedCase
+from ensemble.inference.engine import Tta
+from ensemble.members.base import InferenceSettings, MemberPrediction
+from ensemble.pipeline import Ensemble
+from ensemble.types import Modality, ProgressCallback
+
+Build = Callable[..., Ensemble]
+
+
+class Recorder(StubMember):
+    """Remembers how it was asked."""
+
+    def __init__(self, name: str, **how: object) -> None:
+        super().__init__(name, **how)  # type: ignore[arg-type]
+        self.asked: list[tuple[str, frozenset[Modality]]] = []
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        self.asked.append((settings.tta, case.modalities))
+        return super().predict(case, settings, progress)
+
+
+def test_every_member_runs_once_without_mirroring(stub_ensemble: Build, caplog: pytest.LogCaptureFixture) -> None:
+    members = Recorder("a"), Recorder("b", needs=(Modality.FLAIR,))
+    with caplog.at_level(logging.WARNING):
+        warmup.warm_up(stub_ensemble(*members, tta="mirror"))
+    assert [member.asked for member in members] == [[(Tta.NONE.value, frozenset(Modality))]] * 2
+    assert not caplog.records
+
+
+def test_a_member_that_fails_is_no_reason_to_end(stub_ensemble: Build, caplog: pytest.LogCaptureFixture) -> None:
+    warmup.warm_up(stub_ensemble(StubMember("a", error=RuntimeError("no kernel image"))))
+    assert "warm-up failed" in caplog.text
+    assert "no kernel image" in caplog.text
+
+
+def test_it_ends_when_time_is_up(
+    stub_ensemble: Build, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(warmup, "LONGEST_S", -1.0)
+    member = Recorder("a")
+    with caplog.at_level(logging.INFO):
+        warmup.warm_up(stub_ensemble(member))
+    assert not member.asked
+    assert "warm-up stopped" in caplog.text
