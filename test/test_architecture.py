@@ -24,9 +24,10 @@ LAYERS = (
     ("networks", "inference"),
     ("members",),
     ("pipeline",),
-    ("report",),
+    ("report", "evaluate"),
     ("contract",),
     ("options", "progress"),
+    ("batch",),
     ("cli",),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
