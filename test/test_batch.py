@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import os
 import random
 import shutil
 import time
@@ -50,10 +49,11 @@ def touch(root: Path, *names: str) -> None:
 def found(dataset: Path, out: Path = Path("/nowhere")) -> dict[str, list[str]]:
     """Names of the files of each case; of a case with a problem, the problem."""
     root = dataset if dataset.is_dir() else dataset.parent
-    return {
-        case.name: [case.problem.what] if case.problem else [path.relative_to(root.resolve()).as_posix() for path in case.files.values()]
-        for case in find_cases(dataset, out)
-    }  # fmt: skip
+    said = {}
+    for case in find_cases(dataset, out):
+        names = [path.relative_to(root.resolve()).as_posix() for path in case.files.values()]
+        said[case.name] = [case.problem.what] if case.problem else names
+    return said
 
 
 # Finding
@@ -66,10 +66,16 @@ def test_the_isles22_release_is_found(tmp_path: Path, inner: str) -> None:
         name = f"{subject}_ses-0001_"
         touch(tmp_path, f"{base}dwi/{name}dwi.nii.gz", f"{base}dwi/{name}adc.nii.gz", f"{base}anat/{name}FLAIR.nii.gz")
         touch(tmp_path, f"{base}dwi/{name}dwi.json", f"derivatives/{subject}/ses-0001/{name}msk.nii.gz")
-    assert found(tmp_path) == {
-        f"{s}/ses-0001": [f"{inner}{s}/ses-0001/{part}/{s}_ses-0001_{m}.nii.gz" for part, m in (("dwi", "dwi"), ("dwi", "adc"), ("anat", "FLAIR"))]
-        for s in ("sub-strokecase0001", "sub-strokecase0002")
-    }  # fmt: skip
+    said = found(tmp_path)
+    assert set(said) == {"sub-strokecase0001/ses-0001", "sub-strokecase0002/ses-0001"}
+    assert said["sub-strokecase0001/ses-0001"] == [
+        f"{inner}sub-strokecase0001/ses-0001/{place}"
+        for place in (
+            "dwi/sub-strokecase0001_ses-0001_dwi.nii.gz",
+            "dwi/sub-strokecase0001_ses-0001_adc.nii.gz",
+            "anat/sub-strokecase0001_ses-0001_FLAIR.nii.gz",
+        )
+    ]
 
 
 def test_contract_folders_are_found(tmp_path: Path) -> None:
@@ -133,7 +139,12 @@ def test_links_are_followed_once_and_the_output_folder_is_no_input(tmp_path: Pat
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_worklist(tmp_path: Path, delimiter: str) -> None:
     touch(tmp_path, "a/1.nii.gz", "a/2.nii.gz", "b/1.nii.gz", "b/2.nii.gz")
-    rows = (["Case", "DWI", "adc", "flair", "remark"], ["B 1", "b/1.nii.gz", "b/2.nii.gz", "", "x"], ["A", "a/1.nii.gz", "a/2.nii.gz", "a/3.nii.gz", ""], ["C", "a/1.nii.gz", "", "", ""])  # fmt: skip
+    rows = (
+        ["Case", "DWI", "adc", "flair", "remark"],
+        ["B 1", "b/1.nii.gz", "b/2.nii.gz", "", "x"],
+        ["A", "a/1.nii.gz", "a/2.nii.gz", "a/3.nii.gz", ""],
+        ["C", "a/1.nii.gz", "", "", ""],
+    )
     (tmp_path / "list.csv").write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows))
     assert found(tmp_path / "list.csv") == {
         "A": ["a/1.nii.gz", "a/2.nii.gz", "a/3.nii.gz"],
@@ -246,7 +257,7 @@ def test_good_cases_are_done_and_bad_ones_explained(
     assert float(row["volume_ml"]) == pytest.approx(phantom_lesion().sum() * GRID.voxel_ml, rel=0.1)
     assert (row["lesions"], row["voters"]) == ("1", "one two")
     assert 0.9 < float(row["agreement"]) <= 1
-    assert set(os.listdir(out / "sub-case001")) == {
+    assert {path.name for path in (out / "sub-case001").iterdir()} == {
         "sub-case001_space-dwi_label-lesion_mask.nii.gz", "sub-case001_space-dwi_label-lesion_mask.json",
         "report.json", "report.html", "overlay.png",
     }  # fmt: skip
@@ -512,7 +523,8 @@ def test_the_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixtur
     for name in ("p1", "p2"):
         write_contract_case(tmp_path / "data" / name)
     common = ["--weights", str(real), "--device", "cpu", "--tta", "none"]
-    assert main(["batch", str(tmp_path / "data"), str(tmp_path / "one"), *common, "--save-probabilities", "--save-member-masks"]) == 0  # fmt: skip
+    extra = ["--save-probabilities", "--save-member-masks"]
+    assert main(["batch", str(tmp_path / "data"), str(tmp_path / "one"), *common, *extra]) == 0
     assert len(list((tmp_path / "one" / "sub-p1").glob("*.nii.gz"))) == 5
     digests = json.loads((tmp_path / "one" / "sub-p1" / "report.json").read_text())["members"][0]["weights_sha256"]
     assert len(digests) == 3

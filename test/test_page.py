@@ -167,7 +167,7 @@ def test_the_tables_say_what_the_report_says(
     row = page.locator("#lesions tbody tr").first.inner_text().split("\t")
     lesion = lesion_table(made)[0]
     assert row[:3] == ["1", f"{lesion['volume_ml']:.3f}", lesion["centre"]]
-    assert row[3] == f"{lesion['first']}–{lesion['last']}"
+    assert row[3] == f"{lesion['first']}\N{EN DASH}{lesion['last']}"
     assert page.locator("#repairs li").all_inner_texts() == ["the ADC header was off", HOSTILE]
     members = page.locator("#members tbody tr").all_inner_texts()
     assert [line.split("\t")[1] for line in members[:3]] == ["voted"] * 3

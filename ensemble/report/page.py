@@ -73,7 +73,7 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
             {
                 "volume_ml": float(inside.sum()) * grid.voxel_ml,
                 "centre": " ".join(
-                    f"{letters[value < 0]} {abs(value):.0f}"
+                    f"{letters[int(value < 0)]} {abs(value):.0f}"
                     for value, letters in zip(centre, ("LR", "PA", "SI"), strict=True)
                 ),
                 "centre_lps_mm": [round(float(value), 1) for value in centre],
