@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run all checks and tests, setting up what is missing. Arguments go to pytest: ./test.sh test/test_fusion.py -x
+# Run all checks and tests, setting up what is missing. The pages are tested in Chromium (apt-get install chromium); without, those are skipped.
+# Arguments go to pytest: ./test.sh test/test_fusion.py -x
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./venv.sh

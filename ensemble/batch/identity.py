@@ -15,6 +15,7 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
 from ensemble.members.manifest import file_sha256
 from ensemble.members.spec import MemberSpec
+from ensemble.readers.imagefile import stem
 from ensemble.report.extras import Extras
 from ensemble.types import Modality
 
@@ -60,12 +61,18 @@ def state_of(files: Mapping[Modality, Path]) -> tuple[Any, ...]:
 
 
 def source_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Files that an image consists of, with their names below its folder: itself, the data file of a header, or a whole folder."""
+    """Files that an image consists of, with their names below its folder.
+
+    That is the file itself, with its b-values (FSL's .bval) and the data file that its header names, where there are such; or all of a
+    folder.
+    """
     if path.is_dir():
         for folder, _, names in sorted(os.walk(path)):
             yield from ((Path(folder, name).relative_to(path).as_posix(), Path(folder, name)) for name in sorted(names))
         return
     yield path.name, path
+    if (b_values := path.with_name(stem(path) + ".bval")).is_file():
+        yield b_values.name, b_values
     if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file():
         with path.open("rb") as header:
             for named in _DATA_FILE.findall(header.read(65536)):
