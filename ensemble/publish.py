@@ -98,9 +98,9 @@ def unwritable(root: Path, error: OSError) -> UsageError:
     )
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that it is the old one or the new one at any moment. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+def replace_text(path: Path, text: str, scratch: Path) -> None:
+    """Write a text file so that it is the old one or the new one at any moment; `scratch` as above. Raises OSError."""
+    draft = scratch / f"{path.name}.{os.getpid()}"
     try:
         draft.write_text(text, encoding="utf-8")
         _to_disk(draft)

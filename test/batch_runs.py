@@ -85,6 +85,7 @@ def run_batch(
     *,
     resume: bool = True,
     report: bool = False,
+    extras: Extras | None = None,
     diary: Path | None = None,
     seconds: float = 0.0,
     config: dict[str, Any] | None = None,
@@ -92,7 +93,7 @@ def run_batch(
     """`batch` with members that call bright voxels lesions."""
     settings = RunConfig(weights=weights, device="cpu", **(config or {}))
     with patch.object(run, "load", partial(_load, diary=diary, seconds=seconds)):
-        return batch(dataset, out, settings, Extras(report=report), resume=resume)
+        return batch(dataset, out, settings, extras or Extras(report=report), resume=resume)
 
 
 def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:

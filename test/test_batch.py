@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -124,6 +127,27 @@ def test_of_a_bids_tree_sessions_without_images_are_named_and_other_folders_left
         "sub-2": "there is no DWI image",
         "sub-3": "there is no DWI and no ADC image",
     }
+
+
+def test_results_of_another_time_are_no_input(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/dwi.nii.gz", "p1/adc.nii.gz", "results/sub-1/sub-1_space-dwi_label-lesion_mask.nii.gz")
+    (tmp_path / "results" / "dataset_description.json").write_text('{"DatasetType": "derivative"}')
+    assert list(found(tmp_path)) == ["p1"]
+
+
+def test_a_folder_that_can_not_be_read_is_a_case_with_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "p1/dwi.nii.gz", "p1/adc.nii.gz", "secret/dwi.nii.gz")
+    really = os.scandir
+
+    def scan(path: str) -> object:
+        if Path(path).name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert found(tmp_path) == {"p1": ["p1/dwi.nii.gz", "p1/adc.nii.gz"], "secret": ["the folder can't be read"]}
 
 
 def test_links_are_followed_once_and_the_output_folder_is_no_input(tmp_path: Path) -> None:
@@ -421,6 +445,29 @@ def test_broken_weights_end_the_batch_before_it_begins(tmp_path: Path) -> None:
     with pytest.raises(WeightsBroken):
         batch(tmp_path / "data", tmp_path / "out", RunConfig(weights=tmp_path / "none"), Extras())
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tree_passes_the_bids_validator(tmp_path: Path, weights: Path) -> None:
+    for name in ("sub-1_ses-a", "case 2"):
+        write_case(tmp_path / "data" / name)
+    write_case(tmp_path / "data" / "sub-3" / "ses-b")
+    extras = Extras(report=True, save_probabilities=True, save_member_masks=True)
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 0
+
+    def errors() -> set[str]:
+        """Codes of what the validator calls an error."""
+        command = [Path(sys.executable).with_name("bids-validator-deno"), "--format", "json", tmp_path / "out"]
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DENO_NO_UPDATE_CHECK": "1",
+        }
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        issues = json.loads(done.stdout)["issues"]["issues"]
+        return {issue["code"] for issue in issues if issue["severity"] == "error"}
+
+    assert errors() == set()
+    (tmp_path / "out" / "sub-case2" / "mask.nii.gz").write_bytes(b"x")
+    assert errors(), "the validator must be able to fail"
 
 
 def test_killed_at_random_moments_and_run_again_the_tree_is_that_of_an_undisturbed_run(

@@ -6,6 +6,7 @@ Nothing that looks like a case is passed over: a folder without usable images, o
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections import defaultdict
@@ -97,7 +98,8 @@ def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
         raise InputRefused("the dataset does not exist", where=root, do="check the path")
     groups: dict[tuple[str, ...], list[_Image]] = defaultdict(list)
     folders: set[Path] = set()
-    for folder, names in _walk(root, out.resolve()):
+    unreadable: list[OSError] = []
+    for folder, names in _walk(root, out.resolve(), unreadable):
         folders.add(folder)
         for name in names:
             if image := what_it_holds(folder / name, root):
@@ -109,6 +111,7 @@ def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
         for folder in _case_folders(root, folders)
         if folder not in used
     ]
+    cases += [_unreadable(error, root) for error in unreadable]
     return tuple(sorted(cases, key=lambda case: case.name))
 
 
@@ -156,6 +159,19 @@ def _no_images(folder: Path) -> InputRefused:
     )
 
 
+def _unreadable(error: OSError, root: Path) -> FoundCase:
+    folder = Path(error.filename)
+    if folder == root:
+        raise error
+    refused = InputRefused(
+        "the folder can't be read",
+        where=folder,
+        found=f"{error.strerror} (we run as user {os.getuid()})",
+        do="give this user the right to read it",
+    )
+    return FoundCase(folder.relative_to(root).as_posix(), problem=refused)
+
+
 def _case_folders(root: Path, folders: Iterable[Path]) -> Iterator[Path]:
     """Folders that stand where a case is expected: sessions and subjects of a BIDS tree, else whatever lies directly below the root."""
     inner = [folder for folder in folders if folder != root]
@@ -167,16 +183,12 @@ def _case_folders(root: Path, folders: Iterable[Path]) -> Iterator[Path]:
         yield from (folder for folder in inner if folder.parent == root)
 
 
-def _walk(root: Path, out: Path) -> Iterator[tuple[Path, list[str]]]:
+def _walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
     """Folders and the names in them, links followed but no folder entered twice; hidden ones and those without cases are not entered."""
     entered: set[str] = set()
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for top, inner, names in os.walk(root, onerror=fail, followlinks=True):
+    for top, inner, names in os.walk(root, onerror=unreadable.append, followlinks=True):
         folder = Path(top)
-        if (real := os.path.realpath(top)) in entered:
+        if (real := os.path.realpath(top)) in entered or (folder != root and _is_derivative(folder)):
             inner.clear()
             continue
         entered.add(real)
@@ -184,6 +196,15 @@ def _walk(root: Path, out: Path) -> Iterator[tuple[Path, list[str]]]:
             name for name in inner if not name.startswith(".") and name not in _NO_CASES and folder / name != out
         )
         yield folder, sorted(name for name in names if not name.startswith("."))
+
+
+def _is_derivative(folder: Path) -> bool:
+    """Whether a folder says of itself that it holds results: ours of another time, for example."""
+    try:
+        described = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and described.get("DatasetType") == "derivative"
 
 
 def _from_worklist(path: Path) -> tuple[FoundCase, ...]:

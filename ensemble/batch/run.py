@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.batch.claims import Session
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe
 from ensemble.batch.places import assign_places
-from ensemble.batch.progress import show
+from ensemble.batch.progress import Show, show
 from ensemble.batch.summary import Row, rows, write_summary
 from ensemble.batch.tree import describe_tree
 from ensemble.batch.work import Job, Outcome, work
@@ -18,7 +19,7 @@ from ensemble.batch.workers import gpus, work_on_each
 from ensemble.config import RunConfig
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.pipeline import load
-from ensemble.publish import check_writable, unwritable
+from ensemble.publish import unwritable
 from ensemble.report.extras import Extras
 
 log = logging.getLogger(__name__)
@@ -40,33 +41,42 @@ def batch(
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
     job = Job(out, config, extras, recipe(specs, digests, config, extras), resume)
-    check_writable(out)
     workers = workers or gpus(config.device)
     outcomes: dict[str, Outcome] = {}
     try:
-        describe_tree(out, dataset)
         session = Session(out)
-        log.info("%d cases in %s", len(cases), dataset)
         try:
-            with closing(show(len(cases))) as shown:
-
-                def tell(outcome: Outcome) -> None:
-                    if outcome.case not in outcomes:
-                        outcomes[outcome.case] = outcome
-                        shown.tell(outcome)
-
-                paired = [(case, places[case.name]) for case in cases]
-                if len(workers) > 1:
-                    work_on_each(workers, job, paired, tell)
-                else:
-                    work(job, session, paired, lambda: load(config), shown, tell)
+            describe_tree(out, session.folder, dataset)
+            log.info("%d cases in %s", len(cases), dataset)
+            paired = [(case, places[case.name]) for case in cases]
+            try:
+                with closing(show(len(cases))) as shown:
+                    tell = _Teller(outcomes, shown)
+                    if len(workers) > 1:
+                        work_on_each(workers, job, paired, tell)
+                    else:
+                        work(job, session, paired, lambda: load(config), shown, tell)
+            finally:  # also what was interrupted has a summary
+                table = rows(out, places, outcomes)
+                write_summary(out, session.folder, table)
         finally:
-            table = rows(out, places, outcomes)
-            write_summary(out, table)
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
     return _close(out, table, outcomes)
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Keeps the first outcome of each case, and passes it on: of processes that share the work, each has one for every case."""
+
+    outcomes: dict[str, Outcome]
+    shown: Show
+
+    def __call__(self, outcome: Outcome) -> None:
+        if outcome.case not in self.outcomes:
+            self.outcomes[outcome.case] = outcome
+            self.shown.tell(outcome)
 
 
 def _close(out: Path, table: list[Row], outcomes: dict[str, Outcome]) -> int:

@@ -61,7 +61,7 @@ def rows(root: Path, places: Mapping[str, Place], outcomes: Mapping[str, Outcome
     return table
 
 
-def write_summary(root: Path, table: Sequence[Row]) -> None:
+def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     """Write `summary.csv` and `index.html`. Raises OSError."""
     from ensemble.report.page import index_page
 
@@ -69,8 +69,8 @@ def write_summary(root: Path, table: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, tuple(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     writer.writerows(map(asdict, table))
-    replace_text(root / "summary.csv", text.getvalue())
-    replace_text(root / "index.html", index_page([asdict(row) for row in table]))
+    replace_text(root / "summary.csv", text.getvalue(), scratch)
+    replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
 
 
 def _of_report(row: Row, report: Mapping[str, Any], place: Place, root: Path) -> Row:

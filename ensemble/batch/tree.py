@@ -138,7 +138,7 @@ def set_aside(root: Path, place: Place) -> Path | None:
     return (root / place.folder).rename(target)
 
 
-def describe_tree(root: Path, dataset: Path) -> None:
+def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
     """Write the files that make the folder a BIDS derivatives dataset. Raises OSError."""
     description = {
         "Name": "Ischemic stroke lesions",
@@ -147,7 +147,9 @@ def describe_tree(root: Path, dataset: Path) -> None:
         "GeneratedBy": [{"Name": "isles-ensemble", "Version": __version__, "Description": RESEARCH_USE}],
         "SourceDatasets": [{"URL": dataset.resolve().as_uri()}],
     }
-    root.mkdir(parents=True, exist_ok=True)
-    replace_text(root / "dataset_description.json", json.dumps(description, indent=2) + "\n")
-    replace_text(root / ".bidsignore", "\n".join(_NO_BIDS) + "\n")
-    replace_text(root / "README.md", _README)
+    for name, text in (
+        ("dataset_description.json", json.dumps(description, indent=2) + "\n"),
+        (".bidsignore", "\n".join(_NO_BIDS) + "\n"),
+        ("README.md", _README),
+    ):
+        replace_text(root / name, text, scratch)

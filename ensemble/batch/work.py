@@ -106,6 +106,9 @@ def work(
     finally:
         reader.shutdown(cancel_futures=True)
         writer.shutdown()  # what was predicted is written, also when the batch is interrupted
+        for future in writing:
+            if future.exception() is None:
+                tell(future.result())
 
 
 Item = TypeVar("Item")

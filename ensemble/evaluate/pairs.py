@@ -18,7 +18,7 @@ _MASK = re.compile(r"(?:^|[_\-. ])(?:lesion[_\-]?)?(?:mask|msk|seg|segmentation|
 #: What is no mask of the lesion, though it lies beside one.
 _OTHER = re.compile(r"(?:^|[_\-. ])(?:dwi|adc|flair|probability|probseg|votes|t1w?|t2w?|brain[_\-]?mask)$|_desc-", re.I)
 #: Folders of a tree that hold something else than a mask of the case.
-_PASSED_OVER = {"members", "sourcedata", "code"}
+_PASSED_OVER = {"members", "superseded", "sourcedata", "code"}
 
 
 @dataclass(frozen=True)

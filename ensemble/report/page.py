@@ -63,15 +63,21 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
     grid = result.case.grid
     canonical = grid.canonical()
     labels, count = lesion_components(result.fused.mask.array)
-    shown, votes = canonical.apply(labels), result.fused.votes.array
+    votes = result.fused.votes.array
+    shown = canonical.apply(np.arange(labels.size).reshape(labels.shape))
+    slice_of = np.empty(labels.size, np.int64)  # of each voxel, as shown
+    slice_of[shown] = np.arange(len(shown))[:, None, None]
+    voxels = np.flatnonzero(labels)
+    by_lesion = voxels[np.argsort(labels.ravel()[voxels], kind="stable")]
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    lesions = np.split(by_lesion, np.cumsum(sizes)[:-1]) if count else []
     table = []
-    for label in np.argsort(-np.bincount(labels.ravel(), minlength=count + 1)[1:], kind="stable") + 1:
-        inside = labels == label
-        slices = np.flatnonzero((shown == label).any(axis=(1, 2))) + 1
-        centre = _world(grid, np.argwhere(inside).mean(axis=0))
+    for inside in sorted(lesions, key=len, reverse=True):
+        slices, areas = np.unique(slice_of[inside] + 1, return_counts=True)
+        centre = _world(grid, np.mean(np.unravel_index(inside, labels.shape), axis=1))
         table.append(
             {
-                "volume_ml": float(inside.sum()) * grid.voxel_ml,
+                "volume_ml": len(inside) * grid.voxel_ml,
                 "centre": " ".join(
                     f"{letters[int(value < 0)]} {abs(value):.0f}"
                     for value, letters in zip(centre, ("LR", "PA", "SI"), strict=True)
@@ -79,8 +85,8 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
                 "centre_lps_mm": [round(float(value), 1) for value in centre],
                 "first": int(slices[0]),
                 "last": int(slices[-1]),
-                "largest": int((shown == label).sum(axis=(1, 2)).argmax()) + 1,
-                "unanimous": float((votes[inside] == len(result.fused.voters)).mean()),
+                "largest": int(slices[areas.argmax()]),
+                "unanimous": float((votes.ravel()[inside] == len(result.fused.voters)).mean()),
             }
         )
     return table
