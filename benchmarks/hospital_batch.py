@@ -192,7 +192,7 @@ def _run_with_kills(data: Path, out: Path, weights: Path, scratch: Path, kills: 
     rng, met = random.Random(seed), 0
     for number in range(kills):
         process = _run(data, out, weights, scratch, "killed")
-        while not (out / ".batch" / "locks").exists() and process.poll() is None:
+        while " cases in " not in (scratch / "killed.log").read_text() and process.poll() is None:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 0.8 * whole_s / kills))
         met += process.poll() is None

@@ -5,6 +5,7 @@ They need Debian's (or any) Chromium: apt-get install chromium. CHROMIUM names a
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from scipy.ndimage import gaussian_filter
 
@@ -30,6 +32,8 @@ from ensemble.volume import Volume
 
 Build = Callable[..., Ensemble]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+#: A machine may be busy with other things.
+PATIENCE_MS = 180_000
 HOSTILE = "</script><script>document.title='broken out'</script><b>&amp; \" '"
 
 
@@ -39,7 +43,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("NO BROWSER: the pages are not tested. Install one: apt-get install chromium")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments) as browser:
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE_MS) as browser:
             yield browser
 
 
@@ -51,6 +55,7 @@ def open_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
 
     def open_(path: Path) -> Page:
         page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
@@ -60,7 +65,7 @@ def open_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
             ),
         )
         page.goto(path.as_uri())
-        page.wait_for_selector("body[data-ready=yes]", timeout=30_000)
+        page.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE_MS)
         return page
 
     yield open_
@@ -86,13 +91,12 @@ def picture(page: Page, panel: int = 0) -> bytes:
 
 def red(page: Page, panel: int = 0) -> dict[str, float]:
     """Pixels of the mask's outline on a panel: how many, and their middle as fractions of the width and height."""
-    script = """canvas => {
-        const d = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data; let n = 0, x = 0, y = 0;
-        for (let i = 0; i < d.length; i += 4) if (d[i] > 200 && d[i+1] < 110 && d[i+2] < 110)
-            { n++; x += (i / 4) % canvas.width; y += Math.floor(i / 4 / canvas.width); }
-        return {n, x: x / n / canvas.width, y: y / n / canvas.height}; }"""
-    found: dict[str, float] = page.locator("#panels canvas").nth(panel).evaluate(script)
-    return found
+    pixels = np.asarray(Image.open(io.BytesIO(picture(page, panel))).convert("RGB")).astype(int)
+    outline = (pixels[..., 0] > 200) & (pixels[..., 1] < 110) & (pixels[..., 2] < 110)
+    if not outline.any():
+        return {"n": 0}
+    y, x = np.nonzero(outline)
+    return {"n": len(x), "x": x.mean() / outline.shape[1], "y": y.mean() / outline.shape[0]}
 
 
 def move_slider(page: Page, to: int) -> None:
