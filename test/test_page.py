@@ -208,7 +208,7 @@ def test_lesions_have_their_volume_place_and_slices(stub_ensemble: Build) -> Non
     first, second = lesion_table(made)
     assert first["volume_ml"] == pytest.approx(24 * 0.03)
     assert first["centre_lps_mm"] == [30 - 3 * 6.5, 40 - 2 * 11, -20 + 5 * 2.5]
-    assert first["centre"] == "L 10 P 18 I 8"
+    assert first["centre"] == "L 10, P 18, I 8"
     assert (first["first"], first["last"]) == (3, 4)
     assert second["centre_lps_mm"] == [24.0, 34.0, 30.0]
     assert (second["first"], second["last"], second["unanimous"]) == (11, 11, 1.0)

@@ -78,7 +78,7 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
         table.append(
             {
                 "volume_ml": len(inside) * grid.voxel_ml,
-                "centre": " ".join(
+                "centre": ", ".join(
                     f"{letters[int(value < 0)]} {abs(value):.0f}"
                     for value, letters in zip(centre, ("LR", "PA", "SI"), strict=True)
                 ),

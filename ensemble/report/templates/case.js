@@ -119,10 +119,10 @@
     context.textAlign = "center";
     context.textBaseline = "middle";
     const middle = [canvas.width / 2, canvas.height / 2];
-    context.fillText("R", edge, middle[1]);
-    context.fillText("L", canvas.width - edge, middle[1]);
-    context.fillText("A", middle[0], edge);
-    context.fillText("P", middle[0], canvas.height - edge);
+    context.strokeStyle = "#000";
+    context.lineWidth = 3 * scale;
+    const places = [["R", edge, middle[1]], ["L", canvas.width - edge, middle[1]], ["A", middle[0], edge], ["P", middle[0], canvas.height - edge]];
+    for (const place of places) { context.strokeText(...place); context.fillText(...place); }
   }
 
   /** Where along the slices the mask lies, and where we are. */
