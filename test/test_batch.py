@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -26,7 +27,10 @@ from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase, find_cases
 from ensemble.batch.identity import input_digests, source_files, state_of
 from ensemble.batch.places import Place, assign_places
+from ensemble.batch.progress import show
 from ensemble.batch.run import batch
+from ensemble.batch.work import Outcome
+from ensemble.batch.workers import gpus
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
@@ -211,13 +215,15 @@ def test_names_become_bids_labels_and_never_meet() -> None:
 
 
 def test_a_case_belongs_to_one_at_a_time_and_failures_are_shared(tmp_path: Path) -> None:
-    first, second = Session(tmp_path), Session(tmp_path)
+    first, second, other = (Session(tmp_path, recipe) for recipe in ("x", "x", "y"))
     lock = first.claim(Place("1"))
     assert lock is not None
     assert second.claim(Place("1")) is None
     first.note_failure(Place("1"), {"message": "x", "exit_code": 3})
     first.release(lock)
     assert second.failure(Place("1")) == {"message": "x", "exit_code": 3}
+    assert other.failure(Place("1")) is None, "with other options it may succeed"
+    other.leave()
     assert second.claim(Place("1")) is not None
     first.leave()
     assert (tmp_path / ".batch").exists(), "somebody is still there"
@@ -226,8 +232,8 @@ def test_a_case_belongs_to_one_at_a_time_and_failures_are_shared(tmp_path: Path)
 
 
 def test_what_a_dead_process_left_is_gone_with_the_next_session(tmp_path: Path) -> None:
-    touch(tmp_path, ".batch/unfinished-x/mask", ".batch/failed/sub-1.json", ".batch/session.lock")
-    session = Session(tmp_path)
+    touch(tmp_path, ".batch/unfinished-x/mask", ".batch/notes-x/sub-1.json", ".batch/session.lock")
+    session = Session(tmp_path, "x")
     assert set(tree(tmp_path)) == {".batch", ".batch/session.lock"}
     session.leave()
 
@@ -259,8 +265,9 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 
 
 def test_good_cases_are_done_and_bad_ones_explained(
-    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "ensemble")
     data, out = write_dataset(tmp_path / "data", good=2), tmp_path / "out"
     before = tree(data)
     assert run_batch(data, out, weights, report=True) == 5
@@ -288,9 +295,8 @@ def test_good_cases_are_done_and_bad_ones_explained(
     assert {path.name for path in out.iterdir()} == {
         "README.md", "dataset_description.json", ".bidsignore", "summary.csv", "index.html", "sub-case000", "sub-case001"
     }  # fmt: skip
-    said = capsys.readouterr().out
-    assert "[7/7]" in said
-    assert "2 cases done (0 of them before), 5 failed" in said
+    assert "[7/7]" in caplog.text
+    assert "2 cases done (0 of them before), 5 failed" in caplog.text
 
 
 def test_what_is_complete_is_kept_and_what_changed_is_made_anew(tmp_path: Path, weights: Path) -> None:
@@ -438,6 +444,33 @@ def test_a_full_disk_ends_the_batch_and_a_rerun_finishes_it(
     assert not (out / ".batch").exists()
     assert run_batch(data, out, weights) == 0
     assert comparable(out) == comparable(whole)
+
+
+def test_a_bar_shows_how_far_it_is_and_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        shown = show(3)
+        for case, status in (("a", "done"), ("b", "failed"), ("c", "kept")):
+            shown.tell(Outcome(case, status))  # type: ignore[arg-type]
+        shown.close()
+    said = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "3/3" in said
+    assert "failed: 1" in said
+    assert "left" in said
+
+
+def test_a_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus("cpu") == ()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert gpus("auto") == ("0", "1", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5c1b")
+    assert gpus("cuda") == ("2", "GPU-5c1b")
 
 
 def test_broken_weights_end_the_batch_before_it_begins(tmp_path: Path) -> None:

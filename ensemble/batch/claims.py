@@ -32,9 +32,13 @@ class Lock:
 class Session:
     """This process's part in the work on an output folder."""
 
-    def __init__(self, root: Path) -> None:
-        """Join those who work on `root`; clean up after an earlier session if there is nobody. Raises OSError."""
+    def __init__(self, root: Path, recipe_key: str) -> None:
+        """Join those who work on `root`; clean up after an earlier session if there is nobody. Raises OSError.
+
+        What is noted counts for processes with the same `recipe_key`: with other weights or options a case may well succeed.
+        """
         self.folder = root / HIDDEN
+        self._notes = self.folder / f"notes-{recipe_key[:16]}"
         self._held: set[Lock] = set()
         self._presence = self._join()
 
@@ -52,17 +56,17 @@ class Session:
 
     def note_done(self, place: Place) -> None:
         """Tell the other processes of this session that a case was done in it."""
-        path = self.folder / "done" / place.prefix
+        path = self._notes / f"{place.prefix}.done"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
     def is_done(self, place: Place) -> bool:
         """Whether a case was done in this session."""
-        return (self.folder / "done" / place.prefix).exists()
+        return (self._notes / f"{place.prefix}.done").exists()
 
     def note_failure(self, place: Place, failure: dict[str, Any]) -> None:
         """Tell the other processes of this session that a case can't be done."""
-        path = self.folder / "failed" / f"{place.prefix}.json"
+        path = self._notes / f"{place.prefix}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
         write_json(failure, draft)
@@ -71,7 +75,7 @@ class Session:
     def failure(self, place: Place) -> dict[str, Any] | None:
         """What was noted of a case in this session."""
         with suppress(OSError, ValueError):
-            noted: dict[str, Any] = json.loads((self.folder / "failed" / f"{place.prefix}.json").read_text())
+            noted: dict[str, Any] = json.loads((self._notes / f"{place.prefix}.json").read_text())
             return noted
         return None
 

@@ -106,11 +106,7 @@ def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
                 groups[image.group].append(image)
     cases = [case for group, images in groups.items() for case in _cases_of(group, images, root)]
     used = {above for images in groups.values() for image in images for above in image.path.parents}
-    cases += [
-        FoundCase(folder.relative_to(root).as_posix(), problem=_no_images(folder))
-        for folder in _case_folders(root, folders)
-        if folder not in used
-    ]
+    cases += [_without_image_files(folder, root) for folder in _case_folders(root, folders) if folder not in used]
     cases += [_unreadable(error, root) for error in unreadable]
     return tuple(sorted(cases, key=lambda case: case.name))
 
@@ -153,10 +149,12 @@ def _missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None
     return None
 
 
-def _no_images(folder: Path) -> InputRefused:
-    return InputRefused(
+def _without_image_files(folder: Path, root: Path) -> FoundCase:
+    """A case's folder in which no file is an image of a modality by its name. The one place for folders of another kind (DICOM)."""
+    refused = InputRefused(
         "there is no DWI and no ADC image", where=folder, found=_names(folder), do="add them, or remove the folder"
     )
+    return FoundCase(folder.relative_to(root).as_posix(), problem=refused)
 
 
 def _unreadable(error: OSError, root: Path) -> FoundCase:

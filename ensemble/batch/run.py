@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ensemble.batch.claims import Session
 from ensemble.batch.find import find_cases
-from ensemble.batch.identity import recipe
+from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.places import assign_places
 from ensemble.batch.progress import Show, show
 from ensemble.batch.summary import Row, rows, write_summary
@@ -44,7 +44,7 @@ def batch(
     workers = workers or gpus(config.device)
     outcomes: dict[str, Outcome] = {}
     try:
-        session = Session(out)
+        session = Session(out, result_key(job.recipe, {}))
         try:
             describe_tree(out, session.folder, dataset)
             log.info("%d cases in %s", len(cases), dataset)

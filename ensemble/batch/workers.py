@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 
 from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase
+from ensemble.batch.identity import result_key
 from ensemble.batch.places import Place
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.config import Device
@@ -83,7 +84,7 @@ def _serve(visible: str, job: Job, cases: Cases, tell: Connection, level: int) -
     logging.getLogger("ensemble").setLevel(level)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        session = Session(job.root)
+        session = Session(job.root, result_key(job.recipe, {}))
         try:
             work(job, session, cases, lambda: load(job.config), Silent(), tell.send)
         finally:

@@ -23,7 +23,8 @@ def summary(result: Result, folder: Path, suffix: str) -> str:
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]
     lines += [f"  note         {repair}" for repair in result.case.repairs]
     lines += [f"  {what:<12} {folder / name}" for what, name in (("mask", f"mask{suffix}"), ("picture", "overlay.png"))]
-    lines += [f"  {'report':<12} {folder / 'report.json'}", RESEARCH_USE]
+    lines += [f"  {what:<12} {folder / name}" for what, name in (("page", "report.html"), ("report", "report.json"))]
+    lines.append(RESEARCH_USE)
     return "\n".join(lines)
 
 
