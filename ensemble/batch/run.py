@@ -82,7 +82,9 @@ class _Teller:
 def _close(out: Path, table: list[Row], outcomes: dict[str, Outcome]) -> int:
     counts = {status: sum(row.status == status for row in table) for status in ("done", "failed")}
     kept = sum(outcome.status == "kept" for outcome in outcomes.values())
-    log.info("%d cases done (%d of them before), %d failed", counts["done"], kept, counts["failed"])
+    log.info(
+        "%d cases done (%d of them before or by another process), %d failed", counts["done"], kept, counts["failed"]
+    )
     for name in ("summary.csv", "index.html"):
         log.info("  %s", out / name)
     codes = {outcome.exit_code for outcome in outcomes.values() if outcome.status == "failed"}
