@@ -370,6 +370,18 @@ def test_what_is_not_ours_is_not_replaced(tmp_path: Path, weights: Path) -> None
     assert (out / "sub-a" / "ses-1" / "mine.txt").exists()
 
 
+@pytest.mark.parametrize("described", ['{"DatasetType": "raw"}', "no json", '{"GeneratedBy": [{"Name": "fmriprep"}]}'])
+def test_another_dataset_is_no_output_folder(tmp_path: Path, weights: Path, described: str) -> None:
+    write_case(tmp_path / "data" / "a")
+    write_case(tmp_path / "out" / "b")
+    (tmp_path / "out" / "dataset_description.json").write_text(described)
+    before = tree(tmp_path)
+    for out in (tmp_path / "data", tmp_path / "out"):
+        with pytest.raises(UsageError, match="a dataset of its own"):
+            run_batch(tmp_path / "data", out, weights)
+    assert tree(tmp_path) == before
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.places import assign_places
 from ensemble.batch.progress import Show, show
 from ensemble.batch.summary import Row, rows, write_summary
-from ensemble.batch.tree import describe_tree
+from ensemble.batch.tree import describe_tree, refuse_foreign_tree
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.batch.workers import gpus, work_on_each
 from ensemble.config import RunConfig
@@ -36,6 +36,7 @@ def batch(
     `workers` names a `CUDA_VISIBLE_DEVICES` for each process to be started; by default there is one process a GPU, or this one.
     Raises InputRefused when there is no case, WeightsBroken, and UsageError when results can't be written.
     """
+    refuse_foreign_tree(out, dataset)
     cases = find_cases(dataset, out)
     places = assign_places(cases)
     specs = find_members(config.weights_folder, config.members)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ensemble import __version__
 from ensemble.batch.places import Place
-from ensemble.errors import InputRefused
+from ensemble.errors import InputRefused, UsageError
 from ensemble.pipeline import Ensemble, Result
 from ensemble.publish import publish_folder, replace_text, write_json, write_volume
 from ensemble.readers.base import RawCase
@@ -24,6 +24,7 @@ REPORT = "report.json"
 #: Results that no longer hold, of cases that can't be done anew.
 SUPERSEDED = "superseded"
 _SPACE = "space-dwi"
+_TOOL = "isles-ensemble"
 _NO_BIDS = (
     REPORT,
     "**/" + REPORT,
@@ -138,13 +139,31 @@ def set_aside(root: Path, place: Place) -> Path | None:
     return (root / place.folder).rename(target)
 
 
+def refuse_foreign_tree(root: Path, dataset: Path) -> None:
+    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite."""
+    described = root / "dataset_description.json"
+    try:
+        makers = json.loads(described.read_text(encoding="utf-8"))["GeneratedBy"]
+        ours = any(maker["Name"] == _TOOL for maker in makers)
+    except FileNotFoundError:
+        ours = True
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours or root.resolve() == dataset.resolve():
+        raise UsageError(
+            "the output folder is a dataset of its own",
+            where=root,
+            do="give a folder of its own to the results of batch",
+        )
+
+
 def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
     """Write the files that make the folder a BIDS derivatives dataset. Raises OSError."""
     description = {
         "Name": "Ischemic stroke lesions",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "isles-ensemble", "Version": __version__, "Description": RESEARCH_USE}],
+        "GeneratedBy": [{"Name": _TOOL, "Version": __version__, "Description": RESEARCH_USE}],
         "SourceDatasets": [{"URL": dataset.resolve().as_uri()}],
     }
     for name, text in (
@@ -152,4 +171,5 @@ def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
         (".bidsignore", "\n".join(_NO_BIDS) + "\n"),
         ("README.md", _README),
     ):
-        replace_text(root / name, text, scratch)
+        if name == "dataset_description.json" or not (root / name).exists():  # the others may have been edited
+            replace_text(root / name, text, scratch)
