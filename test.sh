@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run all checks and tests, setting up what is missing.
+# Run all checks and tests, setting up what is missing. The pages are tested in Chromium (apt-get install chromium); without, those are skipped.
 #   ./test.sh                          checks and tests
 #   ./test.sh test/test_fusion.py -x   arguments go to pytest
 #   ./test.sh --container [ARGUMENT]   build the images and test them under the platform's restrictions; needs a container engine

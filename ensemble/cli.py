@@ -12,7 +12,7 @@ from contextlib import closing
 from types import FrameType
 
 from ensemble.config import Extras
-from ensemble.errors import UsageError, UserError, WeightsBroken
+from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.streams import messages_to_stdout
 from ensemble.types import Modality
@@ -27,7 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         logging.getLogger("ensemble").setLevel(logging.DEBUG if options.verbose else logging.INFO)
-        return {None: _contract, "run": _run, "serve": _serve, "members": _members}[options.command](options)
+        commands = {
+            None: _contract,
+            "run": _run,
+            "serve": _serve,
+            "members": _members,
+            "batch": _batch,
+            "evaluate": _evaluate,
+        }
+        return commands[options.command](options)
     except UserError as error:
         log.error("error: %s", error)  # on stdout: a line on stderr marks a job on grand-challenge
         return error.exit_code
@@ -117,6 +125,19 @@ def _members(options: argparse.Namespace) -> int:
         return 0
     specs = show_members(config)
     return 0 if options.action == "list" or check_members(config, specs) else WeightsBroken.exit_code
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from ensemble.batch.run import batch
+
+    extras = _extras(options, report=options.report)
+    return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from ensemble.evaluate.run import evaluate
+
+    return InputRefused.exit_code if evaluate(options.predictions, options.ground_truth, options.out) else 0
 
 
 def _extras(options: argparse.Namespace, *, report: bool) -> Extras:

@@ -71,7 +71,7 @@ class Extras:
     """Which outputs are written beside the mask."""
 
     report: bool = False
-    """`report.json` and `overlay.png`."""
+    """`report.json`, `report.html` and `overlay.png`."""
     save_probabilities: bool = False
     """Mean lesion probability of the voters, and each voter's own."""
     save_member_masks: bool = False

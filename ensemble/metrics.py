@@ -38,16 +38,21 @@ def dice(truth: AnyArray, prediction: AnyArray) -> float:
     return 2.0 * int((truth & prediction).sum()) / total if total else 1.0
 
 
+def detected_lesions(truth: AnyArray, prediction: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Voxels of each lesion of the first mask, and whether any of them lies in the second (bool): two arrays (lesions,)."""
+    labels, count = lesion_components(truth)
+    voxels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    touched = np.bincount(labels[prediction.astype(bool)], minlength=count + 1)[1:]
+    return voxels, touched > 0
+
+
 def lesion_f1(truth: AnyArray, prediction: AnyArray) -> float:
     """F1 score of lesion detection; 1 when both masks are empty."""
-    true_labels, true_count = lesion_components(truth)
-    predicted_labels, predicted_count = lesion_components(prediction)
-    if true_count + predicted_count == 0:
+    found, confirmed = detected_lesions(truth, prediction)[1], detected_lesions(prediction, truth)[1]
+    if len(found) + len(confirmed) == 0:
         return 1.0
-    both = (true_labels > 0) & (predicted_labels > 0)
-    found = len(np.unique(true_labels[both]))
-    false = predicted_count - len(np.unique(predicted_labels[both]))
-    return 2.0 * found / (2.0 * found + false + (true_count - found))
+    hits, missed, false = int(found.sum()), int((~found).sum()), int((~confirmed).sum())
+    return 2.0 * hits / (2.0 * hits + false + missed)
 
 
 def absolute_volume_difference_ml(

@@ -22,7 +22,7 @@ and the mask and results.json appear below --output. Every option is also read f
 ISLES_MIN_MEMBERS, and so on; what stands on the command line wins.
 
 exit codes: 0 done; 2 wrong usage or unwritable output; 3 input refused; 4 weights missing or broken; 5 too few members voted; 1 a bug.
-On any other code than 0 the output folder is left as it was.
+On any other code than 0 the output folder is left as it was (batch: what was done stays, each case whole or absent).
 
 For research only. Not a medical device."""
 
@@ -135,17 +135,61 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         default="fp32",
         help="of packed weights: the same bits (fp32, the default), or half the size (fp16)",
     )
-    return root, {"run": run, "serve": serve, "members": members}
+    batch = commands.add_parser(
+        "batch",
+        help="segment every case of a dataset",
+        parents=[common],
+        argument_default=argparse.SUPPRESS,
+        description="Segment every case of a BIDS tree, of a folder with <case>/{dwi,adc,flair}.* or <case>/images/dwi-brain-mri/...,"
+        " or of a .csv with the columns case, dwi, adc, flair. Writes BIDS derivatives, summary.csv and index.html. A case that fails"
+        " is recorded and the rest goes on; the exit code is then the failed cases' worst. What is complete stays so whatever"
+        " happens, and calling again does the rest; several calls may share one output folder.",
+    )
+    batch.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
+    batch.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
+    _add(
+        batch,
+        "--resume",
+        flag=True,
+        default=True,
+        help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
+    )
+    _add(batch, "--report", flag=True, help="also write report.html and overlay.png of each case")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure predicted masks against true ones, as ISLES'22 does",
+        parents=[_messages()],
+        argument_default=argparse.SUPPRESS,
+        description="Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
+        " true mask. Masks on different grids are refused. Exit code 3 when a case can't be measured; the others are.",
+    )
+    evaluate.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder of masks (or one mask)")
+    evaluate.add_argument("ground_truth", type=Path, metavar="GROUND_TRUTH", help="folder of true masks (or one)")
+    _add(
+        evaluate,
+        "--out",
+        type=Path,
+        needed=True,
+        metavar="CSV",
+        help="a row a case; CSV_summary.csv and CSV_plots.png appear beside it",
+    )
+    return root, {"run": run, "serve": serve, "members": members, "batch": batch, "evaluate": evaluate}
 
 
 def _add_contract(group: Any) -> None:
     _add(group, "--input", type=Path, default=Path("/input"), metavar="DIR", help="input root (default: /input)")
     _add(group, "--output", type=Path, default=Path("/output"), metavar="DIR", help="output root (default: /output)")
-    _add(group, "--report", flag=True, help="also write report.json and overlay.png")
+    _add(group, "--report", flag=True, help="also write report.json, report.html and overlay.png")
+
+
+def _messages() -> _Parser:
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    _add(parser.add_argument_group("messages"), "--verbose", flag=True, help="more about what happens")
+    return parser
 
 
 def _common() -> _Parser:
-    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS, parents=[_messages()])
     group = parser.add_argument_group("how cases are segmented")
     _add(
         group,
@@ -181,8 +225,6 @@ def _common() -> _Parser:
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
     _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
-    group = parser.add_argument_group("messages")
-    _add(group, "--verbose", flag=True, help="more about what happens")
     return parser
 
 
@@ -195,7 +237,7 @@ def _add(
     """
     if flag:
         settings |= {"action": argparse.BooleanOptionalAction}
-        default = False
+        default = bool(default)
     action = group.add_argument(name, default=argparse.SUPPRESS, **settings)
     action.fallback, action.needed = default, needed
 

@@ -1,14 +1,15 @@
 """The main path: images of one case in, fused lesion mask out.
 
-load(config)  ->  Ensemble          networks in memory, once
-segment(raw, ensemble)  ->  Result  prepare, let each member predict, fuse
+load(config)  ->  Ensemble               networks in memory, once
+segment(raw, ensemble)  ->  Result       prepare, let each member predict, fuse
+predict(prepared, ensemble)  ->  Result  the same for a case that was prepared meanwhile (batches)
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -19,7 +20,7 @@ from ensemble.errors import InputRefused, MembersFailed
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.base import InferenceSettings, Member, MemberPrediction
-from ensemble.members.manifest import MemberSpec, find_members, find_unsupported, open_member
+from ensemble.members.manifest import MemberSpec, find_members, find_unsupported, open_member, weight_digests
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.readers.base import RawCase
 from ensemble.types import FloatArray
@@ -47,6 +48,8 @@ class Ensemble:
     members: tuple[Member, ...]
     seconds: float
     """How long loading took."""
+    digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By member: SHA-256 of each file that determines what it predicts."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def load(config: RunConfig) -> Ensemble:
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)
-    return Ensemble(config, settings, specs, members, time.perf_counter() - started)
+    digests = {spec.name: weight_digests(spec) for spec in specs}
+    return Ensemble(config, settings, specs, members, time.perf_counter() - started, digests)
 
 
 def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
@@ -93,6 +97,14 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare", watcher):
         case = prepare(raw, ensemble.config.skull_strip, ensemble.settings.device)
+    return predict(case, ensemble, watcher, seconds)
+
+
+def predict(
+    case: PreparedCase, ensemble: Ensemble, watcher: Watcher, spent: Mapping[str, float] | None = None
+) -> Result:
+    """Segment a prepared case; `spent` is what earlier stages took. Raises as `segment` does."""
+    seconds = dict(spent or {})
     for repair in case.repairs:
         log.info("note: %s", repair)
     outcomes: list[MemberOutcome] = []

@@ -44,18 +44,82 @@ def publish(root: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
         with _signals_held():
             _move_all(staging, root, replaces)
     except OSError as error:
-        found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-        raise UsageError(
-            "the outputs can't be written",
-            where=root,
-            found=f"{found} (we run as user {os.getuid()})",
-            do="check permissions and free space of the output folder",
-        ) from error
+        raise unwritable(root, error) from error
     finally:
         with _signals_held():
             if staging != root:
                 shutil.rmtree(staging, ignore_errors=True)
             _remove_empty(made)
+
+
+@contextmanager
+def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
+    """Give an empty folder; when the block ends well, it stands at `target`, complete and on disk, in place of what stood there.
+
+    `scratch` is a folder on the same file system for what is unfinished. At any moment, even if the machine stops, `target` is what it
+    was, absent, or complete. When the block raises, it is what it was. Raises UsageError when something can't be written.
+    """
+    staging = scratch  # until there is one
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix="unfinished-", dir=scratch))
+        (new := staging / "new").mkdir()  # with the permissions that others expect, which mkdtemp does not give
+        yield new
+        for path in (*new.rglob("*"), new):
+            _to_disk(path)
+        with _signals_held():
+            made = [folder for folder in target.parents if not folder.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rename(staging / "old")
+            try:
+                new.rename(target)
+            except BaseException:
+                if (staging / "old").exists():
+                    (staging / "old").rename(target)
+                _remove_empty(made)
+                raise
+            for folder in {target.parent, *(folder.parent for folder in made)}:
+                _to_disk(folder)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
+        if staging != scratch:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def unwritable(root: Path, error: OSError) -> UsageError:
+    """What to tell a user whose outputs can't be written."""
+    found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+    return UsageError(
+        "the outputs can't be written",
+        where=root,
+        found=f"{found} (we run as user {os.getuid()})",
+        do="check permissions and free space of the output folder",
+    )
+
+
+def replace_text(path: Path, text: str, scratch: Path) -> None:
+    """Write a text file so that it is the old one or the new one at any moment; `scratch` as above. Raises OSError."""
+    draft = scratch / f"{path.name}.{os.getpid()}"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        _to_disk(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on disk; some network file systems know no such thing for folders."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(root: Path) -> None:

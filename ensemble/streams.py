@@ -7,8 +7,10 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +27,47 @@ def messages_to_stdout(level: int = logging.INFO) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+class _Catcher:
+    """Takes the process's stderr for as long as any thread asks for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._kept = -1
+        self._file: BinaryIO | None = None
+
+    def begin(self) -> None:
+        with self._lock:
+            self._asking += 1
+            if self._asking > 1:
+                return
+            with suppress(OSError):  # else there is no stderr to keep clean
+                self._kept = os.dup(2)
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115
+                os.dup2(self._file.fileno(), 2)
+
+    def end(self) -> None:
+        with self._lock:
+            self._asking -= 1
+            if self._asking or self._file is None:
+                return
+            os.dup2(self._kept, 2)
+            os.close(self._kept)
+            with self._file as caught:
+                self._file = None
+                caught.seek(0)
+                if said := caught.read().decode(errors="replace").strip():
+                    log.debug("image library: %s", said)
+
+
+_catcher = _Catcher()
+
+
 @contextmanager
 def native_stderr_to_log() -> Iterator[None]:
-    """Send to our log what native libraries write to the process's stderr by themselves."""
+    """Send to our log what native libraries write to the process's stderr by themselves; any number of threads may do so at once."""
+    _catcher.begin()
     try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr to keep clean
         yield
-        return
-    with tempfile.TemporaryFile() as catcher:
-        os.dup2(catcher.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            catcher.seek(0)
-            if said := catcher.read().decode(errors="replace").strip():
-                log.debug("image library: %s", said)
+    finally:
+        _catcher.end()

@@ -24,9 +24,10 @@ LAYERS = (
     ("case",),
     ("members",),
     ("pipeline",),
-    ("report", "warmup"),
+    ("report", "evaluate", "warmup"),
     ("contract",),
     ("options", "progress"),
+    ("batch",),
     ("cli",),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

@@ -95,7 +95,7 @@ def test_run_writes_mask_report_and_picture(tmp_path: Path, weights: Path) -> No
     dwi, adc = write_image(arrays[DWI], tmp_path / "my dwi.nii.gz"), write_image(arrays[ADC], tmp_path / "adc.nrrd")
     done = process("run", "--dwi", dwi, "--adc", adc, "--out", tmp_path / "out", "--weights", weights, "--tta", "none")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    assert set(tree(tmp_path / "out")) == {"mask.nii.gz", "overlay.png", "report.json"}
+    assert set(tree(tmp_path / "out")) == {"mask.nii.gz", "overlay.png", "report.html", "report.json"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [member["status"] for member in report["members"]] == ["voted", "not applicable"]
     assert all(len(digest) == 64 for member in report["members"] for digest in member["weights_sha256"].values())

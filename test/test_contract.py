@@ -84,6 +84,7 @@ def test_extras_lie_beside_the_mask_when_asked_for(tmp_path: Path, stub_ensemble
         "images/stroke-lesion-segmentation/case-1.mha",
         "results.json",
         "report.json",
+        "report.html",
         "overlay.png",
         "probability.mha",
         "votes.mha",

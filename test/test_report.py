@@ -102,6 +102,7 @@ def test_closing_lines(result: Result) -> None:
         "needs FLAIR",
         "/o/mask.nii.gz",
         "/o/overlay.png",
+        "/o/report.html",
         "/o/report.json",
     ):
         assert part in text

@@ -23,8 +23,9 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
-from ensemble.readers.native import MOST_VOXELS, last_line, native_stderr_to_log, refuse_impossible_place
+from ensemble.readers.native import MOST_VOXELS, last_line, refuse_impossible_place
 from ensemble.readers.volumes import DIFFUSION_B, diffusion_weighted
+from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray, Modality
 from ensemble.volume import Volume
 

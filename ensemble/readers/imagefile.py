@@ -16,8 +16,9 @@ from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom import is_dicom, read_dicom
 from ensemble.readers.integrity import remarks_or_refusal
-from ensemble.readers.native import MOST_VOXELS, last_line, native_stderr_to_log, refuse_impossible_place
+from ensemble.readers.native import MOST_VOXELS, last_line, refuse_impossible_place
 from ensemble.readers.volumes import diffusion_weighted
+from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
 from ensemble.volume import from_sitk
 

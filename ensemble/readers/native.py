@@ -1,12 +1,7 @@
-"""ITK as a library that must not write to our streams, and what its images must have before they are ours."""
+"""What an image that ITK has read must have before it is ours."""
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +10,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 
-log = logging.getLogger(__name__)
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to stderr
 
 #: Largest deviation of the direction matrix's columns from unit length and right angles (as cosines).
 SKEW = 1e-3
@@ -38,27 +33,6 @@ def refuse_impossible_place(grid: Grid, path: Path, label: str) -> None:
             found=f"voxel to world (LPS, mm): {rows}",
             do="export it again, with axes at right angles",
         )
-
-
-@contextmanager
-def native_stderr_to_log() -> Iterator[None]:
-    """Image libraries write to the process's stderr by themselves, which marks a job with a warning: send it to our log."""
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr to keep clean
-        yield
-        return
-    with tempfile.TemporaryFile() as catcher:
-        os.dup2(catcher.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            catcher.seek(0)
-            if said := catcher.read().decode(errors="replace").strip():
-                log.debug("image library: %s", said)
 
 
 def last_line(error: Exception) -> str:

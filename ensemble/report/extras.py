@@ -15,6 +15,7 @@ OUTPUTS = (
     *(f"{name}.{suffix}" for name in ("mask", "probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
     *(f"members/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
     "report.json",
+    "report.html",
     "overlay.png",
 )
 
@@ -31,7 +32,14 @@ def write_extras(raw: RawCase, result: Result, ensemble: Ensemble, extras: Extra
         for prediction in predictions:
             write_volume(prediction.mask, folder / "members" / f"{prediction.member}_mask{suffix}")
     if extras.report:
-        from ensemble.report.figure import draw_overlay  # matplotlib takes a second to import
-
-        draw_overlay(result, folder / "overlay.png")
+        write_report(raw, result, ensemble, folder)
         write_json(build_report(raw, result, ensemble), folder / "report.json")
+
+
+def write_report(raw: RawCase, result: Result, ensemble: Ensemble, folder: Path) -> None:
+    """Write what people look at: `overlay.png` and `report.html`."""
+    from ensemble.report.figure import draw_overlay  # matplotlib takes a second to import
+    from ensemble.report.page import write_page
+
+    draw_overlay(result, folder / "overlay.png")
+    write_page(build_report(raw, result, ensemble), result, folder / "report.html")

@@ -14,11 +14,11 @@ from ensemble.metrics import lesion_components
 from ensemble.pipeline import Result
 from ensemble.report.run_report import RESEARCH_USE
 from ensemble.report.summary import headline
+from ensemble.report.views import WINDOWS, brain_box
 from ensemble.types import AnyArray, Modality
 
 _COLUMNS = 4
-#: Display window in units of normal tissue (see `prepare/units.py`).
-_WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5)}
+_SHOWN = (Modality.DWI, Modality.ADC)
 _MASK, _DISPUTED = "#ff3b30", "#ffd60a"
 
 
@@ -28,15 +28,16 @@ def draw_overlay(result: Result, path: Path) -> None:
     mask = canonical.apply(result.fused.mask.array)
     votes = canonical.apply(result.fused.votes.array)
     slices = _slices(mask, canonical.apply(result.case.brain.array))
-    box = _bounding_box(canonical.apply(result.case.brain.array))
+    box = brain_box(canonical.apply(result.case.brain.array))
     spacing = canonical.spacing(result.case.grid.spacing_zyx_mm)
     figure = Figure(figsize=(3.1 * len(slices), 7.1), facecolor="black", layout="constrained")
-    axes = figure.subplots(len(_WINDOWS), len(slices), squeeze=False)
-    for row, (modality, window) in enumerate(_WINDOWS.items()):
+    axes = figure.subplots(len(_SHOWN), len(slices), squeeze=False)
+    for row, modality in enumerate(_SHOWN):
+        low, high = WINDOWS[modality]
         image = canonical.apply(result.case.physical[modality].array)
         for column, z in enumerate(slices):
             ax: Axes = axes[row, column]
-            ax.imshow(image[z][box], cmap="gray", vmin=window[0], vmax=window[1], aspect=spacing[1] / spacing[2])
+            ax.imshow(image[z][box], cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[2])
             _outline(ax, votes[z][box] > 0, _DISPUTED, 0.7)
             _outline(ax, mask[z][box], _MASK, 1.1)
             _letters(ax)
@@ -72,13 +73,6 @@ def _slices(mask: AnyArray, brain: AnyArray) -> list[int]:
     spread = [int(np.searchsorted(share, (k + 0.5) / _COLUMNS)) for k in range(_COLUMNS)]
     spare = [z for z in dict.fromkeys(spread) if z not in chosen]
     return sorted(chosen + spare[: _COLUMNS - len(chosen)])
-
-
-def _bounding_box(brain: AnyArray) -> tuple[slice, slice]:
-    """In-plane box around the brain, with a small margin."""
-    ends = [np.flatnonzero(brain.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
-    rows, columns = (slice(max(int(low) - 4, 0), int(high) + 5) for low, high in ends)
-    return rows, columns
 
 
 def _outline(ax: Axes, region: AnyArray, colour: str, width: float) -> None:

@@ -1,16 +1,17 @@
-"""What ran and what came of it, as data: the content of `report.json`. Pure; nothing is read or measured here but file digests."""
+"""What ran and what came of it, as data: the content of `report.json`. Pure: nothing is read or measured here."""
 
 from __future__ import annotations
 
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
+from statistics import mean
 from typing import Any
 
 from ensemble import __version__
 from ensemble.inference.device import describe_device
-from ensemble.members.manifest import weight_digests
-from ensemble.metrics import volume_ml
+from ensemble.metrics import dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.readers.base import RawCase
 
@@ -37,6 +38,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
             "brain_volume_ml": round(volume_ml(result.case.brain.array, grid.spacing_zyx_mm), 1),
         },
         "lesion": {"volume_ml": round(result.lesion_ml, 4), "count": result.lesion_count},
+        "agreement": agreement(result),
         "fusion": {"method": ensemble.config.fusion, "voters": list(result.fused.voters)},
         "members": [_member(outcome, ensemble, grid.spacing_zyx_mm) for outcome in result.outcomes],
         "repairs": list(result.case.repairs),
@@ -45,6 +47,14 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
         "config": ensemble.config.as_json(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
+
+
+def agreement(result: Result) -> float | None:
+    """How far the voters agree: mean Dice of their masks, two by two (1 when all are empty); None for a single voter."""
+    masks = [outcome.prediction.mask.array for outcome in result.outcomes if outcome.prediction is not None]
+    if len(masks) < 2:
+        return None
+    return round(mean(dice(one, other) for one, other in combinations(masks, 2)), 4)
 
 
 def _member(outcome: MemberOutcome, ensemble: Ensemble, spacing_zyx_mm: tuple[float, float, float]) -> dict[str, Any]:
@@ -56,7 +66,7 @@ def _member(outcome: MemberOutcome, ensemble: Ensemble, spacing_zyx_mm: tuple[fl
         entry["volume_ml"] = round(volume_ml(prediction.mask.array, spacing_zyx_mm), 4)
         entry["networks"] = prediction.networks
         entry["seconds"] = round(outcome.seconds, 3)
-    return entry | {"weights_sha256": weight_digests(spec)}
+    return entry | {"weights_sha256": dict(ensemble.digests.get(spec.name, {}))}
 
 
 def _version(package: str) -> str | None:

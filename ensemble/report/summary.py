@@ -22,7 +22,8 @@ def summary(result: Result, folder: Path, suffix: str) -> str:
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]
     lines += [f"  {what:<12} {folder / name}" for what, name in (("mask", f"mask{suffix}"), ("picture", "overlay.png"))]
-    lines += [f"  {'report':<12} {folder / 'report.json'}", RESEARCH_USE]
+    lines += [f"  {what:<12} {folder / name}" for what, name in (("page", "report.html"), ("report", "report.json"))]
+    lines.append(RESEARCH_USE)
     return "\n".join(lines)
 
 

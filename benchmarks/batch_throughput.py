@@ -1,0 +1,76 @@
+"""How much of the resident engine's pure rate does a batch keep?
+
+    python -m benchmarks.batch_throughput --work SCRATCH [--cases 12] [--members a,b] [--tta none] [--report]
+
+The same cases, in one process, with the shipped members: first the pure rate, cases prepared in memory and handed to the networks one after
+the other (`pipeline.predict`); then a whole batch, reading, checks, networks, writing and summary included, start of the process and
+loading of the weights not, since they happen once. Prints both and their ratio; exit code 1 below 0.9.
+
+Wall time means something on an idle machine only. On a loaded one look at CPU seconds: all work of the batch against that of the networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+from ensemble.batch import run
+from ensemble.case import prepare
+from ensemble.config import RunConfig
+from ensemble.inference.device import describe_device
+from ensemble.pipeline import load, predict
+from ensemble.progress import Silent
+from ensemble.readers.imagefile import read_case
+from ensemble.report.extras import Extras
+from ensemble.types import Modality
+
+_SAMPLE = Path(__file__).resolve().parent.parent / "test" / "sample" / "input" / "images"
+LEAST = 0.9
+
+
+def main() -> None:
+    options = _options()
+    config = RunConfig(members=options.members, device=options.device, tta=options.tta)
+    files = {modality: next((_SAMPLE / f"{modality}-brain-mri").glob("*.mha")) for modality in Modality}
+    data, out = options.work / "data", options.work / "out"
+    for folder in (data, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    for number in range(options.cases):
+        (data / f"p{number:03d}").mkdir(parents=True)
+        for modality, file in files.items():
+            shutil.copy(file, data / f"p{number:03d}" / f"{modality}.mha")
+    ensemble = load(config)
+    case = prepare(read_case("sample", files))
+    predict(case, ensemble, Silent())  # the first one is slower
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(options.cases):
+        predict(case, ensemble, Silent())
+    pure, pure_cpu = (time.perf_counter() - wall) / options.cases, (time.process_time() - cpu) / options.cases
+    with patch.object(run, "load", lambda config: ensemble):
+        wall, cpu = time.perf_counter(), time.process_time()
+        code = run.batch(data, out, config, Extras(report=options.report))
+    batch, batch_cpu = (time.perf_counter() - wall) / options.cases, (time.process_time() - cpu) / options.cases
+    print(f"{options.cases} copies of the sample case, {describe_device(ensemble.settings.device)}, TTA {config.tta}")
+    print(f"networks alone: {pure:.2f} s a case ({pure_cpu:.2f} CPU s)")
+    print(f"batch:          {batch:.2f} s a case ({batch_cpu:.2f} CPU s), exit code {code}")
+    print(f"rate of the batch / rate of the networks: {pure / batch:.3f} (at least {LEAST})")
+    sys.exit(code or int(pure / batch < LEAST))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="rate of a batch beside that of its networks")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder outside the repository")
+    parser.add_argument("--cases", type=int, default=12)
+    parser.add_argument("--members", type=lambda text: tuple(text.split(",")))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--tta", choices=("mirror", "none"), default="none")
+    parser.add_argument("--report", action="store_true", help="with picture and page of each case")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Several processes, on one machine or several, share an output folder: who works on which case, and who is there at all.
+
+Locks are `flock`s on files in `.batch/`, so that the system releases those of a process that dies in whatever way. `.batch/` also holds
+unfinished results and the failures of this session, a session being the time in which at least one process is there: the first one
+to come cleans up, the last one to go takes the folder away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble.batch.places import Place
+from ensemble.publish import write_json
+
+HIDDEN = ".batch"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held until it is released or the process ends."""
+
+    descriptor: int
+
+
+class Session:
+    """This process's part in the work on an output folder."""
+
+    def __init__(self, root: Path, recipe_key: str) -> None:
+        """Join those who work on `root`; clean up after an earlier session if there is nobody. Raises OSError.
+
+        What is noted counts for processes with the same `recipe_key`: with other weights or options a case may well succeed.
+        """
+        self.folder = root / HIDDEN
+        self._notes = self.folder / f"notes-{recipe_key[:16]}"
+        self._held: set[Lock] = set()
+        self._presence = self._join()
+
+    def claim(self, place: Place) -> Lock | None:
+        """The right to work on a case; None while another process has it."""
+        lock = _lock(self.folder / "locks" / f"{place.prefix}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock is not None:
+            self._held.add(lock)
+        return lock
+
+    def release(self, lock: Lock) -> None:
+        """Give a case back."""
+        self._held.discard(lock)
+        os.close(lock.descriptor)
+
+    def note_done(self, place: Place) -> None:
+        """Tell the other processes of this session that a case was done in it."""
+        path = self._notes / f"{place.prefix}.done"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def is_done(self, place: Place) -> bool:
+        """Whether a case was done in this session."""
+        return (self._notes / f"{place.prefix}.done").exists()
+
+    def note_failure(self, place: Place, failure: dict[str, Any]) -> None:
+        """Tell the other processes of this session that a case can't be done."""
+        path = self._notes / f"{place.prefix}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        write_json(failure, draft)
+        draft.replace(path)
+
+    def failure(self, place: Place) -> dict[str, Any] | None:
+        """What was noted of a case in this session."""
+        with suppress(OSError, ValueError):
+            noted: dict[str, Any] = json.loads((self._notes / f"{place.prefix}.json").read_text())
+            return noted
+        return None
+
+    def leave(self) -> None:
+        """Give everything back and go; the last one to go takes the hidden folder away."""
+        for lock in list(self._held):
+            self.release(lock)
+        with suppress(OSError):
+            fcntl.flock(self._presence.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the lock's own file goes last, and with it the folder: whoever opens it in between finds out (see _lock)
+            for path in self.folder.iterdir():
+                if path.name != "session.lock":
+                    _remove(path)
+            (self.folder / "session.lock").unlink()
+            self.folder.rmdir()
+        os.close(self._presence.descriptor)
+
+    def _join(self) -> Lock:
+        path = self.folder / "session.lock"
+        if alone := _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for left in self.folder.iterdir():
+                if left != path:
+                    _remove(left)
+            os.close(
+                alone.descriptor
+            )  # `flock` can't turn an exclusive lock into a shared one in one step, so nothing is won by keeping it
+        lock = _lock(path, fcntl.LOCK_SH)
+        assert lock is not None, "a lock that is waited for is had"
+        return lock
+
+
+def _lock(path: Path, how: int) -> Lock | None:
+    """Lock a file, made if need be; None when another process has it and `how` says not to wait."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # the folder went away in between
+            continue
+        try:
+            fcntl.flock(descriptor, how)
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return Lock(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the file was taken away between opening and locking: the lock is on nothing
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

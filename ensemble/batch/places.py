@@ -1,0 +1,60 @@
+"""Where each case's results lie: BIDS derivatives, one folder a case."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.batch.find import FoundCase
+
+_BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:[/_]ses-(?P<session>[A-Za-z0-9]+))?$")
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """The BIDS labels of a case."""
+
+    subject: str
+    session: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Below the output folder."""
+        return Path(f"sub-{self.subject}", *([f"ses-{self.session}"] if self.session else []))
+
+    @property
+    def prefix(self) -> str:
+        """How its files' names begin."""
+        return "_".join(self.folder.parts)
+
+
+def assign_places(cases: Sequence[FoundCase]) -> dict[str, Place]:
+    """A place for each case by its name, no two the same.
+
+    BIDS labels are kept. Labels hold letters and digits only, so that other names lose the rest; where that makes two alike, or leaves
+    nothing, a digest of the whole name is added.
+    """
+    wanted = {case.name: _place(case.name) for case in cases}
+    # names that differ in case only would meet on some file systems
+    crowd = Counter(place.prefix.lower() for place in wanted.values())
+    parents = {place.subject.lower() for place in wanted.values() if place.session}
+
+    def settled(name: str, place: Place) -> Place:
+        in_the_way = not place.session and place.subject.lower() in parents
+        if place.subject and crowd[place.prefix.lower()] == 1 and not in_the_way:
+            return place
+        return Place(
+            f"{place.subject}x{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}", place.session
+        )
+
+    return {name: settled(name, place) for name, place in wanted.items()}
+
+
+def _place(name: str) -> Place:
+    if bids := _BIDS.match(name):
+        return Place(bids["subject"], bids["session"] or "")
+    return Place(re.sub(r"[^A-Za-z0-9]", "", name.removeprefix("sub-")))

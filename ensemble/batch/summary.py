@@ -1,0 +1,98 @@
+"""The batch in one table: `summary.csv` and `index.html`, from what stands in the tree and what failed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble.batch.places import Place
+from ensemble.batch.tree import REPORT, read_report
+from ensemble.batch.work import Outcome
+from ensemble.publish import replace_text
+
+#: Cases of an earlier dataset whose results stand in the tree.
+GONE = "not in the dataset"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case."""
+
+    case: str
+    subject: str
+    session: str
+    status: str
+    """done, failed, not done (the batch ended before), or not in the dataset (any more)."""
+    volume_ml: float | None = None
+    lesions: int | None = None
+    agreement: float | None = None
+    """Mean Dice of the voters' masks, two by two."""
+    voters: str = ""
+    repairs: str = ""
+    seconds: float | None = None
+    """Reading, preparing, networks and fusion."""
+    mask: str = ""
+    """Below the output folder, like the next ones."""
+    page: str = ""
+    message: str = ""
+    """Why it failed."""
+
+
+def rows(root: Path, places: Mapping[str, Place], outcomes: Mapping[str, Outcome]) -> list[Row]:
+    """A row for each case of the dataset, and for each result in the tree that belongs to none."""
+    table = []
+    for name, place in places.items():
+        outcome, labels = outcomes.get(name), (name, place.subject, place.session)
+        if outcome is not None and outcome.status == "failed":
+            table.append(Row(*labels, "failed", message=" ".join(outcome.message.split())))
+        elif outcome is not None and (report := read_report(root, place)) is not None:
+            table.append(_of_report(Row(*labels, "done"), report, place, root))
+        else:
+            table.append(Row(*labels, "not done"))
+    for place in sorted(_standing(root) - set(places.values())):
+        if (report := read_report(root, place)) is not None:
+            table.append(
+                _of_report(Row(report["case"]["name"], place.subject, place.session, GONE), report, place, root)
+            )
+    return table
+
+
+def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
+    """Write `summary.csv` and `index.html`. Raises OSError."""
+    from ensemble.report.page import index_page
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, tuple(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, table))
+    replace_text(root / "summary.csv", text.getvalue(), scratch)
+    replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
+
+
+def _of_report(row: Row, report: Mapping[str, Any], place: Place, root: Path) -> Row:
+    page = place.folder / "report.html"
+    return Row(
+        row.case,
+        row.subject,
+        row.session,
+        row.status,
+        volume_ml=report["lesion"]["volume_ml"],
+        lesions=report["lesion"]["count"],
+        agreement=report["agreement"],
+        voters=" ".join(report["fusion"]["voters"]),
+        repairs="; ".join(report["repairs"]),
+        seconds=round(sum(spent for stage, spent in report["seconds"].items() if stage != "load members"), 2),
+        mask=(place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz").as_posix(),
+        page=(page if (root / page).is_file() else place.folder / REPORT).as_posix(),
+    )
+
+
+def _standing(root: Path) -> set[Place]:
+    """Places in which a result stands."""
+    reports = [*root.glob(f"sub-*/{REPORT}"), *root.glob(f"sub-*/ses-*/{REPORT}")]
+    labels = [[part.partition("-")[2] for part in report.parent.relative_to(root).parts] for report in reports]
+    return {Place(*label) for label in labels}

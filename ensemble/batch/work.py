@@ -1,0 +1,210 @@
+"""One process's share of a batch: reading ahead, networks, writing, each case on its own; a case that fails does not stop the rest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ensemble.batch.claims import Lock, Session
+from ensemble.batch.find import FoundCase
+from ensemble.batch.identity import input_digests, result_key, state_of
+from ensemble.batch.places import Place
+from ensemble.batch.tree import read_report, refuse_foreign, set_aside, write_case
+from ensemble.case import PreparedCase, prepare
+from ensemble.config import RunConfig
+from ensemble.errors import InputRefused, UsageError, UserError
+from ensemble.inference.device import resolve_device
+from ensemble.pipeline import Ensemble, Result, Watcher, predict
+from ensemble.readers.base import RawCase
+from ensemble.readers.imagefile import read_case
+from ensemble.report.extras import Extras
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at cases that another process works on.
+_PATIENCE = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with each case."""
+
+    root: Path
+    config: RunConfig
+    extras: Extras
+    recipe: Mapping[str, Any]
+    resume: bool = True
+    """Whether results that still hold are kept."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case."""
+
+    case: str
+    status: Literal["done", "kept", "failed"]
+    message: str = ""
+    """Why it failed."""
+    exit_code: int = 0
+    """What a run of this case alone would have ended with."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A case in work."""
+
+    case: FoundCase
+    place: Place
+    lock: Lock
+    raw: RawCase
+    prepared: PreparedCase
+    prepare_seconds: float
+    made_of: Mapping[str, Any]
+    stale: bool
+    """Whether an earlier result, made of something else, stands in its place."""
+
+
+def work(
+    job: Job,
+    session: Session,
+    cases: Sequence[tuple[FoundCase, Place]],
+    load: Callable[[], Ensemble],
+    watcher: Watcher,
+    tell: Callable[[Outcome], None],
+) -> None:
+    """Bring every case to an end, sharing them with other processes of the session; returns when all cases have one.
+
+    `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written.
+    """
+    ensemble: Ensemble | None = None
+    writing: deque[Future[Outcome]] = deque()
+    reader, writer = ThreadPoolExecutor(1, "reader"), ThreadPoolExecutor(1, "writer")
+    try:
+        waiting = list(cases)
+        while waiting:
+            others = []
+            for (case, place), taken in _ahead(reader, lambda item: _take(job, session, *item), waiting):
+                if taken is None:
+                    others.append((case, place))
+                elif isinstance(taken, Outcome):
+                    tell(taken)
+                else:
+                    ensemble = ensemble or load()
+                    writing.append(writer.submit(_finish, job, session, taken, *_segment(taken, ensemble, watcher)))
+                while len(writing) > 1 or (writing and writing[0].done()):
+                    tell(writing.popleft().result())
+            while writing:
+                tell(writing.popleft().result())
+            waiting = others
+            if others:
+                time.sleep(_PATIENCE)
+    finally:
+        reader.shutdown(cancel_futures=True)
+        writer.shutdown()  # what was predicted is written, also when the batch is interrupted
+        for future in writing:
+            if future.exception() is None:
+                tell(future.result())
+
+
+Item = TypeVar("Item")
+Taken = TypeVar("Taken")
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Taken], items: Sequence[Item]
+) -> Iterator[tuple[Item, Taken]]:
+    """Apply a function to items in another thread, one item ahead of who asks."""
+    started: deque[tuple[Item, Future[Taken]]] = deque()
+    for item in items:
+        started.append((item, pool.submit(function, item)))
+        if len(started) > 1:
+            first, future = started.popleft()
+            yield first, future.result()
+    for item, future in started:
+        yield item, future.result()
+
+
+def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | Outcome | None:
+    """Claim, look whether there is anything to do, read and prepare; None while another process has the case."""
+    lock = session.claim(place)
+    if lock is None:
+        return None
+    stale = False
+    try:
+        if (noted := session.failure(place)) is not None:
+            outcome = Outcome(case.name, "failed", **noted)
+        else:
+            if case.problem is not None:
+                raise case.problem
+            refuse_foreign(job.root, place)
+            before = state_of(case.files)
+            inputs = input_digests(case.files)
+            key = result_key(job.recipe, inputs)
+            report = read_report(job.root, place)
+            stale = report is not None and report["batch"]["key"] != key
+            if report is not None and not stale and (job.resume or session.is_done(place)):
+                outcome = Outcome(case.name, "kept")
+            else:
+                made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
+                raw = read_case(case.name, case.files)
+                _refuse_changed(case, before)
+                started = time.perf_counter()
+                prepared = prepare(raw, job.config.skull_strip, resolve_device(job.config.device))
+                return _Task(case, place, lock, raw, prepared, round(time.perf_counter() - started, 3), made_of, stale)
+    except Exception as error:
+        outcome = _failed(job, session, case, place, error, stale=stale)
+    session.release(lock)
+    return outcome
+
+
+def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensemble, Result | Exception]:
+    try:
+        return ensemble, predict(task.prepared, ensemble, watcher, {"prepare": task.prepare_seconds})
+    except Exception as error:
+        return ensemble, error
+
+
+def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result: Result | Exception) -> Outcome:
+    """Write a case, or note its failure, and let go of it. Raises UsageError."""
+    try:
+        if isinstance(result, Exception):
+            raise result
+        write_case(job.root, session.folder, task.place, task.raw, result, ensemble, job.extras, task.made_of)
+        session.note_done(task.place)
+        return Outcome(task.case.name, "done")
+    except UsageError:
+        raise
+    except Exception as error:
+        return _failed(job, session, task.case, task.place, error, stale=task.stale)
+    finally:
+        session.release(task.lock)
+
+
+def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Exception, *, stale: bool) -> Outcome:
+    """Note a failure. A result that was made of something else must not pass for this case's: it moves aside."""
+    if isinstance(error, UserError):
+        message, code = str(error), error.exit_code
+    else:
+        log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
+        message, code = f"a bug: {type(error).__name__}: {error}", 1
+    if stale and (aside := set_aside(job.root, place)):
+        message += f"\n  note: an earlier result, made of something else, was moved to {aside}"
+    elif (job.root / place.folder).is_dir():
+        message += f"\n  note: an earlier result stays in {place.folder}"
+    session.note_failure(place, {"message": message, "exit_code": code})
+    return Outcome(case.name, "failed", message, code)
+
+
+def _refuse_changed(case: FoundCase, before: tuple[Any, ...]) -> None:
+    if state_of(case.files) != before:
+        raise InputRefused(
+            "an image changed while it was read",
+            where=", ".join(map(str, case.files.values())),
+            do="run the batch again when the files have arrived",
+        )

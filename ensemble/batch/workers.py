@@ -1,0 +1,102 @@
+"""A process for each GPU; they share the cases as strangers would, through the locks of the output folder."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+
+from ensemble.batch.claims import Session
+from ensemble.batch.find import FoundCase
+from ensemble.batch.identity import result_key
+from ensemble.batch.places import Place
+from ensemble.batch.work import Job, Outcome, work
+from ensemble.config import Device
+from ensemble.errors import MembersFailed, UserError
+from ensemble.pipeline import load
+from ensemble.progress import Silent
+
+log = logging.getLogger(__name__)
+
+Cases = Sequence[tuple[FoundCase, Place]]
+
+
+def gpus(device: Device) -> tuple[str, ...]:
+    """`CUDA_VISIBLE_DEVICES` for a process each, one for every GPU that may be used; empty when there is none."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return ()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(named.split(",")) if named else tuple(map(str, range(torch.cuda.device_count())))
+
+
+def work_on_each(visible: Sequence[str], job: Job, cases: Cases, tell: Callable[[Outcome], None]) -> None:
+    """Let a process for each entry of `visible` work until all cases have come to an end.
+
+    A process that dies leaves its case to the others. Raises what a process raised that a user can act on, MembersFailed when all died.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes, ends = [], []
+    try:
+        for devices in visible:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_serve, args=(devices, job, cases, theirs, log.getEffectiveLevel()))
+            process.start()
+            theirs.close()
+            processes.append(process)
+            ends.append(ours)
+        ended: set[str] = set()
+        open_ends: list[Connection] = list(ends)
+        while open_ends:
+            for end in wait(open_ends):
+                assert isinstance(end, Connection)
+                try:
+                    said = end.recv()
+                except EOFError:
+                    open_ends.remove(end)
+                    continue
+                if isinstance(said, UserError):
+                    raise said
+                ended.add(said.case)
+                tell(said)
+        for process, devices in zip(processes, visible, strict=True):
+            process.join()
+            if process.exitcode:
+                log.error("the process on GPU %s died (exit code %s)", devices, process.exitcode)
+        if missing := len(cases) - len(ended):
+            raise MembersFailed(f"{missing} cases were left when all processes had died", do="run the batch again")
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _serve(visible: str, job: Job, cases: Cases, tell: Connection, level: int) -> None:
+    """What each process does. It ends with its parent, however that dies."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ensemble").setLevel(level)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        session = Session(job.root, result_key(job.recipe, {}))
+        try:
+            work(job, session, cases, lambda: load(job.config), Silent(), tell.send)
+        finally:
+            session.leave()
+    except UserError as error:
+        tell.send(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

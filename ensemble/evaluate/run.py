@@ -1,0 +1,76 @@
+"""`evaluate PREDICTIONS GROUND_TRUTH --out metrics.csv`."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ensemble.errors import InputRefused
+from ensemble.evaluate.pairs import find_pairs
+from ensemble.evaluate.plots import draw_plots
+from ensemble.evaluate.scores import Score, score
+from ensemble.evaluate.statistics import Summary, summarise
+from ensemble.publish import publish
+
+log = logging.getLogger(__name__)
+
+_PER_CASE = tuple(name for name in Score.__dataclass_fields__ if name not in ("lesions_ml", "lesions_found"))
+
+
+def evaluate(predictions: Path, truths: Path, out: Path) -> int:
+    """Measure every case with a true mask. Returns how many could not be measured.
+
+    Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; all or none. Raises
+    InputRefused when there is nothing to measure.
+    """
+    pairs, without_truth = find_pairs(predictions, truths)
+    scores: list[Score] = []
+    refused: list[tuple[str, InputRefused]] = []
+    for pair in pairs:
+        try:
+            scores.append(score(pair))
+        except InputRefused as error:
+            refused.append((pair.case, error))
+    if not scores:
+        raise refused[0][1]
+    summaries = summarise(scores)
+    with publish(out.parent) as staging:
+        measured = [asdict(one) | {"status": "measured"} for one in scores]
+        failed = [{"case": case, "status": " ".join(str(error).split())} for case, error in refused]
+        rows = sorted(measured + failed, key=lambda row: str(row["case"]))
+        _write_csv(staging / out.name, (*_PER_CASE, "status"), rows)
+        _write_csv(staging / f"{out.stem}_summary.csv", tuple(Summary.__dataclass_fields__), map(asdict, summaries))
+        draw_plots(scores, staging / f"{out.stem}_plots.png")
+    _tell(scores, summaries, refused, without_truth, out)
+    return len(refused)
+
+
+def _tell(
+    scores: Sequence[Score],
+    summaries: Sequence[Summary],
+    refused: Sequence[tuple[str, InputRefused]],
+    without_truth: Sequence[str],
+    out: Path,
+) -> None:
+    for case, error in refused:
+        log.error("%s is not measured: %s", case, error)
+    if without_truth:
+        log.info("no true mask, passed over: %s", ", ".join(without_truth))
+    log.info("%d of %d cases measured", len(scores), len(scores) + len(refused))
+    row = "  %-22s %-10s %4s  %s"
+    log.info(row, "group", "measure", "n", "mean [95 % CI]              median (IQR)")
+    for one in summaries:
+        mean = f"{one.mean:.3f} [{one.mean_ci_low:.3f}, {one.mean_ci_high:.3f}]"
+        log.info(row, one.group, one.measure, one.n, f"{mean:<27} {one.median:.3f} ({one.q1:.3f}-{one.q3:.3f})")
+    log.info("written: %s", ", ".join((str(out), f"{out.stem}_summary.csv", f"{out.stem}_plots.png")))
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)

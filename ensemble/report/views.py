@@ -1,0 +1,17 @@
+"""How a result is shown, on paper and on screen: axial, radiological (the patient's left on the right), cut to the brain."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.types import AnyArray, Modality
+
+#: Display window in units of normal tissue (see `prepare/units.py`).
+WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5), Modality.FLAIR: (0.0, 2.2)}
+
+
+def brain_box(brain: AnyArray) -> tuple[slice, slice]:
+    """In-plane box around the brain (z, y, x), with a small margin."""
+    ends = [np.flatnonzero(brain.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
+    rows, columns = (slice(max(int(low) - 4, 0), int(high) + 5) for low, high in ends)
+    return rows, columns

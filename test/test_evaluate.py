@@ -1,0 +1,214 @@
+"""`evaluate`: the ISLES'22 measures against a second implementation, pairing, refusals and what is written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from scipy.ndimage import gaussian_filter
+
+from conftest import GRID, tree, write_image
+from ensemble.cli import main
+from ensemble.evaluate.pairs import find_pairs
+from ensemble.evaluate.scores import Score, measure
+from ensemble.evaluate.statistics import summarise
+from ensemble.types import AnyArray
+
+SPACING_ZYX_MM = (5.0, 2.0, 1.5)
+Voxel = tuple[int, int, int]
+
+
+# A second implementation, on sets of coordinates: nothing of it comes from numpy, scipy or ensemble.metrics.
+
+
+def lesions(mask: set[Voxel]) -> list[set[Voxel]]:
+    """Components in which each voxel touches another by face, edge or corner, by walking from neighbour to neighbour."""
+    left, found = set(mask), []
+    while left:
+        front = [left.pop()]
+        lesion = set(front)
+        while front:
+            z, y, x = front.pop()
+            for dz, dy, dx in product((-1, 0, 1), repeat=3):
+                if (neighbour := (z + dz, y + dy, x + dx)) in left:
+                    left.remove(neighbour)
+                    lesion.add(neighbour)
+                    front.append(neighbour)
+        found.append(lesion)
+    return found
+
+
+def by_hand(truth: set[Voxel], prediction: set[Voxel]) -> dict[str, float]:
+    true, predicted = lesions(truth), lesions(prediction)
+    hit = sum(1 for lesion in true if lesion & prediction)
+    false = sum(1 for lesion in predicted if not lesion & truth)
+    voxel_ml = SPACING_ZYX_MM[0] * SPACING_ZYX_MM[1] * SPACING_ZYX_MM[2] / 1000
+    both_empty = not truth and not prediction
+    return {
+        "dice": 1.0 if both_empty else 2 * len(truth & prediction) / (len(truth) + len(prediction)),
+        "lesion_f1": 1.0 if both_empty else hit / (hit + (false + len(true) - hit) / 2),
+        "avd_ml": abs(len(truth) - len(prediction)) * voxel_ml,
+        "alcd": abs(len(true) - len(predicted)),
+    }
+
+
+def voxels(mask: AnyArray) -> set[Voxel]:
+    return {(int(z), int(y), int(x)) for z, y, x in np.argwhere(mask)}
+
+
+def random_pairs() -> Iterator[tuple[AnyArray, AnyArray]]:
+    """Specks, blobs and empty masks, alike, unlike and apart."""
+    rng = np.random.default_rng(7)
+    for number in range(400):
+        shape = tuple(int(n) for n in rng.integers(1, 11, 3))
+        fields = rng.normal(size=(2, *shape))
+        if number % 2:
+            fields = np.stack([gaussian_filter(field, 1.0) for field in fields])
+            fields /= fields.std() or 1.0
+        if number % 3 == 0:
+            fields[1] = fields[0] + 0.3 * fields[1]
+        levels = rng.uniform(0.5, 3.5, 2)
+        yield fields[0] > levels[0], fields[1] > levels[1]
+
+
+def test_the_measures_agree_with_a_second_implementation_on_hundreds_of_masks() -> None:
+    seen = set()
+    for truth, prediction in random_pairs():
+        score = measure("x", truth, prediction, SPACING_ZYX_MM)
+        expected = by_hand(voxels(truth), voxels(prediction))
+        assert {name: getattr(score, name) for name in expected} == pytest.approx(expected)
+        assert score.truth_lesions == cc3d.connected_components(truth, connectivity=26).max()  # the organisers' library
+        assert score.false_lesions + score.missed_lesions >= 0
+        seen.add((truth.any(), prediction.any(), expected["lesion_f1"] not in (0, 1)))
+    assert len(seen) == 5, "empty, one-sided and mixed pairs must all have come up"
+
+
+@pytest.mark.parametrize("wrong", ["dice", "lesion_f1", "avd_ml", "alcd"])
+def test_the_comparison_notices_a_wrong_measure(wrong: str) -> None:
+    truth, prediction = next((t, p) for t, p in random_pairs() if t.sum() > 9 and (t & p).sum() > 2 and (t ^ p).any())
+    prediction = prediction.copy()
+    prediction[tuple(np.argwhere(truth & prediction)[0])] = False
+    score = measure("x", truth, prediction, SPACING_ZYX_MM)
+    score = replace(score, **{wrong: getattr(score, wrong) + 0.01})
+    assert getattr(score, wrong) != pytest.approx(by_hand(voxels(truth), voxels(prediction))[wrong])
+
+
+def mask(*places: Voxel) -> AnyArray:
+    array = np.zeros(GRID.shape_zyx, np.uint8)
+    for place in places:
+        array[place] = 1
+    return array
+
+
+A, B, C = (2, 2, 2), (9, 9, 9), (20, 30, 30)
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> tuple[Path, Path]:
+    """Three cases with figures that can be counted: a perfect one, one of two lesions found, and an empty one with a false alarm."""
+    for case, truth, prediction in (("p1", mask(A), mask(A)), ("p2", mask(A, B), mask(B)), ("p3", mask(), mask(C))):
+        write_image(truth, tmp_path / "truth" / case / "lesion_gt.nii.gz")
+        write_image(prediction, tmp_path / "predicted" / f"{case}.mha")
+    return tmp_path / "predicted", tmp_path / "truth"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_the_summary_and_the_picture(masks: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "metrics.csv"
+    assert main(["evaluate", *map(str, masks), "--out", str(out)]) == 0
+    assert set(tree(out.parent)) == {"metrics.csv", "metrics_summary.csv", "metrics_plots.png"}
+    table = {row["case"]: row for row in rows(out)}
+    names = ("dice", "lesion_f1", "avd_ml", "alcd", "missed_lesions", "false_lesions")
+    assert {case: [float(row[name]) for name in names] for case, row in table.items()} == {
+        "p1": [1, 1, 0, 0, 0, 0],
+        "p2": [pytest.approx(2 / 3, abs=1e-5), pytest.approx(2 / 3, abs=1e-5), 0.08, 1, 1, 0],
+        "p3": [0, 0, 0.08, 1, 0, 1],
+    }
+    summary = {(row["group"], row["measure"]): row for row in rows(out.parent / "metrics_summary.csv")}
+    whole = summary["all cases", "dice"]
+    assert float(whole["mean"]) == pytest.approx(5 / 9, abs=1e-5)
+    assert float(whole["median"]) == pytest.approx(2 / 3, abs=1e-5)
+    assert (float(whole["mean_ci_low"]), float(whole["mean_ci_high"])) == (0, 1)
+    assert summary["cases without lesion", "alcd"]["n"] == "1"
+    assert float(summary["lesions up to 0.1 ml", "found"]["mean"]) == pytest.approx(2 / 3, abs=1e-5)
+    assert imread(out.parent / "metrics_plots.png").std() > 0.05
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    """100 draws of 40 cases: a 95 % interval holds the true mean in most, and not in nearly all."""
+    rng, held = np.random.default_rng(1), 0
+    blank = Score("x", 0, 0, 0, 0, 5.0, 5.0, 1, 1, 0, 0, (), ())
+    for _ in range(20):
+        drawn = summarise([replace(blank, dice=value) for value in rng.beta(4, 2, 40)])
+        held += drawn[0].mean_ci_low <= 4 / 6 <= drawn[0].mean_ci_high
+    assert 16 <= held <= 20
+
+
+def test_what_can_not_be_measured_is_named_and_the_rest_is_measured(
+    masks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predicted, truth = masks
+    write_image(mask(A), predicted / "p1.mha", replace(GRID, origin_mm=(0.0, 0.0, 0.0)))
+    write_image(np.linspace(0, 1, mask().size, dtype=np.float32).reshape(mask().shape), predicted / "p2.mha")
+    write_image(mask(A), truth / "p4" / "lesion_gt.nii.gz")
+    (truth / "p5").mkdir()
+    (truth / "p5" / "lesion_gt.nii.gz").write_bytes((truth / "p4" / "lesion_gt.nii.gz").read_bytes()[:200])
+    write_image(mask(A), predicted / "p5.mha")
+    write_image(mask(A), predicted / "p6.mha")
+    assert main(["evaluate", *map(str, masks), "--out", str(tmp_path / "metrics.csv")]) == 3
+    said = {row["case"]: row["status"] for row in rows(tmp_path / "metrics.csv")}
+    assert said["p3"] == "measured"
+    for case, part in (("p1", "different grids"), ("p2", "no mask"), ("p4", "no predicted mask"), ("p5", "truncated")):
+        assert part in said[case]
+    out = capsys.readouterr().out
+    assert "1 of 5 cases measured" in out
+    assert "no true mask, passed over: p6" in out
+
+
+def test_grids_that_differ_by_rounding_are_one(tmp_path: Path) -> None:
+    shifted = replace(GRID, origin_mm=(GRID.origin_mm[0] + 0.01, *GRID.origin_mm[1:]))
+    truth, predicted = write_image(mask(A), tmp_path / "t.nii.gz"), write_image(mask(A), tmp_path / "p.nii.gz", shifted)
+    assert main(["evaluate", str(predicted), str(truth), "--out", str(tmp_path / "m.csv")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth"),
+    [
+        ("sub-a1/ses-2/sub-a1_ses-2_space-dwi_label-lesion_mask.nii.gz", "derivatives/sub-a1/ses-2/sub-a1_ses-2_msk.nii.gz"),
+        ("sub-a1/sub-a1_space-dwi_label-lesion_mask.nii.gz", "a_1/lesion_gt.nii.gz"),
+        ("a_1/mask.nii.gz", "a_1.nii.gz"),
+        ("a_1/images/stroke-lesion-segmentation/0f3e.mha", "a-1_seg.mha"),
+        ("a1.mha", "labels/a1.mha"),
+    ],
+)  # fmt: skip
+def test_masks_find_each_other(tmp_path: Path, prediction: str, truth: str) -> None:
+    for root, name in (("p", prediction), ("t", truth)):
+        for other in (name, name.replace("a1", "b7").replace("a_1", "b_7").replace("a-1", "b-7")):
+            path = tmp_path / root / other
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            path.with_name("x_dwi.nii.gz").touch()
+    pairs, without = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert not without
+    assert [(len(pair.truth), len(pair.predictions)) for pair in pairs] == [(1, 1), (1, 1)]
+    assert pairs[0].truth == (tmp_path / "t" / truth,)
+    assert pairs[0].predictions == (tmp_path / "p" / prediction,)
+
+
+def test_nothing_to_compare_is_refused_and_nothing_written(masks: tuple[Path, Path], tmp_path: Path) -> None:
+    write_image(mask(A), tmp_path / "others" / "q9.nii.gz")
+    before = tree(tmp_path)
+    for arguments in ((masks[0], tmp_path / "others"), (masks[0], tmp_path / "none"), (tmp_path, masks[1])):
+        assert main(["evaluate", *map(str, arguments), "--out", str(tmp_path / "out" / "m.csv")]) in (2, 3)
+    assert tree(tmp_path) == before
