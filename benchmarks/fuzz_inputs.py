@@ -5,8 +5,9 @@
 A small made-up case (48 x 56 x 20) in every kind of file that is read, DICOM archives among them. Each try damages DWI or ADC, reads
 and prepares the case in a process of its own, and thresholds the prepared images in place of networks; every so many tries (--networks;
 0 for never) the shipped members segment instead, without mirroring. A try fails when it raises anything but a user's error, crashes,
-hangs for a minute, or asks for more than 2 GB of address space beyond what the undamaged case takes. Damage that leaves a readable file
-(a flipped bit in an uncompressed voxel) rightly gives a mask. Exit code 1 when a try failed; the damaged file is then kept.
+hangs for a minute (ten with networks), or asks for more than 2 GB of address space beyond what the undamaged case takes. Damage that
+leaves a readable file (a flipped bit in an uncompressed voxel) rightly gives a mask. Exit code 1 when a try failed; the damaged file is
+then kept.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def _in_child(work: Callable[[], object], limit: int | None) -> str:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        signal.alarm(SECONDS)
+        signal.alarm(SECONDS if limit is not None else 10 * SECONDS)
         said = MASK
         try:
             if limit is not None:
