@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from ensemble.types import AnyArray
 from ensemble.volume import Volume
 
-MR_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
+CT_STORAGE, MR_STORAGE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 
 
 def write_series(
@@ -26,7 +26,7 @@ def write_series(
     slope: float | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write a volume, one file a slice, with values rounded to 16 bits (after division by `slope`); returns the files, bottom first.
+    """Write a volume, one file a slice, with values rounded to 16 bits, in steps of `slope`; returns the files, bottom first.
 
     `first` is the first instance number; a series of several b-values is written by several calls with one `uid`.
     """
@@ -37,7 +37,8 @@ def write_series(
     writer.SetImageIO("GDCMImageIO")
     writer.KeepOriginalImageUIDOn()
     for z, plane in enumerate(volume.array):
-        image = sitk.GetImageFromArray(np.round(np.asarray(plane, np.float64) / (slope or 1.0)).astype(np.int16)[None])
+        steps = np.round(np.asarray(plane, np.float64) / (slope or 1.0)) * (slope or 1.0)  # GDCM divides by the slope
+        image = sitk.GetImageFromArray(steps.astype(np.int16)[None])
         image.SetSpacing(grid.spacing_mm)
         place = grid.affine[:3] @ (0, 0, z, 1)
         tags = {
@@ -56,7 +57,8 @@ def write_series(
         if b is not None:
             tags["0018|9087"] = f"{b:g}"
         if slope is not None:
-            tags |= {"0028|1053": f"{slope:g}", "0028|1052": "0"}
+            # GDCM writes MR images with a slope as enhanced ones; those of CT may have one in the ordinary form
+            tags |= {"0008|0016": CT_STORAGE, "0008|0060": "CT", "0028|1053": f"{slope:g}", "0028|1052": "0"}
         for key, value in (tags | dict(extra or {})).items():
             image.SetMetaData(key, value)
         path = folder / f"{uid}_{first + z:04d}.dcm"
