@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from ensemble.config import Precision
 from ensemble.errors import UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.types import Modality
@@ -105,11 +106,18 @@ def _members(options: argparse.Namespace) -> int:
         from ensemble.members.pack import pack
 
         source, destination = paths
-        for folder in pack(source, destination, options.precision, config.members):
+        precision = _packed_precision(config.precision)
+        for folder in pack(source, destination, precision, config.members, onnx=options.onnx):
             log.info("packed: %s", folder)
         return 0
     specs = show_members(config)
     return 0 if options.action == "list" or check_members(config, specs) else WeightsBroken.exit_code
+
+
+def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
+    if choice == "bf16":
+        raise UsageError("weights are packed as fp32 or fp16", found="--precision bf16")
+    return "fp16" if choice == "fp16" else "fp32"
 
 
 def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
