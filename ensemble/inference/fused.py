@@ -97,7 +97,9 @@ class FusedConvolution(nn.Module):
         assert isinstance(conv, _CONVOLUTIONS)
         kernel, bias = conv.weight.detach().double(), conv.bias
         if norm is not None:
-            assert isinstance(norm, _NORMALISATIONS) and norm.running_var is not None and norm.running_mean is not None
+            assert isinstance(norm, _NORMALISATIONS)
+            assert norm.running_var is not None
+            assert norm.running_mean is not None
             scale = (norm.running_var.double() + norm.eps).rsqrt()
             if norm.weight is not None:
                 scale = scale * norm.weight.double()
