@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], li
                 continue
             reference: np.ndarray | None = None
             for mode in MODES:
-                prediction, cpu = _timed(lambda member=member, mode=mode: predict(member, case, mode))
+                prediction, cpu = _timed(partial(predict, member, case, mode))
                 predictions[mode][member.name] = prediction
                 mask = prediction.mask.array
                 reference = mask if reference is None else reference

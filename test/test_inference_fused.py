@@ -10,7 +10,7 @@ from torch import nn
 
 from ensemble.errors import UsageError
 from ensemble.inference import session_torch
-from ensemble.inference.fused import FusedConvolution, fuse
+from ensemble.inference.fused import FusedConvolution, MeanPool, fuse
 from ensemble.inference.precision import has_fast_bfloat16, resolve_precision
 from ensemble.inference.session_torch import TorchSession
 from ensemble.networks.nnunet_plans import Architecture
@@ -86,9 +86,18 @@ def test_fused_is_the_same_function(kind: str, dims: int) -> None:
         nn.Sequential(nn.Conv3d(3, 4, 3, padding=1, padding_mode="reflect")),
         nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU(), nn.BatchNorm3d(4)),
         nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4, track_running_stats=False)),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(3, 2)),
         nn.Identity(),
     ],
-    ids=["instance norm", "padding by name", "mirrored padding", "norm after activation", "norm of the batch", "none"],
+    ids=[
+        "instance norm",
+        "padding by name",
+        "mirrored padding",
+        "norm after activation",
+        "norm of the batch",
+        "overlapping pool",
+        "none",
+    ],
 )
 def test_what_cannot_be_fused_is_left_alone(network: nn.Module) -> None:
     assert fuse(network) is None
@@ -104,6 +113,16 @@ def test_activations_other_than_leaky_relu() -> None:
         fused = fuse(network)
         assert fused is not None
         torch.testing.assert_close(fused(inputs.contiguous(memory_format=torch.channels_last)), network(inputs))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 3), (2, 2, 2), (1, 2, 2)])
+def test_mean_pool(stride: tuple[int, ...]) -> None:
+    inputs = torch.randn((2, 3, *[7] * len(stride)), generator=torch.Generator().manual_seed(0))
+    before = inputs.clone()
+    reference = nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d
+    torch.testing.assert_close(MeanPool(stride)(inputs), reference(stride, stride)(inputs))
+    assert MeanPool(stride)(inputs.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(inputs, before), "the input was changed"
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -143,8 +162,9 @@ def test_a_fused_network_that_is_wrong_on_this_processor_is_not_used(monkeypatch
         torch.testing.assert_close(session(inputs[:, :, None]).squeeze(2), network(inputs))
 
 
-def test_bfloat16_is_close_and_only_on_request() -> None:
-    network, inputs = unet("PlainConvUNet", 3), windows(3)
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_bfloat16_is_close_and_only_on_request(kind: str) -> None:
+    network, inputs = unet(kind, 3), windows(3)
     exact = TorchSession(network, dims=3, device="cpu", probe=(8, 8, 8))(inputs)
     coarse = TorchSession(network, dims=3, device="cpu", precision="bf16", probe=(8, 8, 8))(inputs)
     assert coarse.dtype == torch.float32

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import product
+from math import prod
 
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from torch import nn
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMALISATIONS = (nn.BatchNorm2d, nn.BatchNorm3d)
+_POOLS = (nn.AvgPool2d, nn.AvgPool3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -24,7 +27,7 @@ def fuse(network: nn.Module) -> nn.Module | None:
     """
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return None
-    if not all(_can_be_fused(layer) for layer in network.modules() if _has_own_state(layer)):
+    if not all(_can_be_fused(layer) for layer in network.modules()):
         return None
     fused = copy.deepcopy(network).eval()
     replaced: dict[nn.Module, nn.Module] = {}
@@ -36,6 +39,8 @@ def fuse(network: nn.Module) -> nn.Module | None:
             replaced[layer] = FusedConvolution(layer, None, None)
         elif isinstance(layer, _TRANSPOSED):
             replaced[layer] = Transposed(layer)
+        elif isinstance(layer, _POOLS):
+            replaced[layer] = MeanPool(_stride(layer))
     if not replaced or any(isinstance(layer, _NORMALISATIONS) and layer not in replaced for layer in fused.modules()):
         return None
     for parent in list(fused.modules()):
@@ -52,7 +57,21 @@ def _has_own_state(layer: nn.Module) -> bool:
 def _can_be_fused(layer: nn.Module) -> bool:
     if isinstance(layer, _CONVOLUTIONS):
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return isinstance(layer, (*_TRANSPOSED, *_NORMALISATIONS))
+    if isinstance(layer, _POOLS):
+        return (
+            layer.kernel_size == layer.stride and not any(_each(layer.padding, _stride(layer))) and not layer.ceil_mode
+        )
+    return not _has_own_state(layer) or isinstance(layer, (*_TRANSPOSED, *_NORMALISATIONS))
+
+
+def _stride(pool: nn.Module) -> tuple[int, ...]:
+    assert isinstance(pool, _POOLS)
+    return _each(pool.stride, (2 if isinstance(pool, nn.AvgPool2d) else 3) * (0,))
+
+
+def _each(value: int | tuple[int, ...], like: tuple[int, ...]) -> tuple[int, ...]:
+    """One number for each axis."""
+    return (value,) * len(like) if isinstance(value, int) else tuple(value)
 
 
 def _fold_chain(layers: list[nn.Module], replaced: dict[nn.Module, nn.Module]) -> None:
@@ -136,3 +155,23 @@ class Transposed(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(N, inputs, ...) to (N, outputs, ...), in one precision."""
         return self._function(maps, *self._weights.of(maps.dtype), *self._geometry)  # type: ignore[arg-type]
+
+
+class MeanPool(nn.Module):
+    """Mean over blocks of voxels, which PyTorch has neither for bfloat16 nor for channels last in 3-D."""
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self._stride = stride
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """(N, C, ...) to (N, C, ... / stride), in one precision; sums are float32. What does not fill a block is left out."""
+        ends = [size - size % step for size, step in zip(maps.shape[2:], self._stride, strict=True)]
+        total: torch.Tensor | None = None
+        for corner in product(*(range(step) for step in self._stride)):
+            places = [slice(at, end, step) for at, end, step in zip(corner, ends, self._stride, strict=True)]
+            part = maps[:, :, *places]
+            total = part.to(torch.float32, copy=True) if total is None else total.add_(part)
+        assert total is not None
+        layout = torch.channels_last_3d if maps.ndim == 5 else torch.channels_last
+        return (total / prod(self._stride)).to(maps.dtype).contiguous(memory_format=layout)

@@ -21,7 +21,12 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
 
     Raises WeightsBroken where ONNX Runtime gives another mask, UsageError where the exporter is missing.
     """
-    probe = make_probe(network, channels, smallest_window)
+    try:
+        probe = make_probe(network, channels, smallest_window)
+    except ValueError as error:
+        raise WeightsBroken(
+            "a network can't be checked in ONNX form", where=folder, found=str(error), do="leave out --onnx"
+        ) from error
     axes = dict(zip(range(2, 5), "zyx"[-len(smallest_window) :], strict=False))
     example = torch.zeros(2, channels, *smallest_window)
     try:
