@@ -23,5 +23,9 @@ class LoadedSession(Session, Protocol):
         """Where its network lies."""
 
     @property
-    def quick(self) -> Session:
+    def arithmetic(self) -> str:
+        """Precision, and what computes, in a few words."""
+
+    @property
+    def quick(self) -> LoadedSession:
         """The same network in coarser arithmetic where that is much faster, else the session itself."""

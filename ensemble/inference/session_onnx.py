@@ -57,6 +57,11 @@ class OnnxSession:
             log.warning("ONNX Runtime runs %s by %s: %s is not at hand", path.name, got, wanted[0])
 
     @property
+    def arithmetic(self) -> str:
+        """Precision, and what computes."""
+        return f"fp32, {self._session.get_providers()[0]}"
+
+    @property
     def quick(self) -> OnnxSession:
         """Itself: there is one arithmetic."""
         return self

@@ -49,6 +49,11 @@ class TorchSession:
         self.network = fused or self.network
 
     @property
+    def arithmetic(self) -> str:
+        """Precision, and whether fused."""
+        return f"{self.precision}, fused" if self.fused else self.precision
+
+    @property
     def quick(self) -> TorchSession:
         """The same network in the fastest arithmetic that the device has in hardware, exact or not: itself where that is its own."""
         if not self.fused or self.precision == "bf16" or not has_fast_bfloat16(self.device):
@@ -70,9 +75,9 @@ class TorchSession:
 
     def _plain(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.precision == "fp32":
-            return self.network(inputs)  # type: ignore[no-any-return]
+            return self.network(inputs)
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision]):
-            return self.network(inputs)  # type: ignore[no-any-return]
+            return self.network(inputs)
 
     def _fastest(self, inputs: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(inputs.to(DTYPES[self.precision]).contiguous(memory_format=self._layout))

@@ -34,6 +34,8 @@ class MemberPrediction:
     """Lesion probability, float32 in 0..1, on the DWI grid."""
     networks: int
     """How many networks (folds) were averaged."""
+    arithmetic: str = ""
+    """In which arithmetic they ran, for the report."""
 
     @property
     def mask(self) -> Volume:

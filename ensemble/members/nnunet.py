@@ -83,12 +83,21 @@ class NnunetMember:
         array, placement = to_network(self._images(case, orientation), spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
-        quick = [session.quick for session in self.sessions] if settings.precision == "auto" else None
+        quick = self._quick(settings)
         logits = predict(image, self.sessions, self._windows(settings), progress, quick)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
-        return MemberPrediction(
-            self.name, case.images[Modality.DWI].like(np.ascontiguousarray(probability)), len(self.sessions)
-        )
+        volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
+        return MemberPrediction(self.name, volume, len(self.sessions), self._arithmetic(quick))
+
+    def _quick(self, settings: InferenceSettings) -> tuple[LoadedSession, ...]:
+        """What takes the mirrored passes: where they are gated, and nobody asked for a precision, the fastest arithmetic there is."""
+        if settings.tta == "gated" and settings.precision == "auto":
+            return tuple(session.quick for session in self.sessions)
+        return self.sessions
+
+    def _arithmetic(self, quick: tuple[LoadedSession, ...]) -> str:
+        exact, mirrored = self.sessions[0].arithmetic, quick[0].arithmetic
+        return exact if exact == mirrored else f"{exact}; mirrored passes {mirrored}"
 
     def _orientation(self, grid: Grid) -> Reorientation:
         if self.spec.orientation == "canonical":

@@ -97,7 +97,8 @@ class SealsMember:
             softmax = predict(image, [session], windows, _Part(progress, fold, len(self.sessions)))
             total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
         probability = lesion_probability(total / np.float32(len(self.sessions)))
-        return MemberPrediction(self.name, case.images[Modality.DWI].like(probability), len(self.sessions))
+        volume = case.images[Modality.DWI].like(probability)
+        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindow:
         """How its networks go over an image."""
