@@ -152,13 +152,13 @@ def _groups(windows: list[WindowSeen]) -> dict[str, list[WindowSeen]]:
 
 
 def _windows(member: NnunetMember, case: PreparedCase) -> Iterator[WindowSeen]:
-    """Each window of a case by the plain pass and by all flips, the latter in the quick arithmetic as gated mirroring has it."""
+    """Each window of a case by the plain pass and by all flips, in gated mirroring's arithmetic."""
     seen: list[tuple[float, int, int]] = []
     original = engine._answers
 
-    def spy(windows: Any, exact: Any, mirrored: Any, how: Any, passes: Any) -> torch.Tensor:
-        plain = exact(windows, [()])
-        answers = original(windows, exact, mirrored, replace(how, certainty=1.1), passes)
+    def spy(windows: Any, runner: Any, how: Any, passes: Any) -> torch.Tensor:
+        plain = runner(windows, [()])
+        answers = original(windows, runner, replace(how, certainty=1.1), passes)
         for one, all_flips in zip(plain.softmax(1), answers.softmax(1), strict=True):
             here, there = one[0] < 0.5, all_flips[0] < 0.5
             seen.append((float(one.amax(0).min()), int(there.sum()), int((here != there).sum())))

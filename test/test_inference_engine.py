@@ -224,7 +224,7 @@ def test_batches_that_do_not_fit_are_halved_and_the_work_goes_on():
     result = predict(image, [network], how, lambda *at: seen.append(at))
     torch.testing.assert_close(result, image, rtol=0, atol=2e-6)
     assert network.windows == 4 * 4 * 3 * 8
-    assert network.refused == [8, 4, 8, 4]  # once for plain windows, once for mirrored ones
+    assert network.refused == [8, 4]  # it is remembered
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1] == (4 * 4 * 3 * 8, 4 * 4 * 3 * 8)
     with pytest.raises(torch.OutOfMemoryError):
@@ -257,16 +257,3 @@ def test_windows_with_nothing_in_them_are_computed_once():
 
     expected = predict(image + 1, [never_zero], how)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-
-
-def test_gated_mirrors_with_the_quick_networks():
-    def answer(value):
-        return lambda windows: torch.cat([windows * 0 + value, windows * 0], 1)
-
-    image = torch.ones(1, 8, 8, 8)
-    how = SlidingWindow((8, 8, 8), (2,), Tta.GATED)
-    mixed = predict(image, [answer(0.2)], how, quick=[answer(0.6)])
-    torch.testing.assert_close(mixed[0], torch.full((8, 8, 8), 0.4))
-    for tta in (Tta.MIRROR, Tta.NONE):
-        exact = predict(image, [answer(0.2)], replace(how, tta=tta), quick=[answer(0.6)])
-        torch.testing.assert_close(exact[0], torch.full((8, 8, 8), 0.2))

@@ -174,6 +174,32 @@ def test_bfloat16_is_close_and_only_on_request(kind: str) -> None:
     assert resolve_precision("bf16", CPU) == "bf16"
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_held_weights_compute_what_autocast_does(dims: int) -> None:
+    network = unet("PlainConvUNet", dims, "InstanceNorm")
+    inputs = windows(3) if dims == 3 else windows(2)[:, :, None]
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(windows(dims)).float()
+    if dims == 2:
+        expected = expected[:, :, None]
+    exact = TorchSession(copy.deepcopy(network), dims=dims, device="cpu")(inputs)
+    session = TorchSession(network, dims=dims, device="cpu", precision="bf16")
+    kernels = {layer.weight.dtype for layer in session.network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)}
+    assert kernels == {torch.bfloat16}
+    scale = float(exact.abs().max())
+    assert float((expected - exact).abs().max()) < 0.1 * scale
+    assert float((session(inputs) - exact).abs().max()) < 0.1 * scale
+    assert float((session(inputs) - expected).abs().max()) < 0.1 * scale
+
+
+def test_residual_networks_run_in_bfloat16_on_the_cpu() -> None:
+    """PyTorch pools no bfloat16 volumes there."""
+    network, inputs = unet("ResidualEncoderUNet", 3, "InstanceNorm"), windows(3)
+    exact = TorchSession(copy.deepcopy(network), dims=3, device="cpu")(inputs)
+    coarse = TorchSession(network, dims=3, device="cpu", precision="bf16")(inputs)
+    assert float((coarse - exact).abs().max()) < 0.1 * float(exact.abs().max())
+
+
 def test_quick_session_is_coarser_only_where_the_hardware_is_faster(monkeypatch) -> None:
     session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: True)

@@ -59,9 +59,10 @@ class SlidingWindow:
     """Distance of neighbouring windows as a fraction of the window."""
     batch_size: int = 1
     """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""
-    certainty: float = 0.95
+    certainty: float = 0.9
     """With gated TTA a window is certain, and not mirrored, when the unmirrored pass gives each of its voxels one class with at
-    least this softmax probability. The edge of an object is never that sharp: windows without one are spared."""
+    least this softmax probability. The edge of an object is never that sharp: windows without one are spared. Chosen on simulated
+    cases (`benchmarks/agreement.py`): of windows above 0.8 mirroring changed no voxel."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -79,7 +80,6 @@ def predict(
     networks: Sequence[Session],
     how: SlidingWindow,
     progress: ProgressCallback = ignore_progress,
-    quick: Sequence[Session] | None = None,
 ) -> torch.Tensor:
     """Mean of the networks' answers for a whole image.
 
@@ -89,7 +89,6 @@ def predict(
         networks: folds or other networks of the same input and classes; every window goes through all of them.
         how: windows, mirroring and averaging.
         progress: called after each pass of a batch; a mirrored window counts as a window of its own, a spared one as done.
-        quick: the same networks in coarser arithmetic, for the mirrored passes of gated mirroring; None means `networks`.
 
     Returns:
         (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Of arrays of the image's
@@ -102,12 +101,12 @@ def predict(
     if not networks:
         raise ValueError("no networks to predict with")
     try:
-        return _predict(image, networks, how, progress, quick or networks)
+        return _predict(image, networks, how, progress)
     except torch.OutOfMemoryError:
         if image.device.type == "cpu":
             raise
         torch.cuda.empty_cache()
-        return _predict(image.cpu(), networks, how, progress, quick or networks).to(image.device)
+        return _predict(image.cpu(), networks, how, progress).to(image.device)
 
 
 def _predict(
@@ -115,7 +114,6 @@ def _predict(
     networks: Sequence[Session],
     how: SlidingWindow,
     progress: ProgressCallback,
-    quick: Sequence[Session],
 ) -> torch.Tensor:
     _, z, y, x = image.shape
     tiling = Tiling((z, y, x), how.window, how.step)
@@ -124,10 +122,10 @@ def _predict(
     weights = torch.zeros(tiling.padded, device=image.device)
     windows = tiling.windows()
     passes = _Passes(len(windows) * len(how.flips), progress)
-    exact, mirrored = _Runner(networks, how), _Runner(quick if how.tta is Tta.GATED else networks, how)
+    runner = _Runner(networks, how)
     total: torch.Tensor | None = None
     for batch in _batches(padded, windows, how.batch_size):
-        answers = _answers(torch.stack([padded[:, *window] for window in batch.distinct]), exact, mirrored, how, passes)
+        answers = _answers(torch.stack([padded[:, *window] for window in batch.distinct]), runner, how, passes)
         answers.mul_(importance)
         if total is None:
             total = torch.zeros((answers.shape[1], *tiling.padded), device=image.device)
@@ -175,12 +173,10 @@ def _padded(image: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     return torch.nn.functional.pad(image, [n for pair in reversed(tiling.padding) for n in pair])
 
 
-def _answers(
-    windows: torch.Tensor, exact: _Runner, mirrored: _Runner, how: SlidingWindow, passes: _Passes
-) -> torch.Tensor:
+def _answers(windows: torch.Tensor, runner: _Runner, how: SlidingWindow, passes: _Passes) -> torch.Tensor:
     """Mean over networks and flips (N, K, Z, Y, X) for a batch of windows (N, C, Z, Y, X)."""
     plain, *flips = how.flips
-    first = exact(windows, [plain])
+    first = runner(windows, [plain])
     passes.add(len(windows))
     doubtful = _doubtful(first, how) if how.tta is Tta.GATED else torch.arange(len(windows), device=windows.device)
     passes.add(len(flips) * (len(windows) - len(doubtful)))
@@ -190,7 +186,7 @@ def _answers(
     at_once = max(1, how.batch_size // len(inputs))
     for start in range(0, len(flips), at_once):
         together = flips[start : start + at_once]
-        total += mirrored(inputs, together)
+        total += runner(inputs, together)
         passes.add(len(doubtful) * len(together))
     first[doubtful] = total / (len(flips) + 1)
     return first

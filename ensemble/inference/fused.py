@@ -39,15 +39,23 @@ def fuse(network: nn.Module) -> nn.Module | None:
             replaced[layer] = FusedConvolution(layer, None, None)
         elif isinstance(layer, _TRANSPOSED):
             replaced[layer] = Transposed(layer)
-        elif isinstance(layer, _POOLS):
-            replaced[layer] = MeanPool(_stride(layer))
     if not replaced or any(isinstance(layer, _NORMALISATIONS) and layer not in replaced for layer in fused.modules()):
         return None
-    for parent in list(fused.modules()):
+    return _with(replace_pools(fused), replaced)
+
+
+def replace_pools(network: nn.Module) -> nn.Module:
+    """The network with mean pools that also take bfloat16 and channels last; changed in place."""
+    pools = [layer for layer in network.modules() if isinstance(layer, _POOLS) and _can_be_fused(layer)]
+    return _with(network, {pool: MeanPool(_stride(pool)) for pool in pools})
+
+
+def _with(network: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
+    for parent in list(network.modules()):
         for name, child in list(parent._modules.items()):
             if child in replaced:
                 parent._modules[name] = replaced[child]
-    return replaced.get(fused, fused)
+    return replaced.get(network, network)
 
 
 def _has_own_state(layer: nn.Module) -> bool:

@@ -1,8 +1,8 @@
 """In which arithmetic networks run.
 
 The gate: masks must agree with float32's to a Dice of 0.999 on every case tried. On GPUs float16 passes, which is nnU-Net's own choice
-too (a T4 has no bfloat16). On CPUs bfloat16 does not (see docs/adr/0012); it is there for who asks for it, and for the mirrored
-passes of gated mirroring, which promises less.
+too (a T4 has no bfloat16). On CPUs bfloat16 does not (see docs/adr/0012); it is there for who asks for it, and for gated
+mirroring, which promises less.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 
-from ensemble.inference.fused import fuse
+from ensemble.inference.fused import fuse, replace_pools
 from ensemble.inference.precision import DTYPES, Precision, has_fast_bfloat16, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,9 @@ FUSED_TOLERANCE = 1e-4
 class TorchSession:
     """Runs a network of two or three spatial dimensions on one device.
 
-    On the CPU networks with batch normalisation run fused (see `fused.py`), others as they are, in bf16 under autocast. On CUDA all run
-    under autocast; weights stay float32. What is returned is float32 in any case.
+    On the CPU networks with batch normalisation run fused (see `fused.py`). Others, and all on CUDA, run as they are; in fp16 and bf16
+    the convolutions' weights are held in that precision and the normalisations' in float32, which is what autocast computes, without
+    casting weights anew for each window. What is returned is float32 in any case.
 
     While it runs on CUDA, cuDNN is held to deterministic algorithms, not chosen by trial, so that a case gives the same mask each time;
     the flags are restored afterwards.
@@ -46,7 +48,7 @@ class TorchSession:
         self.precision = precision or resolve_precision("auto", self.device)
         fused = self._fused(probe[-dims:]) if self.device.type == "cpu" else None
         self.fused = fused is not None
-        self.network = fused or self.network
+        self.network = fused or _held(self.network, DTYPES[self.precision])
 
     @property
     def arithmetic(self) -> str:
@@ -68,20 +70,14 @@ class TorchSession:
         if self.dims == 2:
             inputs = inputs.squeeze(2)
         with torch.inference_mode(), self._repeatable():
-            logits = self._fastest(inputs) if self.fused else self._plain(inputs)
+            logits = self.network(self._arranged(inputs.to(DTYPES[self.precision])))
         if self.dims == 2:
             logits = logits.unsqueeze(2)
         return logits.to(device=windows.device, dtype=torch.float32).contiguous()
 
-    def _plain(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self.precision == "fp32":
-            return self.network(inputs)
-        with torch.autocast(self.device.type, dtype=DTYPES[self.precision]):
-            return self.network(inputs)
-
-    def _fastest(self, inputs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(inputs.to(DTYPES[self.precision]).contiguous(memory_format=self._layout))
-        return logits
+    def _arranged(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Channels last for fused networks; elsewhere instance normalisation is slower so."""
+        return inputs.contiguous(memory_format=self._layout) if self.fused else inputs
 
     @property
     def _layout(self) -> torch.memory_format:
@@ -109,3 +105,14 @@ class TorchSession:
             enabled=True, benchmark=False, deterministic=True
         )
         return flags
+
+
+def _held(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """The network with its convolutions' weights in a precision; changed in place."""
+    if dtype != torch.float32:
+        for layer in network.modules():
+            if isinstance(layer, _ConvNd | torch.nn.Linear):
+                layer.to(dtype)
+        if next(network.parameters()).device.type == "cpu":
+            return replace_pools(network)
+    return network

@@ -83,21 +83,17 @@ class NnunetMember:
         array, placement = to_network(self._images(case, orientation), spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
-        quick = self._quick(settings)
-        logits = predict(image, self.sessions, self._windows(settings), progress, quick)
+        sessions = self._sessions(settings)
+        logits = predict(image, sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
-        return MemberPrediction(self.name, volume, len(self.sessions), self._arithmetic(quick))
+        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
 
-    def _quick(self, settings: InferenceSettings) -> tuple[LoadedSession, ...]:
-        """What takes the mirrored passes: where they are gated, and nobody asked for a precision, the fastest arithmetic there is."""
+    def _sessions(self, settings: InferenceSettings) -> tuple[LoadedSession, ...]:
+        """Its networks; in the fastest arithmetic there is where mirroring is gated, which promises less, unless a precision was given."""
         if settings.tta == "gated" and settings.precision == "auto":
             return tuple(session.quick for session in self.sessions)
         return self.sessions
-
-    def _arithmetic(self, quick: tuple[LoadedSession, ...]) -> str:
-        exact, mirrored = self.sessions[0].arithmetic, quick[0].arithmetic
-        return exact if exact == mirrored else f"{exact}; mirrored passes {mirrored}"
 
     def _orientation(self, grid: Grid) -> Reorientation:
         if self.spec.orientation == "canonical":
