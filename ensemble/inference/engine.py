@@ -158,8 +158,9 @@ class _Batch:
 
 def _batches(padded: torch.Tensor, windows: list[Window], size: int) -> Iterator[_Batch]:
     """All windows; those in which there is nothing at all are computed once."""
-    empty = [window for window in windows if not padded[:, *window].any()]
-    filled = [window for window in windows if window not in empty] if empty else windows
+    filled, empty = [], []
+    for window in windows:
+        (filled if padded[:, *window].any() else empty).append(window)
     for first in range(0, len(filled), size):
         yield _Batch(filled[first : first + size])
     if empty:

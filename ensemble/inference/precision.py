@@ -30,5 +30,5 @@ def resolve_precision(choice: Choice, device: torch.device) -> Precision:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a CPU multiplies bfloat16 matrices in hardware (AMX), several times faster than float32."""
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    """Whether a CPU multiplies bfloat16 matrices in hardware (AMX), several times faster than float32, and the system lets us."""
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
