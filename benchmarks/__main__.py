@@ -7,7 +7,7 @@ monai     (b) our engine and MONAI's SlidingWindowInferer on one TorchScript Seg
 ensemble  (c) the whole shipped ensemble: cold by stage, warm by stage, with each number of members, peak memory
 growth    (d) seconds and memory on 1, 2, 4, 8 times the voxels
 
-On a machine with a GPU, `--device cuda --full-size` runs (a) on a full-size 3d_fullres of random weights with five folds.
+`--merge A/results.json B/results.json` writes RESULTS.md from several runs. On a machine with a GPU, `--device cuda --full-size` runs (a) on a full-size 3d_fullres of random weights with five folds.
 Wall time counts on an idle machine; on a busy one only CPU seconds mean something: the load average is printed with the results.
 """
 
@@ -37,6 +37,9 @@ PARTS = ("engines", "monai", "ensemble", "growth")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
+    if options.merge:
+        _write(_merged([json.loads(path.read_text()) for path in options.merge]))
+        return
     command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -52,12 +55,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / "results.json").write_text(json.dumps(results, indent=1))
     plot(results, options.out / "results.png")
-    text = write_markdown(results)
-    print(text)
+    print(write_markdown(results))
     if options.write:
-        (HERE / "RESULTS.md").write_text(text)
-        (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        plot(results, HERE / "results.png")
+        _write(results)
+
+
+def _write(results: Mapping[str, Any]) -> None:
+    (HERE / "RESULTS.md").write_text(write_markdown(results))
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, HERE / "results.png")
+
+
+def _merged(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Runs of several commands on one machine as one: their tables one after the other."""
+    merged: dict[str, Any] = dict(runs[0])
+    for run in runs[1:]:
+        merged["command"] += "\n    " + run["command"]
+        merged["load_before"] = max(merged["load_before"], run["load_before"])
+        merged["load_after"] = max(merged["load_after"], run["load_after"])
+        for part in PARTS:
+            if isinstance(run.get(part), list):
+                merged[part] = merged.get(part, []) + run[part]
+            elif part in run:
+                merged[part] = run[part]
+    return merged
 
 
 def _engines(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -214,6 +235,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--full-size", action="store_true", help="(a) with five folds of a full-size network instead")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "benchmarks")
     parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md, results.json and results.png")
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", help="write RESULTS.md from results.json of several runs instead"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.only) - set(PARTS):
         parser.error(f"no part is called {', '.join(unknown)}")
