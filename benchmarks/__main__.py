@@ -7,7 +7,8 @@ monai     (b) our engine and MONAI's SlidingWindowInferer on one TorchScript Seg
 ensemble  (c) the whole shipped ensemble: cold by stage, warm by stage, with each number of members, peak memory
 growth    (d) seconds and memory on 1, 2, 4, 8 times the voxels
 
-`--merge A/results.json B/results.json` writes RESULTS.md from several runs. On a machine with a GPU, `--device cuda --full-size` runs (a) on a full-size 3d_fullres of random weights with five folds.
+`--merge A/results.json B/results.json` writes RESULTS.md from several runs. On a machine with a GPU, `--device cuda --full-size` runs (a)
+on a full-size 3d_fullres of random weights with five folds.
 Wall time counts on an idle machine; on a busy one only CPU seconds mean something: the load average is printed with the results.
 """
 
@@ -20,7 +21,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
