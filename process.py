@@ -3,10 +3,12 @@
 
 import sys
 
+from ensemble.memory import keep_freed_memory
 from ensemble.processors import limit_threads
 
 if __name__ == "__main__":
     limit_threads()
+    keep_freed_memory()
     from ensemble.cli import main
 
     sys.exit(main())

@@ -94,10 +94,10 @@ def _made_weights(scratch: Path, folds: int) -> Path:
     return build_v1_folder(scratch / PUBLISHED, spec)
 
 
-def _made_case(shape: tuple[int, ...]) -> PreparedCase:
+def _made_case(shape: tuple[int, ...], spacing_mm: float = 1.0) -> PreparedCase:
     """DWI and ADC (z, y, x) of noise, not zero anywhere, so that nothing is cropped."""
     z, y, x = shape
-    grid = Grid((x, y, z), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    grid = Grid((x, y, z), (spacing_mm,) * 3, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
     generator = np.random.default_rng(0)
     images = {
         modality: Volume(generator.uniform(1, 2, grid.shape_zyx).astype(np.float32), grid)

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from types import FrameType
+from typing import Literal
 
-from ensemble.config import Extras
+from ensemble.config import Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.streams import messages_to_stdout
@@ -120,7 +121,8 @@ def _members(options: argparse.Namespace) -> int:
         from ensemble.members.pack import pack
 
         source, destination = paths
-        for folder in pack(source, destination, options.precision, config.members):
+        precision = _packed_precision(config.precision)
+        for folder in pack(source, destination, precision, config.members, onnx=options.onnx):
             log.info("packed: %s", folder)
         return 0
     specs = show_members(config)
@@ -138,6 +140,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ensemble.evaluate.run import evaluate
 
     return InputRefused.exit_code if evaluate(options.predictions, options.ground_truth, options.out) else 0
+
+
+def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
+    if choice == "bf16":
+        raise UsageError("weights are packed as fp32 or fp16", found="--precision bf16")
+    return "fp16" if choice == "fp16" else "fp32"
 
 
 def _extras(options: argparse.Namespace, *, report: bool) -> Extras:

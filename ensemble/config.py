@@ -12,6 +12,8 @@ Device = Literal["auto", "cuda", "cpu"]
 Tta = Literal["mirror", "none", "gated"]
 FusionMethod = Literal["majority", "mean", "staple"]
 SkullStrip = Literal["auto", "always", "never"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+SessionKind = Literal["torch", "onnx", "tensorrt"]
 
 #: Weights baked into the image or standing in the clone.
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "model_weights"
@@ -31,6 +33,10 @@ class RunConfig:
     """Where networks run; auto takes the GPU when there is one."""
     tta: Tta = "mirror"
     """Test-time augmentation: each member's flips, none, or flips only where the first pass is uncertain."""
+    precision: Precision = "auto"
+    """Arithmetic of the networks; auto is what passed the parity gate on the device (see `inference/precision.py`)."""
+    session: SessionKind = "torch"
+    """What runs the networks: PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter two take members packed for it."""
     fusion: FusionMethod = "majority"
     """How the members' probabilities become one mask."""
     min_members: int | None = None
@@ -42,6 +48,8 @@ class RunConfig:
         for option, value, allowed in (
             ("--device", self.device, get_args(Device)),
             ("--tta", self.tta, get_args(Tta)),
+            ("--precision", self.precision, get_args(Precision)),
+            ("--session", self.session, get_args(SessionKind)),
             ("--fusion", self.fusion, get_args(FusionMethod)),
             ("--skull-strip", self.skull_strip, get_args(SkullStrip)),
         ):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from ensemble import __version__
-from ensemble.config import Device, FusionMethod, RunConfig, SkullStrip, Tta
+from ensemble.config import Device, FusionMethod, Precision, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
 
 ENVIRONMENT_PREFIX = "ISLES_"
@@ -130,10 +130,9 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     members.add_argument("paths", nargs="*", type=Path, default=[], metavar="SRC DST", help="only for pack")
     _add(
         members,
-        "--precision",
-        choices=("fp32", "fp16"),
-        default="fp32",
-        help="of packed weights: the same bits (fp32, the default), or half the size (fp16)",
+        "--onnx",
+        flag=True,
+        help="pack: also write each network as ONNX, for --session onnx; refused where it gives other masks than PyTorch",
     )
     batch = commands.add_parser(
         "batch",
@@ -200,6 +199,21 @@ def _common() -> _Parser:
     )
     _add(group, "--members", type=_names, metavar="A,B", help="members that take part (default: all)")
     _add(group, "--device", choices=get_args(Device), default="auto", help="where networks run (default: auto)")
+    _add(
+        group,
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="arithmetic of the networks; with members pack, of the packed weights: fp32 (auto; the same bits) or fp16"
+        " (default: auto, what keeps the mask on the device: fp16 on GPUs, fp32 on CPUs)",
+    )
+    _add(
+        group,
+        "--session",
+        choices=get_args(SessionKind),
+        default="torch",
+        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: torch)",
+    )
     _add(group, "--tta", choices=get_args(Tta), default="mirror", help="test-time augmentation (default: mirror)")
     _add(
         group,

@@ -80,7 +80,7 @@ class Result:
 def load(config: RunConfig) -> Ensemble:
     """Bring the configured members into memory. Raises WeightsBroken when one can't be loaded: no member is left out silently."""
     started = time.perf_counter()
-    settings = InferenceSettings(device=resolve_device(config.device), tta=config.tta)
+    settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
     specs = find_members(config.weights_folder, config.members)
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)

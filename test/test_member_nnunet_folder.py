@@ -18,6 +18,7 @@ from conftest import shared
 from ensemble.case import PreparedCase
 from ensemble.errors import WeightsBroken
 from ensemble.geometry import Grid
+from ensemble.inference import session_torch
 from ensemble.inference.engine import NonFiniteLogits
 from ensemble.members.base import InferenceSettings
 from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
@@ -417,3 +418,20 @@ def assert_refused(folder: Path, finding: str = "") -> WeightsBroken:
     assert finding in str(error)
     assert error.found
     return error
+
+
+def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_path, monkeypatch):
+    """Only for networks that run fused, and only where the processor multiplies bfloat16 matrices."""
+    case = small_case((14, 22, 18), (2.0, 2.0, 2.0))
+    batch = load(build_folder(tmp_path / "a", FolderSpec(norm="batchnorm.BatchNorm")))
+    instance = load(build_folder(tmp_path / "b"))
+
+    def arithmetic(member, **settings):
+        return member.predict(case, InferenceSettings(**settings), ignore_progress).arithmetic
+
+    for fast, gated in ((True, "bf16, fused"), (False, "fp32, fused")):
+        monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        assert arithmetic(batch, tta="gated") == gated
+        assert arithmetic(batch, tta="gated", precision="fp32") == "fp32, fused"
+        assert arithmetic(batch, tta="mirror") == arithmetic(batch, tta="none") == "fp32, fused"
+        assert arithmetic(instance, tta="gated") == "fp32"

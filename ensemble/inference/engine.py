@@ -6,7 +6,7 @@ mirrored passes. Its version 1 averages softmax, its version 2 logits; see `Aver
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import reduce
@@ -59,9 +59,10 @@ class SlidingWindow:
     """Distance of neighbouring windows as a fraction of the window."""
     batch_size: int = 1
     """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""
-    certainty: float = 0.95
+    certainty: float = 0.9
     """With gated TTA a window is certain, and not mirrored, when the unmirrored pass gives each of its voxels one class with at
-    least this softmax probability. The edge of an object is never that sharp: windows without one are spared."""
+    least this softmax probability. The edge of an object is never that sharp: windows without one are spared. Chosen on simulated
+    cases (`benchmarks/agreement.py`): of windows above 0.8 mirroring changed no voxel."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -83,7 +84,8 @@ def predict(
     """Mean of the networks' answers for a whole image.
 
     Args:
-        image: (C, Z, Y, X) float32. Windows are cut and answers collected on its device; each Session moves what it needs.
+        image: (C, Z, Y, X) float32. Windows are cut and answers collected on its device; each Session moves what it needs. Where that
+            device runs out of memory, the work starts again with image and answers on the CPU.
         networks: folds or other networks of the same input and classes; every window goes through all of them.
         how: windows, mirroring and averaging.
         progress: called after each pass of a batch; a mirrored window counts as a window of its own, a spared one as done.
@@ -94,9 +96,25 @@ def predict(
 
     Raises:
         NonFiniteLogits: a network gave infinite or undefined values.
+        torch.OutOfMemoryError: a single window does not fit.
     """
     if not networks:
         raise ValueError("no networks to predict with")
+    try:
+        return _predict(image, networks, how, progress)
+    except torch.OutOfMemoryError:
+        if image.device.type == "cpu":
+            raise
+        torch.cuda.empty_cache()
+        return _predict(image.cpu(), networks, how, progress).to(image.device)
+
+
+def _predict(
+    image: torch.Tensor,
+    networks: Sequence[Session],
+    how: SlidingWindow,
+    progress: ProgressCallback,
+) -> torch.Tensor:
     _, z, y, x = image.shape
     tiling = Tiling((z, y, x), how.window, how.step)
     padded = _padded(image, tiling)
@@ -104,17 +122,49 @@ def predict(
     weights = torch.zeros(tiling.padded, device=image.device)
     windows = tiling.windows()
     passes = _Passes(len(windows) * len(how.flips), progress)
+    runner = _Runner(networks, how)
     total: torch.Tensor | None = None
-    for first in range(0, len(windows), how.batch_size):
-        batch = windows[first : first + how.batch_size]
-        answers = _answers(torch.stack([padded[:, *window] for window in batch]), networks, how, passes)
+    for batch in _batches(padded, windows, how.batch_size):
+        answers = _answers(torch.stack([padded[:, *window] for window in batch.distinct]), runner, how, passes)
+        answers.mul_(importance)
         if total is None:
             total = torch.zeros((answers.shape[1], *tiling.padded), device=image.device)
-        for window, answer in zip(batch, answers.mul_(importance), strict=True):
+        for window, answer in batch.pairs(answers):
             total[:, *window] += answer
             weights[window] += importance
+        passes.add((len(batch.windows) - len(batch.distinct)) * len(how.flips))
     assert total is not None  # there is at least one window
     return total.div_(weights)[:, *tiling.inside]
+
+
+Window = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows that are computed together."""
+
+    windows: list[Window]
+    alike: bool = False
+    """Whether all look the same, so that the first one's answer is that of all."""
+
+    @property
+    def distinct(self) -> list[Window]:
+        return self.windows[:1] if self.alike else self.windows
+
+    def pairs(self, answers: torch.Tensor) -> Iterator[tuple[Window, torch.Tensor]]:
+        return zip(self.windows, answers.expand(len(self.windows), *answers.shape[1:]), strict=True)
+
+
+def _batches(padded: torch.Tensor, windows: list[Window], size: int) -> Iterator[_Batch]:
+    """All windows; those in which there is nothing at all are computed once."""
+    filled, empty = [], []
+    for window in windows:
+        (filled if padded[:, *window].any() else empty).append(window)
+    for first in range(0, len(filled), size):
+        yield _Batch(filled[first : first + size])
+    if empty:
+        yield _Batch(empty, alike=True)
 
 
 def _padded(image: torch.Tensor, tiling: Tiling) -> torch.Tensor:
@@ -124,29 +174,55 @@ def _padded(image: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     return torch.nn.functional.pad(image, [n for pair in reversed(tiling.padding) for n in pair])
 
 
-def _answers(windows: torch.Tensor, networks: Sequence[Session], how: SlidingWindow, passes: _Passes) -> torch.Tensor:
+def _answers(windows: torch.Tensor, runner: _Runner, how: SlidingWindow, passes: _Passes) -> torch.Tensor:
     """Mean over networks and flips (N, K, Z, Y, X) for a batch of windows (N, C, Z, Y, X)."""
-    plain, *mirrored = how.flips
-    first = _pass(windows, networks, plain, how.average)
+    plain, *flips = how.flips
+    first = runner(windows, [plain])
     passes.add(len(windows))
     doubtful = _doubtful(first, how) if how.tta is Tta.GATED else torch.arange(len(windows), device=windows.device)
-    passes.add(len(mirrored) * (len(windows) - len(doubtful)))
-    if not mirrored or len(doubtful) == 0:
+    passes.add(len(flips) * (len(windows) - len(doubtful)))
+    if not flips or len(doubtful) == 0:
         return first
     inputs, total = windows[doubtful], first[doubtful]
-    for flip in mirrored:
-        total += _pass(inputs, networks, flip, how.average)
-        passes.add(len(doubtful))
-    first[doubtful] = total / (len(mirrored) + 1)
+    at_once = max(1, how.batch_size // len(inputs))
+    for start in range(0, len(flips), at_once):
+        together = flips[start : start + at_once]
+        total += runner(inputs, together)
+        passes.add(len(doubtful) * len(together))
+    first[doubtful] = total / (len(flips) + 1)
     return first
 
 
-def _pass(windows: torch.Tensor, networks: Sequence[Session], flip: Flip, average: Average) -> torch.Tensor:
-    """Mean over networks of their answers to mirrored windows, mirrored back."""
-    dims = tensor_dims(flip)
-    inputs = windows.flip(dims) if dims else windows
-    mean = reduce(torch.add, (_answer(network, inputs, average) for network in networks)) / len(networks)
-    return mean.flip(dims) if dims else mean
+class _Runner:
+    """Networks, and how many windows they were seen to take at once."""
+
+    def __init__(self, networks: Sequence[Session], how: SlidingWindow) -> None:
+        self._networks, self._average, self._most = networks, how.average, how.batch_size
+
+    def __call__(self, windows: torch.Tensor, flips: Sequence[Flip]) -> torch.Tensor:
+        """Sum over flips of the networks' mean answers (N, K, Z, Y, X) to windows (N, C, Z, Y, X), mirrored back."""
+        dims = [tensor_dims(flip) for flip in flips]
+        answers = self._mean(torch.cat([windows.flip(d) if d else windows for d in dims]))
+        back = [part.flip(d) if d else part for part, d in zip(answers.split(len(windows)), dims, strict=True)]
+        return reduce(torch.add, back)
+
+    def _mean(self, windows: torch.Tensor) -> torch.Tensor:
+        """Mean over networks of their answers; batches that do not fit into memory are halved, these and all later ones."""
+        parts: list[torch.Tensor] = []
+        first = 0
+        while first < len(windows):
+            part = windows[first : first + self._most]
+            try:
+                answers = [_answer(network, part, self._average) for network in self._networks]
+                parts.append(reduce(torch.add, answers) / len(answers))
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self._most = len(part) // 2
+                torch.cuda.empty_cache()  # does nothing where there is no GPU
+                continue
+            first += len(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _answer(network: Session, windows: torch.Tensor, average: Average) -> torch.Tensor:

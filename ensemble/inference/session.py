@@ -13,3 +13,19 @@ class Session(Protocol):
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, Z, Y, X) of windows (N, C, Z, Y, X); both float32, contiguous or not, on one device."""
+
+
+class LoadedSession(Session, Protocol):
+    """A session that says where it runs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network lies."""
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision, and what computes, in a few words."""
+
+    @property
+    def quick(self) -> LoadedSession:
+        """The same network in coarser arithmetic where that is much faster, else the session itself."""

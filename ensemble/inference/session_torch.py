@@ -2,50 +2,101 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 
-Precision = Literal["fp32", "fp16", "bf16"]
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+from ensemble.inference.fused import fuse, replace_pools
+from ensemble.inference.precision import DTYPES, Precision, has_fast_bfloat16, resolve_precision
 
+log = logging.getLogger(__name__)
 
-def default_precision(device: torch.device) -> Precision:
-    """float16 autocast on CUDA, as nnU-Net itself uses, which every supported GPU has in hardware (a T4 has no bf16); else float32."""
-    return "fp16" if device.type == "cuda" else "fp32"
+#: How far logits of a fused network may lie from the plain one's, relative to their range; measured 1e-6.
+FUSED_TOLERANCE = 1e-4
 
 
 class TorchSession:
     """Runs a network of two or three spatial dimensions on one device.
 
-    In fp16 and bf16 the convolutions are computed under autocast; weights stay float32, as does what is returned.
+    On the CPU networks with batch normalisation run fused (see `fused.py`). Others, and all on CUDA, run as they are; in fp16 and bf16
+    the convolutions' weights are held in that precision and the normalisations' in float32, which is what autocast computes, without
+    casting weights anew for each window. What is returned is float32 in any case.
 
     While it runs on CUDA, cuDNN is held to deterministic algorithms, not chosen by trial, so that a case gives the same mask each time;
     the flags are restored afterwards.
     """
 
     def __init__(
-        self, network: torch.nn.Module, *, dims: int, device: str | torch.device, precision: Precision | None = None
+        self,
+        network: torch.nn.Module,
+        *,
+        dims: int,
+        device: str | torch.device,
+        precision: Precision | None = None,
+        probe: Sequence[int] = (64, 64, 64),
     ) -> None:
+        """`probe` is the size of a small window that the network takes (z, y, x, or y, x): on it the fused form must agree."""
         if dims not in (2, 3):
             raise ValueError(f"networks have 2 or 3 spatial dimensions, not {dims}")
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.dims = dims
-        self.precision = precision or default_precision(self.device)
+        self.precision = precision or resolve_precision("auto", self.device)
+        fused = self._fused(probe[-dims:]) if self.device.type == "cpu" else None
+        self.fused = fused is not None
+        self.network = fused or _held(self.network, DTYPES[self.precision])
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision, and whether fused."""
+        return f"{self.precision}, fused" if self.fused else self.precision
+
+    @property
+    def quick(self) -> TorchSession:
+        """The same network in the fastest arithmetic that the device has in hardware, exact or not: itself where that is its own."""
+        if not self.fused or self.precision == "bf16" or not has_fast_bfloat16(self.device):
+            return self
+        other = copy.copy(self)
+        other.precision = "bf16"
+        return other
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, Z, Y, X) float32 of windows (N, C, Z, Y, X) float32, on the device of the windows; Z = 1 for 2-D networks."""
         inputs = windows.to(self.device)
-        with torch.inference_mode(), self._autocast(), self._repeatable():
-            logits = self.network(inputs) if self.dims == 3 else self.network(inputs.squeeze(2)).unsqueeze(2)
-        return logits.to(device=windows.device, dtype=torch.float32)
+        if self.dims == 2:
+            inputs = inputs.squeeze(2)
+        with torch.inference_mode(), self._repeatable():
+            logits = self.network(self._arranged(inputs.to(DTYPES[self.precision])))
+        if self.dims == 2:
+            logits = logits.unsqueeze(2)
+        return logits.to(device=windows.device, dtype=torch.float32).contiguous()
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+    def _arranged(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Channels last for fused networks; elsewhere instance normalisation is slower so."""
+        return inputs.contiguous(memory_format=self._layout) if self.fused else inputs
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last_3d if self.dims == 3 else torch.channels_last
+
+    def _fused(self, probe: Sequence[int]) -> torch.nn.Module | None:
+        """The fused network, if there is one and it gives the plain network's answer here."""
+        fused = fuse(self.network)
+        if fused is None:
+            return None
+        channels = next(self.network.parameters()).shape[1]
+        window = torch.randn((1, channels, *probe), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = self.network(window)
+            apart = (fused(window.contiguous(memory_format=self._layout)) - expected).abs().max()
+        if apart <= FUSED_TOLERANCE * expected.abs().max().clamp(min=1):
+            return fused
+        log.warning("a fused network is %g away from its plain form on this processor: the plain one runs", apart)
+        return None
 
     def _repeatable(self) -> AbstractContextManager[object]:
         if self.device.type != "cuda":
@@ -54,3 +105,14 @@ class TorchSession:
             enabled=True, benchmark=False, deterministic=True
         )
         return flags
+
+
+def _held(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """The network with its convolutions' weights in a precision; changed in place."""
+    if dtype != torch.float32:
+        for layer in network.modules():
+            if isinstance(layer, _ConvNd | torch.nn.Linear):
+                layer.to(dtype)
+        if next(network.parameters()).device.type == "cpu":
+            return replace_pools(network)
+    return network

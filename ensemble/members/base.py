@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ensemble.case import PreparedCase
-from ensemble.config import Tta
+from ensemble.config import Precision, SessionKind, Tta
 from ensemble.types import Modality, ProgressCallback
 from ensemble.volume import Volume
 
@@ -19,6 +19,10 @@ class InferenceSettings:
     """A torch device: "cpu", "cuda"."""
     tta: Tta = "mirror"
     """Which of the member's own flips are used."""
+    precision: Precision = "auto"
+    """Arithmetic of the networks."""
+    session: SessionKind = "torch"
+    """What runs the networks."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class MemberPrediction:
     """Lesion probability, float32 in 0..1, on the DWI grid."""
     networks: int
     """How many networks (folds) were averaged."""
+    arithmetic: str = ""
+    """In which arithmetic they ran, for the report."""
 
     @property
     def mask(self) -> Volume:

@@ -17,6 +17,8 @@ from ensemble.errors import WeightsBroken
 from ensemble.geometry import Grid, Reorientation
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindow, Tta, predict
+from ensemble.inference.precision import resolve_precision
+from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.base import InferenceSettings, MemberPrediction
 from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
@@ -25,6 +27,7 @@ from ensemble.members.nnunet_arrays import lesion_probability, to_network
 from ensemble.networks.checkpoints import load_weights
 from ensemble.networks.nnunet_folds import checkpoint_paths, configuration_of, read_fold
 from ensemble.networks.nnunet_plans import NnunetPlans, read_plans
+from ensemble.networks.onnx_form import open_onnx
 from ensemble.networks.planned_unet import build_network
 from ensemble.types import FloatArray, Modality, ProgressCallback
 
@@ -39,7 +42,7 @@ class NnunetMember:
     """What each input channel shows."""
     mirror_axes: tuple[int, ...]
     """Network axes (0 to 2) that were mirrored in training."""
-    sessions: tuple[TorchSession, ...]
+    sessions: tuple[LoadedSession, ...]
     """One for each fold."""
 
     @classmethod
@@ -56,7 +59,7 @@ class NnunetMember:
             plans=plans,
             channels=channels,
             mirror_axes=_mirror_axes(*checkpoints[0], plans),
-            sessions=tuple(_session(path, content, plans, settings.device) for path, content in checkpoints),
+            sessions=tuple(_session(path, content, plans, settings) for path, content in checkpoints),
         )
 
     @property
@@ -79,11 +82,18 @@ class NnunetMember:
         spacing = orientation.spacing(case.grid.spacing_zyx_mm)
         array, placement = to_network(self._images(case, orientation), spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
-        logits = predict(torch.from_numpy(array).to(buffers), self.sessions, self._windows(settings), progress)
+        image = torch.from_numpy(array).to(buffers)
+        sessions = self._sessions(settings)
+        logits = predict(image, sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
-        return MemberPrediction(
-            self.name, case.images[Modality.DWI].like(np.ascontiguousarray(probability)), len(self.sessions)
-        )
+        volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
+        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
+
+    def _sessions(self, settings: InferenceSettings) -> tuple[LoadedSession, ...]:
+        """Its networks; in the fastest arithmetic there is where mirroring is gated, which promises less, unless a precision was given."""
+        if settings.tta == "gated" and settings.precision == "auto":
+            return tuple(session.quick for session in self.sessions)
+        return self.sessions
 
     def _orientation(self, grid: Grid) -> Reorientation:
         if self.spec.orientation == "canonical":
@@ -157,7 +167,10 @@ def _mirror_axes(path: Path, content: dict[str, Any], plans: NnunetPlans) -> tup
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
 
 
-def _session(path: Path, content: dict[str, Any], plans: NnunetPlans, device: str) -> TorchSession:
+def _session(path: Path, content: dict[str, Any], plans: NnunetPlans, settings: InferenceSettings) -> LoadedSession:
+    device = torch.device(settings.device)
+    if settings.session != "torch":
+        return open_onnx(path.parent, plans.dims, device, settings.session)
     try:
         network = build_network(
             plans.architecture, len(plans.channel_names), plans.classes, str(content.get("trainer_name", ""))
@@ -170,4 +183,5 @@ def _session(path: Path, content: dict[str, Any], plans: NnunetPlans, device: st
             do="only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported",
         ) from error
     load_weights(network, content["network_weights"], path)
-    return TorchSession(network, dims=plans.dims, device=device)
+    precision = resolve_precision(settings.precision, device)
+    return TorchSession(network, dims=plans.dims, device=device, precision=precision, probe=plans.smallest_window)

@@ -14,18 +14,30 @@ from ensemble.errors import UsageError
 from ensemble.members.layout import PACKED
 from ensemble.members.manifest import MANIFEST, file_sha256, find_members, verify_files
 from ensemble.members.spec import MemberSpec
-from ensemble.networks.nnunet_folds import PACKED_CHECKPOINT, checkpoint_paths, pack_fold
+from ensemble.networks.checkpoints import load_weights
+from ensemble.networks.generic_unet import build_generic_unet
+from ensemble.networks.nnunet_folds import PACKED_CHECKPOINT, checkpoint_paths, configuration_of, pack_fold, read_fold
+from ensemble.networks.nnunet_plans import read_plans
+from ensemble.networks.onnx_form import write_onnx
 from ensemble.networks.packed import Precision
 from ensemble.networks.v1_folder import PACKED_PLANS, PACKED_WEIGHTS, read_v1_folder
-from ensemble.networks.v1_weights import pack_v1_fold
+from ensemble.networks.v1_weights import pack_v1_fold, read_v1_weights
 from ensemble.publish import publish, write_json
 
 
-def pack(source: Path, destination: Path, precision: Precision, names: tuple[str, ...] | None = None) -> list[Path]:
+def pack(
+    source: Path,
+    destination: Path,
+    precision: Precision,
+    names: tuple[str, ...] | None = None,
+    *,
+    onnx: bool = False,
+) -> list[Path]:
     """Pack a member folder, or each member of a weights folder (those named, if any), into a new folder.
 
     A member folder becomes `destination` itself, the members of a weights folder become folders in it. A member folder named by a
-    manifest beside it keeps what that says of it. Returns the packed folders; on failure nothing is left behind.
+    manifest beside it keeps what that says of it. With `onnx` each network is also written in ONNX form, as it is in the packed
+    precision. Returns the packed folders; on failure nothing is left behind.
 
     Raises WeightsBroken for members that can't be read, UsageError when the destination holds something already.
     """
@@ -36,7 +48,7 @@ def pack(source: Path, destination: Path, precision: Precision, names: tuple[str
     places = ["." if alone else _folder_name(spec) for spec in specs]
     with publish(destination) as staging:
         for spec, place in zip(specs, places, strict=True):
-            _pack_member(spec, staging / place, precision)
+            _pack_member(spec, staging / place, precision, onnx)
     return [destination / place for place in places]
 
 
@@ -53,10 +65,12 @@ def _beside(source: Path) -> tuple[MemberSpec, ...]:
     return ()
 
 
-def _pack_member(spec: MemberSpec, folder: Path, precision: Precision) -> None:
+def _pack_member(spec: MemberSpec, folder: Path, precision: Precision, onnx: bool) -> None:
     verify_files(spec)
     folder.mkdir(parents=True, exist_ok=True)
     _PACKERS[spec.kind](spec.folder, folder, precision)
+    if onnx:
+        _ONNX_WRITERS[spec.kind](folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     entry = replace(spec, sha256=digests).as_json()
@@ -81,4 +95,25 @@ def _pack_seals(source: Path, target: Path, precision: Precision) -> None:
     write_json(folder.plans.as_json(), target / PACKED_PLANS)
 
 
+def _write_nnunet_onnx(packed: Path) -> None:
+    from ensemble.networks.planned_unet import build_network
+
+    for path in checkpoint_paths(packed):
+        content = read_fold(path)
+        plans = read_plans(packed, configuration_of(content))
+        channels = len(plans.channel_names)
+        network = build_network(plans.architecture, channels, plans.classes, content["trainer_name"])
+        load_weights(network, content["network_weights"], path)
+        write_onnx(network, channels, plans.smallest_window, path.parent)
+
+
+def _write_seals_onnx(packed: Path) -> None:
+    folder = read_v1_folder(packed)
+    for path in folder.weights.values():
+        network = build_generic_unet(folder.plans)
+        load_weights(network, read_v1_weights(path), path)
+        write_onnx(network, len(folder.plans.modalities), folder.plans.smallest_window, path.parent)
+
+
 _PACKERS: Mapping[str, Callable[[Path, Path, Precision], None]] = {"nnunet": _pack_nnunet, "seals": _pack_seals}
+_ONNX_WRITERS: Mapping[str, Callable[[Path], None]] = {"nnunet": _write_nnunet_onnx, "seals": _write_seals_onnx}

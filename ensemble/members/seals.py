@@ -15,6 +15,8 @@ from ensemble.errors import WeightsBroken
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import Average, SlidingWindow, Tta, predict
+from ensemble.inference.precision import resolve_precision
+from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.base import InferenceSettings, MemberPrediction
 from ensemble.members.channels import parse_channel
@@ -22,6 +24,7 @@ from ensemble.members.manifest import MemberSpec
 from ensemble.members.seals_arrays import lesion_probability, respaced, to_image, to_network
 from ensemble.networks.checkpoints import load_weights
 from ensemble.networks.generic_unet import build_generic_unet
+from ensemble.networks.onnx_form import open_onnx
 from ensemble.networks.v1_folder import read_v1_folder
 from ensemble.networks.v1_plans import V1Plans
 from ensemble.networks.v1_weights import read_v1_weights
@@ -39,7 +42,7 @@ class SealsMember:
     plans: V1Plans
     modalities: tuple[Modality, ...]
     """What each input channel shows."""
-    sessions: tuple[TorchSession, ...]
+    sessions: tuple[LoadedSession, ...]
     """One for each fold."""
 
     @classmethod
@@ -57,11 +60,16 @@ class SealsMember:
             )
         folder = read_v1_folder(spec.folder)
         modalities = _modalities(spec, folder.plans)
-        sessions = []
+        device = torch.device(settings.device)
+        precision = resolve_precision(settings.precision, device)
+        sessions: list[LoadedSession] = []
         for path in folder.weights.values():
+            if settings.session != "torch":
+                sessions.append(open_onnx(path.parent, 3, device, settings.session))
+                continue
             network = build_generic_unet(folder.plans)
             load_weights(network, read_v1_weights(path), path)
-            sessions.append(TorchSession(network, dims=3, device=settings.device))
+            sessions.append(TorchSession(network, dims=3, device=device, precision=precision))
         return cls(spec, folder.plans, modalities, tuple(sessions))
 
     @property
@@ -89,7 +97,8 @@ class SealsMember:
             softmax = predict(image, [session], windows, _Part(progress, fold, len(self.sessions)))
             total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
         probability = lesion_probability(total / np.float32(len(self.sessions)))
-        return MemberPrediction(self.name, case.images[Modality.DWI].like(probability), len(self.sessions))
+        volume = case.images[Modality.DWI].like(probability)
+        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindow:
         """How its networks go over an image."""

@@ -92,6 +92,11 @@ class NnunetPlans:
         """Spatial dimensions of the network."""
         return len(self.patch)
 
+    @property
+    def smallest_window(self) -> tuple[int, ...]:
+        """A small window that the network can halve as often as it does, with more than one voxel left at the bottom."""
+        return tuple(2 * factor for factor in _strides(self.architecture, self.dims))
+
 
 def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
     """Read a model folder's JSON files.
@@ -249,13 +254,15 @@ def _resampling(chosen: Mapping[str, Any], key: str) -> ArrayResampling:
 
 def _check_patch(patch: Sequence[int], architecture: Architecture) -> None:
     """Raise ValueError for windows that the network can't halve as often as it does."""
-    strides = [
-        stride if isinstance(stride, list) else [stride] * len(patch) for stride in architecture.kwargs["strides"]
-    ]
-    for axis, length in enumerate(patch):
-        factor = prod(int(stride[axis]) for stride in strides)
+    for axis, (length, factor) in enumerate(zip(patch, _strides(architecture, len(patch)), strict=True)):
         if factor < 1 or length < factor or length % factor:
             raise ValueError(f"{length} along axis {axis} is no multiple of the network's strides, {factor} in all")
+
+
+def _strides(architecture: Architecture, dims: int) -> list[int]:
+    """By how much the network shrinks a window in all, along each axis."""
+    strides = [stride if isinstance(stride, list) else [stride] * dims for stride in architecture.kwargs["strides"]]
+    return [prod(int(stride[axis]) for stride in strides) for axis in range(dims)]
 
 
 def _spacing(millimetres: Sequence[Any], axes: int) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import inf
+from math import inf, prod
 from typing import Any
 
 from ensemble.geometry import Triple
@@ -54,6 +54,12 @@ class V1Plans:
     """For each input channel, whether only the non-zero region is normalised, and the rest set to 0."""
     resample_softmax: ArrayResampling
     """How probabilities are brought back to the image's spacing."""
+
+    @property
+    def smallest_window(self) -> Sizes:
+        """A small window that the network can halve as often as it does, with more than one voxel left at the bottom."""
+        z, y, x = (2 * prod(pool[axis] for pool in self.pools) for axis in range(3))
+        return z, y, x
 
     def as_json(self) -> dict[str, Any]:
         """The fields, as `from_json` reads them."""

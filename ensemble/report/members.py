@@ -52,7 +52,8 @@ def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
     """Load each member in turn and log whether it works. True when all do."""
     from ensemble.inference.device import resolve_device
 
-    settings, broken = InferenceSettings(device=resolve_device(config.device), tta=config.tta), 0
+    settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
+    broken = 0
     for spec in specs:
         started = time.perf_counter()
         try:

@@ -65,6 +65,7 @@ def _member(outcome: MemberOutcome, ensemble: Ensemble, spacing_zyx_mm: tuple[fl
     if (prediction := outcome.prediction) is not None:
         entry["volume_ml"] = round(volume_ml(prediction.mask.array, spacing_zyx_mm), 4)
         entry["networks"] = prediction.networks
+        entry["arithmetic"] = prediction.arithmetic
         entry["seconds"] = round(outcome.seconds, 3)
     return entry | {"weights_sha256": dict(ensemble.digests.get(spec.name, {}))}
 

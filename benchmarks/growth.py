@@ -1,0 +1,99 @@
+"""How time and memory grow with the brain's size: one member on images of 1, 2, 4 and 8 times the voxels, without mirroring.
+
+A process a size, so that each has its own peak of memory. The images are noise, nowhere zero: all of them is "brain".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Voxels along z, y, x at 2 mm, the last three doubling one axis each: 1, 2, 4, 8 times as many.
+SIZES = ((72, 88, 72), (144, 88, 72), (144, 176, 72), (144, 176, 144))
+
+
+def main() -> None:
+    """Child process: one size, one member; prints JSON."""
+    weights, member, threads, *shape = sys.argv[1:]
+    print(json.dumps(_once(Path(weights), member, int(threads), tuple(map(int, shape)))))
+
+
+def growth(weights: Path, member: str, threads: int) -> dict[str, Any]:
+    """Seconds, peak memory and the memory that the formula says, for each size; slope and intercept of seconds over megavoxels."""
+    rows = []
+    for shape in SIZES:
+        command = [sys.executable, "-m", "benchmarks.growth", str(weights), member, str(threads), *map(str, shape)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    megavoxels = [row["voxels"] / 1e6 for row in rows]
+    slope, intercept = np.polyfit(megavoxels, [row["cpu_s"] for row in rows], 1)
+    fitted = slope * np.array(megavoxels) + intercept
+    residual = float(np.abs(fitted - [row["cpu_s"] for row in rows]).max())
+    return {
+        "member": member,
+        "rows": rows,
+        "cpu_s_per_megavoxel": float(slope),
+        "intercept_s": float(intercept),
+        "residual_s": residual,
+    }
+
+
+def stated_bytes(voxels: int, channels: int, classes: int, window: tuple[int, ...], features: int, batch: int) -> int:
+    """The formula of docs/architecture.md: arrays of the image's size, and activations of one batch of windows."""
+    from ensemble.inference.capacity import LIVE_FEATURE_MAPS
+
+    # images as read and physical (2 each), channels in three steps of preprocessing, answers, weights, probability back and forth
+    of_image = (4 + 3 * channels + 2 * classes + 4) * voxels * 4
+    return of_image + batch * int(np.prod(window)) * features * LIVE_FEATURE_MAPS * 4
+
+
+def _once(weights: Path, member: str, threads: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    from ensemble.memory import keep_freed_memory
+
+    keep_freed_memory()
+    import torch
+
+    from benchmarks.seals_full_size import _made_case
+    from ensemble.members.base import InferenceSettings
+    from ensemble.members.manifest import find_members
+    from ensemble.members.nnunet import NnunetMember
+    from ensemble.types import ignore_progress
+
+    torch.set_num_threads(threads)
+    (spec,) = find_members(weights, (member,))
+    settings = InferenceSettings(tta="none")
+    loaded = NnunetMember.load(spec, settings)
+    case = _made_case(shape, spacing_mm=2.0)
+    before = _peak_mb()
+    wall, cpu = time.perf_counter(), time.process_time()
+    loaded.predict(case, settings, ignore_progress)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    how, voxels = loaded._windows(settings), int(np.prod(shape))
+    features = loaded.plans.architecture.kwargs["features_per_stage"][0]
+    stated = stated_bytes(voxels, len(loaded.channels), loaded.plans.classes, how.window, features, how.batch_size)
+    return {
+        "voxels": voxels,
+        "wall_s": wall,
+        "cpu_s": cpu,
+        "peak_mb": _peak_mb(),
+        "before_mb": before,
+        "stated_mb": before + stated / 2**20,
+    }
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""In which arithmetic networks run.
+
+The gate: masks must agree with float32's to a Dice of 0.999 on every case tried. On GPUs float16 passes, which is nnU-Net's own choice
+too (a T4 has no bfloat16). On CPUs bfloat16 does not (see docs/adr/0012); it is there for who asks for it, and for gated
+mirroring, which promises less.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from ensemble.config import Precision as Choice
+from ensemble.errors import UsageError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve_precision(choice: Choice, device: torch.device) -> Precision:
+    """The arithmetic for a choice of the user. Raises UsageError for one that the device has not."""
+    if choice == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    if choice == "fp16" and device.type == "cpu":
+        raise UsageError(
+            "--precision fp16 is for GPUs", found="device cpu", do="use --precision fp32 or bf16, or --device cuda"
+        )
+    return choice
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a CPU multiplies bfloat16 matrices in hardware (AMX), several times faster than float32, and the system lets us."""
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()

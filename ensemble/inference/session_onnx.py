@@ -1,0 +1,74 @@
+"""A network in ONNX form, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ensemble.errors import WeightsBroken
+
+log = logging.getLogger(__name__)
+
+INPUT, OUTPUT = "windows", "logits"
+#: Execution providers by device and engine, the wanted one first.
+_PROVIDERS = {
+    ("cpu", "onnx"): ["CPUExecutionProvider"],
+    ("cuda", "onnx"): ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    ("cuda", "tensorrt"): ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+
+
+class OnnxSession:
+    """Runs an ONNX file of a network of two or three spatial dimensions; float32, deterministic kernels."""
+
+    def __init__(
+        self, path: Path, *, dims: int, device: str | torch.device, engine: Literal["onnx", "tensorrt"] = "onnx"
+    ) -> None:
+        """Raises WeightsBroken for files that ONNX Runtime can't load."""
+        import onnxruntime
+
+        self.device, self.dims = torch.device(device), dims
+        wanted = _PROVIDERS.get((self.device.type, engine), _PROVIDERS["cpu", "onnx"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.use_deterministic_compute = True
+        options.log_severity_level = 3
+        if not path.is_file():
+            raise WeightsBroken(
+                "a network was not packed for ONNX Runtime",
+                where=path,
+                found="no such file",
+                do="pack the member with: process.py members pack SRC DST --onnx; or leave out --session",
+            )
+        try:
+            # from bytes: an .onnx file may name other files as its data, and those would not be verified
+            self._session: Any = onnxruntime.InferenceSession(path.read_bytes(), options, providers=wanted)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise WeightsBroken(
+                "a network in ONNX form can't be loaded",
+                where=path,
+                found=f"{type(error).__name__}: {error}"[:200],
+                do="pack the member again",
+            ) from error
+        if (got := self._session.get_providers()[0]) != wanted[0]:
+            log.warning("ONNX Runtime runs %s by %s: %s is not at hand", path.name, got, wanted[0])
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision, and what computes."""
+        return f"fp32, {self._session.get_providers()[0]}"
+
+    @property
+    def quick(self) -> OnnxSession:
+        """Itself: there is one arithmetic."""
+        return self
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K, Z, Y, X) float32 of windows (N, C, Z, Y, X) float32, on the device of the windows; Z = 1 for 2-D networks."""
+        inputs = windows.squeeze(2) if self.dims == 2 else windows
+        (answer,) = self._session.run([OUTPUT], {INPUT: inputs.contiguous().cpu().numpy()})
+        logits = torch.from_numpy(answer)
+        return (logits.unsqueeze(2) if self.dims == 2 else logits).to(windows.device)

@@ -1,0 +1,220 @@
+"""The fused form of networks on the CPU: the same function, whatever the network, its window or the number of threads."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ensemble.errors import UsageError
+from ensemble.inference import session_torch
+from ensemble.inference.fused import FusedConvolution, MeanPool, fuse
+from ensemble.inference.precision import has_fast_bfloat16, resolve_precision
+from ensemble.inference.session_torch import TorchSession
+from ensemble.networks.nnunet_plans import Architecture
+from ensemble.networks.planned_unet import build_network
+
+CPU = torch.device("cpu")
+
+
+def unet(kind: str, dims: int, norm: str = "BatchNorm", classes: int = 2) -> nn.Module:
+    """A small U-Net as plans name it, with statistics and weights of all sizes."""
+    blocks = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}[kind]
+    kwargs = {
+        "n_stages": 3,
+        "features_per_stage": [8, 12, 16],
+        "conv_op": f"torch.nn.Conv{dims}d",
+        "kernel_sizes": [[3] * dims] * 3,
+        "strides": [[1] * dims, [2] * dims, [2] * dims],
+        blocks: [1, 2, 2],
+        "n_conv_per_stage_decoder": [2, 1],
+        "conv_bias": True,
+        "norm_op": f"torch.nn.{norm}{dims}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": f"torch.nn.Dropout{dims}d",
+        "dropout_op_kwargs": {"p": 0.5},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    network = build_network(Architecture(kind, kwargs, ("conv_op", "norm_op", "dropout_op", "nonlin")), 3, classes)
+    network = network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.normal_(0, 0.2, generator=generator)
+            if "running_var" in name:
+                tensor.abs_().add_(0.3)
+            if "norm.weight" in name:
+                tensor.add_(1)
+    return network.eval()
+
+
+def windows(dims: int, count: int = 2) -> torch.Tensor:
+    return torch.randn((count, 3, *[16] * dims), generator=torch.Generator().manual_seed(1))
+
+
+def layout(dims: int) -> torch.memory_format:
+    return torch.channels_last_3d if dims == 3 else torch.channels_last
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+@torch.inference_mode()
+def test_fused_is_the_same_function(kind: str, dims: int) -> None:
+    network, inputs = unet(kind, dims), windows(dims)
+    before = copy.deepcopy(network.state_dict())
+    expected, fused = network(inputs), fuse(network)
+    assert fused is not None
+    assert not [layer for layer in fused.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)]
+    assert any(isinstance(layer, FusedConvolution) for layer in fused.modules())
+    given = fused(inputs.contiguous(memory_format=layout(dims)))
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "it was changed"
+    # the check can fail
+    network.get_submodule("encoder").eval()
+    next(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)).eps = 0.1
+    assert not torch.allclose(network(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        unet("PlainConvUNet", 3, "InstanceNorm"),
+        nn.Sequential(nn.Conv3d(3, 4, 3, padding="same"), nn.ReLU()),
+        nn.Sequential(nn.Conv3d(3, 4, 3, padding=1, padding_mode="reflect")),
+        nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU(), nn.BatchNorm3d(4)),
+        nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4, track_running_stats=False)),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(3, 2)),
+        nn.Identity(),
+    ],
+    ids=[
+        "instance norm",
+        "padding by name",
+        "mirrored padding",
+        "norm after activation",
+        "norm of the batch",
+        "overlapping pool",
+        "none",
+    ],
+)
+def test_what_cannot_be_fused_is_left_alone(network: nn.Module) -> None:
+    assert fuse(network) is None
+
+
+@torch.inference_mode()
+def test_activations_other_than_leaky_relu() -> None:
+    for activation in (nn.ReLU(), nn.GELU(), nn.SiLU()):
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), activation, nn.Conv2d(4, 2, 1)
+        ).eval()
+        inputs = windows(2)
+        fused = fuse(network)
+        assert fused is not None
+        torch.testing.assert_close(fused(inputs.contiguous(memory_format=torch.channels_last)), network(inputs))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 3), (2, 2, 2), (1, 2, 2)])
+def test_mean_pool(stride: tuple[int, ...]) -> None:
+    inputs = torch.randn((2, 3, *[7] * len(stride)), generator=torch.Generator().manual_seed(0))
+    before = inputs.clone()
+    reference = nn.AvgPool2d if len(stride) == 2 else nn.AvgPool3d
+    torch.testing.assert_close(MeanPool(stride)(inputs), reference(stride, stride)(inputs))
+    assert MeanPool(stride)(inputs.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(inputs, before), "the input was changed"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_session_runs_fused_the_same_for_any_number_of_threads(dims: int) -> None:
+    network = unet("PlainConvUNet", dims)
+    inputs = windows(dims) if dims == 3 else windows(2)[:, :, None]
+    with torch.inference_mode():
+        expected = network(windows(dims)).reshape(2, 2, *inputs.shape[2:])
+    session = TorchSession(network, dims=dims, device="cpu", probe=(8,) * dims)
+    assert session.fused
+    threads, answers = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            answers.append(session(inputs))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(answers[0], expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+    assert answers[0].is_contiguous()
+
+
+def test_a_fused_network_that_is_wrong_on_this_processor_is_not_used(monkeypatch, caplog) -> None:
+    network = unet("PlainConvUNet", 2)
+
+    def slightly_wrong(plain: nn.Module) -> nn.Module | None:
+        other = copy.deepcopy(plain)
+        next(layer for layer in other.modules() if isinstance(layer, nn.BatchNorm2d)).eps = 0.1
+        return fuse(other)
+
+    monkeypatch.setattr(session_torch, "fuse", slightly_wrong)
+    session = TorchSession(network, dims=2, device="cpu", probe=(8, 8))
+    assert not session.fused
+    assert "plain one runs" in caplog.text
+    inputs = windows(2)
+    with torch.inference_mode():
+        torch.testing.assert_close(session(inputs[:, :, None]).squeeze(2), network(inputs))
+
+
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_bfloat16_is_close_and_only_on_request(kind: str) -> None:
+    network, inputs = unet(kind, 3), windows(3)
+    exact = TorchSession(network, dims=3, device="cpu", probe=(8, 8, 8))(inputs)
+    coarse = TorchSession(network, dims=3, device="cpu", precision="bf16", probe=(8, 8, 8))(inputs)
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(coarse, exact)
+    assert float((coarse - exact).abs().max()) < 0.05 * float(exact.abs().max())
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_held_weights_compute_what_autocast_does(dims: int) -> None:
+    network = unet("PlainConvUNet", dims, "InstanceNorm")
+    inputs = windows(3) if dims == 3 else windows(2)[:, :, None]
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(windows(dims)).float()
+    if dims == 2:
+        expected = expected[:, :, None]
+    exact = TorchSession(copy.deepcopy(network), dims=dims, device="cpu")(inputs)
+    session = TorchSession(network, dims=dims, device="cpu", precision="bf16")
+    kernels = {layer.weight.dtype for layer in session.network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)}
+    assert kernels == {torch.bfloat16}
+    scale = float(exact.abs().max())
+    assert float((expected - exact).abs().max()) < 0.1 * scale
+    assert float((session(inputs) - exact).abs().max()) < 0.1 * scale
+    assert float((session(inputs) - expected).abs().max()) < 0.1 * scale
+
+
+def test_residual_networks_run_in_bfloat16_on_the_cpu() -> None:
+    """PyTorch pools no bfloat16 volumes there."""
+    network, inputs = unet("ResidualEncoderUNet", 3, "InstanceNorm"), windows(3)
+    exact = TorchSession(copy.deepcopy(network), dims=3, device="cpu")(inputs)
+    coarse = TorchSession(network, dims=3, device="cpu", precision="bf16")(inputs)
+    assert float((coarse - exact).abs().max()) < 0.1 * float(exact.abs().max())
+
+
+def test_quick_session_is_coarser_only_where_the_hardware_is_faster(monkeypatch) -> None:
+    session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
+    monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: True)
+    assert session.quick.precision == "bf16"
+    assert session.precision == "fp32"
+    assert session.quick.network is session.network
+    monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: False)
+    assert session.quick is session
+    plain = TorchSession(unet("PlainConvUNet", 2, "InstanceNorm"), dims=2, device="cpu")
+    assert plain.quick is plain
+    assert not has_fast_bfloat16(torch.device("cuda"))
+
+
+def test_precision_by_device() -> None:
+    assert resolve_precision("auto", torch.device("cuda")) == "fp16"
+    assert resolve_precision("bf16", torch.device("cuda")) == "bf16"
+    with pytest.raises(UsageError, match="fp16"):
+        resolve_precision("fp16", CPU)
