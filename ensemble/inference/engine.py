@@ -158,7 +158,8 @@ class _Batch:
 
 def _batches(padded: torch.Tensor, windows: list[Window], size: int) -> Iterator[_Batch]:
     """All windows; those in which there is nothing at all are computed once."""
-    filled, empty = [], []
+    filled: list[Window] = []
+    empty: list[Window] = []
     for window in windows:
         (filled if padded[:, *window].any() else empty).append(window)
     for first in range(0, len(filled), size):
