@@ -21,7 +21,7 @@ cgroups_before=$(cgroups)
 
 fail() {
     echo "NO CONTAINER ENGINE: $1" >&2
-    [ ! -s "$work/$2" ] || tail -n 25 "$work/$2" >&2
+    [ ! -s "$work/${2:-}" ] || [ -d "$work/${2:-}" ] || tail -n 25 "$work/${2:-}" >&2
     exit 1
 }
 
@@ -78,7 +78,8 @@ base=${ENGINE_CACHE:-$work}/debian-python.tar
 if [ ! -s "$base" ]; then
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | awk -v release="$release" '$2 == release {print $1; exit}')
-    echo "making the base image: Debian $release with Python, from ${mirror:=http://deb.debian.org/debian}"
+    [ -n "$mirror" ] || fail "apt knows no source of Debian $release to make the base image from"
+    echo "making the base image: Debian $release with Python, from $mirror"
     debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates "$release" "$work/root" "$mirror" \
         >"$work/debootstrap.log" 2>&1 || fail "debootstrap could not make a base image" debootstrap.log
     tar -C "$work/root" --numeric-owner --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
