@@ -16,7 +16,7 @@ import torch
 from scipy.ndimage import binary_fill_holes
 from skimage.transform import resize
 
-from conftest import shared, write_image
+from conftest import phantom_arrays, shared, write_image
 from ensemble.case import PreparedCase, prepare
 from ensemble.errors import WeightsBroken
 from ensemble.geometry import Grid
@@ -181,15 +181,15 @@ def test_grids_of_more_than_255_voxels(tmp_path: Path) -> None:
 def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
     """The peer's 1 mm DWI keeps the file's pixel type, which truncates; ours is what the same DWI in floats gives."""
     grid = Grid((30, 30, 20), (2.0, 2.0, 2.5), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    generator = np.random.default_rng(0)
-    dwi, adc = generator.integers(90, 110, grid.shape_zyx), generator.normal(800, 20, grid.shape_zyx).astype(np.float32)
+    arrays = phantom_arrays(grid)
+    dwi, adc = np.round(arrays[DWI]), arrays[ADC]
     cases = []
     for dtype in (np.int16, np.float32):
         files = {
             DWI: write_image(dwi.astype(dtype), tmp_path / f"{dtype.__name__}.nii.gz", grid),
             ADC: write_image(adc, tmp_path / "adc.nii.gz", grid),
         }
-        cases.append(prepare(read_case("case", files), "never"))
+        cases.append(prepare(read_case("case", files)))
     fine = resample_volume(cases[0].images[DWI], respaced(grid)).array
     assert (fine % 1 != 0).any()
     member = loaded(build_v1_folder(tmp_path / "model"))
