@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.agreement import tables
+
 Results = Mapping[str, Any]
 
 
@@ -112,7 +114,7 @@ def _growth(found: Sequence[Results]) -> list[str]:
     return lines
 
 
-_PARTS = {"engines": _engines, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
+_PARTS = {"engines": _engines, "agreement": tables, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
 
 
 def plot(results: Results, path: Path) -> None:
