@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "command": command,
         "machine": _machine(options.threads),
+        "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
     }
     with tempfile.TemporaryDirectory() as scratch:

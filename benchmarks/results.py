@@ -13,16 +13,21 @@ Results = Mapping[str, Any]
 
 def write_markdown(results: Results) -> str:
     """RESULTS.md: tables by part."""
+    load = max(results["load_before"], results.get("load_after", 0))
     lines = [
         "# Results",
         "",
-        f"{results['date']}; {results['machine']}.",
-        f"Load average before and after: {results['load_before']:.1f}, {results.get('load_after', 0):.1f} "
-        "(above the number of cores wall time means little; CPU seconds are of one process, all its threads).",
+        f"{results['date']}; {results['machine']}; load average up to {load:.1f}.",
         "",
         f"    {results['command']}",
         "",
     ]
+    if load > results["cores"] + 0.5:
+        lines += [
+            "The machine ran other jobs: wall times and their ratios below mean nothing, CPU seconds (of one process, all its threads) do.",
+            "",
+        ]
+    lines += [*(f"* {note}" for note in results.get("notes", ())), ""]
     for part, write in _PARTS.items():
         if part in results:
             lines += [*write(results[part]), ""]
