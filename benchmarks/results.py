@@ -134,12 +134,12 @@ def plot(results: Results, path: Path) -> None:
     rows = [row for table in results.get("engines", []) for row in table["rows"]]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     for at, mode in enumerate(modes):
-        ratios = [row["wall_ratio"] for row in rows if row["mode"] == mode]
+        ratios = [row["cpu_ratio"] for row in rows if row["mode"] == mode]
         left.barh(at, sorted(ratios)[len(ratios) // 2], color="0.8")
         left.plot(ratios, [at] * len(ratios), "k.", markersize=4)
     left.set_yticks(range(len(modes)), modes)
     left.invert_yaxis()
-    left.set_xlabel("time / nnUNetPredictor's time (dots: cases and members; bars: medians)")
+    left.set_xlabel("CPU time / nnUNetPredictor's (dots: cases and members; bars: medians)")
     for member in results.get("growth", []):
         voxels = [row["voxels"] / 1e6 for row in member["rows"]]
         right.plot(voxels, [row["cpu_s"] for row in member["rows"]], "o-", label=member["member"])
