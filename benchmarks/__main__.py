@@ -6,6 +6,7 @@ engines   (a) ours in every mode and nnU-Net's predictor on each shipped member,
 monai     (b) our engine and MONAI's SlidingWindowInferer on one TorchScript SegResNet (skipped, saying so, without MONAI)
 ensemble  (c) the whole shipped ensemble: cold by stage, warm by stage, with each number of members, peak memory
 growth    (d) seconds and memory on 1, 2, 4, 8 times the voxels
+agreement masks of all modes on real and simulated cases (see agreement.py; simulated ones need ../shared)
 
 `--merge A/results.json B/results.json` writes RESULTS.md from several runs. On a machine with a GPU, `--device cuda --full-size` runs (a)
 on a full-size 3d_fullres of random weights with five folds.
@@ -25,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engines, monai_inferer
+from benchmarks import agreement, engines, monai_inferer
 from benchmarks.growth import growth
 from benchmarks.results import plot, write_markdown
 from ensemble.config import SHIPPED_WEIGHTS
@@ -33,7 +34,7 @@ from ensemble.members.manifest import find_members
 from ensemble.types import Modality
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("engines", "monai", "ensemble", "growth")
+PARTS = ("engines", "agreement", "monai", "ensemble", "growth")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "command": command,
         "machine": _machine(options.threads),
+        "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -187,11 +189,15 @@ def _growth(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     return [growth(options.weights, member, options.threads) for member in options.growth_members.split(",")]
 
 
+def _agreement(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    return agreement.run(options.cases, options.simulated, options.weights, options.threads)
+
+
 def _monai(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return monai_inferer.compare(options.threads, options.rounds, options.device)
 
 
-_PARTS = {"engines": _engines, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
+_PARTS = {"engines": _engines, "agreement": _agreement, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
 
 
 def _cases(options: argparse.Namespace) -> dict[str, dict[Modality, Path]]:
@@ -230,6 +236,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--modes", type=lambda text: text.split("|"), default=[mode.name for mode in engines.MODES])
     parser.add_argument("--growth-members", default="iso3d,slice2d")
+    parser.add_argument("--simulated", type=int, default=6, help="how many simulated cases for agreement")
     parser.add_argument("--rounds", type=int, default=4, help="the first one warms up and isn't counted")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

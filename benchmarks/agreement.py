@@ -1,6 +1,6 @@
 """Do all modes give the mask of full mirroring in float32? On real and simulated cases, each shipped member by itself and all together.
 
-    python -m benchmarks.agreement [--real ../shared/cases] [--simulated 6] [--first-seed 950000] [--json FILE]
+    python -m benchmarks.agreement [--real ../shared/cases] [--simulated 6] [--json FILE]
 
 Also tells for which certainty gated mirroring would have spared windows that mirroring changes: the threshold is chosen on simulated
 cases. Simulated cases need `../shared` (the simulator's material).
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from ensemble.types import ignore_progress
 from training.evaluate import as_raw, real_cases
 from training.simulate import SHARED, simulate
 
+FIRST_SEED = 950_000
 CERTAINTIES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MODES = ("mirror", "gated", "bf16", "none")
 
@@ -68,19 +69,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="agreement of all modes with full mirroring in float32")
     parser.add_argument("--real", type=Path, default=SHARED / "cases")
     parser.add_argument("--simulated", type=int, default=6)
-    parser.add_argument("--first-seed", type=int, default=950_000)
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(options.threads)
-    rows, windows = measure(_cases(options), options.weights)
-    print(agreement_table(rows))
-    print(certainty_table(windows))
+    content = run(options.real, options.simulated, options.weights, options.threads)
+    print("\n".join(tables(content)))
     if options.json:
-        content = {"rows": [asdict(row) for row in rows], "windows": [asdict(window) for window in windows]}
         options.json.write_text(json.dumps(content))
+
+
+def run(real: Path, simulated: int, weights: Path, threads: int) -> dict[str, Any]:
+    """Rows and windows of all cases, ready for JSON."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    rows, windows = measure(_cases(real, simulated), weights)
+    return {"rows": [asdict(row) for row in rows], "windows": [asdict(window) for window in windows]}
+
+
+def tables(content: Mapping[str, Any]) -> list[str]:
+    """What `run` gave, as Markdown."""
+    agreement = agreement_table([Row(**row) for row in content["rows"]])
+    certainty = certainty_table([WindowSeen(**window) for window in content["windows"]])
+    return [
+        "## Masks of other modes against full mirroring in float32: Dice (voxels that differ)",
+        "",
+        *agreement.splitlines(),
+        "",
+        "## Windows that gated mirroring would spare, and voxels that mirroring changes in them",
+        "",
+        *certainty.splitlines(),
+    ]
 
 
 def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], list[WindowSeen]]:
@@ -187,14 +206,13 @@ def _timed(run: Callable[[], MemberPrediction]) -> tuple[MemberPrediction, float
     return run(), time.process_time() - started
 
 
-def _cases(options: argparse.Namespace) -> Iterator[PreparedCase]:
-    if options.real.is_dir():
-        for truth in real_cases(options.real):
+def _cases(real: Path, simulated: int) -> Iterator[PreparedCase]:
+    if real.is_dir():
+        for truth in real_cases(real):
             yield prepare(truth.raw)
-    for number in range(options.simulated):
-        seed = options.first_seed + number
-        case = simulate(seed, SHARED, lesion_free=number % 3 == 2)
-        yield prepare(as_raw(f"simulated_{seed}", case))
+    for number in range(simulated):
+        case = simulate(FIRST_SEED + number, SHARED, lesion_free=number % 3 == 2)
+        yield prepare(as_raw(f"simulated_{FIRST_SEED + number}", case))
 
 
 if __name__ == "__main__":

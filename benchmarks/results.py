@@ -6,21 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.agreement import tables
+
 Results = Mapping[str, Any]
 
 
 def write_markdown(results: Results) -> str:
     """RESULTS.md: tables by part."""
+    load = max(results["load_before"], results.get("load_after", 0))
     lines = [
         "# Results",
         "",
-        f"{results['date']}; {results['machine']}.",
-        f"Load average before and after: {results['load_before']:.1f}, {results.get('load_after', 0):.1f} "
-        "(above the number of cores wall time means little; CPU seconds are of one process, all its threads).",
+        f"{results['date']}; {results['machine']}; load average up to {load:.1f}.",
         "",
         f"    {results['command']}",
         "",
     ]
+    if load > results["cores"] + 0.5:
+        lines += [
+            "The machine ran other jobs: wall times and their ratios below mean nothing, CPU seconds (of one process, all its threads) do.",
+            "",
+        ]
+    lines += [*(f"* {note}" for note in results.get("notes", ())), ""]
     for part, write in _PARTS.items():
         if part in results:
             lines += [*write(results[part]), ""]
@@ -112,7 +119,7 @@ def _growth(found: Sequence[Results]) -> list[str]:
     return lines
 
 
-_PARTS = {"engines": _engines, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
+_PARTS = {"engines": _engines, "agreement": tables, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
 
 
 def plot(results: Results, path: Path) -> None:
@@ -127,12 +134,12 @@ def plot(results: Results, path: Path) -> None:
     rows = [row for table in results.get("engines", []) for row in table["rows"]]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     for at, mode in enumerate(modes):
-        ratios = [row["wall_ratio"] for row in rows if row["mode"] == mode]
+        ratios = [row["cpu_ratio"] for row in rows if row["mode"] == mode]
         left.barh(at, sorted(ratios)[len(ratios) // 2], color="0.8")
         left.plot(ratios, [at] * len(ratios), "k.", markersize=4)
     left.set_yticks(range(len(modes)), modes)
     left.invert_yaxis()
-    left.set_xlabel("time / nnUNetPredictor's time (dots: cases and members; bars: medians)")
+    left.set_xlabel("CPU time / nnUNetPredictor's (dots: cases and members; bars: medians)")
     for member in results.get("growth", []):
         voxels = [row["voxels"] / 1e6 for row in member["rows"]]
         right.plot(voxels, [row["cpu_s"] for row in member["rows"]], "o-", label=member["member"])
