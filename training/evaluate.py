@@ -23,6 +23,7 @@ import torch
 from ensemble.case import PreparedCase
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
 from ensemble.geometry import Grid
+from ensemble.memory import keep_freed_memory
 from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
 from ensemble.pipeline import Ensemble, Result, load, segment
 from ensemble.progress import Silent
@@ -32,7 +33,6 @@ from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 from training.acquisition import Acquired
 from training.baseline import best_rule
-from training.memory import keep_freed_memory
 from training.simulate import SHARED, validation_case
 
 ENSEMBLE = "ensemble"

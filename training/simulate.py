@@ -16,13 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ensemble.memory import keep_freed_memory
 from ensemble.prepare.units import physical_intensities
 from ensemble.types import Modality
 from training.acquisition import Acquired, acquire, draw_spacing
 from training.anatomy import HEADS, load_head, random_person
 from training.draw import Draw
 from training.lesions import draw_damage, load_lesions
-from training.memory import keep_freed_memory
 from training.tissues import ParameterMaps, Tissue, parameter_maps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ensemble.memory import keep_freed_memory
 from training.batches import Bank, draw_batch
 from training.draw import Draw
 from training.members import MEMBERS, MemberSpec, build_network, dataset_json, plans_json
-from training.memory import keep_freed_memory
 
 LEARNING_RATE = 2e-3
 WARM_UP = 0.02  # share of the training time
