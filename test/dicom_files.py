@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def write_series(
 
     `first` is the first instance number; a series of several b-values is written by several calls with one `uid`.
     """
+    before = locale.setlocale(locale.LC_ALL)
     folder.mkdir(parents=True, exist_ok=True)
     grid, files = volume.grid, []
     columns = np.reshape(grid.direction, (3, 3))
@@ -65,6 +67,7 @@ def write_series(
         writer.SetFileName(str(path))
         writer.Execute(image)
         files.append(path)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM leaves it at C after writing (not after reading)
     return files
 
 
