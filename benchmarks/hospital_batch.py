@@ -174,7 +174,9 @@ def _break(way: int, files: dict[Modality, Path], images: Images) -> None:
         case 2:
             sitk.WriteImage(images[Modality.ADC] * 0, str(adc))
         case 3:
-            sitk.WriteImage(images[Modality.DWI][1:, :, :], str(dwi))
+            elsewhere = sitk.Image(images[Modality.DWI])
+            elsewhere.SetOrigin([at + 1000 for at in elsewhere.GetOrigin()])
+            sitk.WriteImage(elsewhere, str(dwi))
         case 4:
             sitk.WriteImage(images[Modality.DWI] * float("nan"), str(dwi))
         case _:
