@@ -15,6 +15,9 @@ from ensemble.types import AnyArray, FloatArray
 
 Triple = tuple[float, float, float]
 
+#: Headers of one acquisition that differ by less than this are the same but for rounding, in voxels.
+ROUNDING_VOXELS = 0.05
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -10,12 +10,13 @@ import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import Pair
+from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.metrics import detected_lesions, dice, lesion_f1, volume_ml
 from ensemble.readers.integrity import remarks_or_refusal
+from ensemble.readers.native import last_line
+from ensemble.streams import native_stderr_to_log
 from ensemble.volume import Volume, from_sitk
 
-#: Grids that differ by less than this are the same but for rounding in headers, in voxels.
-ROUNDING_VOXELS = 0.05
 #: The measures of ISLES'22.
 MEASURES = ("dice", "lesion_f1", "avd_ml", "alcd")
 
@@ -86,12 +87,13 @@ def read_mask(path: Path, label: str) -> Volume:
         raise InputRefused(f"the {label} does not exist", where=path, do="check the path")
     remarks_or_refusal(path, label)
     try:
-        volume = from_sitk(_three_dimensional(sitk.ReadImage(str(path)), path, label))
+        with native_stderr_to_log():
+            volume = from_sitk(_three_dimensional(sitk.ReadImage(str(path)), path, label))
     except RuntimeError as error:
         raise InputRefused(
             f"the {label} is not a readable image",
             where=path,
-            found=str(error).strip().splitlines()[-1],
+            found=last_line(error),
             do="copy or export it again",
         ) from error
     values = np.unique(volume.array)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.geometry import Grid
+from ensemble.geometry import ROUNDING_VOXELS, Grid
 from ensemble.prepare.brain import above_background
 from ensemble.prepare.registration import register
 from ensemble.readers.base import RawImage
@@ -16,8 +16,6 @@ from ensemble.resample import resample_volume, resample_within
 from ensemble.types import BoolArray
 from ensemble.volume import Volume
 
-#: Headers of one acquisition that differ by less than this are the same but for rounding, in voxels.
-ROUNDING_VOXELS = 0.05
 #: Share of the DWI's field of view that ADC must cover by its header to show the same place at all, and of the brain to be used.
 MIN_ADC_OVERLAP, MIN_ADC_COVERAGE, WHOLE_ADC_COVERAGE = 0.3, 0.9, 0.999
 #: FLAIR must cover at least this fraction of the brain to say anything about it; less than the second is remarked upon.

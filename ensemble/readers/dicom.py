@@ -185,12 +185,13 @@ def _read_tags(file: Path, path: Path, label: str) -> _Slice | None:
         return InputRefused(f"a file of the {label} series {what}", where=_inside(file, path), found=found, do=do)
 
     try:
-        content = file.read_bytes()
+        with file.open("rb") as stream:
+            begin = stream.read(132)
+            if begin[128:] != b"DICM" and file.suffix.lower() not in SLICE_SUFFIXES:
+                return None  # whatever it is and however large: not read
+            content = begin + stream.read()
     except OSError as error:
         raise refuse("can't be opened", str(error.strerror), "check its permissions") from error
-    named = file.suffix.lower() in SLICE_SUFFIXES
-    if content[128:132] != b"DICM" and not named:
-        return None
     again = "copy or export the series again"
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
