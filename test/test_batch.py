@@ -26,7 +26,7 @@ from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_contract_
 from dicom_files import write_series
 from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase, find_cases
-from ensemble.batch.identity import input_digests, source_files, state_of
+from ensemble.batch.identity import input_digests
 from ensemble.batch.places import Place, assign_places
 from ensemble.batch.progress import show
 from ensemble.batch.run import batch
@@ -36,6 +36,7 @@ from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
 from ensemble.metrics import dice
+from ensemble.readers.sources import source_files, stamps
 from ensemble.report.extras import Extras
 from ensemble.types import Modality
 from ensemble.volume import Volume, grid_of
@@ -268,10 +269,10 @@ def test_all_files_of_an_image_count(tmp_path: Path) -> None:
         header = tmp_path / f"x{ending}"
         sitk.WriteImage(image, str(header), useCompression=ending == ".nhdr")
         assert [name for name, _ in source_files(header)] == [header.name, data]
-        before, state = input_digests({DWI: header}), state_of({DWI: header})
+        before, state = input_digests({DWI: header}), stamps([header])
         (tmp_path / data).write_bytes(b"other")
         assert input_digests({DWI: header}) != before
-        assert state_of({DWI: header}) != state
+        assert stamps([header]) != state
     assert [name for name, _ in source_files(tmp_path)] == ["x.mhd", "x.nhdr", "x.raw", "x.raw.gz"]
     with pytest.raises(InputRefused, match="can't be read"):
         input_digests({DWI: tmp_path / "gone.nii.gz"})

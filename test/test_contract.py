@@ -189,6 +189,20 @@ def test_hidden_files_and_an_empty_flair_folder_do_not_count(tmp_path: Path) -> 
     assert set(find_inputs(tmp_path).files) == {DWI, ADC}
 
 
+def test_a_slice_that_joins_a_dicom_folder_while_a_case_runs_is_noticed(tmp_path: Path) -> None:
+    write_contract_case(tmp_path)
+    series = dwi_folder(tmp_path) / "series"
+    next(dwi_folder(tmp_path).glob("*.mha")).unlink()
+    series.mkdir()
+    (series / "1.dcm").write_bytes(b"one")
+    found = find_inputs(tmp_path)
+    found.refuse_if_changed()
+    (series / "2.dcm").write_bytes(b"two")
+    with pytest.raises(InputRefused, match="has changed while the case was being segmented") as refusal:
+        found.refuse_if_changed()
+    assert refusal.value.where == str(series / "2.dcm")
+
+
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: shutil.copy(path.parent / "other", path)])
 def test_inputs_that_change_while_a_case_runs_are_refused(
     tmp_path: Path, stub_ensemble: Build, spoil: Callable[[Path], object]

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from ensemble.batch.claims import Lock, Session
 from ensemble.batch.find import FoundCase
-from ensemble.batch.identity import input_digests, result_key, state_of
+from ensemble.batch.identity import input_digests, result_key
 from ensemble.batch.places import Place
 from ensemble.batch.tree import read_report, refuse_foreign, set_aside, write_case
 from ensemble.case import PreparedCase, prepare
@@ -23,6 +23,7 @@ from ensemble.inference.device import resolve_device
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
+from ensemble.readers.sources import Stamp, stamps
 from ensemble.report.extras import Extras
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
             if case.problem is not None:
                 raise case.problem
             refuse_foreign(job.root, place)
-            before = state_of(case.files)
+            before = stamps(case.files.values())
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
             report = read_report(job.root, place)
@@ -201,8 +202,8 @@ def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Ex
     return Outcome(case.name, "failed", message, code)
 
 
-def _refuse_changed(case: FoundCase, before: tuple[Any, ...]) -> None:
-    if state_of(case.files) != before:
+def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:
+    if stamps(case.files.values()) != before:
         raise InputRefused(
             "an image changed while it was read",
             where=", ".join(map(str, case.files.values())),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
 from ensemble.readers.dicom import ARCHIVE, SLICE_SUFFIXES
 from ensemble.readers.imagefile import IMAGE_SUFFIXES, image_suffix, stem
+from ensemble.readers.sources import Stamp, stamps
 from ensemble.types import Modality
 
 #: Interface slug of each input image; its folder is /input/images/<slug>.
@@ -27,18 +28,19 @@ class ContractCase:
     """The input files of one run, and the names that its outputs must have."""
 
     files: dict[Modality, Path]
-    stamps: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """Size and time of change of each file when it was found."""
+    stamps: dict[Path, Stamp | None]
+    """Of each file of the images, when they were found."""
 
     def refuse_if_changed(self) -> None:
         """Raise InputRefused unless the files are still the ones that were found.
 
         When inputs are exchanged while a case runs, its outputs would be taken for those of the next one.
         """
-        for path, stamp in self.stamps.items():
-            if (now := _stamp(path)) != stamp:
+        now = stamps(self.files.values())
+        for path in self.stamps | now:
+            if now.get(path) != self.stamps.get(path):
                 raise InputRefused(
-                    f"an input file {'has changed' if now else 'was removed'} while the case was being segmented",
+                    f"an input file {'has changed' if now.get(path) else 'was removed'} while the case was being segmented",
                     where=path,
                     do="leave the inputs as they are until the outputs are there",
                 )
@@ -79,7 +81,7 @@ def find_inputs(root: Path) -> ContractCase:
     """
     try:
         files = _find_images(root)
-        return ContractCase(files, {path: stamp for path in files.values() if (stamp := _stamp(path))})
+        return ContractCase(files, stamps(files.values()))
     except OSError as error:
         raise InputRefused(
             "the input folder can't be read",
@@ -87,15 +89,6 @@ def find_inputs(root: Path) -> ContractCase:
             found=f"{error.strerror} (we run as user {os.getuid()})",
             do="give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)",
         ) from error
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """None when there is no such file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _find_images(root: Path) -> dict[Modality, Path]:
