@@ -60,7 +60,7 @@ class MemberOutcome:
     status: Literal["voted", "failed", "not applicable"]
     seconds: float = 0.0
     reason: str = ""
-    """Why it did not vote."""
+    """Why it did not vote, or what it had to do without."""
     prediction: MemberPrediction | None = None
 
 
@@ -140,7 +140,7 @@ def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watche
         log.exception("member %s failed", member.name)
         reason = f"{type(error).__name__}: {error}"
         return MemberOutcome(member.name, "failed", time.perf_counter() - started, reason)
-    return MemberOutcome(member.name, "voted", time.perf_counter() - started, prediction=prediction)
+    return MemberOutcome(member.name, "voted", time.perf_counter() - started, prediction.remark, prediction)
 
 
 def _are_probabilities(array: FloatArray) -> bool:

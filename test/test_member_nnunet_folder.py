@@ -158,6 +158,22 @@ def test_neighbouring_slices_as_channels(tmp_path, case):
     np.testing.assert_array_equal(result, probability(folder, shifted, channels=("DWI", "ADC")))
 
 
+def test_an_optional_channel_shows_nothing_when_the_image_is_missing(tmp_path, case):
+    """FLAIR? without FLAIR is what an empty FLAIR would be, and says so; with it, it is as FLAIR."""
+    folder = build_folder(tmp_path, replace(SMALL, channels=("a", "b")))
+    optional, needed = load(folder, channels=("DWI", "FLAIR?")), load(folder, channels=("DWI", "FLAIR"))
+    assert optional.requires == {Modality.DWI}
+    assert needed.requires == {Modality.DWI, Modality.FLAIR}
+    flair = case.images[Modality.FLAIR]
+    empty = replace(case, images={**case.images, Modality.FLAIR: flair.like(np.zeros_like(flair.array))})
+    without = replace(case, images={m: v for m, v in case.images.items() if m is not Modality.FLAIR})
+    for member, seen, remark in ((optional, case, ""), (optional, without, "without FLAIR")):
+        found = member.predict(seen, InferenceSettings(), ignore_progress)
+        expected = needed.predict(case if seen is case else empty, InferenceSettings(), ignore_progress)
+        np.testing.assert_array_equal(found.probability.array, expected.probability.array)
+        assert found.remark == remark
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -171,13 +187,15 @@ def test_neighbouring_slices_as_channels(tmp_path, case):
         ("DWI[-1]", Channel(Modality.DWI, -1)),
         ("adc [ +2 ]", Channel(Modality.ADC, 2)),
         ("FLAIR[0]", Channel(Modality.FLAIR, 0)),
+        ("FLAIR?", Channel(Modality.FLAIR, optional=True)),
+        ("flair[1] ?", Channel(Modality.FLAIR, 1, optional=True)),
     ],
 )
 def test_channel_names(text, expected):
     assert parse_channel(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "CT", "DWI[", "DWI[x]", "[1]", "DWI[1][2]", "zscore"])
+@pytest.mark.parametrize("text", ["", "CT", "DWI[", "DWI[x]", "[1]", "DWI[1][2]", "zscore", "?", "FLAIR??", "FL?AIR"])
 def test_unknown_channel_names_are_refused(text):
     with pytest.raises(ValueError, match="names none of"):
         parse_channel(text)

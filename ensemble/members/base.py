@@ -36,6 +36,8 @@ class MemberPrediction:
     """How many networks (folds) were averaged."""
     arithmetic: str = ""
     """In which arithmetic they ran, for the report."""
+    remark: str = ""
+    """What it had to do without, for the report."""
 
     @property
     def mask(self) -> Volume:

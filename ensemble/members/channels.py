@@ -1,4 +1,4 @@
-"""What a network's input channels show: a modality, possibly of a neighbouring slice, as in "DWI", "adc" or "DWI[-1]"."""
+"""What a network's input channels show: a modality, of a neighbouring slice if need be, or optional: "DWI", "adc", "DWI[-1]", "FLAIR?"."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES = {
     "flair": Modality.FLAIR,
     "t2flair": Modality.FLAIR,
 }
-_SYNTAX = re.compile(r"(?P<name>[^\[\]]+?)\s*(\[\s*(?P<offset>[+-]?\d+)\s*\])?")
+_SYNTAX = re.compile(r"(?P<name>[^\[\]?]+?)\s*(\[\s*(?P<offset>[+-]?\d+)\s*\])?\s*(?P<optional>\?)?")
 #: "mri_DWI", "DWI-brain-mri", "DWI_0000"
 _DECORATION = re.compile(r"^(mri|mr)[-_ ]+|[-_ ]+(brain[-_ ]+)?(mri|mr)$|_\d{4}$")
 
@@ -31,16 +31,18 @@ class Channel:
     modality: Modality
     offset: int = 0
     """Slices along the first array axis: -1 shows at each place the slice before it."""
+    optional: bool = False
+    """Whether the network was trained to do without it: a case that lacks the image shows 0 here."""
 
 
 def parse_channel(text: str) -> Channel:
-    """Read NAME or NAME[offset], in any case. Raises ValueError for a name that is no modality we know."""
+    """Read NAME or NAME[offset], in any case, with ? behind it if optional. Raises ValueError for a name that is no modality we know."""
     match = _SYNTAX.fullmatch(text.strip())
     name = _DECORATION.sub("", match["name"].lower()) if match else ""
     plain = re.sub(r"[-_ ]", "", name)
     if match is None or plain not in _NAMES:
         raise ValueError(f"channel {text!r} names none of DWI, ADC, FLAIR")
-    return Channel(_NAMES[plain], int(match["offset"] or 0))
+    return Channel(_NAMES[plain], int(match["offset"] or 0), match["optional"] is not None)
 
 
 def neighbouring_slices(array: FloatArray, offset: int) -> FloatArray:

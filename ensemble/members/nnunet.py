@@ -70,6 +70,10 @@ class NnunetMember:
     @property
     def requires(self) -> frozenset[Modality]:
         """Images without which it is not applicable."""
+        return frozenset(channel.modality for channel in self.channels if not channel.optional)
+
+    @property
+    def _modalities(self) -> frozenset[Modality]:
         return frozenset(channel.modality for channel in self.channels)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
@@ -87,7 +91,9 @@ class NnunetMember:
         logits = predict(image, sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
-        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
+        lacking = ", ".join(sorted(modality.value.upper() for modality in self._modalities - case.modalities))
+        remark = f"without {lacking}" if lacking else ""
+        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
 
     def _sessions(self, settings: InferenceSettings) -> tuple[LoadedSession, ...]:
         """Its networks; in the fastest arithmetic there is where mirroring is gated, which promises less, unless a precision was given."""
@@ -105,9 +111,13 @@ class NnunetMember:
     def _images(self, case: PreparedCase, orientation: Reorientation) -> FloatArray:
         """The input channels (channels, z, y, x) float32 in the orientation that the networks expect."""
         volumes = case.physical if self.spec.intensities == "physical" else case.images
+        nothing = np.zeros_like(volumes[Modality.DWI].array)
+        arrays = {
+            modality: volumes[modality].array if modality in volumes else nothing for modality in self._modalities
+        }
         return np.stack(
             [
-                neighbouring_slices(orientation.apply(volumes[channel.modality].array), channel.offset)
+                neighbouring_slices(orientation.apply(arrays[channel.modality]), channel.offset)
                 for channel in self.channels
             ],
             dtype=np.float32,

@@ -132,6 +132,8 @@ def _modalities(spec: MemberSpec, plans: V1Plans) -> tuple[Modality, ...]:
             raise ValueError(f"{len(channels)} channels in the manifest, {len(plans.modalities)} in the plans")
         if any(channel.offset for channel in channels):
             raise ValueError("neighbouring slices mean nothing at 1 mm")
+        if any(channel.optional for channel in channels):
+            raise ValueError("these networks need every image")
     except ValueError as error:
         raise WeightsBroken(
             f"it is not clear which images member {spec.name} takes",

@@ -31,4 +31,5 @@ def _vote(outcome: MemberOutcome, spacing_zyx_mm: tuple[float, float, float]) ->
     if outcome.prediction is None:
         return f"{outcome.status}: {outcome.reason}"
     volume = volume_ml(outcome.prediction.mask.array, spacing_zyx_mm)
-    return f"{volume:.2f} ml in {outcome.seconds:.1f} s"
+    remark = f" ({outcome.reason})" if outcome.reason else ""
+    return f"{volume:.2f} ml in {outcome.seconds:.1f} s{remark}"
