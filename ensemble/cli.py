@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.progress import watcher
     from ensemble.publish import check_writable, publish, write_volume
     from ensemble.readers.imagefile import case_name, read_case
-    from ensemble.report.extras import OUTPUTS, write_extras
+    from ensemble.report.extras import EXTRAS, write_extras
     from ensemble.report.summary import summary
 
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     ensemble = load(config)
     with closing(watcher()) as watching:
         result = segment(raw, ensemble, watching)
-    with publish(options.out, replaces=OUTPUTS) as staging:
+    with publish(options.out, replaces=("mask.nii.gz", "mask.mha", "mask.nrrd", *EXTRAS)) as staging:
         write_volume(result.fused.mask, staging / f"mask{suffix}")
         write_extras(raw, result, ensemble, extras, staging, suffix)
     log.info("%s", summary(result, options.out, suffix))
@@ -154,6 +154,8 @@ def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
 
 def _flush() -> None:
     """Write out what stdout still holds; a reader who has gone, or a full disk, must not make Python complain at its exit."""
+    if sys.stdout is None:  # started with it closed
+        return
     try:
         sys.stdout.flush()
     except OSError:

@@ -21,6 +21,8 @@ from ensemble.errors import UsageError
 from ensemble.streams import native_stderr_to_log
 from ensemble.volume import Volume, from_sitk, to_sitk
 
+#: How the folders begin that hold outputs before they are published.
+STAGING = ".staging-"
 #: Formats keep geometry in few digits; more than this is another place.
 MOST_ROUNDING_VOXELS = 0.01
 
@@ -30,7 +32,7 @@ def publish(root: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """Give an empty staging folder; when the block ends well, move what was written there to the same places under `root`.
 
     The staging folder lies inside `root` (moves within one file system are atomic). Files move in the order of their names, deeper
-    ones first, so that a summary at the top appears last; while they move, SIGTERM and SIGINT wait. Files under `root` that match a
+    ones first, so that a summary at the top appears last; SIGTERM and SIGINT meanwhile undo it all. Files under `root` that match a
     pattern of `replaces` belong to an earlier case and go in the same step. When the block raises, or a move fails, `root` is left as
     it was found, folders included. Raises UsageError when something can't be written.
     """
@@ -39,10 +41,10 @@ def publish(root: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
     try:
         made = [folder for folder in (root, *root.parents) if not folder.exists()]
         root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=root))
         yield staging
-        with _signals_held():
-            _move_all(staging, root, replaces)
+        with _signals_held() as held:
+            _move_all(staging, root, replaces, held)
     except OSError as error:
         raise unwritable(root, error) from error
     finally:
@@ -152,8 +154,8 @@ def write_json(content: Any, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _move_all(staging: Path, root: Path, replaces: Sequence[str]) -> None:
-    """Move every file, keeping what it replaces until all have arrived; undo on failure."""
+def _move_all(staging: Path, root: Path, replaces: Sequence[str], held: Sequence[int]) -> None:
+    """Move every file, keeping what it replaces until all have arrived; undo on failure, or when a signal is held."""
     files = sorted(
         (path for path in staging.rglob("*") if path.is_file()), key=lambda path: (-len(path.parts), path.name)
     )
@@ -177,6 +179,8 @@ def _move_all(staging: Path, root: Path, replaces: Sequence[str]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             arrived.append(target)
             source.replace(target)
+        if held:
+            raise _Stopped
     except BaseException:
         for target in arrived:
             target.unlink(missing_ok=True)
@@ -187,22 +191,28 @@ def _move_all(staging: Path, root: Path, replaces: Sequence[str]) -> None:
         raise
 
 
+class _Stopped(Exception):
+    """A signal came while files moved; it is raised in place of this."""
+
+
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let SIGTERM and SIGINT wait until the block has ended, so that what must happen together does.
+def _signals_held() -> Iterator[Sequence[int]]:
+    """Let SIGTERM and SIGINT wait until the block has ended, so that what must happen together does; gives those that came.
 
     Handlers are exchanged, since a mask would only keep signals from this thread. Elsewhere than in the main thread, the only one in
     which Python handles signals, there is nothing to do.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield ()
         return
     held: list[int] = []
     handlers = {
-        number: signal.signal(number, lambda got, _: held.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda got, _: held.append(got))
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
-        yield
+        yield held
     finally:
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
 from ensemble.contract.execute import execute
-from ensemble.contract.isles22 import find_inputs
+from ensemble.contract.isles22 import earlier_masks, find_inputs
 from ensemble.errors import InputRefused, MembersFailed
 from ensemble.pipeline import Ensemble
 from ensemble.progress import Silent
@@ -180,6 +180,32 @@ def test_missing_and_surplus_images_are_refused(
         find_inputs(tmp_path / "in")
     assert found in refusal.value.found
     assert refusal.value.where.startswith(str(tmp_path))
+
+
+def test_the_outputs_of_an_earlier_case_go(tmp_path: Path, stub_ensemble: Build) -> None:
+    ensemble, extras = stub_ensemble(StubMember("a")), Extras(report=True, save_member_masks=True)
+    run(write_contract_case(tmp_path / "one", name="first[1]"), tmp_path / "out", ensemble, extras)
+    (tmp_path / "out" / "images" / "mine.mha").write_text("of somebody else")
+    run(write_contract_case(tmp_path / "two", name="second"), tmp_path / "out", ensemble)
+    assert [name for name, content in tree(tmp_path / "out").items() if content != b"<folder>"] == [
+        "images/mine.mha",
+        "images/stroke-lesion-segmentation/second.mha",
+        "results.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[1]", '[{"outputs": [{"slug": "stroke-lesion-segmentation"}]}]', "[" * 2000]
+)
+def test_an_earlier_results_json_of_somebody_else_names_no_mask(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    assert earlier_masks(tmp_path) == []
+
+
+def test_an_earlier_results_json_names_masks_in_their_folder_only(tmp_path: Path) -> None:
+    outputs = [{"slug": "stroke-lesion-segmentation", "filename": name} for name in ("a.mha", "../b.mha", "/c.mha")]
+    (tmp_path / "results.json").write_text(json.dumps([{"outputs": outputs}]))
+    assert earlier_masks(tmp_path) == ["images/stroke-lesion-segmentation/a.mha"]
 
 
 def test_hidden_files_and_an_empty_flair_folder_do_not_count(tmp_path: Path) -> None:

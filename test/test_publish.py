@@ -131,9 +131,7 @@ def test_a_folder_in_the_place_of_an_output_is_not_removed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_a_signal_while_files_move_waits_until_all_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_a_signal_while_files_move_undoes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     moves, really = iter(range(100)), Path.replace
 
     def replace(self: Path, target: Path) -> Path:
@@ -148,17 +146,28 @@ def test_a_signal_while_files_move_waits_until_all_have(
     (tmp_path / "b").write_text("old")
     before = signal.signal(signal.SIGTERM, terminate)
     monkeypatch.setattr(Path, "replace", replace)
-    ended = False
     try:
-        with publish(tmp_path) as staging:
+        with pytest.raises(SystemExit, match="143"), publish(tmp_path) as staging:
             for name in "abc":
                 (staging / name).write_text("new")
-    except SystemExit:
-        ended = True
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert ended
-    assert tree(tmp_path) == dict.fromkeys("abc", b"new")
+    assert tree(tmp_path) == dict.fromkeys("ab", b"old")
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(self: Path, target: Path) -> Path:
+        os.kill(os.getpid(), signal.SIGINT)
+        return really(self, target)
+
+    really, before = Path.replace, signal.signal(signal.SIGINT, signal.SIG_IGN)
+    monkeypatch.setattr(Path, "replace", replace)
+    try:
+        with publish(tmp_path) as staging:
+            (staging / "a").write_text("new")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert tree(tmp_path) == {"a": b"new"}
 
 
 def test_a_geometry_that_the_format_can_not_hold_is_noticed(tmp_path: Path) -> None:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ensemble.contract.isles22 import RESULTS, ContractCase
+from ensemble.contract.isles22 import RESULTS, ContractCase, earlier_masks
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
 from ensemble.publish import publish, write_json, write_volume
 from ensemble.readers.base import RawCase
-from ensemble.report.extras import Extras, write_extras
+from ensemble.report.extras import EXTRAS, Extras, write_extras
 
 
 def execute(
     found: ContractCase, raw: RawCase, output_root: Path, ensemble: Ensemble, extras: Extras, watcher: Watcher
 ) -> Result:
-    """Segment a case and publish its outputs, all or nothing.
+    """Segment a case and publish its outputs, all or nothing; those of an earlier case in the same folder go.
 
     Raises as `pipeline.segment` does, and InputRefused when the files were exchanged meanwhile.
     """
     result = segment(raw, ensemble, watcher)
     found.refuse_if_changed()
-    with publish(output_root) as staging:
+    with publish(output_root, replaces=(*earlier_masks(output_root), *EXTRAS)) as staging:
         write_volume(result.fused.mask, staging / found.mask_path)
         write_extras(raw, result, ensemble, extras, staging, ".mha")
         write_json(found.results, staging / RESULTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from dataclasses import dataclass
@@ -161,3 +162,15 @@ def _inside(relative: Path) -> Path:
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"relative_path {str(relative)!r} leaves the input folder")
     return relative
+
+
+def earlier_masks(output_root: Path) -> list[str]:
+    """Patterns, below the output root, of the masks that an earlier run's `results.json` lists; none when there is no such file."""
+    try:
+        cases = json.loads((output_root / RESULTS).read_text(encoding="utf-8"))
+        names = [
+            str(output["filename"]) for case in cases for output in case["outputs"] if output["slug"] == OUTPUT_SLUG
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [f"images/{OUTPUT_SLUG}/{glob.escape(name)}" for name in names if name == Path(name).name]

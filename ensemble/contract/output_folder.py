@@ -5,17 +5,22 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ensemble.contract.isles22 import OUTPUT_SLUG, RESULTS
+from ensemble.publish import STAGING
 from ensemble.readers.sources import Stamp, stamp
+from ensemble.report.extras import EXTRAS
+
+_OURS = (RESULTS, f"images/{OUTPUT_SLUG}/*.mha", *EXTRAS)
 
 
 class OutputFolder:
-    """Knows which files under the output root came from us. Whatever else lies there is left alone."""
+    """Knows which of the outputs under its root came from our calls. Whatever else lies there is left alone."""
 
     def __init__(self) -> None:
         self._root = Path()
-        self._root_existed = True
-        self._before: set[Path] = set()
-        self._ours: dict[Path, Stamp] = {}
+        self._folders: set[Path] = set()
+        self._before: dict[Path, Stamp | None] = {}
+        self._ours: dict[Path, Stamp | None] = {}
 
     def begin(self, root: Path) -> None:
         """Before a call: take away what the last call left, unless someone has exchanged it; it belongs to another case.
@@ -23,28 +28,33 @@ class OutputFolder:
         The platform has emptied the folder by then; others may not, and would find an old mask beside the answer "failed".
         """
         for path, left in self._ours.items():
-            if path.is_dir() and not path.is_symlink():
-                if not any(path.iterdir()):
-                    path.rmdir()
-            elif stamp(path) == left:
-                path.unlink()
-        self._ours = {}
-        self._root, self._root_existed, self._before = root, root.exists(), set(root.rglob("*"))
+            if stamp(path) == left:
+                path.unlink(missing_ok=True)
+        if self._ours:
+            self._remove_empty()
+        self._ours, self._root = {}, root
+        self._folders = {root, *(path for path in root.rglob("*") if path.is_dir())} if root.is_dir() else set()
+        self._before = self._outputs()
 
     def keep(self) -> None:
-        """After a call that ended well: what has come is ours."""
-        self._ours = {path: left for path in self._new() if (left := stamp(path)) is not None}
+        """After a call that ended well: outputs that have come, or were replaced, are ours."""
+        self._ours = {path: now for path, now in self._outputs().items() if self._before.get(path) != now}
 
     def restore(self) -> None:
         """After a call that failed: remove what has come; there is something if the process that wrote it was killed."""
-        for path in self._new():
-            if path.is_dir() and not path.is_symlink():
+        for path in self._root.glob(STAGING + "*"):
+            if path not in self._folders:
                 shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        if not self._root_existed:
-            shutil.rmtree(self._root, ignore_errors=True)
+        for path in set(self._outputs()) - set(self._before):
+            path.unlink(missing_ok=True)
+        self._remove_empty()
 
-    def _new(self) -> list[Path]:
-        """What has come since `begin`, deepest first."""
-        return sorted(set(self._root.rglob("*")) - self._before, key=lambda path: -len(path.parts))
+    def _outputs(self) -> dict[Path, Stamp | None]:
+        return {path: stamp(path) for pattern in _OURS for path in self._root.glob(pattern) if path.is_file()}
+
+    def _remove_empty(self) -> None:
+        """Remove the folders that outputs needed, as far as they were not there and are empty."""
+        for name in (f"images/{OUTPUT_SLUG}", "images", "members", "."):
+            folder = self._root / name
+            if folder not in self._folders and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()

@@ -10,9 +10,9 @@ from ensemble.publish import write_json, write_volume
 from ensemble.readers.base import RawCase
 from ensemble.report.run_report import build_report
 
-#: What `run` may leave in its output folder, as patterns: such files of an earlier case make way for those of this one.
-OUTPUTS = (
-    *(f"{name}.{suffix}" for name in ("mask", "probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
+#: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
+EXTRAS = (
+    *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
     *(f"members/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
     "report.json",
     "report.html",
