@@ -37,8 +37,8 @@ check() {
 
 save() {
     local image=$1 name file count
-    name=${image%:*}
-    file=$dist/${name##*/}_$version.tar.gz
+    name=${image##*/}
+    file=$dist/${name%%:*}_$([[ $name == *:* ]] && echo "${name#*:}" || echo latest).tar.gz
     # saved by its name, so that one name comes with it
     "$docker" save "$image" | gzip "-${LEVEL:-6}" >"$file.partial"
     count=$(tar -xzOf "$file.partial" manifest.json | grep -o '"Config":' | wc -l)

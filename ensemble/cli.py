@@ -16,7 +16,6 @@ from ensemble.config import Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.streams import messages_to_stdout
-from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ModuleNotFoundError as error:
         log.error(
-            "error: the Python package %s is not installed\n  do: use ./run.sh, or pip install -r requirements.txt",
+            "error: the Python package %s is not installed\n  do: use the environment that ./run.sh makes (.venv/bin/python), or pip"
+            " install -r requirements.txt",
             error.name,
         )
         return 1
@@ -82,6 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.readers.imagefile import case_name, read_case
     from ensemble.report.extras import EXTRAS, write_extras
     from ensemble.report.summary import summary
+    from ensemble.types import Modality
 
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}

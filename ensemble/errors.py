@@ -6,7 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """What is wrong, where, what was found, what to do: everything its reader needs, nothing of our code.
 
-    Each subclass carries the exit code that DESIGN.md promises to scripts.
+    Each subclass carries the exit code that README.md promises to scripts.
     """
 
     exit_code = 1

@@ -77,7 +77,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         help="segment one case given as files",
         parents=[common],
         argument_default=argparse.SUPPRESS,
-        description="Segment one case. Writes the mask, report.json and overlay.png.",
+        description="Segment one case. Writes the mask, report.html, report.json and overlay.png.",
     )
     _add(
         run,

@@ -1,4 +1,4 @@
-"""The layers of DESIGN.md: each module imports only what stands above it, and what is cheap stays cheap."""
+"""The layers of docs/architecture.md: each module imports only what stands above it, and what is cheap stays cheap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ISLES'22 contract: what is read, what is written, under which names (CONTRACT.md section 1)."""
+"""The ISLES'22 contract: what is read, what is written, under which names."""
 
 from __future__ import annotations
 

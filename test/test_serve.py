@@ -1,4 +1,4 @@
-"""Invoke mode (CONTRACT.md section 2), against a server process on loopback; and what it leaves behind when things go wrong."""
+"""grand-challenge's invoke mode, against a server process on loopback; and what it leaves behind when things go wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built images under the platform's restrictions (CONTRACT.md section 4). `./test.sh --container` builds them and runs this.
+"""The built images under the platform's restrictions. `./test.sh --container` builds them and runs this.
 
 Masks are compared with those that the same weights give outside the container.
 """
