@@ -40,7 +40,8 @@ PARTS = ("engines", "agreement", "monai", "ensemble", "growth")
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     if options.merge:
-        _write(_merged([json.loads(path.read_text()) for path in options.merge]))
+        merged = _merged([json.loads(path.read_text()) for path in options.merge])
+        _write(merged | {"notes": [*merged["notes"], *options.note]})
         return
     command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
     results: dict[str, Any] = {
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": _machine(options.threads),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
+        "notes": options.note,
     }
     with tempfile.TemporaryDirectory() as scratch:
         for part in options.only:
@@ -76,6 +78,7 @@ def _merged(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         merged["command"] += "\n    " + run["command"]
         merged["load_before"] = max(merged["load_before"], run["load_before"])
         merged["load_after"] = max(merged["load_after"], run["load_after"])
+        merged["notes"] = list(dict.fromkeys([*merged.get("notes", ()), *run.get("notes", ())]))
         for part in PARTS:
             if isinstance(run.get(part), list):
                 merged[part] = merged.get(part, []) + run[part]
@@ -246,6 +249,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--merge", type=Path, nargs="+", help="write RESULTS.md from results.json of several runs instead"
     )
+    parser.add_argument("--note", action="append", default=[], help="a sentence for RESULTS.md (may be repeated)")
     options = parser.parse_args(arguments)
     if unknown := set(options.only) - set(PARTS):
         parser.error(f"no part is called {', '.join(unknown)}")

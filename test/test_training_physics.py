@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy import ndimage
 
 from training.acquisition import dwi_contrast, soften, to_voxels
 from training.anatomy import blur
@@ -97,18 +98,26 @@ def test_susceptibility_is_strongest_at_the_skull_base_and_nearly_symmetric() ->
     assert 0.6 < float(left / right) < 1.6
 
 
-def test_rim_gain_brightens_only_and_only_the_rims() -> None:
+def test_rim_gain_is_of_the_rims_and_takes_its_signal_from_behind() -> None:
     mask = torch.zeros(40, 50, 40)
     mask[4:36, 4:46, 4:36] = 1
     drawn = [rim_gain(mask, Draw(seed)) for seed in range(10)]
     gains, dimming = (torch.stack(part) for part in zip(*drawn, strict=True))
-    assert gains.min() >= 0.9
+    assert 0.3 <= gains.min() < 0.9
     mean = gains.mean(0)
     assert mean[:20].max() > 1.15
-    assert mean[26:32, 20:30, 16:24].max() < 1.05  # deep and high: no air near
+    assert (mean[26:32, 20:30, 16:24] - 1).abs().max() < 0.05  # deep and high: no air near
     assert 0 < dimming.min() < 0.9
     assert dimming.max() <= 1.0
-    assert dimming[gains < 1.001].min() > 0.99  # ADC falls only where DWI rises
+    assert dimming[:, 26:32, 20:30, 16:24].min() > 0.95
+
+
+def test_pile_up_comes_in_one_piece_or_in_many() -> None:
+    mask = torch.zeros(40, 50, 40)
+    mask[4:36, 4:46, 4:36] = 1
+    pieces = [ndimage.label(rim_gain(mask, Draw(seed))[0].numpy() > 1.3)[1] for seed in range(12)]
+    assert min(pieces) <= 4
+    assert max(pieces) >= 8
 
 
 def test_voxels_average_what_they_hold() -> None:
@@ -162,9 +171,11 @@ def test_a_lesion_shows_the_contrast_it_was_drawn_with(contrast: float, adc: flo
     before, after = (
         spin_echo(maps, NOMINAL_TE_MS, 1e6) * diffusion_attenuation(maps.adc, 1000.0) for maps in (normal, lesion)
     )
-    reached = contrast if t2_for(contrast, adc) < HIGHEST_T2 else float((after / before)[0, 0, 0])
-    assert reached <= contrast
-    assert float((after / before)[0, 0, 0]) == pytest.approx(reached, rel=1e-3)
+    reached = float((after / before)[0, 0, 0])
+    if t2_for(contrast, adc) < HIGHEST_T2:
+        assert reached == pytest.approx(contrast, rel=1e-3)
+    else:  # no tissue has such a T2
+        assert 1.3 < reached < contrast
 
 
 def test_diffusion_alone_may_exceed_the_contrast_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,28 @@ def test_drawn_volumes_and_counts_follow_isles22(
     assert np.quantile(drawn, 0.75) == pytest.approx(values[probabilities.index(0.75)], rel=0.15)
     assert drawn.min() >= values[0]
     assert drawn.max() <= values[-1]
+
+
+@pytest.mark.parametrize(("asked_ml", "count"), [(0.2, 1), (0.6, 5), (1.2, 12), (8.0, 3), (60.0, 5)])
+def test_lesions_have_the_volume_that_was_drawn(asked_ml: float, count: int) -> None:
+    shared("anatomy/synthseg_label_maps.npz.xz")
+    shared("lesions/soop_mni_masks.npz.xz")
+    from training.anatomy import load_head, random_person
+    from training.lesions import Damage, add_acute, load_lesions, tissue_share
+
+    class Asked(Draw):
+        def quantile(self, probabilities: Sequence[float], values: Sequence[float]) -> float:
+            return asked_ml if values is VOLUME_ML else count
+
+    found = []
+    for seed in range(3):
+        draw = Asked(seed)
+        person = random_person(load_head(SHARED, seed), draw)
+        tissue = tissue_share(person.classes)
+        damage = Damage.none(tissue)
+        add_acute(damage, person, tissue, load_lesions(SHARED), draw)
+        found.append(float((damage.acute > 0.5).sum()) / 1000)
+    assert asked_ml / 2.2 < float(np.exp(np.log(found).mean())) < asked_ml * 2.2
 
 
 def test_a_simulated_case_is_reproducible_and_plausible() -> None:

@@ -111,7 +111,7 @@ RIMS = (
 
 
 def rim_gain(mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Gain (>= 0) on DWI from pile-up near the skull base, and the factor on ADC, cheap enough for every training step.
+    """Gain (>= 0.3) on DWI from pile-up near the skull base, and the factor on ADC, cheap enough for every training step.
 
     ADC, a ratio, should not see pile-up; in patients the bright rims of the frontal and occipital poles often show a low ADC all
     the same (b0 and DWI are distorted differently by eddy currents, and fluid is pushed out), so some bands lower it.
@@ -123,8 +123,10 @@ def rim_gain(mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     dimming = torch.ones(mask.shape, device=mask.device)
     centre, half = box_of(mask)
     axes = [(torch.arange(n, device=mask.device) - c) / h for n, c, h in zip(mask.shape, centre, half, strict=True)]
-    inside = F.avg_pool3d(mask[None, None].float(), (1, 7, 7), 1, (0, 3, 3))[0, 0]
-    rim = (2.2 * (1 - inside)).clamp(0, 1) * mask
+    width, steepness = draw.choice(((3, 3.0), (5, 2.5), (7, 2.2)))
+    inside = F.avg_pool3d(mask[None, None].float(), (1, width, width), 1, (0, width // 2, width // 2))[0, 0]
+    rim = (steepness * (1 - inside)).clamp(0, 1) * mask
+    patches = _patches(mask.shape, draw).to(mask.device)
     for place, spread in RIMS:
         if not draw.chance(0.55):
             continue
@@ -135,7 +137,9 @@ def rim_gain(mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         if draw.chance(0.4):  # signal piles up along y: a thin, very bright line
             wide[1] *= draw.uniform(0.25, 0.7)
             height *= draw.uniform(1.0, 2.0)
-        lowered = draw.uniform(0.05, 0.5) if draw.chance(0.6) else 0.0
+        lowered = draw.uniform(0.05, 0.6) if draw.chance(0.6) else 0.0
+        patchy = draw.chance(0.6)
+        shadow = draw.uniform(0.05, 0.35) if draw.chance(0.4) else 0.0  # where the piled-up signal came from
         fainter = draw.choice((-1, 1)) if draw.chance(0.2) else 0  # air cells differ: one side may hardly show it
         for side in (-1, 1):
             own = height * draw.lognormal(1.0, 0.5) * (0.2 if side == fainter else 1.0)
@@ -146,6 +150,16 @@ def rim_gain(mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
             bump = parts[0][:, None, None] * parts[1][:, None] * parts[2]
             ripple = torch.sin(axes[1] * half[1] * draw.uniform(0.3, 1.2) + draw.uniform(0, 2 * math.pi))[:, None]
             band = bump * (rim if hugging else 0.7 + 0.3 * ripple)
-            gain = gain + own * band
+            if patchy:
+                band = band * patches
+            gain = gain + own * band - shadow * torch.roll(bump, -round(1.5 * wide[1] * half[1]), 1)
             dimming = dimming * (1 - lowered * band.clamp(0, 1))
-    return gain, dimming
+    return gain.clamp_min(0.3), dimming
+
+
+def _patches(shape: torch.Size, draw: Draw) -> Tensor:
+    """Islands (z, y, x), 0-1, some voxels wide: pile-up follows folds and vessels, and is broken into pieces as emboli are."""
+    cell = draw.uniform(2.0, 6.0)
+    knots = draw.randn([1, 1, *(max(2, round(n / cell)) for n in shape)])
+    field = F.interpolate(knots, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+    return (3.0 * (field - draw.uniform(-0.5, 0.6))).clamp(0, 1)

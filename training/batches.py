@@ -18,10 +18,11 @@ from training.members import NEIGHBOURS, MemberSpec
 TYPICAL_COMPONENT_VOXELS = 200.0  # components smaller than this weigh more a voxel, up to
 LARGEST_WEIGHT = 2.0
 SLICES_OF_A_CASE = 8
+FLAIR_MISSING = 0.35  # share of the cases shown without FLAIR to a member that must do without it at times
 
 
 class Bank:
-    """A folder of cases that may grow while it is read."""
+    """A folder of cases that may grow while it is read, but not lose a case."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +54,9 @@ def draw_batch(spec: MemberSpec, bank: Bank, draw: Draw) -> tuple[Tensor, Tensor
     examples: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(examples) < spec.batch:
         images, label, in_plane = bank.load(draw, at_2mm=spec.dimensions == 3)
-        images = rescan(images[: 3 if "FLAIR" in spec.channels else 2], draw)
+        images = rescan(images[: 3 if "FLAIR?" in spec.channels else 2], draw)
+        if "FLAIR?" in spec.channels and draw.chance(FLAIR_MISSING):
+            images[2] = 0
         images, label = mirror(images, label, draw)
         weight = component_weight(label)
         if spec.dimensions == 3:

@@ -23,6 +23,8 @@ from training.anatomy import Person, blur, material, to_grid_sample
 from training.draw import Draw
 from training.tissues import FLUID_CLASSES, ParameterMaps, Tissue
 
+LEFT_OF_SHAPE = 0.8  # of a shape's volume, once fluid and other heads' sizes have taken their part
+EMBOLUS_SPREAD = 0.4  # of the logarithm of radii
 OUTLINED_SHARE = 0.4  # of a lesion's full severity, from which on a reader outlines
 EVERYWHERE: tuple[slice, ...] = (slice(None),)
 MASKS = "lesions/soop_mni_masks.npz.xz"
@@ -147,13 +149,20 @@ def add_acute(damage: Damage, person: Person, tissue: Tensor, library: LesionLib
     strength = draw.uniform(0.5, 0.8) if draw.chance(0.1) else draw.uniform(0.85, 1.0)  # some lesions are faint
     territorial = volume_ml > 1.5 or draw.chance(0.4)
     if territorial:
-        shape = warped_shape(person, library, volume_ml, draw)
+        shape = warped_shape(person, library, volume_ml / LEFT_OF_SHAPE, draw)
         insert(damage, shape * tissue, shape, stage, strength, draw)
     small = count - 1 if territorial else count
     if small > 0:
-        add_emboli(damage, person, tissue, small, stage, draw)
-    if draw.chance(0.25):
+        radius_mm = embolus_radius_mm(volume_ml / small, 2.0) if territorial else embolus_radius_mm(volume_ml / small)
+        add_emboli(damage, person, tissue, small, radius_mm, stage, draw)
+    if volume_ml > 5.0 and draw.chance(0.25):
         add_ribbon(damage, person, tissue, vary(stage, draw), draw)
+
+
+def embolus_radius_mm(volume_ml: float, most_mm: float = 8.0) -> float:
+    """Median radius of emboli whose mean volume is `volume_ml`: lognormal radii spread by `EMBOLUS_SPREAD`; seen at 2 mm at least."""
+    alike = (3000 * volume_ml / (4 * math.pi)) ** (1 / 3)
+    return min(max(alike / math.exp(1.5 * EMBOLUS_SPREAD**2), 1.3), most_mm)
 
 
 def warped_shape(person: Person, library: LesionLibrary, volume_ml: float, draw: Draw) -> Tensor:
@@ -206,7 +215,9 @@ def _merge(damage: Damage, severity: Tensor, stage: Stage, window: tuple[slice, 
     damage.log_t1[window] = torch.where(stronger, 0.5 * t2, damage.log_t1[window])
 
 
-def add_emboli(damage: Damage, person: Person, tissue: Tensor, count: int, stage: Stage, draw: Draw) -> None:
+def add_emboli(
+    damage: Damage, person: Person, tissue: Tensor, count: int, radius_mm: float, stage: Stage, draw: Draw
+) -> None:
     """Scattered small infarcts: in one territory or everywhere, mostly at the grey-white border; some lacunes in deep tissue."""
     cortex, deep = person.classes == Tissue.CORTEX, _deep(person.classes)
     rim = torch.nonzero(cortex | (person.classes == Tissue.CEREBELLAR_CORTEX))
@@ -224,7 +235,7 @@ def add_emboli(damage: Damage, person: Person, tissue: Tensor, count: int, stage
             tries = pool[torch.tensor([draw.integer(0, len(pool)) for _ in range(30)])]
             close = (tries - hub).float().norm(dim=1)
             centre = tries[int(close.argmin())] if close.min() > reach else tries[int((close < reach).nonzero()[0])]
-        radius = min(draw.lognormal(2.0, 0.4), 8.0) * (1.3 if pool is inside else 1.0)
+        radius = min(draw.lognormal(radius_mm, EMBOLUS_SPREAD), 8.0) * (1.3 if pool is inside else 1.0)
         strength = draw.uniform(0.5, 0.8) if draw.chance(0.2) else draw.uniform(0.85, 1.0)
         _add_ellipsoid(damage, tissue, centre.tolist(), radius, vary(stage, draw), strength, draw)
 

@@ -20,7 +20,7 @@ class MemberSpec:
 
     name: str
     configuration: str  # nnU-Net's: "3d_fullres" or "2d"
-    channels: tuple[str, ...]  # "DWI", or "DWI[-1]" for the slice below
+    channels: tuple[str, ...]  # "DWI", "DWI[-1]" for the slice below, "FLAIR?" for what may be missing
     spacing_mm: tuple[float, ...]  # (z, y, x), or (y, x) for 2-D
     patch: tuple[int, ...]  # window at inference
     training_patch: tuple[int, ...]
@@ -65,7 +65,7 @@ MEMBERS = {
     "flair3d": MemberSpec(
         name="flair3d",
         configuration="3d_fullres",
-        channels=("DWI", "ADC", "FLAIR"),
+        channels=("DWI", "ADC", "FLAIR?"),
         spacing_mm=(2.0, 2.0, 2.0),
         patch=(80, 96, 80),
         training_patch=(48, 80, 80),

@@ -71,7 +71,7 @@ def _infarct(person: Person, shared: Path, draw: Draw) -> Damage:
     damage = Damage.none(tissue)
     shape = warped_shape(person, load_lesions(shared), VOLUME_ML, draw)
     insert(damage, shape * tissue, shape, STAGE, 1.0, draw)
-    add_emboli(damage, person, tissue, EMBOLI, STAGE, draw)
+    add_emboli(damage, person, tissue, EMBOLI, 2.0, STAGE, draw)
     return damage
 
 

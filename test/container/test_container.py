@@ -325,7 +325,7 @@ def test_invoke_mode_one_case_after_the_other(folders: Folders, expected: Expect
                 assert (status, body["exit_code"]) == (422, 3)
                 assert tree(folders.output) == {}
             else:
-                assert (status, len(body["voted"])) == (201, 3 if flair else 2), body
+                assert (status, len(body["voted"])) == (201, 3), body
                 check_outputs(folders.output, expected(*none, flair=flair))
         stop(server)
         assert (state(server)["ExitCode"], state(server)["OOMKilled"]) == (143, False)
