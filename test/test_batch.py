@@ -122,6 +122,71 @@ def test_nothing_that_looks_like_a_case_is_passed_over(tmp_path: Path) -> None:
     }
 
 
+SEVERAL = ["the names of several cases lie where the images of one are expected"]
+
+
+@pytest.mark.parametrize(
+    ("files", "cases"),
+    [
+        ("pool/17_dwi.nii pool/17_adc.nii pool/18_flair.nii", {"pool": SEVERAL}),
+        ("17_dwi.nii 18_adc.nii", {"data": SEVERAL}),
+        ("pool/17_dwi.nii pool/17_adc.nii pool/18_flair.zip", {"pool": SEVERAL}),
+        ("sub-a_1_dwi.nii sub-a_2_adc.nii", {"sub-a": SEVERAL}),
+        ("p/dwi.nii p/study_adc.nii", {"p": ["p/dwi.nii", "p/study_adc.nii"]}),
+        ("1_dwi.nii 1_adc.nii 2_dwi.nii 2_adc.nii", {"1": ["1_dwi.nii", "1_adc.nii"], "2": ["2_dwi.nii", "2_adc.nii"]}),
+        (
+            "A/sub-1/sub-1_dwi.nii A/sub-1/sub-1_adc.nii B/sub-1/sub-1_FLAIR.nii",
+            {"A/sub-1": ["A/sub-1/sub-1_dwi.nii", "A/sub-1/sub-1_adc.nii"], "B/sub-1": ["there is no DWI image"]},
+        ),
+        (
+            "A/sub-1_dwi.nii A/sub-1_adc.nii B/sub-1_FLAIR.nii",
+            {"A/sub-1": ["A/sub-1_dwi.nii", "A/sub-1_adc.nii"], "B/sub-1": ["there is no DWI image"]},
+        ),
+        (
+            "A/dwi/sub-1_run-1_dwi.nii A/adc/sub-1_run-2_adc.nii",
+            {"sub-1": ["A/dwi/sub-1_run-1_dwi.nii", "A/adc/sub-1_run-2_adc.nii"]},
+        ),
+        (
+            "sub-1/ses-1/dwi/sub-1_dwi.nii sub-1/ses-1/dwi/sub-1_adc.nii sub-1/ses-2/anat/sub-1_FLAIR.nii",
+            {
+                "sub-1/ses-1": ["sub-1/ses-1/dwi/sub-1_dwi.nii", "sub-1/ses-1/dwi/sub-1_adc.nii"],
+                "sub-1/ses-2": ["there is no DWI image"],
+            },
+        ),
+        (
+            "sub-1/ses-1/sub-1_ses-1_dwi.nii sub-1/ses-1/sub-1_ses-2_adc.nii",
+            {"sub-1/ses-1": ["a file's name and its folder name different cases"]},
+        ),
+        (
+            "sub-1/dwi/sub-1_dwi.nii sub-1/dwi/sub-1_adc.nii sub-1/anat/sub-2_FLAIR.nii",
+            {"sub-1": ["a file's name and its folder name different cases"]},
+        ),
+        (
+            "a/b_dwi.nii a/b_adc.nii a/c_dwi.nii a/c_adc.nii a/b/dwi.nii a/b/adc.nii",
+            {"a/b": ["2 cases have one name"], "a/c": ["a/c_dwi.nii", "a/c_adc.nii"]},
+        ),
+        ("dwi.nii adc.nii data/dwi.nii data/adc.nii", {"data": ["2 cases have one name"]}),
+    ],
+)
+def test_images_of_different_cases_are_never_joined(tmp_path: Path, files: str, cases: dict[str, list[str]]) -> None:
+    touch(tmp_path / "data", *files.split())
+    assert found(tmp_path / "data") == cases
+
+
+@pytest.mark.parametrize("flair", ["p/flair.zip", "p/flair/1.dcm", "p/x_flair.zip"])
+def test_dicom_beside_image_files_is_not_passed_over(tmp_path: Path, flair: str) -> None:
+    touch(tmp_path, "p/dwi.nii", "p/adc.nii", "p/dwi/1.dcm", "p/x_adc.zip", flair)
+    taken = flair.removesuffix("/1.dcm")
+    assert found(tmp_path) == {"p": ["p/dwi.nii", "p/adc.nii", taken]}
+    touch(tmp_path, "p/ep2d_flair.zip")
+    assert any(case.problem for case in find_cases(tmp_path, Path("/nowhere"))), "one of two, and nothing is said"
+
+
+def test_dicom_beside_image_files_at_the_root_belongs_to_them(tmp_path: Path) -> None:
+    touch(tmp_path / "p", "dwi.nii", "adc.nii", "flair/1.dcm", "other/dwi.nii")
+    assert found(tmp_path / "p") == {"p": ["dwi.nii", "adc.nii", "flair"], "other": ["there is no ADC image"]}
+
+
 def test_dicom_cases_are_found_by_names_or_by_their_series(tmp_path: Path) -> None:
     images = {m: Volume(phantom_arrays()[m], GRID) for m in (DWI, ADC)}
     described = {DWI: {"description": "ep2d_diff trace", "b": 1000.0}, ADC: {"description": "ep2d_diff_ADC"}}
