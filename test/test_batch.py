@@ -431,6 +431,52 @@ def test_a_result_that_no_longer_holds_does_not_pass_for_one(tmp_path: Path, wei
     assert (out / "sub-a" / "report.json").is_file()
 
 
+@pytest.mark.parametrize("gone", ["adc.nii.gz", None], ids=["ADC", "nothing, but a second DWI came"])
+def test_a_result_of_images_that_are_not_all_there_does_not_pass_for_one(
+    tmp_path: Path, weights: Path, gone: str | None
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    assert run_batch(data, out, weights) == 0
+    if gone:
+        (data / "a" / gone).unlink()
+    else:
+        touch(data, "a/dwi.mha")
+    assert run_batch(data, out, weights) == 3
+    assert not (out / "sub-a").exists()
+    assert (out / "superseded" / "sub-a" / "report.json").is_file()
+
+
+def test_a_slip_on_the_command_line_costs_no_result(tmp_path: Path, weights: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    assert run_batch(data, out, weights) == 0
+    before = tree(out)
+    with pytest.raises(UsageError, match="no GPU"):
+        run_batch(data, out, weights, config={"device": "cuda", "tta": "none"})
+    assert tree(out) == before
+
+
+def test_a_missing_brain_extraction_ends_the_batch_and_costs_no_result(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ensemble.prepare import skull
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    write_case(data / "b")
+    assert run_batch(data, out, weights) == 0
+    before = [tree(out / place) for place in ("sub-a", "sub-b")]
+    monkeypatch.setattr(skull, "PACKAGE", "no_such_package")
+    with pytest.raises(WeightsBroken, match="HD-BET"):
+        run_batch(data, out, weights, config={"skull_strip": "always"})
+    assert [tree(out / place) for place in ("sub-a", "sub-b")] == before
+
+
 def test_a_vanished_input_costs_no_result(tmp_path: Path, weights: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     for name in "ab":
