@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import UsageError
-from ensemble.streams import native_stderr_to_log
+from ensemble.streams import native_stderr_to_log, printable
 from ensemble.volume import Volume, from_sitk, to_sitk
 
 #: Formats keep geometry in few digits; more than this is another place.
@@ -103,7 +103,7 @@ def replace_text(path: Path, text: str, scratch: Path) -> None:
     """Write a text file so that it is the old one or the new one at any moment; `scratch` as above. Raises OSError."""
     draft = scratch / f"{path.name}.{os.getpid()}"
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(printable(text), encoding="utf-8")
         _to_disk(draft)
         draft.replace(path)
     finally:

@@ -447,6 +447,22 @@ def test_a_result_of_images_that_are_not_all_there_does_not_pass_for_one(
     assert (out / "superseded" / "sub-a" / "report.json").is_file()
 
 
+def test_names_that_are_no_text_do_no_harm(tmp_path: Path, weights: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for name in ("x", "p"):
+        write_case(data / name)
+    (data / "x").rename(data / os.fsdecode(b"Sch\xe4del"))
+    touch(data, os.fsdecode(b"br\xfcchig/dwi.nii.gz"))
+    assert run_batch(data, out, weights, report=True) == 3
+    statuses = {case: row["status"] for case, row in rows(out).items()}
+    assert statuses == {"Sch\ufffddel": "done", "p": "done", "br\ufffdchig": "failed"}
+    assert "Sch\ufffddel" in (out / "index.html").read_text(encoding="utf-8")
+    for path in out.rglob("*.json"):
+        assert "\\udc" not in path.read_text(encoding="utf-8"), f"{path.name} holds half a character"
+    assert run_batch(data, out, weights, report=True) == 3
+    assert rows(out)["Sch\ufffddel"]["status"] == "done"
+
+
 def test_a_slip_on_the_command_line_costs_no_result(tmp_path: Path, weights: Path) -> None:
     import torch
 
