@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -298,6 +299,14 @@ def test_names_become_bids_labels_and_never_meet() -> None:
         assert all(part.split("-", 1)[1].isalnum() and part.isascii() for part in folder.split("/"))
 
 
+def test_names_of_any_length_have_places_of_their_own() -> None:
+    names = ["a" * 260 + "1", "a" * 260 + "2", "sub-" + "b" * 90 + "/ses-" + "c" * 260, "sub-" + "b" * 90 + "/ses-c"]
+    places = assign_places([FoundCase(name) for name in names])
+    assert len({place.folder for place in places.values()}) == len(names)
+    assert max(len(place.prefix) for place in places.values()) < 130
+    assert places[names[3]] == Place("b" * 90, "c"), "what fits stays as it is"
+
+
 # Locks
 
 
@@ -341,6 +350,28 @@ def test_all_files_of_an_image_count(tmp_path: Path) -> None:
     assert [name for name, _ in source_files(tmp_path)] == ["x.mhd", "x.nhdr", "x.raw", "x.raw.gz"]
     with pytest.raises(InputRefused, match="can't be read"):
         input_digests({DWI: tmp_path / "gone.nii.gz"})
+
+
+def test_a_header_that_can_not_be_read_is_no_bug(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case, data in (("long", "x" * 300), ("secret", "x.raw")):
+        for modality in ("dwi", "adc"):
+            path = tmp_path / "data" / case / f"{modality}.mhd"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"NDims = 3\nElementDataFile = {data}\n")
+    really = Path.open
+
+    def open_(self: Path, *how: Any, **more: Any) -> Any:
+        if self.parent.name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return really(self, *how, **more)
+
+    monkeypatch.setattr(Path, "open", open_)
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 3
+    messages = {case: row["message"] for case, row in rows(tmp_path / "out").items()}
+    assert "the DWI image can't be read" in messages["secret"]
+    assert "bug" not in messages["long"] + messages["secret"]
 
 
 # Whole batches

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from ensemble.batch.claims import Lock, Session
 from ensemble.batch.find import FoundCase
-from ensemble.batch.identity import input_digests, result_key
+from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.places import Place
 from ensemble.batch.tree import read_report, refuse_foreign, set_aside, write_case
 from ensemble.case import PreparedCase, prepare
@@ -22,7 +22,7 @@ from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
-from ensemble.readers.sources import Stamp, stamps
+from ensemble.readers.sources import Stamp
 from ensemble.report.extras import Extras
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
                 stale = bool(case.files) and read_report(job.root, place) is not None
                 raise case.problem
             refuse_foreign(job.root, place)
-            before = stamps(case.files.values())
+            before = input_stamps(case.files)
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
             report = read_report(job.root, place)
@@ -214,7 +214,7 @@ def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Ex
 
 
 def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:
-    if stamps(case.files.values()) != before:
+    if input_stamps(case.files) != before:
         raise InputRefused(
             "an image changed while it was read",
             where=", ".join(map(str, case.files.values())),
