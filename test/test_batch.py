@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ import ensemble.publish
 from batch_runs import BROKEN, comparable, run_batch, start_batch, write_case, write_dataset, write_weights
 from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
 from dicom_files import write_series
+from ensemble.batch import workers
 from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase, find_cases
 from ensemble.batch.identity import input_digests
 from ensemble.batch.places import Place, assign_places
 from ensemble.batch.progress import show
 from ensemble.batch.run import batch
-from ensemble.batch.work import Outcome
+from ensemble.batch.work import Job, Outcome
 from ensemble.batch.workers import gpus
 from ensemble.cli import main
 from ensemble.config import RunConfig
@@ -663,6 +665,19 @@ def test_a_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus("auto") == ("0", "1", "2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5c1b")
     assert gpus("cuda") == ("2", "GPU-5c1b")
+
+
+def test_an_error_of_the_system_in_a_process_for_a_gpu_is_told_as_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[UsageError] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(workers, "_die_with_parent", lambda: None)
+    (tmp_path / "out").touch()
+    job = Job(tmp_path / "out", RunConfig(), Extras(), {})
+    workers._serve("", job, [], SimpleNamespace(send=said.append), logging.INFO)  # type: ignore[arg-type]
+    assert [error.exit_code for error in said] == [2]
+    assert "Not a directory" in str(said[0]) or "File exists" in str(said[0])
 
 
 def test_broken_weights_end_the_batch_before_it_begins(tmp_path: Path) -> None:
