@@ -564,6 +564,26 @@ def test_another_dataset_is_no_output_folder(tmp_path: Path, weights: Path, desc
     assert tree(tmp_path) == before
 
 
+def test_an_output_folder_that_is_none_or_unreadable_is_called_so(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "data" / "a")
+    (tmp_path / "out").touch()
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(UsageError, match="is a file, or lies below one"):
+            run_batch(tmp_path / "data", out, weights)
+    really = Path.read_text
+
+    def read_text(self: Path, *how: Any, **more: Any) -> str:
+        if self.parent.name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return really(self, *how, **more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(UsageError, match="Permission denied"):
+        run_batch(tmp_path / "data", tmp_path / "secret", weights)
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -799,6 +819,15 @@ def test_an_interrupted_batch_says_what_is_not_done(
     assert statuses["a"] == "done"
     assert statuses["c"] == statuses["d"] == "not done"
     assert not (tmp_path / "out" / ".batch").exists()
+    monkeypatch.undo()
+    assert run_batch(data, tmp_path / "out", weights) == 0
+    monkeypatch.setattr(work, "predict", predict)
+    calls = iter((2,))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(data, tmp_path / "out", weights, resume=False)
+    last = rows(tmp_path / "out")["d"]
+    assert (last["status"], last["lesions"]) == ("earlier result", "1")
+    assert (tmp_path / "out" / last["mask"]).is_file()
 
 
 def test_the_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

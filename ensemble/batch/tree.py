@@ -13,7 +13,7 @@ from ensemble import __version__
 from ensemble.batch.places import Place
 from ensemble.errors import InputRefused, UsageError
 from ensemble.pipeline import Ensemble, Result
-from ensemble.publish import publish_folder, replace_text, write_json, write_volume
+from ensemble.publish import publish_folder, replace_text, unwritable, write_json, write_volume
 from ensemble.readers.base import RawCase
 from ensemble.report.extras import Extras, write_report
 from ensemble.report.run_report import RESEARCH_USE, build_report
@@ -142,14 +142,19 @@ def set_aside(root: Path, place: Place) -> Path | None:
 
 
 def refuse_foreign_tree(root: Path, dataset: Path) -> None:
-    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite."""
+    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite; or no
+    folder that can be read."""
     described = root / "dataset_description.json"
     try:
         makers = json.loads(described.read_text(encoding="utf-8"))["GeneratedBy"]
         ours = any(maker["Name"] == _TOOL for maker in makers)
     except FileNotFoundError:
         ours = True
-    except (OSError, ValueError, KeyError, TypeError):
+    except NotADirectoryError as error:
+        raise UsageError("the output folder is a file, or lies below one", where=root, do="give a folder") from error
+    except OSError as error:
+        raise unwritable(root, error) from error
+    except (ValueError, KeyError, TypeError):
         ours = False
     if not ours or root.resolve() == dataset.resolve():
         raise UsageError(
