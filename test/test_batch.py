@@ -142,6 +142,13 @@ SEVERAL = ["the names of several cases lie where the images of one are expected"
             {"A/sub-1": ["A/sub-1/sub-1_dwi.nii", "A/sub-1/sub-1_adc.nii"], "B/sub-1": ["there is no DWI image"]},
         ),
         (
+            "A/sub-1/sub-1_ses-1_dwi.nii A/sub-1/sub-1_ses-1_adc.nii B/sub-1/sub-1_ses-2_FLAIR.nii",
+            {
+                "A/sub-1/ses-1": ["A/sub-1/sub-1_ses-1_dwi.nii", "A/sub-1/sub-1_ses-1_adc.nii"],
+                "B/sub-1/ses-2": ["there is no DWI image"],
+            },
+        ),
+        (
             "A/sub-1_dwi.nii A/sub-1_adc.nii B/sub-1_FLAIR.nii",
             {"A/sub-1": ["A/sub-1_dwi.nii", "A/sub-1_adc.nii"], "B/sub-1": ["there is no DWI image"]},
         ),
@@ -183,6 +190,13 @@ def test_dicom_beside_image_files_is_not_passed_over(tmp_path: Path, flair: str)
     assert found(tmp_path) == {"p": ["p/dwi.nii", "p/adc.nii", taken]}
     touch(tmp_path, "p/ep2d_flair.zip")
     assert any(case.problem for case in find_cases(tmp_path, Path("/nowhere"))), "one of two, and nothing is said"
+
+
+@pytest.mark.parametrize("flair", ["", "/x.zip"])
+def test_dicom_in_a_contract_folder_is_not_passed_over(tmp_path: Path, flair: str) -> None:
+    images, dicom = "p/images", "p/images/flair-brain-mri"
+    touch(tmp_path, f"{images}/dwi-brain-mri/a.mha", f"{images}/adc-brain-mri/b.mha", f"{dicom}{flair or '/s.1/1.dcm'}")
+    assert found(tmp_path)["p"][2:] == [dicom + flair]
 
 
 def test_dicom_beside_image_files_at_the_root_belongs_to_them(tmp_path: Path) -> None:

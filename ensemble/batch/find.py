@@ -52,6 +52,8 @@ class _Image:
     """What the file's name says of its case, for groups that hold several."""
     labels: tuple[str, ...] = ()
     """The BIDS labels of its case, where its name has some."""
+    holder: tuple[str, ...] = ()
+    """What holds its subject's folder, then: several may (sites, say), and count alike."""
     at_odds: bool = False
     """Whether the folders that it lies in have other labels than its name."""
 
@@ -87,9 +89,10 @@ def what_it_holds(path: Path, root: Path) -> _Image | None:
     A path that is no image file is taken for a folder or an archive of DICOM.
     """
     folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else _dicom_name(path)
-    if name in _SLUGS and folders[-1:] == ("images",) and not image_suffix(path):
+    one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE
+    if name in _SLUGS and folders[-1:] == ("images",) and not one_file:
         return _Image(path, _SLUGS[name], folders[:-1])
-    if len(folders) >= 2 and folders[-2] == "images" and folders[-1] in _SLUGS:
+    if len(folders) >= 2 and folders[-2] == "images" and folders[-1] in _SLUGS and one_file:
         return _Image(path, _SLUGS[folders[-1]], folders[:-2])
     match = _MODALITY.match(name)
     if match is None:
@@ -99,7 +102,7 @@ def what_it_holds(path: Path, root: Path) -> _Image | None:
 
 
 def _labelled(path: Path, modality: Modality, folders: tuple[str, ...], name: str) -> _Image | None:
-    """An image whose name begins with BIDS labels. What holds its subject's folder belongs to its group: sites may count alike."""
+    """An image whose name begins with BIDS labels; None for others."""
     own = _BIDS.match(name)
     if own is None:
         return None
@@ -118,7 +121,8 @@ def _labelled(path: Path, modality: Modality, folders: tuple[str, ...], name: st
     said = [session for session in (outer["session"], *sessions, own["session"]) if session]
     labels = ("sub-" + outer["subject"], *("ses-" + session for session in said[:1]))
     group = (*holder, inner[0], *(() if outer["session"] else labels[1:]))
-    return _Image(path, modality, group, prefix, labels, len(set(said)) > 1 or own["subject"] != outer["subject"])
+    at_odds = len(set(said)) > 1 or own["subject"] != outer["subject"]
+    return _Image(path, modality, group, prefix, labels, holder, at_odds)
 
 
 def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
@@ -135,19 +139,31 @@ def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
             if image_suffix(path) and (image := what_it_holds(path, root)):
                 groups[image.group].append(image)
         for path in (*([folder] if folder != root else []), *(folder / name for name in names)):
-            if not image_suffix(path) and is_dicom(path) and (image := what_it_holds(path, root)):
+            if not image_suffix(path) and (image := what_it_holds(path, root)) and is_dicom(path):
                 dicom[image.group].append(image)
     for group, images in groups.items():
         images += [image for image in dicom[group] if _is_missing(image, images)]
     used = {at for images in groups.values() for image in images for at in (image.path, *image.path.parents)}
     cases = [_without_image_files(folder, root) for folder in _case_folders(root, folders) if folder not in used]
     cases += [_unreadable(error, root) for error in unreadable]
-    short = {group: "/".join(max(image.labels for image in images) or group) for group, images in groups.items()}
-    taken = Counter([*short.values(), *(case.name for case in cases)])
-    for group, images in groups.items():
-        name = short[group] if taken[short[group]] == 1 else "/".join(group)
-        cases += _cases_of(name, root.name, images)
+    for group, name in _names_of(groups, {case.name for case in cases}).items():
+        cases += _cases_of(name, root.name, groups[group])
     return tuple(_refuse_equal_names(cases))
+
+
+def _names_of(groups: Mapping[tuple[str, ...], list[_Image]], taken: set[str]) -> dict[tuple[str, ...], str]:
+    """What to call the case of each group: by its BIDS labels where they tell it from all others, else by where it lies."""
+    holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for image in (image for images in groups.values() for image in images if image.labels):
+        holders[image.labels[0]].add(image.holder)
+    short = {group: max(image.labels for image in images) or group for group, images in groups.items()}
+    often = Counter(short.values())
+    names = {}
+    for group, labels in short.items():
+        alone = often[labels] == 1 and "/".join(labels) not in taken
+        alone = alone and all(len(holders[label]) < 2 for label in labels[:1])
+        names[group] = "/".join(labels if alone else group)
+    return names
 
 
 def _is_missing(dicom: _Image, images: list[_Image]) -> bool:
