@@ -478,18 +478,17 @@ def test_a_result_that_no_longer_holds_does_not_pass_for_one(tmp_path: Path, wei
     assert (out / "sub-a" / "report.json").is_file()
 
 
-@pytest.mark.parametrize("gone", ["adc.nii.gz", None], ids=["ADC", "nothing, but a second DWI came"])
+@pytest.mark.parametrize("given", ["", "list.csv"], ids=["folder", "worklist"])
+@pytest.mark.parametrize("gone", ["adc.nii.gz", "dwi.nii.gz"])
 def test_a_result_of_images_that_are_not_all_there_does_not_pass_for_one(
-    tmp_path: Path, weights: Path, gone: str | None
+    tmp_path: Path, weights: Path, gone: str, given: str
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     write_case(data / "a")
-    assert run_batch(data, out, weights) == 0
-    if gone:
-        (data / "a" / gone).unlink()
-    else:
-        touch(data, "a/dwi.mha")
-    assert run_batch(data, out, weights) == 3
+    (data / "list.csv").write_text("case,dwi,adc\na,a/dwi.nii.gz,a/adc.nii.gz\n")
+    assert run_batch(data / given, out, weights) == 0
+    (data / "a" / gone).unlink()
+    assert run_batch(data / given, out, weights) == 3
     assert not (out / "sub-a").exists()
     assert (out / "superseded" / "sub-a" / "report.json").is_file()
 
@@ -508,6 +507,15 @@ def test_names_that_are_no_text_do_no_harm(tmp_path: Path, weights: Path) -> Non
         assert "\\udc" not in path.read_text(encoding="utf-8"), f"{path.name} holds half a character"
     assert run_batch(data, out, weights, report=True) == 3
     assert rows(out)["Sch\ufffddel"]["status"] == "done"
+
+
+def test_a_second_dwi_makes_an_earlier_result_one_of_something_else(tmp_path: Path, weights: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    assert run_batch(data, out, weights) == 0
+    touch(data, "a/dwi.mha")
+    assert run_batch(data, out, weights) == 3
+    assert (out / "superseded" / "sub-a" / "report.json").is_file()
 
 
 def test_a_slip_on_the_command_line_costs_no_result(tmp_path: Path, weights: Path) -> None:

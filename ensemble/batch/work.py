@@ -22,7 +22,7 @@ from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
-from ensemble.readers.sources import Stamp
+from ensemble.readers.sources import Stamp, stamp
 from ensemble.report.extras import Extras
 
 log = logging.getLogger(__name__)
@@ -144,9 +144,8 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
         if (noted := session.failure(place)) is not None:
             outcome = Outcome(case.name, "failed", **noted)
         else:
+            stale = _is_left_over(job, case, place)
             if case.problem is not None:
-                # with no image left the result stays; with some, it is of something else than what is there
-                stale = bool(case.files) and read_report(job.root, place) is not None
                 raise case.problem
             refuse_foreign(job.root, place)
             before = input_stamps(case.files)
@@ -170,6 +169,13 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
         if not isinstance(outcome, _Task):
             session.release(lock)
     return outcome
+
+
+def _is_left_over(job: Job, case: FoundCase, place: Place) -> bool:
+    """Whether an earlier result stands for images that are partly gone, or that make no case any more; with no image left it stays."""
+    gone = [stamp(path) is None for path in case.files.values()]
+    changed = not all(gone) and (any(gone) or case.problem is not None)
+    return changed and read_report(job.root, place) is not None
 
 
 def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensemble, Result | Exception]:
