@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from ensemble.case import PreparedCase, prepare
 from ensemble.config import RunConfig
-from ensemble.errors import InputRefused, MembersFailed
+from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.base import InferenceSettings, Member, MemberPrediction
@@ -78,10 +78,19 @@ class Result:
 
 
 def load(config: RunConfig) -> Ensemble:
-    """Bring the configured members into memory. Raises WeightsBroken when one can't be loaded: no member is left out silently."""
+    """Bring the configured members into memory.
+
+    Raises WeightsBroken when one can't be loaded: no member is left out silently; UsageError when more must vote than there are.
+    """
     started = time.perf_counter()
     settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
     specs = find_members(config.weights_folder, config.members)
+    if config.min_members is not None and config.min_members > len(specs):
+        raise UsageError(
+            "--min-members asks for more members than there are",
+            found=f"--min-members {config.min_members}, members: {len(specs)} ({', '.join(spec.name for spec in specs)})",
+            do="lower --min-members, or let more members take part (--members, --weights)",
+        )
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)

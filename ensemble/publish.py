@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import UsageError
-from ensemble.streams import native_stderr_to_log
+from ensemble.streams import native_stderr_to_log, printable
 from ensemble.volume import Volume, from_sitk, to_sitk
 
 #: How the folders begin that hold outputs before they are published.
@@ -103,9 +104,9 @@ def unwritable(root: Path, error: OSError) -> UsageError:
 
 def replace_text(path: Path, text: str, scratch: Path) -> None:
     """Write a text file so that it is the old one or the new one at any moment; `scratch` as above. Raises OSError."""
-    draft = scratch / f"{path.name}.{os.getpid()}"
+    draft = scratch / f"{path.name}.{uuid4()}"  # containers that share a folder have the same process ids
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(printable(text), encoding="utf-8")
         _to_disk(draft)
         draft.replace(path)
     finally:

@@ -1,16 +1,17 @@
-"""Where messages go: to stdout, since a line on stderr marks a job on grand-challenge with a warning."""
+"""Where messages go: to stdout, since a line on stderr marks a job on grand-challenge with a warning. And names that no text can hold."""
 
 from __future__ import annotations
 
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,20 @@ def messages_to_stdout(level: int = logging.INFO) -> None:
     logging.getLogger("ensemble").setLevel(level)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file's name that are none (Latin-1, say) reach Python as lone surrogates, and become U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def all_printable(content: Any) -> Any:
+    """The same for every text, keys included, in what is to become JSON."""
+    if isinstance(content, dict):
+        return {all_printable(key): all_printable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [all_printable(value) for value in content]
+    return printable(content) if isinstance(content, str) else content
 
 
 class _Catcher:

@@ -91,7 +91,7 @@ def run_batch(
     config: dict[str, Any] | None = None,
 ) -> int:
     """`batch` with members that call bright voxels lesions."""
-    settings = RunConfig(weights=weights, device="cpu", **(config or {}))
+    settings = RunConfig(**{"weights": weights, "device": "cpu", **(config or {})})
     with patch.object(run, "load", partial(_load, diary=diary, seconds=seconds)):
         return batch(dataset, out, settings, extras or Extras(report=report), resume=resume)
 

@@ -15,6 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +26,14 @@ import ensemble.publish
 from batch_runs import BROKEN, comparable, run_batch, start_batch, write_case, write_dataset, write_weights
 from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
 from dicom_files import write_series
+from ensemble.batch import workers
 from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase, find_cases
 from ensemble.batch.identity import input_digests
 from ensemble.batch.places import Place, assign_places
 from ensemble.batch.progress import show
 from ensemble.batch.run import batch
-from ensemble.batch.work import Outcome
+from ensemble.batch.work import Job, Outcome
 from ensemble.batch.workers import gpus
 from ensemble.cli import main
 from ensemble.config import RunConfig
@@ -120,6 +123,85 @@ def test_nothing_that_looks_like_a_case_is_passed_over(tmp_path: Path) -> None:
         "twice": ["there is more than one DWI image"],
         "empty": ["there is no DWI and no ADC image"],
     }
+
+
+SEVERAL = ["the names of several cases lie where the images of one are expected"]
+
+
+@pytest.mark.parametrize(
+    ("files", "cases"),
+    [
+        ("pool/17_dwi.nii pool/17_adc.nii pool/18_flair.nii", {"pool": SEVERAL}),
+        ("17_dwi.nii 18_adc.nii", {"data": SEVERAL}),
+        ("pool/17_dwi.nii pool/17_adc.nii pool/18_flair.zip", {"pool": SEVERAL}),
+        ("sub-a_1_dwi.nii sub-a_2_adc.nii", {"sub-a": SEVERAL}),
+        ("p/dwi.nii p/study_adc.nii", {"p": ["p/dwi.nii", "p/study_adc.nii"]}),
+        ("1_dwi.nii 1_adc.nii 2_dwi.nii 2_adc.nii", {"1": ["1_dwi.nii", "1_adc.nii"], "2": ["2_dwi.nii", "2_adc.nii"]}),
+        (
+            "A/sub-1/sub-1_dwi.nii A/sub-1/sub-1_adc.nii B/sub-1/sub-1_FLAIR.nii",
+            {"A/sub-1": ["A/sub-1/sub-1_dwi.nii", "A/sub-1/sub-1_adc.nii"], "B/sub-1": ["there is no DWI image"]},
+        ),
+        (
+            "A/sub-1/sub-1_ses-1_dwi.nii A/sub-1/sub-1_ses-1_adc.nii B/sub-1/sub-1_ses-2_FLAIR.nii",
+            {
+                "A/sub-1/ses-1": ["A/sub-1/sub-1_ses-1_dwi.nii", "A/sub-1/sub-1_ses-1_adc.nii"],
+                "B/sub-1/ses-2": ["there is no DWI image"],
+            },
+        ),
+        (
+            "A/sub-1_dwi.nii A/sub-1_adc.nii B/sub-1_FLAIR.nii",
+            {"A/sub-1": ["A/sub-1_dwi.nii", "A/sub-1_adc.nii"], "B/sub-1": ["there is no DWI image"]},
+        ),
+        (
+            "A/dwi/sub-1_run-1_dwi.nii A/adc/sub-1_run-2_adc.nii",
+            {"sub-1": ["A/dwi/sub-1_run-1_dwi.nii", "A/adc/sub-1_run-2_adc.nii"]},
+        ),
+        (
+            "sub-1/ses-1/dwi/sub-1_dwi.nii sub-1/ses-1/dwi/sub-1_adc.nii sub-1/ses-2/anat/sub-1_FLAIR.nii",
+            {
+                "sub-1/ses-1": ["sub-1/ses-1/dwi/sub-1_dwi.nii", "sub-1/ses-1/dwi/sub-1_adc.nii"],
+                "sub-1/ses-2": ["there is no DWI image"],
+            },
+        ),
+        (
+            "sub-1/ses-1/sub-1_ses-1_dwi.nii sub-1/ses-1/sub-1_ses-2_adc.nii",
+            {"sub-1/ses-1": ["a file's name and its folder name different cases"]},
+        ),
+        (
+            "sub-1/dwi/sub-1_dwi.nii sub-1/dwi/sub-1_adc.nii sub-1/anat/sub-2_FLAIR.nii",
+            {"sub-1": ["a file's name and its folder name different cases"]},
+        ),
+        (
+            "a/b_dwi.nii a/b_adc.nii a/c_dwi.nii a/c_adc.nii a/b/dwi.nii a/b/adc.nii",
+            {"a/b": ["2 cases have one name"], "a/c": ["a/c_dwi.nii", "a/c_adc.nii"]},
+        ),
+        ("dwi.nii adc.nii data/dwi.nii data/adc.nii", {"data": ["2 cases have one name"]}),
+    ],
+)
+def test_images_of_different_cases_are_never_joined(tmp_path: Path, files: str, cases: dict[str, list[str]]) -> None:
+    touch(tmp_path / "data", *files.split())
+    assert found(tmp_path / "data") == cases
+
+
+@pytest.mark.parametrize("flair", ["p/flair.zip", "p/flair/1.dcm", "p/x_flair.zip"])
+def test_dicom_beside_image_files_is_not_passed_over(tmp_path: Path, flair: str) -> None:
+    touch(tmp_path, "p/dwi.nii", "p/adc.nii", "p/dwi/1.dcm", "p/x_adc.zip", flair)
+    taken = flair.removesuffix("/1.dcm")
+    assert found(tmp_path) == {"p": ["p/dwi.nii", "p/adc.nii", taken]}
+    touch(tmp_path, "p/ep2d_flair.zip")
+    assert any(case.problem for case in find_cases(tmp_path, Path("/nowhere"))), "one of two, and nothing is said"
+
+
+@pytest.mark.parametrize("flair", ["", "/x.zip"])
+def test_dicom_in_a_contract_folder_is_not_passed_over(tmp_path: Path, flair: str) -> None:
+    images, dicom = "p/images", "p/images/flair-brain-mri"
+    touch(tmp_path, f"{images}/dwi-brain-mri/a.mha", f"{images}/adc-brain-mri/b.mha", f"{dicom}{flair or '/s.1/1.dcm'}")
+    assert found(tmp_path)["p"][2:] == [dicom + flair]
+
+
+def test_dicom_beside_image_files_at_the_root_belongs_to_them(tmp_path: Path) -> None:
+    touch(tmp_path / "p", "dwi.nii", "adc.nii", "flair/1.dcm", "other/dwi.nii")
+    assert found(tmp_path / "p") == {"p": ["dwi.nii", "adc.nii", "flair"], "other": ["there is no ADC image"]}
 
 
 def test_dicom_cases_are_found_by_names_or_by_their_series(tmp_path: Path) -> None:
@@ -233,6 +315,14 @@ def test_names_become_bids_labels_and_never_meet() -> None:
         assert all(part.split("-", 1)[1].isalnum() and part.isascii() for part in folder.split("/"))
 
 
+def test_names_of_any_length_have_places_of_their_own() -> None:
+    names = ["a" * 260 + "1", "a" * 260 + "2", "sub-" + "b" * 90 + "/ses-" + "c" * 260, "sub-" + "b" * 90 + "/ses-c"]
+    places = assign_places([FoundCase(name) for name in names])
+    assert len({place.folder for place in places.values()}) == len(names)
+    assert max(len(place.prefix) for place in places.values()) < 130
+    assert places[names[3]] == Place("b" * 90, "c"), "what fits stays as it is"
+
+
 # Locks
 
 
@@ -276,6 +366,28 @@ def test_all_files_of_an_image_count(tmp_path: Path) -> None:
     assert [name for name, _ in source_files(tmp_path)] == ["x.mhd", "x.nhdr", "x.raw", "x.raw.gz"]
     with pytest.raises(InputRefused, match="can't be read"):
         input_digests({DWI: tmp_path / "gone.nii.gz"})
+
+
+def test_a_header_that_can_not_be_read_is_no_bug(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case, data in (("long", "x" * 300), ("secret", "x.raw")):
+        for modality in ("dwi", "adc"):
+            path = tmp_path / "data" / case / f"{modality}.mhd"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"NDims = 3\nElementDataFile = {data}\n")
+    really = Path.open
+
+    def open_(self: Path, *how: Any, **more: Any) -> Any:
+        if self.parent.name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return really(self, *how, **more)
+
+    monkeypatch.setattr(Path, "open", open_)
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 3
+    messages = {case: row["message"] for case, row in rows(tmp_path / "out").items()}
+    assert "the DWI image can't be read" in messages["secret"]
+    assert "bug" not in messages["long"] + messages["secret"]
 
 
 # Whole batches
@@ -366,6 +478,76 @@ def test_a_result_that_no_longer_holds_does_not_pass_for_one(tmp_path: Path, wei
     assert (out / "sub-a" / "report.json").is_file()
 
 
+@pytest.mark.parametrize("given", ["", "list.csv"], ids=["folder", "worklist"])
+@pytest.mark.parametrize("gone", ["adc.nii.gz", "dwi.nii.gz"])
+def test_a_result_of_images_that_are_not_all_there_does_not_pass_for_one(
+    tmp_path: Path, weights: Path, gone: str, given: str
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    (data / "list.csv").write_text("case,dwi,adc\na,a/dwi.nii.gz,a/adc.nii.gz\n")
+    assert run_batch(data / given, out, weights) == 0
+    (data / "a" / gone).unlink()
+    assert run_batch(data / given, out, weights) == 3
+    assert not (out / "sub-a").exists()
+    assert (out / "superseded" / "sub-a" / "report.json").is_file()
+
+
+def test_names_that_are_no_text_do_no_harm(tmp_path: Path, weights: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for name in ("x", "p"):
+        write_case(data / name)
+    (data / "x").rename(data / os.fsdecode(b"Sch\xe4del"))
+    touch(data, os.fsdecode(b"br\xfcchig/dwi.nii.gz"))
+    assert run_batch(data, out, weights, report=True) == 3
+    statuses = {case: row["status"] for case, row in rows(out).items()}
+    assert statuses == {"Sch\ufffddel": "done", "p": "done", "br\ufffdchig": "failed"}
+    assert "Sch\ufffddel" in (out / "index.html").read_text(encoding="utf-8")
+    for path in out.rglob("*.json"):
+        assert "\\udc" not in path.read_text(encoding="utf-8"), f"{path.name} holds half a character"
+    assert run_batch(data, out, weights, report=True) == 3
+    assert rows(out)["Sch\ufffddel"]["status"] == "done"
+
+
+def test_a_second_dwi_makes_an_earlier_result_one_of_something_else(tmp_path: Path, weights: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    assert run_batch(data, out, weights) == 0
+    touch(data, "a/dwi.mha")
+    assert run_batch(data, out, weights) == 3
+    assert (out / "superseded" / "sub-a" / "report.json").is_file()
+
+
+def test_a_slip_on_the_command_line_costs_no_result(tmp_path: Path, weights: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    assert run_batch(data, out, weights) == 0
+    before = tree(out)
+    with pytest.raises(UsageError, match="no GPU"):
+        run_batch(data, out, weights, config={"device": "cuda", "tta": "none"})
+    assert tree(out) == before
+
+
+def test_a_missing_brain_extraction_ends_the_batch_and_costs_no_result(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ensemble.prepare import skull
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_case(data / "a")
+    write_case(data / "b")
+    assert run_batch(data, out, weights) == 0
+    before = [tree(out / place) for place in ("sub-a", "sub-b")]
+    monkeypatch.setattr(skull, "PACKAGE", "no_such_package")
+    with pytest.raises(WeightsBroken, match="HD-BET"):
+        run_batch(data, out, weights, config={"skull_strip": "always"})
+    assert [tree(out / place) for place in ("sub-a", "sub-b")] == before
+
+
 def test_a_vanished_input_costs_no_result(tmp_path: Path, weights: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     for name in "ab":
@@ -402,6 +584,26 @@ def test_another_dataset_is_no_output_folder(tmp_path: Path, weights: Path, desc
         with pytest.raises(UsageError, match="a dataset of its own"):
             run_batch(tmp_path / "data", out, weights)
     assert tree(tmp_path) == before
+
+
+def test_an_output_folder_that_is_none_or_unreadable_is_called_so(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "data" / "a")
+    (tmp_path / "out").touch()
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(UsageError, match="is a file, or lies below one"):
+            run_batch(tmp_path / "data", out, weights)
+    really = Path.read_text
+
+    def read_text(self: Path, *how: Any, **more: Any) -> str:
+        if self.parent.name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return really(self, *how, **more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(UsageError, match="Permission denied"):
+        run_batch(tmp_path / "data", tmp_path / "secret", weights)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(
@@ -505,6 +707,19 @@ def test_a_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus("auto") == ("0", "1", "2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5c1b")
     assert gpus("cuda") == ("2", "GPU-5c1b")
+
+
+def test_an_error_of_the_system_in_a_process_for_a_gpu_is_told_as_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[UsageError] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(workers, "_die_with_parent", lambda: None)
+    (tmp_path / "out").touch()
+    job = Job(tmp_path / "out", RunConfig(), Extras(), {})
+    workers._serve("", job, [], SimpleNamespace(send=said.append), logging.INFO)  # type: ignore[arg-type]
+    assert [error.exit_code for error in said] == [2]
+    assert "Not a directory" in str(said[0]) or "File exists" in str(said[0])
 
 
 def test_broken_weights_end_the_batch_before_it_begins(tmp_path: Path) -> None:
@@ -626,6 +841,15 @@ def test_an_interrupted_batch_says_what_is_not_done(
     assert statuses["a"] == "done"
     assert statuses["c"] == statuses["d"] == "not done"
     assert not (tmp_path / "out" / ".batch").exists()
+    monkeypatch.undo()
+    assert run_batch(data, tmp_path / "out", weights) == 0
+    monkeypatch.setattr(work, "predict", predict)
+    calls = iter((2,))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(data, tmp_path / "out", weights, resume=False)
+    last = rows(tmp_path / "out")["d"]
+    assert (last["status"], last["lesions"]) == ("earlier result", "1")
+    assert (tmp_path / "out" / last["mask"]).is_file()
 
 
 def test_the_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import GRID, StubMember, phantom_case, phantom_lesion
-from ensemble.errors import InputRefused, MembersFailed
+from ensemble.config import RunConfig
+from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.members.base import MemberPrediction
 from ensemble.metrics import dice
-from ensemble.pipeline import Ensemble, segment
+from ensemble.pipeline import Ensemble, load, segment
 from ensemble.progress import Silent
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -76,6 +77,13 @@ def test_the_others_may_vote_when_the_user_says_so(stub_ensemble: Build) -> None
 def test_too_few_votes(stub_ensemble: Build, members: list[StubMember], min_members: int | None) -> None:
     with pytest.raises(MembersFailed):
         segment(phantom_case(), stub_ensemble(*members, min_members=min_members), Silent())
+
+
+def test_more_votes_than_there_are_members_are_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="members: 3"):
+        load(RunConfig(min_members=5, device="cpu"))
+    with pytest.raises(UsageError, match="members: 1"):
+        load(RunConfig(min_members=2, members=("iso3d",), device="cpu"))
 
 
 def test_a_refused_input_is_no_member_failure(stub_ensemble: Build) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import ensemble.publish
 from conftest import GRID, phantom_lesion, tree
 from ensemble.errors import UsageError
-from ensemble.publish import check_writable, publish, write_json, write_volume
+from ensemble.publish import check_writable, publish, replace_text, write_json, write_volume
 from ensemble.volume import Volume, grid_of
 
 
@@ -119,6 +120,28 @@ def test_what_an_earlier_case_left_goes_in_the_same_step(tmp_path: Path) -> None
     with publish(tmp_path, patterns) as staging:
         (staging / "mask.mha").write_text("new")
     assert tree(tmp_path) == {"mask.mha": b"new", "members": b"<folder>", "mine.nii.gz": b"old"}
+
+
+def test_two_may_replace_a_text_at_once_whatever_their_process_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another container's process, of the same id, comes in between."""
+    path, scratch = tmp_path / "summary.csv", tmp_path / "scratch"
+    scratch.mkdir()
+    really, others = ensemble.publish._to_disk, iter(["other"])
+
+    def to_disk(draft: Path) -> None:
+        for text in others:
+            replace_text(path, text, scratch)
+        assert draft.read_text() in ("mine", "other")
+        really(draft)
+
+    monkeypatch.setattr(ensemble.publish, "_to_disk", to_disk)
+    replace_text(path, "mine", scratch)
+    assert path.read_text() == "mine"
+    (beside := tmp_path / "beside").touch()
+    assert path.stat().st_mode == beside.stat().st_mode, "as readable as any other file"
+    assert tree(scratch) == {}
 
 
 def test_a_folder_in_the_place_of_an_output_is_not_removed(tmp_path: Path) -> None:

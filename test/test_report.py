@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from conftest import StubMember, phantom_case
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import Silent
+from ensemble.report.extras import Extras, write_extras
 from ensemble.report.figure import draw_overlay
 from ensemble.report.run_report import build_report
 from ensemble.report.summary import summary
@@ -91,6 +92,17 @@ def test_the_patients_left_is_on_the_right_whatever_the_axes(
 def test_a_name_with_dollars_is_only_a_name(tmp_path: Path, result: Result) -> None:
     draw_overlay(replace(result, case=replace(result.case, name="fall$x_{$")), tmp_path / "overlay.png")
     assert red_pixels(tmp_path / "overlay.png") > 200
+
+
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_goes(tmp_path: Path, ensemble: Ensemble, result: Result) -> None:
+    name = "fall\udce4"  # what Python makes of a file name in Latin-1
+    made = replace(result, case=replace(result.case, name=name, repairs=(f"{name}: turned",)))
+    write_extras(replace(phantom_case(), name=name), made, ensemble, Extras(report=True), tmp_path, ".mha")
+    assert red_pixels(tmp_path / "overlay.png") > 200
+    assert "fall\ufffd: turned" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert (report["case"]["name"], report["repairs"]) == ("fall\ufffd", ["fall\ufffd: turned"])
+    summary(made, Path("/o"), ".mha").encode()
 
 
 def test_closing_lines(result: Result) -> None:

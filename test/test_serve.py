@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -23,6 +24,8 @@ import SimpleITK as sitk
 
 from conftest import REPOSITORY, slowness, tree, write_contract_case
 from ensemble.cli import main
+from ensemble.contract.supervisor import Supervisor, Unavailable
+from ensemble.contract.worker import Done, Job, Ready
 from nnunet_folders import FolderSpec, build_folder
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ISLES_")}
@@ -378,6 +381,35 @@ def test_a_port_that_is_taken_is_wrong_usage(tmp_path: Path, weights: Path, capf
         port = taken.getsockname()[1]
         assert main(["serve", "--host", "127.0.0.1", "--port", str(port), "--weights", str(weights)]) == 2
     assert f"where: 127.0.0.1:{port}" in capfd.readouterr().out
+
+
+def test_a_port_that_can_not_be_is_wrong_usage(weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--host", "127.0.0.1", "--port", "70000", "--weights", str(weights)]) == 2
+    assert "where: 127.0.0.1:70000" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("patience_s", [0, 0.5])
+def test_a_free_turn_is_had_without_waiting(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
+    async def ask() -> tuple[Any, str]:
+        supervisor, job = Supervisor(None), Job(Path(), Path())  # type: ignore[arg-type]
+        supervisor.ready = Ready({}, ())
+        release = asyncio.Event()
+
+        async def run(job: Job) -> Done:
+            await release.wait()
+            return Done({})
+
+        monkeypatch.setattr(supervisor, "_run", run)
+        first = asyncio.create_task(supervisor.segment(job, patience_s))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable, match="other cases took longer") as refused:
+            await supervisor.segment(job, patience_s)
+        release.set()
+        return await first, str(refused.value)
+
+    answer, refused = asyncio.run(ask())
+    assert answer == Done({})
+    assert f"{patience_s:g} s" in refused
 
 
 def test_what_faces_the_network_holds_no_networks() -> None:

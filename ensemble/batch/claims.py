@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.batch.places import Place
-from ensemble.publish import write_json
+from ensemble.publish import replace_text
 
 HIDDEN = ".batch"
 
@@ -68,9 +68,7 @@ class Session:
         """Tell the other processes of this session that a case can't be done."""
         path = self._notes / f"{place.prefix}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        write_json(failure, draft)
-        draft.replace(path)
+        replace_text(path, json.dumps(failure), path.parent)
 
     def failure(self, place: Place) -> dict[str, Any] | None:
         """What was noted of a case in this session."""

@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-
 _MODALITY = re.compile(r"^(?P<case>.*?)(?:^|[_\-. ])(?P<modality>dwi|adc|flair)$", re.IGNORECASE)
 #: Folders beside the cases: of a BIDS dataset, and our own.
 _NO_CASES = {"derivatives", "sourcedata", "code", "stimuli", "phenotype"}
+#: Folders that say what an image is, not whose.
+_KINDS = {"anat", "dwi", "adc", "flair"}
 _SLUGS = {slug: modality for modality, slug in INPUT_SLUGS.items()}
 
 
@@ -48,6 +50,12 @@ class _Image:
     """Images of one group belong to one case, unless a modality comes up twice."""
     prefix: str = ""
     """What the file's name says of its case, for groups that hold several."""
+    labels: tuple[str, ...] = ()
+    """The BIDS labels of its case, where its name has some."""
+    holder: tuple[str, ...] = ()
+    """What holds its subject's folder, then: several may (sites, say), and count alike."""
+    at_odds: bool = False
+    """Whether the folders that it lies in have other labels than its name."""
 
 
 def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
@@ -76,21 +84,45 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
 
 
 def what_it_holds(path: Path, root: Path) -> _Image | None:
-    """The image of a case that a path holds, by its place and name; None for anything else. The one place that knows layouts."""
-    if not image_suffix(path):
-        return None
-    folders, name = path.relative_to(root).parent.parts, stem(path)
-    if len(folders) >= 2 and folders[-2] == "images" and folders[-1] in _SLUGS:
+    """The image of a case that a path holds, by its place and name; None for anything else. The one place that knows layouts.
+
+    A path that is no image file is taken for a folder or an archive of DICOM.
+    """
+    folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else _dicom_name(path)
+    one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE
+    if name in _SLUGS and folders[-1:] == ("images",) and not one_file:
+        return _Image(path, _SLUGS[name], folders[:-1])
+    if len(folders) >= 2 and folders[-2] == "images" and folders[-1] in _SLUGS and one_file:
         return _Image(path, _SLUGS[folders[-1]], folders[:-2])
     match = _MODALITY.match(name)
     if match is None:
         return None
     modality = Modality(match["modality"].lower())
-    if bids := _BIDS.match(name):
-        return _Image(
-            path, modality, ("sub-" + bids["subject"], *(["ses-" + bids["session"]] if bids["session"] else []))
-        )
-    return _Image(path, modality, folders, match["case"])
+    return _labelled(path, modality, folders, match["case"]) or _Image(path, modality, folders, match["case"])
+
+
+def _labelled(path: Path, modality: Modality, folders: tuple[str, ...], name: str) -> _Image | None:
+    """An image whose name begins with BIDS labels; None for others."""
+    own = _BIDS.match(name)
+    if own is None:
+        return None
+    subjects = [number for number, folder in enumerate(folders) if _BIDS.match(folder)]
+    if subjects:
+        holder, inner, prefix = folders[: subjects[-1]], folders[subjects[-1] :], ""
+    else:
+        about = [folder.lower() in _KINDS or folder.startswith("ses-") for folder in folders]
+        at = max((number for number, only in enumerate(about, start=1) if not only), default=0)
+        # without a folder of its own, a subject is told by its whole name but what BIDS knows ("run-1")
+        rest = [part for part in name[own.end() :].split("_") if part and "-" not in part]
+        holder, inner, prefix = folders[:at], ("sub-" + own["subject"], *folders[at:]), "_".join(rest)
+    outer = _BIDS.match(inner[0])
+    assert outer is not None
+    sessions = [folder[4:] for folder in inner[1:] if folder.startswith("ses-")]
+    said = [session for session in (outer["session"], *sessions, own["session"]) if session]
+    labels = ("sub-" + outer["subject"], *("ses-" + session for session in said[:1]))
+    group = (*holder, inner[0], *(() if outer["session"] else labels[1:]))
+    at_odds = len(set(said)) > 1 or own["subject"] != outer["subject"]
+    return _Image(path, modality, group, prefix, labels, holder, at_odds)
 
 
 def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
@@ -98,30 +130,102 @@ def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
     if not root.is_dir():
         raise InputRefused("the dataset does not exist", where=root, do="check the path")
     groups: dict[tuple[str, ...], list[_Image]] = defaultdict(list)
+    dicom: dict[tuple[str, ...], list[_Image]] = defaultdict(list)
     folders: set[Path] = set()
     unreadable: list[OSError] = []
     for folder, names in _walk(root, out.resolve(), unreadable):
         folders.add(folder)
-        for name in names:
-            if image := what_it_holds(folder / name, root):
+        for path in (folder / name for name in names):
+            if image_suffix(path) and (image := what_it_holds(path, root)):
                 groups[image.group].append(image)
-    cases = [case for group, images in groups.items() for case in _cases_of(group, images, root)]
-    used = {above for images in groups.values() for image in images for above in image.path.parents}
-    cases += [_without_image_files(folder, root) for folder in _case_folders(root, folders) if folder not in used]
+        for path in (*([folder] if folder != root else []), *(folder / name for name in names)):
+            if not image_suffix(path) and (image := what_it_holds(path, root)) and is_dicom(path):
+                dicom[image.group].append(image)
+    for group, images in groups.items():
+        images += [image for image in dicom[group] if _is_missing(image, images)]
+    used = {at for images in groups.values() for image in images for at in (image.path, *image.path.parents)}
+    cases = [_without_image_files(folder, root) for folder in _case_folders(root, folders) if folder not in used]
     cases += [_unreadable(error, root) for error in unreadable]
-    return tuple(sorted(cases, key=lambda case: case.name))
+    for group, name in _names_of(groups, {case.name for case in cases}).items():
+        cases += _cases_of(name, root.name, groups[group])
+    return tuple(_refuse_equal_names(cases))
 
 
-def _cases_of(group: tuple[str, ...], images: list[_Image], root: Path) -> Iterator[FoundCase]:
-    """One case, or one for each prefix where a folder holds the images of several."""
-    name = "/".join(group) or root.name
-    prefixes = {image.prefix for image in images}
-    if len({image.modality for image in images}) == len(images) or len(prefixes) == 1:
-        yield _case(name, images)
+def _names_of(groups: Mapping[tuple[str, ...], list[_Image]], taken: set[str]) -> dict[tuple[str, ...], str]:
+    """What to call the case of each group: by its BIDS labels where they tell it from all others, else by where it lies."""
+    holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for image in (image for images in groups.values() for image in images if image.labels):
+        holders[image.labels[0]].add(image.holder)
+    short = {group: max(image.labels for image in images) or group for group, images in groups.items()}
+    often = Counter(short.values())
+    names = {}
+    for group, labels in short.items():
+        alone = often[labels] == 1 and "/".join(labels) not in taken
+        alone = alone and all(len(holders[label]) < 2 for label in labels[:1])
+        names[group] = "/".join(labels if alone else group)
+    return names
+
+
+def _is_missing(dicom: _Image, images: list[_Image]) -> bool:
+    """Whether something named like DICOM is there, and the image files beside it, of one case by their names, lack its modality."""
+    alike = [image for image in images if not image.prefix or not dicom.prefix or image.prefix == dicom.prefix]
+    if any(image.modality is dicom.modality for image in alike):
+        return False
+    inner = [path for path in dicom.path.rglob("*") if path.is_file()] if dicom.path.is_dir() else [dicom.path]
+    # a folder of image files is named by modality too, and an archive in a contract's folder speaks for itself
+    others = (image_suffix(path) or path.suffix.lower() == ARCHIVE for path in inner if path != dicom.path)
+    return bool(inner) and not any(others)
+
+
+def _cases_of(below: str, root: str, images: list[_Image]) -> Iterator[FoundCase]:
+    """One case, or one for each prefix where a folder holds the images of several; never one of images that are named differently.
+
+    It is called by where it lies below the root, or by the root.
+    """
+    name = below or root
+    if odd := next((image for image in images if image.at_odds), None):
+        refused = InputRefused(
+            "a file's name and its folder name different cases",
+            where=odd.path,
+            do="put it where it belongs, or name the files of each case in a CSV worklist",
+        )
+        yield FoundCase(name, {image.modality: image.path for image in images}, refused)
         return
-    for prefix in prefixes:
-        inner = "/".join((*group, prefix)) if prefix else name
-        yield _case(inner, [image for image in images if image.prefix == prefix])
+    prefixes = sorted({image.prefix for image in images})
+    distinct = len({image.modality for image in images}) == len(images)
+    if distinct and len(named := [prefix for prefix in prefixes if prefix]) > 1:
+        refused = InputRefused(
+            "the names of several cases lie where the images of one are expected",
+            where=images[0].path.parent,
+            found=f"{', '.join(sorted(image.path.name for image in images))}: begin with {', '.join(named)}",
+            do="let the names of one case begin alike, or name the files of each case in a CSV worklist",
+        )
+        yield FoundCase(name, {image.modality: image.path for image in images}, refused)
+    elif distinct or len(prefixes) == 1:
+        yield _case(name, images)
+    else:
+        for prefix in prefixes:
+            inner = "/".join(part for part in (below, prefix) if part)
+            yield _case(inner or root, [image for image in images if image.prefix == prefix])
+
+
+def _refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
+    """The cases in the order of their names; those that share a name as one that is refused."""
+    by_name: dict[str, list[FoundCase]] = defaultdict(list)
+    for case in cases:
+        by_name[case.name].append(case)
+    for name, same in sorted(by_name.items()):
+        if len(same) == 1:
+            yield same[0]
+            continue
+        files = [case.files for case in same if case.files]
+        refused = InputRefused(
+            f"{len(same)} cases have one name",
+            where=name,
+            found=", ".join(str(path) for of_one in files for path in of_one.values()),
+            do="rename files or folders of one of them, or name the cases in a CSV worklist",
+        )
+        yield FoundCase(name, files[0] if files else {}, refused)
 
 
 def _case(name: str, images: list[_Image]) -> FoundCase:
@@ -170,7 +274,7 @@ def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
     """Folders and archives of DICOM named by modality, or by the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
     found: dict[Modality, Path] = {}
     for entry in sorted((*folder.glob("*"), *folder.glob("images/*"))):
-        by_name = _MODALITY.match(entry.stem if entry.suffix.lower() == ARCHIVE else entry.name)
+        by_name = _MODALITY.match(_dicom_name(entry))
         modality = _SLUGS.get(entry.name) or (Modality(by_name["modality"].lower()) if by_name else None)
         if modality is None or not is_dicom(entry) or (entry.is_dir() and not any(entry.rglob("*"))):
             continue
@@ -183,6 +287,10 @@ def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
             )
         found[modality] = entry
     return found
+
+
+def _dicom_name(path: Path) -> str:
+    return path.stem if path.suffix.lower() == ARCHIVE else path.name
 
 
 def _unreadable(error: OSError, root: Path) -> FoundCase:

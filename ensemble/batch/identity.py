@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
 from ensemble.members.manifest import file_sha256
 from ensemble.members.spec import MemberSpec
-from ensemble.readers.sources import source_files
+from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.report.extras import Extras
 from ensemble.types import Modality
 
@@ -40,13 +41,28 @@ def input_digests(files: Mapping[Modality, Path]) -> dict[str, dict[str, str]]:
     """Digest of each file that an image consists of, by modality and name. Raises InputRefused for one that can't be read."""
     digests: dict[str, dict[str, str]] = {}
     for modality, path in files.items():
-        try:
+        with _reading(modality, path):
             digests[modality.value] = {name: file_sha256(file) for name, file in source_files(path)}
-        except OSError as error:
-            raise InputRefused(
-                f"the {modality.value.upper()} image can't be read",
-                where=error.filename or path,
-                found=error.strerror or type(error).__name__,
-                do="check that it is there, and its permissions",
-            ) from error
     return digests
+
+
+def input_stamps(files: Mapping[Modality, Path]) -> dict[Path, Stamp | None]:
+    """What tells whether one of these files changes. Raises as `input_digests` does."""
+    found: dict[Path, Stamp | None] = {}
+    for modality, path in files.items():
+        with _reading(modality, path):
+            found |= stamps([path])
+    return found
+
+
+@contextmanager
+def _reading(modality: Modality, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputRefused(
+            f"the {modality.value.upper()} image can't be read",
+            where=error.filename or path,
+            found=error.strerror or type(error).__name__,
+            do="check that it is there, and its permissions",
+        ) from error

@@ -14,6 +14,10 @@ from ensemble.batch.find import FoundCase
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:[/_]ses-(?P<session>[A-Za-z0-9]+))?$")
 
 
+#: Files' names have this and more before their ending; file systems take 255 bytes.
+_LONGEST = 100
+
+
 @dataclass(frozen=True, order=True)
 class Place:
     """The BIDS labels of a case."""
@@ -35,8 +39,8 @@ class Place:
 def assign_places(cases: Sequence[FoundCase]) -> dict[str, Place]:
     """A place for each case by its name, no two the same.
 
-    BIDS labels are kept. Labels hold letters and digits only, so that other names lose the rest; where that makes two alike, or leaves
-    nothing, a digest of the whole name is added.
+    BIDS labels are kept. Labels hold letters and digits only, so that other names lose the rest; where that makes two alike, leaves
+    nothing, or too much for a file's name, a digest of the whole name is added.
     """
     wanted = {case.name: _place(case.name) for case in cases}
     # names that differ in case only would meet on some file systems
@@ -45,11 +49,11 @@ def assign_places(cases: Sequence[FoundCase]) -> dict[str, Place]:
 
     def settled(name: str, place: Place) -> Place:
         in_the_way = not place.session and place.subject.lower() in parents
-        if place.subject and crowd[place.prefix.lower()] == 1 and not in_the_way:
+        long = len(place.prefix) > _LONGEST
+        if place.subject and crowd[place.prefix.lower()] == 1 and not in_the_way and not long:
             return place
-        return Place(
-            f"{place.subject}x{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}", place.session
-        )
+        digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+        return Place(f"{place.subject[:_LONGEST]}x{digest}", "" if long else place.session)
 
     return {name: settled(name, place) for name, place in wanted.items()}
 

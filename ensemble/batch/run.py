@@ -17,6 +17,7 @@ from ensemble.batch.tree import describe_tree, refuse_foreign_tree
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.batch.workers import gpus, work_on_each
 from ensemble.config import RunConfig
+from ensemble.inference.device import resolve_device
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.pipeline import load
 from ensemble.publish import unwritable
@@ -34,14 +35,14 @@ def batch(
     """Segment every case of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
 
     `workers` names a `CUDA_VISIBLE_DEVICES` for each process to be started; by default there is one process a GPU, or this one.
-    Raises InputRefused when there is no case, WeightsBroken, and UsageError when results can't be written.
+    Raises InputRefused when there is no case, WeightsBroken, and UsageError when results can't be written or there is no such device.
     """
     refuse_foreign_tree(out, dataset)
     cases = find_cases(dataset, out)
     places = assign_places(cases)
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
-    job = Job(out, config, extras, recipe(specs, digests, config, extras), resume)
+    job = Job(out, config, extras, recipe(specs, digests, config, extras), resolve_device(config.device), resume)
     workers = workers or gpus(config.device)
     outcomes: dict[str, Outcome] = {}
     try:

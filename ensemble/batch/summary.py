@@ -16,6 +16,8 @@ from ensemble.publish import replace_text
 
 #: Cases of an earlier dataset whose results stand in the tree.
 GONE = "not in the dataset"
+#: Cases that the batch did not come to, with a complete result of an earlier one; whether it still holds, nobody has looked.
+EARLIER = "earlier result"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Row:
     subject: str
     session: str
     status: str
-    """done, failed, not done (the batch ended before), or not in the dataset (any more)."""
+    """done, failed, not done (the batch ended before), earlier result (the same, but there is one), or not in the dataset (any more)."""
     volume_ml: float | None = None
     lesions: int | None = None
     agreement: float | None = None
@@ -49,8 +51,8 @@ def rows(root: Path, places: Mapping[str, Place], outcomes: Mapping[str, Outcome
         outcome, labels = outcomes.get(name), (name, place.subject, place.session)
         if outcome is not None and outcome.status == "failed":
             table.append(Row(*labels, "failed", message=" ".join(outcome.message.split())))
-        elif outcome is not None and (report := read_report(root, place)) is not None:
-            table.append(_of_report(Row(*labels, "done"), report, place, root))
+        elif (report := read_report(root, place)) is not None:
+            table.append(_of_report(Row(*labels, "done" if outcome else EARLIER), report, place, root))
         else:
             table.append(Row(*labels, "not done"))
     for place in sorted(_standing(root) - set(places.values())):

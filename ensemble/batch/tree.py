@@ -13,10 +13,11 @@ from ensemble import __version__
 from ensemble.batch.places import Place
 from ensemble.errors import InputRefused, UsageError
 from ensemble.pipeline import Ensemble, Result
-from ensemble.publish import publish_folder, replace_text, write_json, write_volume
+from ensemble.publish import publish_folder, replace_text, unwritable, write_json, write_volume
 from ensemble.readers.base import RawCase
 from ensemble.report.extras import Extras, write_report
 from ensemble.report.run_report import RESEARCH_USE, build_report
+from ensemble.streams import all_printable, printable
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
@@ -83,7 +84,8 @@ def write_case(
         if extras.report:
             write_report(raw, result, ensemble, folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != REPORT}
-        write_json(build_report(raw, result, ensemble) | {"batch": {**made_of, "outputs": sizes}}, folder / REPORT)
+        batch = all_printable({**made_of, "outputs": sizes})
+        write_json(build_report(raw, result, ensemble) | {"batch": batch}, folder / REPORT)
 
 
 class _Names:
@@ -92,8 +94,8 @@ class _Names:
     def __init__(self, folder: Path, place: Place, raw: RawCase) -> None:
         self._folder, self._prefix = folder, place.prefix
         self._about = {
-            "SpatialReference": str(raw.images[Modality.DWI].path),
-            "Sources": [str(image.path) for image in raw.images.values()],
+            "SpatialReference": printable(str(raw.images[Modality.DWI].path)),
+            "Sources": [printable(str(image.path)) for image in raw.images.values()],
         }
 
     def write(self, volume: Volume, entities: str, suffix: str, about: Mapping[str, str]) -> None:
@@ -140,14 +142,19 @@ def set_aside(root: Path, place: Place) -> Path | None:
 
 
 def refuse_foreign_tree(root: Path, dataset: Path) -> None:
-    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite."""
+    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite; or no
+    folder that can be read."""
     described = root / "dataset_description.json"
     try:
         makers = json.loads(described.read_text(encoding="utf-8"))["GeneratedBy"]
         ours = any(maker["Name"] == _TOOL for maker in makers)
     except FileNotFoundError:
         ours = True
-    except (OSError, ValueError, KeyError, TypeError):
+    except NotADirectoryError as error:
+        raise UsageError("the output folder is a file, or lies below one", where=root, do="give a folder") from error
+    except OSError as error:
+        raise unwritable(root, error) from error
+    except (ValueError, KeyError, TypeError):
         ours = False
     if not ours or root.resolve() == dataset.resolve():
         raise UsageError(

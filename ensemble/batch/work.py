@@ -13,17 +13,16 @@ from typing import Any, Literal, TypeVar
 
 from ensemble.batch.claims import Lock, Session
 from ensemble.batch.find import FoundCase
-from ensemble.batch.identity import input_digests, result_key
+from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.places import Place
 from ensemble.batch.tree import read_report, refuse_foreign, set_aside, write_case
 from ensemble.case import PreparedCase, prepare
 from ensemble.config import RunConfig
-from ensemble.errors import InputRefused, UsageError, UserError
-from ensemble.inference.device import resolve_device
+from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
-from ensemble.readers.sources import Stamp, stamps
+from ensemble.readers.sources import Stamp, stamp
 from ensemble.report.extras import Extras
 
 log = logging.getLogger(__name__)
@@ -40,6 +39,8 @@ class Job:
     config: RunConfig
     extras: Extras
     recipe: Mapping[str, Any]
+    device: str = "cpu"
+    """Where skulls are stripped, in torch's words."""
     resume: bool = True
     """Whether results that still hold are kept."""
 
@@ -81,7 +82,8 @@ def work(
 ) -> None:
     """Bring every case to an end, sharing them with other processes of the session; returns when all cases have one.
 
-    `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written.
+    `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written, WeightsBroken when
+    networks can't be had: no other case would fare better.
     """
     ensemble: Ensemble | None = None
     writing: deque[Future[Outcome]] = deque()
@@ -137,14 +139,16 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
     if lock is None:
         return None
     stale = False
+    outcome: _Task | Outcome | None = None
     try:
         if (noted := session.failure(place)) is not None:
             outcome = Outcome(case.name, "failed", **noted)
         else:
+            stale = _is_left_over(job, case, place)
             if case.problem is not None:
                 raise case.problem
             refuse_foreign(job.root, place)
-            before = stamps(case.files.values())
+            before = input_stamps(case.files)
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
             report = read_report(job.root, place)
@@ -156,12 +160,22 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
                 raw = read_case(case.name, case.files)
                 _refuse_changed(case, before)
                 started = time.perf_counter()
-                prepared = prepare(raw, job.config.skull_strip, resolve_device(job.config.device))
-                return _Task(case, place, lock, raw, prepared, round(time.perf_counter() - started, 3), made_of, stale)
+                prepared = prepare(raw, job.config.skull_strip, job.device)
+                seconds = round(time.perf_counter() - started, 3)
+                outcome = _Task(case, place, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:
         outcome = _failed(job, session, case, place, error, stale=stale)
-    session.release(lock)
+    finally:
+        if not isinstance(outcome, _Task):
+            session.release(lock)
     return outcome
+
+
+def _is_left_over(job: Job, case: FoundCase, place: Place) -> bool:
+    """Whether an earlier result stands for images that are partly gone, or that make no case any more; with no image left it stays."""
+    gone = [stamp(path) is None for path in case.files.values()]
+    changed = not all(gone) and (any(gone) or case.problem is not None)
+    return changed and read_report(job.root, place) is not None
 
 
 def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensemble, Result | Exception]:
@@ -172,15 +186,13 @@ def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensembl
 
 
 def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result: Result | Exception) -> Outcome:
-    """Write a case, or note its failure, and let go of it. Raises UsageError."""
+    """Write a case, or note its failure, and let go of it. Raises as `work` does."""
     try:
         if isinstance(result, Exception):
             raise result
         write_case(job.root, session.folder, task.place, task.raw, result, ensemble, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")
-    except UsageError:
-        raise
     except Exception as error:
         return _failed(job, session, task.case, task.place, error, stale=task.stale)
     finally:
@@ -188,7 +200,12 @@ def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result:
 
 
 def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Exception, *, stale: bool) -> Outcome:
-    """Note a failure. A result that was made of something else must not pass for this case's: it moves aside."""
+    """Note a failure. A result that was made of something else must not pass for this case's: it moves aside.
+
+    Raises what is no fault of the case: UsageError, WeightsBroken.
+    """
+    if isinstance(error, UsageError | WeightsBroken):
+        raise error
     if isinstance(error, UserError):
         message, code = str(error), error.exit_code
     else:
@@ -203,7 +220,7 @@ def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Ex
 
 
 def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:
-    if stamps(case.files.values()) != before:
+    if input_stamps(case.files) != before:
         raise InputRefused(
             "an image changed while it was read",
             where=", ".join(map(str, case.files.values())),

@@ -19,6 +19,7 @@ from ensemble.config import Device
 from ensemble.errors import MembersFailed, UserError
 from ensemble.pipeline import load
 from ensemble.progress import Silent
+from ensemble.publish import unwritable
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def _serve(visible: str, job: Job, cases: Cases, tell: Connection, level: int) -
             session.leave()
     except UserError as error:
         tell.send(error)
+    except OSError as error:
+        tell.send(unwritable(job.root, error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -52,12 +52,12 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(128)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter for a number that is none of a port
         listening.close()
         raise UsageError(
             "the port can't be opened",
             where=f"{host}:{port}",
-            found=error.strerror or str(error),
+            found=getattr(error, "strerror", None) or str(error),
             do="end the program that has it, or name another with --port",
         ) from error
     return listening

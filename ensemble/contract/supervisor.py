@@ -73,7 +73,8 @@ class Supervisor:
         """Segment a case when those before it are done. Raises Unavailable when that takes too long, or when all ends."""
         until = time.monotonic() + longest_wait_s
         try:
-            await asyncio.wait_for(self._turn.acquire(), longest_wait_s)
+            async with asyncio.timeout(longest_wait_s):  # a turn that is free is had without waiting, 0 s included
+                await self._turn.acquire()
         except TimeoutError:
             raise Unavailable(f"other cases took longer than {longest_wait_s:g} s") from None
         try:

@@ -15,6 +15,7 @@ from ensemble.pipeline import Result
 from ensemble.report.run_report import RESEARCH_USE
 from ensemble.report.summary import headline
 from ensemble.report.views import WINDOWS, brain_box
+from ensemble.streams import printable
 from ensemble.types import AnyArray, Modality
 
 _COLUMNS = 4
@@ -44,7 +45,7 @@ def draw_overlay(result: Result, path: Path) -> None:
             ax.set_title(f"{modality.value.upper()}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
     # file and member names are text, whatever dollar signs they hold
     figure.suptitle(headline(result), color="white", fontsize=12, parse_math=False)
-    figure.supxlabel(_legend(result), color="0.7", fontsize=8, parse_math=False)
+    figure.supxlabel(printable(_legend(result)), color="0.7", fontsize=8, parse_math=False)
     FigureCanvasAgg(figure).print_png(str(path))
 
 

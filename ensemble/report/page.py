@@ -27,6 +27,7 @@ from ensemble.pipeline import Result
 from ensemble.report.run_report import RESEARCH_USE
 from ensemble.report.summary import headline
 from ensemble.report.views import WINDOWS, brain_box
+from ensemble.streams import printable
 from ensemble.types import AnyArray
 
 #: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
@@ -45,7 +46,7 @@ def write_page(report: Mapping[str, Any], result: Result, path: Path) -> None:
         viewer=_json(_viewer(result)),
         **_code("case.js"),
     )
-    path.write_text(text, encoding="utf-8")
+    path.write_text(printable(text), encoding="utf-8")
 
 
 def index_page(rows: Sequence[Mapping[str, Any]]) -> str:

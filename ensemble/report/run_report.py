@@ -14,6 +14,7 @@ from ensemble.inference.device import describe_device
 from ensemble.metrics import dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.readers.base import RawCase
+from ensemble.streams import all_printable
 
 RESEARCH_USE = "For research only. Not a medical device; no clinical decision may rest on this output."
 _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gpu")
@@ -22,7 +23,7 @@ _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gp
 def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, Any]:
     """The run report of one case, ready for JSON."""
     grid = result.case.grid
-    return {
+    report: dict[str, Any] = {
         "tool": {"name": "isles-ensemble", "version": __version__},
         "notice": RESEARCH_USE,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -47,6 +48,8 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
         "config": ensemble.config.as_json(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
+    spelt: dict[str, Any] = all_printable(report)
+    return spelt
 
 
 def agreement(result: Result) -> float | None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from ensemble.metrics import volume_ml
 from ensemble.pipeline import MemberOutcome, Result
 from ensemble.report.run_report import RESEARCH_USE
+from ensemble.streams import printable
 
 
 def headline(result: Result) -> str:
     """The case and what was found in it."""
     count = result.lesion_count
     finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
-    return f"{result.case.name}: {finding}"
+    return printable(f"{result.case.name}: {finding}")
 
 
 def summary(result: Result, folder: Path, suffix: str) -> str:
