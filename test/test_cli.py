@@ -154,7 +154,7 @@ def voxels(value: float) -> np.ndarray:
         (lambda r: dwi_file(r).unlink(), "there is no DWI image", "dwi-brain-mri"),
         (lambda r: adc_file(r).unlink(), "there is no ADC image", "adc-brain-mri"),
         (lambda r: shutil.copy(dwi_file(r), dwi_file(r).with_name("b.mha")), "more than one DWI", "b.mha"),
-        (lambda r: dwi_file(r).write_bytes(dwi_file(r).read_bytes()[:9000]), "DWI file is not a readable image", "case-1.mha"),
+        (lambda r: dwi_file(r).write_bytes(dwi_file(r).read_bytes()[:9000]), "DWI image is damaged or truncated", "case-1.mha"),
         (lambda r: adc_file(r).write_text("no image"), "ADC file is not a readable image", "some-adc.mha"),
         (lambda r: adc_file(r).write_bytes(b""), "empty file", "some-adc.mha"),
         (lambda r: sitk.WriteImage(sitk.GetImageFromArray(np.eye(9)), str(dwi_file(r))), "not 3-D", "case-1.mha"),

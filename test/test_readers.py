@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import SimpleITK as sitk
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name, image_suffix, read_case, read_image, stem
-from ensemble.types import Modality
+from ensemble.types import AnyArray, Modality
+from ensemble.volume import Volume, to_sitk
 
 DWI = phantom_arrays()[Modality.DWI]
 SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
@@ -58,6 +61,77 @@ def test_truncated_files_are_refused(
     assert str(path) in str(refusal.value)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+def compressed(path: Path, array: AnyArray = DWI) -> Path:
+    sitk.WriteImage(to_sitk(Volume(array, GRID)), str(path), useCompression=True)
+    return path
+
+
+@pytest.mark.parametrize("name", ["dwi.mha", "dwi.zraw"])
+def test_any_flipped_bit_of_compressed_voxels_is_noticed(tmp_path: Path, name: str) -> None:
+    """ITK reads on after zlib's errors, and does not compare its checksum."""
+    image = compressed(tmp_path / ("dwi.mha" if name == "dwi.mha" else "dwi.mhd"))
+    whole = (tmp_path / name).read_bytes()
+    start = whole.index(b"LOCAL\n") + 6 if name == "dwi.mha" else 0
+    for place in np.linspace(8 * start, 8 * len(whole) - 1, 60).astype(int):
+        spoiled = bytearray(whole)
+        spoiled[place // 8] ^= 1 << place % 8
+        (tmp_path / name).write_bytes(spoiled)
+        with pytest.raises(InputRefused, match="damaged or truncated"):
+            read_image(image, Modality.DWI)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.float32, np.float64]
+)
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_whole_compressed_files_are_read(tmp_path: Path, suffix: str, dtype: type) -> None:
+    array = (DWI / 4).astype(dtype)
+    image = read_image(compressed(tmp_path / f"dwi{suffix}", array), Modality.DWI)
+    assert np.array_equal(image.volume.array, array.astype(np.float32))
+
+
+@pytest.mark.parametrize("wrapped", [zlib.compress, gzip.compress])
+@pytest.mark.parametrize("name", ["dwi.mha", "dwi.mhd"])
+def test_other_programs_compress_otherwise(tmp_path: Path, wrapped: Callable[[bytes], bytes], name: str) -> None:
+    data, local = wrapped(DWI.tobytes()), name == "dwi.mha"
+    head = "ObjectType = Image\nNDims = 3\nTransformMatrix: 1 0 0 0 1 0 0 0 1\nDimSize = 40 48 24\nElementSpacing = 4 4 5\n"
+    head += "ElementType = MET_FLOAT\nCompressedData = true\n" + f"CompressedDataSize = {len(data)}\n" * local
+    head = (head + f"ElementDataFile = {'local' if local else 'dwi.zraw'}\n").replace("\n", "\r\n")
+    (tmp_path / "dwi.zraw").write_bytes(data)
+    (tmp_path / name).write_bytes(head.encode() + data * local)
+    assert np.array_equal(read_image(tmp_path / name, Modality.DWI).volume.array, DWI)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("DimSize", "40 48 23", "bytes of 176640 (uncompressed)"),
+        ("DimSize", "40 48 25", "bytes of 192000 (uncompressed)"),
+        ("ElementType", "MET_SHORT", "bytes of 92160 (uncompressed)"),
+        ("CompressedDataSize", "5000", "of 184320 (uncompressed)"),
+        ("CompressedDataSize", "0", "no CompressedDataSize"),
+        ("CompressedDataSize", "5000000", "bytes of 5000000 (compressed)"),
+        ("CompressedData", "False", "bytes of 184320"),
+    ],
+)
+def test_voxels_that_are_not_what_the_header_says_are_refused(tmp_path: Path, key: str, value: str, found: str) -> None:
+    path = compressed(tmp_path / "dwi.mha")
+    changed(path, key, value)
+    with pytest.raises(InputRefused) as refusal:
+        read_image(path, Modality.DWI)
+    assert found in refusal.value.found
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("lost", [1, 5, 5000])
+def test_truncated_metaimages_are_called_so(tmp_path: Path, packed: bool, lost: int) -> None:
+    path = compressed(tmp_path / "dwi.mha") if packed else write_image(DWI, tmp_path / "dwi.mha")
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(InputRefused, match="damaged or truncated") as refusal:
+        read_image(path, Modality.DWI)
+    assert "bytes of" in refusal.value.found
 
 
 def spoil(path: Path, how: Callable[[Path], object]) -> Path:
@@ -127,13 +201,16 @@ def nifti_with(field: str, offset: int, *values: float) -> Callable[[Path], obje
 
 
 def metaimage_with(key: str, value: str) -> Callable[[Path], object]:
-    def write(path: Path) -> None:
-        write_image(DWI, path)
-        head, data = path.read_bytes().split(b"ElementDataFile", 1)
-        lines = [f"{key} = {value}".encode() if line.startswith(key.encode()) else line for line in head.split(b"\n")]
-        path.write_bytes(b"\n".join(lines) + b"ElementDataFile" + data)
+    return lambda path: changed(write_image(DWI, path), key, value)
 
-    return write
+
+def changed(path: Path, key: str, value: str) -> None:
+    """Change a line of a MetaImage header."""
+    head, data = path.read_bytes().split(b"ElementDataFile", 1)
+    lines = [
+        f"{key} = {value}".encode() if line.startswith(f"{key} =".encode()) else line for line in head.split(b"\n")
+    ]
+    path.write_bytes(b"\n".join(lines) + b"ElementDataFile" + data)
 
 
 @pytest.mark.parametrize(

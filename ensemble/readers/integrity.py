@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -18,12 +19,14 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from ensemble.errors import InputRefused
+from ensemble.readers.headers import TextHeader, text_header
 from ensemble.types import AnyArray
 
 _DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
-_METAIMAGE_NUMBERS = re.compile(
-    rb"^(ElementSpacing|ElementSize|Offset|Position|Origin|TransformMatrix)\s*=\s*(.+?)\s*$", re.M
-)
+_METAIMAGE_NUMBERS = ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "TransformMatrix")
+#: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
+_ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+_ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 
 @dataclass(frozen=True)
@@ -166,12 +169,52 @@ def _quaternion_affine(quaternion: Sequence[float], pixdim: Sequence[float]) -> 
 
 
 def _metaimage_damage(path: Path) -> str:
-    """What is wrong with the geometry in a MetaImage header; ITK counts the data itself."""
-    with path.open("rb") as file:
-        header = file.read(16384)
-    for key, text in _METAIMAGE_NUMBERS.findall(header[: header.find(b"ElementDataFile")]):
-        numbers = [float(number) for number in text.split()]
-        positive = key in (b"ElementSpacing", b"ElementSize")
+    """What is wrong with a MetaImage file; empty when nothing is, or when ITK will refuse it anyway."""
+    header = text_header(path)
+    if header is None:
+        return ""
+    for key in _METAIMAGE_NUMBERS:
+        numbers = [float(number) for number in header.fields.get(key, "").split()]
+        positive = key in ("ElementSpacing", "ElementSize")
         if not all(math.isfinite(number) and (number > 0 or not positive) for number in numbers):
-            return f"{key.decode()} = {text.decode(errors='replace')}"
-    return ""
+            return f"{key} = {header.fields[key]}"
+    return _metaimage_data_damage(path, header)
+
+
+def _metaimage_data_damage(path: Path, header: TextHeader) -> str:
+    """What is missing of a MetaImage's voxels, or wrong with their compression: ITK ignores zlib's errors, and so its checksum."""
+    fields = header.fields
+    kind = _ELEMENT_TYPE.fullmatch(fields.get("ElementType", ""))
+    size = [int(number) for number in fields.get("DimSize", "").split()]
+    if kind is None or kind[1] not in _ELEMENT_BYTES or not size or min(size) < 1 or not _true(fields, "BinaryData"):
+        return ""
+    needed = math.prod(size) * _ELEMENT_BYTES[kind[1]] * int(fields.get("ElementNumberOfChannels", 1))
+    skipped = int(fields.get("HeaderSize", 0))
+    with (path.parent / header.data_file if header.data_file else path).open("rb") as file:
+        start = skipped if skipped > 0 else 0 if header.data_file else header.end
+        present = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
+        if not _true(fields, "CompressedData"):
+            return f"{present} bytes of {needed}" if present < needed else ""
+        stated = int(fields.get("CompressedDataSize", 0))
+        if stated <= 0 and start > 0:
+            return "no CompressedDataSize, without which ITK takes the header for voxels"
+        if present < stated:
+            return f"{present} bytes of {stated} (compressed)"
+        return _deflated_damage(file, stated if stated > 0 else present, needed)
+
+
+def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
+    """What is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
+    stream, given = zlib.decompressobj(wbits=47), 0
+    while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 16))):
+        left -= len(block)
+        given += len(stream.decompress(block))
+    if given != needed:
+        return f"{given} bytes of {needed} (uncompressed)"
+    return "" if stream.eof else "a compressed stream without its end"
+
+
+def _true(fields: Mapping[str, str], key: str) -> bool:
+    """As ITK takes it: MetaImages are binary, and not compressed, unless they say so."""
+    return fields.get(key, "True" if key == "BinaryData" else "False")[:1] in ("T", "t", "1")
