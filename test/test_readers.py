@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name, image_suffix, read_case, read_image, stem
+from ensemble.readers.sources import source_files
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume, to_sitk
 
@@ -132,6 +133,53 @@ def test_truncated_metaimages_are_called_so(tmp_path: Path, packed: bool, lost: 
     with pytest.raises(InputRefused, match="damaged or truncated") as refusal:
         read_image(path, Modality.DWI)
     assert "bytes of" in refusal.value.found
+
+
+METAIMAGE = "ObjectType = Image\nNDims = 3\nDimSize = 40 48 24\nElementSpacing = 4 4 5\nElementType = MET_FLOAT\nElementDataFile = "
+NRRD = "NRRD0004\ntype: float\ndimension: 3\nsizes: 40 48 24\nendian: little\nencoding: raw\nspacings: 4 4 5\n"
+SLICES = "".join(f"s{z:02d}.raw\n" for z in range(24))
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("dwi.mhd", METAIMAGE + "LIST\n" + SLICES),
+        ("dwi.mhd", METAIMAGE + "s%02d.raw 0 23 1\n"),
+        ("dwi.mha", METAIMAGE + "all.raw\n"),
+        ("dwi.mha", METAIMAGE + "LIST\n" + SLICES),
+        ("dwi.nhdr", NRRD + "data file: LIST\n" + SLICES),
+        ("dwi.nhdr", NRRD + "DataFile: s%02d.raw 0 23 1\n\n"),
+        ("dwi.nrrd", NRRD + "data file: all.raw\n\n"),
+    ],
+)
+def test_voxels_in_files_that_would_not_be_looked_after_are_refused(tmp_path: Path, name: str, header: str) -> None:
+    """ITK reads them all; digests and stamps would miss a change."""
+    (tmp_path / "all.raw").write_bytes(DWI.tobytes())
+    for z, plane in enumerate(DWI):
+        (tmp_path / f"s{z:02d}.raw").write_bytes(plane.tobytes())
+    (tmp_path / name).write_text(header)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name))), DWI)
+    with pytest.raises(InputRefused, match="lie in other files") as refusal:
+        read_image(tmp_path / name, Modality.DWI)
+    assert "single" in refusal.value.do
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "data"),
+    [
+        ("dwi.mhd", METAIMAGE + "all.raw\n", "all.raw"),
+        ("dwi.mhd", "  " + METAIMAGE.replace(" = ", ":") + "  sub/all of it.raw  \r\n", "sub/all of it.raw"),
+        ("dwi.mhd", "Comment = ElementDataFile = x.raw\n" + METAIMAGE + "all.raw\n", "all.raw"),
+        ("dwi.nhdr", NRRD + "data file: all.raw\n\n", "all.raw"),
+        ("dwi.nhdr", NRRD + "# LIST\nnote:=data file: LIST\nDatafile: a%20b.raw\n", "a%20b.raw"),
+    ],
+)
+def test_the_data_file_that_is_read_is_looked_after(tmp_path: Path, name: str, header: str, data: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / data).write_bytes(DWI.tobytes())
+    (tmp_path / name).write_text(header)
+    assert np.array_equal(read_image(tmp_path / name, Modality.DWI).volume.array, DWI)
+    assert [file for file, _ in source_files(tmp_path / name)] == [name, data]
 
 
 def spoil(path: Path, how: Callable[[Path], object]) -> Path:

@@ -24,6 +24,8 @@ from ensemble.types import AnyArray
 
 _DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
 _METAIMAGE_NUMBERS = ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "TransformMatrix")
+#: What names several data files (a list that follows, a pattern), by the headers that may name one; others may name none.
+_SEVERAL_FILES = {".mhd": re.compile(r"LIST|.*%"), ".nhdr": re.compile(r"LIST|.*%\d*d")}
 #: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
 _ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
@@ -65,11 +67,12 @@ _MOST_SURPLUS = 1 << 28
 def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
     """What is odd about a file, one sentence each, as far as ITK would not say so.
 
-    Raises InputRefused where data are cut off, or a header holds what can't be.
+    Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be.
     """
     name = path.name.lower()
     remarks: list[str] = []
     try:
+        _refuse_scattered(path, label)
         if name.endswith((".nii", ".nii.gz")):
             found = _nifti_damage(path, remarks, compressed=name.endswith(".gz"))
         elif name.endswith((".mha", ".mhd")):
@@ -83,6 +86,19 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
             f"the {label} image is damaged or truncated", where=path, found=found, do="copy or export it again"
         )
     return tuple(f"{label}: {remark}" for remark in remarks)
+
+
+def _refuse_scattered(path: Path, label: str) -> None:
+    """Raise InputRefused for voxels in other files than `source_files` tells of: should one change, nobody would notice."""
+    header = text_header(path)
+    several = _SEVERAL_FILES.get(path.suffix.lower())
+    if header is not None and header.data_file and (several is None or several.match(header.data_file)):
+        raise InputRefused(
+            f"the {label} image's voxels lie in other files, which is read only of an .mhd or .nhdr with one of them",
+            where=path,
+            found=header.data_file,
+            do="convert it to a single .mha, .nrrd or .nii.gz",
+        )
 
 
 def _nifti_damage(path: Path, remarks: list[str], *, compressed: bool) -> str:
