@@ -338,6 +338,79 @@ def test_a_header_without_orientation_is_remarked_upon(tmp_path: Path) -> None:
     assert np.array_equal(image.volume.array, DWI)
 
 
+LPS = "space: left-posterior-superior\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "found"),
+    [
+        ("dwi.mha", METAIMAGE.replace("ElementSpacing = 4 4 5\n", "") + "LOCAL\n", "no ElementSpacing"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5\n", "\n"), "no spacings"),
+        ("dwi.nrrd", NRRD.replace("4 4 5", "nan nan nan\n"), "spacings: nan nan nan"),
+        ("dwi.nrrd", NRRD.replace("4 4 5", "4 4 NaN\n"), "spacings: 4 4 NaN"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: (4,0,0) (0,4,0) none\n"), "none"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: none (0,4,0) (0,0,5)\n"), "none"),
+    ],
+)
+def test_headers_without_a_voxel_size_are_refused(tmp_path: Path, name: str, header: str, found: str) -> None:
+    (tmp_path / name).write_bytes(header.encode() + DWI.tobytes())
+    assert 1.0 in sitk.ReadImage(str(tmp_path / name)).GetSpacing()
+    with pytest.raises(InputRefused, match="how large its voxels are") as refusal:
+        read_image(tmp_path / name, Modality.DWI)
+    assert found in refusal.value.found
+
+
+DIRECTIONS = "space directions: (4,0,0) (0,4,0) (0,0,5)"
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "said"),
+    [
+        ("dwi.mha", METAIMAGE + "LOCAL\n", "says nothing of orientation"),
+        ("dwi.nrrd", NRRD + "\n", "says nothing of orientation"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space dimension: 3\n{DIRECTIONS}\n"), "nothing of orientation"),
+        ("dwi.mha", METAIMAGE.replace("Spacing", "Size") + "LOCAL\n", "says nothing of orientation"),
+        ("dwi.mha", METAIMAGE.replace("DimSize", "Rotation = 1 0 0 0 1 0 0 0 1\nDimSize") + "LOCAL\n", ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + DIRECTIONS + "\n"), ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: ( 4 , 0, 0 ) (0,4,0)  (0,0,5)\n"), ""),
+    ],
+)
+def test_a_text_header_without_orientation_is_remarked_upon(tmp_path: Path, name: str, header: str, said: str) -> None:
+    (tmp_path / name).write_bytes(header.encode() + DWI.tobytes())
+    image = read_image(tmp_path / name, Modality.DWI)
+    assert np.array_equal(image.volume.array, DWI)
+    assert image.volume.grid.spacing_mm == (4.0, 4.0, 5.0)
+    assert [said in note for note in image.notes] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "spacings: 4 4 5 nan",
+        "space dimension: 4\nspace directions: (4,0,0,0) (0,4,0,0) (0,0,5,0) (0,0,0,1)\nkinds: domain domain domain domain",
+    ],
+)
+def test_the_axis_of_several_volumes_needs_no_size(tmp_path: Path, size: str) -> None:
+    header = NRRD.replace("spacings: 4 4 5", size + "\n").replace(
+        "dimension: 3\nsizes: 40 48 24", "dimension: 4\nsizes: 40 48 24 2"
+    )
+    (tmp_path / "dwi.nrrd").write_bytes(header.encode() + (DWI * 2).tobytes() + DWI.tobytes())
+    assert np.array_equal(read_image(tmp_path / "dwi.nrrd", Modality.DWI).volume.array, DWI)
+
+
+@pytest.mark.parametrize("spaced", ["none (4,0,0) (0,4,0) (0,0,5)", "(4,0,0) (0,4,0) (0,0,5) none"])
+def test_components_of_voxels_need_no_size(tmp_path: Path, spaced: str) -> None:
+    """What is wrong with such an image is that it is not scalar."""
+    sizes, kinds = "2 40 48 24", "vector domain domain domain"
+    if spaced.endswith("none"):
+        sizes, kinds = "40 48 24 2", "domain domain domain list"
+    header = NRRD.replace("spacings: 4 4 5", f"kinds: {kinds}\n{LPS}space directions: {spaced}\n")
+    header = header.replace("dimension: 3\nsizes: 40 48 24", f"dimension: 4\nsizes: {sizes}")
+    (tmp_path / "dwi.nrrd").write_bytes(header.encode() + DWI.tobytes() * 2)
+    with pytest.raises(InputRefused, match="not scalar"):
+        read_image(tmp_path / "dwi.nrrd", Modality.DWI)
+
+
 @pytest.mark.parametrize(
     ("offset", "layout", "numbers", "found"),
     [(280, "2f", (4.0, 1.5), "sheared"), (292, "f", (0.0,), "sform and qform"), (80, "f", (4.2,), "by pixdim")],

@@ -23,7 +23,15 @@ from ensemble.readers.headers import TextHeader, text_header
 from ensemble.types import AnyArray
 
 _DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
-_METAIMAGE_NUMBERS = ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "TransformMatrix")
+_METAIMAGE_NUMBERS = (
+    *("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"),
+    *("TransformMatrix", "Rotation", "Orientation"),
+)
+#: Where a text header says how its axes lie: MetaImage's three words for it, and NRRD's (its directions mean nothing without a space).
+_ORIENTATIONS = ("TransformMatrix", "Rotation", "Orientation", "space")
+#: The size of one axis in an NRRD header, a number or a vector; and the kinds that are axes of an image.
+_NRRD_SIZE = re.compile(r"\([^)]*\)|[^\s()]+")
+_NRRD_AXES = ("domain", "space", "time", "???", "none")
 #: What names several data files (a list that follows, a pattern), by the headers that may name one; others may name none.
 _SEVERAL_FILES = {".mhd": re.compile(r"LIST|.*%"), ".nhdr": re.compile(r"LIST|.*%\d*d")}
 #: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
@@ -72,13 +80,16 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
     name = path.name.lower()
     remarks: list[str] = []
     try:
-        _refuse_scattered(path, label)
+        found = ""
         if name.endswith((".nii", ".nii.gz")):
             found = _nifti_damage(path, remarks, compressed=name.endswith(".gz"))
-        elif name.endswith((".mha", ".mhd")):
-            found = _metaimage_damage(path)
-        else:
-            found = ""
+        elif (header := text_header(path)) is not None:
+            _refuse_scattered(header, path, label)
+            _refuse_without_voxel_size(header, path, label)
+            if not any(key in header.fields for key in _ORIENTATIONS):
+                remarks.append("its header says nothing of orientation: axes taken as they are stored")
+            if name.endswith((".mha", ".mhd")):
+                found = _metaimage_damage(header, path)
     except _DAMAGE as error:
         found = str(error) or type(error).__name__
     if found:
@@ -88,17 +99,44 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
     return tuple(f"{label}: {remark}" for remark in remarks)
 
 
-def _refuse_scattered(path: Path, label: str) -> None:
+def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
     """Raise InputRefused for voxels in other files than `source_files` tells of: should one change, nobody would notice."""
-    header = text_header(path)
     several = _SEVERAL_FILES.get(path.suffix.lower())
-    if header is not None and header.data_file and (several is None or several.match(header.data_file)):
+    if header.data_file and (several is None or several.match(header.data_file)):
         raise InputRefused(
             f"the {label} image's voxels lie in other files, which is read only of an .mhd or .nhdr with one of them",
             where=path,
-            found=header.data_file,
+            found=header.data_file[:80],
             do="convert it to a single .mha, .nrrd or .nii.gz",
         )
+
+
+def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> None:
+    """Raise InputRefused for a MetaImage or NRRD header that tells no size of the first three axes: ITK takes 1 mm."""
+    fields = header.fields
+    if path.suffix.lower() in (".mha", ".mhd"):
+        key, axes = "ElementSpacing", int(fields.get("NDims", 3))
+        sizes = fields.get(key, fields.get("ElementSize", "")).split()
+    else:
+        key = "spacedirections" if "spacedirections" in fields else "spacings"
+        sizes = _NRRD_SIZE.findall(fields.get(key, ""))
+        # what ITK takes for components of a voxel are no axes
+        components = [kind not in _NRRD_AXES for kind in fields.get("kinds", "").split()]
+        sizes = [size for n, size in enumerate(sizes) if not any(components[n : n + 1])]
+        axes = int(fields.get("dimension", 3)) - sum(components)
+    if len(sizes) < min(axes, 3) or not all(_is_size(size) for size in sizes[:3]):
+        raise InputRefused(
+            f"the {label} image's header does not say how large its voxels are",
+            where=path,
+            found=f"{key}: {fields[key]}" if key in fields else f"no {key}",
+            do="export it again, with its geometry",
+        )
+
+
+def _is_size(text: str) -> bool:
+    """Whether a number, or a vector's numbers, are finite and not all 0; NRRD's `none` is no size."""
+    numbers = [math.nan if text == "none" else float(number) for number in text.strip("()").split(",")]
+    return all(map(math.isfinite, numbers)) and any(numbers)
 
 
 def _nifti_damage(path: Path, remarks: list[str], *, compressed: bool) -> str:
@@ -184,20 +222,17 @@ def _quaternion_affine(quaternion: Sequence[float], pixdim: Sequence[float]) -> 
     return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], pixdim[3] * flip]), offset])
 
 
-def _metaimage_damage(path: Path) -> str:
+def _metaimage_damage(header: TextHeader, path: Path) -> str:
     """What is wrong with a MetaImage file; empty when nothing is, or when ITK will refuse it anyway."""
-    header = text_header(path)
-    if header is None:
-        return ""
     for key in _METAIMAGE_NUMBERS:
         numbers = [float(number) for number in header.fields.get(key, "").split()]
         positive = key in ("ElementSpacing", "ElementSize")
         if not all(math.isfinite(number) and (number > 0 or not positive) for number in numbers):
             return f"{key} = {header.fields[key]}"
-    return _metaimage_data_damage(path, header)
+    return _metaimage_data_damage(header, path)
 
 
-def _metaimage_data_damage(path: Path, header: TextHeader) -> str:
+def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
     """What is missing of a MetaImage's voxels, or wrong with their compression: ITK ignores zlib's errors, and so its checksum."""
     fields = header.fields
     kind = _ELEMENT_TYPE.fullmatch(fields.get("ElementType", ""))
