@@ -19,6 +19,7 @@ from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name, image_suffix, read_case, read_image, stem
 from ensemble.readers.sources import source_files
+from ensemble.readers.volumes import diffusion_weighted
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume, to_sitk
 
@@ -430,3 +431,13 @@ def test_b_values_choose_the_volume(tmp_path: Path) -> None:
     image = read_image(path, Modality.DWI)
     assert np.array_equal(image.volume.array, DWI)
     assert "volume 2 of 3, b = 1005" in image.notes[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_in_one_direction_is_none_in_their_mean(value: float) -> None:
+    directions = np.stack([DWI * 3, DWI / 2, DWI, DWI * 2])
+    directions[2, 12, 24, 20] = value
+    mean, _ = diffusion_weighted(directions, [0, 1000, 1000, 1000], Path("dwi.nii"))
+    assert np.argwhere(~np.isfinite(mean)).tolist() == [[12, 24, 20]]
+    assert np.allclose(np.nan_to_num(mean[DWI > 0]), np.where(np.isnan(mean), 0, DWI)[DWI > 0], rtol=1e-5)
+    assert not mean[DWI == 0].any()

@@ -36,8 +36,10 @@ def diffusion_weighted(volumes: AnyArray, b_values: Sequence[float] | None, path
     shell = [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
     if len(shell) == 1:
         return volumes[shell[0]], f"DWI: volume {shell[0] + 1} of {len(volumes)}, b = {b:g} s/mm^2"
-    logs = np.log(np.maximum(np.asarray(volumes, np.float32)[shell], np.float32(1e-6)))
-    trace = np.where((volumes[shell] > 0).all(axis=0), np.exp(logs.mean(axis=0)), 0).astype(np.float32)
+    directions = np.asarray(volumes, np.float32)[shell]
+    trace = np.exp(np.log(np.maximum(directions, np.float32(1e-6))).mean(axis=0))
+    trace[(directions <= 0).any(axis=0)] = 0
+    trace[~np.isfinite(directions).all(axis=0)] = np.nan  # what is no number in tissue refuses the case, later
     return trace, f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
 
 
