@@ -8,16 +8,20 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
+from ensemble.publish import write_volume
 from ensemble.readers.imagefile import case_name, image_suffix, read_case, read_image, stem
+from ensemble.readers.native import straightened
 from ensemble.readers.sources import source_files
 from ensemble.readers.volumes import diffusion_weighted
 from ensemble.types import AnyArray, Modality
@@ -441,3 +445,46 @@ def test_what_is_no_number_in_one_direction_is_none_in_their_mean(value: float) 
     assert np.argwhere(~np.isfinite(mean)).tolist() == [[12, 24, 20]]
     assert np.allclose(np.nan_to_num(mean[DWI > 0]), np.where(np.isnan(mean), 0, DWI)[DWI > 0], rtol=1e-5)
     assert not mean[DWI == 0].any()
+
+
+def oblique(seed: int, digits: int, mirror: bool = False) -> tuple[float, ...]:
+    """The direction of a random oblique scan, rounded as in a header of few digits."""
+    turned = Rotation.from_euler("xyz", np.random.default_rng(seed).uniform(-40, 40, 3), degrees=True).as_matrix()
+    turned[:, 2] *= -1 if mirror else 1
+    return tuple(np.round(turned, digits).ravel().tolist())
+
+
+@pytest.mark.parametrize("digits", [3, 4, 5])
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_directions_of_few_digits_are_read_and_can_be_written(tmp_path: Path, suffix: str, digits: int) -> None:
+    """ITK reads them as they are, and refuses to write them to NIfTI, or writes another place."""
+    for seed in range(12):
+        rounded = replace(GRID, size=(192, 192, 73), direction=oblique(seed, digits, mirror=seed % 2 == 1))
+        zeros = np.zeros(rounded.shape_zyx, np.uint8)
+        zeros[1, 1, 1] = 1
+        volume = read_image(write_image(zeros, tmp_path / f"read{suffix}", rounded), Modality.DWI).volume
+        direction = np.reshape(volume.grid.direction, (3, 3))
+        assert np.abs(direction.T @ direction - np.eye(3)).max() < 1e-7
+        assert np.linalg.det(direction) == pytest.approx(-1 if seed % 2 else 1)
+        assert rounded.distance_voxels(volume.grid) < 200 * 10**-digits
+        for written in (".nii.gz", ".mha", ".nrrd"):
+            write_volume(volume.like(zeros), tmp_path / f"mask{written}")
+            there = read_image(tmp_path / f"mask{written}", Modality.DWI).volume.grid
+            assert volume.grid.distance_voxels(there) < 0.01
+
+
+@pytest.mark.parametrize(("digits", "noted"), [(3, True), (5, False)])
+def test_what_straight_axes_move_is_noted_where_it_is_more_than_rounding(
+    tmp_path: Path, digits: int, noted: bool
+) -> None:
+    grid = replace(GRID, size=(192, 192, 73), direction=oblique(3, digits))
+    image = read_image(write_image(np.ones(grid.shape_zyx, np.uint8), tmp_path / "a.mha", grid), Modality.DWI)
+    assert ["straightened" in note for note in image.notes] == [True] * noted
+
+
+@pytest.mark.parametrize("cast", [np.float64, np.float32])
+def test_a_straight_grid_is_left_as_it_is(cast: type) -> None:
+    for seed in range(20):
+        grid = replace(GRID, direction=tuple(np.asarray(oblique(seed, 20), cast).astype(float).tolist()))
+        assert straightened(grid, Path("a.mha"), "DWI", notes := []) is grid
+        assert notes == []

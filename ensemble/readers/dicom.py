@@ -23,7 +23,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
-from ensemble.readers.native import MOST_VOXELS, last_line, refuse_impossible_place
+from ensemble.readers.native import MOST_VOXELS, SKEW, last_line, straightened
 from ensemble.readers.volumes import DIFFUSION_B, diffusion_weighted
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray, Modality
@@ -34,7 +34,8 @@ ARCHIVE = ".zip"
 SLICE_SUFFIXES = (".dcm", ".ima")
 #: Of one examination; more is an archive of patients, not a case.
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 4 << 30
-#: How far slices may lie from even spacing, as a share of it, and from the line that the first and last one span, in mm.
+#: How far slices may lie from even spacing, as a share of it, and from the line at right angles to the first one, in mm; of a high
+#: stack `SKEW` of its height, since cosines of three digits do not tell that line more exactly.
 _UNEVEN, _ASIDE_MM = 0.02, 0.1
 
 _CONVERT = "convert it with dcm2niix and give the .nii.gz"
@@ -109,7 +110,7 @@ def read_dicom(path: Path, modality: Modality) -> RawImage:
             found=f"{len(volumes)} images at each of {volumes.shape[1]} places in {_title(chosen)}",
             do="give a series of one volume",
         )
-    refuse_impossible_place(grid, path, label)
+    grid = straightened(grid, path, label, notes)
     return RawImage(path, Volume(array.astype(np.float32), grid), tuple(notes))
 
 
@@ -321,6 +322,7 @@ def _stack(series: Sequence[_Slice], path: Path, label: str) -> tuple[FloatArray
             raise refuse(f"mixes slices of different {name}", "; ".join(map(str, sorted(values))))
     across, down = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(across, down)
+    normal /= np.linalg.norm(normal) or 1.0
     places: dict[float, list[_Slice]] = defaultdict(list)
     for item in series:
         places[round(float(normal @ np.array(item.position)), 2)].append(item)
@@ -363,7 +365,7 @@ def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: object) ->
             "lacks slices", f"distances of {gaps.min():.2f} to {gaps.max():.2f} mm between {len(along)} slices"
         )
     aside = positions - positions[0] - np.outer(along - along[0], normal)
-    if np.abs(aside).max() > _ASIDE_MM:
+    if np.abs(aside).max() > max(_ASIDE_MM, SKEW * float(along[-1] - along[0])):
         raise refuse("leans: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside")
     return spacing
 

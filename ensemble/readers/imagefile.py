@@ -16,11 +16,11 @@ from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom import is_dicom, read_dicom
 from ensemble.readers.integrity import remarks_or_refusal
-from ensemble.readers.native import MOST_VOXELS, last_line, refuse_impossible_place
+from ensemble.readers.native import MOST_VOXELS, last_line, straightened
 from ensemble.readers.volumes import diffusion_weighted
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
-from ensemble.volume import from_sitk
+from ensemble.volume import Volume, from_sitk
 
 #: Kinds of image that are read, by the file name's ending in lower case. Of these a truncated file is known to be noticed.
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr")
@@ -64,8 +64,8 @@ def read_image(path: Path, modality: Modality) -> RawImage:
             found=last_line(error),
             do="open it in a viewer to see whether it is whole; copy or export it again",
         ) from error
-    refuse_impossible_place(volume.grid, path, label)
-    return RawImage(path, volume, tuple(notes))
+    grid = straightened(volume.grid, path, label, notes)
+    return RawImage(path, Volume(volume.array, grid), tuple(notes))
 
 
 def case_name(dwi: Path) -> str:
