@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -435,6 +436,17 @@ def test_b_values_choose_the_volume(tmp_path: Path) -> None:
     image = read_image(path, Modality.DWI)
     assert np.array_equal(image.volume.array, DWI)
     assert "volume 2 of 3, b = 1005" in image.notes[0]
+
+
+@pytest.mark.parametrize("scales", [(3, 2, 1), (1, 2)], ids=["three volumes", "pair the other way round"])
+def test_the_file_of_b_values_that_is_asked_for_is_the_one_that_is_read(tmp_path: Path, scales: Sequence[int]) -> None:
+    path = tmp_path / "sub.1_dwi.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([DWI * scale for scale in scales]), isVector=False), str(path))
+    with pytest.raises(InputRefused) as refusal:
+        read_image(path, Modality.DWI)
+    (asked,) = re.findall(r"lay (\S+) beside", refusal.value.do)
+    (tmp_path / asked).write_text("1000 " + "0 " * (len(scales) - 1))
+    assert "b = 1000" in read_image(path, Modality.DWI).notes[0]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -141,7 +141,9 @@ def _single_volume(image: sitk.Image, path: Path, modality: Modality, notes: lis
         image = image[:, :, :, 0]
     elif image.GetDimension() == 4 and modality is Modality.DWI:
         first = image[:, :, :, 0]
-        chosen, note = diffusion_weighted(sitk.GetArrayViewFromImage(image), _b_values(path, image.GetSize()[3]), path)
+        b_file = path.with_name(stem(path) + ".bval")
+        b_values = _b_values(b_file, image.GetSize()[3])
+        chosen, note = diffusion_weighted(sitk.GetArrayViewFromImage(image), b_values, path, b_file.name)
         notes.append(note)
         volume = sitk.GetImageFromArray(chosen)
         volume.CopyInformation(first)
@@ -155,9 +157,8 @@ def _single_volume(image: sitk.Image, path: Path, modality: Modality, notes: lis
     return image
 
 
-def _b_values(path: Path, volumes: int) -> Sequence[float] | None:
+def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
     """The b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
-    beside = path.with_name(stem(path) + ".bval")
     if not beside.is_file():
         return None
     try:
