@@ -185,6 +185,24 @@ def test_bad_input_is_refused_with_3(
     assert tree(tmp_path / "out") == {"results.json": b"of an earlier case"}
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.nii.gz", "the DWI image does not exist\n"),
+        ("d" * 300 + ".nii.gz", "File name too long"),
+        ("d" * 300 + ".zip", "File name too long"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    assert main(["run", "--dwi", str(tmp_path / name), "--adc", "a.mha", "--out", str(tmp_path / "out")]) == 3
+    said, errors = capfd.readouterr()
+    assert message in said
+    assert "Traceback" not in said
+    assert errors == ""
+
+
 FIRST = Path("first/nnUNetTrainer__nnUNetPlans__3d_fullres")
 
 

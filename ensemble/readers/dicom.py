@@ -78,7 +78,14 @@ class _Slice:
 
 def is_dicom(path: Path) -> bool:
     """Whether a path is read as DICOM: a folder or a .zip."""
-    return path.suffix.lower() == ARCHIVE or path.is_dir()
+    return path.suffix.lower() == ARCHIVE or _is_folder(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # a name too long, or a folder that may not be searched: opening it will say so
 
 
 def read_dicom(path: Path, modality: Modality) -> RawImage:
@@ -128,7 +135,7 @@ def shown_in(folder: Path) -> frozenset[Modality]:
 @contextmanager
 def _files(path: Path, label: str) -> Iterator[list[Path]]:
     """All files of a folder; or of an archive, unpacked for as long as the block lasts."""
-    if path.is_dir():
+    if _is_folder(path):
         yield _listing(path, path, label)
         return
     with tempfile.TemporaryDirectory() as folder:

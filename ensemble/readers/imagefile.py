@@ -92,10 +92,8 @@ def _refuse_unreadable(path: Path, label: str) -> None:
     try:
         with path.open("rb") as file:
             first = file.read(1)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputRefused(
-            f"the {label} image does not exist, or is a folder", where=path, do="check the path"
-        ) from error
+    except FileNotFoundError as error:
+        raise InputRefused(f"the {label} image does not exist", where=path, do="check the path") from error
     except OSError as error:
         raise InputRefused(
             f"the {label} image can't be opened",
