@@ -123,6 +123,16 @@ def test_directions_of_few_digits_are_straightened(tmp_path: Path, digits: int) 
     assert image.volume.grid.spacing_mm == pytest.approx(grid.spacing_mm, rel=10**-digits)
 
 
+def test_descriptions_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    for path in write_series(WEIGHTED, tmp_path / "a", description="DWI Sch#del"):
+        path.write_bytes(path.read_bytes().replace(b"Sch#del", b"Sch\xe4del"))
+    (note,) = read_image(tmp_path / "a", DWI).notes
+    assert "DWI Sch\ufffddel" in note
+    with pytest.raises(InputRefused, match="no DICOM series looks like ADC") as refusal:
+        read_image(tmp_path / "a", ADC)
+    assert "Sch\ufffddel" in refusal.value.found
+
+
 def series(**options: object) -> Callable[[Path], list[Path]]:
     return lambda folder: write_series(WEIGHTED, folder, **({"description": "dwi"} | options))  # type: ignore[arg-type]
 

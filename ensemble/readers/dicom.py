@@ -23,7 +23,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
-from ensemble.readers.native import MOST_VOXELS, SKEW, last_line, straightened
+from ensemble.readers.native import MOST_VOXELS, SKEW, last_line, printable, straightened
 from ensemble.readers.volumes import DIFFUSION_B, diffusion_weighted
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray, Modality
@@ -211,7 +211,7 @@ def _read_tags(file: Path, path: Path, label: str) -> _Slice | None:
         if _NO_IMAGE.search(content[:1024]):
             return None
         raise refuse("is damaged, or is no DICOM", last_line(error), again) from error
-    tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+    tags = {key: printable(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
     kind = tags.get("0008|0008", "").upper()
     if _number(tags.get("0028|0008")) not in (None, 1.0) or "MOSAIC" in kind:
         raise refuse("holds many slices in one (enhanced multi-frame or mosaic), which is not read", kind, _CONVERT)

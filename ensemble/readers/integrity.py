@@ -20,6 +20,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.readers.headers import TextHeader, text_header
+from ensemble.readers.native import printable
 from ensemble.types import AnyArray
 
 _DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
@@ -94,7 +95,10 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
         found = str(error) or type(error).__name__
     if found:
         raise InputRefused(
-            f"the {label} image is damaged or truncated", where=path, found=found, do="copy or export it again"
+            f"the {label} image is damaged or truncated",
+            where=path,
+            found=printable(found),
+            do="copy or export it again",
         )
     return tuple(f"{label}: {remark}" for remark in remarks)
 
@@ -106,7 +110,7 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
         raise InputRefused(
             f"the {label} image's voxels lie in other files, which is read only of an .mhd or .nhdr with one of them",
             where=path,
-            found=header.data_file[:80],
+            found=printable(header.data_file[:80]),
             do="convert it to a single .mha, .nrrd or .nii.gz",
         )
 
@@ -128,7 +132,7 @@ def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> No
         raise InputRefused(
             f"the {label} image's header does not say how large its voxels are",
             where=path,
-            found=f"{key}: {fields[key]}" if key in fields else f"no {key}",
+            found=printable(f"{key}: {fields[key]}") if key in fields else f"no {key}",
             do="export it again, with its geometry",
         )
 

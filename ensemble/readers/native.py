@@ -49,5 +49,10 @@ def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
 
 def last_line(error: Exception) -> str:
     """What an ITK error says at its end, which is the part for people."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """What a file says, with a replacement character for bytes that are not UTF-8, of which SimpleITK makes surrogates."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
