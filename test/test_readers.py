@@ -70,21 +70,36 @@ def test_truncated_files_are_refused(
     assert (out, err) == ("", "")
 
 
+#: Bytes of gzip's own header; it says when and where the file was made.
+GZIP = 10
+
+
 def compressed(path: Path, array: AnyArray = DWI) -> Path:
     sitk.WriteImage(to_sitk(Volume(array, GRID)), str(path), useCompression=True)
     return path
 
 
-@pytest.mark.parametrize("name", ["dwi.mha", "dwi.zraw"])
-def test_any_flipped_bit_of_compressed_voxels_is_noticed(tmp_path: Path, name: str) -> None:
-    """ITK reads on after zlib's errors, and does not compare its checksum."""
-    image = compressed(tmp_path / ("dwi.mha" if name == "dwi.mha" else "dwi.mhd"))
-    whole = (tmp_path / name).read_bytes()
-    start = whole.index(b"LOCAL\n") + 6 if name == "dwi.mha" else 0
+@pytest.mark.parametrize(
+    ("header", "data", "before", "skipped"),
+    [
+        ("dwi.mha", "dwi.mha", b"LOCAL\n", 0),
+        ("dwi.mhd", "dwi.zraw", b"", 0),
+        ("dwi.nrrd", "dwi.nrrd", b"\n\n", GZIP),
+        ("dwi.nhdr", "dwi.raw.gz", b"", GZIP),
+        ("dwi.nii.gz", "dwi.nii.gz", b"", GZIP),
+    ],
+)
+def test_any_flipped_bit_of_compressed_voxels_is_noticed(
+    tmp_path: Path, header: str, data: str, before: bytes, skipped: int
+) -> None:
+    """ITK reads on after zlib's errors, or does not compare its checksum."""
+    image = compressed(tmp_path / header)
+    whole = (tmp_path / data).read_bytes()
+    start = whole.index(before) + len(before) + skipped
     for place in np.linspace(8 * start, 8 * len(whole) - 1, 60).astype(int):
         spoiled = bytearray(whole)
         spoiled[place // 8] ^= 1 << place % 8
-        (tmp_path / name).write_bytes(spoiled)
+        (tmp_path / data).write_bytes(spoiled)
         with pytest.raises(InputRefused, match="damaged or truncated"):
             read_image(image, Modality.DWI)
 
@@ -92,7 +107,7 @@ def test_any_flipped_bit_of_compressed_voxels_is_noticed(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     "dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.float32, np.float64]
 )
-@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
 def test_whole_compressed_files_are_read(tmp_path: Path, suffix: str, dtype: type) -> None:
     array = (DWI / 4).astype(dtype)
     image = read_image(compressed(tmp_path / f"dwi{suffix}", array), Modality.DWI)

@@ -27,6 +27,10 @@ class TextHeader:
     end: int
     """The byte behind the header."""
 
+    def voxels_of(self, path: Path) -> tuple[Path, int]:
+        """The file that holds the voxels of the image at `path`, and where they begin in it."""
+        return (path.parent / self.data_file, 0) if self.data_file else (path, self.end)
+
 
 def text_header(path: Path) -> TextHeader | None:
     """The header of a MetaImage or NRRD file, by its ending; None for other kinds and for what is no header. Raises OSError."""
