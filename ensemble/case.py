@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -62,10 +63,14 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
             )
     finite = {modality: _finite(image, modality) for modality, image in raw.images.items()}
     dwi, adc = finite[Modality.DWI], finite[Modality.ADC]
-    if np.array_equal(dwi.volume.array, adc.volume.array):
-        raise InputRefused(
-            "DWI and ADC are the same image", where=adc.path, found=f"the voxels of {dwi.path}", do="give the ADC map"
-        )
+    for first, second in combinations([modality for modality in Modality if modality in finite], 2):
+        if np.array_equal(finite[first].volume.array, finite[second].volume.array):
+            raise InputRefused(
+                f"{first.value.upper()} and {second.value.upper()} are the same image",
+                where=finite[second].path,
+                found=f"the voxels of {finite[first].path}",
+                do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
+            )
     adc_volume, covered = adc_on_dwi_grid(adc, dwi, notes)
     stripped = must_strip(skull_strip, dwi.volume, notes)
     brain = strip(dwi.volume, device, notes, dwi.path) if stripped else _foreground(dwi, adc_volume)

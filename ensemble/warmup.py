@@ -29,7 +29,12 @@ _TISSUE = {Modality.DWI: (300.0, 700.0), Modality.ADC: (800.0, 400.0), Modality.
 
 def warm_up(ensemble: Ensemble) -> None:
     """Let every member segment a phantom, without mirroring. What fails is logged: real cases may well work."""
-    hurried = dataclasses.replace(ensemble, settings=dataclasses.replace(ensemble.settings, tta="none"))
+    hurried = dataclasses.replace(
+        ensemble,
+        # nobody's head has no skull: HD-BET would find no brain in it
+        config=dataclasses.replace(ensemble.config, skull_strip="never"),
+        settings=dataclasses.replace(ensemble.settings, tta="none"),
+    )
     try:
         segment(_phantom(), hurried, _Deadline(time.monotonic() + LONGEST_S))
     except _Enough:

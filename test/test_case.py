@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,10 +148,15 @@ def test_no_half_of_a_brain_in_two_pieces_is_lost() -> None:
     assert np.median(case.physical[DWI].array[lesion]) > 1.8
 
 
-def test_one_image_given_twice_is_refused() -> None:
-    raw = phantom_case()
-    with pytest.raises(InputRefused, match="same image"):
-        prepare(replace(raw, images={**raw.images, ADC: raw.images[DWI]}))
+@pytest.mark.parametrize(("first", "second"), [(DWI, ADC), (DWI, FLAIR), (ADC, FLAIR)])
+def test_one_image_given_twice_is_refused(first: Modality, second: Modality) -> None:
+    raw = phantom_case(flair=True)
+    copy = replace(raw.images[first], path=Path("copy.mha"))
+    with pytest.raises(
+        InputRefused, match=f"{first.value.upper()} and {second.value.upper()} are the same image"
+    ) as it:
+        prepare(replace(raw, images={**raw.images, second: copy}))
+    assert it.value.where == "copy.mha"
 
 
 def test_a_flair_that_misses_part_of_the_brain_is_remarked_upon() -> None:

@@ -153,7 +153,7 @@ def voxels(value: float) -> np.ndarray:
         (lambda r: dwi_file(r).unlink(), "there is no DWI image", "dwi-brain-mri"),
         (lambda r: adc_file(r).unlink(), "there is no ADC image", "adc-brain-mri"),
         (lambda r: shutil.copy(dwi_file(r), dwi_file(r).with_name("b.mha")), "more than one DWI", "b.mha"),
-        (lambda r: dwi_file(r).write_bytes(dwi_file(r).read_bytes()[:9000]), "DWI file is not a readable image", "case-1.mha"),
+        (lambda r: dwi_file(r).write_bytes(dwi_file(r).read_bytes()[:9000]), "DWI image is damaged or truncated", "case-1.mha"),
         (lambda r: adc_file(r).write_text("no image"), "ADC file is not a readable image", "some-adc.mha"),
         (lambda r: adc_file(r).write_bytes(b""), "empty file", "some-adc.mha"),
         (lambda r: sitk.WriteImage(sitk.GetImageFromArray(np.eye(9)), str(dwi_file(r))), "not 3-D", "case-1.mha"),
@@ -182,6 +182,24 @@ def test_bad_input_is_refused_with_3(
     assert "Traceback" not in said
     assert errors == ""
     assert tree(tmp_path / "out") == {"results.json": b"of an earlier case"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.nii.gz", "the DWI image does not exist\n"),
+        ("d" * 300 + ".nii.gz", "File name too long"),
+        ("d" * 300 + ".zip", "File name too long"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    assert main(["run", "--dwi", str(tmp_path / name), "--adc", "a.mha", "--out", str(tmp_path / "out")]) == 3
+    said, errors = capfd.readouterr()
+    assert message in said
+    assert "Traceback" not in said
+    assert errors == ""
 
 
 FIRST = Path("first/nnUNetTrainer__nnUNetPlans__3d_fullres")

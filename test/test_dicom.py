@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from conftest import GRID, phantom_arrays
 from dicom_files import whole, write_series
@@ -105,6 +106,31 @@ def test_a_single_series_may_be_called_anything_but_another_modality(tmp_path: P
     with pytest.raises(InputRefused, match="no DICOM series looks like DWI") as refusal:
         read_image(tmp_path / "b", DWI)
     assert "ep2d_ADC" in refusal.value.found
+
+
+@pytest.mark.parametrize("digits", [3, 4, 5])
+def test_directions_of_few_digits_are_straightened(tmp_path: Path, digits: int) -> None:
+    """Slices lie where a scanner says exactly, on axes that it rounds."""
+    turned = Rotation.from_euler("xyz", (11.3, -17.7, 7.1), degrees=True).as_matrix()
+    grid = replace(GRID, size=(40, 48, 40), direction=tuple(turned.ravel().tolist()))
+    cosines = "\\".join(f"{cosine:.{digits}f}" for cosine in turned.T[:2].ravel())
+    array = np.resize(ARRAYS[DWI], grid.shape_zyx)
+    write_series(Volume(array, grid), tmp_path / "a", description="dwi", extra={"0020|0037": cosines})
+    image = read_image(tmp_path / "a", DWI)
+    direction = np.reshape(image.volume.grid.direction, (3, 3))
+    assert np.abs(direction.T @ direction - np.eye(3)).max() < 1e-6
+    assert grid.distance_voxels(image.volume.grid) < 50 * 10**-digits
+    assert image.volume.grid.spacing_mm == pytest.approx(grid.spacing_mm, rel=10**-digits)
+
+
+def test_descriptions_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    for path in write_series(WEIGHTED, tmp_path / "a", description="DWI Sch#del"):
+        path.write_bytes(path.read_bytes().replace(b"Sch#del", b"Sch\xe4del"))
+    (note,) = read_image(tmp_path / "a", DWI).notes
+    assert "DWI Sch\ufffddel" in note
+    with pytest.raises(InputRefused, match="no DICOM series looks like ADC") as refusal:
+        read_image(tmp_path / "a", ADC)
+    assert "Sch\ufffddel" in refusal.value.found
 
 
 def series(**options: object) -> Callable[[Path], list[Path]]:

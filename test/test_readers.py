@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
+import re
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
+from ensemble.publish import write_volume
 from ensemble.readers.imagefile import case_name, image_suffix, read_case, read_image, stem
-from ensemble.types import Modality
+from ensemble.readers.native import straightened
+from ensemble.readers.sources import source_files
+from ensemble.readers.volumes import diffusion_weighted
+from ensemble.types import AnyArray, Modality
+from ensemble.volume import Volume, to_sitk
 
 DWI = phantom_arrays()[Modality.DWI]
 SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
@@ -58,6 +68,139 @@ def test_truncated_files_are_refused(
     assert str(path) in str(refusal.value)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+#: Bytes of gzip's own header; it says when and where the file was made.
+GZIP = 10
+
+
+def compressed(path: Path, array: AnyArray = DWI) -> Path:
+    sitk.WriteImage(to_sitk(Volume(array, GRID)), str(path), useCompression=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "before", "skipped"),
+    [
+        ("dwi.mha", "dwi.mha", b"LOCAL\n", 0),
+        ("dwi.mhd", "dwi.zraw", b"", 0),
+        ("dwi.nrrd", "dwi.nrrd", b"\n\n", GZIP),
+        ("dwi.nhdr", "dwi.raw.gz", b"", GZIP),
+        ("dwi.nii.gz", "dwi.nii.gz", b"", GZIP),
+    ],
+)
+def test_any_flipped_bit_of_compressed_voxels_is_noticed(
+    tmp_path: Path, header: str, data: str, before: bytes, skipped: int
+) -> None:
+    """ITK reads on after zlib's errors, or does not compare its checksum."""
+    image = compressed(tmp_path / header)
+    whole = (tmp_path / data).read_bytes()
+    start = whole.index(before) + len(before) + skipped
+    for place in np.linspace(8 * start, 8 * len(whole) - 1, 60).astype(int):
+        spoiled = bytearray(whole)
+        spoiled[place // 8] ^= 1 << place % 8
+        (tmp_path / data).write_bytes(spoiled)
+        with pytest.raises(InputRefused, match="damaged or truncated"):
+            read_image(image, Modality.DWI)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.float32, np.float64]
+)
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_whole_compressed_files_are_read(tmp_path: Path, suffix: str, dtype: type) -> None:
+    array = (DWI / 4).astype(dtype)
+    image = read_image(compressed(tmp_path / f"dwi{suffix}", array), Modality.DWI)
+    assert np.array_equal(image.volume.array, array.astype(np.float32))
+
+
+@pytest.mark.parametrize("wrapped", [zlib.compress, gzip.compress])
+@pytest.mark.parametrize("name", ["dwi.mha", "dwi.mhd"])
+def test_other_programs_compress_otherwise(tmp_path: Path, wrapped: Callable[[bytes], bytes], name: str) -> None:
+    data, local = wrapped(DWI.tobytes()), name == "dwi.mha"
+    head = "ObjectType = Image\nNDims = 3\nTransformMatrix: 1 0 0 0 1 0 0 0 1\nDimSize = 40 48 24\nElementSpacing = 4 4 5\n"
+    head += "ElementType = MET_FLOAT\nCompressedData = true\n" + f"CompressedDataSize = {len(data)}\n" * local
+    head = (head + f"ElementDataFile = {'local' if local else 'dwi.zraw'}\n").replace("\n", "\r\n")
+    (tmp_path / "dwi.zraw").write_bytes(data)
+    (tmp_path / name).write_bytes(head.encode() + data * local)
+    assert np.array_equal(read_image(tmp_path / name, Modality.DWI).volume.array, DWI)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("DimSize", "40 48 23", "bytes of 176640 (uncompressed)"),
+        ("DimSize", "40 48 25", "bytes of 192000 (uncompressed)"),
+        ("ElementType", "MET_SHORT", "bytes of 92160 (uncompressed)"),
+        ("CompressedDataSize", "5000", "of 184320 (uncompressed)"),
+        ("CompressedDataSize", "0", "no CompressedDataSize"),
+        ("CompressedDataSize", "5000000", "bytes of 5000000 (compressed)"),
+        ("CompressedData", "False", "bytes of 184320"),
+    ],
+)
+def test_voxels_that_are_not_what_the_header_says_are_refused(tmp_path: Path, key: str, value: str, found: str) -> None:
+    path = compressed(tmp_path / "dwi.mha")
+    changed(path, key, value)
+    with pytest.raises(InputRefused) as refusal:
+        read_image(path, Modality.DWI)
+    assert found in refusal.value.found
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("lost", [1, 5, 5000])
+def test_truncated_metaimages_are_called_so(tmp_path: Path, packed: bool, lost: int) -> None:
+    path = compressed(tmp_path / "dwi.mha") if packed else write_image(DWI, tmp_path / "dwi.mha")
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(InputRefused, match="damaged or truncated") as refusal:
+        read_image(path, Modality.DWI)
+    assert "bytes of" in refusal.value.found
+
+
+METAIMAGE = "ObjectType = Image\nNDims = 3\nDimSize = 40 48 24\nElementSpacing = 4 4 5\nElementType = MET_FLOAT\nElementDataFile = "
+NRRD = "NRRD0004\ntype: float\ndimension: 3\nsizes: 40 48 24\nendian: little\nencoding: raw\nspacings: 4 4 5\n"
+SLICES = "".join(f"s{z:02d}.raw\n" for z in range(24))
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("dwi.mhd", METAIMAGE + "LIST\n" + SLICES),
+        ("dwi.mhd", METAIMAGE + "s%02d.raw 0 23 1\n"),
+        ("dwi.mha", METAIMAGE + "all.raw\n"),
+        ("dwi.mha", METAIMAGE + "LIST\n" + SLICES),
+        ("dwi.nhdr", NRRD + "data file: LIST\n" + SLICES),
+        ("dwi.nhdr", NRRD + "DataFile: s%02d.raw 0 23 1\n\n"),
+        ("dwi.nrrd", NRRD + "data file: all.raw\n\n"),
+    ],
+)
+def test_voxels_in_files_that_would_not_be_looked_after_are_refused(tmp_path: Path, name: str, header: str) -> None:
+    """ITK reads them all; digests and stamps would miss a change."""
+    (tmp_path / "all.raw").write_bytes(DWI.tobytes())
+    for z, plane in enumerate(DWI):
+        (tmp_path / f"s{z:02d}.raw").write_bytes(plane.tobytes())
+    (tmp_path / name).write_text(header)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name))), DWI)
+    with pytest.raises(InputRefused, match="lie in other files") as refusal:
+        read_image(tmp_path / name, Modality.DWI)
+    assert "single" in refusal.value.do
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "data"),
+    [
+        ("dwi.mhd", METAIMAGE + "all.raw\n", "all.raw"),
+        ("dwi.mhd", "  " + METAIMAGE.replace(" = ", ":") + "  sub/all of it.raw  \r\n", "sub/all of it.raw"),
+        ("dwi.mhd", "Comment = ElementDataFile = x.raw\n" + METAIMAGE + "all.raw\n", "all.raw"),
+        ("dwi.nhdr", NRRD + "data file: all.raw\n\n", "all.raw"),
+        ("dwi.nhdr", NRRD + "# LIST\nnote:=data file: LIST\nDatafile: a%20b.raw\n", "a%20b.raw"),
+    ],
+)
+def test_the_data_file_that_is_read_is_looked_after(tmp_path: Path, name: str, header: str, data: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / data).write_bytes(DWI.tobytes())
+    (tmp_path / name).write_text(header)
+    assert np.array_equal(read_image(tmp_path / name, Modality.DWI).volume.array, DWI)
+    assert [file for file, _ in source_files(tmp_path / name)] == [name, data]
 
 
 def spoil(path: Path, how: Callable[[Path], object]) -> Path:
@@ -127,13 +270,16 @@ def nifti_with(field: str, offset: int, *values: float) -> Callable[[Path], obje
 
 
 def metaimage_with(key: str, value: str) -> Callable[[Path], object]:
-    def write(path: Path) -> None:
-        write_image(DWI, path)
-        head, data = path.read_bytes().split(b"ElementDataFile", 1)
-        lines = [f"{key} = {value}".encode() if line.startswith(key.encode()) else line for line in head.split(b"\n")]
-        path.write_bytes(b"\n".join(lines) + b"ElementDataFile" + data)
+    return lambda path: changed(write_image(DWI, path), key, value)
 
-    return write
+
+def changed(path: Path, key: str, value: str) -> None:
+    """Change a line of a MetaImage header."""
+    head, data = path.read_bytes().split(b"ElementDataFile", 1)
+    lines = [
+        f"{key} = {value}".encode() if line.startswith(f"{key} =".encode()) else line for line in head.split(b"\n")
+    ]
+    path.write_bytes(b"\n".join(lines) + b"ElementDataFile" + data)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +359,79 @@ def test_a_header_without_orientation_is_remarked_upon(tmp_path: Path) -> None:
     assert np.array_equal(image.volume.array, DWI)
 
 
+LPS = "space: left-posterior-superior\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "found"),
+    [
+        ("dwi.mha", METAIMAGE.replace("ElementSpacing = 4 4 5\n", "") + "LOCAL\n", "no ElementSpacing"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5\n", "\n"), "no spacings"),
+        ("dwi.nrrd", NRRD.replace("4 4 5", "nan nan nan\n"), "spacings: nan nan nan"),
+        ("dwi.nrrd", NRRD.replace("4 4 5", "4 4 NaN\n"), "spacings: 4 4 NaN"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: (4,0,0) (0,4,0) none\n"), "none"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: none (0,4,0) (0,0,5)\n"), "none"),
+    ],
+)
+def test_headers_without_a_voxel_size_are_refused(tmp_path: Path, name: str, header: str, found: str) -> None:
+    (tmp_path / name).write_bytes(header.encode() + DWI.tobytes())
+    assert 1.0 in sitk.ReadImage(str(tmp_path / name)).GetSpacing()
+    with pytest.raises(InputRefused, match="how large its voxels are") as refusal:
+        read_image(tmp_path / name, Modality.DWI)
+    assert found in refusal.value.found
+
+
+DIRECTIONS = "space directions: (4,0,0) (0,4,0) (0,0,5)"
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "said"),
+    [
+        ("dwi.mha", METAIMAGE + "LOCAL\n", "says nothing of orientation"),
+        ("dwi.nrrd", NRRD + "\n", "says nothing of orientation"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space dimension: 3\n{DIRECTIONS}\n"), "nothing of orientation"),
+        ("dwi.mha", METAIMAGE.replace("Spacing", "Size") + "LOCAL\n", "says nothing of orientation"),
+        ("dwi.mha", METAIMAGE.replace("DimSize", "Rotation = 1 0 0 0 1 0 0 0 1\nDimSize") + "LOCAL\n", ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + DIRECTIONS + "\n"), ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: ( 4 , 0, 0 ) (0,4,0)  (0,0,5)\n"), ""),
+    ],
+)
+def test_a_text_header_without_orientation_is_remarked_upon(tmp_path: Path, name: str, header: str, said: str) -> None:
+    (tmp_path / name).write_bytes(header.encode() + DWI.tobytes())
+    image = read_image(tmp_path / name, Modality.DWI)
+    assert np.array_equal(image.volume.array, DWI)
+    assert image.volume.grid.spacing_mm == (4.0, 4.0, 5.0)
+    assert [said in note for note in image.notes] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "spacings: 4 4 5 nan",
+        "space dimension: 4\nspace directions: (4,0,0,0) (0,4,0,0) (0,0,5,0) (0,0,0,1)\nkinds: domain domain domain domain",
+    ],
+)
+def test_the_axis_of_several_volumes_needs_no_size(tmp_path: Path, size: str) -> None:
+    header = NRRD.replace("spacings: 4 4 5", size + "\n").replace(
+        "dimension: 3\nsizes: 40 48 24", "dimension: 4\nsizes: 40 48 24 2"
+    )
+    (tmp_path / "dwi.nrrd").write_bytes(header.encode() + (DWI * 2).tobytes() + DWI.tobytes())
+    assert np.array_equal(read_image(tmp_path / "dwi.nrrd", Modality.DWI).volume.array, DWI)
+
+
+@pytest.mark.parametrize("spaced", ["none (4,0,0) (0,4,0) (0,0,5)", "(4,0,0) (0,4,0) (0,0,5) none"])
+def test_components_of_voxels_need_no_size(tmp_path: Path, spaced: str) -> None:
+    """What is wrong with such an image is that it is not scalar."""
+    sizes, kinds = "2 40 48 24", "vector domain domain domain"
+    if spaced.endswith("none"):
+        sizes, kinds = "40 48 24 2", "domain domain domain list"
+    header = NRRD.replace("spacings: 4 4 5", f"kinds: {kinds}\n{LPS}space directions: {spaced}\n")
+    header = header.replace("dimension: 3\nsizes: 40 48 24", f"dimension: 4\nsizes: {sizes}")
+    (tmp_path / "dwi.nrrd").write_bytes(header.encode() + DWI.tobytes() * 2)
+    with pytest.raises(InputRefused, match="not scalar"):
+        read_image(tmp_path / "dwi.nrrd", Modality.DWI)
+
+
 @pytest.mark.parametrize(
     ("offset", "layout", "numbers", "found"),
     [(280, "2f", (4.0, 1.5), "sheared"), (292, "f", (0.0,), "sform and qform"), (80, "f", (4.2,), "by pixdim")],
@@ -232,3 +451,67 @@ def test_b_values_choose_the_volume(tmp_path: Path) -> None:
     image = read_image(path, Modality.DWI)
     assert np.array_equal(image.volume.array, DWI)
     assert "volume 2 of 3, b = 1005" in image.notes[0]
+
+
+@pytest.mark.parametrize("scales", [(3, 2, 1), (1, 2)], ids=["three volumes", "pair the other way round"])
+def test_the_file_of_b_values_that_is_asked_for_is_the_one_that_is_read(tmp_path: Path, scales: Sequence[int]) -> None:
+    path = tmp_path / "sub.1_dwi.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([DWI * scale for scale in scales]), isVector=False), str(path))
+    with pytest.raises(InputRefused) as refusal:
+        read_image(path, Modality.DWI)
+    (asked,) = re.findall(r"lay (\S+) beside", refusal.value.do)
+    (tmp_path / asked).write_text("1000 " + "0 " * (len(scales) - 1))
+    assert "b = 1000" in read_image(path, Modality.DWI).notes[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_in_one_direction_is_none_in_their_mean(value: float) -> None:
+    directions = np.stack([DWI * 3, DWI / 2, DWI, DWI * 2])
+    directions[2, 12, 24, 20] = value
+    mean, _ = diffusion_weighted(directions, [0, 1000, 1000, 1000], Path("dwi.nii"))
+    assert np.argwhere(~np.isfinite(mean)).tolist() == [[12, 24, 20]]
+    assert np.allclose(np.nan_to_num(mean[DWI > 0]), np.where(np.isnan(mean), 0, DWI)[DWI > 0], rtol=1e-5)
+    assert not mean[DWI == 0].any()
+
+
+def oblique(seed: int, digits: int, mirror: bool = False) -> tuple[float, ...]:
+    """The direction of a random oblique scan, rounded as in a header of few digits."""
+    turned = Rotation.from_euler("xyz", np.random.default_rng(seed).uniform(-40, 40, 3), degrees=True).as_matrix()
+    turned[:, 2] *= -1 if mirror else 1
+    return tuple(np.round(turned, digits).ravel().tolist())
+
+
+@pytest.mark.parametrize("digits", [3, 4, 5])
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_directions_of_few_digits_are_read_and_can_be_written(tmp_path: Path, suffix: str, digits: int) -> None:
+    """ITK reads them as they are, and refuses to write them to NIfTI, or writes another place."""
+    for seed in range(12):
+        rounded = replace(GRID, size=(192, 192, 73), direction=oblique(seed, digits, mirror=seed % 2 == 1))
+        zeros = np.zeros(rounded.shape_zyx, np.uint8)
+        zeros[1, 1, 1] = 1
+        volume = read_image(write_image(zeros, tmp_path / f"read{suffix}", rounded), Modality.DWI).volume
+        direction = np.reshape(volume.grid.direction, (3, 3))
+        assert np.abs(direction.T @ direction - np.eye(3)).max() < 1e-7
+        assert np.linalg.det(direction) == pytest.approx(-1 if seed % 2 else 1)
+        assert rounded.distance_voxels(volume.grid) < 200 * 10**-digits
+        for written in (".nii.gz", ".mha", ".nrrd"):
+            write_volume(volume.like(zeros), tmp_path / f"mask{written}")
+            there = read_image(tmp_path / f"mask{written}", Modality.DWI).volume.grid
+            assert volume.grid.distance_voxels(there) < 0.01
+
+
+@pytest.mark.parametrize(("digits", "noted"), [(3, True), (5, False)])
+def test_what_straight_axes_move_is_noted_where_it_is_more_than_rounding(
+    tmp_path: Path, digits: int, noted: bool
+) -> None:
+    grid = replace(GRID, size=(192, 192, 73), direction=oblique(3, digits))
+    image = read_image(write_image(np.ones(grid.shape_zyx, np.uint8), tmp_path / "a.mha", grid), Modality.DWI)
+    assert ["straightened" in note for note in image.notes] == [True] * noted
+
+
+@pytest.mark.parametrize("cast", [np.float64, np.float32])
+def test_a_straight_grid_is_left_as_it_is(cast: type) -> None:
+    for seed in range(20):
+        grid = replace(GRID, direction=tuple(np.asarray(oblique(seed, 20), cast).astype(float).tolist()))
+        assert straightened(grid, Path("a.mha"), "DWI", notes := []) is grid
+        assert notes == []

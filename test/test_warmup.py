@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 
 from conftest import StubMember
 from ensemble import warmup
 from ensemble.case import PreparedCase
+from ensemble.config import SkullStrip
 from ensemble.inference.engine import Tta
 from ensemble.members.base import InferenceSettings, MemberPrediction
 from ensemble.pipeline import Ensemble
@@ -30,10 +32,14 @@ class Recorder(StubMember):
         return super().predict(case, settings, progress)
 
 
-def test_every_member_runs_once_without_mirroring(stub_ensemble: Build, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("skull_strip", get_args(SkullStrip))
+def test_every_member_runs_once_without_mirroring(
+    stub_ensemble: Build, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, skull_strip: str
+) -> None:
+    monkeypatch.setattr("ensemble.case.strip", lambda *_: pytest.fail("the phantom has no skull to strip"))
     members = Recorder("a"), Recorder("b", needs=(Modality.FLAIR,))
     with caplog.at_level(logging.WARNING):
-        warmup.warm_up(stub_ensemble(*members, tta="mirror"))
+        warmup.warm_up(stub_ensemble(*members, tta="mirror", skull_strip=skull_strip))
     assert [member.asked for member in members] == [[(Tta.NONE.value, frozenset(Modality))]] * 2
     assert not caplog.records
 

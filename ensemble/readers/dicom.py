@@ -23,7 +23,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
-from ensemble.readers.native import MOST_VOXELS, last_line, refuse_impossible_place
+from ensemble.readers.native import MOST_VOXELS, SKEW, last_line, printable, straightened
 from ensemble.readers.volumes import DIFFUSION_B, diffusion_weighted
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray, Modality
@@ -34,7 +34,8 @@ ARCHIVE = ".zip"
 SLICE_SUFFIXES = (".dcm", ".ima")
 #: Of one examination; more is an archive of patients, not a case.
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 4 << 30
-#: How far slices may lie from even spacing, as a share of it, and from the line that the first and last one span, in mm.
+#: How far slices may lie from even spacing, as a share of it, and from the line at right angles to the first one, in mm; of a high
+#: stack `SKEW` of its height, since cosines of three digits do not tell that line more exactly.
 _UNEVEN, _ASIDE_MM = 0.02, 0.1
 
 _CONVERT = "convert it with dcm2niix and give the .nii.gz"
@@ -77,7 +78,14 @@ class _Slice:
 
 def is_dicom(path: Path) -> bool:
     """Whether a path is read as DICOM: a folder or a .zip."""
-    return path.suffix.lower() == ARCHIVE or path.is_dir()
+    return path.suffix.lower() == ARCHIVE or _is_folder(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # a name too long, or a folder that may not be searched: opening it will say so
 
 
 def read_dicom(path: Path, modality: Modality) -> RawImage:
@@ -109,7 +117,7 @@ def read_dicom(path: Path, modality: Modality) -> RawImage:
             found=f"{len(volumes)} images at each of {volumes.shape[1]} places in {_title(chosen)}",
             do="give a series of one volume",
         )
-    refuse_impossible_place(grid, path, label)
+    grid = straightened(grid, path, label, notes)
     return RawImage(path, Volume(array.astype(np.float32), grid), tuple(notes))
 
 
@@ -127,7 +135,7 @@ def shown_in(folder: Path) -> frozenset[Modality]:
 @contextmanager
 def _files(path: Path, label: str) -> Iterator[list[Path]]:
     """All files of a folder; or of an archive, unpacked for as long as the block lasts."""
-    if path.is_dir():
+    if _is_folder(path):
         yield _listing(path, path, label)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +211,7 @@ def _read_tags(file: Path, path: Path, label: str) -> _Slice | None:
         if _NO_IMAGE.search(content[:1024]):
             return None
         raise refuse("is damaged, or is no DICOM", last_line(error), again) from error
-    tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+    tags = {key: printable(reader.GetMetaData(key)).strip() for key in reader.GetMetaDataKeys()}
     kind = tags.get("0008|0008", "").upper()
     if _number(tags.get("0028|0008")) not in (None, 1.0) or "MOSAIC" in kind:
         raise refuse("holds many slices in one (enhanced multi-frame or mosaic), which is not read", kind, _CONVERT)
@@ -321,6 +329,7 @@ def _stack(series: Sequence[_Slice], path: Path, label: str) -> tuple[FloatArray
             raise refuse(f"mixes slices of different {name}", "; ".join(map(str, sorted(values))))
     across, down = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(across, down)
+    normal /= np.linalg.norm(normal) or 1.0
     places: dict[float, list[_Slice]] = defaultdict(list)
     for item in series:
         places[round(float(normal @ np.array(item.position)), 2)].append(item)
@@ -363,7 +372,7 @@ def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: object) ->
             "lacks slices", f"distances of {gaps.min():.2f} to {gaps.max():.2f} mm between {len(along)} slices"
         )
     aside = positions - positions[0] - np.outer(along - along[0], normal)
-    if np.abs(aside).max() > _ASIDE_MM:
+    if np.abs(aside).max() > max(_ASIDE_MM, SKEW * float(along[-1] - along[0])):
         raise refuse("leans: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside")
     return spacing
 

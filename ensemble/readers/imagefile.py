@@ -16,11 +16,11 @@ from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom import is_dicom, read_dicom
 from ensemble.readers.integrity import remarks_or_refusal
-from ensemble.readers.native import MOST_VOXELS, last_line, refuse_impossible_place
+from ensemble.readers.native import MOST_VOXELS, last_line, straightened
 from ensemble.readers.volumes import diffusion_weighted
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
-from ensemble.volume import from_sitk
+from ensemble.volume import Volume, from_sitk
 
 #: Kinds of image that are read, by the file name's ending in lower case. Of these a truncated file is known to be noticed.
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr")
@@ -64,8 +64,8 @@ def read_image(path: Path, modality: Modality) -> RawImage:
             found=last_line(error),
             do="open it in a viewer to see whether it is whole; copy or export it again",
         ) from error
-    refuse_impossible_place(volume.grid, path, label)
-    return RawImage(path, volume, tuple(notes))
+    grid = straightened(volume.grid, path, label, notes)
+    return RawImage(path, Volume(volume.array, grid), tuple(notes))
 
 
 def case_name(dwi: Path) -> str:
@@ -92,10 +92,8 @@ def _refuse_unreadable(path: Path, label: str) -> None:
     try:
         with path.open("rb") as file:
             first = file.read(1)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputRefused(
-            f"the {label} image does not exist, or is a folder", where=path, do="check the path"
-        ) from error
+    except FileNotFoundError as error:
+        raise InputRefused(f"the {label} image does not exist", where=path, do="check the path") from error
     except OSError as error:
         raise InputRefused(
             f"the {label} image can't be opened",
@@ -141,7 +139,9 @@ def _single_volume(image: sitk.Image, path: Path, modality: Modality, notes: lis
         image = image[:, :, :, 0]
     elif image.GetDimension() == 4 and modality is Modality.DWI:
         first = image[:, :, :, 0]
-        chosen, note = diffusion_weighted(sitk.GetArrayViewFromImage(image), _b_values(path, image.GetSize()[3]), path)
+        b_file = path.with_name(stem(path) + ".bval")
+        b_values = _b_values(b_file, image.GetSize()[3])
+        chosen, note = diffusion_weighted(sitk.GetArrayViewFromImage(image), b_values, path, b_file.name)
         notes.append(note)
         volume = sitk.GetImageFromArray(chosen)
         volume.CopyInformation(first)
@@ -155,9 +155,8 @@ def _single_volume(image: sitk.Image, path: Path, modality: Modality, notes: lis
     return image
 
 
-def _b_values(path: Path, volumes: int) -> Sequence[float] | None:
+def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
     """The b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
-    beside = path.with_name(stem(path) + ".bval")
     if not beside.is_file():
         return None
     try:

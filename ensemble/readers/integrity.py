@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -18,12 +19,25 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from ensemble.errors import InputRefused
+from ensemble.readers.headers import TextHeader, text_header
+from ensemble.readers.native import printable
 from ensemble.types import AnyArray
 
 _DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
-_METAIMAGE_NUMBERS = re.compile(
-    rb"^(ElementSpacing|ElementSize|Offset|Position|Origin|TransformMatrix)\s*=\s*(.+?)\s*$", re.M
+_METAIMAGE_NUMBERS = (
+    *("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"),
+    *("TransformMatrix", "Rotation", "Orientation"),
 )
+#: Where a text header says how its axes lie: MetaImage's three words for it, and NRRD's (its directions mean nothing without a space).
+_ORIENTATIONS = ("TransformMatrix", "Rotation", "Orientation", "space")
+#: The size of one axis in an NRRD header, a number or a vector; and the kinds that are axes of an image.
+_NRRD_SIZE = re.compile(r"\([^)]*\)|[^\s()]+")
+_NRRD_AXES = ("domain", "space", "time", "???", "none")
+#: What names several data files (a list that follows, a pattern), by the headers that may name one; others may name none.
+_SEVERAL_FILES = {".mhd": re.compile(r"LIST|.*%"), ".nhdr": re.compile(r"LIST|.*%\d*d")}
+#: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
+_ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+_ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 
 @dataclass(frozen=True)
@@ -62,24 +76,70 @@ _MOST_SURPLUS = 1 << 28
 def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
     """What is odd about a file, one sentence each, as far as ITK would not say so.
 
-    Raises InputRefused where data are cut off, or a header holds what can't be.
+    Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be.
     """
     name = path.name.lower()
     remarks: list[str] = []
     try:
+        found = ""
         if name.endswith((".nii", ".nii.gz")):
             found = _nifti_damage(path, remarks, compressed=name.endswith(".gz"))
-        elif name.endswith((".mha", ".mhd")):
-            found = _metaimage_damage(path)
-        else:
-            found = ""
+        elif (header := text_header(path)) is not None:
+            _refuse_scattered(header, path, label)
+            _refuse_without_voxel_size(header, path, label)
+            if not any(key in header.fields for key in _ORIENTATIONS):
+                remarks.append("its header says nothing of orientation: axes taken as they are stored")
+            found = (_metaimage_damage if name.endswith((".mha", ".mhd")) else _nrrd_damage)(header, path)
     except _DAMAGE as error:
         found = str(error) or type(error).__name__
     if found:
         raise InputRefused(
-            f"the {label} image is damaged or truncated", where=path, found=found, do="copy or export it again"
+            f"the {label} image is damaged or truncated",
+            where=path,
+            found=printable(found),
+            do="copy or export it again",
         )
     return tuple(f"{label}: {remark}" for remark in remarks)
+
+
+def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
+    """Raise InputRefused for voxels in other files than `source_files` tells of: should one change, nobody would notice."""
+    several = _SEVERAL_FILES.get(path.suffix.lower())
+    if header.data_file and (several is None or several.match(header.data_file)):
+        raise InputRefused(
+            f"the {label} image's voxels lie in other files, which is read only of an .mhd or .nhdr with one of them",
+            where=path,
+            found=printable(header.data_file[:80]),
+            do="convert it to a single .mha, .nrrd or .nii.gz",
+        )
+
+
+def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> None:
+    """Raise InputRefused for a MetaImage or NRRD header that tells no size of the first three axes: ITK takes 1 mm."""
+    fields = header.fields
+    if path.suffix.lower() in (".mha", ".mhd"):
+        key, axes = "ElementSpacing", int(fields.get("NDims", 3))
+        sizes = fields.get(key, fields.get("ElementSize", "")).split()
+    else:
+        key = "spacedirections" if "spacedirections" in fields else "spacings"
+        sizes = _NRRD_SIZE.findall(fields.get(key, ""))
+        # what ITK takes for components of a voxel are no axes
+        components = [kind not in _NRRD_AXES for kind in fields.get("kinds", "").split()]
+        sizes = [size for n, size in enumerate(sizes) if not any(components[n : n + 1])]
+        axes = int(fields.get("dimension", 3)) - sum(components)
+    if len(sizes) < min(axes, 3) or not all(_is_size(size) for size in sizes[:3]):
+        raise InputRefused(
+            f"the {label} image's header does not say how large its voxels are",
+            where=path,
+            found=printable(f"{key}: {fields[key]}") if key in fields else f"no {key}",
+            do="export it again, with its geometry",
+        )
+
+
+def _is_size(text: str) -> bool:
+    """Whether a number, or a vector's numbers, are finite and not all 0; NRRD's `none` is no size."""
+    numbers = [math.nan if text == "none" else float(number) for number in text.strip("()").split(",")]
+    return all(map(math.isfinite, numbers)) and any(numbers)
 
 
 def _nifti_damage(path: Path, remarks: list[str], *, compressed: bool) -> str:
@@ -165,13 +225,68 @@ def _quaternion_affine(quaternion: Sequence[float], pixdim: Sequence[float]) -> 
     return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], pixdim[3] * flip]), offset])
 
 
-def _metaimage_damage(path: Path) -> str:
-    """What is wrong with the geometry in a MetaImage header; ITK counts the data itself."""
-    with path.open("rb") as file:
-        header = file.read(16384)
-    for key, text in _METAIMAGE_NUMBERS.findall(header[: header.find(b"ElementDataFile")]):
-        numbers = [float(number) for number in text.split()]
-        positive = key in (b"ElementSpacing", b"ElementSize")
+def _metaimage_damage(header: TextHeader, path: Path) -> str:
+    """What is wrong with a MetaImage file; empty when nothing is, or when ITK will refuse it anyway."""
+    for key in _METAIMAGE_NUMBERS:
+        numbers = [float(number) for number in header.fields.get(key, "").split()]
+        positive = key in ("ElementSpacing", "ElementSize")
         if not all(math.isfinite(number) and (number > 0 or not positive) for number in numbers):
-            return f"{key.decode()} = {text.decode(errors='replace')}"
-    return ""
+            return f"{key} = {header.fields[key]}"
+    return _metaimage_data_damage(header, path)
+
+
+def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
+    """What is missing of a MetaImage's voxels, or wrong with their compression: ITK ignores zlib's errors, and so its checksum."""
+    fields = header.fields
+    kind = _ELEMENT_TYPE.fullmatch(fields.get("ElementType", ""))
+    size = [int(number) for number in fields.get("DimSize", "").split()]
+    if kind is None or kind[1] not in _ELEMENT_BYTES or not size or min(size) < 1 or not _true(fields, "BinaryData"):
+        return ""
+    needed = math.prod(size) * _ELEMENT_BYTES[kind[1]] * int(fields.get("ElementNumberOfChannels", 1))
+    skipped = int(fields.get("HeaderSize", 0))
+    source, start = header.voxels_of(path)
+    start = skipped if skipped > 0 else start
+    with source.open("rb") as file:
+        present = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
+        if not _true(fields, "CompressedData"):
+            return f"{present} bytes of {needed}" if present < needed else ""
+        stated = int(fields.get("CompressedDataSize", 0))
+        if stated <= 0 and start > 0:
+            return "no CompressedDataSize, without which ITK takes the header for voxels"
+        if present < stated:
+            return f"{present} bytes of {stated} (compressed)"
+        return _deflated_damage(file, stated if stated > 0 else present, needed)
+
+
+def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
+    """What is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
+    stream, given = zlib.decompressobj(wbits=47), 0
+    while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 16))):
+        left -= len(block)
+        given += len(stream.decompress(block))
+    if given != needed:
+        return f"{given} bytes of {needed} (uncompressed)"
+    return "" if stream.eof else "a compressed stream without its end"
+
+
+def _nrrd_damage(header: TextHeader, path: Path) -> str:
+    """What is wrong with an NRRD file's compressed voxels: ITK counts them, but does not always read on to their checksum."""
+    if header.fields.get("encoding", "").lower() not in ("gz", "gzip"):
+        return ""
+    most = math.prod(int(number) for number in header.fields.get("sizes", "").split()) * 8 + _MOST_SURPLUS
+    source, start = header.voxels_of(path)
+    with source.open("rb") as file:
+        file.seek(start)
+        for _ in range(int(header.fields.get("lineskip", 0))):
+            file.readline()
+        given = 0
+        with gzip.open(file) as voxels:
+            while given < most and (block := voxels.read(1 << 20)):
+                given += len(block)
+    return f"more than {given} bytes of voxels" if given >= most else ""
+
+
+def _true(fields: Mapping[str, str], key: str) -> bool:
+    """As ITK takes it: MetaImages are binary, and not compressed, unless they say so."""
+    return fields.get(key, "True" if key == "BinaryData" else "False")[:1] in ("T", "t", "1")

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
-from ensemble.geometry import Grid
+from ensemble.geometry import ROUNDING_VOXELS, Grid
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to stderr
 
-#: Largest deviation of the direction matrix's columns from unit length and right angles (as cosines).
-SKEW = 1e-3
+#: Largest deviation of the direction matrix's columns from unit length and right angles (as cosines): headers may give three digits.
+#: Below the second, a matrix is as straight as float32 writes it.
+SKEW, _STRAIGHT = 2e-3, 1e-6
 #: More voxels than any brain image has; a damaged header may ask for as many as it likes.
 MOST_VOXELS = 150_000_000
 
 
-def refuse_impossible_place(grid: Grid, path: Path, label: str) -> None:
-    """Raise InputRefused for a grid without finite numbers, or with axes that are not at right angles.
+def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
+    """The grid with the rotation (or reflection) nearest to its direction; the grid itself where that is one.
 
-    Such axes can't be written to NIfTI, so that the mask would lie elsewhere.
+    Other axes can't be written to NIfTI, so that the mask would lie elsewhere. What moves more than rounding does is noted. Raises
+    InputRefused for a grid without finite numbers, or with axes that are not at right angles.
     """
     direction = np.reshape(grid.direction, (3, 3))
     finite = bool(np.isfinite(grid.affine).all()) and min(grid.spacing_mm) > 0
-    if not finite or np.abs(direction.T @ direction - np.eye(3)).max() > SKEW:
+    if not finite or (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > SKEW:
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in grid.affine[:3])
         raise InputRefused(
             f"the {label} image's header names no place in the world",
@@ -33,9 +36,23 @@ def refuse_impossible_place(grid: Grid, path: Path, label: str) -> None:
             found=f"voxel to world (LPS, mm): {rows}",
             do="export it again, with axes at right angles",
         )
+    if skew <= _STRAIGHT:
+        return grid
+    left, _, right = np.linalg.svd(direction)
+    straight = replace(grid, direction=tuple((left @ right).ravel().tolist()))
+    if (moved := grid.distance_voxels(straight)) > ROUNDING_VOXELS:
+        notes.append(
+            f"{label}: axes not quite at right angles, as of few digits: straightened (by up to {moved:.2g} voxels)"
+        )
+    return straight
 
 
 def last_line(error: Exception) -> str:
     """What an ITK error says at its end, which is the part for people."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """What a file says, with a replacement character for bytes that are not UTF-8, of which SimpleITK makes surrogates."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

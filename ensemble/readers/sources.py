@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ensemble.readers.headers import text_header
 from ensemble.readers.imagefile import stem
 
 #: What tells a file from another in its place: inode, size, time of change.
 Stamp = tuple[int, int, int]
-_DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
 def source_files(path: Path) -> Iterator[tuple[str, Path]]:
@@ -27,11 +26,9 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
     yield path.name, path
     if (b_values := path.with_name(stem(path) + ".bval")).is_file():
         yield b_values.name, b_values
-    if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file():
-        with path.open("rb") as header:
-            for named in _DATA_FILE.findall(header.read(65536)):
-                if (data := path.parent / os.fsdecode(named)).is_file():
-                    yield os.fsdecode(named), data
+    header = text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
+    if header is not None and header.data_file and (data := path.parent / header.data_file).is_file():
+        yield header.data_file, data
 
 
 def stamps(images: Iterable[Path]) -> dict[Path, Stamp | None]:

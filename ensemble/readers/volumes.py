@@ -14,16 +14,18 @@ from ensemble.types import AnyArray
 DIFFUSION_B, USUAL_B, SAME_SHELL = (600.0, 2000.0), 1000.0, 60.0
 
 
-def diffusion_weighted(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> tuple[AnyArray, str]:
+def diffusion_weighted(
+    volumes: AnyArray, b_values: Sequence[float] | None, path: Path, b_file: str = ""
+) -> tuple[AnyArray, str]:
     """The diffusion-weighted image among volumes (n, z, y, x), and a sentence on how it was chosen.
 
     With b-values (s/mm^2), it is the shell nearest to 1000; its directions are averaged geometrically, which gives the trace image.
-    Without, only a pair of b0 and b1000, in this order, can be told.
+    Without, only a pair of b0 and b1000, in this order, can be told. `b_file` is where b-values would be read from, if anywhere.
 
     Raises InputRefused when none can be chosen safely.
     """
     if b_values is None:
-        return _second_of_two(volumes, path)
+        return _second_of_two(volumes, path, b_file)
     usable = [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]]
     if not usable:
         raise InputRefused(
@@ -36,18 +38,22 @@ def diffusion_weighted(volumes: AnyArray, b_values: Sequence[float] | None, path
     shell = [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
     if len(shell) == 1:
         return volumes[shell[0]], f"DWI: volume {shell[0] + 1} of {len(volumes)}, b = {b:g} s/mm^2"
-    logs = np.log(np.maximum(np.asarray(volumes, np.float32)[shell], np.float32(1e-6)))
-    trace = np.where((volumes[shell] > 0).all(axis=0), np.exp(logs.mean(axis=0)), 0).astype(np.float32)
+    directions = np.asarray(volumes, np.float32)[shell]
+    trace = np.exp(np.log(np.maximum(directions, np.float32(1e-6))).mean(axis=0))
+    trace[(directions <= 0).any(axis=0)] = 0
+    trace[~np.isfinite(directions).all(axis=0)] = np.nan  # what is no number in tissue refuses the case, later
     return trace, f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
 
 
-def _second_of_two(volumes: AnyArray, path: Path) -> tuple[AnyArray, str]:
+def _second_of_two(volumes: AnyArray, path: Path, b_file: str) -> tuple[AnyArray, str]:
+    alone = "give the volume of b about 1000 s/mm^2 alone"
+    do = f"lay {b_file} beside it, or {alone}" if b_file else alone
     if len(volumes) != 2:
         raise InputRefused(
             "it can't be told which volume of the DWI file is diffusion-weighted",
             where=path,
-            found=f"{len(volumes)} volumes, and no file of b-values beside it",
-            do=f"lay {path.name.split('.')[0]}.bval beside it, or give the one volume of b about 1000 s/mm^2",
+            found=f"{len(volumes)} volumes, and no b-values",
+            do=do,
         )
     first, second = (float(np.nanmean(np.abs(volume), dtype=np.float64)) for volume in volumes)
     if not second < first:
@@ -55,9 +61,9 @@ def _second_of_two(volumes: AnyArray, path: Path) -> tuple[AnyArray, str]:
             "the DWI file holds two volumes, of which the second is no diffusion-weighted one",
             where=path,
             found=f"mean signal {first:.4g}, then {second:.4g}; diffusion weighting takes signal away",
-            do="give the volume of b about 1000 s/mm^2 alone, or lay a .bval file beside it",
+            do=do,
         )
-    return volumes[1], "DWI: the last of two volumes (no .bval file; the first is brighter, as a b0 is)"
+    return volumes[1], "DWI: the last of two volumes (no b-values; the first is brighter, as a b0 is)"
 
 
 def _listed(b_values: Sequence[float]) -> str:
