@@ -23,9 +23,9 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
-from ensemble.readers.native import MOST_VOXELS, SKEW, last_line, printable, straightened
+from ensemble.readers.native import MOST_VOXELS, SKEW, last_line, straightened
 from ensemble.readers.volumes import DIFFUSION_B, diffusion_weighted
-from ensemble.streams import native_stderr_to_log
+from ensemble.streams import native_stderr_to_log, printable
 from ensemble.types import AnyArray, FloatArray, Modality
 from ensemble.volume import Volume
 

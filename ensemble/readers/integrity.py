@@ -20,7 +20,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.readers.headers import TextHeader, text_header
-from ensemble.readers.native import printable
+from ensemble.streams import printable
 from ensemble.types import AnyArray
 
 _DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import ROUNDING_VOXELS, Grid
+from ensemble.streams import printable
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to stderr
 
@@ -51,8 +52,3 @@ def last_line(error: Exception) -> str:
     """What an ITK error says at its end, which is the part for people."""
     lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def printable(text: str) -> str:
-    """What a file says, with a replacement character for bytes that are not UTF-8, of which SimpleITK makes surrogates."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
