@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ensemble.case import PreparedCase, prepare
-from ensemble.config import SHIPPED_WEIGHTS
+from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.fusion import fuse
 from ensemble.inference import engine
 from ensemble.members.base import InferenceSettings, MemberPrediction
@@ -193,7 +193,7 @@ def _windows(member: NnunetMember, case: PreparedCase) -> Iterator[WindowSeen]:
 
 
 def _fused(predictions: dict[str, MemberPrediction]) -> np.ndarray:
-    return fuse({name: p.probability for name, p in predictions.items()}, "majority").mask.array
+    return fuse({name: p.probability for name, p in predictions.items()}, "majority", RunConfig.speck_ml).mask.array
 
 
 def _row(case: str, member: str, mode: str, mask: np.ndarray, reference: np.ndarray, cpu: float) -> Row:

@@ -12,7 +12,7 @@ from contextlib import closing
 from types import FrameType
 from typing import Literal
 
-from ensemble.config import Extras, Precision
+from ensemble.config import EXTRAS, Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.streams import messages_to_stdout
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.progress import watcher
     from ensemble.publish import check_writable, publish, write_volume
     from ensemble.readers.imagefile import case_name, read_case
-    from ensemble.report.extras import EXTRAS, write_extras
+    from ensemble.report.extras import write_extras
     from ensemble.report.summary import summary
     from ensemble.types import Modality
 

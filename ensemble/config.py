@@ -19,6 +19,16 @@ SessionKind = Literal["torch", "onnx", "tensorrt"]
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "model_weights"
 #: Where grand-challenge mounts an uploaded model; mounted, and empty, when none was uploaded.
 PLATFORM_WEIGHTS = Path("/opt/ml/model")
+#: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
+EXTRAS = (
+    *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
+    *(f"members/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
+    "report.json",
+    "report.html",
+    "overlay.png",
+)
+#: How the folders begin that hold outputs before they are published.
+STAGING = ".staging-"
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class RunConfig:
     """What runs the networks: PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter two take members packed for it."""
     fusion: FusionMethod = "majority"
     """How the members' probabilities become one mask."""
+    speck_ml: float = 0.1
+    """Lesions below this, in ml, stay in the mask only if all voters agree in some voxel; 0 keeps all (see docs/adr/0015)."""
     min_members: int | None = None
     """Fewest members that must vote; None means all that the inputs allow."""
     skull_strip: SkullStrip = "auto"
@@ -55,6 +67,8 @@ class RunConfig:
         ):
             if value not in allowed:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
+        if not 0 <= self.speck_ml < float("inf"):
+            raise UsageError("--speck-ml must be a volume in ml, 0 or more", found=str(self.speck_ml))
         if self.min_members is not None and self.min_members < 1:
             raise UsageError("--min-members must be at least 1", found=str(self.min_members))
         if self.members is not None and not self.members:

@@ -9,6 +9,7 @@ from typing import assert_never
 import numpy as np
 
 from ensemble.config import FusionMethod
+from ensemble.metrics import lesion_components
 from ensemble.types import BoolArray, FloatArray
 from ensemble.volume import Volume
 
@@ -24,11 +25,14 @@ class Fused:
     votes: Volume
     """uint8, number of voters with p > 0.5 in each voxel: the agreement map."""
     voters: tuple[str, ...]
+    specks: int = 0
+    """Number of small lesions that were left out of the mask, because no voxel of theirs had all votes."""
 
 
-def fuse(probabilities: Mapping[str, Volume], method: FusionMethod) -> Fused:
+def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, speck_ml: float = 0.0) -> Fused:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid).
 
+    Lesions below `speck_ml` (ml) without a voxel in which all voters agree are left out of the mask.
     Raises ValueError when there is none, or when they lie on different grids.
     """
     if not probabilities:
@@ -40,8 +44,9 @@ def fuse(probabilities: Mapping[str, Volume], method: FusionMethod) -> Fused:
     mean = np.asarray(np.mean([volume.array for volume in volumes], axis=0, dtype=np.float32))
     ballots = np.stack([volume.array > 0.5 for volume in volumes])
     votes = ballots.sum(axis=0, dtype=np.uint8)
-    like = volumes[0].like
-    return Fused(like(_mask(ballots, votes, mean, method)), like(mean), like(votes), voters)
+    like, grid = volumes[0].like, volumes[0].grid
+    mask, specks = without_specks(_mask(ballots, votes, mean, method), ballots, speck_ml / grid.voxel_ml)
+    return Fused(like(mask), like(mean), like(votes), voters, specks)
 
 
 def _mask(ballots: BoolArray, votes: FloatArray, mean: FloatArray, method: FusionMethod) -> BoolArray:
@@ -54,6 +59,17 @@ def _mask(ballots: BoolArray, votes: FloatArray, mean: FloatArray, method: Fusio
             return staple(ballots)
         case _:
             assert_never(method)
+
+
+def without_specks(mask: BoolArray, ballots: BoolArray, least_voxels: float) -> tuple[BoolArray, int]:
+    """The mask (z, y, x) without its 26-connected components of fewer voxels in none of which all `ballots` (voters, z, y, x) are
+    true, and how many those are.
+    """
+    labels, _ = lesion_components(mask)
+    small = np.bincount(labels.ravel()) < least_voxels
+    small[labels[ballots.all(axis=0)]] = False
+    small[0] = False
+    return np.asarray(mask & ~small[labels]), int(small.sum())
 
 
 def majority(votes: FloatArray, voters: int, mean: FloatArray) -> BoolArray:

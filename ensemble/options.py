@@ -224,6 +224,14 @@ def _common() -> _Parser:
     )
     _add(
         group,
+        "--speck-ml",
+        type=float,
+        metavar="ML",
+        default=RunConfig.speck_ml,
+        help="leave out lesions below this volume without a voxel in which all members agree; 0 keeps all (default: %(default)s)",
+    )
+    _add(
+        group,
         "--min-members",
         type=int,
         metavar="N",

@@ -123,8 +123,10 @@ def predict(
     _require_votes(outcomes, ensemble.config.min_members)
     with _timed(seconds, "fuse", watcher):
         predictions = {o.member: o.prediction.probability for o in outcomes if o.prediction is not None}
-        fused = fuse(predictions, ensemble.config.fusion)
+        fused = fuse(predictions, ensemble.config.fusion, ensemble.config.speck_ml)
         mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
+        if fused.specks:
+            log.info("note: %d specks left out, in no voxel of which all members agree", fused.specks)
         result = Result(case, tuple(outcomes), fused, volume_ml(mask, spacing), lesion_count(mask), seconds)
     return result
 

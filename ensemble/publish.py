@@ -18,12 +18,11 @@ from uuid import uuid4
 import numpy as np
 import SimpleITK as sitk
 
+from ensemble.config import STAGING
 from ensemble.errors import UsageError
 from ensemble.streams import native_stderr_to_log, printable
 from ensemble.volume import Volume, from_sitk, to_sitk
 
-#: How the folders begin that hold outputs before they are published.
-STAGING = ".staging-"
 #: Formats keep geometry in few digits; more than this is another place.
 MOST_ROUNDING_VOXELS = 0.01
 

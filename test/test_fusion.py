@@ -86,3 +86,25 @@ def test_nothing_to_fuse_and_different_grids_are_bugs() -> None:
     elsewhere = Grid(LINE.size, LINE.spacing_mm, (5.0, 0.0, 0.0), LINE.direction)
     with pytest.raises(ValueError, match="different grids"):
         fuse(one_voxel(0.5) | {"far": Volume(np.zeros((1, 1, 1), np.float32), elsewhere)}, "majority")
+
+
+def test_small_lesions_need_a_voxel_in_which_all_agree() -> None:
+    """Three voters, 1 ml voxels: two lesions of two voxels (one unanimous in one of them), one of three without unanimity."""
+    line = np.zeros((3, 1, 1, 12), np.float32)
+    line[:2, ..., 0:2] = 0.9
+    line[:2, ..., 4:6] = 0.9
+    line[2, ..., 5] = 0.9
+    line[1:, ..., 8:11] = 0.9
+    grid = Grid((12, 1, 1), (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    members = {str(number): Volume(array, grid) for number, array in enumerate(line)}
+
+    def found(speck_ml: float) -> tuple[list[int], int]:
+        fused = fuse(members, "majority", speck_ml)
+        return np.flatnonzero(fused.mask.array).tolist(), fused.specks
+
+    assert found(0.0) == ([0, 1, 4, 5, 8, 9, 10], 0)
+    assert found(2.0) == ([0, 1, 4, 5, 8, 9, 10], 0)
+    assert found(2.5) == ([4, 5, 8, 9, 10], 1)
+    assert found(9.0) == ([4, 5], 2)
+    alone = fuse({"0": members["0"]}, "majority", 9.0)
+    assert (int(alone.mask.array.sum()), alone.specks) == (4, 0)  # one voter always agrees with itself

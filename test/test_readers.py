@@ -21,7 +21,8 @@ from scipy.spatial.transform import Rotation
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
 from ensemble.publish import write_volume
-from ensemble.readers.imagefile import case_name, image_suffix, read_case, read_image, stem
+from ensemble.readers.imagefile import case_name, read_case, read_image
+from ensemble.readers.names import image_suffix, stem
 from ensemble.readers.native import straightened
 from ensemble.readers.sources import source_files
 from ensemble.readers.volumes import diffusion_weighted

@@ -44,7 +44,7 @@ def test_report_is_json_and_says_what_became_of_each_member(ensemble: Ensemble, 
         ("f", "not applicable", "needs FLAIR"),
     ]
     assert report["lesion"] == {"volume_ml": pytest.approx(result.lesion_ml, abs=1e-3), "count": 1}
-    assert report["fusion"] == {"method": "majority", "voters": ["a"]}
+    assert report["fusion"] == {"method": "majority", "voters": ["a"], "specks_left_out": 0}
     assert report["config"]["min_members"] == 1
     assert report["versions"]["torch"].startswith("2.13")
     assert report["case"]["files"] == {"dwi": "dwi.mha", "adc": "adc.mha"}

@@ -244,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulated", type=int, default=0, help="how many cases of the simulated validation set")
     parser.add_argument("--tta", default="mirror,none", help="for real cases: mirror, none or both")
     parser.add_argument("--simulated-tta", default="none")
+    parser.add_argument("--speck-ml", type=float, default=RunConfig.speck_ml, help="as of process.py")
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--csv", type=Path, help="where to write every number")
@@ -256,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = [("real", tta) for tta in options.tta.split(",") if options.real]
     plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]
     for group, tta in plan:
-        ensemble = load(RunConfig(options.weights, members, options.device, _tta(tta)))
+        config = RunConfig(options.weights, members, options.device, _tta(tta), speck_ml=options.speck_ml)
+        ensemble = load(config)
         cases = real_cases(options.real) if group == "real" else simulated_cases(options.simulated, options.shared)
         rows, cases_seen = evaluate(cases, group, ensemble, tta)
         scores += rows

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
-from ensemble.readers.dicom import ARCHIVE, is_dicom, shown_in
-from ensemble.readers.imagefile import image_suffix, stem
+from ensemble.readers.dicom import is_dicom, shown_in
+from ensemble.readers.names import ARCHIVE, image_suffix, stem
 from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")

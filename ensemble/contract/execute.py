@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ensemble.config import EXTRAS, Extras
 from ensemble.contract.isles22 import RESULTS, ContractCase, earlier_masks
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
 from ensemble.publish import publish, write_json, write_volume
 from ensemble.readers.base import RawCase
-from ensemble.report.extras import EXTRAS, Extras, write_extras
+from ensemble.report.extras import write_extras
 
 
 def execute(

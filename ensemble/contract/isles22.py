@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
-from ensemble.readers.dicom import ARCHIVE, SLICE_SUFFIXES
-from ensemble.readers.imagefile import IMAGE_SUFFIXES, image_suffix, stem
+from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
 from ensemble.readers.sources import Stamp, stamps
 from ensemble.types import Modality
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ensemble.config import EXTRAS, STAGING
 from ensemble.contract.isles22 import OUTPUT_SLUG, RESULTS
-from ensemble.publish import STAGING
 from ensemble.readers.sources import Stamp, stamp
-from ensemble.report.extras import EXTRAS
 
 _OURS = (RESULTS, f"images/{OUTPUT_SLUG}/*.mha", *EXTRAS)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
-from ensemble.readers.imagefile import image_suffix, stem
+from ensemble.readers.names import image_suffix, stem
 
 _BIDS = re.compile(r"^sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?(?=_|$)")
 #: What people call a mask, at the end of its name or as the whole of it.

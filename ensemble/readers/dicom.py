@@ -23,15 +23,13 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
+from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES
 from ensemble.readers.native import MOST_VOXELS, SKEW, last_line, straightened
 from ensemble.readers.volumes import DIFFUSION_B, diffusion_weighted
 from ensemble.streams import native_stderr_to_log, printable
 from ensemble.types import AnyArray, FloatArray, Modality
 from ensemble.volume import Volume
 
-ARCHIVE = ".zip"
-#: Endings of single slices; those without are known by their first bytes.
-SLICE_SUFFIXES = (".dcm", ".ima")
 #: Of one examination; more is an archive of patients, not a case.
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 4 << 30
 #: How far slices may lie from even spacing, as a share of it, and from the line at right angles to the first one, in mm; of a high

@@ -16,14 +16,13 @@ from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom import is_dicom, read_dicom
 from ensemble.readers.integrity import remarks_or_refusal
+from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix, stem
 from ensemble.readers.native import MOST_VOXELS, last_line, straightened
 from ensemble.readers.volumes import diffusion_weighted
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
 from ensemble.volume import Volume, from_sitk
 
-#: Kinds of image that are read, by the file name's ending in lower case. Of these a truncated file is known to be noticed.
-IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr")
 #: Kinds whose data lie in the same file as the header.
 _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 #: File names that say what an image shows, not whose it is.
@@ -72,18 +71,6 @@ def case_name(dwi: Path) -> str:
     """What to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
     name, folder = stem(dwi), dwi.absolute().parent.name
     return folder if name.lower() in _GENERIC and folder else name
-
-
-def stem(path: Path) -> str:
-    """File name without the image ending: `a.nii.gz` -> `a`."""
-    ending = image_suffix(path) or path.suffix
-    return path.name[: -len(ending)] if ending else path.name
-
-
-def image_suffix(path: Path) -> str:
-    """The ending, in lower case, that tells which kind of image a file is; empty when it is none that we read."""
-    name = path.name.lower()
-    return next((suffix for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
 def _refuse_unreadable(path: Path, label: str) -> None:

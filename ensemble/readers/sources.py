@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ensemble.readers.headers import text_header
-from ensemble.readers.imagefile import stem
+from ensemble.readers.names import stem
 
 #: What tells a file from another in its place: inode, size, time of change.
 Stamp = tuple[int, int, int]

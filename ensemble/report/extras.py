@@ -10,15 +10,6 @@ from ensemble.publish import write_json, write_volume
 from ensemble.readers.base import RawCase
 from ensemble.report.run_report import build_report
 
-#: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
-EXTRAS = (
-    *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
-    *(f"members/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
-    "report.json",
-    "report.html",
-    "overlay.png",
-)
-
 
 def write_extras(raw: RawCase, result: Result, ensemble: Ensemble, extras: Extras, folder: Path, suffix: str) -> None:
     """Write what `extras` asks for into `folder`; images end in `suffix`."""
