@@ -228,7 +228,8 @@ def _common() -> _Parser:
         type=float,
         metavar="ML",
         default=RunConfig.speck_ml,
-        help="leave out lesions below this volume without a voxel in which all members agree; 0 keeps all (default: %(default)s)",
+        help="leave out lesions below this volume without a voxel in which all members agree; 0 keeps all"
+        f" (default: {RunConfig.speck_ml})",
     )
     _add(
         group,
