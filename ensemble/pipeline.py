@@ -126,7 +126,7 @@ def predict(
         fused = fuse(predictions, ensemble.config.fusion, ensemble.config.speck_ml)
         mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
         if fused.specks:
-            log.info("note: %d specks left out, in no voxel of which all members agree", fused.specks)
+            log.info("note: %d disputed speck(s) left out: in no voxel do all members agree", fused.specks)
         result = Result(case, tuple(outcomes), fused, volume_ml(mask, spacing), lesion_count(mask), seconds)
     return result
 
