@@ -437,6 +437,6 @@ def test_what_is_exported_is_one_image_and_the_weights(tmp_path: Path) -> None:
         assert content is not None
         assert [image["RepoTags"] for image in json.load(content)] == [[INVOKE_IMAGE]]
     (tmp_path / f"{name}_{tag}.tar.gz").unlink()  # pytest would keep a gigabyte of it
-    with tarfile.open(tmp_path / "model.tar.gz") as archive:
-        archive.extractall(tmp_path / "model", filter="data")
+    (tmp_path / "model").mkdir()
+    subprocess.run(["tar", "-xzf", tmp_path / "model.tar.gz", "-C", tmp_path / "model"], check=True)
     assert tree(tmp_path / "model") == tree(REPOSITORY / "model_weights")
