@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results[part] = _PARTS[part](options, Path(scratch) / part)
             results["load_after"] = os.getloadavg()[0]
             options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "results.json").write_text(json.dumps(results, indent=1))
+            (options.out / "results.json").write_text(json.dumps(results))
     plot(results, options.out / "results.png")
     print(write_markdown(results))
     if options.write:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _write(results: Mapping[str, Any]) -> None:
     (HERE / "RESULTS.md").write_text(write_markdown(results))
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / "results.json").write_text(json.dumps(results) + "\n")
     plot(results, HERE / "results.png")
 
 
@@ -94,12 +94,17 @@ def _engines(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
     modes = [mode for mode in engines.MODES if mode.name in options.modes]
     for name, files in _cases(options).items():
         for spec in find_members(options.weights, options.members):
-            if _needs_flair(spec.channels) and Modality.FLAIR not in files:
+            takes_flair = any("FLAIR" in channel.upper() for channel in spec.channels or ())
+            if takes_flair and Modality.FLAIR not in files:
                 continue
+            # both engines get what the member takes, and no more
+            taken = {
+                modality: path for modality, path in files.items() if takes_flair or modality is not Modality.FLAIR
+            }
             rows = engines.table(
                 engines.compare(
                     spec.name,
-                    files,
+                    taken,
                     modes,
                     weights=options.weights,
                     threads=options.threads,
@@ -212,10 +217,6 @@ def _cases(options: argparse.Namespace) -> dict[str, dict[Modality, Path]]:
         if Modality.DWI in files and (not options.case or folder.name in options.case):
             cases[folder.name] = files
     return cases
-
-
-def _needs_flair(channels: tuple[str, ...] | None) -> bool:
-    return any("FLAIR" in channel.upper() for channel in channels or ())
 
 
 def _machine(threads: int) -> str:

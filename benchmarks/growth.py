@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.memory import peak_mb
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Voxels along z, y, x at 2 mm, the last three doubling one axis each: 1, 2, 4, 8 times as many.
@@ -74,7 +75,7 @@ def _once(weights: Path, member: str, threads: int, shape: tuple[int, ...]) -> d
     settings = InferenceSettings(tta="none")
     loaded = NnunetMember.load(spec, settings)
     case = _made_case(shape, spacing_mm=2.0)
-    before = _peak_mb()
+    before = peak_mb()
     wall, cpu = time.perf_counter(), time.process_time()
     loaded.predict(case, settings, ignore_progress)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -85,14 +86,10 @@ def _once(weights: Path, member: str, threads: int, shape: tuple[int, ...]) -> d
         "voxels": voxels,
         "wall_s": wall,
         "cpu_s": cpu,
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
         "before_mb": before,
         "stated_mb": before + stated / 2**20,
     }
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ shares the other's memory settings, caches or imports.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.memory import peak_mb
 
 Run = Callable[[Path], dict[str, float]]
 
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def _peak() -> dict[str, float]:
-    return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"peak_mb": peak_mb()}
 
 
 def _ours(job: Mapping[str, Any]) -> tuple[Run, dict[str, float]]:
