@@ -10,7 +10,6 @@ windows and eight flips (--shape 141 164 140 --tta mirror), in the same memory b
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.memory import peak_mb
 from ensemble.case import PreparedCase
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
@@ -43,12 +43,12 @@ def main() -> None:
         if options.packed:
             (weights,) = pack(weights, Path(scratch) / "packed", options.packed)
         (spec,) = find_members(weights)
-        before, started = _peak_mb(), time.perf_counter()
+        before, started = peak_mb(), time.perf_counter()
         member = SealsMember.load(spec, settings)
         loading = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in member.sessions[0].network.parameters())
     print(f"{options.folds} folds of {parameters / 1e6:.1f} million parameters on {describe_device(settings.device)}")
-    print(f"loaded in {loading:.1f} s; peak resident memory {_peak_mb():.0f} MB, {before:.0f} MB before")
+    print(f"loaded in {loading:.1f} s; peak resident memory {peak_mb():.0f} MB, {before:.0f} MB before")
     if options.load_only:
         return
     how = member.windows(settings)
@@ -62,7 +62,7 @@ def main() -> None:
     print(
         f"a window: {wall / passes:.3f} s wall, {cpu / passes:.3f} CPU s; the case: {wall:.1f} s wall, {cpu:.1f} CPU s"
     )
-    print(f"peak resident memory {_peak_mb():.0f} MB")
+    print(f"peak resident memory {peak_mb():.0f} MB")
     if settings.device == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MB allocated")
 
@@ -104,10 +104,6 @@ def _made_case(shape: tuple[int, ...], spacing_mm: float = 1.0) -> PreparedCase:
         for modality in (Modality.DWI, Modality.ADC)
     }
     return PreparedCase("made up", images, images, Volume(images[Modality.DWI].array > 0, grid), ())
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ wall and CPU seconds, and the Dice of HD-BET's mask with the released extraction
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
 
+from benchmarks.memory import peak_mb
 from ensemble.metrics import dice
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.skull import must_strip, strip
@@ -53,9 +53,8 @@ def main() -> None:
             found = strip(head_dwi, options.device, notes, folder)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             print(f"  {notes[-1]}; Dice with the released brain {dice(brain, found):.3f}")
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
             print(
-                f"  wall {wall:.0f} s, CPU {cpu:.0f} s, {torch.get_num_threads()} threads, peak memory {peak:.1f} GB",
+                f"  wall {wall:.0f} s, CPU {cpu:.0f} s, {torch.get_num_threads()} threads, peak memory {peak_mb() / 1024:.1f} GB",
                 flush=True,
             )
 
