@@ -10,7 +10,7 @@ from torch import nn
 
 from ensemble.errors import UsageError
 from ensemble.inference import session_torch
-from ensemble.inference.fused import FusedConvolution, MeanPool, fuse
+from ensemble.inference.fused import FusedConvolution, MeanPool, fuse, in_precision, replace_pools
 from ensemble.inference.precision import has_fast_bfloat16, resolve_precision
 from ensemble.inference.session_torch import TorchSession
 from ensemble.networks.nnunet_plans import Architecture
@@ -115,6 +115,27 @@ def test_activations_other_than_leaky_relu() -> None:
         torch.testing.assert_close(fused(inputs.contiguous(memory_format=torch.channels_last)), network(inputs))
 
 
+@torch.inference_mode()
+def test_a_mean_before_a_convolution_becomes_part_of_it() -> None:
+    for stride in ((2, 2, 2), (1, 2, 2)):
+        network = nn.Sequential(
+            nn.AvgPool3d(stride, stride), nn.Sequential(nn.Conv3d(3, 16, 1), nn.BatchNorm3d(16)), nn.Conv3d(16, 2, 1)
+        ).eval()
+        inputs = torch.randn((2, 3, 7, 9, 8), generator=torch.Generator().manual_seed(2))
+        fused = fuse(network)
+        assert fused is not None
+        assert not [layer for layer in fused.modules() if isinstance(layer, MeanPool | nn.AvgPool3d)]
+        given = fused(inputs.contiguous(memory_format=torch.channels_last_3d))
+        torch.testing.assert_close(given, network(inputs), rtol=1e-5, atol=1e-5)
+    for left in (nn.Conv3d(3, 16, 1, stride=2), nn.Conv3d(3, 16, 1, padding=1), nn.Conv3d(3, 16, 3)):
+        network = nn.Sequential(nn.AvgPool3d(2, 2), left).eval()
+        fused = fuse(network)
+        assert fused is not None
+        assert [layer for layer in fused.modules() if isinstance(layer, MeanPool)]
+        given = fused(inputs.contiguous(memory_format=torch.channels_last_3d))
+        torch.testing.assert_close(given, network(inputs), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("stride", [(2, 2), (1, 3), (2, 2, 2), (1, 2, 2)])
 def test_mean_pool(stride: tuple[int, ...]) -> None:
     inputs = torch.randn((2, 3, *[7] * len(stride)), generator=torch.Generator().manual_seed(0))
@@ -174,6 +195,60 @@ def test_bfloat16_is_close_and_only_on_request(kind: str) -> None:
     assert resolve_precision("bf16", CPU) == "bf16"
 
 
+def in_bfloat16(conv: nn.Module, maps: torch.Tensor) -> torch.Tensor:
+    fused = fuse(nn.Sequential(conv))
+    assert fused is not None
+    with torch.inference_mode():
+        result: torch.Tensor = in_precision(fused, torch.bfloat16)(maps.contiguous(memory_format=layout(2)))
+    return result
+
+
+def convolution(inputs: int, outputs: int, size: int, groups: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+@torch.inference_mode()
+def test_what_is_exact_in_bfloat16() -> None:
+    """Numbers that bfloat16 rounds away (it has 8 binary digits), in the places that are held exactly."""
+    detail = 1 + 2**-12
+
+    few = convolution(2, 16, 3)  # a difference of inputs that round to the same, then of weights that do
+    few.weight[:, 0, 1, 1], few.weight[:, 1, 1, 1] = 1, -1
+    inputs = torch.tensor([detail, 1.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    assert torch.equal(in_bfloat16(few, inputs), torch.full((1, 16, 8, 8), 2**-12, dtype=torch.bfloat16))
+    few.weight[:, 0, 1, 1] = detail
+    assert torch.equal(in_bfloat16(few, torch.ones(1, 2, 8, 8)), torch.full((1, 16, 8, 8), 2**-12, dtype=torch.bfloat16))
+
+    pointwise = convolution(32, 2, 1)  # a network's last: its result stays float32
+    pointwise.weight[:, 0] = detail
+    assert torch.equal(in_bfloat16(pointwise, torch.ones(1, 32, 8, 8)), torch.full((1, 2, 8, 8), detail))
+
+    biased = convolution(32, 32, 3)  # 1/256 + (1 + 1/512) rounds up, 1/256 + 1 rounds down
+    biased.weight[range(32), range(32), 1, 1] = 1
+    biased.bias[:] = 1 + 2**-9  # type: ignore[index]
+    given = in_bfloat16(biased, torch.full((1, 32, 8, 8), 2**-8))
+    assert torch.equal(given, torch.full((1, 32, 8, 8), 1 + 2**-7, dtype=torch.bfloat16))
+
+    grouped = convolution(4, 16, 3, groups=2)
+    grouped.weight[:, :, 1, 1] = 1
+    assert torch.equal(in_bfloat16(grouped, torch.ones(1, 4, 8, 8)), torch.full((1, 16, 8, 8), 2, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_bfloat16_is_nearer_than_rounding_everything(kind: str, dims: int) -> None:
+    network = unet(kind, dims)
+    inputs = windows(3) if dims == 3 else windows(2)[:, :, None]
+    exact = TorchSession(network, dims=dims, device="cpu", probe=(8,) * dims)(inputs)
+    coarse = TorchSession(network, dims=dims, device="cpu", precision="bf16", probe=(8,) * dims)(inputs)
+    with torch.inference_mode():
+        rounded = replace_pools(network.bfloat16())(windows(dims).bfloat16()).float().reshape(exact.shape)
+    assert float((coarse - exact).abs().mean()) < 0.7 * float((rounded - exact).abs().mean())
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_held_weights_compute_what_autocast_does(dims: int) -> None:
     network = unet("PlainConvUNet", dims, "InstanceNorm")
@@ -205,8 +280,15 @@ def test_quick_session_is_coarser_only_where_the_hardware_is_faster(monkeypatch)
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: True)
     assert session.quick.precision == "bf16"
     assert session.precision == "fp32"
-    assert session.quick.network is session.network
+    assert session.quick is session.quick
+    shared = [
+        [layer._weights for layer in one.network.modules() if isinstance(layer, FusedConvolution)]
+        for one in (session, session.quick)
+    ]
+    assert shared[0]
+    assert all(first is second for first, second in zip(*shared, strict=True)), "weights are held twice"
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: False)
+    session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
     assert session.quick is session
     plain = TorchSession(unet("PlainConvUNet", 2, "InstanceNorm"), dims=2, device="cpu")
     assert plain.quick is plain

@@ -2,13 +2,16 @@
 applied while results are still in registers, channels last. The same function of the windows, up to rounding.
 
 Folding: y = g (conv(x) + b - m) / sqrt(v + eps) + beta is a convolution with scaled kernels (Jacob et al., CVPR 2018, section 3.2).
+
+In bfloat16 what costs next to nothing stays exact, for its rounding is the same in all flips, so that no mean removes it: biases,
+convolutions of single voxels (the network's last, and those beside residual blocks), and the few channels that come in.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Mapping
+from itertools import pairwise, product
 from math import prod
 
 import torch
@@ -19,11 +22,13 @@ _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMALISATIONS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _POOLS = (nn.AvgPool2d, nn.AvgPool3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+#: Matrix units take bfloat16 inputs in blocks of 32 channels: three parts of this many fit into one.
+_FEW_CHANNELS = 10
 
 
 def fuse(network: nn.Module) -> nn.Module | None:
-    """A copy for inference on the CPU that takes and gives channels-last windows, in float32 or bfloat16 alike; the network is left
-    as it is. None where this can't be done: parameters outside of convolutions and foldable batch normalisations, or no oneDNN.
+    """A copy for inference on the CPU that takes and gives channels-last windows in float32; the network is left as it is. None where
+    this can't be done: parameters outside of convolutions and foldable batch normalisations, or no oneDNN.
     """
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return None
@@ -31,9 +36,10 @@ def fuse(network: nn.Module) -> nn.Module | None:
         return None
     fused = copy.deepcopy(network).eval()
     replaced: dict[nn.Module, nn.Module] = {}
-    for chain in list(fused.modules()):
-        if isinstance(chain, nn.Sequential):
-            _fold_chain(list(chain), replaced)
+    chains = [list(chain) for chain in fused.modules() if isinstance(chain, nn.Sequential)]
+    pools = {conv: pool for chain in chains for pool, conv in _pooled_convolutions(chain)}
+    for chain in chains:
+        _fold_chain(chain, pools, replaced)
     for layer in fused.modules():
         if isinstance(layer, _CONVOLUTIONS) and layer not in replaced:
             replaced[layer] = FusedConvolution(layer, None, None)
@@ -41,7 +47,16 @@ def fuse(network: nn.Module) -> nn.Module | None:
             replaced[layer] = Transposed(layer)
     if not replaced or any(isinstance(layer, _NORMALISATIONS) and layer not in replaced for layer in fused.modules()):
         return None
-    return _with(replace_pools(fused), replaced)
+    return replace_pools(_with(fused, replaced))
+
+
+def in_precision(fused: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A fused network that multiplies in another precision (float32, bfloat16); it still takes and gives float32."""
+    other = copy.deepcopy(fused)
+    for layer in other.modules():
+        if isinstance(layer, FusedConvolution | Transposed):
+            layer.dtype = dtype
+    return other
 
 
 def replace_pools(network: nn.Module) -> nn.Module:
@@ -82,8 +97,19 @@ def _each(value: int | tuple[int, ...], like: tuple[int, ...]) -> tuple[int, ...
     return (value,) * len(like) if isinstance(value, int) else tuple(value)
 
 
-def _fold_chain(layers: list[nn.Module], replaced: dict[nn.Module, nn.Module]) -> None:
-    """Convolution, dropout, batch normalisation, leaky ReLU in a row become one layer and layers that do nothing."""
+def _pooled_convolutions(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Mean pools whose result goes into a convolution of single voxels, with that convolution."""
+    for pool, follower in pairwise(layers):
+        first = next(layer for layer in follower.modules() if not list(layer.children()))
+        if isinstance(pool, _POOLS) and isinstance(first, _CONVOLUTIONS) and prod(first.kernel_size) == 1:
+            if set(first.stride) == {1} and not any(_each(first.padding, first.stride)):  # type: ignore[arg-type]
+                yield pool, first
+
+
+def _fold_chain(
+    layers: list[nn.Module], pools: Mapping[nn.Module, nn.Module], replaced: dict[nn.Module, nn.Module]
+) -> None:
+    """Mean pool, convolution, dropout, batch normalisation, leaky ReLU in a row become one layer and layers that do nothing."""
     for at, layer in enumerate(layers):
         if not isinstance(layer, _CONVOLUTIONS) or layer in replaced:
             continue
@@ -93,8 +119,9 @@ def _fold_chain(layers: list[nn.Module], replaced: dict[nn.Module, nn.Module]) -
         if isinstance(follower, _NORMALISATIONS) and follower.running_var is not None:
             norm, follower = follower, _next(followers)
         activation = follower if isinstance(follower, nn.LeakyReLU | nn.ReLU) else None
-        replaced[layer] = FusedConvolution(layer, norm, activation)
-        replaced.update({used: nn.Identity() for used in (norm, activation) if used is not None})
+        pool = pools.get(layer)
+        replaced[layer] = FusedConvolution(layer, norm, activation, _stride(pool) if pool is not None else ())
+        replaced.update({used: nn.Identity() for used in (pool, norm, activation) if used is not None})
 
 
 def _next(layers: Iterator[nn.Module]) -> nn.Module | None:
@@ -102,24 +129,48 @@ def _next(layers: Iterator[nn.Module]) -> nn.Module | None:
 
 
 class _Weights:
-    """Kernel and bias, in each precision that was asked for."""
+    """Kernel and bias (float32), the kernel in each precision that was asked for. Copies of a network share them."""
 
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor | None) -> None:
-        layout = torch.channels_last_3d if kernel.ndim == 5 else torch.channels_last
-        self._kernel = kernel.detach().float().contiguous(memory_format=layout)
-        self._bias = None if bias is None else bias.detach().float()
-        self._cast: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        layout = _layout(kernel)
+        self.bias = None if bias is None else bias.detach().float()
+        self._kernels = {torch.float32: kernel.detach().float().contiguous(memory_format=layout)}
+        self._parts: dict[torch.dtype, torch.Tensor] = {}
 
-    def of(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if dtype not in self._cast:
-            self._cast[dtype] = (self._kernel.to(dtype), None if self._bias is None else self._bias.to(dtype))
-        return self._cast[dtype]
+    def __deepcopy__(self, memo: object) -> _Weights:
+        return self
+
+    def kernel(self, dtype: torch.dtype) -> torch.Tensor:
+        """Rounded to a precision."""
+        if dtype not in self._kernels:
+            self._kernels[dtype] = self._kernels[torch.float32].to(dtype)
+        return self._kernels[dtype]
+
+    def parts(self, dtype: torch.dtype) -> torch.Tensor:
+        """The kernel for maps in the parts of `_in_parts`."""
+        if dtype not in self._parts:
+            exact, coarse = self._kernels[torch.float32], self.kernel(dtype)
+            parts = torch.cat([coarse, coarse, (exact - coarse).to(dtype)], dim=1)
+            self._parts[dtype] = parts.contiguous(memory_format=_layout(parts))
+        return self._parts[dtype]
+
+
+def _in_parts(maps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Twice the accuracy of a precision: (coarse, rest, coarse), whose product with a kernel (coarse, coarse, rest) lacks rest * rest."""
+    coarse = maps.to(dtype)
+    return torch.cat([coarse, (maps - coarse).to(dtype), coarse], dim=1).contiguous(memory_format=_layout(maps))
+
+
+def _layout(maps: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last_3d if maps.ndim == 5 else torch.channels_last
 
 
 class FusedConvolution(nn.Module):
-    """Convolution with what follows it."""
+    """Convolution with what follows it, and with the mean over blocks of `pool` voxels before it."""
 
-    def __init__(self, conv: nn.Module, norm: nn.Module | None, activation: nn.Module | None) -> None:
+    def __init__(
+        self, conv: nn.Module, norm: nn.Module | None, activation: nn.Module | None, pool: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         assert isinstance(conv, _CONVOLUTIONS)
         kernel, bias = conv.weight.detach().double(), conv.bias
@@ -133,8 +184,16 @@ class FusedConvolution(nn.Module):
             shift = (bias.double() if bias is not None else 0) - norm.running_mean.double()
             kernel = kernel * scale.view(-1, *[1] * (kernel.ndim - 1))
             bias = shift * scale + (norm.bias.double() if norm.bias is not None else 0)
+        if pool:
+            kernel = kernel.expand(*kernel.shape[:2], *pool) / prod(pool)
+        stride = pool or conv.stride
+        self.dtype = torch.float32
         self._weights = _Weights(kernel, bias)
-        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self._geometry = (list(conv.padding), list(stride), list(conv.dilation), conv.groups)
+        #: Reads each voxel but once, so that what it multiplies in hardly matters.
+        self._is_light = tuple(kernel.shape[2:]) == tuple(stride)
+        self._few_inputs = conv.in_channels <= _FEW_CHANNELS and conv.groups == 1
+        self._few_outputs = conv.out_channels <= _FEW_CHANNELS
         self._activation: tuple[str, list[float], str] = ("none", [], "")
         if isinstance(activation, nn.LeakyReLU):
             self._activation = ("leaky_relu", [activation.negative_slope], "")
@@ -142,10 +201,17 @@ class FusedConvolution(nn.Module):
             self._activation = ("relu", [], "")
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, ...) to (N, outputs, ...), both channels last and of one precision; sums are float32 in either."""
-        kernel, bias = self._weights.of(maps.dtype)
+        """(N, inputs, ...) to (N, outputs, ...), both channels last; sums are float32 in any precision."""
+        if self._is_light or self.dtype == torch.float32:
+            result = self._convolved(maps.float(), self._weights.kernel(torch.float32))
+            return result if self._few_outputs else result.to(self.dtype)
+        if self._few_inputs:
+            return self._convolved(_in_parts(maps.float(), self.dtype), self._weights.parts(self.dtype))
+        return self._convolved(maps.to(self.dtype), self._weights.kernel(self.dtype))
+
+    def _convolved(self, maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-            maps, kernel, bias, *self._geometry, *self._activation
+            maps, kernel, self._weights.bias, *self._geometry, *self._activation
         )
         return result
 
@@ -156,13 +222,15 @@ class Transposed(nn.Module):
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
         assert isinstance(conv, _TRANSPOSED)
+        self.dtype = torch.float32
         self._weights = _Weights(conv.weight, conv.bias)
         self._geometry = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
         self._function = nn.functional.conv_transpose2d if conv.weight.ndim == 4 else nn.functional.conv_transpose3d
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, ...) to (N, outputs, ...), in one precision."""
-        return self._function(maps, *self._weights.of(maps.dtype), *self._geometry)  # type: ignore[arg-type]
+        """(N, inputs, ...) to (N, outputs, ...); PyTorch wants the bias in the maps' precision here."""
+        bias = None if self._weights.bias is None else self._weights.bias.to(self.dtype)
+        return self._function(maps.to(self.dtype), self._weights.kernel(self.dtype), bias, *self._geometry)  # type: ignore[arg-type]
 
 
 class MeanPool(nn.Module):
@@ -181,5 +249,4 @@ class MeanPool(nn.Module):
             part = maps[:, :, *places]
             total = part.to(torch.float32, copy=True) if total is None else total.add_(part)
         assert total is not None
-        layout = torch.channels_last_3d if maps.ndim == 5 else torch.channels_last
-        return (total / prod(self._stride)).to(maps.dtype).contiguous(memory_format=layout)
+        return (total / prod(self._stride)).to(maps.dtype).contiguous(memory_format=_layout(maps))

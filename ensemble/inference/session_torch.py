@@ -6,11 +6,12 @@ import copy
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-from ensemble.inference.fused import fuse, replace_pools
+from ensemble.inference.fused import fuse, in_precision, replace_pools
 from ensemble.inference.precision import DTYPES, Precision, has_fast_bfloat16, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -48,20 +49,21 @@ class TorchSession:
         self.precision = precision or resolve_precision("auto", self.device)
         fused = self._fused(probe[-dims:]) if self.device.type == "cpu" else None
         self.fused = fused is not None
-        self.network = fused or _held(self.network, DTYPES[self.precision])
+        dtype = DTYPES[self.precision]
+        self.network = _held(self.network, dtype) if fused is None else in_precision(fused, dtype)
 
     @property
     def arithmetic(self) -> str:
         """Precision, and whether fused."""
         return f"{self.precision}, fused" if self.fused else self.precision
 
-    @property
+    @cached_property
     def quick(self) -> TorchSession:
         """The same network in the fastest arithmetic that the device has in hardware, exact or not: itself where that is its own."""
         if not self.fused or self.precision == "bf16" or not has_fast_bfloat16(self.device):
             return self
         other = copy.copy(self)
-        other.precision = "bf16"
+        other.precision, other.network = "bf16", in_precision(self.network, DTYPES["bf16"])
         return other
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
@@ -70,14 +72,14 @@ class TorchSession:
         if self.dims == 2:
             inputs = inputs.squeeze(2)
         with torch.inference_mode(), self._repeatable():
-            logits = self.network(self._arranged(inputs.to(DTYPES[self.precision])))
+            logits = self.network(self._arranged(inputs))
         if self.dims == 2:
             logits = logits.unsqueeze(2)
         return logits.to(device=windows.device, dtype=torch.float32).contiguous()
 
     def _arranged(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Channels last for fused networks; elsewhere instance normalisation is slower so."""
-        return inputs.contiguous(memory_format=self._layout) if self.fused else inputs
+        """Channels last for fused networks, which choose their precision themselves; elsewhere instance normalisation is slower so."""
+        return inputs.contiguous(memory_format=self._layout) if self.fused else inputs.to(DTYPES[self.precision])
 
     @property
     def _layout(self) -> torch.memory_format:
