@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from conftest import shared
 from ensemble.geometry import Grid
+from ensemble.prepare import registration
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.registration import Registration, register
 from ensemble.resample import resample_volume
@@ -64,18 +65,20 @@ def test_an_image_of_something_else_keeps_its_header() -> None:
     assert registered(noise, dwi, brain).transform is None
 
 
-def test_the_number_of_threads_changes_nothing() -> None:
+def test_the_number_of_threads_changes_nothing(monkeypatch) -> None:
+    """Not a digit, even before the transform is rounded."""
+    monkeypatch.setattr(registration, "_rounded", lambda transform: transform)
     _, dwi, brain = case()
     moved = from_sitk(turned(4, (4.0, 2.0, -3.0))(sample(flair=True).images[FLAIR]))
     before, found = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), []
     try:
-        for threads in (1, 3):
+        for threads in (1, 3, 3):
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
             found.append(registered(moved, dwi, brain).transform)
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
     assert found[0] is not None
-    assert found[0].GetParameters() == found[1].GetParameters()
+    assert len({transform.GetParameters() for transform in found if transform is not None}) == 1
 
 
 def test_a_large_real_flair_takes_under_ten_seconds() -> None:

@@ -1,7 +1,7 @@
 """Rigid registration of FLAIR to DWI, which is believed only when it aligns the images better than their headers do.
 
 Mattes mutual information, coarse to fine (Mattes et al., IEEE TMI 2003; SimpleITK). Random samples come from a fixed seed and the
-metric runs on one thread, so that the same images give the same transform on any machine.
+metric is summed in one order, so that the same images give the same transform whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArra
     smaller = sitk.BinShrink(to_sitk(moving), [max(1, round(_DETAIL_MM / mm)) for mm in moving.grid.spacing_mm])
     smaller = sitk.Clamp(smaller, lowerBound=0.0, upperBound=_peak(sitk.GetArrayViewFromImage(smaller)))
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
+    method.SetNumberOfWorkUnits(1)  # sums in one order; SetNumberOfThreads leaves several
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricFixedMask(to_sitk(fixed.like(region)))
     method.SetMetricSamplingStrategy(method.RANDOM)
