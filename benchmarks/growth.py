@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import peak_mb
+from ensemble.inference.tiling import Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Voxels along z, y, x at 2 mm, the last three doubling one axis each: 1, 2, 4, 8 times as many.
@@ -25,53 +26,54 @@ SIZES = ((72, 88, 72), (144, 88, 72), (144, 176, 72), (144, 176, 144))
 def main() -> None:
     """Child process: one size, one member; prints JSON."""
     weights, member, threads, *shape = sys.argv[1:]
-    print(json.dumps(_once(Path(weights), member, int(threads), tuple(map(int, shape)))))
+    print(json.dumps(_once(Path(weights), member, int(threads), (int(shape[0]), int(shape[1]), int(shape[2])))))
 
 
 def growth(weights: Path, member: str, threads: int) -> dict[str, Any]:
-    """Seconds, peak memory and the memory that the formula says, for each size; slope and intercept of seconds over megavoxels."""
+    """Seconds, peak memory and the memory that the formula says, for each size; straight lines over voxels and over windows."""
     rows = []
     for shape in SIZES:
         command = [sys.executable, "-m", "benchmarks.growth", str(weights), member, str(threads), *map(str, shape)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-    megavoxels = [row["voxels"] / 1e6 for row in rows]
-    slope, intercept = np.polyfit(megavoxels, [row["cpu_s"] for row in rows], 1)
-    fitted = slope * np.array(megavoxels) + intercept
-    residual = float(np.abs(fitted - [row["cpu_s"] for row in rows]).max())
-    return {
-        "member": member,
-        "rows": rows,
-        "cpu_s_per_megavoxel": float(slope),
-        "intercept_s": float(intercept),
-        "residual_s": residual,
-    }
+    lines = {unit: _line([row[unit] for row in rows], [row["cpu_s"] for row in rows]) for unit in ("voxels", "windows")}
+    return {"member": member, "rows": rows, "lines": lines}
 
 
-def stated_bytes(voxels: int, channels: int, classes: int, window: tuple[int, ...], features: int, batch: int) -> int:
-    """The formula of docs/architecture.md: arrays of the image's size, and activations of one batch of windows."""
+def _line(units: list[float], seconds: list[float]) -> dict[str, float]:
+    """The straight line through seconds over units, and how far the farthest measurement lies from it."""
+    slope, intercept = np.polyfit(units, seconds, 1)
+    apart = np.abs(slope * np.array(units) + intercept - seconds).max()
+    return {"slope": float(slope), "intercept_s": float(intercept), "farthest_s": float(apart)}
+
+
+def stated_bytes(
+    voxels: int, channels: int, classes: int, window: tuple[int, ...], features: int, batch: int, weights: int
+) -> int:
+    """The formula of docs/architecture.md: arrays of the image's size, activations of one batch of windows, packed kernels."""
     from ensemble.inference.capacity import LIVE_FEATURE_MAPS
 
     # images as read and physical (2 each), channels in three steps of preprocessing, answers, weights, probability back and forth
     of_image = (4 + 3 * channels + 2 * classes + 4) * voxels * 4
-    return of_image + batch * int(np.prod(window)) * features * LIVE_FEATURE_MAPS * 4
+    return of_image + weights + batch * int(np.prod(window)) * features * LIVE_FEATURE_MAPS * 4
 
 
-def _once(weights: Path, member: str, threads: int, shape: tuple[int, ...]) -> dict[str, Any]:
+def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, Any]:
     from ensemble.memory import keep_freed_memory
 
     keep_freed_memory()
     import torch
 
     from benchmarks.seals_full_size import _made_case
+    from ensemble.inference.tiling import Tiling
     from ensemble.members.base import InferenceSettings
     from ensemble.members.manifest import find_members
     from ensemble.members.nnunet import NnunetMember
     from ensemble.types import ignore_progress
 
     torch.set_num_threads(threads)
-    (spec,) = find_members(weights, (member,))
+    (spec,) = find_members(folder, (member,))
     settings = InferenceSettings(tta="none")
     loaded = NnunetMember.load(spec, settings)
     case = _made_case(shape, spacing_mm=2.0)
@@ -81,9 +83,13 @@ def _once(weights: Path, member: str, threads: int, shape: tuple[int, ...]) -> d
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     how, voxels = loaded._windows(settings), int(np.prod(shape))
     features = loaded.plans.architecture.kwargs["features_per_stage"][0]
-    stated = stated_bytes(voxels, len(loaded.channels), loaded.plans.classes, how.window, features, how.batch_size)
+    checkpoints = [torch.load(path, weights_only=True)["network_weights"] for path in spec.folder.rglob("*.pth")]
+    packed = sum(4 * tensor.numel() for weights in checkpoints for tensor in weights.values())
+    channels, classes = len(loaded.channels), loaded.plans.classes
+    stated = stated_bytes(voxels, channels, classes, how.window, features, how.batch_size, packed)
     return {
         "voxels": voxels,
+        "windows": len(Tiling(shape, how.window, how.step).windows()),
         "wall_s": wall,
         "cpu_s": cpu,
         "peak_mb": peak_mb(),

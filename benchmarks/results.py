@@ -101,22 +101,29 @@ def _growth(found: Sequence[Results]) -> list[str]:
     lines = [
         "## Growth with the brain's size (no mirroring, one process a size)",
         "",
-        "| member | voxels | CPU s | wall s | peak MB | formula MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| member | voxels | windows | CPU s | wall s | peak MB | formula MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for member in found:
         for row in member["rows"]:
             lines.append(
-                f"| {member['member']} | {row['voxels']} | {row['cpu_s']:.2f} | {row['wall_s']:.2f} "
+                f"| {member['member']} | {row['voxels']} | {row['windows']} | {row['cpu_s']:.2f} | {row['wall_s']:.2f} "
                 f"| {row['peak_mb']:.0f} | {row['stated_mb']:.0f} |"
             )
     lines.append("")
     lines += [
-        f"* {member['member']}: {member['cpu_s_per_megavoxel']:.2f} CPU s a million voxels, {member['intercept_s']:.2f} s "
-        f"besides; no size lies more than {member['residual_s']:.2f} s off that line"
+        f"* {member['member']}: {_line(member['lines']['windows'], 1, 'window')}; "
+        f"{_line(member['lines']['voxels'], 1e6, 'million voxels')}"
         for member in found
     ]
     return lines
+
+
+def _line(line: Mapping[str, float], unit: float, name: str) -> str:
+    return (
+        f"{line['slope'] * unit:.3f} CPU s a {name} and {line['intercept_s']:.2f} s besides "
+        f"(no size lies more than {line['farthest_s']:.2f} s off that line)"
+    )
 
 
 _PARTS = {"engines": _engines, "agreement": tables, "monai": _monai, "ensemble": _ensemble, "growth": _growth}

@@ -220,7 +220,9 @@ def test_what_is_exact_in_bfloat16() -> None:
     inputs = torch.tensor([detail, 1.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
     assert torch.equal(in_bfloat16(few, inputs), torch.full((1, 16, 8, 8), 2**-12, dtype=torch.bfloat16))
     few.weight[:, 0, 1, 1] = detail
-    assert torch.equal(in_bfloat16(few, torch.ones(1, 2, 8, 8)), torch.full((1, 16, 8, 8), 2**-12, dtype=torch.bfloat16))
+    assert torch.equal(
+        in_bfloat16(few, torch.ones(1, 2, 8, 8)), torch.full((1, 16, 8, 8), 2**-12, dtype=torch.bfloat16)
+    )
 
     pointwise = convolution(32, 2, 1)  # a network's last: its result stays float32
     pointwise.weight[:, 0] = detail
