@@ -101,9 +101,15 @@ def _pooled_convolutions(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, n
     """Mean pools whose result goes into a convolution of single voxels, with that convolution."""
     for pool, follower in pairwise(layers):
         first = next(layer for layer in follower.modules() if not list(layer.children()))
-        if isinstance(pool, _POOLS) and isinstance(first, _CONVOLUTIONS) and prod(first.kernel_size) == 1:
-            if set(first.stride) == {1} and not any(_each(first.padding, first.stride)):  # type: ignore[arg-type]
-                yield pool, first
+        if isinstance(pool, _POOLS) and _is_pointwise(first):
+            yield pool, first
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Whether it is a convolution that sees each voxel by itself."""
+    if not isinstance(layer, _CONVOLUTIONS) or not _can_be_fused(layer):
+        return False
+    return prod(layer.kernel_size) == 1 and prod(layer.stride) == 1 and not any(_each(layer.padding, layer.stride))  # type: ignore[arg-type]
 
 
 def _fold_chain(
