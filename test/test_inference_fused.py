@@ -10,7 +10,14 @@ from torch import nn
 
 from ensemble.errors import UsageError
 from ensemble.inference import session_torch
-from ensemble.inference.fused import FusedConvolution, MeanPool, fuse, in_precision, replace_pools
+from ensemble.inference.fused import (
+    FusedConvolution,
+    InstanceNormalisation,
+    MeanPool,
+    fuse,
+    in_precision,
+    replace_pools,
+)
 from ensemble.inference.precision import has_fast_bfloat16, resolve_precision
 from ensemble.inference.session_torch import TorchSession
 from ensemble.networks.nnunet_plans import Architecture
@@ -61,27 +68,30 @@ def layout(dims: int) -> torch.memory_format:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize("norm", ["BatchNorm", "InstanceNorm"])
 @torch.inference_mode()
-def test_fused_is_the_same_function(kind: str, dims: int) -> None:
-    network, inputs = unet(kind, dims), windows(dims)
+def test_fused_is_the_same_function(norm: str, kind: str, dims: int) -> None:
+    network, inputs = unet(kind, dims, norm), windows(dims)
     before = copy.deepcopy(network.state_dict())
     expected, fused = network(inputs), fuse(network)
     assert fused is not None
-    assert not [layer for layer in fused.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)]
+    norms = (nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+    assert not [layer for layer in fused.modules() if isinstance(layer, norms)]
     assert any(isinstance(layer, FusedConvolution) for layer in fused.modules())
     given = fused(inputs.contiguous(memory_format=layout(dims)))
     torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "it was changed"
     # the check can fail
     network.get_submodule("encoder").eval()
-    next(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)).eps = 0.1
+    next(layer for layer in network.modules() if isinstance(layer, norms)).eps = 0.1
     assert not torch.allclose(network(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "network",
     [
-        unet("PlainConvUNet", 3, "InstanceNorm"),
+        nn.Sequential(nn.Conv3d(3, 4, 3), nn.GroupNorm(2, 4)),
+        nn.Sequential(nn.Conv3d(3, 4, 3), nn.InstanceNorm3d(4, track_running_stats=True)),
         nn.Sequential(nn.Conv3d(3, 4, 3, padding="same"), nn.ReLU()),
         nn.Sequential(nn.Conv3d(3, 4, 3, padding=1, padding_mode="reflect")),
         nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU(), nn.BatchNorm3d(4)),
@@ -90,7 +100,8 @@ def test_fused_is_the_same_function(kind: str, dims: int) -> None:
         nn.Identity(),
     ],
     ids=[
-        "instance norm",
+        "group norm",
+        "instance norm with statistics of its own",
         "padding by name",
         "mirrored padding",
         "norm after activation",
@@ -134,6 +145,35 @@ def test_a_mean_before_a_convolution_becomes_part_of_it() -> None:
         assert [layer for layer in fused.modules() if isinstance(layer, MeanPool)]
         given = fused(inputs.contiguous(memory_format=torch.channels_last_3d))
         torch.testing.assert_close(given, network(inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 4.0, 1000.0])
+@pytest.mark.parametrize("shape", [(1, 2, 3), (40, 48, 36), (300, 200), (1, 2)])
+@torch.inference_mode()
+def test_instance_normalisation(shape: tuple[int, ...], offset: float) -> None:
+    """As exact as PyTorch's own, whose sums are float64; also where the mean is many times the deviation."""
+    kind = nn.InstanceNorm2d if len(shape) == 2 else nn.InstanceNorm3d
+    generator = torch.Generator().manual_seed(4)
+    maps = torch.randn((2, 5, *shape), generator=generator) * 3 + offset
+    maps[1] -= 7
+    for affine, activation in ((True, nn.LeakyReLU(0.1, inplace=True)), (False, None)):
+        norm = kind(5, affine=affine)
+        if affine:
+            norm.weight.copy_(torch.rand(5, generator=generator) + 0.5)
+            norm.bias.copy_(torch.randn(5, generator=generator))
+        ours, theirs = InstanceNormalisation(norm, activation), copy.deepcopy(norm).double()
+        act = activation or nn.Identity()
+        expected = act(theirs(maps.double()))
+        before = maps.clone()
+        given = ours(maps.contiguous(memory_format=layout(len(shape))))
+        assert given.is_contiguous(memory_format=layout(len(shape)))
+        scale = float(expected.abs().max()) * (1 + offset / 10)  # what rounding leaves of maps far from 0
+        torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-6 * scale)
+        coarse = ours(maps.bfloat16().contiguous(memory_format=layout(len(shape))))
+        assert coarse.dtype == torch.bfloat16
+        rounded = act(theirs(maps.bfloat16().double()))
+        torch.testing.assert_close(coarse.double(), rounded, rtol=0.01, atol=0.01 * scale)
+        assert torch.equal(maps, before), "the input was changed"
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 3), (2, 2, 2), (1, 2, 2)])
@@ -252,7 +292,8 @@ def test_bfloat16_is_nearer_than_rounding_everything(kind: str, dims: int) -> No
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_held_weights_compute_what_autocast_does(dims: int) -> None:
+def test_held_weights_compute_what_autocast_does(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
     network = unet("PlainConvUNet", dims, "InstanceNorm")
     inputs = windows(3) if dims == 3 else windows(2)[:, :, None]
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -269,8 +310,9 @@ def test_held_weights_compute_what_autocast_does(dims: int) -> None:
     assert float((session(inputs) - expected).abs().max()) < 0.1 * scale
 
 
-def test_residual_networks_run_in_bfloat16_on_the_cpu() -> None:
+def test_residual_networks_run_in_bfloat16_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch pools no bfloat16 volumes there."""
+    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
     network, inputs = unet("ResidualEncoderUNet", 3, "InstanceNorm"), windows(3)
     exact = TorchSession(copy.deepcopy(network), dims=3, device="cpu")(inputs)
     coarse = TorchSession(network, dims=3, device="cpu", precision="bf16")(inputs)
@@ -292,7 +334,8 @@ def test_quick_session_is_coarser_only_where_the_hardware_is_faster(monkeypatch)
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: False)
     session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
     assert session.quick is session
-    plain = TorchSession(unet("PlainConvUNet", 2, "InstanceNorm"), dims=2, device="cpu")
+    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
+    plain = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu")
     assert plain.quick is plain
     assert not has_fast_bfloat16(torch.device("cuda"))
 

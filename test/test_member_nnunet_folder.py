@@ -441,15 +441,17 @@ def assert_refused(folder: Path, finding: str = "") -> WeightsBroken:
 def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_path, monkeypatch):
     """Only for networks that run fused, and only where the processor multiplies bfloat16 matrices."""
     case = small_case((14, 22, 18), (2.0, 2.0, 2.0))
-    batch = load(build_folder(tmp_path / "a", FolderSpec(norm="batchnorm.BatchNorm")))
-    instance = load(build_folder(tmp_path / "b"))
+    folder = build_folder(tmp_path)
 
     def arithmetic(member, **settings):
         return member.predict(case, InferenceSettings(**settings), ignore_progress).arithmetic
 
     for fast, gated in ((True, "bf16, fused"), (False, "fp32, fused")):
         monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device, fast=fast: fast)
-        assert arithmetic(batch, tta="gated") == gated
-        assert arithmetic(batch, tta="gated", precision="fp32") == "fp32, fused"
-        assert arithmetic(batch, tta="mirror") == arithmetic(batch, tta="none") == "fp32, fused"
-        assert arithmetic(instance, tta="gated") == "fp32"
+        member = load(folder)
+        assert arithmetic(member, tta="gated") == gated
+        assert arithmetic(member, tta="gated", precision="fp32") == "fp32, fused"
+        assert arithmetic(member, tta="mirror") == arithmetic(member, tta="none") == "fp32, fused"
+    monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
+    assert arithmetic(load(folder), tta="gated") == "fp32"

@@ -20,8 +20,11 @@ from torch import nn
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMALISATIONS = (nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMALISATIONS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 _POOLS = (nn.AvgPool2d, nn.AvgPool3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+#: Parts whose sums are float32: the fewer numbers in one, the less is rounded away.
+_BLOCKS = 256
 #: Matrix units take bfloat16 inputs in blocks of 32 channels: three parts of this many fit into one.
 _FEW_CHANNELS = 10
 
@@ -45,6 +48,8 @@ def fuse(network: nn.Module) -> nn.Module | None:
             replaced[layer] = FusedConvolution(layer, None, None)
         elif isinstance(layer, _TRANSPOSED):
             replaced[layer] = Transposed(layer)
+        elif isinstance(layer, _INSTANCE_NORMALISATIONS) and layer not in replaced:
+            replaced[layer] = InstanceNormalisation(layer, None)
     if not replaced or any(isinstance(layer, _NORMALISATIONS) and layer not in replaced for layer in fused.modules()):
         return None
     return replace_pools(_with(fused, replaced))
@@ -84,6 +89,8 @@ def _can_be_fused(layer: nn.Module) -> bool:
         return (
             layer.kernel_size == layer.stride and not any(_each(layer.padding, _stride(layer))) and not layer.ceil_mode
         )
+    if isinstance(layer, _INSTANCE_NORMALISATIONS):
+        return not layer.track_running_stats
     return not _has_own_state(layer) or isinstance(layer, (*_TRANSPOSED, *_NORMALISATIONS))
 
 
@@ -122,12 +129,19 @@ def _fold_chain(
         followers = iter(layers[at + 1 :])
         norm: nn.Module | None = None
         follower = _next(followers)
-        if isinstance(follower, _NORMALISATIONS) and follower.running_var is not None:
+        if isinstance(follower, _INSTANCE_NORMALISATIONS) or (
+            isinstance(follower, _NORMALISATIONS) and follower.running_var is not None
+        ):
             norm, follower = follower, _next(followers)
         activation = follower if isinstance(follower, nn.LeakyReLU | nn.ReLU) else None
         pool = pools.get(layer)
-        replaced[layer] = FusedConvolution(layer, norm, activation, _stride(pool) if pool is not None else ())
+        pooled = _stride(pool) if pool is not None else ()
         replaced.update({used: nn.Identity() for used in (pool, norm, activation) if used is not None})
+        if isinstance(norm, _INSTANCE_NORMALISATIONS):
+            replaced[layer] = FusedConvolution(layer, None, None, pooled)
+            replaced[norm] = InstanceNormalisation(norm, activation)
+        else:
+            replaced[layer] = FusedConvolution(layer, norm, activation, pooled)
 
 
 def _next(layers: Iterator[nn.Module]) -> nn.Module | None:
@@ -220,6 +234,54 @@ class FusedConvolution(nn.Module):
             maps, kernel, self._weights.bias, *self._geometry, *self._activation
         )
         return result
+
+
+class InstanceNormalisation(nn.Module):
+    """Each map of each window to mean 0 and variance 1, scale and shift, activation."""
+
+    def __init__(self, norm: nn.Module, activation: nn.Module | None) -> None:
+        super().__init__()
+        assert isinstance(norm, _INSTANCE_NORMALISATIONS)
+        self._scale, self._shift = (
+            None if parameter is None else parameter.detach().float() for parameter in (norm.weight, norm.bias)
+        )
+        self._eps = norm.eps
+        self._activation = activation or nn.Identity()
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """(N, C, ...) channels last, in any precision, to the same."""
+        one = self._one_exact if maps.dtype == torch.float32 else self._one_coarse
+        normalised = [self._activation(one(window)) for window in maps.split(1)]
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
+
+    def _one_exact(self, window: torch.Tensor) -> torch.Tensor:
+        mean, variance = _moments(window)
+        scale = (variance + self._eps).rsqrt()
+        scale = scale if self._scale is None else scale * self._scale
+        shift = -mean * scale if self._shift is None else self._shift - mean * scale
+        per_map = (1, -1) + (1,) * (window.ndim - 2)
+        return torch.addcmul(shift.float().view(per_map), window, scale.float().view(per_map))
+
+    def _one_coarse(self, window: torch.Tensor) -> torch.Tensor:
+        """Batch normalisation of one window; its sums lose more digits than float32 has to lose."""
+        return nn.functional.batch_norm(window, None, None, self._scale, self._shift, True, 0.0, self._eps)
+
+
+def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance (float64) of each map of one window (1, C, ...), from float32 sums over blocks."""
+    values = maps.movedim(1, -1).reshape(-1, maps.shape[1])
+    count = len(values)
+    whole = count - count % _BLOCKS
+
+    def mean(numbers: torch.Tensor) -> torch.Tensor:
+        blocks = numbers[:whole].view(_BLOCKS, -1, numbers.shape[1]).sum(1).double().sum(0)
+        return (blocks + numbers[whole:].double().sum(0)) / count
+
+    centre = mean(values)
+    variance = mean(values * values) - centre**2
+    if bool((variance < 1e-2 * centre**2).any()):  # nothing may be lost in the difference
+        variance = mean((values - centre.float()) ** 2)
+    return centre, variance
 
 
 class Transposed(nn.Module):

@@ -20,7 +20,7 @@ from ensemble.inference.engine import SlidingWindow, Tta, predict
 from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
-from ensemble.members.base import InferenceSettings, MemberPrediction
+from ensemble.members.base import InferenceSettings, MemberPrediction, fit_for
 from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.members.manifest import MemberSpec
 from ensemble.members.nnunet_arrays import lesion_probability, to_network
@@ -87,19 +87,13 @@ class NnunetMember:
         array, placement = to_network(self._images(case, orientation), spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
-        sessions = self._sessions(settings)
+        sessions = fit_for(settings, self.sessions)
         logits = predict(image, sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
         lacking = ", ".join(sorted(modality.value.upper() for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
-
-    def _sessions(self, settings: InferenceSettings) -> tuple[LoadedSession, ...]:
-        """Its networks; in the fastest arithmetic there is where mirroring is gated, which promises less, unless a precision was given."""
-        if settings.tta == "gated" and settings.precision == "auto":
-            return tuple(session.quick for session in self.sessions)
-        return self.sessions
 
     def _orientation(self, grid: Grid) -> Reorientation:
         if self.spec.orientation == "canonical":

@@ -18,7 +18,7 @@ from ensemble.inference.engine import Average, SlidingWindow, Tta, predict
 from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
-from ensemble.members.base import InferenceSettings, MemberPrediction
+from ensemble.members.base import InferenceSettings, MemberPrediction, fit_for
 from ensemble.members.channels import parse_channel
 from ensemble.members.manifest import MemberSpec
 from ensemble.members.seals_arrays import lesion_probability, respaced, to_image, to_network
@@ -69,7 +69,8 @@ class SealsMember:
                 continue
             network = build_generic_unet(folder.plans)
             load_weights(network, read_v1_weights(path), path)
-            sessions.append(TorchSession(network, dims=3, device=device, precision=precision))
+            probe = folder.plans.smallest_window
+            sessions.append(TorchSession(network, dims=3, device=device, precision=precision, probe=probe))
         return cls(spec, folder.plans, modalities, tuple(sessions))
 
     @property
@@ -89,16 +90,17 @@ class SealsMember:
         """
         fine = respaced(case.grid)
         array, placement = to_network(self._images(case, fine), self.plans)
-        device = self.sessions[0].device
+        sessions = fit_for(settings, self.sessions)
+        device = sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
         image, windows = torch.from_numpy(array).to(buffers), self.windows(settings)
         total = np.zeros((2, *case.grid.shape_zyx), np.float32)
-        for fold, session in enumerate(self.sessions):
-            softmax = predict(image, [session], windows, _Part(progress, fold, len(self.sessions)))
+        for fold, session in enumerate(sessions):
+            softmax = predict(image, [session], windows, _Part(progress, fold, len(sessions)))
             total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
-        probability = lesion_probability(total / np.float32(len(self.sessions)))
+        probability = lesion_probability(total / np.float32(len(sessions)))
         volume = case.images[Modality.DWI].like(probability)
-        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic)
+        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindow:
         """How its networks go over an image."""
