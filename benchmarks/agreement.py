@@ -49,6 +49,8 @@ class Row:
     differ: int
     dice: float
     cpu_s: float
+    error: float
+    """Mean difference of the probabilities where full mirroring is in doubt (0.2 to 0.8); 0 where it nowhere is."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,17 @@ def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], li
         for member in members:
             if member.requires - case.modalities:
                 continue
-            reference: np.ndarray | None = None
             for mode in MODES:
                 prediction, cpu = _timed(partial(predict, member, case, mode))
                 predictions[mode][member.name] = prediction
-                mask = prediction.mask.array
-                reference = mask if reference is None else reference
-                rows.append(_row(case.name, member.name, mode, mask, reference, cpu))
+                reference = predictions["mirror"][member.name].probability.array
+                error = _error(prediction.probability.array, reference)
+                rows.append(_row(case.name, member.name, mode, prediction.mask.array, reference > 0.5, cpu, error))
                 print(rows[-1], flush=True)
             windows += list(_windows(member, case))
         fused = {mode: _fused(by_member) for mode, by_member in predictions.items()}
         for mode in MODES:
-            rows.append(_row(case.name, "ensemble", mode, fused[mode], fused["mirror"], 0.0))
+            rows.append(_row(case.name, "ensemble", mode, fused[mode], fused["mirror"]))
             print(rows[-1], flush=True)
     return rows, windows
 
@@ -137,16 +138,21 @@ def predict(member: NnunetMember, case: PreparedCase, mode: str) -> MemberPredic
 
 
 def agreement_table(rows: list[Row]) -> str:
-    """Markdown: by case and member, Dice (differing voxels) of each mode with full mirroring in float32."""
+    """Markdown: by case and member, Dice (differing voxels) and error of each mode beside full mirroring in float32."""
     lines = [
-        "| case | member | voxels | gated | bf16 | no mirroring | CPU s: mirror, gated, bf16, none |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+        "| case | member | voxels | gated | bf16 | no mirroring | error: gated, bf16, none | CPU s: mirror, gated, bf16, none |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for key in dict.fromkeys((row.case, row.member) for row in rows):
         by_mode = {row.mode: row for row in rows if (row.case, row.member) == key}
         agree = [f"{by_mode[mode].dice:.4f} ({by_mode[mode].differ})" for mode in MODES[1:]]
-        seconds = ", ".join(f"{by_mode[mode].cpu_s:.1f}" for mode in MODES) if key[1] != "ensemble" else ""
-        lines.append(f"| {key[0]} | {key[1]} | {by_mode['mirror'].voxels} | {' | '.join(agree)} | {seconds} |")
+        seconds, errors = "", ""
+        if key[1] != "ensemble":
+            seconds = ", ".join(f"{by_mode[mode].cpu_s:.1f}" for mode in MODES)
+            errors = ", ".join(f"{by_mode[mode].error:.4f}" for mode in MODES[1:])
+        lines.append(
+            f"| {key[0]} | {key[1]} | {by_mode['mirror'].voxels} | {' | '.join(agree)} | {errors} | {seconds} |"
+        )
     return "\n".join(lines)
 
 
@@ -196,9 +202,16 @@ def _fused(predictions: dict[str, MemberPrediction]) -> np.ndarray:
     return fuse({name: p.probability for name, p in predictions.items()}, "majority", RunConfig.speck_ml).mask.array
 
 
-def _row(case: str, member: str, mode: str, mask: np.ndarray, reference: np.ndarray, cpu: float) -> Row:
+def _row(
+    case: str, member: str, mode: str, mask: np.ndarray, reference: np.ndarray, cpu: float = 0.0, error: float = 0.0
+) -> Row:
     differ = int((mask != reference).sum())
-    return Row(case, member, mode, int(mask.sum()), differ, float(dice(reference, mask)), cpu)
+    return Row(case, member, mode, int(mask.sum()), differ, float(dice(reference, mask)), cpu, error)
+
+
+def _error(probability: np.ndarray, reference: np.ndarray) -> float:
+    doubt = (reference > 0.2) & (reference < 0.8)
+    return float(np.abs(probability - reference)[doubt].mean()) if doubt.any() else 0.0
 
 
 def _timed(run: Callable[[], MemberPrediction]) -> tuple[MemberPrediction, float]:

@@ -23,7 +23,7 @@ FUSED_TOLERANCE = 1e-4
 class TorchSession:
     """Runs a network of two or three spatial dimensions on one device.
 
-    On the CPU networks with batch normalisation run fused (see `fused.py`). Others, and all on CUDA, run as they are; in fp16 and bf16
+    On the CPU most networks run fused (see `fused.py`). Others, and all on CUDA, run as they are; in fp16 and bf16
     the convolutions' weights are held in that precision and the normalisations' in float32, which is what autocast computes, without
     casting weights anew for each window. What is returned is float32 in any case.
 

@@ -77,7 +77,8 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
 def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArray) -> sitk.Euler3DTransform | None:
     """The best transform found; None where ITK gives up, as it does when too few samples meet.
 
-    Gradients are those of the metric itself: ITK's filter would smooth them, which costs time and ends 0.4 mm beside the optimum.
+    Gradients are those of the metric itself: ITK's filter would smooth them, which takes longer and aligns less well
+    (`benchmarks/registration.py`).
     """
     still = to_sitk(fixed)
     smaller = sitk.BinShrink(to_sitk(moving), [max(1, round(_DETAIL_MM / mm)) for mm in moving.grid.spacing_mm])
