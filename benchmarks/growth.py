@@ -70,6 +70,7 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     from ensemble.members.base import InferenceSettings
     from ensemble.members.manifest import find_members
     from ensemble.members.nnunet import NnunetMember
+    from ensemble.networks.checkpoints import read_checkpoint
     from ensemble.types import ignore_progress
 
     torch.set_num_threads(threads)
@@ -83,8 +84,9 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     how, voxels = loaded._windows(settings), int(np.prod(shape))
     features = loaded.plans.architecture.kwargs["features_per_stage"][0]
-    checkpoints = [torch.load(path, weights_only=True)["network_weights"] for path in spec.folder.rglob("*.pth")]
-    packed = sum(4 * tensor.numel() for weights in checkpoints for tensor in weights.values())
+    states = [read_checkpoint(path)["network_weights"] for path in spec.folder.rglob("*.pth")]
+    # state dicts name a tensor more than once
+    packed = sum(sum({t.data_ptr(): 4 * t.numel() for t in state.values()}.values()) for state in states)
     channels, classes = len(loaded.channels), loaded.plans.classes
     stated = stated_bytes(voxels, channels, classes, how.window, features, how.batch_size, packed)
     return {

@@ -1,4 +1,4 @@
-"""How many threads numerical libraries may start: as many as this process has processors, not as many as the host has.
+"""How many threads numerical libraries may start, and how they wait: as many as this process has processors, not as many as the host has.
 
 Called before numpy is imported, since its libraries read their variables then. Standard library only.
 """
@@ -19,6 +19,9 @@ VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+#: How often a thread of GNU's OpenMP (PyTorch's) looks for work before it sleeps. By default it looks for milliseconds, on a processor that
+#: others may want: beside one busy process on two processors that made the 2-D member take twice as long (benchmarks/README.md).
+SPINS = "1000"
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu")
 
@@ -27,6 +30,8 @@ def limit_threads() -> None:
     """Set what the user has not set."""
     for variable in VARIABLES:
         os.environ.setdefault(variable, str(min(available_processors(), MOST_THREADS)))
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def available_processors() -> int:

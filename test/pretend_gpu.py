@@ -30,8 +30,6 @@ class PretendGpu(TorchFunctionMode):
         super().__init__()
         # kept, so that no address is used twice
         self._storages: dict[int, torch.UntypedStorage] = {}
-        self.calls: list[str] = []
-        """Names of what ran with tensors on the GPU."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies on the GPU."""
@@ -47,7 +45,8 @@ class PretendGpu(TorchFunctionMode):
         if func in (torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda):
             return self._moved(func, args, options)
         tensors = list(_tensors([args, options]))
-        on_gpu = {self.holds(tensor) for tensor in tensors if tensor.ndim}
+        # tensors without axes may come from the CPU, not from the GPU
+        on_gpu = {self.holds(tensor) for tensor in tensors if tensor.ndim or self.holds(tensor)}
         if func in _HOST_ONLY and on_gpu == {True}:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         mixed = on_gpu == {True, False} and func not in _CROSSING
@@ -62,9 +61,7 @@ class PretendGpu(TorchFunctionMode):
         except NotImplementedError:  # the CPU has no such kernel in half precision
             half = args[0].dtype
             result = func(args[0].float(), *args[1:], **options).to(half)
-        there = made_there or (True in on_gpu and (device is None or made_there))
-        if there and func is not torch.Tensor.tolist:
-            self.calls.append(getattr(func, "__name__", str(func)))
+        if made_there or (device is None and True in on_gpu):
             for tensor in _tensors([result]):
                 self._mark(tensor)
         return result
@@ -78,6 +75,9 @@ class PretendGpu(TorchFunctionMode):
         target = {torch.Tensor.cpu: False, torch.Tensor.cuda: True}.get(func, before)
         if devices:
             target = devices[0].type == "cuda"
+        for other in rest:
+            if isinstance(other, torch.Tensor):
+                target, dtypes = self.holds(other), [other.dtype]
         result: torch.Tensor = tensor.to(dtype=dtypes[0] if dtypes else tensor.dtype, **options)
         if target != before and result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
             result = result.clone(memory_format=torch.preserve_format)

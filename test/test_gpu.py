@@ -69,12 +69,16 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
             *(False, True, True, True, False)
         ]
         assert str(there.device) == "cuda"
+        assert pretended.holds(here.to(there))
+        assert pretended.holds(there + here.sum())
         for mistake in (
             lambda: here + there,
             lambda: torch.cat([here, there]),
             lambda: here.mul_(there),
             lambda: torch.nn.Linear(4, 2)(there),
             lambda: there.numpy(),
+            lambda: here + there.sum(),
+            lambda: there.sum().numpy(),
             lambda: np.asarray(there),
         ):
             with pytest.raises((RuntimeError, TypeError), match="cuda|device"):

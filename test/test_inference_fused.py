@@ -14,6 +14,7 @@ from ensemble.inference.fused import (
     FusedConvolution,
     InstanceNormalisation,
     MeanPool,
+    _moments,
     fuse,
     in_precision,
     replace_pools,
@@ -82,7 +83,6 @@ def test_fused_is_the_same_function(norm: str, kind: str, dims: int) -> None:
     torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items()), "it was changed"
     # the check can fail
-    network.get_submodule("encoder").eval()
     next(layer for layer in network.modules() if isinstance(layer, norms)).eps = 0.1
     assert not torch.allclose(network(inputs), expected, rtol=1e-4, atol=1e-4)
 
@@ -138,13 +138,22 @@ def test_a_mean_before_a_convolution_becomes_part_of_it() -> None:
         assert not [layer for layer in fused.modules() if isinstance(layer, MeanPool | nn.AvgPool3d)]
         given = fused(inputs.contiguous(memory_format=torch.channels_last_3d))
         torch.testing.assert_close(given, network(inputs), rtol=1e-5, atol=1e-5)
-    for left in (nn.Conv3d(3, 16, 1, stride=2), nn.Conv3d(3, 16, 1, padding=1), nn.Conv3d(3, 16, 3)):
+    two = nn.Sequential(nn.Conv3d(3, 16, 1), nn.Conv3d(16, 16, 1))
+    for left in (nn.Conv3d(3, 16, 1, stride=2), nn.Conv3d(3, 16, 1, padding=1), nn.Conv3d(3, 16, 3), two):
         network = nn.Sequential(nn.AvgPool3d(2, 2), left).eval()
         fused = fuse(network)
         assert fused is not None
         assert [layer for layer in fused.modules() if isinstance(layer, MeanPool)]
         given = fused(inputs.contiguous(memory_format=torch.channels_last_3d))
         torch.testing.assert_close(given, network(inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_moments_lose_nothing_over_many_voxels() -> None:
+    maps = torch.randn((1, 3, 64, 64, 64), generator=torch.Generator().manual_seed(5)) + 5
+    mean, variance = _moments(maps.contiguous(memory_format=torch.channels_last_3d))
+    values = maps.double().flatten(2)[0]
+    torch.testing.assert_close(mean, values.mean(1), rtol=0, atol=3e-7)
+    torch.testing.assert_close(variance, values.var(1, correction=0), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("offset", [0.0, 4.0, 1000.0])
@@ -171,6 +180,7 @@ def test_instance_normalisation(shape: tuple[int, ...], offset: float) -> None:
         torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-6 * scale)
         coarse = ours(maps.bfloat16().contiguous(memory_format=layout(len(shape))))
         assert coarse.dtype == torch.bfloat16
+        assert coarse.is_contiguous(memory_format=layout(len(shape)))
         rounded = act(theirs(maps.bfloat16().double()))
         torch.testing.assert_close(coarse.double(), rounded, rtol=0.01, atol=0.01 * scale)
         assert torch.equal(maps, before), "the input was changed"
@@ -204,6 +214,24 @@ def test_session_runs_fused_the_same_for_any_number_of_threads(dims: int) -> Non
     torch.testing.assert_close(answers[0], expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(answer, answers[0]) for answer in answers)
     assert answers[0].is_contiguous()
+
+
+def test_a_fused_network_that_fails_is_not_used(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(session_torch, "fuse", lambda network: nn.Conv2d(99, 2, 1))
+    session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
+    assert not session.fused
+    assert "plain one runs" in caplog.text
+
+
+def test_bfloat16_leaves_strides_alone_that_skip_voxels() -> None:
+    """oneDNN writes beyond its memory there."""
+    conv = nn.Conv3d(24, 12, (1, 1, 3), (3, 1, 1), (0, 0, 1))
+    fused = fuse(nn.Sequential(conv))
+    assert fused is not None
+    maps = torch.randn((2, 24, 30, 4, 10), generator=torch.Generator().manual_seed(6))
+    with torch.inference_mode():
+        given = in_precision(fused, torch.bfloat16)(maps.contiguous(memory_format=torch.channels_last_3d))
+        torch.testing.assert_close(given.float(), conv(maps), rtol=0.01, atol=0.01)
 
 
 def test_a_fused_network_that_is_wrong_on_this_processor_is_not_used(monkeypatch, caplog) -> None:

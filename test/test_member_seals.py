@@ -20,6 +20,7 @@ from conftest import phantom_arrays, shared, write_image
 from ensemble.case import PreparedCase, prepare
 from ensemble.errors import WeightsBroken
 from ensemble.geometry import Grid
+from ensemble.inference import session_torch
 from ensemble.inference.tiling import Tiling, gaussian_importance
 from ensemble.members.base import InferenceSettings
 from ensemble.members.manifest import MemberSpec
@@ -374,3 +375,15 @@ def test_folds_of_different_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsBroken, match="folds 0 and 1") as error:
         loaded(tmp_path)
     assert "patch (16, 16, 24) and (32, 32, 32)" in error.value.found
+
+
+def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_path: Path, monkeypatch) -> None:
+    folder, case = build_v1_folder(tmp_path, V1Spec()), small_case((10, 12, 12), (2.0, 2.0, 2.0))
+
+    def arithmetic(**settings: Any) -> str:
+        return loaded(folder).predict(case, InferenceSettings(**settings), ignore_progress).arithmetic
+
+    for fast, gated in ((True, "bf16, fused"), (False, "fp32, fused")):
+        monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        assert arithmetic(tta="gated") == gated
+        assert arithmetic(tta="gated", precision="fp32") == arithmetic(tta="none") == "fp32, fused"

@@ -49,6 +49,18 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["OPENBLAS_NUM_THREADS"] == str(processors.MOST_THREADS)
 
 
+def test_threads_wait_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (*processors.VARIABLES, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(variable, "1")
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    processors.limit_threads()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    processors.limit_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == processors.SPINS
+
+
 def test_the_entrypoint_sets_them_before_numpy_is_there() -> None:
     code = (
         "import sys, runpy\nsys.argv = ['process.py', '--version']\n"

@@ -77,8 +77,19 @@ def test_the_number_of_threads_changes_nothing(monkeypatch) -> None:
             found.append(registered(moved, dwi, brain).transform)
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
-    assert found[0] is not None
-    assert len({transform.GetParameters() for transform in found if transform is not None}) == 1
+    assert all(found)
+    assert len({transform.GetParameters() for transform in found}) == 1  # type: ignore[union-attr]
+
+
+def test_any_kind_of_numbers_is_registered() -> None:
+    _, dwi, brain = case()
+    moved = from_sitk(turned(4, (4.0, 2.0, -3.0))(sample(flair=True).images[FLAIR]))
+    expected = registered(moved, dwi, brain).transform
+    for kind in (np.int16, np.float64):
+        found = registered(moved.like(moved.array.astype(kind)), dwi, brain).transform
+        assert found is not None
+        assert expected is not None
+        assert np.allclose(found.GetParameters(), expected.GetParameters(), atol=0.2)
 
 
 def test_a_large_real_flair_takes_under_ten_seconds() -> None:

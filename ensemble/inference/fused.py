@@ -3,8 +3,8 @@ applied while results are still in registers, channels last. The same function o
 
 Folding: y = g (conv(x) + b - m) / sqrt(v + eps) + beta is a convolution with scaled kernels (Jacob et al., CVPR 2018, section 3.2).
 
-In bfloat16 what costs next to nothing stays exact, for its rounding is the same in all flips, so that no mean removes it: biases,
-convolutions of single voxels (the network's last, and those beside residual blocks), and the few channels that come in.
+In bfloat16 what costs next to nothing is held in float32, for its rounding is the same in all flips, so that no mean removes it: biases
+of convolutions, the few channels that come in, and convolutions of single voxels that end a network or a residual block's skip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NORMALISATIONS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMALISATIONS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 _POOLS = (nn.AvgPool2d, nn.AvgPool3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
-#: Parts whose sums are float32: the fewer numbers in one, the less is rounded away.
+#: Blocks of voxels that are summed in float32 each, and together in float64: the smaller a block, the less is rounded away.
 _BLOCKS = 256
 #: Matrix units take bfloat16 inputs in blocks of 32 channels: three parts of this many fit into one.
 _FEW_CHANNELS = 10
@@ -56,7 +56,9 @@ def fuse(network: nn.Module) -> nn.Module | None:
 
 
 def in_precision(fused: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A fused network that multiplies in another precision (float32, bfloat16); it still takes and gives float32."""
+    """A fused network that multiplies in another precision (float32, bfloat16). It still takes float32, and gives it where it ends in a
+    convolution of single voxels with few outputs.
+    """
     other = copy.deepcopy(fused)
     for layer in other.modules():
         if isinstance(layer, FusedConvolution | Transposed):
@@ -108,7 +110,8 @@ def _pooled_convolutions(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, n
     """Mean pools whose result goes into a convolution of single voxels, with that convolution."""
     for pool, follower in pairwise(layers):
         first = next(layer for layer in follower.modules() if not list(layer.children()))
-        if isinstance(pool, _POOLS) and _is_pointwise(first):
+        convolutions = sum(isinstance(layer, _CONVOLUTIONS) for layer in follower.modules())
+        if isinstance(pool, _POOLS) and convolutions == 1 and _is_pointwise(first):
             yield pool, first
 
 
@@ -116,7 +119,8 @@ def _is_pointwise(layer: nn.Module) -> bool:
     """Whether it is a convolution that sees each voxel by itself."""
     if not isinstance(layer, _CONVOLUTIONS) or not _can_be_fused(layer):
         return False
-    return prod(layer.kernel_size) == 1 and prod(layer.stride) == 1 and not any(_each(layer.padding, layer.stride))  # type: ignore[arg-type]
+    padded = any(_each(layer.padding, layer.stride))  # type: ignore[arg-type]
+    return prod(layer.kernel_size) == prod(layer.stride) == prod(layer.dilation) == 1 and not padded
 
 
 def _fold_chain(
@@ -138,10 +142,10 @@ def _fold_chain(
         pooled = _stride(pool) if pool is not None else ()
         replaced.update({used: nn.Identity() for used in (pool, norm, activation) if used is not None})
         if isinstance(norm, _INSTANCE_NORMALISATIONS):
-            replaced[layer] = FusedConvolution(layer, None, None, pooled)
+            replaced[layer] = FusedConvolution(layer, None, None, pooled, ends=activation is None)
             replaced[norm] = InstanceNormalisation(norm, activation)
         else:
-            replaced[layer] = FusedConvolution(layer, norm, activation, pooled)
+            replaced[layer] = FusedConvolution(layer, norm, activation, pooled, ends=activation is None)
 
 
 def _next(layers: Iterator[nn.Module]) -> nn.Module | None:
@@ -186,10 +190,15 @@ def _layout(maps: torch.Tensor) -> torch.memory_format:
 
 
 class FusedConvolution(nn.Module):
-    """Convolution with what follows it, and with the mean over blocks of `pool` voxels before it."""
+    """Convolution with what follows it, and with the mean over blocks of `pool` voxels before it; `ends` if no activation follows."""
 
     def __init__(
-        self, conv: nn.Module, norm: nn.Module | None, activation: nn.Module | None, pool: tuple[int, ...] = ()
+        self,
+        conv: nn.Module,
+        norm: nn.Module | None,
+        activation: nn.Module | None,
+        pool: tuple[int, ...] = (),
+        ends: bool = True,
     ) -> None:
         super().__init__()
         assert isinstance(conv, _CONVOLUTIONS)
@@ -210,8 +219,11 @@ class FusedConvolution(nn.Module):
         self.dtype = torch.float32
         self._weights = _Weights(kernel, bias)
         self._geometry = (list(conv.padding), list(stride), list(conv.dilation), conv.groups)
-        #: Reads each voxel but once, so that what it multiplies in hardly matters.
-        self._is_light = tuple(kernel.shape[2:]) == tuple(stride)
+        size = kernel.shape[2:]
+        # reads each voxel but once, so that what it multiplies in hardly matters; or skips so many that oneDNN's bfloat16 overruns memory
+        self._in_float32 = (ends and tuple(size) == tuple(stride)) or any(
+            step > n + 1 for n, step in zip(size, stride, strict=True)
+        )
         self._few_inputs = conv.in_channels <= _FEW_CHANNELS and conv.groups == 1
         self._few_outputs = conv.out_channels <= _FEW_CHANNELS
         self._activation: tuple[str, list[float], str] = ("none", [], "")
@@ -222,7 +234,7 @@ class FusedConvolution(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(N, inputs, ...) to (N, outputs, ...), both channels last; sums are float32 in any precision."""
-        if self._is_light or self.dtype == torch.float32:
+        if self._in_float32 or self.dtype == torch.float32:
             result = self._convolved(maps.float(), self._weights.kernel(torch.float32))
             return result if self._few_outputs else result.to(self.dtype)
         if self._few_inputs:
@@ -242,9 +254,9 @@ class InstanceNormalisation(nn.Module):
     def __init__(self, norm: nn.Module, activation: nn.Module | None) -> None:
         super().__init__()
         assert isinstance(norm, _INSTANCE_NORMALISATIONS)
-        self._scale, self._shift = (
-            None if parameter is None else parameter.detach().float() for parameter in (norm.weight, norm.bias)
-        )
+        ones = torch.ones(norm.num_features)
+        self._scale = ones if norm.weight is None else norm.weight.detach().float()
+        self._shift = 0 * ones if norm.bias is None else norm.bias.detach().float()
         self._eps = norm.eps
         self._activation = activation or nn.Identity()
 
@@ -256,14 +268,13 @@ class InstanceNormalisation(nn.Module):
 
     def _one_exact(self, window: torch.Tensor) -> torch.Tensor:
         mean, variance = _moments(window)
-        scale = (variance + self._eps).rsqrt()
-        scale = scale if self._scale is None else scale * self._scale
-        shift = -mean * scale if self._shift is None else self._shift - mean * scale
+        scale = (variance + self._eps).rsqrt() * self._scale
+        shift = self._shift - mean * scale
         per_map = (1, -1) + (1,) * (window.ndim - 2)
         return torch.addcmul(shift.float().view(per_map), window, scale.float().view(per_map))
 
     def _one_coarse(self, window: torch.Tensor) -> torch.Tensor:
-        """Batch normalisation of one window; its sums lose more digits than float32 has to lose."""
+        """Batch normalisation of one window, in one pass; its sums are too coarse for float32 maps, not for bfloat16."""
         return nn.functional.batch_norm(window, None, None, self._scale, self._shift, True, 0.0, self._eps)
 
 

@@ -81,7 +81,8 @@ def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArra
     (`benchmarks/registration.py`).
     """
     still = to_sitk(fixed)
-    smaller = sitk.BinShrink(to_sitk(moving), [max(1, round(_DETAIL_MM / mm)) for mm in moving.grid.spacing_mm])
+    moved = to_sitk(moving.like(moving.array.astype(np.float32, copy=False)))
+    smaller = sitk.BinShrink(moved, [max(1, round(_DETAIL_MM / mm)) for mm in moving.grid.spacing_mm])
     smaller = sitk.Clamp(smaller, lowerBound=0.0, upperBound=_peak(sitk.GetArrayViewFromImage(smaller)))
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfWorkUnits(1)  # sums in one order; SetNumberOfThreads leaves several
