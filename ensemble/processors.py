@@ -20,7 +20,7 @@ VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 #: How often a thread of GNU's OpenMP (PyTorch's) looks for work before it sleeps. By default it looks for milliseconds, on a processor that
-#: others may want: beside one busy process on two processors that made the 2-D member take twice as long (benchmarks/README.md).
+#: others may want: beside one busy process on two processors that made the 2-D member take twice as long (docs/adr/0012).
 SPINS = "1000"
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu")
