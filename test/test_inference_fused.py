@@ -156,6 +156,21 @@ def test_moments_lose_nothing_over_many_voxels() -> None:
     torch.testing.assert_close(variance, values.var(1, correction=0), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_instance_normalisation_is_the_same_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    maps = torch.randn((1, 16, 48, 48, 48), generator=torch.Generator().manual_seed(7)) * 3 + 4
+    layer = InstanceNormalisation(nn.InstanceNorm3d(16), nn.LeakyReLU())
+    inputs, threads, answers = maps.to(dtype).contiguous(memory_format=layout(3)), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 4):
+            torch.set_num_threads(count)
+            answers.append(layer(inputs))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
 @pytest.mark.parametrize("offset", [0.0, 4.0, 1000.0])
 @pytest.mark.parametrize("shape", [(1, 2, 3), (40, 48, 36), (300, 200), (1, 2)])
 @torch.inference_mode()

@@ -262,20 +262,13 @@ class InstanceNormalisation(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) channels last, in any precision, to the same."""
-        one = self._one_exact if maps.dtype == torch.float32 else self._one_coarse
-        normalised = [self._activation(one(window)) for window in maps.split(1)]
+        normalised = [self._activation(self._normalised(window)) for window in maps.split(1)]
         return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
 
-    def _one_exact(self, window: torch.Tensor) -> torch.Tensor:
-        mean, variance = _moments(window)
-        scale = (variance + self._eps).rsqrt() * self._scale
-        shift = self._shift - mean * scale
-        per_map = (1, -1) + (1,) * (window.ndim - 2)
-        return torch.addcmul(shift.float().view(per_map), window, scale.float().view(per_map))
-
-    def _one_coarse(self, window: torch.Tensor) -> torch.Tensor:
-        """Batch normalisation of one window, in one pass; its sums are too coarse for float32 maps, not for bfloat16."""
-        return nn.functional.batch_norm(window, None, None, self._scale, self._shift, True, 0.0, self._eps)
+    def _normalised(self, window: torch.Tensor) -> torch.Tensor:
+        """With given moments batch normalisation is one pass; its own depend on the number of threads, and are less exact."""
+        mean, variance = _moments(window.float())
+        return nn.functional.batch_norm(window, mean.float(), variance.float(), self._scale, self._shift, eps=self._eps)
 
 
 def _moments(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
