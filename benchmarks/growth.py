@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import peak_mb
-from ensemble.inference.tiling import Shape
+from ensemble.inference.tiling import Shape, Tiling
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Voxels along z, y, x at 2 mm, the last three doubling one axis each: 1, 2, 4, 8 times as many.
@@ -66,7 +66,6 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     import torch
 
     from benchmarks.seals_full_size import _made_case
-    from ensemble.inference.tiling import Tiling
     from ensemble.members.base import InferenceSettings
     from ensemble.members.manifest import find_members
     from ensemble.members.nnunet import NnunetMember

@@ -39,6 +39,11 @@ def main() -> None:
             continue
         flair, dwi = (truth.raw.images[modality].volume for modality in (Modality.FLAIR, Modality.DWI))
         brain = prepare(truth.raw).brain.array
+        points = voxels_mm(dwi, brain)
+        fixed, region = (
+            registration._without_peaks(dwi.array),
+            registration._with_margin(brain, dwi.grid.spacing_zyx_mm),
+        )
         landed, information, seconds = [], [], []
         for displacement in displacements(options.starts, options.degrees, options.mm):
             moved = displaced(flair, displacement)
@@ -48,13 +53,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
             transform = found.transform or sitk.Euler3DTransform()
             back = displacement.GetInverse()
-            points = voxels_mm(dwi, brain)
             landed.append([back.TransformPoint(transform.TransformPoint(point)) for point in points])
-            aligned = resample_volume(moved, dwi.grid, transform=transform).array
-            fixed = registration._without_peaks(dwi.array)
-            information.append(
-                registration._information(fixed, aligned, registration._with_margin(brain, dwi.grid.spacing_zyx_mm))
-            )
+            aligned = registration._without_peaks(resample_volume(moved, dwi.grid, transform=transform).array)
+            information.append(registration._information(fixed, aligned, region))
         apart = np.linalg.norm(np.array(landed) - np.median(landed, axis=0), axis=2).mean(axis=1)
         print(
             f"{truth.raw.name}: {len(landed)} starts end {apart.mean():.2f} mm apart (worst {apart.max():.2f}), normalised mutual "

@@ -438,10 +438,11 @@ def assert_refused(folder: Path, finding: str = "") -> WeightsBroken:
     return error
 
 
-def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_path, monkeypatch):
+@pytest.mark.parametrize("norm", ["batchnorm.BatchNorm", FolderSpec.norm])
+def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_path, monkeypatch, norm):
     """Only for networks that run fused, and only where the processor multiplies bfloat16 matrices."""
     case = small_case((14, 22, 18), (2.0, 2.0, 2.0))
-    folder = build_folder(tmp_path)
+    folder = build_folder(tmp_path, FolderSpec(norm=norm))
 
     def arithmetic(member, **settings):
         return member.predict(case, InferenceSettings(**settings), ignore_progress).arithmetic

@@ -31,7 +31,7 @@ _FEW_CHANNELS = 10
 
 def fuse(network: nn.Module) -> nn.Module | None:
     """A copy for inference on the CPU that takes and gives channels-last windows in float32; the network is left as it is. None where
-    this can't be done: parameters outside of convolutions and foldable batch normalisations, or no oneDNN.
+    this can't be done: parameters outside of convolutions and foldable normalisations, or no oneDNN.
     """
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return None
@@ -156,9 +156,8 @@ class _Weights:
     """Kernel and bias (float32), the kernel in each precision that was asked for. Copies of a network share them."""
 
     def __init__(self, kernel: torch.Tensor, bias: torch.Tensor | None) -> None:
-        layout = _layout(kernel)
         self.bias = None if bias is None else bias.detach().float()
-        self._kernels = {torch.float32: kernel.detach().float().contiguous(memory_format=layout)}
+        self._kernels = {torch.float32: channels_last(kernel.detach().float())}
         self._parts: dict[torch.dtype, torch.Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> _Weights:
@@ -174,19 +173,19 @@ class _Weights:
         """The kernel for maps in the parts of `_in_parts`."""
         if dtype not in self._parts:
             exact, coarse = self._kernels[torch.float32], self.kernel(dtype)
-            parts = torch.cat([coarse, coarse, (exact - coarse).to(dtype)], dim=1)
-            self._parts[dtype] = parts.contiguous(memory_format=_layout(parts))
+            self._parts[dtype] = channels_last(torch.cat([coarse, coarse, (exact - coarse).to(dtype)], dim=1))
         return self._parts[dtype]
 
 
 def _in_parts(maps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Twice the accuracy of a precision: (coarse, rest, coarse), whose product with a kernel (coarse, coarse, rest) lacks rest * rest."""
     coarse = maps.to(dtype)
-    return torch.cat([coarse, (maps - coarse).to(dtype), coarse], dim=1).contiguous(memory_format=_layout(maps))
+    return channels_last(torch.cat([coarse, (maps - coarse).to(dtype), coarse], dim=1))
 
 
-def _layout(maps: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last_3d if maps.ndim == 5 else torch.channels_last
+def channels_last(maps: torch.Tensor) -> torch.Tensor:
+    """(N, C, ...) as it is, its channels side by side in memory."""
+    return maps.contiguous(memory_format=torch.channels_last_3d if maps.ndim == 5 else torch.channels_last)
 
 
 class FusedConvolution(nn.Module):
@@ -321,4 +320,4 @@ class MeanPool(nn.Module):
             part = maps[:, :, *places]
             total = part.to(torch.float32, copy=True) if total is None else total.add_(part)
         assert total is not None
-        return (total / prod(self._stride)).to(maps.dtype).contiguous(memory_format=_layout(maps))
+        return channels_last((total / prod(self._stride)).to(maps.dtype))

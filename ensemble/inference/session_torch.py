@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-from ensemble.inference.fused import fuse, in_precision, replace_pools
+from ensemble.inference.fused import channels_last, fuse, in_precision, replace_pools
 from ensemble.inference.precision import DTYPES, Precision, has_fast_bfloat16, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -81,11 +81,7 @@ class TorchSession:
 
     def _arranged(self, inputs: torch.Tensor) -> torch.Tensor:
         """Channels last for fused networks, which choose their precision themselves; elsewhere instance normalisation is slower so."""
-        return inputs.contiguous(memory_format=self._layout) if self.fused else inputs.to(DTYPES[self.precision])
-
-    @property
-    def _layout(self) -> torch.memory_format:
-        return torch.channels_last_3d if self.dims == 3 else torch.channels_last
+        return channels_last(inputs) if self.fused else inputs.to(DTYPES[self.precision])
 
     def _fused(self, probe: Sequence[int]) -> torch.nn.Module | None:
         """The fused network, if there is one and it gives the plain network's answer here."""
@@ -97,7 +93,7 @@ class TorchSession:
         with torch.inference_mode():
             expected = self.network(window)
             try:
-                apart = float((fused(window.contiguous(memory_format=self._layout)) - expected).abs().max())
+                apart = float((fused(channels_last(window)) - expected).abs().max())
             except RuntimeError as error:
                 log.warning("a fused network fails on this processor, the plain one runs: %s", error)
                 return None

@@ -65,7 +65,7 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
     if shift > MOST_SHIFT_MM or turn > MOST_TURN_DEGREES:
         return Registration(None, f"implausible ({motion}), not used")
     moved = resample_volume(moving, fixed.grid, transform=transform).array
-    before, after = (_information(fixed.array, image, region) for image in (by_header.array, moved))
+    before, after = (_information(fixed.array, _without_peaks(image), region) for image in (by_header.array, moved))
     gain = f"normalised mutual information {before:.4f} by header, {after:.4f} registered"
     if max(before, after) < LEAST_INFORMATION:
         return Registration(None, f"FLAIR and DWI have little in common, is it the same head? ({gain})")
@@ -126,8 +126,8 @@ def _motion(transform: sitk.Euler3DTransform) -> tuple[float, float]:
 
 
 def _information(fixed: AnyArray, moved: AnyArray, region: BoolArray) -> float:
-    """Normalised mutual information (Studholme 1999) within a region: 1 for images that say nothing of each other, up to 2."""
-    counts, _, _ = np.histogram2d(fixed[region], _without_peaks(moved)[region], bins=_BINS)
+    """Normalised mutual information (Studholme 1999) within a region, peaks clipped: 1 where images say nothing of each other, up to 2."""
+    counts, _, _ = np.histogram2d(fixed[region], moved[region], bins=_BINS)
     joint = counts / counts.sum()
     both = _entropy(joint)
     return 1.0 if both == 0 else (_entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))) / both
