@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from conftest import SHARED, shared
 from training.augment import mirror, rescan
-from training.batches import Bank, component_weight, draw_batch
+from training.batches import Bank, _window, component_weight, draw_batch, recall_share
 from training.draw import Draw
 from training.lesions import COUNT_PROBABILITIES, COUNTS, VOLUME_ML, VOLUME_PROBABILITIES
 from training.members import MEMBERS, build_network, dataset_json, plans_json
@@ -112,6 +113,20 @@ def test_a_simulated_case_is_reproducible_and_plausible() -> None:
     assert not label[~brain].any()
 
 
+def test_validation_has_its_own_heads_and_lesion_shapes() -> None:
+    from training.anatomy import HEADS, HELD_OUT_HEADS, TRAINING_HEADS
+    from training.lesions import HELD_OUT_EVERY, LesionLibrary
+
+    assert len(HELD_OUT_HEADS) == 4
+    assert sorted((*HELD_OUT_HEADS, *TRAINING_HEADS)) == list(range(HEADS))
+    packed = np.arange(40, dtype=np.uint8)[:, None]
+    library = LesionLibrary(packed, (2, 2, 2), np.arange(40.0), ((0, 1),) * 3)
+    kept, trained = library.part(held_out=True), library.part(held_out=False)
+    assert len(kept.volumes_ml) == 40 // HELD_OUT_EVERY
+    assert not set(kept.packed.ravel()) & set(trained.packed.ravel())
+    assert len(kept.packed) + len(trained.packed) == 40
+
+
 def test_missing_material_is_named(tmp_path: Path) -> None:
     from training.anatomy import load_head
 
@@ -154,9 +169,9 @@ def test_small_components_weigh_more() -> None:
 @pytest.mark.parametrize("member", sorted(MEMBERS))
 def test_batches_have_the_members_shape(member: str, bank: Bank) -> None:
     spec = MEMBERS[member]
-    images, labels, weights = draw_batch(spec, bank, Draw(0))
+    images, labels, weights, shares = draw_batch(spec, bank, Draw(0))
     assert images.shape == (spec.batch, len(spec.channels), *spec.training_patch)
-    assert labels.shape == weights.shape == (spec.batch, *spec.training_patch)
+    assert labels.shape == weights.shape == shares.shape == (spec.batch, *spec.training_patch)
     assert set(labels.unique().tolist()) <= {0.0, 1.0}
 
 
@@ -164,9 +179,53 @@ def test_loss_prefers_the_truth() -> None:
     label = torch.zeros(2, 4, 8, 8)
     label[0, 1, 2:5, 2:5] = 1
     weight = torch.ones_like(label)
+    share = torch.stack([recall_share(one) for one in label])
     right = torch.stack([-10 * (2 * label - 1), 10 * (2 * label - 1)], dim=1)
-    assert loss_of(right, label, weight) < 0.1 < loss_of(torch.zeros_like(right), label, weight)
-    assert loss_of(-right, label, weight) > loss_of(torch.zeros_like(right), label, weight)
+    assert loss_of(right, label, weight, share) < 0.1 < loss_of(torch.zeros_like(right), label, weight, share)
+    assert loss_of(-right, label, weight, share) > loss_of(torch.zeros_like(right), label, weight, share)
+
+
+def test_each_small_component_counts_alike_in_the_recall() -> None:
+    label = torch.zeros(24, 24, 24)
+    label[1:3, 1:3, 1:3] = 1  # 8 voxels
+    label[1:5, 10:14, 1:5] = 1  # 64
+    label[8:20, 8:20, 8:20] = 1  # too large to count
+    share = recall_share(label)
+    assert float(share.sum()) == pytest.approx(1.0)
+    assert float(share[1:3, 1:3, 1:3].sum()) == pytest.approx(0.5)
+    assert not share[8:20, 8:20, 8:20].any()
+    assert not recall_share(torch.zeros(8, 8, 8)).any()
+
+
+def test_windows_are_drawn_by_component() -> None:
+    """A small lesion far from a large one is in the window about as often: by voxels it would be in one of 200."""
+    label = torch.zeros(8, 8, 64)
+    label[2:8, 2:8, 2:22] = 1
+    label[4, 4, 60] = 1
+    images = torch.ones(2, 8, 8, 64)
+    spec = replace(MEMBERS["iso3d"], training_patch=(8, 8, 16))
+    draw = Draw(0)
+    windows = [_window(images, label, torch.ones_like(label), spec.training_patch, draw)[1] for _ in range(200)]
+    small = sum(0 < float(window.sum()) <= 1 for window in windows)
+    assert 30 < small < 110
+
+
+def test_frozen_norm_trains_what_is_deployed(bank: Bank) -> None:
+    """With frozen statistics, the network in training gives what the exported one gives."""
+    spec = replace(MEMBERS["iso3d"], training_patch=(16, 32, 32), features=(8, 8, 8, 8, 8), batch=1)
+    training, draw = Training(spec, "cpu"), Draw(0)
+    for _ in range(3):
+        training.step(*draw_batch(spec, bank, draw), 1e-2)
+    training.calibrate_norm(bank, draw)
+    training.freeze_norm()
+    statistics = {name: value.clone() for name, value in training.network.named_buffers()}
+    image = draw_batch(spec, bank, draw)[0]
+    with torch.no_grad():
+        assert torch.equal(training.network(image), training.network.eval()(image))
+    training.network.train()
+    training.freeze_norm()
+    training.step(*draw_batch(spec, bank, draw), 1e-2)
+    assert all(torch.equal(value, statistics[name]) for name, value in training.network.named_buffers())
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
@@ -176,8 +235,6 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_training_learns_stores_and_resumes(bank: Bank, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     torch.manual_seed(0)
     spec = replace(MEMBERS["iso3d"], training_patch=(16, 32, 32), features=(8, 8, 8, 8, 8), batch=1)
     training, draw = Training(spec, "cpu"), Draw(0)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from training.anatomy import Person, brain_hull
 from training.artefacts import coil_shading, displace, ghost, susceptibility_shift
 from training.draw import Draw
 from training.lesions import Damage
+from training.outlines import outline
 from training.signals import (
     DiffusionProtocol,
     FlairProtocol,
@@ -28,8 +27,7 @@ from training.tissues import ParameterMaps
 
 # ISLES'22 grids and how many of 250 cases have them: voxel size in mm (z, y, x).
 GRIDS_MM = (((2.0, 2.0, 2.0), 194), ((4.8, 1.8, 1.8), 29), ((4.8, 1.15, 1.15), 23), ((6.0, 1.5, 1.5), 4))
-LEAST_CONTRAST = 0.15  # of log DWI
-LESION_SHARE = 0.4  # of a voxel, from which on it belongs to the lesion: readers outline generously
+TISSUE_ADC = (0.5, 1.1)  # 1e-3 mm^2/s
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,11 @@ def acquire(
     maps = damage.apply(healthy)
     signal = spin_echo(maps, protocol.te_ms, protocol.tr_ms)
     attenuated = signal * diffusion_attenuation(maps.adc, protocol.b_s_per_mm2)
-    contrast = damage.acute * dwi_contrast(healthy, maps, protocol)
-    images = torch.stack([signal, attenuated, damage.acute, hull, contrast])
+    images = torch.stack([signal, attenuated, damage.acute, hull])
     if draw.chance(0.9):
         images = displace(images, susceptibility_shift(hull, draw))
     images[:2] *= coil_shading(hull.shape, draw)
-    b0, weighted, acute, mask, contrast = to_voxels(images, spacing_mm)
+    b0, weighted, acute, mask = to_voxels(images, spacing_mm)
     brain = mask > 0.5
     sigma = float(weighted[brain].median()) / draw.uniform(9, 35) * math.sqrt(protocol.directions)
     if draw.chance(0.3):
@@ -92,24 +89,14 @@ def acquire(
         b0, weighted = soften(b0, smooth), soften(weighted, smooth)
     adc = adc_from_signals(b0, weighted, protocol.b_s_per_mm2)
     flair = acquire_flair(maps, hull, spacing_mm, draw)
-    lesion = visible((acute > LESION_SHARE * mask.clamp_min(0.3)) & brain, contrast)
+    level = tissue_median(weighted, adc, brain)
+    lesion = outline(acute / mask.clamp_min(0.3), weighted / level, brain, spacing_mm, draw)
     return Acquired(weighted * brain, adc * brain, flair * brain, lesion, brain, spacing_mm)
 
 
-def dwi_contrast(healthy: ParameterMaps, damaged: ParameterMaps, protocol: DiffusionProtocol) -> Tensor:
-    """Natural logarithm of how much brighter the damage is on DWI: -b dADC - TE d(1/T2)."""
-    return -protocol.b_s_per_mm2 * 1e-3 * (damaged.adc - healthy.adc) - protocol.te_ms * (
-        1 / damaged.t2_ms - 1 / healthy.t2_ms
-    )
-
-
-def visible(lesion: Tensor, contrast: Tensor) -> Tensor:
-    """The lesion components (uint8) that a reader could see: brighter than `LEAST_CONTRAST` somewhere."""
-    components, _ = ndimage.label(lesion.cpu().numpy(), structure=np.ones((3, 3, 3)))
-    brightest = ndimage.maximum(contrast.cpu().numpy(), components, index=np.arange(int(components.max()) + 1))
-    seen = np.asarray(brightest) > LEAST_CONTRAST
-    seen[0] = False
-    return torch.from_numpy(seen[components].astype(np.uint8)).to(lesion.device)
+def tissue_median(weighted: Tensor, adc: Tensor, brain: Tensor) -> float:
+    """The DWI signal of normal tissue: the median where ADC (1e-3 mm^2/s) is that of tissue."""
+    return float(weighted[brain & (adc > TISSUE_ADC[0]) & (adc < TISSUE_ADC[1])].median())
 
 
 def acquire_flair(maps: ParameterMaps, hull: Tensor, spacing_mm: tuple[float, float, float], draw: Draw) -> Tensor:

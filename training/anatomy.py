@@ -20,6 +20,8 @@ from training.tissues import FREESURFER, Tissue
 LABEL_MAPS = "anatomy/synthseg_label_maps.npz.xz"
 MARGIN_MM = 6
 HEADS = 20
+HELD_OUT_HEADS = (4, 9, 14, 19)  # kept for validation
+TRAINING_HEADS = tuple(n for n in range(HEADS) if n not in HELD_OUT_HEADS)
 
 
 @dataclass(frozen=True)

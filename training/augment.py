@@ -15,23 +15,16 @@ Place = tuple[float, float, float]
 CAPSULE = ((0.05, 0.0, 0.34), (0.2, 0.12, 0.07))  # place and spread in shares of the brain's box (z, y, |x|)
 
 
-def rescan(images: Tensor, draw: Draw) -> Tensor:
-    """New artefacts, noise and contrast for a whole case (channels, z, y, x), y to anterior; background stays 0."""
+def rescan(images: Tensor, draw: Draw, *, artefacts: bool = True) -> Tensor:
+    """New artefacts (unless the case has real ones), noise and contrast for a whole case (channels, z, y, x), y to anterior.
+
+    The background stays 0, and so does an image that is 0 everywhere.
+    """
     brain = (images[DWI] > 0).float()
+    there = images.flatten(1).any(dim=1).view(-1, 1, 1, 1)  # an image that is missing stays so
     images = images.clone()
-    if draw.chance(0.75):
-        gain, dimming = rim_gain(brain, draw)
-        images[DWI] *= gain
-        images[ADC] *= torch.where(images[ADC] < SOLID, dimming, 1.0)
-    if draw.chance(0.4):
-        darken_pair(images, brain, CAPSULE[0], CAPSULE[1], draw)
-    for _ in range(draw.integer(1, 3) if draw.chance(0.5) else 0):
-        place = (draw.uniform(-0.9, 0.7), draw.uniform(-0.95, 0.95), draw.uniform(0.0, 0.85))
-        spread = (draw.uniform(0.04, 0.25), draw.uniform(0.04, 0.25), draw.uniform(0.05, 0.2))
-        darken_pair(images, brain, place, spread, draw)
-    for _ in range(draw.integer(1, 4) if draw.chance(0.5) else 0):
-        place = (draw.uniform(-0.7, 0.7), draw.uniform(-0.8, 0.8), draw.uniform(0.05, 0.85))
-        brighten_pair(images, brain, place, draw)
+    if artefacts:
+        _add_artefacts(images, brain, draw)
     if draw.chance(0.4):
         for channel in range(images.shape[0]):
             if channel != ADC:
@@ -49,7 +42,27 @@ def rescan(images: Tensor, draw: Draw) -> Tensor:
         share = draw.uniform(0.05, 0.2)
         for axis in (2, 3):
             images = (1 - 2 * share) * images + share * (torch.roll(images, 1, axis) + torch.roll(images, -1, axis))
-    return images.clamp(0, 8) * brain
+    return images.clamp(0, 8) * brain * there
+
+
+def _add_artefacts(images: Tensor, brain: Tensor, draw: Draw) -> None:
+    """What healthy brains show that looks like infarcts, in place.
+
+    Brightness without a lower ADC is drawn rarely and faintly: subacute infarcts look so, and networks that met much of it missed them.
+    """
+    if draw.chance(0.6):
+        gain, dimming = rim_gain(brain, draw)
+        images[DWI] *= gain
+        images[ADC] *= torch.where(images[ADC] < SOLID, dimming, 1.0)
+    if draw.chance(0.4):
+        darken_pair(images, brain, CAPSULE[0], CAPSULE[1], draw)
+    for _ in range(draw.integer(1, 3) if draw.chance(0.5) else 0):
+        place = (draw.uniform(-0.9, 0.7), draw.uniform(-0.95, 0.95), draw.uniform(0.0, 0.85))
+        spread = (draw.uniform(0.04, 0.25), draw.uniform(0.04, 0.25), draw.uniform(0.05, 0.2))
+        darken_pair(images, brain, place, spread, draw)
+    for _ in range(draw.integer(1, 3) if draw.chance(0.35) else 0):
+        place = (draw.uniform(-0.7, 0.7), draw.uniform(-0.8, 0.8), draw.uniform(0.05, 0.85))
+        brighten_pair(images, brain, place, draw)
 
 
 def darken_pair(images: Tensor, brain: Tensor, place: Place, spread: Place, draw: Draw) -> None:
@@ -69,7 +82,7 @@ def brighten_pair(images: Tensor, brain: Tensor, place: Place, draw: Draw) -> No
     """
     spread = (draw.uniform(0.06, 0.25), draw.uniform(0.06, 0.25), draw.uniform(0.05, 0.2))
     blob = paired_blob(brain, place, spread, draw) * (images[ADC] < SOLID) * (4 * (images[DWI] - 0.95)).clamp(0, 1)
-    images[DWI] *= 1 + draw.uniform(0.1, 0.7) * blob
+    images[DWI] *= 1 + draw.uniform(0.05, 0.45) * blob
     images[ADC] *= 1 - draw.uniform(0, 0.25) * blob
 
 

@@ -11,26 +11,41 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from ensemble.types import AnyArray
 from training.augment import mirror, rescan
 from training.draw import Draw
+from training.insertion import with_lesions
+from training.lesions import LesionLibrary, load_lesions
 from training.members import NEIGHBOURS, MemberSpec
 
 TYPICAL_COMPONENT_VOXELS = 200.0  # components smaller than this weigh more a voxel, up to
 LARGEST_WEIGHT = 2.0
-SLICES_OF_A_CASE = 8
+LESIONED_WINDOWS = 0.75  # share of the windows that hold some lesion
+BY_COMPONENT = 0.6  # share of those that are drawn by component: each as likely, however small
+SMALLEST_VOXELS, LARGEST_VOXELS = 4, 100  # smaller components count less in the recall term, larger ones not at all
+REAL_BACKGROUNDS = (
+    0.25  # share of the cases that are real lesion-free brains with simulated lesions, where the bank holds such
+)
+SLICES_OF_A_CASE = 12
 FLAIR_MISSING = 0.35  # share of the cases shown without FLAIR to a member that must do without it at times
 
 
 class Bank:
-    """A folder of cases that may grow while it is read, but not lose a case."""
+    """A folder of simulated cases, and perhaps real backgrounds, that may grow while it is read, but not lose a case.
 
-    def __init__(self, folder: Path) -> None:
+    `shared` holds the shapes of the lesions that are put into backgrounds; it is read when the first one is drawn.
+    """
+
+    def __init__(self, folder: Path, shared: Path | None = None) -> None:
         self.folder = folder
+        self.shared = shared
         self._paths: list[Path] = []
+        self._backgrounds: list[Path] = []
         self.refresh()
 
     def refresh(self) -> None:
         self._paths = sorted(self.folder.glob("case_*.npz"))
+        self._backgrounds = sorted(self.folder.glob("background_*.npz")) if self.shared else []
         if not self._paths:
             raise FileNotFoundError(
                 f"{self.folder} holds no simulated case: run python -m training.simulate --out {self.folder} first"
@@ -39,22 +54,37 @@ class Bank:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def load(self, draw: Draw, *, at_2mm: bool) -> tuple[Tensor, Tensor, float]:
-        """A random case: images (3, z, y, x), label (z, y, x), and its in-plane voxel size in mm."""
-        with np.load(draw.choice(self._paths)) as case:
-            suffix = "_2mm" if at_2mm and "images_2mm" in case else ""
-            images = torch.from_numpy(case["images" + suffix].astype(np.float32))
-            label = torch.from_numpy(case["label" + suffix].astype(np.float32))
-            in_plane = 2.0 if suffix else float(case["spacing_mm"][1])
-        return images, label, in_plane
+    def draw(self, draw: Draw, *, at_2mm: bool) -> tuple[Tensor, Tensor, float]:
+        """A random case, scanned anew: images (3, z, y, x), label (z, y, x), and its in-plane voxel size in mm."""
+        if not self._backgrounds or not draw.chance(REAL_BACKGROUNDS):
+            images, label, spacing_mm = _load(draw.choice(self._paths), at_2mm=at_2mm)
+            return rescan(images, draw), label, spacing_mm[1]
+        images, _, spacing_mm = _load(draw.choice(self._backgrounds), at_2mm=at_2mm)
+        images, label = with_lesions(images, spacing_mm, self._library(), draw)
+        return rescan(images, draw, artefacts=False), label, spacing_mm[1]
+
+    def _library(self) -> LesionLibrary:
+        assert self.shared is not None
+        return load_lesions(self.shared).part(held_out=False)
 
 
-def draw_batch(spec: MemberSpec, bank: Bank, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (n, channels, ...), labels (n, ...), and the weight of every voxel (n, ...)."""
+def _load(path: Path, *, at_2mm: bool) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
+    """Images (3, z, y, x), label (z, y, x; zeros for a background), voxel size (z, y, x) in mm."""
+    with np.load(path) as case:
+        suffix = "_2mm" if at_2mm and "images_2mm" in case else ""
+        images = torch.from_numpy(case["images" + suffix].astype(np.float32))
+        name = "label" + suffix
+        label = torch.from_numpy(case[name].astype(np.float32)) if name in case else torch.zeros_like(images[0])
+        z, y, x = (2.0, 2.0, 2.0) if suffix else (float(mm) for mm in case["spacing_mm"])
+    return images, label, (z, y, x)
+
+
+def draw_batch(spec: MemberSpec, bank: Bank, draw: Draw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images (n, channels, ...), labels (n, ...), the weight of every voxel, and its share of the recall (see `recall_share`)."""
     examples: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(examples) < spec.batch:
-        images, label, in_plane = bank.load(draw, at_2mm=spec.dimensions == 3)
-        images = rescan(images[: 3 if "FLAIR?" in spec.channels else 2], draw)
+        images, label, in_plane = bank.draw(draw, at_2mm=spec.dimensions == 3)
+        images = images[: 3 if "FLAIR?" in spec.channels else 2]
         if "FLAIR?" in spec.channels and draw.chance(FLAIR_MISSING):
             images[2] = 0
         images, label = mirror(images, label, draw)
@@ -64,12 +94,28 @@ def draw_batch(spec: MemberSpec, bank: Bank, draw: Draw) -> tuple[Tensor, Tensor
         else:
             examples += _slices(images, label, weight, in_plane, spec, draw)
     images, labels, weights = (torch.stack(part) for part in zip(*examples[: spec.batch], strict=True))
-    return images, labels, weights
+    return images, labels, weights, torch.stack([recall_share(label) for label in labels])
+
+
+def recall_share(label: Tensor) -> Tensor:
+    """Weights (z, y, x or y, x) whose sum with the probabilities is the mean soft recall of the small components; 0 elsewhere."""
+    components, count = _components(label)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    shares = np.where(sizes <= LARGEST_VOXELS, 1 / sizes.clip(SMALLEST_VOXELS), 0.0)
+    shares[0] = 0.0
+    share = shares[components]
+    return torch.from_numpy((share / max(share.sum(), 1e-6)).astype(np.float32))
+
+
+def _components(label: Tensor) -> tuple[AnyArray, int]:
+    """The label's connected components (faces, edges, corners), numbered from 1, and how many there are."""
+    components, count = ndimage.label(label.numpy(), structure=np.ones((3,) * label.ndim))
+    return components, int(count)
 
 
 def component_weight(label: Tensor) -> Tensor:
     """1 in the background, more in small components, so that a large infarct doesn't drown the emboli."""
-    components, count = ndimage.label(label.numpy(), structure=np.ones((3, 3, 3)))
+    components, count = _components(label)
     sizes = np.bincount(components.ravel(), minlength=count + 1).clip(1)
     weights = np.sqrt(TYPICAL_COMPONENT_VOXELS / sizes).clip(1.0, LARGEST_WEIGHT)
     weights[0] = 1.0
@@ -79,9 +125,9 @@ def component_weight(label: Tensor) -> Tensor:
 def _window(
     images: Tensor, label: Tensor, weight: Tensor, size: Sequence[int], draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A random window; two of three times one that holds a lesion voxel."""
+    """A random window; mostly one that holds a lesion voxel."""
     stack = torch.cat([images, label[None], weight[None]])
-    target = _lesion_voxel(label, draw) if draw.chance(0.66) else None
+    target = _lesion_voxel(label, _components(label), draw) if draw.chance(LESIONED_WINDOWS) else None
     for axis, length in enumerate(size):
         have = stack.shape[axis + 1]
         if have > length:
@@ -94,8 +140,13 @@ def _window(
     return stack[:-2], stack[-2], stack[-1]
 
 
-def _lesion_voxel(label: Tensor, draw: Draw) -> list[int] | None:
-    voxels = torch.nonzero(label)
+def _lesion_voxel(label: Tensor, components: tuple[AnyArray, int], draw: Draw) -> list[int] | None:
+    """A random lesion voxel, often of a component that was drawn first."""
+    numbered, count = components
+    if count and draw.chance(BY_COMPONENT):
+        voxels = torch.from_numpy(np.argwhere(numbered == draw.integer(1, count + 1)))
+    else:
+        voxels = torch.nonzero(label)
     return voxels[draw.integer(0, len(voxels))].tolist() if len(voxels) else None
 
 
@@ -124,10 +175,11 @@ def _slices(
             else _pad(stack, axis, length)
         )
     depth = stack.shape[1]
-    lesioned = torch.nonzero(stack[-2].sum((1, 2))).flatten().tolist()
+    components = _components(stack[-2])
     chosen = []
     for _ in range(SLICES_OF_A_CASE):
-        at = draw.choice(lesioned) if lesioned and draw.chance(0.55) else draw.integer(0, depth)
+        voxel = _lesion_voxel(stack[-2], components, draw) if draw.chance(0.55) else None
+        at = voxel[0] if voxel else draw.integer(0, depth)
         rows = [min(max(at + offset, 0), depth - 1) for offset in NEIGHBOURS]
         chosen.append((torch.cat([stack[:-2, row] for row in rows]), stack[-2, at], stack[-1, at]))
     return chosen

@@ -1,8 +1,9 @@
 """How good the shipped members are: `python -m training.evaluate --real ../shared/cases --simulated 45 --cards`.
 
-Runs the shipped pipeline on real cases with ground truth and on the fixed simulated validation set, and prints one table: Dice, lesion-wise
-F1, absolute volume difference (ml) and absolute lesion count difference, of each member and of the ensemble. `--cards` also writes the
-table into the members' model cards.
+Runs the shipped pipeline on real cases with ground truth, on real lesion-free heads (`--normals`) and on the fixed simulated validation
+set, and prints one table: Dice, lesion-wise F1, recall and precision of voxels, absolute volume difference (ml) and absolute lesion count
+difference, of each member and of the ensemble; and how much of the simulated lesions is found by size, brightness and ADC. `--cards` also
+writes the table into the members' model cards.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ensemble.case import PreparedCase
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
@@ -38,7 +40,17 @@ from training.simulate import SHARED, validation_case
 ENSEMBLE = "ensemble"
 FALSE_ALARM_ML = 0.3  # in a lesion-free case
 TABLE_BEGIN, TABLE_END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
-COLUMNS = ("dice", "lesion_f1", "avd_ml", "alcd")
+COLUMNS = ("dice", "lesion_f1", "recall", "precision", "avd_ml", "alcd")
+VISIBLE = 1.4  # DWI of a lesion's brightest tenth, times normal tissue
+# Lesions by size (ml), least DWI of the brightest tenth, and least ADC of the brighter half (both times normal tissue).
+LESION_CLASSES = (
+    ("below 0.1 ml, visible", (0.0, 0.1), VISIBLE, 0.0),
+    ("0.1-0.3 ml, visible", (0.1, 0.3), VISIBLE, 0.0),
+    ("below 0.3 ml, visible", (0.0, 0.3), VISIBLE, 0.0),
+    ("0.3-2 ml", (0.3, 2.0), 0.0, 0.0),
+    ("0.3-2 ml, ADC > 0.95", (0.3, 2.0), 0.0, 0.95),
+    ("above 2 ml", (2.0, 1e9), 0.0, 0.0),
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +73,25 @@ class Score:
     found_ml: float
     dice: float
     lesion_f1: float
+    recall: float
+    precision: float
     avd_ml: float
     alcd: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """One simulated lesion (a connected component of the true mask), and how much of it one mask holds."""
+
+    member: str
+    tta: str
+    volume_ml: float
+    dwi: float
+    """Brightest tenth, times normal tissue."""
+    adc: float
+    """Median in the brighter half, times normal tissue."""
+    share: float
 
 
 def real_cases(folder: Path) -> Iterator[Truth]:
@@ -79,11 +107,47 @@ def real_cases(folder: Path) -> Iterator[Truth]:
         yield Truth(read_case(case.name, images), truth)
 
 
-def simulated_cases(count: int, shared: Path) -> Iterator[Truth]:
-    """The first `count` cases of the fixed validation set."""
+def lesion_free_heads(folder: Path) -> Iterator[Truth]:
+    """Folders that hold `dwi.nii.gz` and `adc.nii.gz` of volunteers, with skull."""
+    for head in sorted(path for path in folder.iterdir() if path.is_dir()):
+        raw = read_case(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
+        yield Truth(raw, np.zeros(raw.images[Modality.DWI].volume.array.shape, bool))
+
+
+def simulated_cases(count: int, shared: Path, cache: Path | None = None) -> Iterator[Truth]:
+    """The first `count` cases of the fixed validation set; kept in the folder `cache`, if given."""
     for index in range(count):
-        case = validation_case(index, shared)
-        yield Truth(as_raw(f"simulated_{index:03d}", case), case.lesion.numpy() > 0)
+        name = f"simulated_{index:03d}"
+        path = cache / f"{name}.pt" if cache else None
+        if path and path.exists():
+            case = Acquired(**torch.load(path, weights_only=True))
+        else:
+            case = validation_case(index, shared)
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(vars(case), path)
+        yield Truth(as_raw(name, case), case.lesion.numpy() > 0)
+
+
+def found_lesions(truth: Truth, tta: str, result: Result) -> list[Found]:
+    """How much of each true lesion each mask holds."""
+    if truth.mask is None or not truth.mask.any():
+        return []
+    dwi, adc = (result.case.physical[m].array for m in (Modality.DWI, Modality.ADC))
+    components, count = ndimage.label(truth.mask, structure=np.ones((3, 3, 3)))
+    rows = []
+    for number in range(1, count + 1):
+        lesion = components == number
+        bright = lesion & (dwi >= np.median(dwi[lesion]))
+        about = {
+            "volume_ml": float(lesion.sum()) * result.case.grid.voxel_ml,
+            "dwi": float(np.percentile(dwi[lesion], 90)),
+            "adc": float(np.median(adc[bright])),
+        }
+        rows += [
+            Found(member, tta, **about, share=float(mask[lesion].mean())) for member, mask, _ in _masks(result, 0.0)
+        ]
+    return rows
 
 
 def as_raw(name: str, case: Acquired) -> RawCase:
@@ -98,9 +162,13 @@ def as_raw(name: str, case: Acquired) -> RawCase:
 def scores_of(truth: Truth, group: str, tta: str, result: Result, seconds: float) -> list[Score]:
     """Measure every member's mask, and the fused one."""
     spacing = result.case.grid.spacing_zyx_mm
+    return [score_of(truth, group, tta, member, mask, spacing, took) for member, mask, took in _masks(result, seconds)]
+
+
+def _masks(result: Result, seconds: float) -> list[tuple[str, AnyArray, float]]:
+    """Each voter's mask and the fused one, with the time each took."""
     masks = [(o.member, o.prediction.mask.array, o.seconds) for o in result.outcomes if o.prediction]
-    masks.append((ENSEMBLE, result.fused.mask.array > 0, seconds))
-    return [score_of(truth, group, tta, member, mask, spacing, took) for member, mask, took in masks]
+    return [*masks, (ENSEMBLE, result.fused.mask.array > 0, seconds)]
 
 
 def score_of(
@@ -120,6 +188,8 @@ def score_of(
         numbers = {
             "dice": dice(truth.mask, mask),
             "lesion_f1": lesion_f1(truth.mask, mask),
+            "recall": float(mask[truth.mask].mean()) if truth.mask.any() else float("nan"),
+            "precision": float(truth.mask[mask > 0].mean()) if (mask > 0).any() else float("nan"),
             "avd_ml": absolute_volume_difference_ml(truth.mask, mask, spacing_zyx_mm),
             "alcd": float(absolute_lesion_count_difference(truth.mask, mask)),
         }
@@ -134,6 +204,7 @@ class Seen:
     truth: Truth
     group: str
     case: PreparedCase
+    found: list[Found]
 
 
 def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -> tuple[list[Score], list[Seen]]:
@@ -145,7 +216,7 @@ def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -
         result = segment(truth.raw, ensemble, Silent())
         new = scores_of(truth, group, tta, result, time.perf_counter() - started)
         rows += new
-        seen.append(Seen(truth, group, result.case))
+        seen.append(Seen(truth, group, result.case, found_lesions(truth, tta, result)))
         for score in new:
             print(_line(score), flush=True)
     return rows, seen
@@ -166,33 +237,59 @@ def baseline_scores(seen: Sequence[Seen]) -> list[Score]:
 def _line(score: Score) -> str:
     return (
         f"| {score.case} | {score.tta} | {score.member} | {score.truth_ml:.2f} | {score.found_ml:.2f} | {score.dice:.3f} "
-        f"| {score.lesion_f1:.3f} | {score.avd_ml:.2f} | {score.alcd:.0f} | {score.seconds:.0f} |"
+        f"| {score.lesion_f1:.3f} | {score.recall:.2f} | {score.precision:.2f} | {score.avd_ml:.2f} "
+        f"| {score.alcd:.0f} | {score.seconds:.0f} |"
     )
 
 
 HEADER = (
-    "| case | TTA | member | true ml | found ml | Dice | lesion F1 | AVD ml | ALCD | s |\n"
-    "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    "| case | TTA | member | true ml | found ml | Dice | lesion F1 | recall | precision | AVD ml | ALCD | s |\n"
+    "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 )
 
 
-def table(scores: Sequence[Score]) -> str:
+def table(scores: Sequence[Score], found: Sequence[Found] = ()) -> str:
     """Real cases one by one, the simulated set by lesion size, and lesion-free cases, as Markdown."""
     real = [s for s in scores if s.group == "real"]
     lines = ["Real cases (ISLES'22 public samples; never trained on):", "", HEADER, *map(_line, real)]
     lines += [_mean_line(group) for group in _by_member([s for s in real if not np.isnan(s.dice)])]
     simulated = [s for s in scores if s.group == "simulated"]
     lesioned, free = [s for s in simulated if s.truth_ml > 0], [s for s in simulated if s.truth_ml == 0]
-    for title, low, high in (("below 1 ml", 0.0, 1.0), ("1-10 ml", 1.0, 10.0), ("above 10 ml", 10.0, 1e9)):
+    sizes = (("of any size", 0.0, 1e9), ("below 1 ml", 0.0, 1.0), ("1-10 ml", 1.0, 10.0), ("above 10 ml", 10.0, 1e9))
+    for title, low, high in sizes:
         groups = _by_member([s for s in lesioned if low < s.truth_ml <= high])
         if groups:
             lines += ["", f"Simulated validation cases, lesions {title}:", "", HEADER, *map(_mean_line, groups)]
+    if found:
+        lines += ["", "Simulated lesions, mean share of each that is found (and share of which some voxel is):", ""]
+        lines += _found_lines(found)
+    heads = [s for s in scores if s.group == "normal"]
+    if heads:
+        lines += ["", "Real lesion-free heads, ml found:", ""]
+        lines += [
+            f"* {group[0].member}, TTA {group[0].tta}: " + ", ".join(f"{s.case} {s.found_ml:.2f}" for s in group)
+            for group in _by_member(heads)
+        ]
     if free:
         lines += ["", f"Simulated lesion-free cases, share with more than {FALSE_ALARM_ML} ml found:", ""]
         for group in _by_member(free):
             alarms = sum(s.found_ml > FALSE_ALARM_ML for s in group)
             lines.append(f"* {group[0].member}, TTA {group[0].tta}: {alarms} of {len(group)}")
     return "\n".join(lines)
+
+
+def _found_lines(found: Sequence[Found]) -> list[str]:
+    masks = dict.fromkeys((f.tta, f.member) for f in found)
+    lines = ["| lesions | n | " + " | ".join(f"{member} ({tta})" for tta, member in masks) + " |"]
+    lines.append("| --- | ---: |" + " ---: |" * len(masks))
+    for title, (low, high), dwi, adc in LESION_CLASSES:
+        chosen = [f for f in found if low <= f.volume_ml < high and f.dwi > dwi and f.adc > adc]
+        cells = []
+        for mask in masks:
+            shares = [f.share for f in chosen if (f.tta, f.member) == mask]
+            cells.append(f"{np.mean(shares):.2f} ({np.mean(np.array(shares) > 0):.2f})" if shares else "-")
+        lines.append(f"| {title} | {len(chosen) // len(masks)} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _by_member(scores: Sequence[Score]) -> list[list[Score]]:
@@ -202,9 +299,15 @@ def _by_member(scores: Sequence[Score]) -> list[list[Score]]:
 
 def _mean_line(scores: Sequence[Score]) -> str:
     columns = ("truth_ml", "found_ml", *COLUMNS, "seconds")
-    means = {name: float(np.mean([getattr(s, name) for s in scores])) for name in columns}
+    means = {name: _mean([getattr(s, name) for s in scores]) for name in columns}
     first = scores[0]
     return _line(Score(first.group, f"mean of {len(scores)}", first.tta, first.member, **means))
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of what is known (the precision of an empty mask is not)."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def machine() -> str:
@@ -241,6 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--members", help="comma-separated; all by default")
     parser.add_argument("--real", type=Path, help="folder of real cases")
+    parser.add_argument("--normals", type=Path, help="folder of real lesion-free heads")
+    parser.add_argument("--cache", type=Path, help="folder in which simulated cases are kept between calls")
     parser.add_argument("--simulated", type=int, default=0, help="how many cases of the simulated validation set")
     parser.add_argument("--tta", default="mirror,none", help="for real cases: mirror, none or both")
     parser.add_argument("--simulated-tta", default="none")
@@ -253,24 +358,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     members = tuple(options.members.split(",")) if options.members else None
     scores: list[Score] = []
+    found: list[Found] = []
     seen: dict[tuple[str, str], Seen] = {}
     plan = [("real", tta) for tta in options.tta.split(",") if options.real]
+    plan += [("normal", tta) for tta in options.tta.split(",") if options.normals]
     plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]
     for group, tta in plan:
         config = RunConfig(options.weights, members, options.device, _tta(tta), speck_ml=options.speck_ml)
         ensemble = load(config)
-        cases = real_cases(options.real) if group == "real" else simulated_cases(options.simulated, options.shared)
-        rows, cases_seen = evaluate(cases, group, ensemble, tta)
+        rows, cases_seen = evaluate(_cases(group, options), group, ensemble, tta)
         scores += rows
+        found += [row for one in cases_seen if group == "simulated" for row in one.found]
         seen.update({(one.group, one.truth.raw.name): one for one in cases_seen})
     scores += baseline_scores(list(seen.values()))
     command = shlex.join(["python", "-m", "training.evaluate", *(sys.argv[1:] if arguments is None else arguments)])
-    text = f"{time.strftime('%Y-%m-%d')}, {machine()}, `{command}`\n\n{table(scores)}"
+    text = f"{time.strftime('%Y-%m-%d')}, {machine()}, `{command}`\n\n{table(scores, found)}"
     print("\n" + text)
     if options.csv:
         write_csv(options.csv, scores)
     if options.cards:
         write_cards(options.weights, text)
+
+
+def _cases(group: str, options: argparse.Namespace) -> Iterator[Truth]:
+    if group == "real":
+        return real_cases(options.real)
+    if group == "normal":
+        return lesion_free_heads(options.normals)
+    return simulated_cases(options.simulated, options.shared, options.cache)
 
 
 def _tta(name: str) -> Tta:

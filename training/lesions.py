@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import lzma
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,10 @@ from training.tissues import FLUID_CLASSES, ParameterMaps, Tissue
 
 LEFT_OF_SHAPE = 0.8  # of a shape's volume, once fluid and other heads' sizes have taken their part
 EMBOLUS_SPREAD = 0.4  # of the logarithm of radii
-OUTLINED_SHARE = 0.4  # of a lesion's full severity, from which on a reader outlines
+OUTLINED_SHARE = 0.3  # of a lesion's full severity, from which on a reader outlines
+EMBOLI_ONLY_SHARE = 0.2  # of the patients with a lesion: a shower of emboli and nothing else
+SHOWER_ML, SHOWER_COUNT = (0.06, 0.7, 6.0), (1, 6, 40)  # their volume and number: least, median, most
+HELD_OUT_EVERY = 10  # every tenth lesion shape is kept for validation
 EVERYWHERE: tuple[slice, ...] = (slice(None),)
 MASKS = "lesions/soop_mni_masks.npz.xz"
 
@@ -44,6 +47,11 @@ class LesionLibrary:
     shape: tuple[int, int, int]  # as stored: (x, y, z)
     volumes_ml: np.ndarray  # (n,)
     brain_box: tuple[tuple[int, int], ...]  # (z, y, x): first and last voxel of the brain in MNI space
+
+    def part(self, *, held_out: bool) -> LesionLibrary:
+        """The shapes that are kept for validation, or the others."""
+        chosen = (np.arange(len(self.volumes_ml)) % HELD_OUT_EVERY == 0) == held_out
+        return replace(self, packed=self.packed[chosen], volumes_ml=self.volumes_ml[chosen])
 
     def mask(self, index: int) -> np.ndarray:
         """One mask as uint8 (z, y, x)."""
@@ -97,18 +105,23 @@ class Stage:
 
 # How much brighter than normal tissue the core of a lesion is on DWI, at b = 1000 s/mm^2 and TE = NOMINAL_TE_MS: median and spread
 # (of the logarithm) over patients, and range. Public ISLES'22 cases have case medians of 1.4, 1.6 and 2.0, borders included.
-CONTRAST_MEDIAN, CONTRAST_SPREAD, CONTRAST_RANGE = 1.9, 0.27, (1.35, 3.5)
+CONTRAST_MEDIAN, CONTRAST_SPREAD, CONTRAST_RANGE = 2.0, 0.27, (1.4, 3.5)
 NORMAL_ADC, NORMAL_T2_MS, NOMINAL_TE_MS = 0.75, 85.0, 85.0
 HIGHEST_T2 = 2.8  # times normal
+# Age of the event: share of the patients up to here, range of ADC (times normal), and median contrast. A hyperacute lesion's T2 is normal:
+# ADC alone makes its contrast. A subacute one's ADC is back to normal: T2 alone does.
+HYPERACUTE_SHARE, HYPERACUTE_ADC, HYPERACUTE_T2 = 0.12, (0.35, 0.65), (1.0, 1.15)
+LATER_STAGES = ((0.55, (0.4, 0.75), CONTRAST_MEDIAN), (0.77, (0.7, 0.95), CONTRAST_MEDIAN), (1.0, (0.9, 1.2), 1.75))
 
 
 def draw_stage(draw: Draw) -> Stage:
-    """Hyperacute (T2 still normal: diffusion alone makes it bright), acute, or subacute (ADC returning, T2 high)."""
+    """Hyperacute, acute, early subacute or subacute."""
     kind = draw.uniform(0, 1)
-    if kind < 0.15:
-        return Stage(draw.uniform(0.35, 0.65), draw.uniform(1.0, 1.15))
-    adc = draw.uniform(0.4, 0.75) if kind < 0.75 else draw.uniform(0.7, 1.1)
-    contrast = min(max(draw.lognormal(CONTRAST_MEDIAN, CONTRAST_SPREAD), CONTRAST_RANGE[0]), CONTRAST_RANGE[1])
+    if kind < HYPERACUTE_SHARE:
+        return Stage(draw.uniform(*HYPERACUTE_ADC), draw.uniform(*HYPERACUTE_T2))
+    _, adc_range, median = next(stage for stage in LATER_STAGES if kind <= stage[0])
+    adc = draw.uniform(*adc_range)
+    contrast = min(max(draw.lognormal(median, CONTRAST_SPREAD), CONTRAST_RANGE[0]), CONTRAST_RANGE[1])
     return Stage(adc, t2_for(contrast, adc))
 
 
@@ -128,7 +141,11 @@ def draw_damage(person: Person, library: LesionLibrary, draw: Draw, lesion_free:
     tissue = tissue_share(person.classes)
     damage = Damage.none(tissue)
     add_chronic(damage, person, tissue, library, draw)
-    if not lesion_free:
+    if lesion_free:
+        return damage
+    if draw.chance(EMBOLI_ONLY_SHARE):
+        add_shower(damage, person, tissue, draw)
+    else:
         add_acute(damage, person, tissue, library, draw)
     return damage
 
@@ -159,18 +176,31 @@ def add_acute(damage: Damage, person: Person, tissue: Tensor, library: LesionLib
         add_ribbon(damage, person, tissue, vary(stage, draw), draw)
 
 
+def add_shower(damage: Damage, person: Person, tissue: Tensor, draw: Draw) -> None:
+    """Emboli and nothing else."""
+    volume_ml = min(max(draw.lognormal(SHOWER_ML[1], 1.0), SHOWER_ML[0]), SHOWER_ML[2])
+    count = min(max(round(draw.lognormal(SHOWER_COUNT[1], 0.8)), SHOWER_COUNT[0]), SHOWER_COUNT[2])
+    add_emboli(damage, person, tissue, count, embolus_radius_mm(volume_ml / count), draw_stage(draw), draw)
+
+
 def embolus_radius_mm(volume_ml: float, most_mm: float = 8.0) -> float:
     """Median radius of emboli whose mean volume is `volume_ml`: lognormal radii spread by `EMBOLUS_SPREAD`; seen at 2 mm at least."""
     alike = (3000 * volume_ml / (4 * math.pi)) ** (1 / 3)
     return min(max(alike / math.exp(1.5 * EMBOLUS_SPREAD**2), 1.3), most_mm)
 
 
+def near_volume(library: LesionLibrary, volume_ml: float, draw: Draw) -> int:
+    """The index of a random shape of about this volume."""
+    away = np.abs(np.log(np.maximum(library.volumes_ml, 1e-3) / volume_ml))
+    near = np.flatnonzero(away < 0.4)
+    if near.size == 0:
+        near = np.argsort(away)[:5]
+    return int(near[draw.integer(0, near.size)])
+
+
 def warped_shape(person: Person, library: LesionLibrary, volume_ml: float, draw: Draw) -> Tensor:
     """A real lesion's mask of about `volume_ml`, carried to this person: soft 0-1 tensor (z, y, x)."""
-    near = np.flatnonzero(np.abs(np.log(np.maximum(library.volumes_ml, 1e-3) / volume_ml)) < 0.4)
-    if near.size == 0:
-        near = np.argsort(np.abs(np.log(np.maximum(library.volumes_ml, 1e-3) / volume_ml)))[:5]
-    mask = torch.from_numpy(library.mask(int(near[draw.integer(0, near.size)])).copy()).to(draw.device).float()
+    mask = torch.from_numpy(library.mask(near_volume(library, volume_ml, draw)).copy()).to(draw.device).float()
     if draw.chance(0.5):
         mask = mask.flip(2)
     half = F.interpolate(

@@ -20,13 +20,13 @@ from ensemble.memory import keep_freed_memory
 from ensemble.prepare.units import physical_intensities
 from ensemble.types import Modality
 from training.acquisition import Acquired, acquire, draw_spacing
-from training.anatomy import HEADS, load_head, random_person
+from training.anatomy import HELD_OUT_HEADS, TRAINING_HEADS, load_head, random_person
 from training.draw import Draw
 from training.lesions import draw_damage, load_lesions
 from training.tissues import ParameterMaps, Tissue, parameter_maps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-LESION_FREE_SHARE = 0.08
+LESION_FREE_SHARE = 0.06
 ISOTROPIC_MM = (2.0, 2.0, 2.0)
 VALIDATION_SEED = 900_000  # the validation set: this seed and the next ones, every third patient without lesion
 
@@ -37,6 +37,7 @@ def simulate(
     *,
     spacing_mm: tuple[float, float, float] | None = None,
     lesion_free: bool | None = None,
+    held_out: bool = False,
     device: str = "cpu",
 ) -> Acquired:
     """The patient of one seed.
@@ -46,10 +47,11 @@ def simulate(
         shared: folder that holds `anatomy/` and `lesions/`.
         spacing_mm: voxel size (z, y, x); drawn as in ISLES'22 if None.
         lesion_free: drawn if None.
+        held_out: from the heads and lesion shapes that no training sees, instead of the others.
     """
     draw = Draw(seed, device)
-    library = load_lesions(shared)
-    person = random_person(load_head(shared, draw.integer(0, HEADS)), draw)
+    library = load_lesions(shared).part(held_out=held_out)
+    person = random_person(load_head(shared, draw.choice(HELD_OUT_HEADS if held_out else TRAINING_HEADS)), draw)
     free = draw.chance(LESION_FREE_SHARE)
     grid = draw_spacing(draw)
     maps = parameter_maps(person.classes, draw)
@@ -120,8 +122,8 @@ def write_case(folder: Path, seed: int, case: Acquired) -> Path:
 
 
 def validation_case(index: int, shared: Path = SHARED) -> Acquired:
-    """The fixed validation set: every third patient has no lesion."""
-    return simulate(VALIDATION_SEED + index, shared, lesion_free=index % 3 == 2)
+    """The fixed validation set, of heads and lesion shapes that no training sees; every third patient has no lesion."""
+    return simulate(VALIDATION_SEED + index, shared, lesion_free=index % 3 == 2, held_out=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

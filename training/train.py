@@ -19,28 +19,34 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.memory import keep_freed_memory
 from training.batches import Bank, draw_batch
 from training.draw import Draw
 from training.members import MEMBERS, MemberSpec, build_network, dataset_json, plans_json
+from training.simulate import SHARED
 
 LEARNING_RATE = 2e-3
 WARM_UP = 0.02  # share of the training time
 WEIGHT_DECAY = 1e-4
 CLIP_NORM = 5.0
-AVERAGING = 0.99  # decay of the weights' moving average, a step
+AVERAGING = 0.995  # decay of the weights' moving average, a step
 DICE_SMOOTHING = 10.0  # voxels
 SAVE_EVERY_S = 240.0
 LOG_EVERY = 10
+ENTROPY_WEIGHT = 12.0
+RECALL_WEIGHT = 0.1  # of the small components' missed share; much more makes networks over-call
+CALIBRATION_BATCHES = 24
 
 
-def loss_of(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Soft Dice of each example plus weighted cross-entropy.
+def loss_of(logits: Tensor, label: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+    """Soft Dice of each example, weighted cross-entropy, and what is missed of small components on average.
 
     Args:
         logits: (n, 2, ...) background and lesion.
         label, weight: (n, ...).
+        share: (n, ...), as `batches.recall_share` gives it.
     """
     lesion = logits[:, 1] - logits[:, 0]
     entropy = F.binary_cross_entropy_with_logits(lesion, label, reduction="none") * weight
@@ -50,7 +56,8 @@ def loss_of(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         probability, truth = probability.reshape(1, -1), truth.reshape(1, -1)
     overlap = (probability * truth).sum(1)
     dice = (2 * overlap + DICE_SMOOTHING) / (probability.sum(1) + truth.sum(1) + DICE_SMOOTHING)
-    return (1 - dice).mean() + 4.0 * entropy.mean()
+    missed = (share * (1 - torch.sigmoid(lesion))).flatten(1).sum(1).mean()
+    return (1 - dice).mean() + ENTROPY_WEIGHT * entropy.mean() + RECALL_WEIGHT * missed
 
 
 def rate_at(progress: float, highest: float = LEARNING_RATE) -> float:
@@ -73,15 +80,15 @@ class Training:
         self.steps = 0
         self.seconds = 0.0
 
-    def step(self, images: Tensor, label: Tensor, weight: Tensor, rate: float) -> tuple[float, float]:
+    def step(self, images: Tensor, label: Tensor, weight: Tensor, share: Tensor, rate: float) -> tuple[float, float]:
         """One optimiser step; returns the loss and the batch's Dice at 0.5."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         images = images.to(self.device).contiguous(memory_format=self.layout)
-        label, weight = label.to(self.device), weight.to(self.device)
+        label, weight, share = label.to(self.device), weight.to(self.device), share.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             logits = self.network(images)
-        loss = loss_of(logits.float(), label, weight)
+        loss = loss_of(logits.float(), label, weight, share)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
@@ -91,6 +98,27 @@ class Training:
         guess = (logits[:, 1] > logits[:, 0]).float()
         dice = 2 * (guess * label).sum() / (guess.sum() + label.sum()).clamp_min(1)
         return float(loss.detach()), float(dice)
+
+    def freeze_norm(self) -> None:
+        """From now on, layers of BatchNorm do what they will do at inference."""
+        for module in self._norms():
+            module.eval()
+
+    @torch.no_grad()
+    def calibrate_norm(self, bank: Bank, draw: Draw) -> None:
+        """Set the statistics of BatchNorm to the mean over some batches: those of a moving average lag behind the weights."""
+        for module in self._norms():
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean
+            module.train()
+        for _ in range(CALIBRATION_BATCHES):
+            images = draw_batch(self.spec, bank, draw)[0].to(self.device)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                self.network(images.contiguous(memory_format=self.layout))
+        self.average.load_state_dict(self.network.state_dict())
+
+    def _norms(self) -> list[_BatchNorm]:
+        return [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -182,6 +210,7 @@ def train(
     anneal_from: float | None = None,
     start_from: Path | None = None,
     highest_rate: float = LEARNING_RATE,
+    frozen_norm: bool = False,
 ) -> None:
     """Train until `minutes` of wall-clock time are spent (those before a resumption counted in).
 
@@ -189,6 +218,7 @@ def train(
         anneal_from: share (0-1) of the learning rate's schedule to go on from; by default that of the time spent.
         start_from: model folder whose weights to begin with.
         highest_rate: learning rate after the warm-up.
+        frozen_norm: normalise by stored statistics, as at inference, not by each batch's own; measured anew at the start.
     """
     training = Training(spec, device)
     if resume:
@@ -196,6 +226,10 @@ def train(
     elif start_from is not None:
         training.load_weights(start_from)
     draw = Draw(seed + training.steps)
+    if start_from is not None and frozen_norm and not resume:
+        training.calibrate_norm(bank, draw)
+    if frozen_norm:
+        training.freeze_norm()
     curve = out / "training.csv"
     out.mkdir(parents=True, exist_ok=True)
     with curve.open("a" if resume else "w", newline="") as file:
@@ -252,6 +286,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rate", type=float, default=LEARNING_RATE, help="highest learning rate (default: %(default)s)"
     )
+    parser.add_argument(
+        "--frozen-norm", action="store_true", help="with --start-from: normalise as at inference, not by each batch"
+    )
+    parser.add_argument(
+        "--shared", type=Path, default=SHARED, help="folder with lesions/, for the bank's real backgrounds"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two"
@@ -262,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     state = options.state or options.bank / f"{options.member}_state.pt"
-    bank = Bank(options.bank)
+    bank = Bank(options.bank, options.shared)
     train(
         MEMBERS[options.member],
         bank,
@@ -275,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         anneal_from=options.anneal_from,
         start_from=options.start_from,
         highest_rate=options.rate,
+        frozen_norm=options.frozen_norm,
     )
 
 
