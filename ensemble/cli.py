@@ -15,7 +15,7 @@ from typing import Literal
 from ensemble.config import EXTRAS, Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
-from ensemble.streams import messages_to_stdout
+from ensemble.streams import messages_to_stdout, report_failure
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         return commands[options.command](options)
     except UserError as error:
-        log.error("error: %s", error)  # on stdout: a line on stderr marks a job on grand-challenge
+        report_failure(error)
         return error.exit_code
     except KeyboardInterrupt:
         log.error("interrupted")
@@ -45,14 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads our output has had enough of it
         return 0
     except ModuleNotFoundError as error:
-        log.error(
-            "error: the Python package %s is not installed\n  do: use the environment that ./run.sh makes (.venv/bin/python), or pip"
-            " install -r requirements.txt",
-            error.name,
-        )
-        return 1
-    except Exception:
-        log.exception("this is a bug in the tool, please report it with the lines below")
+        do = "use the environment that ./run.sh makes (.venv/bin/python), or pip install -r requirements.txt"
+        report_failure(UserError(f"the Python package {error.name} is not installed", do=do))
+        return UserError.exit_code
+    except Exception as error:
+        report_failure(error)
         return 1
     finally:
         _flush()

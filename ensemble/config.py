@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +22,11 @@ SessionKind = Literal["torch", "onnx", "tensorrt"]
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "model_weights"
 #: Where grand-challenge mounts an uploaded model; mounted, and empty, when none was uploaded.
 PLATFORM_WEIGHTS = Path("/opt/ml/model")
+#: Files that may lie there and are no weights: the starter kit's own folder holds a README and a sample text.
+_NO_WEIGHTS = re.compile(
+    r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
+    re.IGNORECASE,
+)
 #: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
 EXTRAS = (
     *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
@@ -36,7 +44,7 @@ class RunConfig:
     """How a case is segmented."""
 
     weights: Path | None = None
-    """Folder with the members; None means `/opt/ml/model` when something lies in it, else the shipped ones."""
+    """Folder with the members; None means `/opt/ml/model` when weights lie in it, else the shipped ones."""
     members: tuple[str, ...] | None = None
     """Names of the members that take part; None means all that the folder holds."""
     device: Device = "auto"
@@ -81,7 +89,17 @@ class RunConfig:
         """The folder that members are looked for in."""
         if self.weights is not None:
             return self.weights
-        return PLATFORM_WEIGHTS if _holds_something(PLATFORM_WEIGHTS) else SHIPPED_WEIGHTS
+        return PLATFORM_WEIGHTS if holds_weights(PLATFORM_WEIGHTS) else SHIPPED_WEIGHTS
+
+    @property
+    def platform_note(self) -> str:
+        """Why the shipped members take part although something lies in `/opt/ml/model`; empty when nothing needs to be said."""
+        if self.weights is not None or holds_weights(PLATFORM_WEIGHTS) or not PLATFORM_WEIGHTS.is_dir():
+            return ""
+        names = sorted(path.name for path in PLATFORM_WEIGHTS.iterdir() if not path.name.startswith("."))
+        if not names:
+            return ""
+        return f"{PLATFORM_WEIGHTS} holds no weights ({', '.join(names[:5])}): the shipped members take part"
 
     def as_json(self) -> dict[str, Any]:
         """The choices as they stand in `report.json`."""
@@ -100,5 +118,25 @@ class Extras:
     """Each voter's own mask, and the number of votes in each voxel."""
 
 
-def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder holds what may be weights: any file but notes, pictures and hidden ones, at any depth.
+
+    True as well where that can't be found out, so that the error says why.
+    """
+    if not folder.is_dir():
+        return False
+    try:
+        return not all(path.name.startswith(".") or _NO_WEIGHTS.search(path.name) for path in files_below(folder))
+    except OSError:
+        return True
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, but for folders that are hidden or the file system's own. Raises OSError where one can't be read."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+        yield from (Path(place) / name for name in sorted(names))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +15,16 @@ from ensemble import __version__
 from ensemble.config import Device, FusionMethod, Precision, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
 
+log = logging.getLogger(__name__)
+
 ENVIRONMENT_PREFIX = "ISLES_"
+#: How Kubernetes names what it tells of a Service (see `service_links`).
+_SERVICE_HOST = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_SERVICE_HOST")
+_SERVICE_PORT = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_PORT")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
+_SERVICE_VARIABLE = re.compile(
+    r"_SERVICE_HOST|_SERVICE_PORT(_[A-Z0-9_]+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+)
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 _EPILOG = """\
@@ -37,6 +48,10 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
     """Options of one call: defaults, then the environment, then the command line. Raises UsageError."""
     parser, commands = _build()
+    links = service_links(environment)
+    if links:
+        log.info("note: ignored, as Kubernetes sets them for a Service: %s", ", ".join(links))
+    environment = {name: text for name, text in environment.items() if name not in links}
     _refuse_unknown(environment, (parser, *commands.values()))
     stated = parser.parse_args(arguments)
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
@@ -195,7 +210,7 @@ def _common() -> _Parser:
         "--weights",
         type=Path,
         metavar="DIR",
-        help="members' folder (default: /opt/ml/model when it holds something, else the shipped one)",
+        help="members' folder (default: /opt/ml/model when it holds weights, else the shipped one)",
     )
     _add(group, "--members", type=_names, metavar="A,B", help="members that take part (default: all)")
     _add(group, "--device", choices=get_args(Device), default="auto", help="where networks run (default: auto)")
@@ -286,6 +301,27 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
                 f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
             )
     return values
+
+
+def service_links(environment: Mapping[str, str]) -> list[str]:
+    """The `ISLES_...` variables by which Kubernetes tells of a Service whose name begins with isles, in order.
+
+    For a Service `isles-web` these are ISLES_WEB_SERVICE_HOST, ISLES_WEB_SERVICE_PORT[_NAME], ISLES_WEB_PORT=tcp://ADDRESS:PORT and
+    ISLES_WEB_PORT_NUMBER_TCP[_PROTO|_PORT|_ADDR] (Kubernetes documentation, "Service", environment variables).
+    """
+    services = {match["service"] for name in environment if (match := _SERVICE_HOST.fullmatch(name))}
+    services |= {
+        match["service"]
+        for name, text in environment.items()
+        if (match := _SERVICE_PORT.fullmatch(name)) and _SERVICE_URL.match(text)
+    }
+    links = []
+    for name, text in environment.items():
+        for service in services:
+            told = name.removeprefix(service)
+            if told != name and _SERVICE_VARIABLE.fullmatch(told) and (told != "_PORT" or _SERVICE_URL.match(text)):
+                links.append(name)
+    return sorted(set(links))
 
 
 def _refuse_unknown(environment: Mapping[str, str], parsers: Sequence[argparse.ArgumentParser]) -> None:

@@ -84,6 +84,8 @@ def load(config: RunConfig) -> Ensemble:
     """
     started = time.perf_counter()
     settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
+    if config.platform_note:
+        log.info("note: %s", config.platform_note)
     specs = find_members(config.weights_folder, config.members)
     if config.min_members is not None and config.min_members > len(specs):
         raise UsageError(

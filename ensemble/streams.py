@@ -1,4 +1,6 @@
-"""Where messages go: to stdout, since a line on stderr marks a job on grand-challenge with a warning. And names that no text can hold."""
+"""Where messages go: to stdout, since a line on stderr marks a job on grand-challenge with a warning; the last word on a failure, in one
+line, also to stderr, since the platform shows its user the last line of it. And names that no text can hold.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
+from ensemble.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -26,6 +30,44 @@ def messages_to_stdout(level: int = logging.INFO) -> None:
     logging.getLogger("ensemble").setLevel(level)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def log_failure(error: Exception) -> None:
+    """Log why a case or a call failed; of a bug the traceback, too. Call it while handling the error."""
+    if isinstance(error, UserError):
+        log.error("error: %s", error)
+    else:
+        log.exception("this is a bug in the tool, please report it with the lines below")
+
+
+def report_failure(error: Exception) -> None:
+    """Log it, and say it on stderr. Call it while handling the error."""
+    log_failure(error)
+    if isinstance(error, UserError):
+        last_word(f"error: {error}")
+    else:
+        last_word(f"error: a bug in the tool, please report it with the log: {type(error).__name__}: {error}")
+
+
+def last_word(text: str) -> None:
+    """Write one line to stderr: what the platform shows of a job that failed."""
+    if sys.stderr is None:  # started with it closed
+        return
+    with suppress(OSError, ValueError):
+        print(" ".join(printable(text).split()), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Keep messages below a warning from the log, unless all were asked for (--verbose)."""
+    ours = logging.getLogger("ensemble")
+    level = ours.level
+    if level != logging.DEBUG:
+        ours.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
 
 
 def printable(text: str) -> str:

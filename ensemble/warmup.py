@@ -12,6 +12,7 @@ import numpy as np
 from ensemble.geometry import Grid
 from ensemble.pipeline import Ensemble, segment
 from ensemble.readers.base import RawCase, RawImage
+from ensemble.streams import only_warnings
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
@@ -36,7 +37,8 @@ def warm_up(ensemble: Ensemble) -> None:
         settings=dataclasses.replace(ensemble.settings, tta="none"),
     )
     try:
-        segment(_phantom(), hurried, _Deadline(time.monotonic() + LONGEST_S))
+        with only_warnings():  # notes on a phantom would stand in the log of the first patient's job
+            segment(_phantom(), hurried, _Deadline(time.monotonic() + LONGEST_S))
     except _Enough:
         log.info("warm-up stopped after %.0f s", LONGEST_S)
     except Exception as error:

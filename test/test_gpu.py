@@ -17,6 +17,7 @@ import torch
 
 from ensemble.cli import main
 from ensemble.inference import capacity, engine
+from ensemble.inference.device import exact
 from ensemble.inference.engine import Average, SlidingWindow, Tta
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.base import InferenceSettings, Member
@@ -203,3 +204,31 @@ def test_the_skull_is_stripped_there(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, 
         given = skull._predict(dwi, "cuda")
     assert expected.any()
     assert dice(expected, given) >= 0.99
+
+
+def test_float32_on_a_gpu_is_float32_not_tf32() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with exact(torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_networks_run_without_tf32(gpu: Gpu) -> None:
+    """The session itself enters it: the network sees the flags."""
+    seen: list[bool] = []
+
+    class Watching(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Conv3d(1, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return self.weight(x)
+
+    with gpu():
+        session = TorchSession(Watching(), dims=3, device="cuda", precision="fp32")
+        session(torch.zeros(1, 1, 8, 8, 8, device="cuda"))
+    assert seen == [False]

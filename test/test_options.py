@@ -84,3 +84,72 @@ def test_an_empty_platform_folder_does_not_hide_the_shipped_weights(
     (tmp_path / "manifest.json").touch()
     assert RunConfig().weights_folder == tmp_path
     assert RunConfig(weights=Path("/mine")).weights_folder == Path("/mine")
+
+
+@pytest.mark.parametrize("service", ["ISLES", "ISLES_ENSEMBLE", "ISLES_MIN", "ISLES_PORT"])
+def test_what_kubernetes_says_of_a_service_of_our_name_is_ignored(
+    service: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = {
+        f"{service}_SERVICE_HOST": "10.0.0.7",
+        f"{service}_SERVICE_PORT": "4743",
+        f"{service}_SERVICE_PORT_HTTP": "4743",
+        f"{service}_PORT": "tcp://10.0.0.7:4743",
+        f"{service}_PORT_4743_TCP": "tcp://10.0.0.7:4743",
+        f"{service}_PORT_4743_TCP_PROTO": "tcp",
+        f"{service}_PORT_4743_TCP_PORT": "4743",
+        f"{service}_PORT_4743_TCP_ADDR": "10.0.0.7",
+    }
+    with caplog.at_level("INFO", "ensemble"):
+        options = parse(["serve"], links | {"ISLES_TTA": "none"})
+    assert (options.port, options.tta) == (4743, "none")
+    (note,) = [record.message for record in caplog.records]
+    assert f"{service}_SERVICE_HOST" in note
+
+
+def test_a_port_that_the_user_sets_counts_beside_a_service() -> None:
+    environment = {"ISLES_SERVICE_HOST": "10.0.0.7", "ISLES_SERVICE_PORT": "80", "ISLES_PORT": "5000"}
+    assert parse(["serve"], environment).port == 5000
+
+
+@pytest.mark.parametrize(
+    "name", ["ISLES_SERVICE_PORT", "ISLES_POTR", "ISLES_PORT_80_TCP", "ISLES_MIN_MEMBER", "ISLES_ENSEMBLE_PORTS"]
+)
+def test_a_mistyped_option_is_still_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        parse([], {name: "1"})
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["README.md"],
+        ["a_tarball_subdirectory/some_tarball_resource.txt"],
+        [".gitkeep", ".hidden/weights.pth", "lost+found/#1234"],
+        ["LICENSE", "notes.rst", "docs/picture.png"],
+        [],
+    ],
+)
+def test_what_is_no_weights_does_not_count_in_the_platforms_folder(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    monkeypatch.setattr("ensemble.config.PLATFORM_WEIGHTS", tmp_path)
+    config = RunConfig()
+    assert config.weights_folder == SHIPPED_WEIGHTS
+    seen = [name for name in files if not name.startswith(".")]
+    assert bool(config.platform_note) == bool(seen)
+    assert all(Path(name).parts[0] in config.platform_note for name in seen)
+    assert not RunConfig(weights=tmp_path).platform_note
+
+
+@pytest.mark.parametrize("name", ["model.pth", "deep/er/plans.json", "weights.zip", "model", "best.ckpt"])
+def test_what_may_be_weights_counts_in_the_platforms_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("x")
+    monkeypatch.setattr("ensemble.config.PLATFORM_WEIGHTS", tmp_path)
+    assert (RunConfig().weights_folder, RunConfig().platform_note) == (tmp_path, "")

@@ -24,6 +24,7 @@ import SimpleITK as sitk
 
 from conftest import REPOSITORY, slowness, tree, write_contract_case
 from ensemble.cli import main
+from ensemble.contract.serve import _listen
 from ensemble.contract.supervisor import Supervisor, Unavailable
 from ensemble.contract.worker import Done, Job, Ready
 from nnunet_folders import FolderSpec, build_folder
@@ -101,6 +102,15 @@ class Running:
         finally:
             connection.close()
 
+    def head(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        try:
+            connection.request("HEAD", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
     def invoke(self) -> tuple[int, dict[str, Any]]:
         return self.ask("POST", "/invoke")
 
@@ -148,8 +158,8 @@ class Running:
 
 
 @contextmanager
-def serving(tmp_path: Path, weights: Path, *options: str, before: str = "") -> Iterator[Running]:
-    """A server whose case lies in tmp_path/in and whose outputs come to tmp_path/out."""
+def serving(tmp_path: Path, weights: Path, *options: str, before: str = "", fails: bool = False) -> Iterator[Running]:
+    """A server whose case lies in tmp_path/in and whose outputs come to tmp_path/out. stderr stays empty unless something `fails`."""
     input_root, output_root = tmp_path / "in", tmp_path / "out"
     output_root.mkdir(exist_ok=True)
     command = [sys.executable, str(REPOSITORY / "process.py"), "serve", "--host", "127.0.0.1", "--port", "0"]
@@ -166,7 +176,9 @@ def serving(tmp_path: Path, weights: Path, *options: str, before: str = "") -> I
     finally:
         process.kill()
         process.wait()
-    assert (tmp_path / "stderr").read_text() == ""
+    said = (tmp_path / "stderr").read_text().splitlines()
+    assert bool(said) == fails, said
+    assert all(line.startswith(("error: ", "ended with exit code ")) for line in said)
 
 
 def files(folder: Path) -> set[str]:
@@ -185,7 +197,7 @@ def new_case(root: Path, **how: Any) -> None:
 def test_one_case_after_the_other(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in", flair=True)
     assert main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "exec"), "--weights", str(weights)]) == 0
-    with serving(tmp_path, weights) as server:
+    with serving(tmp_path, weights, fails=True) as server:
         body = server.await_ready()
         assert body["members"] == ["first", "second"]
         assert set(body["seconds"]) == {"process", "imports", "weights", "warm-up"}
@@ -214,7 +226,7 @@ def test_one_case_after_the_other(tmp_path: Path, weights: Path) -> None:
 
 def test_what_others_put_into_the_output_folder_stays(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
-    with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
+    with serving(tmp_path, weights, "--members", "first", "--tta", "none", fails=True) as server:
         (server.output / "notes.txt").write_text("mine")
         assert server.invoke()[0] == 201
         assert files(server.output) == OUTPUTS | {"notes.txt"}
@@ -229,6 +241,8 @@ def test_other_routes_are_refused_without_redirects(tmp_path: Path, weights: Pat
     with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
         assert server.ask("GET", "/")[0] == 404
         assert server.ask("GET", "/health/")[0] == 404
+        server.await_ready()
+        assert server.head("/health") == (200, b"")
         assert server.ask("GET", "/invoke")[0] == 405
 
 
@@ -283,7 +297,7 @@ def test_sigterm_ends_it_within_five_seconds(tmp_path: Path, slow_weights: Path,
 
 def test_a_worker_that_is_killed_fails_its_case_and_is_replaced(tmp_path: Path, slow_weights: Path) -> None:
     write_contract_case(tmp_path / "in")
-    with serving(tmp_path, slow_weights, "--tta", "none") as server:
+    with serving(tmp_path, slow_weights, "--tta", "none", fails=True) as server:
         server.await_ready()
         answer = server.start_invoke()
         os.kill(server.worker(), signal.SIGKILL)
@@ -319,7 +333,7 @@ def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path, slow_weights: 
 @pytest.mark.parametrize("remove", [True, False])
 def test_inputs_that_go_in_mid_case_fail_it(tmp_path: Path, slow_weights: Path, remove: bool) -> None:
     write_contract_case(tmp_path / "in")
-    with serving(tmp_path, slow_weights, "--tta", "none") as server:
+    with serving(tmp_path, slow_weights, "--tta", "none", fails=True) as server:
         server.await_ready()
         answer = server.start_invoke()
         if remove:
@@ -340,7 +354,7 @@ def test_a_full_output_volume_is_told_and_left_empty(tmp_path: Path, weights: Pa
     mount = f"mount -t tmpfs -o size=16k none {tmp_path / 'out'}"
     if subprocess.run(["unshare", "--mount", "bash", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("a small volume can't be mounted here; the container test does")
-    with serving(tmp_path, weights, "--members", "first", "--save-probabilities", before=mount) as server:
+    with serving(tmp_path, weights, "--members", "first", "--save-probabilities", before=mount, fails=True) as server:
         status, body = server.invoke()
         assert (status, body["exit_code"], body["error"]["what"]) == (500, 2, "the outputs can't be written")
         assert tree(Path(f"/proc/{server.process.pid}/root") / str(server.output)[1:]) == {}
@@ -349,7 +363,7 @@ def test_a_full_output_volume_is_told_and_left_empty(tmp_path: Path, weights: Pa
 
 def test_an_output_root_that_is_no_folder_is_told(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
-    with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
+    with serving(tmp_path, weights, "--members", "first", "--tta", "none", fails=True) as server:
         server.output.rmdir()
         server.output.write_text("a file")
         status, body = server.invoke()
@@ -361,14 +375,14 @@ def test_members_that_cannot_be_loaded_end_it_with_4(tmp_path: Path, weights: Pa
     spoilt = shutil.copytree(weights, tmp_path / "weights")
     checkpoint = next((spoilt / "second").rglob("checkpoint_final.pth"))
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with serving(tmp_path, spoilt) as server:
+    with serving(tmp_path, spoilt, fails=True) as server:
         assert server.end() == 4
         assert server.lines[-1].startswith("ended with exit code 4: ")
         assert str(checkpoint) in server.lines[-1]
 
 
 def test_a_worker_that_dies_while_loading_ends_it_with_4(tmp_path: Path, weights: Path) -> None:
-    with serving(tmp_path, weights) as server:
+    with serving(tmp_path, weights, fails=True) as server:
         os.kill(server.worker(), signal.SIGKILL)
         assert server.end() == 4
         assert "the members could not be loaded: ended by SIGKILL" in server.lines[-1]
@@ -381,6 +395,17 @@ def test_a_port_that_is_taken_is_wrong_usage(tmp_path: Path, weights: Path, capf
         port = taken.getsockname()[1]
         assert main(["serve", "--host", "127.0.0.1", "--port", str(port), "--weights", str(weights)]) == 2
     assert f"where: 127.0.0.1:{port}" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("host", "callers"), [("::", ("::1", "127.0.0.1")), ("::1", ("::1",)), ("localhost", ("localhost",))]
+)
+def test_addresses_of_either_family_can_be_listened_on(host: str, callers: tuple[str, ...]) -> None:
+    if ":" in host and not (socket.has_ipv6 and Path("/proc/net/if_inet6").exists()):
+        pytest.skip("this machine has no IPv6")
+    with _listen(host, 0) as listening:
+        for caller in callers:
+            socket.create_connection((caller, listening.getsockname()[1]), timeout=5).close()
 
 
 def test_a_port_that_can_not_be_is_wrong_usage(weights: Path, capfd: pytest.CaptureFixture[str]) -> None:

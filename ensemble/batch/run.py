@@ -22,6 +22,7 @@ from ensemble.members.manifest import find_members, weight_digests
 from ensemble.pipeline import load
 from ensemble.publish import unwritable
 from ensemble.report.extras import Extras
+from ensemble.streams import last_word
 
 log = logging.getLogger(__name__)
 
@@ -89,5 +90,7 @@ def _close(out: Path, table: list[Row], outcomes: dict[str, Outcome]) -> int:
     )
     for name in ("summary.csv", "index.html"):
         log.info("  %s", out / name)
+    if counts["failed"]:
+        last_word(f"error: {counts['failed']} of {len(table)} cases failed: {out / 'summary.csv'} says why")
     codes = {outcome.exit_code for outcome in outcomes.values() if outcome.status == "failed"}
     return next((code for code in _WORST_FIRST if code in codes), max(codes, default=0))

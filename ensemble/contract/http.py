@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from ensemble.contract.supervisor import Supervisor, Unavailable
 from ensemble.contract.worker import Done, Failed, Job
 from ensemble.errors import InputRefused
+from ensemble.streams import last_word
 
 #: How long one call of /health is held while members load; the platform allows 10 s.
 HEALTH_HOLD_S = 5.0
@@ -34,6 +35,7 @@ def application(supervisor: Supervisor, job: Job, longest_wait_s: float) -> Fast
     # a redirect counts as a failure, and the pages of documentation would load scripts from elsewhere
     app = FastAPI(title="isles-ensemble", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "members are being loaded, or can't be"}})
     async def health() -> JSONResponse:
         """200 once a case can be taken on, also while one is being segmented."""
@@ -53,6 +55,7 @@ def application(supervisor: Supervisor, job: Job, longest_wait_s: float) -> Fast
             return JSONResponse(_failure(Failed(str(error), details={"do": "try again"})), 503, {"Retry-After": "10"})
         if isinstance(answer, Done):
             return JSONResponse({"status": "complete"} | answer.summary, 201)
+        last_word(f"error: {answer}")  # the worker has logged it
         return JSONResponse(_failure(answer), 422 if answer.exit_code == InputRefused.exit_code else 500)
 
     return app

@@ -10,6 +10,7 @@ from pathlib import Path
 from ensemble.contract.supervisor import Supervisor
 from ensemble.contract.worker import Job, Setup
 from ensemble.errors import UsageError
+from ensemble.streams import last_word
 
 log = logging.getLogger(__name__)
 
@@ -37,27 +38,41 @@ def serve(setup: Setup, place: Place) -> int:
     from ensemble.contract.http import Server, application
 
     server = Server(application(supervisor, Job(place.input_root, place.output_root), place.longest_wait_s), supervisor)
-    log.info("listening on %s:%d", *listening.getsockname())
+    log.info("listening on %s", _address(*listening.getsockname()[:2]))
     server.run(sockets=[listening])
     if (broken := supervisor.broken) is not None:
         where = broken.details.get("where") or broken.details.get("found", "")
-        log.error("ended with exit code %d: %s: %s", broken.exit_code, broken.what, where.replace("\n", " "))
+        said = f"ended with exit code {broken.exit_code}: {broken.what}: {' '.join(where.split())}"
+        log.error("%s", said)
+        last_word(said)
         return broken.exit_code
     return 128 + server.ended_by
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    """A socket that listens on a host's first address, IPv4 or IPv6; on `::` it takes both. Raises UsageError."""
+    listening = None
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind((address[0], port, *address[2:]))  # getaddrinfo takes ports modulo 65536
         listening.listen(128)
-    except (OSError, OverflowError) as error:  # the latter for a number that is none of a port
-        listening.close()
+    except (OSError, OverflowError, UnicodeError) as error:  # the latter two for what is no port, or no name
+        if listening is not None:
+            listening.close()
         raise UsageError(
             "the port can't be opened",
-            where=f"{host}:{port}",
+            where=_address(host, port),
             found=getattr(error, "strerror", None) or str(error),
             do="end the program that has it, or name another with --port",
         ) from error
     return listening
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -25,12 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.config import Extras, RunConfig
 from ensemble.errors import UserError
-from ensemble.streams import messages_to_stdout
+from ensemble.streams import log_failure, messages_to_stdout
 
 if TYPE_CHECKING:
     from ensemble.pipeline import Ensemble, Watcher
-
-log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -113,7 +111,7 @@ def _work(connection: Connection, setup: Setup) -> None:
     try:
         ensemble, ready = _load(setup)
     except Exception as error:
-        _log(error)
+        log_failure(error)
         connection.send(Failed.of(error))
         return
     connection.send(ready)
@@ -125,7 +123,7 @@ def _work(connection: Connection, setup: Setup) -> None:
         try:
             answer: Done | Failed = Done(_segment(job, ensemble, setup))
         except Exception as error:
-            _log(error)
+            log_failure(error)
             answer = Failed.of(error)
         connection.send(answer)
 
@@ -165,13 +163,6 @@ def _segment(job: Job, ensemble: Ensemble, setup: Setup) -> dict[str, Any]:
         "lesion_ml": round(result.lesion_ml, 4),
         "seconds": round(time.perf_counter() - started, 3),
     }
-
-
-def _log(error: Exception) -> None:
-    if isinstance(error, UserError):
-        log.error("error: %s", error)
-    else:
-        log.exception("this is a bug in the tool, please report it with the lines below")
 
 
 def _end_with_the_parent() -> None:

@@ -15,6 +15,7 @@ from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score, score
 from ensemble.evaluate.statistics import Summary, summarise
 from ensemble.publish import publish
+from ensemble.streams import last_word
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def _tell(
 ) -> None:
     for case, error in refused:
         log.error("%s is not measured: %s", case, error)
+    if refused:
+        last_word(f"error: {len(refused)} of {len(scores) + len(refused)} cases are not measured: {out} says why")
     if without_truth:
         log.info("no true mask, passed over: %s", ", ".join(without_truth))
     log.info("%d of %d cases measured", len(scores), len(scores) + len(refused))

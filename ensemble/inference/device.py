@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from ensemble.config import Device
@@ -25,3 +27,15 @@ def describe_device(device: str) -> str:
     if device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def exact(device: torch.device) -> AbstractContextManager[object]:
+    """While it is entered, cuDNN uses deterministic algorithms, not chosen by trial, and float32 means float32: no TF32, which PyTorch
+    permits in convolutions by default. Nothing changes on the CPU.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    flags: AbstractContextManager[object] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags

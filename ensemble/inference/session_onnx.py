@@ -19,6 +19,8 @@ _PROVIDERS = {
     ("cuda", "onnx"): ["CUDAExecutionProvider", "CPUExecutionProvider"],
     ("cuda", "tensorrt"): ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
+#: float32 means float32: ONNX Runtime permits TF32 on CUDA by default.
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 
 
 class OnnxSession:
@@ -45,7 +47,9 @@ class OnnxSession:
             )
         try:
             # from bytes: an .onnx file may name other files as its data, and those would not be verified
-            self._session: Any = onnxruntime.InferenceSession(path.read_bytes(), options, providers=wanted)
+            self._session: Any = onnxruntime.InferenceSession(
+                path.read_bytes(), options, wanted, [_PROVIDER_OPTIONS.get(provider, {}) for provider in wanted]
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise WeightsBroken(
                 "a network in ONNX form can't be loaded",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
 from torch.nn.modules.conv import _ConvNd
 
+from ensemble.inference.device import exact
 from ensemble.inference.fused import channels_last, fuse, in_precision, replace_pools
 from ensemble.inference.precision import DTYPES, Precision, has_fast_bfloat16, resolve_precision
 
@@ -27,8 +27,7 @@ class TorchSession:
     the convolutions' weights are held in that precision and the normalisations' in float32, which is what autocast computes, without
     casting weights anew for each window. What is returned is float32 in any case.
 
-    While it runs on CUDA, cuDNN is held to deterministic algorithms, not chosen by trial, so that a case gives the same mask each time;
-    the flags are restored afterwards.
+    While it runs on CUDA, cuDNN is held to what `device.exact` says, so that a case gives the same mask each time.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class TorchSession:
         inputs = windows.to(self.device)
         if self.dims == 2:
             inputs = inputs.squeeze(2)
-        with torch.inference_mode(), self._repeatable():
+        with torch.inference_mode(), exact(self.device):
             logits = self.network(self._arranged(inputs))
         if self.dims == 2:
             logits = logits.unsqueeze(2)
@@ -101,14 +100,6 @@ class TorchSession:
             return fused
         log.warning("a fused network is %g away from its plain form on this processor: the plain one runs", apart)
         return None
-
-    def _repeatable(self) -> AbstractContextManager[object]:
-        if self.device.type != "cuda":
-            return nullcontext()
-        flags: AbstractContextManager[object] = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True
-        )
-        return flags
 
 
 def _held(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

@@ -145,6 +145,7 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     """HD-BET's brain on the image's own grid: the largest piece, holes filled."""
     import torch
 
+    from ensemble.inference.device import exact
     from ensemble.inference.precision import has_fast_bfloat16
     from ensemble.networks.checkpoints import load_weights, read_checkpoint
     from ensemble.networks.hdbet_unet import DIVISOR, HdBetUnet
@@ -165,7 +166,11 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     padded[within] = small
     # bfloat16 where that is several times as fast: a region needs no more digits
     quick = has_fast_bfloat16(torch.device(device))
-    with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=quick):
+    with (
+        torch.inference_mode(),
+        exact(torch.device(device)),
+        torch.autocast(device.split(":")[0], torch.bfloat16, enabled=quick),
+    ):
         logits = network.to(device).eval()(torch.from_numpy(padded)[None, None].to(device))
         probability = torch.softmax(logits, dim=1)[0, 1].float().cpu().numpy()[within]
     linear = ArrayResampling(order=1, force_separate_z=False)

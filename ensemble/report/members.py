@@ -37,6 +37,8 @@ def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
             )
         )
         remarks += [f"{spec.name}: {remark}" for remark in found.remarks]
+    if config.platform_note:
+        log.info("note: %s", config.platform_note)
     log.info("members in %s:", config.weights_folder)
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     for row in rows:
