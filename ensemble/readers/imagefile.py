@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.dicom import is_dicom, read_dicom
+from ensemble.readers.dicom.read import is_dicom, read_dicom
 from ensemble.readers.integrity import remarks_or_refusal
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix, stem
 from ensemble.readers.native import MOST_VOXELS, last_line, straightened

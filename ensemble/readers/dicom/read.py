@@ -1,0 +1,207 @@
+"""A folder or .zip of DICOM files -> RawImage: the one series that shows the modality, its slices in order, none missing.
+
+Headers first, of all files; then the series is chosen by what headers say; then the chosen one alone is put in order, checked, and its
+pixels are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import InputRefused
+from ensemble.readers.base import RawImage
+from ensemble.readers.dicom.files import files_of, is_dicom, is_folder
+from ensemble.readers.dicom.frames import AGAIN, Frame, frames_of
+from ensemble.readers.dicom.header import MALFORMED, NoDicom, read_header
+from ensemble.readers.dicom.pixels import read_pixels
+from ensemble.readers.dicom.series import Series, choose, series_of
+from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
+from ensemble.readers.native import straightened
+from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted
+from ensemble.streams import native_stderr_to_log
+from ensemble.types import FloatArray, Modality
+from ensemble.volume import Volume
+
+__all__ = ["Examination", "is_dicom", "opened", "read_dicom", "shown_in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What the headers of a folder or archive say; its files can be read while it is open."""
+
+    path: Path
+    series: tuple[Series, ...]
+    """Those of images, whatever they show."""
+    objects: tuple[tuple[Path, str], ...]
+    """Files that hold no image, and what they are."""
+    unread: tuple[tuple[Path, str], ...]
+    """Files that look like DICOM and can't be read, and why."""
+
+    def place_of(self, file: Path) -> str:
+        """A file as the user knows it, not as it lies in our temporary folder."""
+        return str(file) if is_folder(self.path) else f"{self.path} ({file.name})"
+
+    def chosen(self, modality: Modality) -> tuple[Series, list[str]]:
+        """The one series that shows a modality, and what to say of the choice. Raises InputRefused."""
+        label = modality.value.upper()
+        if not self.series:
+            self._refuse_unread(self.unread, label)
+            held = ", ".join(sorted({what for _, what in self.objects}))
+            raise InputRefused(
+                f"there are no DICOM images for {label}",
+                where=self.path,
+                found=f"{len(self.objects)} objects without images: {held}" if held else "",
+                do="give an image file, or a folder or .zip of DICOM",
+            )
+        try:
+            series, notes = choose(self.series, modality, self.path)
+        except InputRefused:
+            self._refuse_unread(self.unread, label)  # what can't be read may be what is looked for
+            raise
+        # what lies among the series' own files, or bears its UID, may be one of its slices
+        self._refuse_unread([(file, why) for file, why in self.unread if file.parent in series.folders], label)
+        damaged = [
+            frame for each in self.series if each is not series for frame in each.frames if frame.instance.problem
+        ]
+        own = {frame.instance.series for frame in series.frames} - {""}
+        for frame in damaged:
+            if frame.instance.series in own and not frame.instance.other:
+                refuse_problem(frame, label, self.place_of)
+        return series, [*notes, *self._wrong_elsewhere(series, label)]
+
+    def stack(self, series: Series, label: str) -> Stack:
+        """A series in order. Raises InputRefused."""
+        return stack_of(series, self.path, label, self.place_of)
+
+    def read(self, modality: Modality) -> RawImage:
+        """The image of a modality, as float32. Raises InputRefused."""
+        label = modality.value.upper()
+        series, notes = self.chosen(modality)
+        stack = self.stack(series, label)
+        if modality is Modality.DWI:
+            stack = _directions_or_mean(stack, notes)
+        elif len(stack.volumes) > 1:
+            raise InputRefused(
+                f"the {label} series holds several images of each slice",
+                where=self.path,
+                found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} places in {series.title}",
+                do="give a series of one volume",
+            )
+        with native_stderr_to_log():
+            volumes = read_pixels(stack.volumes, label, self.place_of)
+        array = _one_volume(volumes, stack, self.path, notes)
+        notes += [f"{label}: {note}" for note in stack.notes]
+        if (stored := series.frames[0].instance.stored) is not None and stored.inverted:
+            notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
+        grid = straightened(stack.grid, self.path, label, notes)
+        return RawImage(self.path, Volume(array, grid), tuple(notes))
+
+    def _refuse_unread(self, unread: Sequence[tuple[Path, str]], label: str) -> None:
+        if unread:
+            file, why = unread[0]
+            raise InputRefused(
+                f"a file of the {label} series is damaged, or is no DICOM",
+                where=self.place_of(file),
+                found=why,
+                do=f"{AGAIN}, or remove the file if it is none of it",
+            )
+
+    def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
+        """A note on what can't be read, and lies elsewhere than the chosen series."""
+        problems = {
+            each.title: f"a file {frame.instance.problem.what}"
+            for each in self.series
+            if each is not chosen
+            for frame in each.frames
+            if frame.instance.problem is not None
+        }
+        problems |= {file.name: f"damaged, or no DICOM: {why}" for file, why in self.unread}
+        if not problems:
+            return []
+        return [
+            f"{label}: not read, and not needed: {'; '.join(f'{name} [{why}]' for name, why in sorted(problems.items()))}"
+        ]
+
+
+def read_dicom(path: Path, modality: Modality) -> RawImage:
+    """Read the series of a folder (subfolders included) or .zip that shows a modality, as float32.
+
+    Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
+    is not read.
+    """
+    with opened(path, modality.value.upper()) as examination:
+        return examination.read(modality)
+
+
+def shown_in(folder: Path) -> frozenset[Modality]:
+    """The modalities of which a folder (subfolders included) holds DICOM series, readable or not; empty where there is no DICOM.
+
+    Raises InputRefused where nothing is to be found because files are damaged.
+    """
+    with opened(folder, "DICOM") as examination:
+        kinds = {str(series.kind) for series in examination.series}
+        shown = frozenset(modality for modality in Modality if modality.value.upper() in kinds)
+        if not shown:
+            examination._refuse_unread(examination.unread, "DICOM")
+        return shown
+
+
+@contextmanager
+def opened(path: Path, label: str) -> Iterator[Examination]:
+    """The headers of all files of a folder or archive, which is unpacked for as long as the block lasts. Raises InputRefused."""
+    with files_of(path, label) as files:
+        frames: list[Frame] = []
+        objects: list[tuple[Path, str]] = []
+        unread: list[tuple[Path, str]] = []
+        for file in files:
+            try:
+                header = read_header(file)
+                found = [] if header is None else frames_of(file, header)
+            except OSError as error:
+                raise InputRefused(
+                    f"a file of the {label} series can't be opened",
+                    where=file if is_folder(path) else path,
+                    found=error.strerror or type(error).__name__,
+                    do="check its permissions",
+                ) from error
+            except (NoDicom, *MALFORMED) as error:
+                unread.append((file, str(error) or type(error).__name__))
+                continue
+            if header is None:
+                continue
+            if found[0].instance.stored is None:
+                objects.append((file, found[0].instance.other or "object without an image"))
+            else:
+                frames += found
+        yield Examination(path, tuple(series_of(frames)), tuple(objects), tuple(unread))
+
+
+def _directions_or_mean(stack: Stack, notes: list[str]) -> Stack:
+    """A DWI without the scanner's own means over directions where the directions of their shell are there; where not, means stand alone."""
+    if stack.b_values is None:
+        return stack
+    shells = list(zip(stack.b_values, stack.are_means, strict=True))
+    along = [b for b, is_mean in shells if not is_mean]
+    surplus = [
+        n for n, (b, is_mean) in enumerate(shells) if is_mean and any(abs(b - other) <= SAME_SHELL for other in along)
+    ]
+    if surplus:
+        notes.append(
+            f"DWI: the scanner's own mean over directions ({len(surplus)} volumes) left out, as the directions are there"
+        )
+    return stack.without(surplus)
+
+
+def _one_volume(volumes: FloatArray, stack: Stack, path: Path, notes: list[str]) -> FloatArray:
+    """The one volume of a stack; of a DWI the diffusion-weighted one, with b-values checked wherever they are known."""
+    if stack.b_values is None and len(volumes) == 1:
+        return volumes[0]
+    array, note = diffusion_weighted(volumes, stack.b_values, path)
+    if len(volumes) > 1:
+        notes.append(note)
+    return np.asarray(array, np.float32)
