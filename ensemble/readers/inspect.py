@@ -104,7 +104,8 @@ def _of_examination(examination: Examination, asked: Modality | None) -> Finding
 
 
 def _of_series(series: Series, examination: Examination, chosen: Mapping[Modality, Series]) -> SeriesFinding:
-    grid, volumes, problem, notes = None, 0, "", series.notes
+    grid: Grid | None = None
+    volumes, problem, notes = 0, "", tuple[str, ...]()
     if not series.frames[0].instance.other:
         try:
             stack = examination.stack(series, _LABEL)

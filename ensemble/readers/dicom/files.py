@@ -10,7 +10,7 @@ from pathlib import Path
 from zlib import error as ZlibError
 
 from ensemble.errors import InputRefused
-from ensemble.readers.names import ARCHIVE
+from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES
 
 #: Of one examination; more is an archive of patients, not a case.
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 4 << 30
@@ -18,8 +18,8 @@ _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotIm
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is read as DICOM: a folder or a .zip."""
-    return path.suffix.lower() == ARCHIVE or is_folder(path)
+    """Whether a path is read as DICOM: a folder, a .zip, or a file named as one of DICOM (which may hold a whole series)."""
+    return path.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or is_folder(path)
 
 
 def is_folder(path: Path) -> bool:
@@ -31,9 +31,14 @@ def is_folder(path: Path) -> bool:
 
 @contextmanager
 def files_of(path: Path, label: str) -> Iterator[list[Path]]:
-    """All files of a folder; or of an archive, unpacked for as long as the block lasts. Raises InputRefused."""
+    """All files of a folder, or a file alone; or those of an archive, unpacked for as long as the block lasts. Raises InputRefused."""
     if is_folder(path):
         yield _listing(path, path, label)
+        return
+    if path.suffix.lower() in SLICE_SUFFIXES:
+        if not path.exists():
+            raise InputRefused(f"the {label} image does not exist", where=path, do="check the path")
+        yield [path]
         return
     with tempfile.TemporaryDirectory() as folder:
         _unpack(path, folder, label)

@@ -16,7 +16,13 @@ from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from ensemble.readers.dicom import facts
 from ensemble.readers.names import SLICE_SUFFIXES
@@ -128,21 +134,17 @@ def _begins_like(begin: bytes) -> bool:
 def _parse(stream: Any, size: int) -> Header:
     begin = stream.read(_MOST_META_BYTES)
     stream.seek(0)
-    if begin[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in begin:
+    deflated = begin[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in begin
+    if deflated:
         content = _inflate(stream.read())
         stream, size = io.BytesIO(content), len(content)
     dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=facts.TAGS)
     syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
     if syntax == "":
         implicit, little = dataset.original_encoding
-        syntax = (
-            pydicom.uid.ImplicitVRLittleEndian
-            if implicit
-            else ExplicitVRLittleEndian
-            if little
-            else ExplicitVRBigEndian
-        )
-    return Header(dataset, syntax, _pixel_element(stream, syntax), size)
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    pixels = _pixel_element(stream, syntax)
+    return Header(dataset, DeflatedExplicitVRLittleEndian if deflated else syntax, pixels, size)
 
 
 def _inflate(content: bytes) -> bytes:

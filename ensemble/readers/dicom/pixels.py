@@ -48,9 +48,17 @@ def read_pixels(volumes: Sequence[Sequence[Frame]], label: str, place_of: Callab
     return arrays
 
 
-def stored_bytes(frame: Frame) -> AnyArray:
-    """The stored values (rows, columns) of a frame, as integers: to tell whether two copies are the same."""
-    return next(_planes(frame.instance.path, [frame], "DICOM", str))
+def refuse_unlike(copies: Sequence[tuple[Frame, Frame]], label: str, place_of: Callable[[Path], str]) -> None:
+    """Raise InputRefused where two frames that should be copies hold different pixels."""
+    for frame, copy in copies:
+        one, other = (next(_planes(each.instance.path, [each], label, place_of)) for each in (frame, copy))
+        if not np.array_equal(one, other):
+            raise InputRefused(
+                f"two files of the {label} series are one SOP instance, and hold different pixels",
+                where=place_of(copy.instance.path),
+                found=f"the instance of {place_of(frame.instance.path)}",
+                do="remove the one that is wrong",
+            )
 
 
 def _stored(frame: Frame) -> Stored:

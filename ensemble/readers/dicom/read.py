@@ -15,12 +15,13 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.readers.base import RawImage
-from ensemble.readers.dicom.files import files_of, is_dicom, is_folder
+from ensemble.readers.dicom.files import files_of, is_dicom
 from ensemble.readers.dicom.frames import AGAIN, Frame, frames_of
 from ensemble.readers.dicom.header import MALFORMED, NoDicom, read_header
-from ensemble.readers.dicom.pixels import read_pixels
+from ensemble.readers.dicom.pixels import read_pixels, refuse_unlike
 from ensemble.readers.dicom.series import Series, choose, series_of
 from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
+from ensemble.readers.names import ARCHIVE
 from ensemble.readers.native import straightened
 from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted
 from ensemble.streams import native_stderr_to_log
@@ -44,7 +45,7 @@ class Examination:
 
     def place_of(self, file: Path) -> str:
         """A file as the user knows it, not as it lies in our temporary folder."""
-        return str(file) if is_folder(self.path) else f"{self.path} ({file.name})"
+        return f"{self.path} ({file.name})" if self.path.suffix.lower() == ARCHIVE else str(file)
 
     def chosen(self, modality: Modality) -> tuple[Series, list[str]]:
         """The one series that shows a modality, and what to say of the choice. Raises InputRefused."""
@@ -94,6 +95,7 @@ class Examination:
             )
         with native_stderr_to_log():
             volumes = read_pixels(stack.volumes, label, self.place_of)
+            refuse_unlike(series.copies, label, self.place_of)
         array = _one_volume(volumes, stack, self.path, notes)
         notes += [f"{label}: {note}" for note in stack.notes]
         if (stored := series.frames[0].instance.stored) is not None and stored.inverted:
@@ -165,7 +167,7 @@ def opened(path: Path, label: str) -> Iterator[Examination]:
             except OSError as error:
                 raise InputRefused(
                     f"a file of the {label} series can't be opened",
-                    where=file if is_folder(path) else path,
+                    where=path if path.suffix.lower() == ARCHIVE else file,
                     found=error.strerror or type(error).__name__,
                     do="check its permissions",
                 ) from error

@@ -26,8 +26,8 @@ class Series:
     """Frames that belong together by what their headers say, in no order."""
 
     frames: tuple[Frame, ...]
-    notes: tuple[str, ...] = ()
-    """What was found odd while they were put together."""
+    copies: tuple[tuple[Frame, Frame], ...] = ()
+    """Frames that bear the SOP instance of another one, and say the same of themselves: left out. Each with the one that is kept."""
 
     @property
     def description(self) -> str:
@@ -222,17 +222,16 @@ def same_plane(first: Frame, second: Frame) -> bool:
 
 
 def _without_copies(frames: list[Frame]) -> Series:
-    """A series of frames, of which each SOP instance counts once; instances that differ under one UID are all kept."""
-    kept: dict[tuple[object, ...], Frame] = {}
-    dropped = 0
-    rest: list[Frame] = []
+    """A series of frames, of which each SOP instance counts once; instances that say different things under one UID are all kept."""
+    first: dict[tuple[object, ...], Frame] = {}
+    kept: list[Frame] = []
+    copies: list[tuple[Frame, Frame]] = []
     for frame in frames:
-        key = (frame.instance.sop_instance, frame.index, frame.tile)
-        if not frame.instance.sop_instance or key not in kept:
-            kept.setdefault(key, frame) if frame.instance.sop_instance else rest.append(frame)
-        elif frame.same_as(kept[key]):
-            dropped += 1
+        other = frame
+        if frame.instance.sop_instance:
+            other = first.setdefault((frame.instance.sop_instance, frame.index, frame.tile), frame)
+        if other is not frame and frame.same_as(other):
+            copies.append((other, frame))
         else:
-            rest.append(frame)
-    notes = (f"{dropped} copies of images that are there already (same SOP instance) left out",) if dropped else ()
-    return Series((*kept.values(), *rest), notes)
+            kept.append(frame)
+    return Series(tuple(kept), tuple(copies))

@@ -82,7 +82,9 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
         if told
         else None
     )
-    return Stack(volumes, b_values, tuple(volume[0].is_mean for volume in volumes), grid, (*series.notes, *notes))
+    if series.copies:
+        notes.append(f"{len(series.copies)} copies of images that are there already (same SOP instance) left out")
+    return Stack(volumes, b_values, tuple(volume[0].is_mean for volume in volumes), grid, tuple(notes))
 
 
 def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
