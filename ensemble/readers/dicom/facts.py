@@ -21,7 +21,7 @@ from pydicom.tag import BaseTag, Tag
 
 #: Pixel data as integers (7FE0,0010), floats or doubles.
 INTEGER_PIXELS = 0x7FE00010
-PIXEL_DATA = (INTEGER_PIXELS, 0x7FE00008, 0x7FE00009)
+PIXEL_DATA = frozenset((INTEGER_PIXELS, 0x7FE00008, 0x7FE00009))
 _BINARY = {"FD": "d", "FL": "f", "US": "H", "SS": "h"}
 _READING = (
     LookupError,
@@ -138,7 +138,7 @@ _PRIVATE = (
     *(CSA_HEADER, TILES, TILE_COUNT, PHILIPS_FRAME),
 )
 #: Everything that is read of a header.
-TAGS: list[int] = sorted(
+TAGS: list[BaseTag | int] = sorted(
     {
         *(Tag(tag) for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None),
         *(tag for element in _PRIVATE for tag in (*element.creators, *element.places)),

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -138,13 +139,19 @@ def _parse(stream: Any, size: int) -> Header:
     if deflated:
         content = _inflate(stream.read())
         stream, size = io.BytesIO(content), len(content)
-    dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=facts.TAGS)
+    dataset = read_partial(
+        stream, _at_pixels, force=True, specific_tags=facts.TAGS
+    )  # dcmread makes tags of all tags anew
     syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
     if syntax == "":
         implicit, little = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     pixels = _pixel_element(stream, syntax)
     return Header(dataset, DeflatedExplicitVRLittleEndian if deflated else syntax, pixels, size)
+
+
+def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
+    return tag in facts.PIXEL_DATA
 
 
 def _inflate(content: bytes) -> bytes:

@@ -18,6 +18,8 @@ from ensemble.types import Modality
 
 #: Up to these, numbers of one series are the same: cosines of the axes, pixel spacing as a share of it.
 SAME_COSINE, SAME_SPACING = 1e-3, 1e-3
+#: Series that a note names; `inspect` lists all.
+_MOST_LISTED = 12
 _SHOWS = {Modality.DWI: Kind.DWI, Modality.ADC: Kind.ADC, Modality.FLAIR: Kind.FLAIR}
 
 
@@ -177,7 +179,8 @@ def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -
     if not others:
         return []
     words = sorted(f"{each.title} [{each.unfit(modality) or 'not the nearest'}]" for each in others)
-    return [f"{modality.value.upper()}: passed over: {'; '.join(words)}"]
+    more = f"; and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
+    return [f"{modality.value.upper()}: passed over: {'; '.join(words[:_MOST_LISTED])}{more}"]
 
 
 def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
