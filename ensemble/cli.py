@@ -16,7 +16,6 @@ from ensemble.config import EXTRAS, Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.streams import messages_to_stdout
-from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.readers.imagefile import case_name, read_case
     from ensemble.report.extras import write_extras
     from ensemble.report.summary import summary
+    from ensemble.types import Modality
 
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
@@ -151,8 +151,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from ensemble.readers.inspect import inspect
     from ensemble.report.inspect import as_json, as_lines, refusal, save_volume
     from ensemble.streams import all_printable
+    from ensemble.types import Modality
 
-    asked: Modality | None = getattr(options, "as")
+    asked = Modality(word) if (word := getattr(options, "as")) else None
     if options.write is not None and asked is None:
         raise UsageError("--write saves an image as it is read", do="say as what: --as dwi, --as adc or --as flair")
     finding = inspect(options.path, asked)

@@ -12,7 +12,6 @@ from typing import Any, NoReturn, get_args
 from ensemble import __version__
 from ensemble.config import Device, FusionMethod, Precision, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
-from ensemble.types import Modality
 
 ENVIRONMENT_PREFIX = "ISLES_"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
@@ -194,7 +193,7 @@ def _add_inspect(commands: Any) -> _Parser:
         " refusals. Exit code 3 when what --as asks for can't be read; without --as, when nothing can.",
     )
     inspect.add_argument("path", type=Path, metavar="PATH", help="image file, or folder or .zip of DICOM")
-    _add(inspect, "--as", dest="as", choices=tuple(Modality), type=Modality, help="read it as this image of a case")
+    _add(inspect, "--as", choices=("dwi", "adc", "flair"), help="read it as this image of a case")
     _add(
         inspect,
         "--write",

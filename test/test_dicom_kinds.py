@@ -376,9 +376,10 @@ def test_else_it_is_left_out_of_their_mean(tmp_path: Path, how: str) -> None:
     assert any("own mean over directions" in note for note in image.notes)
 
 
-def test_of_dwi_series_the_trace_is_taken_and_of_traces_that_nearest_1000(tmp_path: Path) -> None:
+def test_of_dwi_series_that_nearest_b_1000_is_taken_and_of_several_the_trace(tmp_path: Path) -> None:
     write_series(UNWEIGHTED, tmp_path / "a", description="diff", uid="1", b=1000)
     write_series(UNWEIGHTED, tmp_path / "a", description="diff_TRACEW", uid="2", b=2000)
+    assert np.array_equal(read_image(tmp_path / "a", DWI).volume.array, whole(UNWEIGHTED.array))
     write_series(WEIGHTED, tmp_path / "a", description="diff_TRACEW", uid="3", b=1000)
     assert np.array_equal(read_image(tmp_path / "a", DWI).volume.array, whole(WEIGHTED.array))
 
@@ -487,6 +488,15 @@ def test_multi_frame_files_are_checked_like_slices(
     KINDS[kind](tmp_path / "a")
     edited(tmp_path / "a" / "a", lambda dataset: spoil(dataset.PerFrameFunctionalGroupsSequence))
     with pytest.raises(InputRefused, match=message):
+        read_image(tmp_path / "a", DWI)
+
+
+@pytest.mark.parametrize("keyword", ["PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"])
+@pytest.mark.parametrize("slices", [slice(0, 7), slice(6, 7)], ids=["all", "the last"])
+def test_slices_that_do_not_say_where_they_lie_are_refused(tmp_path: Path, keyword: str, slices: slice) -> None:
+    for path in write_series(WEIGHTED, tmp_path / "a", b=1000)[slices]:
+        edited(path, lambda dataset: dataset.pop(keyword))
+    with pytest.raises(InputRefused, match="does not say where its slice lies"):
         read_image(tmp_path / "a", DWI)
 
 

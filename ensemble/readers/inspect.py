@@ -99,7 +99,7 @@ def _of_examination(examination: Examination, asked: Modality | None) -> Finding
         answers.notes,
         tuple(_of_series(series, examination, answers.chosen) for series in examination.series),
         tuple((examination.place_of(file), what) for file, what in examination.objects),
-        tuple((examination.place_of(file), why) for file, why in examination.unread),
+        tuple((examination.place_of(file), f"{problem.what}: {problem.found}") for file, problem in examination.unread),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,21 +18,17 @@ from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import BaseTag, Tag
 
 #: Pixel data as integers (7FE0,0010), floats or doubles.
 INTEGER_PIXELS = 0x7FE00010
 PIXEL_DATA = frozenset((INTEGER_PIXELS, 0x7FE00008, 0x7FE00009))
 _BINARY = {"FD": "d", "FL": "f", "US": "H", "SS": "h"}
-_READING = (
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    NotImplementedError,
-    OverflowError,
-    struct.error,
-    RecursionError,
+#: What pydicom and its decoders raise of bytes that are no DICOM.
+MALFORMED = (
+    *(AttributeError, TypeError, ValueError, LookupError, NameError, AssertionError, ArithmeticError, RuntimeError),
+    *(EOFError, OSError, MemoryError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
 )
 
 
@@ -196,7 +193,7 @@ _MAPS = (
     _named(
         Kind.ANISOTROPY,
         r"FA|COLFA|FA_.*|(FRACT|RELAT).*ANISO.*|DIFFUSION_ANISO",
-        r"(?<![a-z])(col|colou?r)?[-_ ]?fa(?![a-z0-9])|anisotrop",
+        r"(?<![a-z])(col|colou?r)?[-_ ]?fa(?![a-z0-9])|anisotrop|fractional.?aniso",
         "113044",
     ),
     _named(Kind.TENSOR, r"TENSOR.*", r"(?<![a-z])tensor(?![a-z])"),
@@ -318,7 +315,7 @@ def numbers_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> tu
     try:
         value = dataset[tag].value
         values = tuple(float(part) for part in _parts(value, vr, little=dataset.is_little_endian is not False))
-    except _READING:
+    except MALFORMED:
         return ()
     return values if all(map(math.isfinite, values)) else ()
 
@@ -338,7 +335,7 @@ def texts_of(dataset: Dataset, tag: BaseTag | int | str) -> tuple[str, ...]:
         value = dataset[tag].value
         parts = _parts(value, "LO", little=True)
         return tuple(str(part).replace("\0", "").strip() for part in parts)
-    except _READING:
+    except MALFORMED:
         return ()
 
 
@@ -347,7 +344,7 @@ def items_of(dataset: Dataset, tag: BaseTag | int | str) -> Sequence[Dataset]:
     try:
         element = dataset[tag]
         return element.value if element.VR == "SQ" and element.value is not None else ()
-    except _READING:
+    except MALFORMED:
         return ()
 
 

@@ -23,8 +23,8 @@ from pydicom.uid import (
 )
 
 from ensemble.readers.dicom import facts
-from ensemble.readers.dicom.facts import items_of, number_of, numbers_of, text_of, texts_of
-from ensemble.readers.dicom.header import MALFORMED, Header
+from ensemble.readers.dicom.facts import MALFORMED, items_of, number_of, numbers_of, text_of, texts_of
+from ensemble.readers.dicom.header import Header
 from ensemble.readers.volumes import SAME_SHELL
 from ensemble.streams import printable
 

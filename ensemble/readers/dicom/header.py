@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +37,6 @@ _SMALL_BYTES, _MOST_HEADER_BYTES = 16 << 20, 256 << 20
 _MOST_META_BYTES = 1 << 10
 #: A deflated data set may grow to this.
 _MOST_INFLATED_BYTES = 1 << 30
-#: What pydicom raises of bytes that are no DICOM.
-MALFORMED = (
-    *(AttributeError, TypeError, ValueError, LookupError, NotImplementedError, AssertionError, ArithmeticError),
-    *(NameError, EOFError, OSError, RecursionError, MemoryError, struct.error, zlib.error),
-)
 _LONG_VR = (b"OB", b"OW", b"UN", b"OF", b"OD")
 #: How a data set without preamble begins: a small element of group 0002 or 0008, little endian.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
@@ -104,7 +98,7 @@ def read_header(path: Path) -> Header | None:
         stream: Any = io.BytesIO(file.readall()) if size <= _SMALL_BYTES else _Bounded(file, size)
         try:
             header = _parse(stream, size)
-        except MALFORMED as error:
+        except facts.MALFORMED as error:
             raise NoDicom(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     dataset, named = header.dataset, with_preamble or path.suffix.lower() in SLICE_SUFFIXES
     if "SOPClassUID" not in dataset and "Rows" not in dataset:
@@ -121,7 +115,7 @@ def read_header(path: Path) -> Header | None:
 
 
 def inflated(path: Path) -> bytes:
-    """The data set of a deflated file, behind its file meta information. Raises one of MALFORMED."""
+    """The data set of a deflated file, behind its file meta information. Raises one of `facts.MALFORMED`."""
     return _inflate(path.read_bytes())
 
 

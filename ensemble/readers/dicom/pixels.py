@@ -17,8 +17,8 @@ from pydicom.uid import RLELossless
 
 from ensemble.errors import InputRefused
 from ensemble.readers.dicom import header
+from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, Stored
-from ensemble.readers.dicom.header import MALFORMED
 from ensemble.types import AnyArray, FloatArray
 
 #: Markers of a JPEG or JPEG-LS frame header (ISO 10918-1, 14495-1), and of a JPEG 2000 codestream's size (ISO 15444-1).

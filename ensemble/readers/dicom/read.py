@@ -15,9 +15,10 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.readers.base import RawImage
+from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
-from ensemble.readers.dicom.frames import AGAIN, Frame, frames_of
-from ensemble.readers.dicom.header import MALFORMED, NoDicom, read_header
+from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
+from ensemble.readers.dicom.header import NoDicom, read_header
 from ensemble.readers.dicom.pixels import read_pixels, refuse_unlike
 from ensemble.readers.dicom.series import Series, choose, series_of
 from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
@@ -40,7 +41,7 @@ class Examination:
     """Those of images, whatever they show."""
     objects: tuple[tuple[Path, str], ...]
     """Files that hold no image, and what they are."""
-    unread: tuple[tuple[Path, str], ...]
+    unread: tuple[tuple[Path, Problem], ...]
     """Files that look like DICOM and can't be read, and why."""
 
     def place_of(self, file: Path) -> str:
@@ -103,15 +104,10 @@ class Examination:
         grid = straightened(stack.grid, self.path, label, notes)
         return RawImage(self.path, Volume(array, grid), tuple(notes))
 
-    def _refuse_unread(self, unread: Sequence[tuple[Path, str]], label: str) -> None:
-        if unread:
-            file, why = unread[0]
-            raise InputRefused(
-                f"a file of the {label} series is damaged, or is no DICOM",
-                where=self.place_of(file),
-                found=why,
-                do=f"{AGAIN}, or remove the file if it is none of it",
-            )
+    def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
+        for file, problem in unread[:1]:
+            what, where = f"a file of the {label} series {problem.what}", self.place_of(file)
+            raise InputRefused(what, where=where, found=problem.found, do=problem.do)
 
     def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
         """A note on what can't be read, and lies elsewhere than the chosen series."""
@@ -122,7 +118,7 @@ class Examination:
             for frame in each.frames
             if frame.instance.problem is not None
         }
-        problems |= {file.name: f"damaged, or no DICOM: {why}" for file, why in self.unread}
+        problems |= {file.name: f"{problem.what}: {problem.found}" for file, problem in self.unread}
         if not problems:
             return []
         return [
@@ -159,28 +155,26 @@ def opened(path: Path, label: str) -> Iterator[Examination]:
     with files_of(path, label) as files:
         frames: list[Frame] = []
         objects: list[tuple[Path, str]] = []
-        unread: list[tuple[Path, str]] = []
+        unread: list[tuple[Path, Problem]] = []
         for file in files:
             try:
                 header = read_header(file)
                 found = [] if header is None else frames_of(file, header)
-            except OSError as error:
-                raise InputRefused(
-                    f"a file of the {label} series can't be opened",
-                    where=path if path.suffix.lower() == ARCHIVE else file,
-                    found=error.strerror or type(error).__name__,
-                    do="check its permissions",
-                ) from error
             except (NoDicom, *MALFORMED) as error:
-                unread.append((file, str(error) or type(error).__name__))
+                unread.append((file, _why_unread(error)))
                 continue
-            if header is None:
-                continue
-            if found[0].instance.stored is None:
-                objects.append((file, found[0].instance.other or "object without an image"))
+            if found and found[0].instance.stored is None:
+                objects.append((file, found[0].instance.other))
             else:
                 frames += found
         yield Examination(path, tuple(series_of(frames)), tuple(objects), tuple(unread))
+
+
+def _why_unread(error: Exception) -> Problem:
+    if isinstance(error, OSError):
+        return Problem("can't be opened", error.strerror or type(error).__name__, "check its permissions")
+    found = (str(error) or type(error).__name__).splitlines()[0]
+    return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
 
 
 def _directions_or_mean(stack: Stack, notes: list[str]) -> Stack:

@@ -158,14 +158,11 @@ def _why(series: Series, modality: Modality) -> str:
 
 
 def _preferred(series: list[Series]) -> list[Series]:
-    """Of several DWI series the scanner's mean over directions, and of several such the one nearest to the usual b."""
-    if len(series) < 2:
-        return series
-    traces = [each for each in series if each.is_trace]
-    series = traces or series
+    """Of several DWI series those nearest to the usual b, and of several such the scanner's mean over directions."""
     away = {id(each): abs(each.usable_b - USUAL_B) if each.usable_b is not None else math.inf for each in series}
-    nearest = min(away.values())
-    return [each for each in series if away[id(each)] <= nearest + SAME_SHELL]
+    nearest = min(away.values(), default=0.0)
+    near = [each for each in series if away[id(each)] <= nearest + SAME_SHELL]
+    return [each for each in near if each.is_trace] or near
 
 
 def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -> list[str]:
