@@ -39,7 +39,7 @@ from ensemble.types import Modality
 from ensemble.volume import Volume
 
 DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
-SMALL = replace(GRID, size=(12, 10, 7))
+SMALL = replace(GRID, size=(12, 10, 7), spacing_mm=(4.0, 3.5, 5.0))
 ARRAYS = phantom_arrays(SMALL)
 WEIGHTED, UNWEIGHTED = Volume(ARRAYS[DWI], SMALL), Volume(ARRAYS[DWI] * 2.5, SMALL)
 ADC_MAP = Volume(ARRAYS[ADC], SMALL)
@@ -323,6 +323,16 @@ def test_nor_is_it_an_adc_or_a_flair(tmp_path: Path, name: str, modality: Modali
     ALONE[name][0](tmp_path / "a")
     with pytest.raises(InputRefused):
         read_image(tmp_path / "a", modality)
+
+
+@pytest.mark.parametrize("beside", ["ADC", "t1_mprage", "other", "ep2d_FA"])
+def test_a_series_without_a_telling_name_is_what_the_user_says_only_if_it_is_alone(tmp_path: Path, beside: str) -> None:
+    write_series(WEIGHTED, tmp_path / "a", description="t2_tse")
+    ALONE["screenshot"][0](tmp_path / "a")
+    assert np.array_equal(read_image(tmp_path / "a", DWI).volume.array, whole(WEIGHTED.array))
+    write_series(ADC_MAP, tmp_path / "a", description=beside, uid="2")
+    with pytest.raises(InputRefused, match="no DICOM series looks like DWI"):
+        read_image(tmp_path / "a", DWI)
 
 
 def test_an_adc_map_has_no_b_value(tmp_path: Path) -> None:
@@ -638,7 +648,8 @@ def test_objects_without_images_are_passed_over(tmp_path: Path) -> None:
     files = write_series(WEIGHTED, tmp_path / "a", b=1000)
     for n, end in enumerate(("88.33", "11.1", "66", "104.1", "9.1.1", "88.59")):
         report(tmp_path / "a" / f"object{n}", f"1.2.840.10008.5.1.4.1.1.{end}")
-    report(tmp_path / "a" / "DICOMDIR", "1.2.840.10008.1.3.10")
+    for name in ("DICOMDIR", "dicomdir.dcm"):
+        report(tmp_path / "a" / name, "1.2.840.10008.1.3.10")
     for path in files:
         path.rename(path.with_suffix(""))
     assert np.array_equal(read_image(tmp_path / "a", DWI).volume.array, whole(WEIGHTED.array))
@@ -670,6 +681,44 @@ def test_damage_among_the_series_own_files_is_not(tmp_path: Path) -> None:
         with pytest.raises(InputRefused, match="damaged"):
             read_image(tmp_path / "a", DWI)
         files[-1].write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.3.77"),
+        lambda dataset: setattr(dataset, "SeriesDescription", "dxff"),
+        lambda dataset: setattr(dataset, "StudyInstanceUID", "1.2.5"),
+        lambda dataset: setattr(dataset, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"),
+        lambda dataset: setattr(dataset, "SamplesPerPixel", 3),
+        lambda dataset: setattr(dataset, "ImageType", ["ORIGINAL", "PRIMARY", "P"]),
+    ],
+    ids=["series", "description", "study", "class", "colour", "type"],
+)
+@pytest.mark.parametrize("end", [0, -1])
+def test_a_slice_at_an_end_that_calls_itself_something_else_is_not_lost(
+    tmp_path: Path, change: Callable[[Dataset], object], end: int
+) -> None:
+    files = write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000)
+    edited(files[end], change)
+    with pytest.raises(InputRefused) as refusal:
+        read_image(tmp_path / "a", DWI)
+    assert files[end].name in refusal.value.where or "can't be told" in refusal.value.what
+
+
+def test_no_damaged_byte_loses_a_slice(tmp_path: Path) -> None:
+    """Of the last one, which nothing but its own header tells of."""
+    files = write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000)
+    content = files[-1].read_bytes()
+    draw = np.random.default_rng(0)
+    for at in draw.choice(np.arange(128, len(content) - 2 * 12 * 10), 150, replace=False):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << int(draw.integers(8))
+        files[-1].write_bytes(damaged)
+        try:
+            assert read_image(tmp_path / "a", DWI).volume.grid.size == SMALL.size, at
+        except InputRefused:
+            continue
 
 
 def test_a_file_without_preamble_is_read(tmp_path: Path) -> None:

@@ -213,9 +213,10 @@ _TRACE_TYPE, _TRACE_TEXT = re.compile("TRACEW?|ISO"), re.compile("trace")
 
 #: SOP classes of MR images: classic, Enhanced, Legacy Converted Enhanced.
 MR_IMAGES = tuple("1.2.840.10008.5.1.4.1.1." + end for end in ("4", "4.1", "4.4"))
+#: DICOMDIR.
+DIRECTORY = "1.2.840.10008.1.3.10"
 #: By the beginning of their SOP class: objects that hold no image of a slice, and what else may lie in a folder.
 _CLASSES = (
-    ("1.2.840.10008.1.3.10", "directory of files"),
     ("1.2.840.10008.5.1.4.1.1.11", "presentation state"),
     ("1.2.840.10008.5.1.4.1.1.88", "structured report"),
     ("1.2.840.10008.5.1.4.1.1.66.4", "segmentation"),
@@ -226,12 +227,13 @@ _CLASSES = (
     ("1.2.840.10008.5.1.4.1.1.4.3", Kind.COLOUR),
     ("1.2.840.10008.5.1.4.1.1.7", Kind.SCREENSHOT),
 )
+_UID = re.compile(r"[0-9.]{1,64}")
 _STANDARD_ROOT = "1.2.840.10008."
 
 
 def object_kind(sop_class: str) -> str:
     """What an object that is no MR image is, in words; empty for MR images, and where it is not told."""
-    if not sop_class or sop_class in MR_IMAGES:
+    if sop_class in MR_IMAGES or not _UID.fullmatch(sop_class):
         return ""
     if not sop_class.startswith(_STANDARD_ROOT):
         return "object of a private class"

@@ -68,6 +68,11 @@ class Stored:
     """MONOCHROME1: the largest stored value is black."""
 
     @property
+    def is_sized(self) -> bool:
+        """Whether the header tells a size that an image can have."""
+        return 1 <= self.rows <= MOST_ROWS and 1 <= self.columns <= MOST_ROWS and self.frames <= MOST_FRAMES
+
+    @property
     def frame_bytes(self) -> int:
         return self.rows * self.columns * self.bits_allocated // 8
 
@@ -168,7 +173,7 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
     dataset = header.dataset
     instance = _instance(path, header)
     reading = _Reading(path, header, text_of(dataset, "Manufacturer"), _capitals(dataset, "ImageType"))
-    plain = Frame(instance, 0, reading.image_type, _codes((dataset,)))
+    plain = Frame(instance, 0, reading.image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
     if instance.stored is None or instance.problem or instance.other:
         return [plain]
     try:
@@ -195,15 +200,15 @@ def _instance(path: Path, header: Header) -> Instance:
     dataset = header.dataset
     sop_class = text_of(dataset, "SOPClassUID")
     other = facts.object_kind(sop_class)
+    stored, problem = None, None
+    if header.pixels is not None or not other:
+        stored, problem = _stored(header)
     samples, grey = (
         number_of(dataset, "SamplesPerPixel") or 1,
         text_of(dataset, "PhotometricInterpretation") or _GREY[1],
     )
     if not other and (samples != 1 or grey not in _GREY):
         other = facts.Kind.COLOUR
-    stored, problem = None, None
-    if header.pixels is not None or not other:
-        stored, problem = _stored(header)
     number = number_of(dataset, "SeriesNumber")
     words = dict.fromkeys(text_of(dataset, key) for key in ("SeriesDescription", "ProtocolName"))
     return Instance(
@@ -242,7 +247,7 @@ def _stored(header: Header) -> tuple[Stored, Problem | None]:
         inverted=text_of(dataset, "PhotometricInterpretation") == _GREY[0],
     )
     size = f"{stored.columns} x {stored.rows}, {stored.frames} frames, {stored.bits_stored} of {bits} bits"
-    if not (1 <= stored.rows <= MOST_ROWS and 1 <= stored.columns <= MOST_ROWS and stored.frames <= MOST_FRAMES):
+    if not stored.is_sized:
         return stored, Problem("is damaged: its header tells of no image", size)
     if pixels is None:
         return stored, Problem("is damaged or truncated", "no pixel data")
@@ -277,7 +282,6 @@ def _classic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     yield replace(
         plain,
         size=(stored.columns, stored.rows),
-        plane=_plane(dataset, dataset, dataset),
         b=_b(reading, (dataset,), plain.image_type),
         direction=facts.directionality((dataset,), reading.maker, plain.image_type),
         slope=slope,

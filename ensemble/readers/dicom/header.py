@@ -101,15 +101,13 @@ def read_header(path: Path) -> Header | None:
         except facts.MALFORMED as error:
             raise NoDicom(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     dataset, named = header.dataset, with_preamble or path.suffix.lower() in SLICE_SUFFIXES
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == facts.DIRECTORY:
+        return None
     if "SOPClassUID" not in dataset and "Rows" not in dataset:
         if named:
             raise NoDicom("neither a kind of object nor the size of an image")
         return None
-    if (
-        header.pixels is None
-        and not facts.object_kind(facts.text_of(dataset, "SOPClassUID"))
-        and "SeriesInstanceUID" not in dataset
-    ):
+    if header.pixels is None and "SeriesInstanceUID" not in dataset:
         raise NoDicom("it ends in the midst of its header")
     return header
 

@@ -29,6 +29,9 @@ from ensemble.streams import native_stderr_to_log
 from ensemble.types import FloatArray, Modality
 from ensemble.volume import Volume
 
+#: How far from where a next slice would lie an image may lie to be one, in distances of slices.
+_NEXT_SLICE = 0.1
+
 __all__ = ["Examination", "is_dicom", "opened", "read_dicom", "shown_in"]
 
 
@@ -65,15 +68,7 @@ class Examination:
         except InputRefused:
             self._refuse_unread(self.unread, label)  # what can't be read may be what is looked for
             raise
-        # what lies among the series' own files, or bears its UID, may be one of its slices
-        self._refuse_unread([(file, why) for file, why in self.unread if file.parent in series.folders], label)
-        damaged = [
-            frame for each in self.series if each is not series for frame in each.frames if frame.instance.problem
-        ]
-        own = {frame.instance.series for frame in series.frames} - {""}
-        for frame in damaged:
-            if frame.instance.series in own and not frame.instance.other:
-                refuse_problem(frame, label, self.place_of)
+        self._refuse_possible_slices(series, label)
         return series, [*notes, *self._wrong_elsewhere(series, label)]
 
     def stack(self, series: Series, label: str) -> Stack:
@@ -85,6 +80,7 @@ class Examination:
         label = modality.value.upper()
         series, notes = self.chosen(modality)
         stack = self.stack(series, label)
+        self._refuse_strays(series, stack, label)
         if modality is Modality.DWI:
             stack = _directions_or_mean(stack, notes)
         elif len(stack.volumes) > 1:
@@ -108,6 +104,38 @@ class Examination:
         for file, problem in unread[:1]:
             what, where = f"a file of the {label} series {problem.what}", self.place_of(file)
             raise InputRefused(what, where=where, found=problem.found, do=problem.do)
+
+    def _refuse_possible_slices(self, series: Series, label: str) -> None:
+        """Raise InputRefused for files that can't be read and may be slices of the series: they bear its UID, or lie among its files and
+        their headers tell too little to say whose they are."""
+        self._refuse_unread([(file, why) for file, why in self.unread if file.parent in series.folders], label)
+        own = {frame.instance.series for frame in series.frames} - {""}
+        for frame in (frame for each in self.series if each is not series for frame in each.frames):
+            about = frame.instance
+            unknown = about.series == "" or about.stored is None or not about.stored.is_sized
+            if about.problem and (about.series in own or (unknown and about.path.parent in series.folders)):
+                refuse_problem(frame, label, self.place_of)
+
+    def _refuse_strays(self, series: Series, stack: Stack, label: str) -> None:
+        """Raise InputRefused for single images that would be the next slice of the series, and call themselves by its UID or description.
+
+        A slice missing at an end is not to be noticed otherwise.
+        """
+        step, about = stack.grid.affine[:3, 2], series.frames[0].instance
+        ends = np.array([stack.grid.affine[:3] @ (0, 0, at, 1) for at in (-1, stack.grid.size[2])])
+        others = (each for each in self.series if each is not series and len(each.frames) < stack.grid.size[2])
+        for frame in (frame for each in others for frame in each.frames if frame.plane is not None):
+            assert frame.plane is not None
+            own = frame.instance
+            akin = own.series == about.series or (own.study, own.description) == (about.study, about.description)
+            away = float(np.linalg.norm(ends - frame.plane.position, axis=1).min() / np.linalg.norm(step))
+            if akin and away < _NEXT_SLICE:
+                raise InputRefused(
+                    f"an image that continues the {label} series is not like it",
+                    where=self.place_of(own.path),
+                    found=own.other or f"'{own.description}', {' '.join(frame.image_type)}",
+                    do=f"{AGAIN}, or remove the file if it is no slice of it",
+                )
 
     def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
         """A note on what can't be read, and lies elsewhere than the chosen series."""

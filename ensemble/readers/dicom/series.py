@@ -118,8 +118,8 @@ def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Se
     good = [each for each in fitting if not each.unfit(modality)]
     if modality is Modality.DWI:
         good = _preferred(good)
-    nameless = [each for each in series if each.kind is Kind.UNKNOWN]
-    if not fitting and len(nameless) == 1:
+    nameless = [each for each in series if not each.frames[0].instance.other and each.kind != Kind.LOCALIZER]
+    if not fitting and len(nameless) == 1 and nameless[0].kind == Kind.UNKNOWN:
         fitting, good = nameless, [each for each in nameless if not each.unfit(modality)]
     if len(good) == 1:
         chosen = good[0]
