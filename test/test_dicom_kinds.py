@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -341,6 +341,34 @@ def test_an_adc_map_has_no_b_value(tmp_path: Path) -> None:
     image = read_image(tmp_path / "a", ADC)
     assert np.array_equal(image.volume.array, whole(ADC_MAP.array))
     assert "b = " not in image.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "b_values"),
+    [
+        ({"SeriesDescription": "DWI_ADC"}, "ORIGINAL\\PRIMARY\\DIFFUSION\\NONE", (0, 1000)),
+        ({"SeriesDescription": "Diffusion Tensor 12 dir"}, "ORIGINAL\\PRIMARY", (0, 1000)),
+        ({"SeriesDescription": "DWI_ADC_TRACEW"}, "DERIVED\\PRIMARY\\DIFFUSION\\TRACEW", (1000,)),
+        ({"SeriesDescription": "ep2d_TRACE", "ProtocolName": "DWI_ADC"}, "DERIVED\\PRIMARY", (1000,)),
+        ({"SeriesDescription": "trace", "ProtocolName": "DWI_ADC"}, "DERIVED\\PRIMARY", (None,)),
+    ],
+)
+def test_a_protocol_that_is_called_after_its_maps(
+    tmp_path: Path, words: dict[str, object], kind: str, b_values: Sequence[float | None]
+) -> None:
+    for n, b in enumerate(b_values):
+        volume = WEIGHTED if b is None or b > 0 else UNWEIGHTED
+        write_series(volume, tmp_path / "a", b=b, first=1 + 100 * n, image_type=kind, extra=words)
+    adc = {**words, "SeriesDescription": "x_ADC"}
+    write_series(ADC_MAP, tmp_path / "a", uid="2", image_type="DERIVED\\PRIMARY\\DIFFUSION\\ADC", extra=adc)
+    assert np.array_equal(read_image(tmp_path / "a", DWI).volume.array, whole(WEIGHTED.array))
+    assert np.array_equal(read_image(tmp_path / "a", ADC).volume.array, whole(ADC_MAP.array))
+
+
+def test_a_flair_may_say_that_it_has_b_0(tmp_path: Path) -> None:
+    """Philips writes it into every image."""
+    write_series(WEIGHTED, tmp_path / "a", description="T2 FLAIR", b=0)
+    assert np.array_equal(read_image(tmp_path / "a", FLAIR).volume.array, whole(WEIGHTED.array))
 
 
 def test_maps_under_the_series_uid_of_their_dwi_are_told_apart(tmp_path: Path) -> None:

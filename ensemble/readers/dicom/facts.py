@@ -196,7 +196,7 @@ _MAPS = (
         r"(?<![a-z])(col|colou?r)?[-_ ]?fa(?![a-z0-9])|anisotrop|fractional.?aniso",
         "113044",
     ),
-    _named(Kind.TENSOR, r"TENSOR.*", r"(?<![a-z])tensor(?![a-z])"),
+    _named(Kind.TENSOR, r"TENSOR.*", r"(?<![a-z])tensor$"),
     _named(Kind.DIFFUSIVITY, r"MD|EIGEN.*|KURTOSIS", r"eigen|kurtos|mean.?diffusivity|(?<![a-z])md(?![a-z])"),
 )
 _UNLIKE = (
@@ -205,7 +205,7 @@ _UNLIKE = (
     _named(Kind.PHASE, "P|PHASE|PHASE[ _]MAP", r"(?<![a-z])phase(?![a-z])"),
 )
 _FLAIR = re.compile(r"flair|tirm|dark.?fl")
-_DIFFUSION = re.compile(r"dwi|diff|trace|(?<![a-z])dti(?![a-z])|(?<![a-z])b ?=? ?1000")
+_DIFFUSION = re.compile(r"dwi|diff|trace|(?<![a-z])(dti|s?dw)(?![a-z])|(?<![a-z])b ?=? ?1000")
 _OTHER = re.compile(
     r"(?<![a-z])(t1w?|mprage|swi|swan|tof|mra|angio\w*|perf\w*|pwi|cbf|cbv|r?cbv|mtt|tmax|ttp|asl|bold|spectro\w*)(?![a-z])"
 )
@@ -242,19 +242,27 @@ def object_kind(sop_class: str) -> str:
     )
 
 
-def map_kind(image_type: Sequence[str], codes: Sequence[str]) -> Kind | None:
+def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> Kind | None:
     """The kind that image type or derivation tell for certain, of one frame; None where they say nothing of it."""
     flavours = image_type[2:]
     for named in (*_MAPS, *_UNLIKE):
         if any(named.image_type.fullmatch(value) for value in flavours) or (named.code and named.code in codes):
             return named.kind
-    return None
+    return Kind.DWI if "TRACEW" in flavours else None
 
 
-def named_kind(text: str, *, weighted: bool, original: bool) -> Kind:
-    """The kind that a description tells (in lower case), of images that were diffusion-weighted, and acquired rather than derived."""
-    for named in _MAPS:
-        if named.text.search(text) and not (named.kind is Kind.TENSOR and weighted and original):
+def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> Kind:
+    """The kind that description and protocol tell, the first of them that tells one; of images of so many b-values, or weighted by one.
+
+    A map has no b-value, though a header may hold one: several make a series DWI, whatever its protocol is called.
+    """
+    kinds = [_kind_in(text.lower(), maps=shells < 2, weighted=weighted) for text in words]
+    return next((kind for kind in kinds if kind is not Kind.UNKNOWN), Kind.DWI if weighted else Kind.UNKNOWN)
+
+
+def _kind_in(text: str, *, maps: bool, weighted: bool) -> Kind:
+    for named in _MAPS if maps else ():
+        if named.text.search(text):
             return named.kind
     if weighted:
         return Kind.DWI

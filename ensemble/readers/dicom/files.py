@@ -22,6 +22,12 @@ def is_dicom(path: Path) -> bool:
     return path.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or is_folder(path)
 
 
+def begins_as_dicom(path: Path) -> bool:
+    """Whether a file begins as one of DICOM does, whatever its name. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()

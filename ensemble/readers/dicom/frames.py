@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +106,17 @@ class Instance:
     series: str
     number: int | None
     """Of the series."""
-    description: str
-    """Series description and protocol, as people know the series."""
+    words: tuple[str, ...]
+    """Series description and protocol name, as far as there are such and they differ."""
     other: str
     """What it is where it can't be a grey MR image; empty where it may be one."""
     stored: Stored | None
     problem: Problem | None = None
+
+    @property
+    def description(self) -> str:
+        """What people know the series by."""
+        return " ".join(self.words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,39 +154,31 @@ class Frame:
         return replace(self, instance=other.instance).__dict__ == other.__dict__
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Reading:
     """A header on its way to frames."""
 
-    path: Path
-    header: Header
+    dataset: Dataset
     maker: str
     image_type: tuple[str, ...]
-    notes: list[str] = field(default_factory=list)
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        return self.header.dataset
 
 
 def frames_of(path: Path, header: Header) -> list[Frame]:
-    """The frames of a file that holds images; none of one without pixels. Of an image that can't be read, one that has a problem.
+    """The frames of a file; one alone where it is no grey image, or one that can't be read, which then says so.
 
     Raises one of MALFORMED for a header that is no sense at all.
     """
     dataset = header.dataset
     instance = _instance(path, header)
-    reading = _Reading(path, header, text_of(dataset, "Manufacturer"), _capitals(dataset, "ImageType"))
+    reading = _Reading(dataset, text_of(dataset, "Manufacturer"), _capitals(dataset, "ImageType"))
     plain = Frame(instance, 0, reading.image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
     if instance.stored is None or instance.problem or instance.other:
         return [plain]
     try:
-        frames = list(_kind_of_file(reading)(reading, plain))
+        return list(_kind_of_file(reading)(reading, plain))
     except MALFORMED as error:
-        return [
-            _with_problem(plain, Problem("has a header that can't be understood", str(error) or type(error).__name__))
-        ]
-    return frames
+        found = str(error) or type(error).__name__
+        return [_with_problem(plain, Problem("has a header that can't be understood", found))]
 
 
 def _kind_of_file(reading: _Reading) -> Callable[[_Reading, Frame], Iterator[Frame]]:
@@ -203,21 +199,19 @@ def _instance(path: Path, header: Header) -> Instance:
     stored, problem = None, None
     if header.pixels is not None or not other:
         stored, problem = _stored(header)
-    samples, grey = (
-        number_of(dataset, "SamplesPerPixel") or 1,
-        text_of(dataset, "PhotometricInterpretation") or _GREY[1],
-    )
+    samples = number_of(dataset, "SamplesPerPixel") or 1
+    grey = text_of(dataset, "PhotometricInterpretation") or _GREY[1]
     if not other and (samples != 1 or grey not in _GREY):
         other = facts.Kind.COLOUR
     number = number_of(dataset, "SeriesNumber")
-    words = dict.fromkeys(text_of(dataset, key) for key in ("SeriesDescription", "ProtocolName"))
+    words = dict.fromkeys(printable(text_of(dataset, key)) for key in ("SeriesDescription", "ProtocolName"))
     return Instance(
         path=path,
         sop_instance=text_of(dataset, "SOPInstanceUID"),
         study=text_of(dataset, "StudyInstanceUID"),
         series=text_of(dataset, "SeriesInstanceUID"),
         number=None if number is None else int(number),
-        description=printable(" ".join(word for word in words if word)),
+        words=tuple(word for word in words if word),
         other=str(other),
         stored=stored,
         problem=problem,

@@ -26,7 +26,7 @@ from ensemble.readers.names import ARCHIVE
 from ensemble.readers.native import straightened
 from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted
 from ensemble.streams import native_stderr_to_log
-from ensemble.types import FloatArray, Modality
+from ensemble.types import Modality
 from ensemble.volume import Volume
 
 #: How far from where a next slice would lie an image may lie to be one, in distances of slices.
@@ -93,12 +93,15 @@ class Examination:
         with native_stderr_to_log():
             volumes = read_pixels(stack.volumes, label, self.place_of)
             refuse_unlike(series.copies, label, self.place_of)
-        array = _one_volume(volumes, stack, self.path, notes)
+        array = volumes[0]
+        if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
+            array, note = diffusion_weighted(volumes, stack.b_values, self.path)
+            notes += [note] if len(volumes) > 1 else []
         notes += [f"{label}: {note}" for note in stack.notes]
         if (stored := series.frames[0].instance.stored) is not None and stored.inverted:
             notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
         grid = straightened(stack.grid, self.path, label, notes)
-        return RawImage(self.path, Volume(array, grid), tuple(notes))
+        return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes))
 
     def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
         for file, problem in unread[:1]:
@@ -219,13 +222,3 @@ def _directions_or_mean(stack: Stack, notes: list[str]) -> Stack:
             f"DWI: the scanner's own mean over directions ({len(surplus)} volumes) left out, as the directions are there"
         )
     return stack.without(surplus)
-
-
-def _one_volume(volumes: FloatArray, stack: Stack, path: Path, notes: list[str]) -> FloatArray:
-    """The one volume of a stack; of a DWI the diffusion-weighted one, with b-values checked wherever they are known."""
-    if stack.b_values is None and len(volumes) == 1:
-        return volumes[0]
-    array, note = diffusion_weighted(volumes, stack.b_values, path)
-    if len(volumes) > 1:
-        notes.append(note)
-    return np.asarray(array, np.float32)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ensemble.errors import InputRefused
 from ensemble.readers.dicom import facts
 from ensemble.readers.dicom.facts import Kind
-from ensemble.readers.dicom.frames import Frame
+from ensemble.readers.dicom.frames import CONVERT, Frame
 from ensemble.readers.volumes import DIFFUSION_B, SAME_SHELL, USUAL_B
 from ensemble.types import Modality
 
@@ -55,10 +55,12 @@ class Series:
         first = self.frames[0]
         if first.instance.other:
             return first.instance.other
-        if (kind := facts.map_kind(first.image_type, first.codes)) is not None:
+        if (kind := facts.typed_kind(first.image_type, first.codes)) is not None:
             return kind
-        weighted = any(frame.b is not None and frame.b > SAME_SHELL for frame in self.frames)
-        return facts.named_kind(self.description.lower(), weighted=weighted, original="ORIGINAL" in first.image_type)
+        told = [frame.b for frame in self.frames if frame.b is not None]
+        weighted = max(told, default=0.0) > SAME_SHELL
+        shells = 2 if weighted and max(told) - min(told) > SAME_SHELL else len(told[:1])
+        return facts.named_kind(first.instance.words, shells, weighted=weighted)
 
     @cached_property
     def usable_b(self) -> float | None:
@@ -106,7 +108,7 @@ def series_of(frames: Iterable[Frame]) -> list[Series]:
     by_name: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     for frame in frames:
         about = frame.instance
-        kind = about.other or facts.map_kind(frame.image_type, frame.codes)
+        kind = about.other or facts.typed_kind(frame.image_type, frame.codes)
         by_name[about.study, about.series, about.number, about.description, kind].append(frame)
     return [_without_copies(group) for group in _joined([*by_name.values()])]
 
@@ -144,11 +146,8 @@ def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Se
         f"no DICOM series looks like {label}",
         where=path,
         found=found,
-        do=f"give the folder of the {label} series; if it is one of these, {_RENAME}",
+        do=f"give the folder of the {label} series; if it is one of these, {CONVERT}",
     )
-
-
-_RENAME = "convert it with dcm2niix -p n and give the .nii.gz"
 
 
 def _why(series: Series, modality: Modality) -> str:
@@ -186,7 +185,7 @@ def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
     alike: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
     for group in groups:
         first = group[0]
-        kind = first.instance.other or facts.map_kind(first.image_type, first.codes)
+        kind = first.instance.other or facts.typed_kind(first.image_type, first.codes)
         alike[first.instance.study, first.instance.number, first.instance.description, kind].append(group)
     for candidates in alike.values():
         together: list[list[Frame]] = []

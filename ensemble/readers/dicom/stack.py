@@ -76,7 +76,9 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
         (float(positions[0][0]), float(positions[0][1]), float(positions[0][2])),
         tuple(np.column_stack([across, down, normal]).ravel().tolist()),
     )
-    told = first.b is not None
+    told = len([frame for frame in frames if frame.b is not None])
+    if 0 < told < len(frames):
+        raise refuse("tells the b-values of some of its images only", f"{told} of {len(frames)}", CONVERT)
     b_values = (
         tuple(float(np.median([frame.b for frame in volume if frame.b is not None])) for volume in volumes)
         if told
