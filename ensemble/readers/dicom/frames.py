@@ -7,6 +7,7 @@ Nothing is judged here but a file by itself: what is wrong with it is kept, for 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -413,12 +414,13 @@ def _tiles(stored: Stored, tiles: int, rows: int, columns: int) -> list[tuple[in
 
 def _csa(reading: _Reading) -> dict[str, tuple[float, ...]]:
     """Numbers of a Siemens CSA image header; none where it is missing or can't be read."""
-    from nibabel.nicom import csareader
-
-    tag = facts.CSA_HEADER.tag_in(reading.dataset, reading.maker)
+    if (tag := facts.CSA_HEADER.tag_in(reading.dataset, reading.maker)) is None:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel says of this part that it is experimental
+        from nibabel.nicom import csareader
     try:
-        content = reading.dataset[tag].value if tag else b""
-        tags = csareader.read(content)["tags"] if content else {}
+        tags = csareader.read(reading.dataset[tag].value)["tags"]
     except (*MALFORMED, csareader.CSAError):
         return {}
     return {name: numbers for name, entry in tags.items() if (numbers := _csa_numbers(entry.get("items", ())))}
