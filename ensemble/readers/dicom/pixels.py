@@ -38,12 +38,16 @@ def read_pixels(volumes: Sequence[Sequence[Frame]], label: str, place_of: Callab
     for n, volume in enumerate(volumes):
         for z, frame in enumerate(volume):
             by_file[frame.instance.path].append((frame, n, z))
-    darkest = _largest_stored(by_file, label, place_of) if _stored(volumes[0][0]).inverted else 0.0
+    inverted = {
+        path: [each for each, _, _ in wanted] for path, wanted in by_file.items() if _stored(wanted[0][0]).inverted
+    }
+    planes = (plane for path, frames in inverted.items() for plane in _planes(path, frames, label, place_of))
+    black = max((float(plane.max()) for plane in planes), default=0.0)  # the largest stored value of the series
     for path, wanted in by_file.items():
         for (frame, n, z), plane in zip(
             wanted, _planes(path, [each for each, _, _ in wanted], label, place_of), strict=True
         ):
-            values = darkest - plane.astype(np.float64) if _stored(frame).inverted else plane
+            values = black - plane.astype(np.float64) if _stored(frame).inverted else plane
             arrays[n, z] = values * frame.slope + frame.intercept if _rescaled(frame) else values
     return arrays
 
@@ -68,18 +72,6 @@ def _stored(frame: Frame) -> Stored:
 
 def _rescaled(frame: Frame) -> bool:
     return (frame.slope, frame.intercept) != (1.0, 0.0)
-
-
-def _largest_stored(
-    by_file: dict[Path, list[tuple[Frame, int, int]]], label: str, place_of: Callable[[Path], str]
-) -> float:
-    """The largest stored value of a series: in MONOCHROME1, black."""
-    planes = (
-        plane
-        for path, wanted in by_file.items()
-        for plane in _planes(path, [frame for frame, _, _ in wanted], label, place_of)
-    )
-    return max(float(plane.max()) for plane in planes)
 
 
 def _planes(path: Path, frames: Sequence[Frame], label: str, place_of: Callable[[Path], str]) -> Iterator[AnyArray]:

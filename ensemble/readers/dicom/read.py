@@ -98,7 +98,7 @@ class Examination:
             array, note = diffusion_weighted(volumes, stack.b_values, self.path)
             notes += [note] if len(volumes) > 1 else []
         notes += [f"{label}: {note}" for note in stack.notes]
-        if (stored := series.frames[0].instance.stored) is not None and stored.inverted:
+        if any(frame.instance.stored is not None and frame.instance.stored.inverted for frame in series.frames):
             notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
         grid = straightened(stack.grid, self.path, label, notes)
         return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes))
