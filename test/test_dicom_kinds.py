@@ -776,7 +776,8 @@ def test_sequences_without_end_or_bottom_are_refused(tmp_path: Path) -> None:
     at = content.index(b"\x18\x00\x24\x00") if b"\x18\x00\x24\x00" in content else content.index(b"\x18\x00\x87\x90")
     deep = b"\x18\x00\x12\x90SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 20_000
     long = b"\x18\x00\x12\x90OB\0\0\xf0\xff\xff\xff"
-    for inserted in (deep, long):
+    many = b"\x18\x00\x12\x90SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 1_000_000
+    for inserted in (deep, long, many):
         files[3].write_bytes(content[:at] + inserted + content[at:])
         with pytest.raises(InputRefused, match="damaged"):
             read_image(tmp_path / "a", DWI)

@@ -33,6 +33,9 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 #: A smaller file is taken into memory, a larger one read where it lies. No header reaches further than the second.
 _SMALL_BYTES, _MOST_HEADER_BYTES = 16 << 20, 256 << 20
+#: Items of sequences that a header may have: 65,536 frames with ten groups each. Every one becomes an object of some 1.5 kB.
+MOST_ITEMS = 700_000
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 #: File meta information, which names the transfer syntax, ends before this.
 _MOST_META_BYTES = 1 << 10
 #: A deflated data set may grow to this.
@@ -131,6 +134,7 @@ def _parse(stream: Any, size: int) -> Header:
     if deflated:
         content = _inflate(stream.read())
         stream, size = io.BytesIO(content), len(content)
+    _refuse_too_many_items(stream)
     dataset = read_partial(
         stream, _at_pixels, force=True, specific_tags=facts.TAGS
     )  # dcmread makes tags of all tags anew
@@ -140,6 +144,16 @@ def _parse(stream: Any, size: int) -> Header:
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     pixels = _pixel_element(stream, syntax)
     return Header(dataset, DeflatedExplicitVRLittleEndian if deflated else syntax, pixels, size)
+
+
+def _refuse_too_many_items(stream: Any) -> None:
+    """Raise ValueError before a header is parsed that would fill the memory."""
+    items = at = 0
+    while at < _MOST_HEADER_BYTES and (block := stream.read(_SMALL_BYTES)):
+        items, at = items + sum(map(block.count, _ITEMS)), at + len(block)
+    stream.seek(0)
+    if items > MOST_ITEMS:
+        raise ValueError(f"more than {MOST_ITEMS} items of sequences")
 
 
 def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
