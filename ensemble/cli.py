@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "members": _members,
             "batch": _batch,
             "evaluate": _evaluate,
+            "inspect": _inspect,
         }
         return commands[options.command](options)
     except UserError as error:
@@ -138,6 +139,30 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ensemble.evaluate.run import evaluate
 
     return InputRefused.exit_code if evaluate(options.predictions, options.ground_truth, options.out) else 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    import json
+
+    from ensemble.readers.base import RawImage
+    from ensemble.readers.inspect import inspect
+    from ensemble.report.inspect import as_json, as_lines, refusal, save_volume
+    from ensemble.streams import all_printable
+    from ensemble.types import Modality
+
+    asked = Modality(word) if (word := getattr(options, "as")) else None
+    if options.write is not None and asked is None:
+        raise UsageError("--write saves an image as it is read", do="say as what: --as dwi, --as adc or --as flair")
+    finding = inspect(options.path, asked)
+    lines = [json.dumps(all_printable(as_json(finding)), indent=2)] if options.json else as_lines(finding)
+    for line in lines:
+        log.info("%s", line)
+    image = finding.images.get(asked) if asked else None
+    if options.write is not None and isinstance(image, RawImage):
+        save_volume(image.volume, options.write)
+        if not options.json:
+            log.info("written: %s", options.write)
+    return InputRefused.exit_code if refusal(finding, asked) else 0
 
 
 def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:

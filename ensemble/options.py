@@ -187,7 +187,37 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="CSV",
         help="a row a case; CSV_summary.csv and CSV_plots.png appear beside it",
     )
-    return root, {"run": run, "serve": serve, "members": members, "batch": batch, "evaluate": evaluate}
+    inspect = _add_inspect(commands)
+    return root, {
+        "run": run,
+        "serve": serve,
+        "members": members,
+        "batch": batch,
+        "evaluate": evaluate,
+        "inspect": inspect,
+    }
+
+
+def _add_inspect(commands: Any) -> _Parser:
+    inspect: _Parser = commands.add_parser(
+        "inspect",
+        help="show what an image file, or a folder or .zip of DICOM holds, and what would be read of it",
+        parents=[_messages()],
+        argument_default=argparse.SUPPRESS,
+        description="Every DICOM series with its kind, b-values and geometry, which one is taken for DWI, ADC and FLAIR and why, notes and"
+        " refusals. Exit code 3 when what --as asks for can't be read; without --as, when nothing can.",
+    )
+    inspect.add_argument("path", type=Path, metavar="PATH", help="image file, or folder or .zip of DICOM")
+    _add(inspect, "--as", choices=("dwi", "adc", "flair"), help="read it as this image of a case")
+    _add(
+        inspect,
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="with --as: save the image as it is read (.nii.gz, .mha, .nrrd)",
+    )
+    _add(inspect, "--json", flag=True, help="print JSON")
+    return inspect
 
 
 def _add_contract(group: Any) -> None:

@@ -143,7 +143,7 @@ def write_volume(volume: Volume, path: Path) -> None:
             back = from_sitk(sitk.ReadImage(str(path)))
     except RuntimeError as error:
         raise OSError(f"{path.name} could not be written: {str(error).splitlines()[-1].strip()}") from error
-    if not np.array_equal(back.array, sitk.GetArrayViewFromImage(image)):
+    if not np.array_equal(back.array, sitk.GetArrayViewFromImage(image), equal_nan=True):
         raise OSError(f"{path.name} does not read back as it was written: is the disk full?")
     if not volume.grid.distance_voxels(back.grid) < MOST_ROUNDING_VOXELS:
         raise ValueError(f"{path.suffix} can't hold this geometry: {volume.grid}")

@@ -215,6 +215,14 @@ def test_hidden_files_and_an_empty_flair_folder_do_not_count(tmp_path: Path) -> 
     assert set(find_inputs(tmp_path).files) == {DWI, ADC}
 
 
+def test_dicom_files_without_ending_are_a_series(tmp_path: Path) -> None:
+    write_contract_case(tmp_path)
+    next(dwi_folder(tmp_path).glob("*.mha")).unlink()
+    (dwi_folder(tmp_path) / "README").write_text("from the PACS")
+    (dwi_folder(tmp_path) / "IM0001").write_bytes(bytes(128) + b"DICM")
+    assert find_inputs(tmp_path).files[Modality.DWI] == dwi_folder(tmp_path)
+
+
 def test_a_slice_that_joins_a_dicom_folder_while_a_case_runs_is_noticed(tmp_path: Path) -> None:
     write_contract_case(tmp_path)
     series = dwi_folder(tmp_path) / "series"

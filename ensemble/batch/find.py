@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
-from ensemble.readers.dicom import is_dicom, shown_in
+from ensemble.readers.dicom.read import is_dicom, shown_in
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
 from ensemble.types import Modality
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
+from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
 from ensemble.readers.sources import Stamp, stamps
 from ensemble.types import Modality
@@ -111,7 +112,10 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
     label = modality.value.upper()
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     images = [path for path in present if path.is_file() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
-    if not images and any(path.is_dir() or path.suffix.lower() in SLICE_SUFFIXES for path in present):
+    if not images and any(
+        path.is_dir() or path.suffix.lower() in SLICE_SUFFIXES or (path.is_file() and begins_as_dicom(path))
+        for path in present
+    ):
         return folder  # of DICOM files, or of such folders
     if len(images) == 1:
         return images[0]

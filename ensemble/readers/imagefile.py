@@ -7,14 +7,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.dicom import is_dicom, read_dicom
+from ensemble.readers.dicom.read import Examination, is_dicom, opened, read_dicom
 from ensemble.readers.integrity import remarks_or_refusal
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix, stem
 from ensemble.readers.native import MOST_VOXELS, last_line, straightened
@@ -36,7 +36,16 @@ def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
         # one folder or archive may hold several series; one file is one image
         if not is_dicom(path) and sum(other == path for other in files.values()) > 1:
             raise InputRefused("one file is given for two modalities", where=path, do="give each image its own file")
-    images = {modality: read_image(path, modality) for modality, path in files.items()}
+    images: dict[Modality, RawImage] = {}
+    with ExitStack() as open_ones:
+        examinations: dict[Path, Examination] = {}  # headers of one folder are read once, whatever is taken of it
+        for modality, path in files.items():
+            if is_dicom(path):
+                if path not in examinations:
+                    examinations[path] = open_ones.enter_context(opened(path, modality.value.upper()))
+                images[modality] = examinations[path].read(modality)
+            else:
+                images[modality] = read_image(path, modality)
     return RawCase(name, images, time.perf_counter() - started)
 
 

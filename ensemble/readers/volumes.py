@@ -11,7 +11,7 @@ from ensemble.errors import InputRefused
 from ensemble.types import AnyArray
 
 #: b-values in s/mm^2: what a stroke protocol calls diffusion-weighted, what it aims at, and how far values of one shell differ.
-DIFFUSION_B, USUAL_B, SAME_SHELL = (600.0, 2000.0), 1000.0, 60.0
+DIFFUSION_B, USUAL_B, SAME_SHELL = (500.0, 2000.0), 1000.0, 60.0
 
 
 def diffusion_weighted(

@@ -1,0 +1,371 @@
+"""What differs from vendor to vendor, as tables: where b-values and directions stand, how kinds of images are named.
+
+Sources: DICOM PS3.3 C.8.13.5.9 (diffusion), C.7.6.1.1.2 and C.8.13.3.1.1 (image type), PS3.16 CID 7203 (derivations), PS3.4 B.5 (SOP
+classes); the vendors' conformance statements; dcm2niix's notes on each vendor, checked on real files.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import BaseTag, Tag
+
+#: Pixel data as integers (7FE0,0010), floats or doubles.
+INTEGER_PIXELS = 0x7FE00010
+PIXEL_DATA = frozenset((INTEGER_PIXELS, 0x7FE00008, 0x7FE00009))
+_BINARY = {"FD": "d", "FL": "f", "US": "H", "SS": "h"}
+#: What pydicom and its decoders raise of bytes that are no DICOM.
+MALFORMED = (
+    *(AttributeError, TypeError, ValueError, LookupError, NameError, AssertionError, ArithmeticError, RuntimeError),
+    *(EOFError, OSError, MemoryError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
+)
+
+
+@dataclass(frozen=True)
+class Private:
+    """A private element: found by its creator, or by its vendor where de-identification removed the creators."""
+
+    group: int
+    creator: re.Pattern[str]
+    maker: re.Pattern[str]
+    element: int
+    vr: str
+    """What its bytes mean where it arrives as UN."""
+
+    @cached_property
+    def creators(self) -> list[BaseTag]:
+        return [Tag(self.group, block) for block in _BLOCKS]
+
+    @cached_property
+    def places(self) -> list[BaseTag]:
+        return [Tag(self.group, block << 8 | self.element) for block in _BLOCKS]
+
+    def tag_in(self, dataset: Dataset, maker: str) -> BaseTag | None:
+        """Where the element stands in a data set of this manufacturer; None when it does not."""
+        creators = {
+            tag: text_of(dataset, creator)
+            for tag, creator in zip(self.places, self.creators, strict=True)
+            if creator in dataset
+        }
+        tags = [tag for tag, creator in creators.items() if self.creator.search(creator)]
+        if not creators and (not maker or self.maker.search(maker)):
+            tags = self.places[:1]
+        return next((tag for tag in tags if tag in dataset), None)
+
+
+def _vendor(creator: str, maker: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return re.compile(creator, re.IGNORECASE), re.compile(maker, re.IGNORECASE)
+
+
+#: Blocks of private elements that are looked into.
+_BLOCKS = tuple(range(0x10, 0x18))
+_SIEMENS, _SIEMENS_CSA = _vendor("^SIEMENS MR HEADER", "siemens"), _vendor("^SIEMENS CSA HEADER", "siemens")
+_GE = _vendor("^GEMS_PARM_01", r"^ge\b")
+_PHILIPS, _UNITED = (
+    _vendor("^Philips Imaging DD 001", "philips"),
+    _vendor("^Image Private Header", "uih|united imaging"),
+)
+
+#: b-values (s/mm^2), in the order of trust. GE adds millions to some.
+STANDARD_B = Tag(0x0018, 0x9087)
+PRIVATE_B = (
+    Private(0x0019, *_SIEMENS, 0x0C, "IS"),
+    Private(0x2001, *_PHILIPS, 0x03, "FL"),
+    Private(0x0065, *_UNITED, 0x09, "FD"),
+    Private(0x0043, *_GE, 0x39, "IS"),
+)
+_GE_SURPLUS = 100_000
+#: Sequence names that tell one b-value: Siemens' `*ep_b1000#3` and `ep_b1000t`.
+_SEQUENCE_B = re.compile(r"_b(\d+)(?:t|#\d+)?$")
+
+#: Whether a frame is weighted along one direction or all: words of (0018,9075), and vendors' own.
+DIRECTIONALITY, ORIENTATION = Tag(0x0018, 0x9075), Tag(0x0018, 0x9089)
+_PRIVATE_DIRECTION = (
+    (Private(0x0019, *_SIEMENS, 0x0D, "CS"), {"ISOTROPIC": "isotropic", "DIRECTIONAL": "directional", "NONE": "none"}),
+    (Private(0x2001, *_PHILIPS, 0x04, "CS"), {"I": "isotropic"}),
+)
+_PRIVATE_ORIENTATION = (Private(0x0065, *_UNITED, 0x37, "FD"), Private(0x0019, *_SIEMENS, 0x0E, "FD"))
+
+#: Siemens mosaics: the CSA header that tells how many tiles there are and where they lie. United Imaging: tiles with places of their own.
+CSA_HEADER = Private(0x0029, *_SIEMENS_CSA, 0x10, "OB")
+TILES, TILE_COUNT = Private(0x0065, *_UNITED, 0x51, "SQ"), Private(0x0065, *_UNITED, 0x50, "DS")
+#: Attributes that a conversion to multi-frame put aside, and Philips' own copy of a classic header.
+CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
+PHILIPS_FRAME = Private(0x2005, *_vendor("^Philips MR Imaging DD 005", "philips"), 0x0F, "SQ")
+
+_KEYWORDS = (
+    *(
+        "SpecificCharacterSet",
+        "ImageType",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "Modality",
+        "Manufacturer",
+        "StudyInstanceUID",
+    ),
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "InstanceNumber"),
+    *(
+        "AcquisitionNumber",
+        "TemporalPositionIdentifier",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+    ),
+    *("SpacingBetweenSlices", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *("ModalityLUTSequence", "DiffusionBValue", "DiffusionDirectionality", "DiffusionGradientOrientation"),
+    *("MRDiffusionSequence", "DerivationCodeSequence", "ComplexImageComponent", "SharedFunctionalGroupsSequence"),
+    *("PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+)
+_PRIVATE = (
+    *PRIVATE_B,
+    *(element for element, _ in _PRIVATE_DIRECTION),
+    *_PRIVATE_ORIENTATION,
+    *(CSA_HEADER, TILES, TILE_COUNT, PHILIPS_FRAME),
+)
+#: Everything that is read of a header.
+TAGS: list[BaseTag | int] = sorted(
+    {
+        *(Tag(tag) for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None),
+        *(tag for element in _PRIVATE for tag in (*element.creators, *element.places)),
+    }
+)
+
+
+class Kind(StrEnum):
+    """What a series shows, as far as its header tells."""
+
+    DWI = "DWI"
+    ADC = "ADC"
+    FLAIR = "FLAIR"
+    UNKNOWN = "unknown"
+    """A grey image whose name says nothing: the user may say what it is."""
+    EXPONENTIAL = "exponential ADC"
+    ANISOTROPY = "fractional anisotropy"
+    TENSOR = "diffusion tensor"
+    DIFFUSIVITY = "map made of diffusion images"
+    PHASE = "phase image"
+    LOCALIZER = "localizer"
+    OTHER = "image of another contrast"
+    PROJECTION = "projection"
+    COLOUR = "colour image"
+    SCREENSHOT = "screenshot (secondary capture)"
+    FOREIGN = "object that is no MR image"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """How a kind of image is told."""
+
+    kind: Kind
+    image_type: re.Pattern[str]
+    """Of one value of ImageType or FrameType, in capitals."""
+    text: re.Pattern[str]
+    """Of the description, in lower case."""
+    code: str = ""
+    """In the derivation (DCM), CID 7203."""
+
+
+def _named(kind: Kind, image_type: str = "(?!)", text: str = "(?!)", code: str = "") -> _Named:
+    return _Named(kind, re.compile(image_type), re.compile(text), code)
+
+
+#: Told by image type or derivation first, then by words; the first that fits.
+_MAPS = (
+    _named(
+        Kind.EXPONENTIAL,
+        r"E-?ADC|EXP|EXPADC|EXPONENTIAL|.*ATTNTD",
+        r"(?<![a-z])e[-_ ]?adc|(?<![a-z])d?exp(?![a-z])|expon|expadc",
+        "113045",
+    ),
+    _named(Kind.ADC, r"ADC|ADC_.*|APPARENT.*", r"(?<![a-z])d?adc(?![a-z])|apparent", "113041"),
+    _named(
+        Kind.ANISOTROPY,
+        r"FA|COLFA|FA_.*|(FRACT|RELAT).*ANISO.*|DIFFUSION_ANISO",
+        r"(?<![a-z])(col|colou?r)?[-_ ]?fa(?![a-z0-9])|anisotrop|fractional.?aniso",
+        "113044",
+    ),
+    _named(Kind.TENSOR, r"TENSOR.*", r"(?<![a-z])tensor$"),
+    _named(Kind.DIFFUSIVITY, r"MD|EIGEN.*|KURTOSIS", r"eigen|kurtos|mean.?diffusivity|(?<![a-z])md(?![a-z])"),
+)
+_UNLIKE = (
+    _named(Kind.LOCALIZER, "LOCALIZER", r"locali[sz]er|scout|survey"),
+    _named(Kind.PROJECTION, "MIP|MNIP|MINIP|PROJECTION IMAGE|MIN_IP|MAX_IP", r"(?<![a-z])(mip|minip)(?![a-z])"),
+    _named(Kind.PHASE, "P|PHASE|PHASE[ _]MAP", r"(?<![a-z])phase(?![a-z])"),
+)
+_FLAIR = re.compile(r"flair|tirm|dark.?fl")
+_DIFFUSION = re.compile(r"dwi|diff|trace|(?<![a-z])(dti|s?dw)(?![a-z])|(?<![a-z])b ?=? ?1000")
+_OTHER = re.compile(
+    r"(?<![a-z])(t1w?|mprage|swi|swan|tof|mra|angio\w*|perf\w*|pwi|cbf|cbv|r?cbv|mtt|tmax|ttp|asl|bold|spectro\w*)(?![a-z])"
+)
+_TRACE_TYPE, _TRACE_TEXT = re.compile("TRACEW?|ISO"), re.compile("trace")
+
+#: SOP classes of MR images: classic, Enhanced, Legacy Converted Enhanced.
+MR_IMAGES = tuple("1.2.840.10008.5.1.4.1.1." + end for end in ("4", "4.1", "4.4"))
+#: DICOMDIR.
+DIRECTORY = "1.2.840.10008.1.3.10"
+#: By the beginning of their SOP class: objects that hold no image of a slice, and what else may lie in a folder.
+_CLASSES = (
+    ("1.2.840.10008.5.1.4.1.1.11", "presentation state"),
+    ("1.2.840.10008.5.1.4.1.1.88", "structured report"),
+    ("1.2.840.10008.5.1.4.1.1.66.4", "segmentation"),
+    ("1.2.840.10008.5.1.4.1.1.66", "raw data or registration"),
+    ("1.2.840.10008.5.1.4.1.1.104", "document"),
+    ("1.2.840.10008.5.1.4.1.1.9", "waveform"),
+    ("1.2.840.10008.5.1.4.1.1.4.2", "spectroscopy"),
+    ("1.2.840.10008.5.1.4.1.1.4.3", Kind.COLOUR),
+    ("1.2.840.10008.5.1.4.1.1.7", Kind.SCREENSHOT),
+)
+_UID = re.compile(r"[0-9.]{1,64}")
+_STANDARD_ROOT = "1.2.840.10008."
+
+
+def object_kind(sop_class: str) -> str:
+    """What an object that is no MR image is, in words; empty for MR images, and where it is not told."""
+    if sop_class in MR_IMAGES or not _UID.fullmatch(sop_class):
+        return ""
+    if not sop_class.startswith(_STANDARD_ROOT):
+        return "object of a private class"
+    return next(
+        (str(what) for root, what in _CLASSES if sop_class == root or sop_class.startswith(root + ".")), Kind.FOREIGN
+    )
+
+
+def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> Kind | None:
+    """The kind that image type or derivation tell for certain, of one frame; None where they say nothing of it."""
+    flavours = image_type[2:]
+    for named in (*_MAPS, *_UNLIKE):
+        if any(named.image_type.fullmatch(value) for value in flavours) or (named.code and named.code in codes):
+            return named.kind
+    return Kind.DWI if "TRACEW" in flavours else None
+
+
+def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> Kind:
+    """The kind that description and protocol tell, the first of them that tells one; of images of so many b-values, or weighted by one.
+
+    A map has no b-value, though a header may hold one: several make a series DWI, whatever its protocol is called.
+    """
+    kinds = [_kind_in(text.lower(), maps=shells < 2, weighted=weighted) for text in words]
+    return next((kind for kind in kinds if kind is not Kind.UNKNOWN), Kind.DWI if weighted else Kind.UNKNOWN)
+
+
+def _kind_in(text: str, *, maps: bool, weighted: bool) -> Kind:
+    for named in _MAPS if maps else ():
+        if named.text.search(text):
+            return named.kind
+    if weighted:
+        return Kind.DWI
+    if _FLAIR.search(text):
+        return Kind.FLAIR
+    if _DIFFUSION.search(text):
+        return Kind.DWI
+    unlike = next((named.kind for named in _UNLIKE if named.text.search(text)), None)
+    return unlike or (Kind.OTHER if _OTHER.search(text) else Kind.UNKNOWN)
+
+
+def is_trace(image_type: Sequence[str], text: str) -> bool:
+    """Whether a diffusion series is the scanner's mean over directions, by its image type or description (in lower case)."""
+    return any(_TRACE_TYPE.fullmatch(value) for value in image_type[2:]) or bool(_TRACE_TEXT.search(text))
+
+
+def b_value(sources: Sequence[Dataset], maker: str) -> float | None:
+    """The b-value that the first of some data sets tells, in s/mm^2; None where none does."""
+    for dataset in sources:
+        if STANDARD_B in dataset and (b := number_of(dataset, STANDARD_B)) is not None and b >= 0:
+            return b
+    for dataset in sources:
+        for element in PRIVATE_B:
+            if (tag := element.tag_in(dataset, maker)) is not None:
+                values = numbers_of(dataset, tag, element.vr)
+                if values and values[0] >= 0:
+                    return values[0] % _GE_SURPLUS if element.group == 0x0043 else values[0]
+    return None
+
+
+def sequence_b(name: str) -> float | None:
+    """The b-value in a sequence's name."""
+    match = _SEQUENCE_B.search(name.lower())
+    return float(match[1]) if match else None
+
+
+def directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[str]) -> str:
+    """ "none", "isotropic" (a mean over directions) or "directional"; empty where nothing tells."""
+    for dataset in sources:
+        word = text_of(dataset, DIRECTIONALITY).upper() if DIRECTIONALITY in dataset else ""
+        if word in ("NONE", "ISOTROPIC", "DIRECTIONAL", "BMATRIX"):
+            return "directional" if word == "BMATRIX" else word.lower()
+    for dataset in sources:
+        for element, words in _PRIVATE_DIRECTION:
+            if (tag := element.tag_in(dataset, maker)) is not None and (word := text_of(dataset, tag).upper()):
+                return words.get(word, "directional")
+    if any(_TRACE_TYPE.fullmatch(value) for value in image_type[2:]):
+        return "isotropic"
+    for dataset in sources:
+        tags = [(ORIENTATION, "FD")] if ORIENTATION in dataset else []
+        tags += [(tag, e.vr) for e in _PRIVATE_ORIENTATION if (tag := e.tag_in(dataset, maker)) is not None]
+        for tag, vr in tags:
+            if len(gradient := numbers_of(dataset, tag, vr)) == 3:
+                return "directional" if any(gradient) else "isotropic"
+    return ""
+
+
+def numbers_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> tuple[float, ...]:
+    """The finite numbers of an element, `vr` telling what bytes mean; none where it is missing, or is no list of finite numbers."""
+    try:
+        value = dataset[tag].value
+        values = tuple(float(part) for part in _parts(value, vr, little=dataset.is_little_endian is not False))
+    except MALFORMED:
+        return ()
+    return values if all(map(math.isfinite, values)) else ()
+
+
+def number_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> float | None:
+    values = numbers_of(dataset, tag, vr)
+    return values[0] if values else None
+
+
+def text_of(dataset: Dataset, tag: BaseTag | int | str) -> str:
+    """The text of an element, its values joined by a backslash; empty where it is missing or unreadable."""
+    return "\\".join(texts_of(dataset, tag))
+
+
+def texts_of(dataset: Dataset, tag: BaseTag | int | str) -> tuple[str, ...]:
+    try:
+        value = dataset[tag].value
+        parts = _parts(value, "LO", little=True)
+        return tuple(str(part).replace("\0", "").strip() for part in parts)
+    except MALFORMED:
+        return ()
+
+
+def items_of(dataset: Dataset, tag: BaseTag | int | str) -> Sequence[Dataset]:
+    """The items of a sequence; none where it is missing or is none."""
+    try:
+        element = dataset[tag]
+        return element.value if element.VR == "SQ" and element.value is not None else ()
+    except MALFORMED:
+        return ()
+
+
+def _parts(value: Any, vr: str, *, little: bool) -> Iterator[Any]:
+    """The values of an element, as many as it has; bytes as their representation says."""
+    if isinstance(value, bytes) and vr in _BINARY:
+        layout = ("<" if little else ">") + _BINARY[vr]
+        yield from (number for (number,) in struct.iter_unpack(layout, value))
+    elif isinstance(value, bytes):
+        yield from (part for part in value.decode("latin-1").strip("\0 ").split("\\") if part.strip())
+    elif isinstance(value, str) or not hasattr(value, "__iter__"):
+        yield from (() if value is None or value == "" else (value,))
+    else:
+        yield from value

@@ -1,0 +1,487 @@
+"""One DICOM file -> one record a frame or tile: where it lies, how it was weighted, what its stored values mean, where its pixels are.
+
+Classic, Enhanced and Legacy Converted Enhanced MR (PS3.3 C.7.6.2, C.7.6.16, C.8.13), Siemens mosaics, United Imaging's VFRAME.
+Nothing is judged here but a file by itself: what is wrong with it is kept, for the case that its series is chosen.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from ensemble.readers.dicom import facts
+from ensemble.readers.dicom.facts import MALFORMED, items_of, number_of, numbers_of, text_of, texts_of
+from ensemble.readers.dicom.header import Header
+from ensemble.readers.volumes import SAME_SHELL
+from ensemble.streams import printable
+
+CONVERT = "convert it with dcm2niix -p n and give the .nii.gz"
+AGAIN = "copy or export the series again"
+#: Frames of one file, and voxels along an axis of one; more is a damaged header.
+MOST_FRAMES, MOST_ROWS = 65_536, 16_384
+#: Transfer syntaxes that store pixels as they are.
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_CODED_BITS = (8, 16, 32)
+#: Deviation of a slice's two axes from unit length and a right angle (as cosines) beyond which they name no plane.
+_NO_PLANE = 0.02
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a file can't be read: ends of a sentence that begins "a file of the DWI series"."""
+
+    what: str
+    found: str
+    do: str = AGAIN
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the pixels of a file lie in it."""
+
+    syntax: UID
+    start: int
+    length: int | None
+    """Bytes; None for encapsulated pixels."""
+    vr: str
+    rows: int
+    columns: int
+    frames: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    inverted: bool
+    """MONOCHROME1: the largest stored value is black."""
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the header tells a size that an image can have."""
+        return 1 <= self.rows <= MOST_ROWS and 1 <= self.columns <= MOST_ROWS and self.frames <= MOST_FRAMES
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.rows * self.columns * self.bits_allocated // 8
+
+    @property
+    def deflated(self) -> bool:
+        return bool(self.syntax == DeflatedExplicitVRLittleEndian)
+
+    @property
+    def big_endian(self) -> bool:
+        return bool(self.syntax == ExplicitVRBigEndian)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where a slice lies (LPS, mm)."""
+
+    position: tuple[float, ...]
+    """Of the centre of the first voxel."""
+    orientation: tuple[float, ...]
+    """Directions along a row and down a column, as cosines."""
+    spacing: tuple[float, ...]
+    """Between rows, between columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One file: what holds for all its frames."""
+
+    path: Path
+    sop_instance: str
+    study: str
+    series: str
+    number: int | None
+    """Of the series."""
+    words: tuple[str, ...]
+    """Series description and protocol name, as far as there are such and they differ."""
+    other: str
+    """What it is where it can't be a grey MR image; empty where it may be one."""
+    stored: Stored | None
+    problem: Problem | None = None
+
+    @property
+    def description(self) -> str:
+        """What people know the series by."""
+        return " ".join(self.words)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One slice."""
+
+    instance: Instance
+    index: int
+    """Of the frame in its file, from 0."""
+    image_type: tuple[str, ...] = ()
+    """ImageType or FrameType, in capitals."""
+    codes: tuple[str, ...] = ()
+    """Of derivations."""
+    size: tuple[int, int] = (0, 0)
+    """Columns, rows."""
+    tile: tuple[int, int] | None = None
+    """Row and column in the stored frame at which the slice begins, where it is a tile of one."""
+    plane: Plane | None = None
+    """None where the header does not tell it."""
+    b: float | None = None
+    direction: str = ""
+    """See `facts.directionality`."""
+    slope: float = 1.0
+    intercept: float = 0.0
+    order: tuple[float, ...] = ()
+    """Order of acquisition, as far as numbers tell: temporal position, acquisition, instance, frame."""
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean over directions, made by the scanner."""
+        return self.direction == "isotropic" and (self.b or 0.0) > SAME_SHELL
+
+    def same_as(self, other: Frame) -> bool:
+        """Whether a frame says the same of itself as another one, files and all but their names left aside."""
+        return replace(self, instance=other.instance).__dict__ == other.__dict__
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A header on its way to frames."""
+
+    dataset: Dataset
+    maker: str
+    image_type: tuple[str, ...]
+
+
+def frames_of(path: Path, header: Header) -> list[Frame]:
+    """The frames of a file; one alone where it is no grey image, or one that can't be read, which then says so.
+
+    Raises one of MALFORMED for a header that is no sense at all.
+    """
+    dataset = header.dataset
+    instance = _instance(path, header)
+    reading = _Reading(dataset, text_of(dataset, "Manufacturer"), _capitals(dataset, "ImageType"))
+    plain = Frame(instance, 0, reading.image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
+    if instance.stored is None or instance.problem or instance.other:
+        return [plain]
+    try:
+        return list(_kind_of_file(reading)(reading, plain))
+    except MALFORMED as error:
+        found = str(error) or type(error).__name__
+        return [_with_problem(plain, Problem("has a header that can't be understood", found))]
+
+
+def _kind_of_file(reading: _Reading) -> Callable[[_Reading, Frame], Iterator[Frame]]:
+    dataset = reading.dataset
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return _enhanced
+    if "MOSAIC" in reading.image_type:
+        return _mosaic
+    if "VFRAME" in reading.image_type or facts.TILES.tag_in(dataset, reading.maker) is not None:
+        return _united_imaging
+    return _classic
+
+
+def _instance(path: Path, header: Header) -> Instance:
+    dataset = header.dataset
+    sop_class = text_of(dataset, "SOPClassUID")
+    other = facts.object_kind(sop_class)
+    stored, problem = None, None
+    if header.pixels is not None or not other:
+        stored, problem = _stored(header)
+    samples = number_of(dataset, "SamplesPerPixel") or 1
+    grey = text_of(dataset, "PhotometricInterpretation") or _GREY[1]
+    if not other and (samples != 1 or grey not in _GREY):
+        other = facts.Kind.COLOUR
+    number = number_of(dataset, "SeriesNumber")
+    words = dict.fromkeys(printable(text_of(dataset, key)) for key in ("SeriesDescription", "ProtocolName"))
+    return Instance(
+        path=path,
+        sop_instance=text_of(dataset, "SOPInstanceUID"),
+        study=text_of(dataset, "StudyInstanceUID"),
+        series=text_of(dataset, "SeriesInstanceUID"),
+        number=None if number is None else int(number),
+        words=tuple(word for word in words if word),
+        other=str(other),
+        stored=stored,
+        problem=problem,
+    )
+
+
+def _stored(header: Header) -> tuple[Stored, Problem | None]:
+    """How the pixels lie, and what is wrong with them."""
+    dataset, pixels = header.dataset, header.pixels
+
+    def whole(keyword: str, otherwise: int) -> int:
+        number = number_of(dataset, keyword)
+        return otherwise if number is None else int(number)
+
+    bits = whole("BitsAllocated", 16)
+    stored = Stored(
+        syntax=header.syntax,
+        start=pixels.start if pixels else 0,
+        length=pixels.length if pixels else 0,
+        vr=pixels.vr if pixels else "",
+        rows=whole("Rows", 0),
+        columns=whole("Columns", 0),
+        frames=max(whole("NumberOfFrames", 1), 1),
+        bits_allocated=bits,
+        bits_stored=whole("BitsStored", bits),
+        signed=whole("PixelRepresentation", 0) == 1,
+        inverted=text_of(dataset, "PhotometricInterpretation") == _GREY[0],
+    )
+    size = f"{stored.columns} x {stored.rows}, {stored.frames} frames, {stored.bits_stored} of {bits} bits"
+    if not stored.is_sized:
+        return stored, Problem("is damaged: its header tells of no image", size)
+    if pixels is None:
+        return stored, Problem("is damaged or truncated", "no pixel data")
+    if pixels.tag != facts.INTEGER_PIXELS or bits not in _CODED_BITS or not 1 <= stored.bits_stored <= bits:
+        return stored, Problem("holds pixels of a kind that is not read", size, CONVERT)
+    if number_of(dataset, "HighBit") not in (None, stored.bits_stored - 1):
+        return stored, Problem(
+            "holds pixels of a kind that is not read", f"high bit {number_of(dataset, 'HighBit'):g}", CONVERT
+        )
+    if "ModalityLUTSequence" in dataset:
+        return stored, Problem("tells its values by a table (modality LUT), which is not read", size, CONVERT)
+    if header.syntax not in NATIVE:
+        return stored, None if pixels.length is None else Problem(
+            "is damaged", "compressed pixel data that are not encapsulated"
+        )
+    expected, present = stored.frames * stored.frame_bytes, header.bytes - pixels.start
+    if pixels.length is None or pixels.length < expected:
+        return stored, Problem("is damaged or truncated", f"{pixels.length} bytes of pixel data, {expected} expected")
+    if present < expected:
+        return stored, Problem("is damaged or truncated", f"{present} bytes of pixel data, {expected} expected")
+    return stored, None
+
+
+def _classic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
+    dataset, stored = reading.dataset, _pixels_of(plain)
+    if stored.frames > 1:
+        yield _with_problem(
+            plain, Problem("holds several frames, and does not say where they lie", f"{stored.frames} frames", CONVERT)
+        )
+        return
+    slope, intercept = _rescale((dataset,))
+    yield replace(
+        plain,
+        size=(stored.columns, stored.rows),
+        b=_b(reading, (dataset,), plain.image_type),
+        direction=facts.directionality((dataset,), reading.maker, plain.image_type),
+        slope=slope,
+        intercept=intercept,
+        order=_order(dataset, 0),
+    )
+
+
+def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
+    dataset, stored = reading.dataset, _pixels_of(plain)
+    groups = items_of(dataset, "PerFrameFunctionalGroupsSequence")
+    if len(groups) != stored.frames:
+        yield _with_problem(
+            plain, Problem("describes another number of frames than it holds", f"{len(groups)} of {stored.frames}")
+        )
+        return
+    shared = next(iter(items_of(dataset, "SharedFunctionalGroupsSequence")), Dataset())
+    for index, group in enumerate(groups):
+
+        def macro(keyword: str, group: Dataset = group) -> Dataset:
+            """A functional group of this frame, else of all."""
+            found = next(iter(items_of(group, keyword)), None)
+            return found if found is not None else next(iter(items_of(shared, keyword)), Dataset())
+
+        image_type = _capitals(macro("MRImageFrameTypeSequence"), "FrameType") or plain.image_type
+        diffusion = macro("MRDiffusionSequence")
+        philips = next(
+            (i for tag in [facts.PHILIPS_FRAME.tag_in(group, reading.maker)] if tag for i in items_of(group, tag)), None
+        )
+        sources = [
+            diffusion,
+            *items_of(diffusion, "DiffusionGradientDirectionSequence"),
+            *(macro(keyword) for keyword in facts.CONVERTED),
+            *([] if philips is None else [philips]),
+            dataset,
+        ]
+        direction = facts.directionality(sources, reading.maker, image_type)
+        b = _b(reading, sources, image_type)
+        if b is None and direction == "none":
+            b = 0.0
+        slope, intercept = _rescale((macro("PixelValueTransformationSequence"), dataset))
+        derivations = (*items_of(group, "DerivationImageSequence"), *items_of(shared, "DerivationImageSequence"))
+        yield replace(
+            plain,
+            index=index,
+            image_type=image_type,
+            codes=(*plain.codes, *_codes(derivations)),
+            size=(stored.columns, stored.rows),
+            plane=_plane(
+                macro("PlanePositionSequence"), macro("PlaneOrientationSequence"), macro("PixelMeasuresSequence")
+            ),
+            b=b,
+            direction=direction,
+            slope=slope,
+            intercept=intercept,
+            order=_order(dataset, index),
+        )
+
+
+def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
+    """The tiles of a Siemens mosaic: a square of slices, placed as if it were one slice with the same centre as the first."""
+    dataset, stored = reading.dataset, _pixels_of(plain)
+    csa = _csa(reading)
+    count, normal = csa.get("NumberOfImagesInMosaic", ()), csa.get("SliceNormalVector", ())
+    distance = numbers_of(dataset, "SpacingBetweenSlices") or csa.get("SpacingBetweenSlices", ())
+    if not count or len(normal) != 3 or not distance or distance[0] <= 0:
+        found = f"CSA header: {'there' if csa else 'missing'}"
+        yield _with_problem(
+            plain,
+            Problem("is a mosaic whose CSA header, which tells where its slices lie, is not there", found, CONVERT),
+        )
+        return
+    tiles = int(count[0])
+    side = math.ceil(math.sqrt(max(tiles, 1)))
+    whole = next(_classic(reading, plain))
+    grid = _tiles(stored, tiles, side, side)
+    if not grid or whole.plane is None:
+        yield _with_problem(
+            plain,
+            Problem(
+                "is a mosaic that can't be cut into slices",
+                f"{tiles} slices in {stored.columns} x {stored.rows}",
+                CONVERT,
+            ),
+        )
+        return
+    height, width = stored.rows // side, stored.columns // side
+    across, down = np.reshape(whole.plane.orientation, (2, 3))
+    first = np.array(whole.plane.position)
+    first = (
+        first
+        + across * whole.plane.spacing[1] * (stored.columns - width) / 2
+        + down * whole.plane.spacing[0] * (stored.rows - height) / 2
+    )
+    for k, tile in enumerate(grid):
+        position = first + np.array(normal) * distance[0] * k
+        yield replace(
+            whole, size=(width, height), tile=tile, plane=replace(whole.plane, position=tuple(position.tolist()))
+        )
+
+
+def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
+    """The tiles of United Imaging's VFRAME ("GRID"), each with a place of its own."""
+    dataset, stored = reading.dataset, _pixels_of(plain)
+    tag, count = (element.tag_in(dataset, reading.maker) for element in (facts.TILES, facts.TILE_COUNT))
+    items = items_of(dataset, tag) if tag else ()
+    told = numbers_of(dataset, count, facts.TILE_COUNT.vr) if count else ()
+    side = math.ceil(math.sqrt(max(len(items), 1)))
+    grid = _tiles(stored, len(items), math.ceil(len(items) / side), side)
+    if not grid or (told and int(told[0]) != len(items)):
+        found = f"{len(items)} places for {told[0]:g} slices" if told else f"{len(items)} places"
+        yield _with_problem(plain, Problem("holds tiles that do not all say where they lie", found, CONVERT))
+        return
+    whole = next(_classic(reading, plain))
+    height, width = stored.rows // math.ceil(len(items) / side), stored.columns // side
+    for item, tile in zip(items, grid, strict=True):
+        oriented, measured = (item if key in item else dataset for key in ("ImageOrientationPatient", "PixelSpacing"))
+        own = facts.b_value((item,), reading.maker)
+        yield replace(
+            whole,
+            size=(width, height),
+            tile=tile,
+            plane=_plane(item, oriented, measured),
+            b=whole.b if own is None else own,
+        )
+
+
+def _tiles(stored: Stored, tiles: int, rows: int, columns: int) -> list[tuple[int, int]]:
+    """Row and column at which each tile begins; none where so many don't fit."""
+    if not 2 <= tiles <= rows * columns or stored.rows % rows or stored.columns % columns or stored.frames > 1:
+        return []
+    height, width = stored.rows // rows, stored.columns // columns
+    return [(k // columns * height, k % columns * width) for k in range(tiles)]
+
+
+def _csa(reading: _Reading) -> dict[str, tuple[float, ...]]:
+    """Numbers of a Siemens CSA image header; none where it is missing or can't be read."""
+    if (tag := facts.CSA_HEADER.tag_in(reading.dataset, reading.maker)) is None:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel says of this part that it is experimental
+        from nibabel.nicom import csareader
+    try:
+        tags = csareader.read(reading.dataset[tag].value)["tags"]
+    except (*MALFORMED, csareader.CSAError):
+        return {}
+    return {name: numbers for name, entry in tags.items() if (numbers := _csa_numbers(entry.get("items", ())))}
+
+
+def _csa_numbers(items: Sequence[object]) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(str(item)) for item in items)
+    except ValueError:
+        return ()
+    return numbers if all(map(math.isfinite, numbers)) else ()
+
+
+def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> Plane | None:
+    """Where a slice lies; None where position, orientation or spacing is missing, or names no plane."""
+    position, orientation = numbers_of(placed, "ImagePositionPatient"), numbers_of(oriented, "ImageOrientationPatient")
+    spacing = numbers_of(measured, "PixelSpacing")
+    if (len(position), len(orientation), len(spacing)) != (3, 6, 2) or min(spacing) <= 0:
+        return None
+    axes = np.reshape(orientation, (2, 3))
+    if np.abs(axes @ axes.T - np.eye(2)).max() > _NO_PLANE:
+        return None
+    return Plane(position, orientation, spacing)
+
+
+def _b(reading: _Reading, sources: Sequence[Dataset], image_type: Sequence[str]) -> float | None:
+    """The b-value of a frame, by its elements, Siemens' CSA header or the name of its sequence."""
+    if (b := facts.b_value(sources, reading.maker)) is not None:
+        return b
+    if "siemens" in reading.maker.lower() and "DIFFUSION" in image_type and (csa := _csa(reading).get("B_value", ())):
+        return csa[0]
+    return facts.sequence_b(text_of(reading.dataset, "SequenceName"))
+
+
+def _rescale(sources: Sequence[Dataset]) -> tuple[float, float]:
+    """Slope and intercept of the public rescale, the first that is told; a slope of 0 is none."""
+    for dataset in sources:
+        if (slope := number_of(dataset, "RescaleSlope")) is not None and slope != 0:
+            return slope, number_of(dataset, "RescaleIntercept") or 0.0
+    return 1.0, 0.0
+
+
+def _order(dataset: Dataset, index: int) -> tuple[float, ...]:
+    keys = ("TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber")
+    return (*(number_of(dataset, key) or 0.0 for key in keys), float(index))
+
+
+def _codes(sources: Sequence[Dataset]) -> tuple[str, ...]:
+    return tuple(
+        text_of(code, "CodeValue") for source in sources for code in items_of(source, "DerivationCodeSequence")
+    )
+
+
+def _capitals(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    return tuple(value.upper() for value in texts_of(dataset, keyword))
+
+
+def _pixels_of(frame: Frame) -> Stored:
+    assert frame.instance.stored is not None
+    return frame.instance.stored
+
+
+def _with_problem(frame: Frame, problem: Problem) -> Frame:
+    return replace(frame, instance=replace(frame.instance, problem=problem))

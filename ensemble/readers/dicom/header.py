@@ -1,0 +1,192 @@
+"""The header of one DICOM file, by pydicom, and where its pixels lie: what a hostile file may ask for is bounded.
+
+Files: PS3.10 7; encodings: PS3.5 7 and A.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from ensemble.readers.dicom import facts
+from ensemble.readers.names import SLICE_SUFFIXES
+
+# Every oddity of a header would be a line in our log.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+
+#: A smaller file is taken into memory, a larger one read where it lies. No header reaches further than the second.
+_SMALL_BYTES, _MOST_HEADER_BYTES = 16 << 20, 256 << 20
+#: Items of sequences that a header may have: 65,536 frames with ten groups each. Every one becomes an object of some 1.5 kB.
+MOST_ITEMS = 700_000
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+#: File meta information, which names the transfer syntax, ends before this.
+_MOST_META_BYTES = 1 << 10
+#: A deflated data set may grow to this.
+_MOST_INFLATED_BYTES = 1 << 30
+_LONG_VR = (b"OB", b"OW", b"UN", b"OF", b"OD")
+#: How a data set without preamble begins: a small element of group 0002 or 0008, little endian.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
+
+
+class NoDicom(Exception):
+    """A file that is named like DICOM, or begins like it, and can't be read as such. Says why."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """Where the pixel data lie in a file (in the inflated data set, where that is deflated)."""
+
+    start: int
+    length: int | None
+    """Bytes; None for encapsulated ones, which tell it as they go."""
+    vr: str
+    """Empty in implicit files."""
+    tag: int = facts.INTEGER_PIXELS
+    """Its tag: integers, floats or doubles."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its pixels."""
+
+    dataset: Dataset
+    syntax: UID
+    pixels: Element | None
+    """None for an object without pixel data."""
+    bytes: int
+    """Of the file, or of the inflated data set."""
+
+
+class _Bounded(io.BufferedReader):
+    """A file that gives no more than it has, whatever length is asked for, and no more of a header than a header needs."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__(file)  # type: ignore[arg-type]
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        at = self.tell()
+        if at > _MOST_HEADER_BYTES:
+            raise ValueError(f"no pixel data within {at} bytes")
+        left = max(self._size - at, 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of a file; None for a file that is no DICOM. Raises NoDicom for one that only looks like it, and OSError."""
+    with path.open("rb", buffering=0) as file:
+        begin = file.read(132)
+        with_preamble = begin[128:] == b"DICM"
+        if not with_preamble and not _begins_like(begin) and path.suffix.lower() not in SLICE_SUFFIXES:
+            return None  # whatever it is and however large: not read
+        size = os.fstat(file.fileno()).st_size
+        file.seek(0)
+        stream: Any = io.BytesIO(file.readall()) if size <= _SMALL_BYTES else _Bounded(file, size)
+        try:
+            header = _parse(stream, size)
+        except facts.MALFORMED as error:
+            raise NoDicom(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    dataset, named = header.dataset, with_preamble or path.suffix.lower() in SLICE_SUFFIXES
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == facts.DIRECTORY:
+        return None
+    if "SOPClassUID" not in dataset and "Rows" not in dataset:
+        if named:
+            raise NoDicom("neither a kind of object nor the size of an image")
+        return None
+    if header.pixels is None and "SeriesInstanceUID" not in dataset:
+        raise NoDicom("it ends in the midst of its header")
+    return header
+
+
+def inflated(path: Path) -> bytes:
+    """The data set of a deflated file, behind its file meta information. Raises one of `facts.MALFORMED`."""
+    return _inflate(path.read_bytes())
+
+
+def _begins_like(begin: bytes) -> bool:
+    """Whether a file without preamble begins as a data set does."""
+    if begin[:2] not in _FIRST_GROUPS or begin[3:4] != b"\x00":
+        return False
+    return begin[4:6] in (b"UL", b"CS", b"UI", b"SH", b"DA", b"OB") or begin[6:8] == b"\x00\x00"
+
+
+def _parse(stream: Any, size: int) -> Header:
+    begin = stream.read(_MOST_META_BYTES)
+    stream.seek(0)
+    deflated = begin[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in begin
+    if deflated:
+        content = _inflate(stream.read())
+        stream, size = io.BytesIO(content), len(content)
+    _refuse_too_many_items(stream)
+    dataset = read_partial(
+        stream, _at_pixels, force=True, specific_tags=facts.TAGS
+    )  # dcmread makes tags of all tags anew
+    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
+    if syntax == "":
+        implicit, little = dataset.original_encoding
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    pixels = _pixel_element(stream, syntax)
+    return Header(dataset, DeflatedExplicitVRLittleEndian if deflated else syntax, pixels, size)
+
+
+def _refuse_too_many_items(stream: Any) -> None:
+    """Raise ValueError before a header is parsed that would fill the memory."""
+    items = at = 0
+    while at < _MOST_HEADER_BYTES and (block := stream.read(_SMALL_BYTES)):
+        items, at = items + sum(map(block.count, _ITEMS)), at + len(block)
+    stream.seek(0)
+    if items > MOST_ITEMS:
+        raise ValueError(f"more than {MOST_ITEMS} items of sequences")
+
+
+def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
+    return tag in facts.PIXEL_DATA
+
+
+def _inflate(content: bytes) -> bytes:
+    """A deflated file as an explicit one."""
+    stream = io.BytesIO(content)
+    stream.seek(132)
+    pydicom.filereader._read_file_meta_info(stream)
+    head = content[: stream.tell()].replace(
+        DeflatedExplicitVRLittleEndian.encode(), ExplicitVRLittleEndian.encode() + b"\0\0\0"
+    )
+    packed = zlib.decompressobj(-zlib.MAX_WBITS)
+    body = packed.decompress(content[stream.tell() :], _MOST_INFLATED_BYTES)
+    if packed.unconsumed_tail:
+        raise ValueError(f"more than {_MOST_INFLATED_BYTES} bytes when inflated")
+    if not packed.eof:
+        raise ValueError("a deflated data set without its end")
+    return head + body
+
+
+def _pixel_element(stream: Any, syntax: UID) -> Element | None:
+    """Where the pixel data begin, at which pydicom has stopped."""
+    at = stream.tell()
+    head = stream.read(12)
+    order = "big" if syntax == ExplicitVRBigEndian else "little"
+    tag = int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)  # type: ignore[arg-type]
+    if len(head) < 8 or tag not in facts.PIXEL_DATA:
+        return None
+    explicit = head[4:6] in _LONG_VR
+    start = at + (12 if explicit else 8)
+    length = int.from_bytes(head[start - at - 4 : start - at], order)  # type: ignore[arg-type]
+    vr = head[4:6].decode() if explicit else ""
+    return Element(start, None if length == 0xFFFFFFFF else length, vr, tag)

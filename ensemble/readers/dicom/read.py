@@ -1,0 +1,224 @@
+"""A folder or .zip of DICOM files -> RawImage: the one series that shows the modality, its slices in order, none missing.
+
+Headers first, of all files; then the series is chosen by what headers say; then the chosen one alone is put in order, checked, and its
+pixels are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import InputRefused
+from ensemble.readers.base import RawImage
+from ensemble.readers.dicom.facts import MALFORMED
+from ensemble.readers.dicom.files import files_of, is_dicom
+from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
+from ensemble.readers.dicom.header import NoDicom, read_header
+from ensemble.readers.dicom.pixels import read_pixels, refuse_unlike
+from ensemble.readers.dicom.series import Series, choose, series_of
+from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
+from ensemble.readers.names import ARCHIVE
+from ensemble.readers.native import straightened
+from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted
+from ensemble.streams import native_stderr_to_log
+from ensemble.types import Modality
+from ensemble.volume import Volume
+
+#: How far from where a next slice would lie an image may lie to be one, in distances of slices.
+_NEXT_SLICE = 0.1
+
+__all__ = ["Examination", "is_dicom", "opened", "read_dicom", "shown_in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What the headers of a folder or archive say; its files can be read while it is open."""
+
+    path: Path
+    series: tuple[Series, ...]
+    """Those of images, whatever they show."""
+    objects: tuple[tuple[Path, str], ...]
+    """Files that hold no image, and what they are."""
+    unread: tuple[tuple[Path, Problem], ...]
+    """Files that look like DICOM and can't be read, and why."""
+
+    def place_of(self, file: Path) -> str:
+        """A file as the user knows it, not as it lies in our temporary folder."""
+        return f"{self.path} ({file.name})" if self.path.suffix.lower() == ARCHIVE else str(file)
+
+    def chosen(self, modality: Modality) -> tuple[Series, list[str]]:
+        """The one series that shows a modality, and what to say of the choice. Raises InputRefused."""
+        label = modality.value.upper()
+        if not self.series:
+            self._refuse_unread(self.unread, label)
+            held = ", ".join(sorted({what for _, what in self.objects}))
+            raise InputRefused(
+                f"there are no DICOM images for {label}",
+                where=self.path,
+                found=f"{len(self.objects)} objects without images: {held}" if held else "",
+                do="give an image file, or a folder or .zip of DICOM",
+            )
+        try:
+            series, notes = choose(self.series, modality, self.path)
+        except InputRefused:
+            self._refuse_unread(self.unread, label)  # what can't be read may be what is looked for
+            raise
+        self._refuse_possible_slices(series, label)
+        return series, [*notes, *self._wrong_elsewhere(series, label)]
+
+    def stack(self, series: Series, label: str) -> Stack:
+        """A series in order. Raises InputRefused."""
+        return stack_of(series, self.path, label, self.place_of)
+
+    def read(self, modality: Modality) -> RawImage:
+        """The image of a modality, as float32. Raises InputRefused."""
+        label = modality.value.upper()
+        series, notes = self.chosen(modality)
+        stack = self.stack(series, label)
+        self._refuse_strays(series, stack, label)
+        if modality is Modality.DWI:
+            stack = _directions_or_mean(stack, notes)
+        elif len(stack.volumes) > 1:
+            raise InputRefused(
+                f"the {label} series holds several images of each slice",
+                where=self.path,
+                found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} places in {series.title}",
+                do="give a series of one volume",
+            )
+        with native_stderr_to_log():
+            volumes = read_pixels(stack.volumes, label, self.place_of)
+            refuse_unlike(series.copies, label, self.place_of)
+        array = volumes[0]
+        if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
+            array, note = diffusion_weighted(volumes, stack.b_values, self.path)
+            notes += [note] if len(volumes) > 1 else []
+        notes += [f"{label}: {note}" for note in stack.notes]
+        if any(frame.instance.stored is not None and frame.instance.stored.inverted for frame in series.frames):
+            notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
+        grid = straightened(stack.grid, self.path, label, notes)
+        return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes))
+
+    def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
+        for file, problem in unread[:1]:
+            what, where = f"a file of the {label} series {problem.what}", self.place_of(file)
+            raise InputRefused(what, where=where, found=problem.found, do=problem.do)
+
+    def _refuse_possible_slices(self, series: Series, label: str) -> None:
+        """Raise InputRefused for files that can't be read and may be slices of the series: they bear its UID, or lie among its files and
+        their headers tell too little to say whose they are."""
+        self._refuse_unread([(file, why) for file, why in self.unread if file.parent in series.folders], label)
+        own = {frame.instance.series for frame in series.frames} - {""}
+        for frame in (frame for each in self.series if each is not series for frame in each.frames):
+            about = frame.instance
+            unknown = about.series == "" or about.stored is None or not about.stored.is_sized
+            if about.problem and (about.series in own or (unknown and about.path.parent in series.folders)):
+                refuse_problem(frame, label, self.place_of)
+
+    def _refuse_strays(self, series: Series, stack: Stack, label: str) -> None:
+        """Raise InputRefused for single images that would be the next slice of the series, and call themselves by its UID or description.
+
+        A slice missing at an end is not to be noticed otherwise.
+        """
+        step, about = stack.grid.affine[:3, 2], series.frames[0].instance
+        ends = np.array([stack.grid.affine[:3] @ (0, 0, at, 1) for at in (-1, stack.grid.size[2])])
+        others = (each for each in self.series if each is not series and len(each.frames) < stack.grid.size[2])
+        for frame in (frame for each in others for frame in each.frames if frame.plane is not None):
+            assert frame.plane is not None
+            own = frame.instance
+            akin = own.series == about.series or (own.study, own.description) == (about.study, about.description)
+            away = float(np.linalg.norm(ends - frame.plane.position, axis=1).min() / np.linalg.norm(step))
+            if akin and away < _NEXT_SLICE:
+                raise InputRefused(
+                    f"an image that continues the {label} series is not like it",
+                    where=self.place_of(own.path),
+                    found=own.other or f"'{own.description}', {' '.join(frame.image_type)}",
+                    do=f"{AGAIN}, or remove the file if it is no slice of it",
+                )
+
+    def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
+        """A note on what can't be read, and lies elsewhere than the chosen series."""
+        problems = {
+            each.title: f"a file {frame.instance.problem.what}"
+            for each in self.series
+            if each is not chosen
+            for frame in each.frames
+            if frame.instance.problem is not None
+        }
+        problems |= {file.name: f"{problem.what}: {problem.found}" for file, problem in self.unread}
+        if not problems:
+            return []
+        return [
+            f"{label}: not read, and not needed: {'; '.join(f'{name} [{why}]' for name, why in sorted(problems.items()))}"
+        ]
+
+
+def read_dicom(path: Path, modality: Modality) -> RawImage:
+    """Read the series of a folder (subfolders included) or .zip that shows a modality, as float32.
+
+    Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
+    is not read.
+    """
+    with opened(path, modality.value.upper()) as examination:
+        return examination.read(modality)
+
+
+def shown_in(folder: Path) -> frozenset[Modality]:
+    """The modalities of which a folder (subfolders included) holds DICOM series, readable or not; empty where there is no DICOM.
+
+    Raises InputRefused where nothing is to be found because files are damaged.
+    """
+    with opened(folder, "DICOM") as examination:
+        kinds = {str(series.kind) for series in examination.series}
+        shown = frozenset(modality for modality in Modality if modality.value.upper() in kinds)
+        if not shown:
+            examination._refuse_unread(examination.unread, "DICOM")
+        return shown
+
+
+@contextmanager
+def opened(path: Path, label: str) -> Iterator[Examination]:
+    """The headers of all files of a folder or archive, which is unpacked for as long as the block lasts. Raises InputRefused."""
+    with files_of(path, label) as files:
+        frames: list[Frame] = []
+        objects: list[tuple[Path, str]] = []
+        unread: list[tuple[Path, Problem]] = []
+        for file in files:
+            try:
+                header = read_header(file)
+                found = [] if header is None else frames_of(file, header)
+            except (NoDicom, *MALFORMED) as error:
+                unread.append((file, _why_unread(error)))
+                continue
+            if found and found[0].instance.stored is None:
+                objects.append((file, found[0].instance.other))
+            else:
+                frames += found
+        yield Examination(path, tuple(series_of(frames)), tuple(objects), tuple(unread))
+
+
+def _why_unread(error: Exception) -> Problem:
+    if isinstance(error, OSError):
+        return Problem("can't be opened", error.strerror or type(error).__name__, "check its permissions")
+    found = (str(error) or type(error).__name__).splitlines()[0]
+    return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
+
+
+def _directions_or_mean(stack: Stack, notes: list[str]) -> Stack:
+    """A DWI without the scanner's own means over directions where the directions of their shell are there; where not, means stand alone."""
+    if stack.b_values is None:
+        return stack
+    shells = list(zip(stack.b_values, stack.are_means, strict=True))
+    along = [b for b, is_mean in shells if not is_mean]
+    surplus = [
+        n for n, (b, is_mean) in enumerate(shells) if is_mean and any(abs(b - other) <= SAME_SHELL for other in along)
+    ]
+    if surplus:
+        notes.append(
+            f"DWI: the scanner's own mean over directions ({len(surplus)} volumes) left out, as the directions are there"
+        )
+    return stack.without(surplus)

@@ -1,0 +1,195 @@
+"""The frames of one series in order: what volumes they make, on which grid, and whether any slice is missing or surplus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import InputRefused
+from ensemble.geometry import Grid
+from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, Plane
+from ensemble.readers.dicom.series import SAME_COSINE, Series, same_plane
+from ensemble.readers.native import MOST_VOXELS, SKEW
+from ensemble.readers.volumes import SAME_SHELL
+from ensemble.types import FloatArray
+
+#: How far slices may lie from even spacing, as a share of it, and from the line at right angles to the first one, in mm; of a high
+#: stack `SKEW` of its height, since cosines of three digits do not tell that line more exactly.
+_UNEVEN, _ASIDE_MM = 0.02, 0.1
+#: Slices nearer than this to each other along the stack lie in one place: volumes write it with few digits.
+_SAME_PLACE_MM = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A series in order."""
+
+    volumes: tuple[tuple[Frame, ...], ...]
+    """By volume, then by place from the grid's first slice to its last."""
+    b_values: tuple[float, ...] | None
+    """Of each volume, in s/mm^2; None where the series tells none."""
+    are_means: tuple[bool, ...]
+    """Of each volume, whether it is a mean over directions, made by the scanner."""
+    grid: Grid
+    notes: tuple[str, ...] = ()
+
+    def without(self, numbers: Sequence[int]) -> Stack:
+        """The same without some volumes."""
+        kept = [number for number in range(len(self.volumes)) if number not in numbers]
+        b_values = None if self.b_values is None else tuple(self.b_values[number] for number in kept)
+        volumes = tuple(self.volumes[number] for number in kept)
+        are_means = tuple(self.are_means[number] for number in kept)
+        return replace(self, volumes=volumes, are_means=are_means, b_values=b_values)
+
+
+def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
+    """Put a series in order. `place_of` names one of its files as the user knows it.
+
+    Raises InputRefused when a file is damaged or not read, or slices are mixed, missing, surplus or not stacked at right angles.
+    """
+
+    def refuse(what: str, found: str, do: str = "export it again, with all its slices") -> InputRefused:
+        return InputRefused(f"the {label} series {what}", where=path, found=found, do=do)
+
+    _refuse_problems(series, label, place_of)
+    frames, notes = _with_b(series)
+    _refuse_mixed(frames, refuse)
+    first, plane = frames[0], plane_of(frames[0])
+    across, down = np.reshape(plane.orientation, (2, 3))
+    normal = np.cross(across, down)
+    normal /= np.linalg.norm(normal)
+    places = _places(frames, normal)
+    if len(places) < 2:
+        raise refuse("is a single slice", f"{len(frames)} images in one place")
+    _refuse_uneven(places, refuse)
+    positions = np.array([plane_of(place[0]).position for place in places])
+    spacing = _slice_spacing(positions, normal, refuse)
+    if len(frames) * first.size[0] * first.size[1] > MOST_VOXELS:
+        raise refuse("is too large to be a brain scan", f"{len(frames)} images of {first.size[0]} x {first.size[1]}")
+    volumes = tuple(zip(*places, strict=True))
+    grid = Grid(
+        (first.size[0], first.size[1], len(places)),
+        (plane.spacing[1], plane.spacing[0], spacing),
+        (float(positions[0][0]), float(positions[0][1]), float(positions[0][2])),
+        tuple(np.column_stack([across, down, normal]).ravel().tolist()),
+    )
+    told = len([frame for frame in frames if frame.b is not None])
+    if 0 < told < len(frames):
+        raise refuse("tells the b-values of some of its images only", f"{told} of {len(frames)}", CONVERT)
+    b_values = (
+        tuple(float(np.median([frame.b for frame in volume if frame.b is not None])) for volume in volumes)
+        if told
+        else None
+    )
+    if series.copies:
+        notes.append(f"{len(series.copies)} copies of images that are there already (same SOP instance) left out")
+    return Stack(volumes, b_values, tuple(volume[0].is_mean for volume in volumes), grid, tuple(notes))
+
+
+def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
+    """Raise InputRefused where a frame's file has a problem."""
+    if (problem := frame.instance.problem) is not None:
+        what, where = f"a file of the {label} series {problem.what}", place_of(frame.instance.path)
+        raise InputRefused(what, where=where, found=problem.found, do=problem.do)
+
+
+def _refuse_problems(series: Series, label: str, place_of: Callable[[Path], str]) -> None:
+    for frame in series.frames:
+        refuse_problem(frame, label, place_of)
+    if (lost := next((frame for frame in series.frames if frame.plane is None), None)) is not None:
+        raise InputRefused(
+            f"a file of the {label} series does not say where its slice lies",
+            where=place_of(lost.instance.path),
+            found="no position, orientation or pixel spacing that makes sense",
+            do=CONVERT if len(series.frames) > 1 else AGAIN,
+        )
+
+
+def _with_b(series: Series) -> tuple[list[Frame], list[str]]:
+    """The frames with the b-values that count: none of a map; 0 where others of the series have one, as scanners leave out that of b0.
+
+    Derived images among acquired ones may lack it for other reasons: theirs stays unknown.
+    """
+    if not series.told_b:
+        return [replace(frame, b=None) for frame in series.frames], []
+    lacking = [frame for frame in series.frames if frame.b is None]
+    derived = any("DERIVED" in frame.image_type for frame in lacking)
+    acquired = any("ORIGINAL" in frame.image_type for frame in series.frames if frame.b is not None)
+    if not lacking or (derived and acquired):
+        return list(series.frames), []
+    note = f"{len(lacking)} of {len(series.frames)} images of the series tell no b-value: taken as b = 0"
+    return [replace(frame, b=0.0) if frame.b is None else frame for frame in series.frames], [note]
+
+
+def _refuse_mixed(frames: Sequence[Frame], refuse: Callable[..., InputRefused]) -> None:
+    first = frames[0]
+    odd = next((frame for frame in frames if not same_plane(frame, first)), None)
+    if odd is None:
+        return
+    said = [(frame.size, plane_of(frame).orientation, plane_of(frame).spacing) for frame in (first, odd)]
+    for name, tolerance, one, other in zip(("size", "orientation", "spacing"), (0, SAME_COSINE, 0), *said, strict=True):
+        if max(abs(a - b) for a, b in zip(one, other, strict=True)) > tolerance:
+            found = "; ".join(str(tuple(round(number, 4) for number in values)) for values in (one, other))
+            raise refuse(f"mixes slices of different {name}", found)
+
+
+def plane_of(frame: Frame) -> Plane:
+    """Where a frame lies that is known to say so."""
+    assert frame.plane is not None
+    return frame.plane
+
+
+def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
+    """The frames by their place along the stack, those of one place in the order of direction, b-value and acquisition."""
+    along = np.array([plane_of(frame).position for frame in frames]) @ normal
+    order = np.argsort(along, kind="stable")
+    places: list[list[Frame]] = []
+    begin = -np.inf
+    for number in order:
+        if along[number] - begin > _SAME_PLACE_MM:
+            places.append([])
+            begin = along[number]
+        places[-1].append(frames[number])
+    return [sorted(place, key=_within_place) for place in places]
+
+
+def _within_place(frame: Frame) -> tuple[object, ...]:
+    return frame.is_mean, frame.b is None, frame.b or 0.0, frame.order
+
+
+def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
+    """Raise InputRefused unless every place has the same images by number, b-value and whether they are means over directions."""
+    counts = sorted({len(place) for place in places})
+    shells = [[(frame.b, frame.is_mean) for frame in place] for place in places]
+    even = len(counts) == 1 and all(_alike(shell, shells[0]) for shell in shells)
+    if not even:
+        raise refuse(
+            "lacks slices", f"{' or '.join(map(str, counts))} images a place, b-values not the same everywhere"
+        )
+
+
+def _alike(place: Sequence[tuple[float | None, bool]], other: Sequence[tuple[float | None, bool]]) -> bool:
+    for (b, mean), (other_b, other_mean) in zip(place, other, strict=True):
+        if mean != other_mean or (b is None) != (other_b is None):
+            return False
+        if b is not None and other_b is not None and abs(b - other_b) > SAME_SHELL:
+            return False
+    return True
+
+
+def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[..., InputRefused]) -> float:
+    """Distance of neighbouring slices (mm). Raises what `refuse` makes when a slice is missing or the stack leans."""
+    along = positions @ normal
+    gaps = np.diff(along)
+    spacing = float((along[-1] - along[0]) / (len(along) - 1))
+    if np.abs(gaps - spacing).max() > max(_UNEVEN * spacing, 0.02):
+        raise refuse(
+            "lacks slices", f"distances of {gaps.min():.2f} to {gaps.max():.2f} mm between {len(along)} slices"
+        )
+    aside = positions - positions[0] - np.outer(along - along[0], normal)
+    if np.abs(aside).max() > max(_ASIDE_MM, SKEW * float(along[-1] - along[0])):
+        raise refuse("leans: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside")
+    return spacing

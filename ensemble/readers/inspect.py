@@ -1,0 +1,127 @@
+"""What a path holds and what would be read from it: every DICOM series, which one shows a modality, and why others don't."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ensemble.errors import InputRefused
+from ensemble.geometry import Grid
+from ensemble.readers.base import RawImage
+from ensemble.readers.dicom.read import Examination, is_dicom, opened
+from ensemble.readers.dicom.series import Series
+from ensemble.readers.imagefile import read_image
+from ensemble.types import Modality
+
+_LABEL = "DICOM"
+
+
+@dataclass(frozen=True)
+class SeriesFinding:
+    """One DICOM series."""
+
+    number: int | None
+    description: str
+    kind: str
+    images: int
+    b_values: tuple[float, ...]
+    """Those that its images tell, s/mm^2."""
+    volumes: int
+    """0 where it can't be put in order."""
+    grid: Grid | None
+    problem: str
+    """Why it can't be put in order."""
+    chosen_for: tuple[Modality, ...]
+    unfit: Mapping[Modality, str]
+    """Why it is not taken for a modality."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a path holds."""
+
+    path: Path
+    is_dicom: bool
+    images: Mapping[Modality, RawImage | Grid | InputRefused]
+    """By modality what is read (of a DICOM folder only its grid, unless asked for), or why nothing is."""
+    notes: Mapping[Modality, tuple[str, ...]]
+    series: tuple[SeriesFinding, ...] = ()
+    objects: tuple[tuple[str, str], ...] = ()
+    """DICOM files without images, and what they are."""
+    unread: tuple[tuple[str, str], ...] = ()
+    """Files that look like DICOM and can't be read, and why."""
+
+
+@dataclass
+class _Answers:
+    images: dict[Modality, RawImage | Grid | InputRefused] = field(default_factory=dict)
+    notes: dict[Modality, tuple[str, ...]] = field(default_factory=dict)
+    chosen: dict[Modality, Series] = field(default_factory=dict)
+
+
+def inspect(path: Path, asked: Modality | None) -> Finding:
+    """Look into a file, folder or archive. Pixels are read only of what is `asked` for, or of an image file.
+
+    Raises InputRefused for a folder or archive that can't be opened; what can't be read of one that can is part of the finding.
+    """
+    if is_dicom(path):
+        with opened(path, asked.value.upper() if asked else _LABEL) as examination:
+            return _of_examination(examination, asked)
+    answers = _Answers()
+    for modality in (asked,) if asked else (Modality.DWI,):
+        try:
+            image = read_image(path, modality)
+            answers.images[modality], answers.notes[modality] = image, image.notes
+        except InputRefused as refused:
+            answers.images[modality] = refused
+    return Finding(path, False, answers.images, answers.notes)
+
+
+def _of_examination(examination: Examination, asked: Modality | None) -> Finding:
+    answers = _Answers()
+    for modality in (asked,) if asked else tuple(Modality):
+        try:
+            series, notes = examination.chosen(modality)
+            answers.chosen[modality], answers.notes[modality] = series, tuple(notes)
+            if asked:
+                image = examination.read(modality)
+                answers.images[modality], answers.notes[modality] = image, image.notes
+            else:
+                answers.images[modality] = examination.stack(series, modality.value.upper()).grid
+        except InputRefused as refused:
+            answers.images[modality] = refused
+    return Finding(
+        examination.path,
+        True,
+        answers.images,
+        answers.notes,
+        tuple(_of_series(series, examination, answers.chosen) for series in examination.series),
+        tuple((examination.place_of(file), what) for file, what in examination.objects),
+        tuple((examination.place_of(file), f"{problem.what}: {problem.found}") for file, problem in examination.unread),
+    )
+
+
+def _of_series(series: Series, examination: Examination, chosen: Mapping[Modality, Series]) -> SeriesFinding:
+    grid: Grid | None = None
+    volumes, problem, notes = 0, "", tuple[str, ...]()
+    if not series.frames[0].instance.other:
+        try:
+            stack = examination.stack(series, _LABEL)
+            grid, volumes, notes = stack.grid, len(stack.volumes), stack.notes
+        except InputRefused as refused:
+            problem = f"{refused.what} ({refused.found})" if refused.found else refused.what
+    return SeriesFinding(
+        series.number,
+        series.description,
+        str(series.kind),
+        len(series.frames),
+        series.told_b,
+        volumes,
+        grid,
+        problem,
+        tuple(modality for modality, each in chosen.items() if each is series),
+        {modality: why for modality in Modality if (why := series.unfit(modality))},
+        notes,
+    )

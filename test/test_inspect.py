@@ -1,0 +1,139 @@
+"""`inspect`: what a path holds, what would be read of it, and why not more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import ensemble.readers.dicom.read
+from conftest import GRID, phantom_arrays, write_image
+from dicom_files import whole, write_enhanced, write_series
+from ensemble.cli import main
+from ensemble.readers.imagefile import read_case, read_image
+from ensemble.types import Modality
+from ensemble.volume import Volume, from_sitk
+
+DWI, ADC = Modality.DWI, Modality.ADC
+ARRAYS = phantom_arrays()
+IMAGES = {modality: Volume(ARRAYS[modality], GRID) for modality in (DWI, ADC)}
+
+
+@pytest.fixture
+def examination(tmp_path: Path) -> Path:
+    """b0 and b1000 in one series, ADC, FA, a damaged FLAIR."""
+    folder = tmp_path / "examination"
+    write_enhanced(
+        [(0, IMAGES[DWI]), (1000, IMAGES[DWI])],
+        folder / "a" / "1",
+        description="diff",
+        change=lambda dataset: setattr(dataset, "SeriesNumber", 4),
+    )
+    write_series(IMAGES[ADC], folder / "b", description="diff_ADC", uid="2")
+    write_series(IMAGES[ADC], folder / "c", description="diff_FA", uid="3")
+    for path in write_series(IMAGES[ADC], folder / "d", description="t2_flair", uid="4")[5:6]:
+        path.unlink()
+    return folder
+
+
+def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(["inspect", *arguments])
+    out, errors = capfd.readouterr()
+    assert errors == ""
+    return code, out
+
+
+def test_every_series_is_shown_with_what_becomes_of_it(examination: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out = said(capfd, str(examination))
+    assert code == 0
+    lines = out.splitlines()
+    (dwi,) = [line for line in lines if line.split()[:2] == ["DWI", "4"]]
+    assert "0, 1000" in dwi
+    assert "40 x 48 x 24 voxels" in dwi
+    assert any(line.split()[:2] == ["ADC", "diff_ADC"] for line in lines)
+    assert "fractional anisotropy" in out
+    assert "FLAIR: refused: the FLAIR series lacks slices" in out
+    assert "passed over" in out
+
+
+def test_the_same_as_json(examination: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out = said(capfd, str(examination), "--json")
+    found = json.loads(out)
+    assert code == 0
+    by_name = {series["description"]: series for series in found["series"]}
+    assert by_name["diff"]["chosen_for"] == ["dwi"]
+    assert by_name["diff"]["b_values"] == [0, 1000]
+    assert by_name["diff_FA"]["not_taken"] == dict.fromkeys(("dwi", "adc", "flair"), "fractional anisotropy")
+    assert "lacks slices" in by_name["t2_flair"]["problem"]
+    assert "lacks slices" in found["images"]["flair"]["refused"]["what"]
+    assert found["images"]["adc"]["grid"]["size"] == [40, 48, 24]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_write_saves_what_would_be_segmented(examination: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "new" / f"dwi{suffix}"
+    assert main(["inspect", str(examination), "--as", "dwi", "--write", str(path)]) == 0
+    written, read = from_sitk(sitk.ReadImage(str(path))), read_image(examination, DWI).volume
+    assert np.array_equal(written.array, read.array)
+    assert written.grid.distance_voxels(read.grid) < 1e-4
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_what_was_asked_for_and_cannot_be_read_is_exit_3(
+    examination: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out = said(capfd, str(examination), "--as", "flair", "--write", str(tmp_path / "x.nii"))
+    assert code == 3
+    assert "lacks slices" in out
+    assert not (tmp_path / "x.nii").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere"], 3, "does not exist"),
+        (["nowhere.zip"], 3, "does not exist"),
+        (["{}", "--write", "x.nii"], 2, "--as"),
+        (["{}", "--as", "dwi", "--write", "x.png"], 2, "can't be written"),
+        (["{}", "--as", "t1"], 2, "invalid choice"),
+    ],
+)
+def test_mistakes(
+    examination: Path, arguments: list[str], code: int, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    got, out = said(capfd, *(argument.format(examination) for argument in arguments))
+    assert (got, message in out) == (code, True), out
+
+
+def test_image_files_are_looked_into_as_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.nii.gz"
+    stacked = sitk.JoinSeries([sitk.GetImageFromArray(ARRAYS[DWI] * scale) for scale in (3, 1)])
+    sitk.WriteImage(stacked, str(path))
+    path.with_name("x.bval").write_text("0 1000")
+    code, out = said(capfd, str(path))
+    assert code == 0
+    assert "volume 2 of 2, b = 1000" in out
+    assert said(capfd, str(path), "--as", "adc")[0] == 3
+    assert said(capfd, str(path), "--as", "dwi", "--write", str(tmp_path / "y.mha"))[0] == 0
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "y.mha"))), ARRAYS[DWI])
+
+
+def test_values_that_are_no_numbers_are_saved_as_they_are(tmp_path: Path) -> None:
+    array = ARRAYS[DWI].copy()
+    array[0, 0, 0] = np.nan
+    path = write_image(array, tmp_path / "x.mha")
+    assert main(["inspect", str(path), "--as", "dwi", "--write", str(tmp_path / "y.mha")]) == 0
+
+
+def test_headers_of_one_folder_are_read_once_for_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(IMAGES[DWI], tmp_path, description="diff", uid="1", b=1000)
+    write_series(IMAGES[ADC], tmp_path, description="diff_ADC", uid="2")
+    read: list[Path] = []
+    header = ensemble.readers.dicom.read.read_header
+    monkeypatch.setattr(ensemble.readers.dicom.read, "read_header", lambda path: read.append(path) or header(path))
+    case = read_case("x", {DWI: tmp_path, ADC: tmp_path})
+    assert len(read) == 48
+    assert np.array_equal(case.images[ADC].volume.array, whole(ARRAYS[ADC]))
