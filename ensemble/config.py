@@ -22,7 +22,7 @@ PLATFORM_WEIGHTS = Path("/opt/ml/model")
 #: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
 EXTRAS = (
     *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
-    *(f"members/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
+    *(f"members/**/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
     "report.json",
     "report.html",
     "overlay.png",
