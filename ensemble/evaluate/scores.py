@@ -46,7 +46,7 @@ class Score:
 
 def score(pair: Pair) -> Score:
     """Measure one pair. Raises InputRefused when a mask is missing, ambiguous, unreadable or no mask, or when the grids differ."""
-    truth, prediction = _only(pair.truth, "true", pair.case), _only(pair.predictions, "predicted", pair.case)
+    truth, prediction = _only_two(pair)
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
     if not true.grid.distance_voxels(predicted.grid) <= ROUNDING_VOXELS:
         raise InputRefused(
@@ -115,14 +115,21 @@ def _three_dimensional(image: sitk.Image, path: Path, label: str) -> sitk.Image:
     return image
 
 
-def _only(paths: tuple[Path, ...], which: str, case: str) -> Path:
-    if len(paths) == 1:
-        return paths[0]
-    raise InputRefused(
-        f"case {case} has {'no' if not paths else 'more than one'} {which} mask",
-        found=", ".join(map(str, paths)),
-        do="segment it, or leave its true mask out" if not paths else "leave exactly one",
-    )
+def _only_two(pair: Pair) -> tuple[Path, Path]:
+    if not pair.predictions:
+        raise InputRefused(
+            f"case {pair.case} has no predicted mask",
+            where=pair.truth[0],
+            found=f"without a true mask: {', '.join(map(str, pair.others))}" if pair.others else "",
+            do="give both the same name (or sub, ses and run), segment the case, or leave its true mask out",
+        )
+    if len(pair.truth) > 1 or len(pair.predictions) > 1:
+        raise InputRefused(
+            f"case {pair.case} has more than one {'true' if len(pair.truth) > 1 else 'predicted'} mask",
+            found=f"true: {', '.join(map(str, pair.truth))}; predicted: {', '.join(map(str, pair.predictions))}",
+            do="leave exactly one, or name them apart",
+        )
+    return pair.truth[0], pair.predictions[0]
 
 
 def _mm(volume: Volume) -> str:
