@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import Pair
 from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.metrics import detected_lesions, dice, lesion_f1, volume_ml
-from ensemble.readers.integrity import remarks_or_refusal
-from ensemble.readers.native import last_line
-from ensemble.streams import native_stderr_to_log
-from ensemble.volume import Volume, from_sitk
+from ensemble.readers.stored import not_3d, read_stored
+from ensemble.volume import Volume
 
 #: The measures of ISLES'22.
 MEASURES = ("dice", "lesion_f1", "avd_ml", "alcd")
@@ -82,37 +79,25 @@ def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm
 
 
 def read_mask(path: Path, label: str) -> Volume:
-    """A mask file as bool. Raises InputRefused for what can't be read whole, or holds more than one value beside 0."""
-    if not path.is_file():
-        raise InputRefused(f"the {label} does not exist", where=path, do="check the path")
-    remarks_or_refusal(path, label)
-    try:
-        with native_stderr_to_log():
-            volume = from_sitk(_three_dimensional(sitk.ReadImage(str(path)), path, label))
-    except RuntimeError as error:
-        raise InputRefused(
-            f"the {label} is not a readable image",
-            where=path,
-            found=last_line(error),
-            do="copy or export it again",
-        ) from error
-    values = np.unique(volume.array)
-    if len(values) > 2 or not np.isfinite(values).all() or (len(values) == 2 and values[0] != 0):
+    """A mask file as bool. Raises InputRefused for what can't be read whole, or holds anything but 0 and one other value as stored."""
+    stored = read_stored(path, label)
+    values = stored.values(np.float64) if stored.scale != (1.0, 0.0) else stored.array
+    if values.ndim == 4 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 3:
+        raise not_3d(path, label, values.shape[::-1])
+    found = np.unique(values)
+    if len(found) > 2 or not np.isfinite(found).all() or found[0] < 0 or (len(found) == 2 and found[0] != 0):
+        finite = found[np.isfinite(found)]
+        numbers = f"between {finite[0]:g} and {finite[-1]:g}" if len(finite) else "none of them a number"
+        odd = int((~np.isfinite(values)).sum())
         raise InputRefused(
             f"the {label} is no mask",
             where=path,
-            found=f"{len(values)} values between {values[0]:g} and {values[-1]:g}",
+            found=f"{len(found)} values {numbers}" + f", {odd} voxels NaN or infinite" * bool(odd),
             do="give 0 outside the lesion and one other value inside",
         )
-    return volume.like(volume.array != 0)
-
-
-def _three_dimensional(image: sitk.Image, path: Path, label: str) -> sitk.Image:
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputRefused(f"the {label} is not a 3-D mask", where=path, found=f"size {image.GetSize()}", do="give one")
-    return image
+    return Volume(values != 0, stored.grid)
 
 
 def _only_two(pair: Pair) -> tuple[Path, Path]:
