@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _contract(options: argparse.Namespace) -> int:
     from ensemble.contract.execute import execute
     from ensemble.contract.isles22 import find_inputs
+    from ensemble.folders import sole_writer
     from ensemble.pipeline import load
     from ensemble.progress import Lines
     from ensemble.publish import check_writable
@@ -66,14 +67,16 @@ def _contract(options: argparse.Namespace) -> int:
 
     config, extras = run_config(options), _extras(options, report=options.report)
     found = find_inputs(options.input)
-    check_writable(options.output)
-    raw = read_case(found.name, found.files)  # before the networks are loaded: a bad file is refused at once
-    result = execute(found, raw, options.output, load(config), extras, Lines())
+    with sole_writer(options.output):
+        check_writable(options.output)
+        raw = read_case(found.name, found.files)  # before the networks are loaded: a bad file is refused at once
+        result = execute(found, raw, options.output, load(config), extras, Lines())
     log.info("lesions: %d, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
+    from ensemble.folders import sole_writer
     from ensemble.pipeline import load, segment
     from ensemble.progress import watcher
     from ensemble.publish import check_writable, publish, write_volume
@@ -85,13 +88,14 @@ def _run(options: argparse.Namespace) -> int:
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_case(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
-    check_writable(options.out)
-    ensemble = load(config)
-    with closing(watcher()) as watching:
-        result = segment(raw, ensemble, watching)
-    with publish(options.out, replaces=("mask.nii.gz", "mask.mha", "mask.nrrd", *EXTRAS)) as staging:
-        write_volume(result.fused.mask, staging / f"mask{suffix}")
-        write_extras(raw, result, ensemble, extras, staging, suffix)
+    with sole_writer(options.out):
+        check_writable(options.out)
+        ensemble = load(config)
+        with closing(watcher()) as watching:
+            result = segment(raw, ensemble, watching)
+        with publish(options.out, replaces=("mask.nii.gz", "mask.mha", "mask.nrrd", *EXTRAS)) as staging:
+            write_volume(result.fused.mask, staging / f"mask{suffix}")
+            write_extras(raw, result, ensemble, extras, staging, suffix)
     log.info("%s", summary(result, options.out, suffix))
     return 0
 

@@ -30,7 +30,7 @@ _NO_WEIGHTS = re.compile(
 #: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
 EXTRAS = (
     *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
-    *(f"members/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
+    *(f"members/**/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
     "report.json",
     "report.html",
     "overlay.png",

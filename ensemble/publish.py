@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.config import STAGING
-from ensemble.errors import UsageError
+from ensemble.folders import remove_empty, unwritable
 from ensemble.streams import native_stderr_to_log, printable
 from ensemble.volume import Volume, from_sitk, to_sitk
 
@@ -51,7 +51,7 @@ def publish(root: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
         with _signals_held():
             if staging != root:
                 shutil.rmtree(staging, ignore_errors=True)
-            _remove_empty(made)
+            remove_empty(made)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
             except BaseException:
                 if (staging / "old").exists():
                     (staging / "old").rename(target)
-                _remove_empty(made)
+                remove_empty(made)
                 raise
             for folder in {target.parent, *(folder.parent for folder in made)}:
                 _to_disk(folder)
@@ -88,17 +88,6 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
     finally:
         if staging != scratch:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def unwritable(root: Path, error: OSError) -> UsageError:
-    """What to tell a user whose outputs can't be written."""
-    found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-    return UsageError(
-        "the outputs can't be written",
-        where=root,
-        found=f"{found} (we run as user {os.getuid()})",
-        do="check permissions and free space of the output folder",
-    )
 
 
 def replace_text(path: Path, text: str, scratch: Path) -> None:
@@ -187,7 +176,7 @@ def _move_all(staging: Path, root: Path, replaces: Sequence[str], held: Sequence
         for copy, target in put_aside:
             if copy.exists():
                 copy.replace(target)
-        _remove_empty(made)
+        remove_empty(made)
         raise
 
 
@@ -218,10 +207,3 @@ def _signals_held() -> Iterator[Sequence[int]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if held:
             signal.raise_signal(held[0])
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders that we made and that hold nothing, deepest first."""
-    for folder in sorted(folders, key=lambda path: -len(path.parts)):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()

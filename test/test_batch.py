@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,16 @@ import SimpleITK as sitk
 
 import ensemble.publish
 from batch_runs import BROKEN, comparable, run_batch, start_batch, write_case, write_dataset, write_weights
-from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
+from conftest import (
+    GRID,
+    StubMember,
+    phantom_arrays,
+    phantom_case,
+    phantom_lesion,
+    tree,
+    write_contract_case,
+    write_image,
+)
 from dicom_files import write_series
 from ensemble.batch import workers
 from ensemble.batch.claims import Session
@@ -34,12 +44,15 @@ from ensemble.batch.identity import input_digests
 from ensemble.batch.places import Place, assign_places
 from ensemble.batch.progress import show
 from ensemble.batch.run import batch
+from ensemble.batch.tree import write_case as write_results
 from ensemble.batch.work import Job, Outcome
 from ensemble.batch.workers import gpus
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
 from ensemble.metrics import dice
+from ensemble.pipeline import Ensemble, segment
+from ensemble.progress import Silent
 from ensemble.readers.sources import source_files, stamps
 from ensemble.report.extras import Extras
 from ensemble.types import Modality
@@ -779,6 +792,24 @@ def test_killed_at_random_moments_and_run_again_the_tree_is_that_of_an_undisturb
     last.join()
     assert last.exitcode == 5
     assert comparable(out) == comparable(whole)
+
+
+def test_members_whose_names_have_the_same_letters_do_not_share_a_file(
+    tmp_path: Path, stub_ensemble: Callable[..., Ensemble]
+) -> None:
+    names = ("site_a", "site-a", "siteA", "b", "_", "..-")
+    ensemble = stub_ensemble(*(StubMember(name, level=1.2 + number / 5) for number, name in enumerate(names)))
+    result, extras = segment(phantom_case(), ensemble, Silent()), Extras(save_member_masks=True)
+    place = Place("1")
+    for members in (range(6), range(2)):
+        some = replace(result, outcomes=tuple(result.outcomes[number] for number in members))
+        write_results(tmp_path / "out", tmp_path / "s", place, phantom_case(), some, ensemble, extras, {"key": "x"})
+        folder = tmp_path / "out" / place.folder
+        masks = [path.name.lower() for path in folder.glob("*_desc-*_mask.nii.gz")]
+        assert len(set(masks)) == len(members)
+        said = {json.loads(path.read_text())["Description"].split()[-2] for path in folder.glob("*_desc-*_mask.json")}
+        assert said == {names[number] for number in members}
+    assert (tmp_path / "out" / "sub-1" / "sub-1_space-dwi_label-lesion_mask.nii.gz").is_file()
 
 
 def test_the_comparison_of_trees_notices_a_difference(tmp_path: Path, weights: Path) -> None:

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 from conftest import GRID, REPOSITORY, phantom_arrays, tree, write_contract_case, write_image
 from ensemble.cli import main
+from ensemble.folders import sole_writer
 from ensemble.members.nnunet import NnunetMember
 from ensemble.types import Modality
 from ensemble.volume import grid_of
@@ -323,6 +324,28 @@ def test_termination_in_mid_case_leaves_nothing(tmp_path: Path, weights: Path) -
         running.wait(timeout=30)
     assert running.returncode == 143
     assert tree(tmp_path / "out") == {}
+
+
+def test_a_second_writer_to_one_output_folder_is_2(
+    tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both would end with 0 and leave two masks, which the platform rejects."""
+    write_contract_case(tmp_path / "in")
+    files = ["--dwi", str(dwi_file(tmp_path / "in")), "--adc", str(adc_file(tmp_path / "in"))]
+    (tmp_path / "alias").symlink_to(tmp_path / "out")
+    with sole_writer(tmp_path / "out"):
+        assert contract(tmp_path / "in", tmp_path / "alias", weights) == 2
+        assert main(["run", *files, "--out", str(tmp_path / "out"), "--weights", str(weights)]) == 2
+        assert tree(tmp_path / "out") == {}
+    said, errors = capfd.readouterr()
+    assert said.count("somebody else is writing") == 2
+    assert errors == ""
+    assert contract(tmp_path / "in", tmp_path / "out", weights) == 0
+    assert contract(tmp_path / "in", tmp_path / "out", weights) == 0, "one after the other is no fault"
+    assert {name for name in tree(tmp_path / "out") if "." in name} == {
+        "results.json",
+        "images/stroke-lesion-segmentation/case-1.mha",
+    }
 
 
 def test_a_python_without_the_packages_is_told_where_they_are() -> None:

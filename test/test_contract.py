@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import earlier_masks, find_inputs
-from ensemble.errors import InputRefused, MembersFailed
+from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.pipeline import Ensemble
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case
@@ -192,6 +192,32 @@ def test_the_outputs_of_an_earlier_case_go(tmp_path: Path, stub_ensemble: Build)
         "images/stroke-lesion-segmentation/second.mha",
         "results.json",
     ]
+
+
+def test_a_mask_of_which_nothing_is_known_is_not_joined_by_another(tmp_path: Path, stub_ensemble: Build) -> None:
+    """Two masks are rejected by the platform; and what is nobody's is not ours to remove."""
+    stray = tmp_path / "out" / "images" / "stroke-lesion-segmentation" / "other.mha"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("left by who knows")
+    with pytest.raises(UsageError, match="another mask") as refusal:
+        run(write_contract_case(tmp_path / "in"), tmp_path / "out", stub_ensemble(StubMember("a")))
+    assert "other.mha" in refusal.value.found
+    assert [name for name, content in tree(tmp_path / "out").items() if content != b"<folder>"] == [
+        "images/stroke-lesion-segmentation/other.mha"
+    ]
+    stray.rename(stray.with_name("case-1.mha"))
+    run(tmp_path / "in", tmp_path / "out", stub_ensemble(StubMember("a")))
+
+
+def test_extras_of_other_members_and_options_go(tmp_path: Path, stub_ensemble: Build) -> None:
+    root, extras = write_contract_case(tmp_path / "in"), Extras(save_probabilities=True, save_member_masks=True)
+    run(root, tmp_path / "out", stub_ensemble(StubMember("a"), StubMember(".b"), StubMember("A-B.c_")), extras)
+    assert len(list((tmp_path / "out" / "members").iterdir())) == 6
+    run(root, tmp_path / "out", stub_ensemble(StubMember("d")), Extras(save_member_masks=True))
+    assert {name for name in tree(tmp_path / "out") if name.endswith(".mha") and "stroke" not in name} == {
+        "votes.mha",
+        "members/d_mask.mha",
+    }
 
 
 @pytest.mark.parametrize(

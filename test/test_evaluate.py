@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -15,11 +18,16 @@ from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 
 from conftest import GRID, tree, write_image
+from ensemble.batch.find import find_cases
+from ensemble.batch.places import assign_places
 from ensemble.cli import main
+from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import find_pairs
-from ensemble.evaluate.scores import Score, measure
+from ensemble.evaluate.scores import Score, measure, score
 from ensemble.evaluate.statistics import summarise
-from ensemble.types import AnyArray
+from ensemble.readers.names import stem
+from ensemble.streams import printable
+from ensemble.types import AnyArray, Modality
 
 SPACING_ZYX_MM = (5.0, 2.0, 1.5)
 Voxel = tuple[int, int, int]
@@ -186,10 +194,18 @@ def test_grids_that_differ_by_rounding_are_one(tmp_path: Path) -> None:
     ("prediction", "truth"),
     [
         ("sub-a1/ses-2/sub-a1_ses-2_space-dwi_label-lesion_mask.nii.gz", "derivatives/sub-a1/ses-2/sub-a1_ses-2_msk.nii.gz"),
-        ("sub-a1/sub-a1_space-dwi_label-lesion_mask.nii.gz", "a_1/lesion_gt.nii.gz"),
+        ("sub-a1/sub-a1_space-dwi_label-lesion_mask.nii.gz", "sub-a1/dwi/sub-a1_space-TRACE_desc-lesion_mask.nii.gz"),
+        ("sub-a1/ses-2/mask.nii.gz", "derivatives/sub-a1/ses-2/sub-a1_ses-2_desc-lesion_mask.nii.gz"),
+        ("sub-a1_run-1_mask.nii.gz", "sub-a1/anat/sub-a1_acq-x_run-01_label-L_mask.nii.gz"),
         ("a_1/mask.nii.gz", "a_1.nii.gz"),
-        ("a_1/images/stroke-lesion-segmentation/0f3e.mha", "a-1_seg.mha"),
+        ("a_1/images/stroke-lesion-segmentation/0f3e.mha", "a_1_seg.mha"),
+        ("images/stroke-lesion-segmentation/a_1.mha", "gt/a_1.mha"),
+        ("a_1/images/stroke-lesion-segmentation/x.mha", "a_1/images/y/z_seg.mha"),
         ("a1.mha", "labels/a1.mha"),
+        ("preds/a1.mha", "labels/a1.mha"),
+        ("site 2/a1/mask.mha", "site 2/a1_gt.nii.gz"),
+        ("a1.mha", "site 2/a1/lesion_gt.nii.gz"),
+        ("a_1_seg.mha", "a_1_seg.nii.gz"),
     ],
 )  # fmt: skip
 def test_masks_find_each_other(tmp_path: Path, prediction: str, truth: str) -> None:
@@ -199,11 +215,171 @@ def test_masks_find_each_other(tmp_path: Path, prediction: str, truth: str) -> N
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             path.with_name("x_dwi.nii.gz").touch()
+            path.with_name("sub-q_label-lesion_desc-member_mask.nii.gz").touch()
+            path.with_name("sub-q_desc-brain_mask.nii.gz").touch()
     pairs, without = find_pairs(tmp_path / "p", tmp_path / "t")
     assert not without
     assert [(len(pair.truth), len(pair.predictions)) for pair in pairs] == [(1, 1), (1, 1)]
     assert pairs[0].truth == (tmp_path / "t" / truth,)
     assert pairs[0].predictions == (tmp_path / "p" / prediction,)
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth"),
+    [
+        ("1_1.nii.gz", "11.nii.gz"),
+        ("张伟.nii.gz", "李娜.nii.gz"),
+        ("Müller.nii.gz", "Möller.nii.gz"),
+        ("Case1.nii.gz", "case1.nii.gz"),
+        ("case1.nii.gz", "case10.nii.gz"),
+        ("a-1.nii.gz", "a_1.nii.gz"),
+        ("a 1/mask.nii.gz", "a1/mask.nii.gz"),
+        ("sub-01_mask.nii.gz", "sub-1_mask.nii.gz"),
+        ("sub-1_ses-1_mask.nii.gz", "sub-1_mask.nii.gz"),
+        ("sub-1_ses-1_mask.nii.gz", "sub-1_ses-01_mask.nii.gz"),
+        ("sub-1_run-1_mask.nii.gz", "sub-1_run-2_mask.nii.gz"),
+        ("sub-1_run-1_mask.nii.gz", "sub-1_mask.nii.gz"),
+        ("sub-1_mask.nii.gz", "1_mask.nii.gz"),
+        ("sub-s1ses2_mask.nii.gz", "sub-s1_ses-2_mask.nii.gz"),
+        ("siteA/17/mask.nii.gz", "siteB/17/mask.nii.gz"),
+        ("!.nii.gz", "?.nii.gz"),
+    ],
+)
+def test_names_that_only_look_alike_are_refused_with_both_paths(tmp_path: Path, prediction: str, truth: str) -> None:
+    touch(tmp_path / "p", prediction)
+    touch(tmp_path / "t", truth)
+    with pytest.raises(InputRefused, match="no predicted mask belongs") as refusal:
+        find_pairs(tmp_path / "p", tmp_path / "t")
+    assert all(str(tmp_path / path) in refusal.value.found for path in (f"p/{prediction}", f"t/{truth}"))
+    touch(tmp_path / "p", "good_mask.nii.gz")
+    touch(tmp_path / "t", "good_mask.nii.gz")
+    touch(tmp_path / "p", prediction.replace(".nii", "_mask.nii") if "mask" not in prediction else prediction)
+    touch(tmp_path / "t", truth.replace(".nii", "_mask.nii") if "mask" not in truth else truth)
+    pairs, without = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert [pair.case for pair in pairs if pair.predictions] == ["good"]
+    (alone,) = [pair for pair in pairs if not pair.predictions]
+    with pytest.raises(InputRefused, match="no predicted mask") as refusal:
+        score(alone)
+    assert str(alone.truth[0]) in str(refusal.value)
+    assert "p/" in refusal.value.found
+    assert len(without) == 1
+
+
+@pytest.mark.parametrize(("one", "other"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_one_name_in_two_unicode_forms_is_one(tmp_path: Path, one: str, other: str) -> None:
+    for name in ("Müller", "Möller", "김철수"):
+        touch(tmp_path / "p", unicodedata.normalize(one, name) + ".nii.gz")
+        touch(tmp_path / "t", unicodedata.normalize(other, name) + "_gt.nii.gz")
+    pairs, without = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert not without
+    told = [unicodedata.normalize("NFC", stem(path)) for pair in pairs for path in (*pair.truth, *pair.predictions)]
+    assert told == ["Möller_gt", "Möller", "Müller_gt", "Müller", "김철수_gt", "김철수"]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "truths"),
+    [
+        (("a.mha", "a.nii.gz"), ("a_gt.mha",)),
+        (("a.mha",), ("x/a_gt.mha", "y/a_gt.mha")),
+        (("x/a.mha", "y/a.mha"), ("a_gt.mha",)),
+        (("sub-1_mask.mha",), ("sub-1_desc-lesion1_mask.mha", "sub-1_desc-lesion2_mask.mha")),
+        (("sub-1_run-1_mask.mha",), ("sub-1_acq-a_run-1_mask.mha", "sub-1_acq-a_run-01_mask.mha")),
+    ],
+)
+def test_masks_that_can_not_be_told_apart_are_refused_with_all_paths(
+    tmp_path: Path, predictions: tuple[str, ...], truths: tuple[str, ...]
+) -> None:
+    touch(tmp_path / "p", *predictions)
+    touch(tmp_path / "t", *truths)
+    (pair,), without = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert not without
+    with pytest.raises(InputRefused, match="more than one") as refusal:
+        score(pair)
+    assert all(str(tmp_path / "p" / name) in refusal.value.found for name in predictions)
+    assert all(str(tmp_path / "t" / name) in refusal.value.found for name in truths)
+
+
+def test_duplicated_names_go_by_their_folders(tmp_path: Path) -> None:
+    names = (
+        "siteA/17/mask.mha",
+        "siteB/17/mask.mha",
+        "siteB/18_mask.mha",
+        "18_mask.mha",
+        "sub-1/sub-1_mask.mha",
+        "x/sub-1/sub-1_mask.mha",
+    )
+    touch(tmp_path / "p", *names)
+    touch(tmp_path / "t", *(name.replace("mask", "seg") for name in names))
+    pairs, without = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert not without
+    told = {str(pair.truth[0].relative_to(tmp_path / "t")): pair.predictions[0] for pair in pairs}
+    assert told == {name.replace("mask", "seg"): tmp_path / "p" / name for name in names}
+
+
+TREES = {
+    "odd names": ("1_1/dwi", "11/dwi", "Müller/dwi", "Möller/dwi", "张伟/dwi", "李娜/dwi", "a b/dwi", "a-b/dwi", "A b/dwi"),
+    "sites": ("siteA/17/dwi", "siteB/17/dwi", "siteB/18/dwi"),
+    "flat": ("17_dwi", "1_7_dwi", "x/18_dwi", "y/18_dwi", "y/19_dwi"),
+    "one to a folder": ("c1/17_dwi", "c2/17_dwi"),
+    "contract": ("a_1/images/dwi-brain-mri/x", "a1/images/dwi-brain-mri/x", "site/a1/images/dwi-brain-mri/y"),
+    "BIDS": ("sub-1/ses-a/dwi/sub-1_ses-a_dwi", "sub-1/ses-b/dwi/sub-1_ses-b_dwi", "sub-2/dwi/sub-2_run-1_dwi"),
+    "BIDS at two sites": ("s1/sub-1/sub-1_dwi", "s2/sub-1/sub-1_dwi"),
+    "a single case": ("dwi",),
+    "long": ("n" * 150 + "1/dwi", "n" * 150 + "2/dwi"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layout", "truths"),
+    [(layout, "beside") for layout in TREES] + [(layout, "apart") for layout in TREES if layout != "a single case"],
+)
+def test_the_tree_of_a_batch_matches_its_data_set(tmp_path: Path, layout: str, truths: str) -> None:
+    """Whatever labels it had to make of the names: its reports know them."""
+    data, out, true = tmp_path / "data", tmp_path / "out", tmp_path / ("data" if truths == "beside" else "truth")
+    truth_of = {}
+    for image in TREES[layout]:
+        touch(data, f"{image}.nii.gz", re.sub("dwi(?=[^/]*$)|dwi(?=-brain)", "adc", image) + ".nii.gz")
+        of_contract = "brain-mri" in image
+        truth_of[f"{image}.nii.gz"] = (
+            f"{image.split('/images')[0]}/lesion_gt.nii.gz"
+            if of_contract
+            else re.sub("dwi$", "lesion_gt.nii.gz", image)
+        )
+        touch(true, truth_of[f"{image}.nii.gz"])
+    cases = find_cases(data, out)
+    assert [case.problem for case in cases] == [None] * len(TREES[layout])
+    expected = {}
+    for case in cases:
+        place = assign_places(cases)[case.name]
+        mask = out / place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz"
+        touch(mask.parent, mask.name)
+        files = {modality.value: printable(str(path)) for modality, path in case.files.items()}
+        report = {"case": {"name": printable(case.name), "files": files}, "batch": {"key": "x"}}
+        (mask.parent / "report.json").write_text(json.dumps(report))
+        expected[mask] = true / truth_of[case.files[Modality.DWI].relative_to(data).as_posix()]
+    pairs, without = find_pairs(out, true)
+    assert not without
+    assert {pair.predictions: pair.truth for pair in pairs} == {(mask,): (truth,) for mask, truth in expected.items()}
+
+
+def test_a_tree_of_results_within_its_data_set_is_no_truth(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "sub-1/sub-1_dwi.nii.gz",
+        "sub-1/sub-1_desc-lesion_mask.nii.gz",
+        "derivatives/out/sub-1/sub-1_label-lesion_mask.nii.gz",
+    )
+    (pair,), without = find_pairs(tmp_path / "derivatives" / "out", tmp_path)
+    assert (len(pair.truth), len(pair.predictions), without) == (1, 1, [])
+    with pytest.raises(InputRefused, match="hold the true"):
+        find_pairs(tmp_path, tmp_path / "sub-1")
 
 
 def test_nothing_to_compare_is_refused_and_nothing_written(masks: tuple[Path, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_folders_without_a_manifest_are_recognised_by_their_layout(tmp_path: Pat
             (tmp_path / name / file).write_text("{}")
     specs = find_members(tmp_path)
     assert [(spec.name, spec.intensities) for spec in specs] == [
-        ("x/Dataset1/trainer__plans__3d_fullres", "native"),
+        ("x__Dataset1__trainer__plans__3d_fullres", "native"),
         ("y", "native"),
     ]
     assert [spec.name for spec in find_members(tmp_path / "y")] == ["y"]
@@ -156,3 +157,90 @@ def test_shipped_folders_say_themselves_what_they_need(tmp_path: Path) -> None:
             (target / name).write_bytes((spec.folder / name).read_bytes())
     found = {spec.name: (spec.intensities, spec.orientation) for spec in find_members(tmp_path)}
     assert found == dict.fromkeys((spec.name for spec in find_members(SHIPPED_WEIGHTS)), ("physical", "canonical"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../../victim",
+        "/tmp/x",
+        "a\\b",
+        "a b",
+        "a,b",
+        "ü",
+        "a\n",
+        "a\0b",
+        "x" * 101,
+        7,
+        None,
+        ["a"],
+    ],
+)
+def test_a_name_that_is_a_path_or_no_name_is_broken_weights(tmp_path: Path, name: object) -> None:
+    """With --save-member-masks it would name a file outside the output folder."""
+    with pytest.raises(WeightsBroken, match="manifest") as error:
+        find_members(write_manifest(tmp_path, ENTRY | {"name": name}))
+    assert error.value.exit_code == 4
+    assert "name" in error.value.found
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "member.json").write_text(json.dumps({"name": name, "kind": "nnunet"}))
+    with pytest.raises(WeightsBroken, match="packed member"):
+        find_members(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-9", "..a", "mask", "ensemble", "fused", "votes", "CON", "x" * 100])
+def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
+    assert [spec.name for spec in find_members(write_manifest(tmp_path, ENTRY | {"name": name}))] == [name]
+
+
+def test_names_that_differ_by_capitals_only_are_broken_weights(tmp_path: Path) -> None:
+    with pytest.raises(WeightsBroken) as error:
+        find_members(write_manifest(tmp_path, ENTRY, ENTRY | {"name": "A"}))
+    assert "same name" in error.value.found
+
+
+def test_a_folder_outside_the_weights_folder_is_broken_weights(tmp_path: Path) -> None:
+    weights, outside = tmp_path / "w", tmp_path / "outside"
+    weights.mkdir()
+    outside.mkdir()
+    (weights / "link").symlink_to(outside)
+    for folder in ("../outside", str(outside), "link", "a/../../outside", "..", "../w2"):
+        with pytest.raises(WeightsBroken) as error:
+            find_members(write_manifest(weights, ENTRY | {"folder": folder}))
+        assert "outside the weights folder" in error.value.found
+    for folder in ("a", ".", "a/../b", "../w/a"):
+        assert len(find_members(write_manifest(weights, ENTRY | {"folder": folder}))) == 1
+    (tmp_path / "alias").symlink_to(weights)
+    assert len(find_members(tmp_path / "alias")) == 1
+
+
+def test_folders_that_are_found_get_names_that_are_safe_and_their_own(tmp_path: Path) -> None:
+    folders = [
+        "site/a",
+        "site__a",
+        "site_a",
+        "B",
+        "b",
+        "my model",
+        "my_model",
+        "ü",
+        "…",
+        "..x",
+        "long" * 20 + "/" + "er" * 30,
+    ]
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        for file in ("plans.json", "dataset.json"):
+            (tmp_path / folder / file).write_text("{}")
+    found = {spec.folder.relative_to(tmp_path).as_posix(): spec.name for spec in find_members(tmp_path)}
+    assert set(found) == set(folders)
+    assert len({name.lower() for name in found.values()}) == len(folders)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) and name not in (".", "..") for name in found.values())
+    assert (found["site_a"], found["..x"]) == ("site_a", "..x")
+    assert found["site/a"].startswith("site__a")
+    assert [spec.name for spec in find_members(tmp_path, (found["b"],))] == [found["b"]]

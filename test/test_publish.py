@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +16,9 @@ import pytest
 import SimpleITK as sitk
 
 import ensemble.publish
-from conftest import GRID, phantom_lesion, tree
+from conftest import GRID, REPOSITORY, phantom_lesion, tree
 from ensemble.errors import UsageError
+from ensemble.folders import sole_writer
 from ensemble.publish import check_writable, publish, replace_text, write_json, write_volume
 from ensemble.volume import Volume, grid_of
 
@@ -207,3 +211,99 @@ def test_asking_whether_a_place_is_writable_changes_nothing(tmp_path: Path) -> N
         check_writable(tmp_path / "file")
     with pytest.raises(UsageError):
         check_writable(tmp_path / ("x" * 300))
+
+
+def test_a_second_writer_is_refused_by_whatever_path_it_comes(tmp_path: Path) -> None:
+    out, alias = tmp_path / "out", tmp_path / "alias"
+    alias.symlink_to(out)
+    with sole_writer(out):
+        for path in (out, alias, tmp_path / "x" / ".." / "out", out / "."):
+            (tmp_path / "x").mkdir(exist_ok=True)
+            with pytest.raises(UsageError, match="somebody else") as refusal, sole_writer(path):
+                raise AssertionError
+            assert refusal.value.exit_code == 2
+        with sole_writer(tmp_path / "other"), publish(out) as staging:
+            (staging / "mask").touch()
+    assert set(tree(tmp_path)) == {"alias", "out", "out/mask", "x"}
+    with sole_writer(alias):
+        pass
+    assert set(tree(tmp_path)) == {"alias", "out", "out/mask", "x"}
+
+
+def test_a_folder_made_for_outputs_that_never_came_goes_again(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), sole_writer(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+        raise RuntimeError
+    assert tree(tmp_path) == {}
+
+
+def test_who_is_refused_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found no folder and made it; the other one was quicker with the lock."""
+    out, really, others = tmp_path / "out", fcntl.flock, []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not others:
+            others.append(os.open(out, os.O_RDONLY))
+            really(others[0], fcntl.LOCK_EX)
+        really(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UsageError, match="somebody else"), sole_writer(out):
+        pass
+    os.close(others[0])
+    assert set(tree(tmp_path)) == {"out"}
+
+
+def test_a_folder_that_its_maker_took_away_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, really, times = tmp_path / "out", fcntl.flock, iter([True])
+
+    def flock(descriptor: int, how: int) -> None:
+        if next(times, False):
+            out.rmdir()
+        really(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with sole_writer(out):
+        monkeypatch.undo()
+        with pytest.raises(UsageError, match="somebody else"), sole_writer(out):
+            pass
+
+
+def test_a_killed_writer_leaves_neither_lock_nor_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom ensemble.folders import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, out], cwd=REPOSITORY, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert tree(out) == {}
+    with sole_writer(out):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_noted_and_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level("INFO"), sole_writer(tmp_path / "out"):
+        pass
+    assert "can't be locked" in caplog.text
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_no_place_for_outputs(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o300)
+    with pytest.raises(UsageError, match="can't be written"), sole_writer(tmp_path / "out"):
+        pass
+
+
+def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(UsageError, match="can't be written"), sole_writer(tmp_path / "out"):
+        pass

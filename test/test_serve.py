@@ -27,6 +27,7 @@ from ensemble.cli import main
 from ensemble.contract.serve import _listen
 from ensemble.contract.supervisor import Supervisor, Unavailable
 from ensemble.contract.worker import Done, Job, Ready
+from ensemble.folders import sole_writer
 from nnunet_folders import FolderSpec, build_folder
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ISLES_")}
@@ -235,6 +236,19 @@ def test_what_others_put_into_the_output_folder_stays(tmp_path: Path, weights: P
         status, body = server.invoke()
         assert (status, body["error"]["what"]) == (422, "the input folder does not exist")
         assert files(server.output) == {"notes.txt", "results.json"}
+
+
+def test_a_call_leaves_alone_what_another_process_is_writing(tmp_path: Path, weights: Path) -> None:
+    write_contract_case(tmp_path / "in")
+    with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
+        assert server.invoke()[0] == 201
+        before = tree(server.output)
+        with sole_writer(server.output):
+            status, body = server.invoke()
+            assert (status, body["exit_code"]) == (500, 2)
+            assert "somebody else" in body["error"]["what"]
+            assert tree(server.output) == before
+        assert server.invoke()[0] == 201
 
 
 def test_other_routes_are_refused_without_redirects(tmp_path: Path, weights: Path) -> None:

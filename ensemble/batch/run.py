@@ -17,10 +17,10 @@ from ensemble.batch.tree import describe_tree, refuse_foreign_tree
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.batch.workers import gpus, work_on_each
 from ensemble.config import RunConfig
+from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.pipeline import load
-from ensemble.publish import unwritable
 from ensemble.report.extras import Extras
 from ensemble.streams import last_word
 

@@ -12,8 +12,10 @@ from typing import Any
 from ensemble import __version__
 from ensemble.batch.places import Place
 from ensemble.errors import InputRefused, UsageError
+from ensemble.folders import unwritable
+from ensemble.members.names import distinct
 from ensemble.pipeline import Ensemble, Result
-from ensemble.publish import publish_folder, replace_text, unwritable, write_json, write_volume
+from ensemble.publish import publish_folder, replace_text, write_json, write_volume
 from ensemble.readers.base import RawCase
 from ensemble.report.extras import Extras, write_report
 from ensemble.report.run_report import RESEARCH_USE, build_report
@@ -66,10 +68,9 @@ def write_case(
             "mask",
             {"Type": "Lesion", "Description": "Lesion, by vote of the members"},
         )
-        for outcome in result.outcomes:
+        for outcome, label in zip(result.outcomes, _labels(result), strict=True):
             if outcome.prediction is None:
                 continue
-            label = "desc-" + re.sub(r"[^A-Za-z0-9]", "", outcome.member)
             about = {"Description": f"What the member {outcome.member} says"}
             if extras.save_member_masks:
                 names.write(outcome.prediction.mask, f"label-lesion_{label}", "mask", about | {"Type": "Lesion"})
@@ -86,6 +87,12 @@ def write_case(
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != REPORT}
         batch = all_printable({**made_of, "outputs": sizes})
         write_json(build_report(raw, result, ensemble) | {"batch": batch}, folder / REPORT)
+
+
+def _labels(result: Result) -> list[str]:
+    """A BIDS entity for each member. Labels hold letters and digits only: where that makes two alike, a digest of the name is added."""
+    names = [outcome.member for outcome in result.outcomes]
+    return [f"desc-{label}" for label in distinct([re.sub(r"[^A-Za-z0-9]", "", name) for name in names], names)]
 
 
 class _Names:

@@ -17,9 +17,9 @@ from ensemble.batch.places import Place
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.config import Device
 from ensemble.errors import MembersFailed, UserError
+from ensemble.folders import unwritable
 from ensemble.pipeline import load
 from ensemble.progress import Silent
-from ensemble.publish import unwritable
 
 log = logging.getLogger(__name__)
 

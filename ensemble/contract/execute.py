@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ensemble.config import EXTRAS, Extras
-from ensemble.contract.isles22 import RESULTS, ContractCase, earlier_masks
+from ensemble.contract.isles22 import RESULTS, ContractCase, earlier_masks, refuse_unknown_masks
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
 from ensemble.publish import publish, write_json, write_volume
 from ensemble.readers.base import RawCase
@@ -17,8 +17,9 @@ def execute(
 ) -> Result:
     """Segment a case and publish its outputs, all or nothing; those of an earlier case in the same folder go.
 
-    Raises as `pipeline.segment` does, and InputRefused when the files were exchanged meanwhile.
+    Raises as `pipeline.segment` does; InputRefused when the files were exchanged meanwhile; UsageError where another mask lies.
     """
+    refuse_unknown_masks(output_root, found)
     result = segment(raw, ensemble, watcher)
     found.refuse_if_changed()
     with publish(output_root, replaces=(*earlier_masks(output_root), *EXTRAS)) as staging:

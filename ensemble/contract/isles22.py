@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.errors import InputRefused
+from ensemble.errors import InputRefused, UsageError
 from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
 from ensemble.readers.sources import Stamp, stamps
@@ -165,6 +165,20 @@ def _inside(relative: Path) -> Path:
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"relative_path {str(relative)!r} leaves the input folder")
     return relative
+
+
+def refuse_unknown_masks(output_root: Path, case: ContractCase) -> None:
+    """Raise UsageError for a mask beside that of this case that no `results.json` lists: the platform rejects two."""
+    folder = output_root / "images" / OUTPUT_SLUG
+    known = {path for pattern in earlier_masks(output_root) for path in output_root.glob(pattern)}
+    unknown = {path for path in folder.glob("*") if image_suffix(path)} - known - {output_root / case.mask_path}
+    if unknown:
+        raise UsageError(
+            "another mask lies where that of this case belongs",
+            where=folder,
+            found=", ".join(sorted(path.name for path in unknown)),
+            do="move it away, or give another output folder",
+        )
 
 
 def earlier_masks(output_root: Path) -> list[str]:

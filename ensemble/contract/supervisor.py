@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnProcess
 from ensemble.contract.output_folder import OutputFolder
 from ensemble.contract.worker import Done, Failed, Job, Ready, Setup, work
 from ensemble.errors import MembersFailed, UsageError, WeightsBroken
+from ensemble.folders import sole_writer
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,13 @@ class Supervisor:
         try:
             if not await self.settled(max(until - time.monotonic(), 0)):
                 raise Unavailable("the server is ending" if self._stopping else "the members are not loaded yet")
-            return await self._run(job)
+            with sole_writer(
+                job.output_root
+            ):  # here, since what the worker leaves when it dies must be cleaned up under it, too
+                return await self._run(job)
+        except UsageError as error:
+            log.error("error: %s", error)
+            return Failed.of(error)
         finally:
             self._turn.release()
 

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ensemble.errors import InputRefused
-from ensemble.readers.names import image_suffix, stem
+from ensemble.readers.names import ARCHIVE, image_suffix, stem
+from ensemble.streams import printable
 
 _BIDS = re.compile(r"^sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?(?=_|$)")
+_SUBJECT, _SESSION = re.compile(r"sub-([A-Za-z0-9]+)"), re.compile(r"ses-([A-Za-z0-9]+)")
+_RUN = re.compile(r"_run-(\d+)(?=_|$)")
 #: What people call a mask, at the end of its name or as the whole of it.
 _MASK = re.compile(r"(?:^|[_\-. ])(?:lesion[_\-]?)?(?:mask|msk|seg|segmentation|gt|truth|labels?|lesions?)$", re.I)
-#: What is no mask of the lesion, though it lies beside one.
-_OTHER = re.compile(r"(?:^|[_\-. ])(?:dwi|adc|flair|probability|probseg|votes|t1w?|t2w?|brain[_\-]?mask)$|_desc-", re.I)
+#: What is no mask of the lesion, though it lies beside one: images, brains, what a batch writes of single members.
+_OTHER = re.compile(
+    r"(?:^|[_\-. ])(?:dwi|adc|flair|probability|probseg|votes|t1w?|t2w?|brain[_\-]?mask)$|_label-lesion_desc-|_desc-(?:votes|brain)",
+    re.I,
+)
+_MODALITY = re.compile(r"(?:^|[_\-. ])(?:dwi|adc|flair)$", re.I)
 #: Folders of a tree that hold something else than a mask of the case.
 _PASSED_OVER = {"members", "superseded", "sourcedata", "code"}
+#: Folders that say what lies in them, not whose it is.
+_KINDS = re.compile(
+    r"anat|dwi|derivatives|rawdata|images|outputs?|results?|stroke-lesion-segmentation|labelsT[rs]"
+    r"|(?:lesion[_\-]?)?(?:masks?|labels?|truths?|gt|segmentations?|lesions?)|ground[_\-]?truths?|pred(?:iction)?s?|predicted",
+    re.I,
+)
+
+#: A name with the folders that it lies in.
+Name = tuple[str, ...]
+#: Subject, session (empty without), run.
+Entities = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True)
@@ -29,34 +51,111 @@ class Pair:
     truth: tuple[Path, ...]
     predictions: tuple[Path, ...]
     """One each, unless something is missing or ambiguous."""
+    others: tuple[Path, ...] = ()
+    """Predictions without a true mask, where there is none for this case: those with a similar name, else any."""
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A mask file, and what it says of its case."""
+
+    path: Path
+    stored: Name
+    """Its folders and its name, as they are."""
+    names: tuple[Name, ...]
+    """What its case may be called, without words such as `_mask`."""
+    entities: Entities | None
+
+    @property
+    def case(self) -> str:
+        """What to call its case."""
+        return bids.group(0) if (bids := _BIDS.match(stem(self.path))) else "/".join(self.names[0])
 
 
 def find_pairs(predictions: Path, truths: Path) -> tuple[list[Pair], list[str]]:
     """Pair the masks of two folders (or two files): one pair for each case with a true mask, and the cases that have none.
 
-    Cases are matched by their BIDS labels; else by the file's name without words such as `_mask`; else, when that leaves nothing, by
-    the name of its folder. Letters and digits count, punctuation does not. Raises InputRefused when nothing matches.
+    Two masks belong together when their cases have one name: that of the file without words such as `_mask`, with the folders that it
+    lies in as far as both have some; what a batch wrote goes by the names in its reports. Else, when sub, ses and run of their BIDS
+    names are equal. Names are equal when all their characters are, in whichever Unicode form. Raises InputRefused when nothing matches.
     """
     if predictions.is_file() and truths.is_file():
         return [Pair(stem(truths), (truths,), (predictions,))], []
-    true, predicted = _masks_by_case(truths), _masks_by_case(predictions)
-    if not set(true) & set(predicted):
+    inner, outer = predictions.resolve(), truths.resolve()
+    if inner != outer and outer.is_relative_to(inner):
+        raise InputRefused(
+            "the predictions hold the true masks",
+            where=predictions,
+            found=str(truths),
+            do="give the folder of the predicted masks alone",
+        )
+    predicted = _masks(predictions)
+    true = [mask for mask in _masks(truths) if inner == outer or not mask.path.resolve().is_relative_to(inner)]
+    pairs: list[Pair] = []
+    for related in (_stored, _named, _named_below, _same_entities):
+        groups = _groups(true, predicted, related)
+        pairs += [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
+        taken = {mask for group in groups for side in group for mask in side}
+        true, predicted = ([mask for mask in side if mask not in taken] for side in (true, predicted))
+    if not pairs:
         raise InputRefused(
             "no predicted mask belongs to a true one",
             where=predictions,
-            found=f"predictions of {_some(predicted)}; true masks of {_some(true)}",
+            found=f"predictions {_some(predicted)}; true masks {_some(true)}",
             do="name both by the case, for example sub-01_ses-1_mask.nii.gz, 01.nii.gz or 01/mask.nii.gz",
         )
-    names = {key: paths[0][0] for key, paths in (predicted | true).items()}
-    pairs = [
-        Pair(names[key], tuple(path for _, path in true[key]), tuple(path for _, path in predicted.get(key, ())))
-        for key in sorted(true)
-    ]
-    return pairs, [names[key] for key in sorted(set(predicted) - set(true))]
+    pairs += [Pair(mask.case, (mask.path,), (), _similar(mask, predicted)) for mask in true]
+    return sorted(pairs, key=lambda pair: (pair.case, pair.truth)), sorted(mask.case for mask in predicted)
 
 
-def _masks_by_case(root: Path) -> dict[str, list[tuple[str, Path]]]:
-    """Mask files below a folder, by what identifies their case, with the case's name for people."""
+# Keys under which two masks are related: each function gives those of a mask; for the third, names and all ends of names.
+
+
+def _stored(mask: _Mask, whole: bool) -> Iterable[Any]:
+    return [mask.stored]
+
+
+def _named(mask: _Mask, whole: bool) -> Iterable[Any]:
+    return mask.names
+
+
+def _named_below(mask: _Mask, whole: bool) -> Iterable[Any]:
+    return mask.names if whole else {name[start:] for name in mask.names for start in range(len(name))}
+
+
+def _same_entities(mask: _Mask, whole: bool) -> Iterable[Any]:
+    return [mask.entities] if mask.entities else []
+
+
+def _groups(
+    true: Sequence[_Mask], predicted: Sequence[_Mask], keys: Callable[[_Mask, bool], Iterable[Any]]
+) -> list[tuple[list[_Mask], list[_Mask]]]:
+    """True and predicted masks that are related, directly or through others; more than one of either is ambiguous."""
+    leader: dict[_Mask, _Mask] = {mask: mask for mask in (*true, *predicted)}
+
+    def lead(mask: _Mask) -> _Mask:
+        while leader[mask] is not mask:
+            mask = leader[mask]
+        return mask
+
+    for one_side, other_side in ((true, predicted), (predicted, true)):
+        by_key: dict[Any, list[_Mask]] = defaultdict(list)
+        for mask in one_side:
+            for key in keys(mask, True):
+                by_key[key].append(mask)
+        for mask in other_side:
+            for key in keys(mask, False):
+                for partner in by_key.get(key, ()):
+                    leader[lead(partner)] = lead(mask)
+    groups: dict[_Mask, tuple[list[_Mask], list[_Mask]]] = defaultdict(lambda: ([], []))
+    for side, masks in enumerate((true, predicted)):
+        for mask in masks:
+            groups[lead(mask)][side].append(mask)
+    return [group for group in groups.values() if group[0] and group[1]]
+
+
+def _masks(root: Path) -> list[_Mask]:
+    """The mask files below a folder."""
     if not root.exists():
         raise InputRefused("the folder does not exist", where=root, do="check the path")
     images = [root] if root.is_file() else [path for path in _files(root) if image_suffix(path)]
@@ -69,22 +168,63 @@ def _masks_by_case(root: Path) -> dict[str, list[tuple[str, Path]]]:
             found=f"{len(images)} images",
             do="give a folder of masks (.nii.gz, .mha ...)",
         )
-    found: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    for path in masks:
-        name = case_name(path, root)
-        found[re.sub(r"[^A-Za-z0-9]", "", name.removeprefix("sub-").replace("_ses-", "ses"))].append((name, path))
-    return found
+    report = cache(_report)
+    return [_mask(path, root, report(path.parent)) for path in masks]
 
 
-def case_name(path: Path, root: Path) -> str:
-    """The case that a mask file says it belongs to."""
-    name = stem(path)
-    if bids := _BIDS.match(name):
-        return bids.group(0)
+def _mask(path: Path, root: Path, report: dict[str, Any]) -> _Mask:
     folders = (path.relative_to(root) if path != root else Path(path.name)).parent.parts
-    if "images" in folders[1:]:  # the contract's layout below a folder for each case
-        return "_".join(folders[: folders.index("images")])
-    return _MASK.sub("", name) or "_".join(folders) or name
+    stored = _spelt((*folders, stem(path)))
+    if report:  # labels of a batch's own tree may have lost what tells two cases apart
+        name, dwi = str(report["case"]["name"]), Path(report["case"]["files"]["dwi"])
+        names = [_spelt(name.split("/")), *_names_of(dwi.parent.parts, _own_name(dwi), _MODALITY)]
+        labelled = dwi if _BIDS.match(dwi.name) else Path(name)
+        return _Mask(path, stored, tuple(dict.fromkeys(names)), _entities(labelled))
+    above = root.resolve() if root.is_dir() else root.resolve().parent
+    names = list(_names_of(folders, stem(path), _MASK)) or [_spelt([above.name])]
+    return _Mask(path, stored, tuple(names), _entities(Path(*folders, stem(path))))
+
+
+def _names_of(folders: Sequence[str], name: str, words: re.Pattern[str]) -> Iterator[Name]:
+    """What the case of a file may be called, by its place and name; without words that say only what the file is."""
+    whose = [folder for folder in folders if not _KINDS.fullmatch(folder)]
+    if own := words.sub("", name):
+        if len(folders) > 2 and folders[-2] == "images":  # the contract's layout below a folder for each case
+            yield _spelt([folder for folder in folders[:-2] if folder in whose])
+        yield _spelt([*whose, own])
+    elif whose:
+        yield _spelt(whose)
+
+
+def _own_name(image: Path) -> str:
+    """The name of an image file, or of a folder or archive of DICOM, without its ending."""
+    return stem(image) if image_suffix(image) or image.suffix.lower() == ARCHIVE else image.name
+
+
+def _entities(path: Path) -> Entities | None:
+    """Subject, session and run by BIDS labels: of the file's name, else of the folders that it lies in."""
+    name, own = path.name, _BIDS.match(path.name)
+    subjects = [own] if own else [found for part in reversed(path.parts) if (found := _SUBJECT.fullmatch(part))]
+    if not subjects:
+        return None
+    sessions = [found[1] for part in reversed(path.parts) if (found := _SESSION.fullmatch(part))]
+    session = (own and own[2]) or next(iter(sessions), "")
+    run = _RUN.search(name) if own else None
+    return subjects[0][1], session, int(run[1]) if run else None
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """The report that a batch has laid beside a mask; empty where there is none."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return report if report["batch"] and report["case"]["name"] and report["case"]["files"]["dwi"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _spelt(parts: Iterable[str]) -> Name:
+    """In one Unicode form, and with what can't be decoded as reports spell it."""
+    return tuple(unicodedata.normalize("NFC", printable(part)) for part in parts)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -93,6 +233,16 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _some(masks: dict[str, list[tuple[str, Path]]]) -> str:
-    names = [paths[0][0] for paths in masks.values()]
-    return ", ".join(names[:3]) + (f" ... ({len(names)} in all)" if len(names) > 3 else "")
+def _similar(mask: _Mask, others: Sequence[_Mask]) -> tuple[Path, ...]:
+    """For a message: masks whose names look like this one's, else any, three at most."""
+    alike = [other for other in others if _lossy(other) == _lossy(mask)]
+    return tuple(other.path for other in (alike or others)[:3])
+
+
+def _lossy(mask: _Mask) -> str:
+    letters = unicodedata.normalize("NFKD", mask.names[0][-1].casefold().removeprefix("sub-"))
+    return re.sub(r"[\W_]|(?<!\d)0+(?=\d)", "", letters)
+
+
+def _some(masks: Sequence[_Mask]) -> str:
+    return ", ".join(str(mask.path) for mask in masks[:3]) + (f" ... ({len(masks)} in all)" if len(masks) > 3 else "")

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import Pair
 from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.metrics import detected_lesions, dice, lesion_f1, volume_ml
-from ensemble.readers.integrity import remarks_or_refusal
-from ensemble.readers.native import last_line
-from ensemble.streams import native_stderr_to_log
-from ensemble.volume import Volume, from_sitk
+from ensemble.readers.stored import not_3d, read_stored
+from ensemble.volume import Volume
 
 #: The measures of ISLES'22.
 MEASURES = ("dice", "lesion_f1", "avd_ml", "alcd")
@@ -46,7 +43,7 @@ class Score:
 
 def score(pair: Pair) -> Score:
     """Measure one pair. Raises InputRefused when a mask is missing, ambiguous, unreadable or no mask, or when the grids differ."""
-    truth, prediction = _only(pair.truth, "true", pair.case), _only(pair.predictions, "predicted", pair.case)
+    truth, prediction = _only_two(pair)
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
     if not true.grid.distance_voxels(predicted.grid) <= ROUNDING_VOXELS:
         raise InputRefused(
@@ -82,47 +79,42 @@ def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm
 
 
 def read_mask(path: Path, label: str) -> Volume:
-    """A mask file as bool. Raises InputRefused for what can't be read whole, or holds more than one value beside 0."""
-    if not path.is_file():
-        raise InputRefused(f"the {label} does not exist", where=path, do="check the path")
-    remarks_or_refusal(path, label)
-    try:
-        with native_stderr_to_log():
-            volume = from_sitk(_three_dimensional(sitk.ReadImage(str(path)), path, label))
-    except RuntimeError as error:
-        raise InputRefused(
-            f"the {label} is not a readable image",
-            where=path,
-            found=last_line(error),
-            do="copy or export it again",
-        ) from error
-    values = np.unique(volume.array)
-    if len(values) > 2 or not np.isfinite(values).all() or (len(values) == 2 and values[0] != 0):
+    """A mask file as bool. Raises InputRefused for what can't be read whole, or holds anything but 0 and one other value as stored."""
+    stored = read_stored(path, label)
+    values = stored.values(np.float64) if stored.scale != (1.0, 0.0) else stored.array
+    if values.ndim == 4 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 3:
+        raise not_3d(path, label, values.shape[::-1])
+    found = np.unique(values)
+    if len(found) > 2 or not np.isfinite(found).all() or found[0] < 0 or (len(found) == 2 and found[0] != 0):
+        finite = found[np.isfinite(found)]
+        numbers = f"between {finite[0]:g} and {finite[-1]:g}" if len(finite) else "none of them a number"
+        odd = int((~np.isfinite(values)).sum())
         raise InputRefused(
             f"the {label} is no mask",
             where=path,
-            found=f"{len(values)} values between {values[0]:g} and {values[-1]:g}",
+            found=f"{len(found)} values {numbers}" + f", {odd} voxels NaN or infinite" * bool(odd),
             do="give 0 outside the lesion and one other value inside",
         )
-    return volume.like(volume.array != 0)
+    return Volume(values != 0, stored.grid)
 
 
-def _three_dimensional(image: sitk.Image, path: Path, label: str) -> sitk.Image:
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputRefused(f"the {label} is not a 3-D mask", where=path, found=f"size {image.GetSize()}", do="give one")
-    return image
-
-
-def _only(paths: tuple[Path, ...], which: str, case: str) -> Path:
-    if len(paths) == 1:
-        return paths[0]
-    raise InputRefused(
-        f"case {case} has {'no' if not paths else 'more than one'} {which} mask",
-        found=", ".join(map(str, paths)),
-        do="segment it, or leave its true mask out" if not paths else "leave exactly one",
-    )
+def _only_two(pair: Pair) -> tuple[Path, Path]:
+    if not pair.predictions:
+        raise InputRefused(
+            f"case {pair.case} has no predicted mask",
+            where=pair.truth[0],
+            found=f"without a true mask: {', '.join(map(str, pair.others))}" if pair.others else "",
+            do="give both the same name (or sub, ses and run), segment the case, or leave its true mask out",
+        )
+    if len(pair.truth) > 1 or len(pair.predictions) > 1:
+        raise InputRefused(
+            f"case {pair.case} has more than one {'true' if len(pair.truth) > 1 else 'predicted'} mask",
+            found=f"true: {', '.join(map(str, pair.truth))}; predicted: {', '.join(map(str, pair.predictions))}",
+            do="leave exactly one, or name them apart",
+        )
+    return pair.truth[0], pair.predictions[0]
 
 
 def _mm(volume: Volume) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.errors import WeightsBroken
+from ensemble.members.names import distinct, name_of_path
 from ensemble.members.spec import MemberSpec
 from ensemble.networks.v1_folder import PLANS, WEIGHTS, fold_folders
 
@@ -48,11 +49,14 @@ def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
             name = _SEALS_NAME if published else _path_name(folder, weights)
             channels = _SEALS_CHANNELS if published else None
             found.setdefault(folder, MemberSpec(name, "seals", folder, channels))
-    names = Counter(spec.name for spec in found.values())
-    return tuple(
-        spec if names[spec.name] == 1 else replace(spec, name=_path_name(folder, weights))
-        for folder, spec in sorted(found.items())
-    )
+    folders = sorted(found)
+    often = Counter(spec.name.lower() for spec in found.values())
+    own = [found[folder].name for folder in folders]
+    names = [
+        name if often[name.lower()] == 1 else _path_name(at, weights) for name, at in zip(own, folders, strict=True)
+    ]
+    told = distinct(names, [folder.relative_to(weights).as_posix() for folder in folders])
+    return tuple(replace(found[folder], name=name) for folder, name in zip(folders, told, strict=True))
 
 
 def _nnunet_member(folder: Path, weights: Path) -> MemberSpec:
@@ -116,4 +120,4 @@ def _v1_configuration(folder: Path, weights: Path) -> str:
 
 
 def _path_name(folder: Path, weights: Path) -> str:
-    return weights.name if folder == weights else folder.relative_to(weights).as_posix()
+    return name_of_path(weights.resolve().name if folder == weights else folder.relative_to(weights).as_posix())

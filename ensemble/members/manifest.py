@@ -123,8 +123,8 @@ def file_sha256(path: Path) -> str:
 def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
     try:
         entries = json.loads(manifest.read_text(encoding="utf-8"))["members"]
-        specs = tuple(_of_manifest(entry, manifest.parent / str(entry["folder"])) for entry in entries)
-        if len({spec.name for spec in specs}) < len(specs):
+        specs = tuple(_of_manifest(entry, _inside(manifest.parent, str(entry["folder"]))) for entry in entries)
+        if len({spec.name.lower() for spec in specs}) < len(specs):  # some file systems know no capitals
             raise ValueError("two members have the same name, and only one of them could vote")
         return specs
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -132,8 +132,14 @@ def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
             "the weights manifest can't be read",
             where=manifest,
             found=f"{type(error).__name__}: {error}",
-            do="restore the file",
+            do="mend or restore the file",
         ) from error
+
+
+def _inside(weights: Path, folder: str) -> Path:
+    if not (weights / folder).resolve().is_relative_to(weights.resolve()):
+        raise ValueError(f"the folder {folder!r} lies outside the weights folder")
+    return weights / folder
 
 
 def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:

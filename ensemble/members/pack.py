@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble.errors import UsageError
+from ensemble.folders import sole_writer
 from ensemble.members.layout import PACKED
 from ensemble.members.manifest import MANIFEST, file_sha256, find_members, verify_files
 from ensemble.members.spec import MemberSpec
@@ -41,20 +42,16 @@ def pack(
 
     Raises WeightsBroken for members that can't be read, UsageError when the destination holds something already.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UsageError("the destination of a packed member must be new or empty", where=destination)
     specs = _beside(source) or find_members(source, names)
     alone = len(specs) == 1 and specs[0].folder.resolve() == source.resolve()
-    places = ["." if alone else _folder_name(spec) for spec in specs]
-    with publish(destination) as staging:
-        for spec, place in zip(specs, places, strict=True):
-            _pack_member(spec, staging / place, precision, onnx)
+    places = ["." if alone else spec.name for spec in specs]
+    with sole_writer(destination):
+        if any(destination.iterdir()):
+            raise UsageError("the destination of a packed member must be new or empty", where=destination)
+        with publish(destination) as staging:
+            for spec, place in zip(specs, places, strict=True):
+                _pack_member(spec, staging / place, precision, onnx)
     return [destination / place for place in places]
-
-
-def _folder_name(spec: MemberSpec) -> str:
-    """The member's name as that of one visible folder."""
-    return spec.name.replace("/", "__").lstrip(".") or "member"
 
 
 def _beside(source: Path) -> tuple[MemberSpec, ...]:

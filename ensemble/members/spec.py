@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ensemble.members.names import problem_of
+
 
 @dataclass(frozen=True)
 class MemberSpec:
     """One member, as the manifest describes it."""
 
     name: str
-    """The name it votes under."""
+    """The name it votes under, and its output files go by."""
     kind: str
     """How its files are read: a key of `manifest._KINDS`."""
     folder: Path
@@ -31,12 +33,17 @@ class MemberSpec:
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file, by path relative to the folder; files of unknown origin have none."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a name that could lead out of the output folder."""
+        if problem := problem_of(self.name):
+            raise ValueError(problem)
+
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], folder: Path) -> MemberSpec:
         """Read a manifest entry. Raises KeyError, TypeError or ValueError for one that is incomplete or makes no sense."""
         channels = entry.get("channels")
         return cls(
-            name=str(entry["name"]),
+            name=entry["name"],
             kind=str(entry["kind"]),
             folder=folder,
             channels=tuple(channels) if channels is not None else None,

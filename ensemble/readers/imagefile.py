@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import SimpleITK as sitk
+import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom.read import Examination, is_dicom, opened, read_dicom
-from ensemble.readers.integrity import remarks_or_refusal
-from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix, stem
-from ensemble.readers.native import MOST_VOXELS, last_line, straightened
+from ensemble.readers.names import stem
+from ensemble.readers.native import straightened
+from ensemble.readers.stored import StoredImage, not_3d, read_stored
 from ensemble.readers.volumes import diffusion_weighted
-from ensemble.streams import native_stderr_to_log
-from ensemble.types import Modality
-from ensemble.volume import Volume, from_sitk
+from ensemble.types import AnyArray, Modality
+from ensemble.volume import Volume
 
-#: Kinds whose data lie in the same file as the header.
-_SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 #: File names that say what an image shows, not whose it is.
 _GENERIC = {"dwi", "b1000", "dwi_b1000", "trace", "diffusion", "image"}
 
@@ -58,22 +53,11 @@ def read_image(path: Path, modality: Modality) -> RawImage:
     label = modality.value.upper()
     if is_dicom(path):
         return read_dicom(path, modality)
-    _refuse_unreadable(path, label)
-    notes = list(remarks_or_refusal(path, label))
-    try:
-        with _plain_name(path) as plain, native_stderr_to_log():
-            _refuse_too_large(plain, path, label)
-            image = _single_volume(sitk.ReadImage(str(plain)), path, modality, notes)
-            volume = from_sitk(sitk.Cast(image, sitk.sitkFloat32))
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        raise InputRefused(
-            f"the {label} file is not a readable image, or is damaged",
-            where=path,
-            found=last_line(error),
-            do="open it in a viewer to see whether it is whole; copy or export it again",
-        ) from error
-    grid = straightened(volume.grid, path, label, notes)
-    return RawImage(path, Volume(volume.array, grid), tuple(notes))
+    stored = read_stored(path, label)
+    notes = list(stored.remarks)
+    array = _single_volume(stored, path, modality, notes)
+    grid = straightened(stored.grid, path, label, notes)
+    return RawImage(path, Volume(array, grid), tuple(notes))
 
 
 def case_name(dwi: Path) -> str:
@@ -82,73 +66,28 @@ def case_name(dwi: Path) -> str:
     return folder if name.lower() in _GENERIC and folder else name
 
 
-def _refuse_unreadable(path: Path, label: str) -> None:
-    """Say what stands between us and the file's bytes."""
-    kinds = ", ".join(IMAGE_SUFFIXES)
-    try:
-        with path.open("rb") as file:
-            first = file.read(1)
-    except FileNotFoundError as error:
-        raise InputRefused(f"the {label} image does not exist", where=path, do="check the path") from error
-    except OSError as error:
+def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: list[str]) -> AnyArray:
+    """The one volume (z, y, x) of an image that shows the modality, as float32."""
+    label, size = modality.value.upper(), stored.array.shape[::-1]
+    values = stored.values(np.float32)
+    if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
+        notes.append(f"{label}: {beyond} values are too large for float32, and count as infinite")
+    if len(size) == 4 and size[3] == 1:
+        values = values[0]
+    elif len(size) == 4 and modality is Modality.DWI:
+        b_file = path.with_name(stem(path) + ".bval")
+        values, note = diffusion_weighted(values, _b_values(b_file, size[3]), path, b_file.name)
+        notes.append(note)
+    if values.ndim != 3:
+        raise not_3d(path, label, size)
+    if min(values.shape) < 2:
         raise InputRefused(
-            f"the {label} image can't be opened",
-            where=path,
-            found=f"{error.strerror} (we run as user {os.getuid()})",
-            do="check the permissions of the file and of the folders above it",
-        ) from error
-    if not first:
-        raise InputRefused(f"the {label} image is an empty file", where=path, do="copy or export it again")
-    if not image_suffix(path):
-        raise InputRefused(
-            f"the {label} file is of no kind that is read", where=path, do=f"convert it to one of: {kinds}"
-        )
-
-
-def _refuse_too_large(plain: Path, path: Path, label: str) -> None:
-    """Raise InputRefused before memory is asked for that a damaged header claims to need."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(plain))
-    reader.ReadImageInformation()
-    size = reader.GetSize()
-    voxels = math.prod(size) * reader.GetNumberOfComponents()
-    if voxels > MOST_VOXELS:
-        raise InputRefused(
-            f"the {label} image is too large to be a brain scan",
+            f"the {label} image is a single slice",
             where=path,
             found=f"size {' x '.join(map(str, size))}",
-            do="check the header; crop or resample it if it is right",
+            do="give the whole volume",
         )
-
-
-def _single_volume(image: sitk.Image, path: Path, modality: Modality, notes: list[str]) -> sitk.Image:
-    label = modality.value.upper()
-    if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
-        raise InputRefused(
-            f"the {label} image is not scalar",
-            where=path,
-            found=f"{image.GetNumberOfComponentsPerPixel()} components of {image.GetPixelIDTypeAsString()}",
-            do="give one grey value a voxel",
-        )
-    size = " x ".join(map(str, image.GetSize()))
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
-    elif image.GetDimension() == 4 and modality is Modality.DWI:
-        first = image[:, :, :, 0]
-        b_file = path.with_name(stem(path) + ".bval")
-        b_values = _b_values(b_file, image.GetSize()[3])
-        chosen, note = diffusion_weighted(sitk.GetArrayViewFromImage(image), b_values, path, b_file.name)
-        notes.append(note)
-        volume = sitk.GetImageFromArray(chosen)
-        volume.CopyInformation(first)
-        image = volume
-    if image.GetDimension() != 3:
-        raise InputRefused(f"the {label} image is not 3-D", where=path, found=f"size {size}", do="give one 3-D volume")
-    if min(image.GetSize()) < 2:
-        raise InputRefused(
-            f"the {label} image is a single slice", where=path, found=f"size {size}", do="give the whole volume"
-        )
-    return image
+    return values
 
 
 def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
@@ -168,24 +107,3 @@ def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
             do="give one b-value (s/mm^2) a volume, in one line",
         )
     return b_values
-
-
-@contextmanager
-def _plain_name(path: Path) -> Iterator[Path]:
-    """A name of the file that image libraries can take: ITK knows no endings in capitals, and no bytes that are not UTF-8."""
-    suffix = image_suffix(path)
-    if (path.name.endswith(suffix) and _is_utf8(path)) or suffix not in _SINGLE_FILE:
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / f"image{suffix}"
-        link.symlink_to(path.absolute())
-        yield link
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        os.fsencode(path).decode()
-    except UnicodeDecodeError:
-        return False
-    return True

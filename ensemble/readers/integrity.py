@@ -1,6 +1,6 @@
-"""What ITK passes over in silence: truncated data that it fills up, and header fields that it replaces by guesses.
+"""What ITK passes over in silence in files with text headers: truncated data that it fills up, fields that it replaces by guesses.
 
-Field offsets: NIfTI-1 and NIfTI-2 (nifti.nimh.nih.gov), MetaImage (itk.org/Wiki/MetaIO).
+Fields: MetaImage (itk.org/Wiki/MetaIO), NRRD (teem.sourceforge.net/nrrd/format.html).
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import numpy as np
+from typing import BinaryIO
 
 from ensemble.errors import InputRefused
 from ensemble.readers.headers import TextHeader, text_header
 from ensemble.streams import printable
-from ensemble.types import AnyArray
 
-_DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
+#: What reading damaged files raises.
+DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
 _METAIMAGE_NUMBERS = (
     *("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"),
     *("TransformMatrix", "Rotation", "Orientation"),
@@ -40,37 +37,8 @@ _ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "F
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 
-@dataclass(frozen=True)
-class _NiftiLayout:
-    """Where a NIfTI header's fields lie, as struct formats and byte offsets."""
-
-    bytes: int
-    dim: tuple[str, int]
-    bitpix: tuple[str, int]
-    pixdim: tuple[str, int]
-    vox_offset: tuple[str, int]
-    qform_code: tuple[str, int]
-    sform_code: tuple[str, int]
-    quaternion: tuple[str, int]
-    """b, c, d, and the position of the first voxel."""
-    srow: tuple[str, int]
-
-
-#: By the header's own first number, its size.
-_NIFTI = {
-    348: _NiftiLayout(
-        348, ("8h", 40), ("h", 72), ("8f", 76), ("f", 108), ("h", 252), ("h", 254), ("6f", 256), ("12f", 280)
-    ),
-    540: _NiftiLayout(
-        540, ("8q", 16), ("h", 14), ("8d", 104), ("q", 168), ("i", 344), ("i", 348), ("6d", 352), ("12d", 400)
-    ),
-}
-#: The two places that a NIfTI header may name must agree to this, in voxels: viewers differ in which one they take.
-_MOST_APART_VOXELS = 0.5
-#: Deviation of a matrix's columns from right angles (as cosines), and of their lengths from the voxel size (as share).
-_SKEW, _STRETCH = 1e-3, 0.01
 #: A compressed file may hold this much more than its header says (extensions, padding); beyond, it is not what it says.
-_MOST_SURPLUS = 1 << 28
+MOST_SURPLUS = 1 << 28
 
 
 def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
@@ -78,28 +46,31 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
 
     Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be.
     """
-    name = path.name.lower()
     remarks: list[str] = []
     try:
         found = ""
-        if name.endswith((".nii", ".nii.gz")):
-            found = _nifti_damage(path, remarks, compressed=name.endswith(".gz"))
-        elif (header := text_header(path)) is not None:
+        if (header := text_header(path)) is not None:
             _refuse_scattered(header, path, label)
             _refuse_without_voxel_size(header, path, label)
             if not any(key in header.fields for key in _ORIENTATIONS):
                 remarks.append("its header says nothing of orientation: axes taken as they are stored")
-            found = (_metaimage_damage if name.endswith((".mha", ".mhd")) else _nrrd_damage)(header, path)
-    except _DAMAGE as error:
+            metaimage = path.suffix.lower() in (".mha", ".mhd")
+            found = (_metaimage_damage if metaimage else _nrrd_damage)(header, path)
+    except DAMAGE as error:
         found = str(error) or type(error).__name__
     if found:
-        raise InputRefused(
-            f"the {label} image is damaged or truncated",
-            where=path,
-            found=printable(found),
-            do="copy or export it again",
-        )
+        raise damaged(path, label, found)
     return tuple(f"{label}: {remark}" for remark in remarks)
+
+
+def damaged(path: Path, label: str, found: str) -> InputRefused:
+    """What to tell of a file that is not whole."""
+    return InputRefused(
+        f"the {label} image is damaged or truncated",
+        where=path,
+        found=printable(found),
+        do="copy or export it again",
+    )
 
 
 def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
@@ -142,89 +113,6 @@ def _is_size(text: str) -> bool:
     return all(map(math.isfinite, numbers)) and any(numbers)
 
 
-def _nifti_damage(path: Path, remarks: list[str], *, compressed: bool) -> str:
-    """What is wrong with a NIfTI file; empty when nothing is, or when ITK will refuse it anyway. Adds what is only odd to `remarks`."""
-    with cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb") as file:
-        header = file.read(540)
-        for order in "<>":
-            layout = _NIFTI.get(struct.unpack_from(order + "i", header)[0])
-            if layout is not None:
-                break
-        else:
-            return ""
-
-        def read(field: tuple[str, int]) -> Sequence[float]:
-            return struct.unpack_from(order + field[0], header, field[1])
-
-        dim, pixdim, offset = read(layout.dim), read(layout.pixdim), read(layout.vox_offset)[0]
-        axes = int(dim[0])
-        if not 1 <= axes <= 7 or min(dim[1 : axes + 1]) < 1:
-            return f"dimensions {list(dim)}"
-        if not all(math.isfinite(mm) and mm > 0 for mm in pixdim[1 : min(axes, 3) + 1]):
-            return f"voxel size {list(pixdim[1:4])}"
-        if read(layout.sform_code)[0] > 0 and not all(map(math.isfinite, read(layout.srow))):
-            return "an orientation that is not a number"
-        sform = np.reshape(read(layout.srow), (3, 4)) if read(layout.sform_code)[0] > 0 else None
-        qform = _quaternion_affine(read(layout.quaternion), pixdim) if read(layout.qform_code)[0] > 0 else None
-        if axes >= 3 and (found := _misplaced(sform, qform, [int(n) for n in dim[1:4]], pixdim[1:4], remarks)):
-            return found
-        if not math.isfinite(offset) or offset < layout.bytes + 4:
-            return f"data that begin at byte {offset}, inside the header"
-        needed = int(offset) + math.prod(int(n) for n in dim[1 : axes + 1]) * int(read(layout.bitpix)[0]) // 8
-        present = len(header)
-        while (
-            block := file.read(1 << 20)
-        ) and present < needed + _MOST_SURPLUS:  # to the end, where gzip's checksum stands
-            present += len(block)
-    if present >= needed + _MOST_SURPLUS:
-        return f"more than {present} bytes, where the header tells of {needed}"
-    return f"{present} bytes of {needed} (uncompressed)" if present < needed else ""
-
-
-def _misplaced(
-    sform: AnyArray | None, qform: AnyArray | None, size: list[int], voxel_mm: Sequence[float], remarks: list[str]
-) -> str:
-    """What is wrong with the place that a NIfTI header names: ITK takes the qform, silently, where the sform does not suit it."""
-    if sform is None and qform is None:
-        remarks.append(
-            "its header says nothing of place and orientation (NIfTI codes 0): axes taken as they are stored"
-        )
-        return ""
-    if sform is None:
-        return ""
-    lengths = np.linalg.norm(sform[:, :3], axis=0)
-    if not (lengths > 0).all():
-        return "an sform that flattens the image"
-    unit = sform[:, :3] / lengths
-    if np.abs(unit.T @ unit - np.eye(3)).max() > _SKEW:
-        return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
-    if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
-        return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"
-    if qform is None:
-        return ""
-    ends = np.array([(x, y, z, 1) for x in (0, size[0] - 1) for y in (0, size[1] - 1) for z in (0, size[2] - 1)])
-    apart = float((np.linalg.norm((sform - qform) @ ends.T, axis=0)).max() / min(voxel_mm))
-    if not apart <= _MOST_APART_VOXELS:
-        return f"two places, sform and qform, {apart:.3g} voxels apart: write the right one to both"
-    return ""
-
-
-def _quaternion_affine(quaternion: Sequence[float], pixdim: Sequence[float]) -> AnyArray:
-    """The 3x4 matrix of a NIfTI qform (method 2 of nifti1.h)."""
-    b, c, d, *offset = quaternion
-    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
-    b, c, d = (number / max(1.0, math.sqrt(b * b + c * c + d * d)) for number in (b, c, d))
-    rotation = np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )
-    flip = -1.0 if pixdim[0] < 0 else 1.0
-    return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], pixdim[3] * flip]), offset])
-
-
 def _metaimage_damage(header: TextHeader, path: Path) -> str:
     """What is wrong with a MetaImage file; empty when nothing is, or when ITK will refuse it anyway."""
     for key in _METAIMAGE_NUMBERS:
@@ -232,6 +120,9 @@ def _metaimage_damage(header: TextHeader, path: Path) -> str:
         positive = key in ("ElementSpacing", "ElementSize")
         if not all(math.isfinite(number) and (number > 0 or not positive) for number in numbers):
             return f"{key} = {header.fields[key]}"
+    for key, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
+        if float(header.fields.get(key, neutral)) != neutral:
+            return f"{key} = {header.fields[key]}, which is not applied: store the values themselves"
     return _metaimage_data_damage(header, path)
 
 
@@ -274,7 +165,7 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
     """What is wrong with an NRRD file's compressed voxels: ITK counts them, but does not always read on to their checksum."""
     if header.fields.get("encoding", "").lower() not in ("gz", "gzip"):
         return ""
-    most = math.prod(int(number) for number in header.fields.get("sizes", "").split()) * 8 + _MOST_SURPLUS
+    most = math.prod(int(number) for number in header.fields.get("sizes", "").split()) * 8 + MOST_SURPLUS
     source, start = header.voxels_of(path)
     with source.open("rb") as file:
         file.seek(start)

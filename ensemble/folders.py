@@ -1,0 +1,87 @@
+"""Output folders: one process at a time writes to one, and what to say when nobody can."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ensemble.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+#: What file systems say that know no locks, or none on folders (NFS).
+_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def sole_writer(root: Path) -> Iterator[None]:
+    """Let nobody else in who writes to `root` while the block lasts; a folder that was made for it goes again if it stays empty.
+
+    The lock is a `flock` on the folder itself: it leaves no file, holds by whatever path and in every container that mounts the folder,
+    and ends with the process, however that ends. Where the file system knows no locks, that is noted. Raises UsageError when another
+    process has it, or when the folder can't be made.
+    """
+    made: list[Path] = []
+    try:
+        descriptor = _locked_folder(root, made)
+    except BlockingIOError as error:
+        raise UsageError(
+            "somebody else is writing to the output folder",
+            where=root,
+            found="another process has locked it",
+            do="give each run a folder of its own, or wait until the other one has ended",
+        ) from error
+    except OSError as error:
+        raise unwritable(root, error) from error
+    try:
+        yield
+    finally:
+        remove_empty(made)
+        os.close(descriptor)
+
+
+def _locked_folder(root: Path, made: list[Path]) -> int:
+    """Make a folder if need be (then noting it and those above in `made`) and lock it. Raises BlockingIOError when somebody has it."""
+    while True:
+        made += [folder for folder in (root, *root.parents) if not folder.exists() and folder not in made]
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # whoever had made it took it away
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), root.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass  # taken away between opening and locking: the lock is on nothing
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                log.info("note: %s can't be locked (%s): let nobody else write there", root, error.strerror)
+                return descriptor
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def unwritable(root: Path, error: OSError) -> UsageError:
+    """What to tell a user whose outputs can't be written."""
+    found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+    return UsageError(
+        "the outputs can't be written",
+        where=root,
+        found=f"{found} (we run as user {os.getuid()})",
+        do="check permissions and free space of the output folder",
+    )
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that we made and that hold nothing, deepest first."""
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

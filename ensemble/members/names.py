@@ -1,0 +1,42 @@
+"""What members may be called: their names become those of output files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+#: File systems take 255 bytes for a file's name, and batches put a case's name before a member's.
+LONGEST = 100
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def problem_of(name: object) -> str:
+    """What keeps something from being a member's name; empty when nothing does."""
+    if isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= LONGEST:
+        return ""
+    return f"the name {name!r} is none: letters, digits, '.', '_' and '-' only, {LONGEST} at most, not '.' or '..'"
+
+
+def name_of_path(path: str) -> str:
+    """A name made from a path: it keeps what a name may hold."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", path.replace("/", "__"))
+    return name if not problem_of(name) else _with_digest(name, path)
+
+
+def distinct(names: Sequence[str], origins: Sequence[str]) -> list[str]:
+    """The names, with a digest of its origin added to each that another one equals, be it but for capitals."""
+    often = Counter(name.lower() for name in names)
+    told = [
+        name if often[name.lower()] == 1 else _with_digest(name, origin)
+        for name, origin in zip(names, origins, strict=True)
+    ]
+    if len({name.lower() for name in told}) == len(told):
+        return told
+    return [_with_digest(name, origin) for name, origin in zip(names, origins, strict=True)]
+
+
+def _with_digest(name: str, origin: str) -> str:
+    digest = hashlib.sha256(origin.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{name.strip('.')[-(LONGEST - 9) :]}x{digest}"

@@ -1,0 +1,265 @@
+"""NIfTI files, whatever their names: what their headers say, and the voxels as they are stored.
+
+ITK tells where the image lies, by the header alone; it never sees the voxels, since it puts 0 for what is no number, takes a scale that is
+none for 1, and reads neither NIfTI-2 nor what is compressed but not called so. Fields: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from ensemble.readers.integrity import MOST_SURPLUS
+from ensemble.types import AnyArray
+
+#: A struct format and a byte offset.
+_Field = tuple[str, int]
+
+#: Scalar voxel types by their code, as numpy's without byte order; and those of several numbers a voxel.
+_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_SEVERAL = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "RGBA"}
+#: The two places that a NIfTI header may name must agree to this, in voxels: viewers differ in which one they take.
+_MOST_APART_VOXELS = 0.5
+#: Deviation of a matrix's columns from right angles (as cosines), and of their lengths from the voxel size (as share).
+_SKEW, _STRETCH = 1e-3, 0.01
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a header's fields lie."""
+
+    length: int
+    magic: _Field
+    """That of a header with the voxels in the same file."""
+    its_magic: bytes
+    datatype: _Field
+    bitpix: _Field
+    dim: _Field
+    pixdim: _Field
+    vox_offset: _Field
+    scale: _Field
+    """Slope and intercept."""
+    codes: _Field
+    """Of qform and sform."""
+    quaternion: _Field
+    """b, c, d, and the position of the first voxel."""
+    srow: _Field
+    units: _Field
+    intent: _Field
+
+
+#: By the header's own first number, its size: NIfTI-1 and NIfTI-2.
+_LAYOUTS = {
+    348: _Layout(
+        *(348, ("4s", 344), b"n+1\0", ("h", 70), ("h", 72), ("8h", 40), ("8f", 76), ("f", 108)),
+        *(("2f", 112), ("2h", 252), ("6f", 256), ("12f", 280), ("b", 123), ("h", 68)),
+    ),
+    540: _Layout(
+        *(540, ("8s", 4), b"n+2\0\r\n\x1a\n", ("h", 12), ("h", 14), ("8q", 16), ("8d", 104), ("q", 168)),
+        *(("2d", 176), ("2i", 344), ("6d", 352), ("12d", 400), ("i", 500), ("i", 504)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """A NIfTI file's header."""
+
+    path: Path
+    compressed: bool
+    header: bytes
+    order: str
+    """Byte order, as `struct` and numpy call it."""
+    layout: _Layout
+
+    def read(self, field: _Field) -> tuple[Any, ...]:
+        return struct.unpack_from(self.order + field[0], self.header, field[1])
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Voxels along x, y, z, ..., without axes of length 1 at the end beyond z."""
+        count, *sizes = (int(n) for n in self.read(self.layout.dim))
+        sizes = sizes[:count]
+        while len(sizes) > 3 and sizes[-1] == 1:
+            sizes.pop()
+        return tuple(sizes)
+
+    @property
+    def not_scalar(self) -> str:
+        """What a voxel holds, where it is more than one number."""
+        return _SEVERAL.get(int(self.read(self.layout.datatype)[0]), "")
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Factor and summand that turn stored numbers into values: none where the slope is 0 (nifti1.h), or not set (NaN)."""
+        slope, intercept = self.read(self.layout.scale)
+        return (1.0, 0.0) if slope == 0 or math.isnan(slope) else (slope, intercept)
+
+    def fault(self, remarks: list[str]) -> str:
+        """What is wrong with the header; empty when nothing is. Adds what is only odd to `remarks`."""
+        layout = self.layout
+        if self.read(layout.magic)[0] != layout.its_magic:
+            return "a header that is not of a NIfTI file with its voxels (ANALYZE, or the .hdr of a pair)"
+        dim, pixdim, offset = self.read(layout.dim), self.read(layout.pixdim), self.read(layout.vox_offset)[0]
+        axes = int(dim[0])
+        if not 1 <= axes <= 7 or min(dim[1 : axes + 1]) < 1:
+            return f"dimensions {list(dim)}"
+        if not all(math.isfinite(mm) and mm > 0 for mm in pixdim[1 : min(axes, 3) + 1]):
+            return f"voxel size {list(pixdim[1:4])}"
+        qform_code, sform_code = self.read(layout.codes)
+        srow = self.read(layout.srow)
+        if sform_code > 0 and not all(map(math.isfinite, srow)):
+            return "an orientation that is not a number"
+        sform = np.reshape(srow, (3, 4)) if sform_code > 0 else None
+        qform = _quaternion_affine(self.read(layout.quaternion), pixdim) if qform_code > 0 else None
+        if axes >= 3 and (found := _misplaced(sform, qform, [int(n) for n in dim[1:4]], pixdim[1:4], remarks)):
+            return found
+        if not math.isfinite(offset) or offset < layout.length + 4:
+            return f"data that begin at byte {offset}, inside the header"
+        return self._voxel_fault()
+
+    def _voxel_fault(self) -> str:
+        code, bits = (int(self.read(field)[0]) for field in (self.layout.datatype, self.layout.bitpix))
+        if code not in _TYPES and code not in _SEVERAL:
+            return f"voxels of a type that is not read (NIfTI datatype {code}): convert it to float32"
+        if code in _TYPES and bits not in (0, 8 * np.dtype(_TYPES[code]).itemsize):
+            return f"voxels of {bits} bits, which those of datatype {code} do not have"
+        slope, intercept = self.read(self.layout.scale)
+        unset = slope == 0 or (math.isnan(slope) and (intercept == 0 or math.isnan(intercept)))
+        if not unset and not (math.isfinite(slope) and math.isfinite(intercept)):
+            return f"values scaled by {slope:g} and {intercept:g} (scl_slope, scl_inter)"
+        present = self.path.stat().st_size
+        if code in _TYPES and not self.compressed and present < self._needed:  # before memory is asked for
+            return f"{present} bytes of {self._needed} (uncompressed)"
+        return ""
+
+    @property
+    def _kind(self) -> np.dtype[Any]:
+        return np.dtype(self.order + _TYPES[int(self.read(self.layout.datatype)[0])])
+
+    @property
+    def _needed(self) -> int:
+        """Bytes that the file must have, uncompressed."""
+        return int(self.read(self.layout.vox_offset)[0]) + math.prod(self.size) * self._kind.itemsize
+
+    def voxels(self) -> AnyArray:
+        """The stored numbers (..., z, y, x), not scaled.
+
+        Raises ValueError when some are missing or the file holds much more; OSError, EOFError, zlib.error when it is damaged.
+        """
+        stored = np.empty(math.prod(self.size), self._kind)
+        content, offset, needed = stored.view(np.uint8).data, int(self.read(self.layout.vox_offset)[0]), self._needed
+        with self.open() as file:
+            present = _skip(file, offset)
+            while present < needed and (more := file.readinto(content[present - offset :])):  # type: ignore[attr-defined]
+                present += more
+            while present < needed + MOST_SURPLUS and (block := file.read(1 << 20)):  # to gzip's checksum, at its end
+                present += len(block)
+        if present < needed:
+            raise ValueError(f"{present} bytes of {needed} (uncompressed)")
+        if present >= needed + MOST_SURPLUS:
+            raise ValueError(f"more than {present} bytes, where the header tells of {needed}")
+        return stored.reshape(self.size[::-1])
+
+    @contextmanager
+    def place_for_itk(self) -> Iterator[Path]:
+        """A file with the header and no voxels, from which ITK can tell where the image lies; for as long as the block lasts."""
+        with tempfile.TemporaryDirectory() as folder:
+            (path := Path(folder) / "header.nii").write_bytes(self._as_nifti1() + bytes(4))
+            yield path
+
+    def _as_nifti1(self) -> bytes:
+        """The header; of NIfTI-2, its fields of place, size and type as NIfTI-1 has them. Raises struct.error for what does not fit."""
+        old = _LAYOUTS[348]
+        if self.layout is old:
+            return self.header[: old.length]
+        header = bytearray(old.length)
+        struct.pack_into("<i", header, 0, old.length)
+        for name in ("datatype", "bitpix", "dim", "pixdim", "codes", "quaternion", "srow", "units", "intent"):
+            field: _Field = getattr(old, name)
+            struct.pack_into("<" + field[0], header, field[1], *self.read(getattr(self.layout, name)))
+        struct.pack_into("<f", header, old.vox_offset[1], 352)
+        struct.pack_into(old.magic[0], header, old.magic[1], old.its_magic)
+        return bytes(header)
+
+    def open(self) -> BinaryIO:
+        return cast(BinaryIO, gzip.open(self.path)) if self.compressed else self.path.open("rb")
+
+
+def nifti(path: Path) -> Nifti | None:
+    """A file's NIfTI header, whatever the file is called; None where it has none.
+
+    Raises OSError, EOFError or zlib.error for a damaged file.
+    """
+    with path.open("rb") as file:
+        begin = file.read(540)
+    if compressed := begin[:2] == b"\x1f\x8b":
+        with gzip.open(path) as unpacked:
+            begin = unpacked.read(540)
+    for order in "<>":
+        size = struct.unpack(order + "i", begin[:4])[0] if len(begin) >= 4 else 0
+        layout = _LAYOUTS.get(size)
+        if layout is not None and len(begin) >= layout.length:
+            return Nifti(path, compressed, begin, order, layout)
+    return None
+
+
+def _skip(file: BinaryIO, left: int) -> int:
+    """Read on by so many bytes, fewer at the end of the file; how many there were."""
+    skipped = 0
+    while skipped < left and (block := file.read(min(left - skipped, 1 << 20))):
+        skipped += len(block)
+    return skipped
+
+
+def _misplaced(
+    sform: AnyArray | None, qform: AnyArray | None, size: list[int], voxel_mm: Sequence[float], remarks: list[str]
+) -> str:
+    """What is wrong with the place that a NIfTI header names: ITK takes the qform, silently, where the sform does not suit it."""
+    if sform is None and qform is None:
+        remarks.append(
+            "its header says nothing of place and orientation (NIfTI codes 0): axes taken as they are stored"
+        )
+        return ""
+    if sform is None:
+        return ""
+    lengths = np.linalg.norm(sform[:, :3], axis=0)
+    if not (lengths > 0).all():
+        return "an sform that flattens the image"
+    unit = sform[:, :3] / lengths
+    if np.abs(unit.T @ unit - np.eye(3)).max() > _SKEW:
+        return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
+    if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
+        return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"
+    if qform is None:
+        return ""
+    ends = np.array([(x, y, z, 1) for x in (0, size[0] - 1) for y in (0, size[1] - 1) for z in (0, size[2] - 1)])
+    apart = float((np.linalg.norm((sform - qform) @ ends.T, axis=0)).max() / min(voxel_mm))
+    if not apart <= _MOST_APART_VOXELS:
+        return f"two places, sform and qform, {apart:.3g} voxels apart: write the right one to both"
+    return ""
+
+
+def _quaternion_affine(quaternion: Sequence[float], pixdim: Sequence[float]) -> AnyArray:
+    """The 3x4 matrix of a NIfTI qform (method 2 of nifti1.h)."""
+    b, c, d, *offset = quaternion
+    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    b, c, d = (number / max(1.0, math.sqrt(b * b + c * c + d * d)) for number in (b, c, d))
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    flip = -1.0 if pixdim[0] < 0 else 1.0
+    return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], pixdim[3] * flip]), offset])
