@@ -8,13 +8,14 @@ from itertools import combinations
 
 import numpy as np
 
-from ensemble.config import SkullStrip
+from ensemble.config import RunConfig, SkullStrip
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.grids import adc_on_dwi_grid, flair_on_dwi_grid, within_adc
 from ensemble.prepare.plausibility import refuse_implausible
-from ensemble.prepare.skull import must_strip, remark_on_edges, remark_on_size, strip
+from ensemble.prepare.scale import refuse_no_brain, refuse_other_scale, refuse_two_scales
+from ensemble.prepare.skull import must_strip, remark_on_edges, strip
 from ensemble.prepare.units import physical_intensities
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.resample import resample_volume
@@ -50,10 +51,15 @@ class PreparedCase:
         return frozenset(self.images)
 
 
-def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu") -> PreparedCase:
+def prepare(
+    raw: RawCase,
+    skull_strip: SkullStrip = "auto",
+    device: str = "cpu",
+    brain_ml: tuple[float, float] = RunConfig.brain_ml,
+) -> PreparedCase:
     """Check a case and bring its images onto the DWI grid, without skull. Raises InputRefused when it can't be segmented safely.
 
-    `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does.
+    `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does. `brain_ml` is the volume that a brain may have.
     """
     notes = [note for image in raw.images.values() for note in image.notes]
     for modality in (Modality.DWI, Modality.ADC):
@@ -71,9 +77,13 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
                 found=f"the voxels of {finite[first].path}",
                 do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
             )
+    for modality, image in finite.items():
+        refuse_other_scale(image, modality, brain_ml)
+    refuse_two_scales(adc, dwi)
     adc_volume, covered = adc_on_dwi_grid(adc, dwi, notes)
     stripped = must_strip(skull_strip, dwi.volume, notes)
-    brain = strip(dwi.volume, device, notes, dwi.path) if stripped else _foreground(dwi, adc_volume)
+    brain = strip(dwi.volume, device, notes, dwi.path, brain_ml) if stripped else _foreground(dwi, adc_volume)
+    refuse_no_brain(brain, dwi.volume.grid, dwi.path, brain_ml, notes)
     brain = within_adc(brain, covered, adc, notes)
     refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes)
     volumes = {Modality.DWI: dwi.volume, Modality.ADC: adc_volume}
@@ -84,8 +94,6 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
         tissue = dwi.volume.like(brain & above_background(other.array))
         _repair_or_refuse_not_numbers(image, modality, tissue, notes)
     images = {m: volume.like(_background_cleared(volume.array, brain, m, notes)) for m, volume in volumes.items()}
-    if not stripped:
-        remark_on_size(brain, dwi.volume.grid.spacing_zyx_mm, notes)
     remark_on_edges(dwi.volume.like(brain), notes)
     arrays = {modality: volume.array for modality, volume in images.items()}
     physical = physical_intensities(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), brain)
