@@ -73,8 +73,8 @@ def strip(dwi: Volume, device: str, notes: list[str], where: object, brain_ml: t
             "the brain was not found behind the skull",
             where=where,
             found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
-            do="check that DWI shows a whole head and is not swapped with ADC, and the units of its header (mm); or strip the skull yourself "
-            "and use --skull-strip never; for infants and open skulls: --brain-ml LOW,HIGH",
+            do="check that DWI shows a whole head and is not swapped with ADC, and the units of its header (mm); or strip the skull "
+            "yourself and use --skull-strip never; for infants and open skulls: --brain-ml LOW,HIGH",
         )
     notes.append(f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)")
     return brain
