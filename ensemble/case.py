@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from scipy import ndimage
 
 from ensemble.config import RunConfig, SkullStrip
 from ensemble.errors import InputRefused
@@ -24,6 +25,8 @@ from ensemble.volume import Volume
 
 #: Share of the voxels outside the brain that may be other than 0, as after interpolation at its rim; more is noise.
 NOISY_BACKGROUND = 0.05
+#: What lies deeper than this is no skull and no scalp.
+_CORE_MM = 20.0
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def prepare(
     adc_volume, covered = adc_on_dwi_grid(adc, dwi, notes)
     stripped = must_strip(skull_strip, dwi.volume, notes)
     brain = strip(dwi.volume, device, notes, dwi.path, brain_ml) if stripped else _foreground(dwi, adc_volume)
-    refuse_no_brain(brain, dwi.volume.grid, dwi.path, brain_ml, notes)
     brain = within_adc(brain, covered, adc, notes)
-    refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes)
+    core = None if stripped else _core(brain, dwi.volume.grid)
+    refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes, core)
+    refuse_no_brain(brain, dwi.volume.grid, dwi.path, brain_ml, notes)
     volumes = {Modality.DWI: dwi.volume, Modality.ADC: adc_volume}
     if Modality.FLAIR in finite:
         volumes[Modality.FLAIR] = flair_on_dwi_grid(finite[Modality.FLAIR], dwi.volume, brain, notes)
@@ -153,6 +157,12 @@ def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality,
         return array
     notes.append(f"{modality.value.upper()}: {noisy:.0%} of what lies outside the brain was not 0: set to 0")
     return np.where(brain, array, np.float32(0))
+
+
+def _core(brain: BoolArray, grid: Grid) -> BoolArray:
+    """What of a brain lies so deep that it is none of a skull, should that still be there."""
+    inside = ndimage.distance_transform_edt(np.pad(brain, 1), grid.spacing_zyx_mm)[1:-1, 1:-1, 1:-1]
+    return np.asarray(inside > _CORE_MM, dtype=bool)
 
 
 def _foreground(dwi: RawImage, adc: Volume) -> BoolArray:

@@ -55,7 +55,8 @@ def refuse_other_scale(image: RawImage, modality: Modality, brain_ml: Range) -> 
     if modality is Modality.ADC:
         return  # its air may be as bright as its tissue
     array = image.volume.array
-    tissue_ml = volume_ml(foreground & (array > 0.5 * np.median(array[foreground])), grid.spacing_zyx_mm)
+    # noise of the air may be most of what is not background, and is far from what is bright
+    tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
     if tissue_ml > _HEADS_IN_BRAINS * high:
         found = f"what is bright measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
         raise _refusal(f"the {label} image can't have the size that its header says", image, found, tissue_ml, brain_ml)
