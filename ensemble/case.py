@@ -14,6 +14,7 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.grids import adc_on_dwi_grid, flair_on_dwi_grid, within_adc
+from ensemble.prepare.hot import is_constant, unusable
 from ensemble.prepare.plausibility import refuse_implausible
 from ensemble.prepare.scale import refuse_no_brain, refuse_other_scale, refuse_two_scales
 from ensemble.prepare.skull import must_strip, remark_on_edges, strip
@@ -111,9 +112,9 @@ def prepare(
 
 
 def _finite(image: RawImage, modality: Modality) -> RawImage:
-    """The image with 0 for what is no number, for the time being. Raises InputRefused for images that hold no picture."""
+    """The image with 0 for what is no number, or none of a head, for now. Raises InputRefused for images that hold no picture."""
     array, label = image.volume.array, modality.value.upper()
-    good = np.isfinite(array)
+    good = ~unusable(array)
     if not good.any():
         raise InputRefused(
             f"the {label} image holds values that are not numbers",
@@ -121,32 +122,40 @@ def _finite(image: RawImage, modality: Modality) -> RawImage:
             found="every voxel is NaN or infinite",
             do="export it again",
         )
-    if array[good].min() == array[good].max():
+    if is_constant(array, good):
         raise InputRefused(
             f"the {label} image is constant",
             where=image.path,
-            found=f"every voxel is {array[good].flat[0]:g}",
+            found=f"every voxel is {np.median(array[good]):g}, or all but a few",
             do="check the export",
         )
     return image if good.all() else replace(image, volume=image.volume.like(np.where(good, array, np.float32(0))))
 
 
 def _repair_or_refuse_not_numbers(image: RawImage, modality: Modality, tissue: Volume, notes: list[str]) -> None:
-    """Values that are no numbers are 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
-    bad = ~np.isfinite(image.volume.array)
+    """Values that are no numbers, or hot, are 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
+    bad = unusable(image.volume.array)
     if not bad.any():
         return
     label, count = modality.value.upper(), int(bad.sum())
+    hot = int((bad & np.isfinite(image.volume.array)).sum())
+    what = (
+        "NaN or infinite"
+        if not hot
+        else "far hotter than any tissue"
+        if hot == count
+        else "NaN, infinite or far too hot"
+    )
     # tissue on the image's own grid: no bad voxel can slip between those of a coarser one
     inside = int((resample_volume(tissue, image.volume.grid, linear=False).array[bad] > 0).sum())
     if inside:
         raise InputRefused(
-            f"the {label} image holds values that are not numbers",
+            f"the {label} image holds values that are {'not numbers' if not hot else 'none of tissue'}",
             where=image.path,
-            found=f"{count} of {bad.size} voxels are NaN or infinite, {inside} of them in brain tissue",
+            found=f"{count} of {bad.size} voxels are {what}, {inside} of them in brain tissue",
             do="export it again",
         )
-    notes.append(f"{label}: {count} voxels without tissue were NaN or infinite: set to 0")
+    notes.append(f"{label}: {count} voxels without tissue were {what}: set to 0")
 
 
 def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality, notes: list[str]) -> FloatArray:

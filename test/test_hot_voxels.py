@@ -75,7 +75,7 @@ def test_hot_voxels_in_tissue_are_refused_as_no_numbers_are(modality: Modality, 
     assert "1 of them in brain tissue" in refusal.value.found
 
 
-@pytest.mark.parametrize("value", [2000.0, 5000.0, -5000.0])
+@pytest.mark.parametrize("value", [2000.0, -2000.0])
 def test_voxels_a_little_hot_move_no_level(value: float) -> None:
     raw = phantom_case(flair=True)
     for modality in Modality:
@@ -113,7 +113,9 @@ def test_the_background_is_told_whatever_a_hot_voxel_says(value: float) -> None:
     after = above_background(hot)
     after[1, 1, :] = False
     assert np.array_equal(before, after)
-    assert np.array_equal(brain_mask(hot, arrays[ADC]), brain_mask(arrays[DWI], arrays[ADC]))
+    one = arrays[DWI].copy()
+    one[1, 1, 1] = value  # a row is a piece, of 3 ml here
+    assert np.array_equal(brain_mask(one, arrays[ADC]), brain_mask(arrays[DWI], arrays[ADC]))
 
 
 @pytest.mark.parametrize("level", [1e-30, 1e-3, 1.0, 1e5, 1e30])
@@ -152,7 +154,7 @@ def test_a_clipped_dwi_with_a_hot_voxel_is_clipped() -> None:
 def test_registration_does_not_see_a_hot_voxel() -> None:
     from scipy import ndimage
 
-    dwi, adc, inside = scanned(1000)
+    dwi, _, inside = scanned(1000)
     fixed = Volume(dwi, FINE)
     moving = Volume(ndimage.shift(dwi, (0, 2, 1), order=1).astype(np.float32), FINE)
     found = [register(moving, moving, fixed, inside)]

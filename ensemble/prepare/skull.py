@@ -169,6 +169,7 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     shape = [lattice[axis] for axis in canonical.transpose]
     cubic, target = ArrayResampling(order=3, force_separate_z=False), (SPACING_MM,) * 3
     small = cubic.resize(image[None], shape, spacing, target)[0]
+    small = np.clip(small, None, _peak(small))
     small = (small - small.mean()) / max(float(small.std()), 1e-8)
     padded = np.zeros([max(_LEAST_SIZE, -(-n // DIVISOR) * DIVISOR) for n in shape], np.float32)
     within = tuple(slice(0, n) for n in shape)
@@ -181,6 +182,12 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     linear = ArrayResampling(order=1, force_separate_z=False)
     found = linear.resize(probability[None], image.shape, target, spacing)[0] > 0.5
     return np.ascontiguousarray(canonical.undo(_largest_piece(found)))
+
+
+def _peak(image: FloatArray) -> float:
+    """Beyond the brightest voxel of any head, but not far: mean and deviation shall not follow a few hot ones."""
+    positive = image[image > 0]
+    return 5.0 * float(np.percentile(positive, 98)) if positive.size else 0.0
 
 
 def _largest_piece(mask: BoolArray) -> BoolArray:
