@@ -1,17 +1,19 @@
 """Is a b0 or T2 image in the place of the DWI told from a DWI, on simulated patients of all protocols?
 
-    python -m benchmarks.unweighted [--patients 100] [--first-seed 980000] [--shared ../shared]
+    python -m benchmarks.unweighted [--patients 100] [--first-seed 980000] [--shared ../shared] [--journal FILE]
 
 Each patient (seed, seed + 1, ...) is scanned twice: once with the DWI and its ADC, and once with a b0 (even seeds) or a T2-weighted image
 (odd seeds) in the DWI's place, with the true ADC. What varies: anatomy and age, lesions (every eighth patient has one of up to 250 ml), b
 (500 to 2000 s/mm^2), TE, TR, noise, grid, coil, distortion, a skull with fat and noisy air (one patient of three) or air that is 0 (one of
-three), and slabs of half a brain (every seventh). HD-BET does not run: the patient's true brain stands in for what it finds. Needs
-../shared. Exit code 1 when a DWI is refused, or less than 95 % of the others are. Seeds from 970000 chose the threshold.
+three), and slabs of half a brain (every seventh). HD-BET does not run: the patient's true brain stands in for what it finds. A journal keeps
+what was done, so that calling again goes on. Needs ../shared. Exit code 1 when a DWI is refused, or less than 95 % of the others are. Seeds
+from 970000 chose the threshold.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections import Counter
@@ -210,20 +212,27 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/")
+    parser.add_argument("--journal", type=Path, help="file that keeps what was done")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
+    lines = options.journal.read_text().splitlines() if options.journal and options.journal.is_file() else []
+    known = {entry["seed"]: entry for entry in map(json.loads, lines)}
     counts: Counter[str] = Counter()
     for seed in range(options.first_seed, options.first_seed + options.patients):
-        one = scan(seed, options.shared)
-        other = ("b0", "t2")[seed % 2]
-        for name in ("dwi", other):
-            counts[f"{name} refused"] += bool(said := verdict(one, name))
+        if seed not in known:
+            one = scan(seed, options.shared)
+            said = {name: verdict(one, name) for name in ("dwi", ("b0", "t2")[seed % 2])}
+            what = f"{one.skull}, b = {one.b_s_per_mm2:g}, {one.lesion_ml:.0f} ml of lesion"
+            known[seed] = {"seed": seed, "what": what, "said": said}
+            if options.journal:
+                with options.journal.open("a") as file:
+                    file.write(json.dumps(known[seed]) + "\n")
+        for name, why in known[seed]["said"].items():
+            counts[f"{name} refused"] += bool(why)
             counts[name] += 1
-            if bool(said) == (name == "dwi"):
-                print(
-                    f"seed {seed} ({one.skull}, b = {one.b_s_per_mm2:g}, {one.lesion_ml:.0f} ml of lesion): {name} {said or 'accepted'}"
-                )
+            if bool(why) == (name == "dwi"):
+                print(f"seed {seed} ({known[seed]['what']}): {name} {why or 'accepted'}", flush=True)
     for name in ("dwi", "b0", "t2"):
         print(f"{name}: {counts[f'{name} refused']} of {counts[name]} refused")
     others = counts["b0"] + counts["t2"]

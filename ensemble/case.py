@@ -170,8 +170,11 @@ def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality,
 
 def _core(brain: BoolArray, grid: Grid) -> BoolArray:
     """What of a brain lies so deep that it is none of a skull, should that still be there."""
-    inside = ndimage.distance_transform_edt(np.pad(brain, 1), grid.spacing_zyx_mm)[1:-1, 1:-1, 1:-1]
-    return np.asarray(inside > _CORE_MM, dtype=bool)
+    core = np.zeros_like(brain)
+    (box,) = ndimage.find_objects(brain.astype(np.uint8))
+    depth = ndimage.distance_transform_edt(np.pad(brain[box], 1), grid.spacing_zyx_mm)
+    core[box] = depth[1:-1, 1:-1, 1:-1] > _CORE_MM
+    return core
 
 
 def _foreground(dwi: RawImage, adc: Volume) -> BoolArray:

@@ -24,9 +24,10 @@ _SWAPPED_SHARE, _SWAPPED_RATIO = 0.02, 3.0
 _FLUID_IN_PLACE = 0.004
 #: Share of the brain that must be fluid for the test of an exponential ADC.
 _ENOUGH_FLUID = 0.01
-#: Rise of log signal with ADC, in ms/um^2 (= 1e3 s/mm^2), from which on an image has no diffusion weighting. S0 rises by 0.17 to 1.0 from
-#: tissue to fluid, which has the longer T2, and b is taken off: simulated DWI have at most 0.10 (b = 500), b0 and T2 images 0.17 or more.
-_RISING = 0.15
+#: Rise of log signal with ADC, in ms/um^2 (= 1e3 s/mm^2), from which on an image has no diffusion weighting. S0 rises from tissue to fluid,
+#: which has the longer T2, by 0.17 to 1.0 in simulated patients (0.65 at most where b is low), and b is taken off: so 0.15 at b = 500.
+#: The second holds for the core of a brain alone, which has more of its fluid in whole voxels.
+_RISING, _CORE_RISING = 0.16, 0.25
 #: Share of the brain that its core must have to speak for it.
 _LEAST_CORE = 0.1
 #: ADC of normal tissue (um^2/ms); bins of ADC in units of it, from where on they count, how far they must and may reach, and their voxels.
@@ -61,8 +62,12 @@ def refuse_implausible(
     inside = _Inside(_in_levels(dwi, brain), _in_levels(adc, brain))
     _refuse_empty(dwi, adc, brain, where, notes)
     _refuse_swapped(inside, where)
-    deep = brain if core is None or core.sum() < _LEAST_CORE * brain.sum() else core
-    _refuse_unweighted(_Inside(_in_levels(dwi, deep), _in_levels(adc, deep)), where)
+    whole_rise = _rise_with_adc(inside)
+    if core is None or core.sum() < _LEAST_CORE * brain.sum():
+        _refuse_unweighted(whole_rise, where)
+    else:
+        core_rise = _rise_with_adc(_Inside(_in_levels(dwi, core), _in_levels(adc, core)))
+        _refuse_unweighted(core_rise if core_rise > _CORE_RISING else min(core_rise, whole_rise), where)
     _refuse_exponential(_Inside(*_core(dwi, adc, brain)), where)
     _refuse_clipped(dwi, brain, inside.dwi, where, notes)
 
@@ -116,8 +121,7 @@ def _refuse_swapped(inside: _Inside, where: str) -> None:
         )
 
 
-def _refuse_unweighted(inside: _Inside, where: str) -> None:
-    rise = _rise_with_adc(inside)
+def _refuse_unweighted(rise: float, where: str) -> None:
     if rise > _RISING:
         raise InputRefused(
             "the DWI is not diffusion-weighted",
