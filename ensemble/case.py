@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from scipy import ndimage
 
-from ensemble.config import SkullStrip
+from ensemble.config import RunConfig, SkullStrip
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.grids import adc_on_dwi_grid, flair_on_dwi_grid, within_adc
+from ensemble.prepare.hot import is_constant, unusable
 from ensemble.prepare.plausibility import refuse_implausible
-from ensemble.prepare.skull import must_strip, remark_on_edges, remark_on_size, strip
+from ensemble.prepare.scale import refuse_no_brain, refuse_other_scale, refuse_two_scales
+from ensemble.prepare.skull import must_strip, remark_on_edges, strip
 from ensemble.prepare.units import physical_intensities
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.resample import resample_volume
@@ -23,6 +26,8 @@ from ensemble.volume import Volume
 
 #: Share of the voxels outside the brain that may be other than 0, as after interpolation at its rim; more is noise.
 NOISY_BACKGROUND = 0.05
+#: What lies deeper than this is no skull and no scalp.
+_CORE_MM = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,15 @@ class PreparedCase:
         return frozenset(self.images)
 
 
-def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu") -> PreparedCase:
+def prepare(
+    raw: RawCase,
+    skull_strip: SkullStrip = "auto",
+    device: str = "cpu",
+    brain_ml: tuple[float, float] = RunConfig.brain_ml,
+) -> PreparedCase:
     """Check a case and bring its images onto the DWI grid, without skull. Raises InputRefused when it can't be segmented safely.
 
-    `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does.
+    `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does. `brain_ml` is the volume that a brain may have.
     """
     notes = [note for image in raw.images.values() for note in image.notes]
     for modality in (Modality.DWI, Modality.ADC):
@@ -71,11 +81,16 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
                 found=f"the voxels of {finite[first].path}",
                 do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
             )
+    for modality, image in finite.items():
+        refuse_other_scale(image, modality, brain_ml)
+    refuse_two_scales(adc, dwi)
     adc_volume, covered = adc_on_dwi_grid(adc, dwi, notes)
     stripped = must_strip(skull_strip, dwi.volume, notes)
-    brain = strip(dwi.volume, device, notes, dwi.path) if stripped else _foreground(dwi, adc_volume)
+    brain = strip(dwi.volume, device, notes, dwi.path, brain_ml) if stripped else _foreground(dwi, adc_volume)
     brain = within_adc(brain, covered, adc, notes)
-    refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes)
+    core = None if stripped else _core(brain, dwi.volume.grid)
+    refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes, core)
+    refuse_no_brain(brain, dwi.volume.grid, dwi.path, brain_ml, notes)
     volumes = {Modality.DWI: dwi.volume, Modality.ADC: adc_volume}
     if Modality.FLAIR in finite:
         volumes[Modality.FLAIR] = flair_on_dwi_grid(finite[Modality.FLAIR], dwi.volume, brain, notes)
@@ -84,8 +99,6 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
         tissue = dwi.volume.like(brain & above_background(other.array))
         _repair_or_refuse_not_numbers(image, modality, tissue, notes)
     images = {m: volume.like(_background_cleared(volume.array, brain, m, notes)) for m, volume in volumes.items()}
-    if not stripped:
-        remark_on_size(brain, dwi.volume.grid.spacing_zyx_mm, notes)
     remark_on_edges(dwi.volume.like(brain), notes)
     arrays = {modality: volume.array for modality, volume in images.items()}
     physical = physical_intensities(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), brain)
@@ -99,9 +112,9 @@ def prepare(raw: RawCase, skull_strip: SkullStrip = "auto", device: str = "cpu")
 
 
 def _finite(image: RawImage, modality: Modality) -> RawImage:
-    """The image with 0 for what is no number, for the time being. Raises InputRefused for images that hold no picture."""
+    """The image with 0 for what is no number, or none of a head, for now. Raises InputRefused for images that hold no picture."""
     array, label = image.volume.array, modality.value.upper()
-    good = np.isfinite(array)
+    good = ~unusable(array)
     if not good.any():
         raise InputRefused(
             f"the {label} image holds values that are not numbers",
@@ -109,32 +122,40 @@ def _finite(image: RawImage, modality: Modality) -> RawImage:
             found="every voxel is NaN or infinite",
             do="export it again",
         )
-    if array[good].min() == array[good].max():
+    if is_constant(array, good):
         raise InputRefused(
             f"the {label} image is constant",
             where=image.path,
-            found=f"every voxel is {array[good].flat[0]:g}",
+            found=f"every voxel is {np.median(array[good]):g}, or all but a few",
             do="check the export",
         )
     return image if good.all() else replace(image, volume=image.volume.like(np.where(good, array, np.float32(0))))
 
 
 def _repair_or_refuse_not_numbers(image: RawImage, modality: Modality, tissue: Volume, notes: list[str]) -> None:
-    """Values that are no numbers are 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
-    bad = ~np.isfinite(image.volume.array)
+    """Values that are no numbers, or hot, are 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
+    bad = unusable(image.volume.array)
     if not bad.any():
         return
     label, count = modality.value.upper(), int(bad.sum())
+    hot = int((bad & np.isfinite(image.volume.array)).sum())
+    what = (
+        "NaN or infinite"
+        if not hot
+        else "far hotter than any tissue"
+        if hot == count
+        else "NaN, infinite or far too hot"
+    )
     # tissue on the image's own grid: no bad voxel can slip between those of a coarser one
     inside = int((resample_volume(tissue, image.volume.grid, linear=False).array[bad] > 0).sum())
     if inside:
         raise InputRefused(
-            f"the {label} image holds values that are not numbers",
+            f"the {label} image holds values that are {'not numbers' if not hot else 'none of tissue'}",
             where=image.path,
-            found=f"{count} of {bad.size} voxels are NaN or infinite, {inside} of them in brain tissue",
+            found=f"{count} of {bad.size} voxels are {what}, {inside} of them in brain tissue",
             do="export it again",
         )
-    notes.append(f"{label}: {count} voxels without tissue were NaN or infinite: set to 0")
+    notes.append(f"{label}: {count} voxels without tissue were {what}: set to 0")
 
 
 def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality, notes: list[str]) -> FloatArray:
@@ -145,6 +166,15 @@ def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality,
         return array
     notes.append(f"{modality.value.upper()}: {noisy:.0%} of what lies outside the brain was not 0: set to 0")
     return np.where(brain, array, np.float32(0))
+
+
+def _core(brain: BoolArray, grid: Grid) -> BoolArray:
+    """What of a brain lies so deep that it is none of a skull, should that still be there."""
+    core = np.zeros_like(brain)
+    (box,) = ndimage.find_objects(brain.astype(np.uint8))
+    depth = ndimage.distance_transform_edt(np.pad(brain[box], 1), grid.spacing_zyx_mm)
+    core[box] = depth[1:-1, 1:-1, 1:-1] > _CORE_MM
+    return core
 
 
 def _foreground(dwi: RawImage, adc: Volume) -> BoolArray:

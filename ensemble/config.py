@@ -63,6 +63,8 @@ class RunConfig:
     """Fewest members that must vote; None means all that the inputs allow."""
     skull_strip: SkullStrip = "auto"
     """Whether the skull is stripped; auto does so where there is one."""
+    brain_ml: tuple[float, float] = (300.0, 2500.0)
+    """Volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size."""
 
     def __post_init__(self) -> None:
         for option, value, allowed in (
@@ -77,6 +79,11 @@ class RunConfig:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
         if not 0 <= self.speck_ml < float("inf"):
             raise UsageError("--speck-ml must be a volume in ml, 0 or more", found=str(self.speck_ml))
+        if not 0 <= self.brain_ml[0] < self.brain_ml[1] < float("inf"):
+            raise UsageError(
+                "--brain-ml must be two volumes in ml, the smaller one first",
+                found=",".join(f"{ml:g}" for ml in self.brain_ml),
+            )
         if self.min_members is not None and self.min_members < 1:
             raise UsageError("--min-members must be at least 1", found=str(self.min_members))
         if self.members is not None and not self.members:

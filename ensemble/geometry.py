@@ -5,9 +5,11 @@ Grids speak ITK's order (x, y, z); arrays speak numpy's (z, y, x). `volume.py` i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
+from math import prod
 
 import numpy as np
 
@@ -17,6 +19,13 @@ Triple = tuple[float, float, float]
 
 #: Headers of one acquisition that differ by less than this are the same but for rounding, in voxels.
 ROUNDING_VOXELS = 0.05
+#: More voxels than any brain image has, in all and along an axis; a damaged header or plan may ask for as many as it likes.
+MOST_VOXELS, MOST_ALONG_AXIS = 150_000_000, 8192
+
+
+def is_too_large(shape: Sequence[int], most: int = MOST_VOXELS) -> bool:
+    """Whether a lattice has more voxels than any brain image: asked before memory is."""
+    return prod(shape) > most or max(shape) > MOST_ALONG_AXIS
 
 
 @dataclass(frozen=True)

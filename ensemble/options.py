@@ -291,6 +291,16 @@ def _common() -> _Parser:
         default="auto",
         help="strip the skull from the images: where there is one (auto, the default), always, never",
     )
+    _add(
+        group,
+        "--brain-ml",
+        type=_range,
+        metavar="LOW,HIGH",
+        default=RunConfig.brain_ml,
+        help="volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size (default: {:g},{:g})".format(
+            *RunConfig.brain_ml
+        ),
+    )
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
     _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
@@ -325,7 +335,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
             continue
         try:
             values[action.dest] = _boolean(text) if action.nargs == 0 else (action.type or str)(text)  # type: ignore[operator]
-        except ValueError as error:
+        except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(f"{variable} is not valid", found=repr(text), do=str(error)) from error
         if action.choices is not None and values[action.dest] not in action.choices:
             raise UsageError(
@@ -371,6 +381,14 @@ def _boolean(text: str) -> bool:
     if text.lower() in _TRUE | _FALSE:
         return text.lower() in _TRUE
     raise ValueError("use 1 or 0")
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two volumes in ml") from None
+    return low, high
 
 
 def _names(text: str) -> tuple[str, ...]:

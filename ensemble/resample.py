@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensemble.geometry import Grid
+from ensemble.errors import InputRefused
+from ensemble.geometry import Grid, is_too_large
 from ensemble.types import AnyArray, BoolArray, FloatArray
 from ensemble.volume import Volume, from_sitk, to_sitk
 
@@ -30,9 +31,12 @@ def resample_volume(volume: Volume, grid: Grid, linear: bool = True, transform: 
 
     Linear interpolation gives float32; otherwise the nearest voxel's value in the volume's own type (bool becomes uint8). A
     transform (ITK's sense: from points of `grid` to points of the volume) moves the volume first.
+
+    Raises InputRefused for a grid with more voxels than any brain image has.
     """
     import SimpleITK as sitk
 
+    _refuse_too_large(grid.size, grid.spacing_mm)
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize(grid.size)
     resampler.SetOutputSpacing(grid.spacing_mm)
@@ -101,8 +105,9 @@ class ArrayResampling:
         """Resize an array (channels, a, b, c) to (channels, *shape); the same array when there is nothing to do.
 
         Spacings are those of the array before and after, in mm, in its own axis order; they only decide whether an axis is
-        treated separately.
+        treated separately. Raises InputRefused for a shape of more voxels than any brain image has.
         """
+        _refuse_too_large(shape, new_spacing)
         if not self.enabled or tuple(array.shape[1:]) == tuple(shape):
             return array
         coarse = self._coarse_axis(spacing, new_spacing)
@@ -123,6 +128,16 @@ class ArrayResampling:
         else:
             return None
         return deciding.index(max(deciding)) if deciding.count(max(deciding)) == 1 else None
+
+
+def _refuse_too_large(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
+    if is_too_large(shape):
+        size, spacing = " x ".join(map(str, shape)), " x ".join(f"{mm:.3g}" for mm in spacing_mm)
+        raise InputRefused(
+            "a resampled image would be too large",
+            found=f"{size} voxels of {spacing} mm",
+            do="check the units of the image's header (mm), and the voxel size that the members work at (members check)",
+        )
 
 
 _SPLINES = {

@@ -32,8 +32,8 @@ def warm_up(ensemble: Ensemble) -> None:
     """Let every member segment a phantom, without mirroring. What fails is logged: real cases may well work."""
     hurried = dataclasses.replace(
         ensemble,
-        # nobody's head has no skull: HD-BET would find no brain in it
-        config=dataclasses.replace(ensemble.config, skull_strip="never"),
+        # nobody's head has no skull, in which HD-BET would find no brain, and is small
+        config=dataclasses.replace(ensemble.config, skull_strip="never", brain_ml=(0.0, 1000.0)),
         settings=dataclasses.replace(ensemble.settings, tta="none"),
     )
     try:

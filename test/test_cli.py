@@ -160,7 +160,7 @@ def voxels(value: float) -> np.ndarray:
         (lambda r: sitk.WriteImage(sitk.GetImageFromArray(np.eye(9)), str(dwi_file(r))), "not 3-D", "case-1.mha"),
         (lambda r: write_image(voxels(0), dwi_file(r)), "constant", "case-1.mha"),
         (lambda r: write_image(voxels(np.nan), adc_file(r)), "not numbers", "some-adc.mha"),
-        (lambda r: sitk.WriteImage(sitk.GetImageFromArray(phantom_arrays()[ADC]), str(adc_file(r))), "different places", "some-adc.mha"),
+        (lambda r: sitk.WriteImage(sitk.GetImageFromArray(phantom_arrays()[ADC]), str(adc_file(r))), "can't have the size", "some-adc.mha"),
         (lambda r: (r / "inputs.json").write_text("{"), "inputs.json can't be understood", "inputs.json"),
     ],
 )  # fmt: skip

@@ -190,7 +190,7 @@ def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
             DWI: write_image(dwi.astype(dtype), tmp_path / f"{dtype.__name__}.nii.gz", grid),
             ADC: write_image(adc, tmp_path / "adc.nii.gz", grid),
         }
-        cases.append(prepare(read_case("case", files)))
+        cases.append(prepare(read_case("case", files), brain_ml=(50.0, 2500.0)))
     fine = resample_volume(cases[0].images[DWI], respaced(grid)).array
     assert (fine % 1 != 0).any()
     member = loaded(build_v1_folder(tmp_path / "model"))

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.geometry import Triple
+from ensemble.errors import InputRefused
+from ensemble.geometry import Triple, is_too_large
 from ensemble.resample import ArrayResampling
 from ensemble.types import BoolArray, FloatArray
 
 Box = tuple[slice, slice, slice]
+#: Voxels that networks go over: some 5 GB with images and answers (docs/architecture.md). Half a millimetre is within it.
+MOST_NETWORK_VOXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,14 @@ class Placement:
         return z, y, x
 
     def to_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
-        """An array (channels, a, b, c) in the box, at the network's spacing."""
+        """An array (channels, a, b, c) in the box, at the network's spacing. Raises InputRefused where that is larger than any brain."""
+        if is_too_large(shape := self.network_shape, MOST_NETWORK_VOXELS):
+            spacing = " x ".join(f"{mm:.3g}" for mm in self.network_spacing_mm)
+            raise InputRefused(
+                "the image is too large at the voxel size that a member works at",
+                found=f"{' x '.join(map(str, shape))} voxels of {spacing} mm",
+                do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+            )
         return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)
 
     def from_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:

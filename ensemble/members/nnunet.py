@@ -21,6 +21,7 @@ from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.base import InferenceSettings, MemberPrediction, fit_for
+from ensemble.members.bounds import refuse_too_much
 from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.members.manifest import MemberSpec
 from ensemble.members.nnunet_arrays import lesion_probability, to_network
@@ -54,6 +55,7 @@ class NnunetMember:
         checkpoints = [(path, read_fold(path)) for path in checkpoint_paths(spec.folder)]
         plans = _plans(spec.folder, checkpoints)
         channels = _channels(spec, plans)
+        refuse_too_much(spec, plans.spacing_mm, plans.patch, _first_features(plans))
         return cls(
             spec=spec,
             plans=plans,
@@ -119,10 +121,13 @@ class NnunetMember:
 
     def _windows(self, settings: InferenceSettings) -> SlidingWindow:
         z, y, x = (1, *self.plans.patch) if self.plans.dims == 2 else self.plans.patch
-        features = self.plans.architecture.kwargs["features_per_stage"]
-        first = features[0] if isinstance(features, list) else features
-        together = windows_at_once(self.plans.patch, int(first), self.sessions[0].device)
+        together = windows_at_once(self.plans.patch, _first_features(self.plans), self.sessions[0].device)
         return SlidingWindow((z, y, x), self.mirror_axes, Tta(settings.tta), batch_size=together)
+
+
+def _first_features(plans: NnunetPlans) -> int:
+    features = plans.architecture.kwargs["features_per_stage"]
+    return int(features[0] if isinstance(features, list) else features)
 
 
 def _ras(grid: Grid) -> Reorientation:

@@ -19,6 +19,7 @@ from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.base import InferenceSettings, MemberPrediction, fit_for
+from ensemble.members.bounds import refuse_too_much
 from ensemble.members.channels import parse_channel
 from ensemble.members.manifest import MemberSpec
 from ensemble.members.seals_arrays import lesion_probability, respaced, to_image, to_network
@@ -60,6 +61,7 @@ class SealsMember:
             )
         folder = read_v1_folder(spec.folder)
         modalities = _modalities(spec, folder.plans)
+        refuse_too_much(spec, folder.plans.spacing_mm, folder.plans.patch, folder.plans.base_features)
         device = torch.device(settings.device)
         precision = resolve_precision(settings.precision, device)
         sessions: list[LoadedSession] = []

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from ensemble.prepare.hot import highest_plausible
+
 # Fraction of the typical foreground value below which a voxel is background: far above resampling noise (1e-22 ... 1e-6)
 # and the overshoot of cubic interpolation at the mask's edge, far below cerebrospinal fluid on a b = 1000 s/mm^2 image (0.2-0.5).
 BACKGROUND_FRACTION = 0.04
@@ -37,7 +39,7 @@ def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> 
 def above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """Where an image (z, y, x) is more than resampling noise: above a small fraction of its own typical value."""
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    peak = float(finite.max(initial=0.0))
+    peak = min(float(finite.max(initial=0.0)), highest_plausible(finite))
     if peak <= 0.0:
         return np.zeros(finite.shape, dtype=bool)
     # Three steps: without resampling noise, without what is faint beside the bright (noise of the air), the median is the tissue's

@@ -1,7 +1,8 @@
 """Whether DWI and ADC are what they are called: swapped, unweighted, exponential, clipped or half-empty images are refused.
 
 All of it rests on fluid: free water has an ADC four times that of tissue, and therefore is dark on DWI. Everything else that is as dark on
-one and as bright on the other would be damage of a size and depth that no infarct has.
+one and as bright on the other would be damage of a size and depth that no infarct has. How a b0 or T2 image is told from a DWI of low b by
+the signal equation, S = S0 exp(-b ADC), is in docs/adr/0016-scale-contrast-hot-voxels.md.
 """
 
 from __future__ import annotations
@@ -19,9 +20,18 @@ _BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
 #: Share of the brain that is bright on "DWI" and dark on "ADC" from which on it is no infarct but fluid on swapped images. Real
 #: images have 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
 _SWAPPED_SHARE, _SWAPPED_RATIO = 0.02, 3.0
-#: Share of the brain that must be fluid for the tests of fluid, and how bright fluid is on an image without diffusion weighting
-#: (real DWI 0.3-0.6, b0 about 2.5).
-_ENOUGH_FLUID, _UNWEIGHTED = 0.01, 1.5
+#: Share that is dark on DWI and bright on ADC from which on it is fluid in its place; on swapped images, so much bright infarct is rare.
+_FLUID_IN_PLACE = 0.004
+#: Share of the brain that must be fluid for the test of an exponential ADC.
+_ENOUGH_FLUID = 0.01
+#: Rise of log signal with ADC, in ms/um^2 (= 1e3 s/mm^2), from which on an image has no diffusion weighting. S0 rises from tissue to fluid,
+#: which has the longer T2, by 0.17 to 1.0 in simulated patients (0.65 at most where b is low), and b is taken off: so 0.15 at b = 500.
+#: The second holds for the core of a brain alone, which has more of its fluid in whole voxels.
+_RISING, _CORE_RISING = 0.16, 0.25
+#: Share of the brain that its core must have to speak for it.
+_LEAST_CORE = 0.1
+#: ADC of normal tissue (um^2/ms); bins of ADC in units of it, from where on they count, how far they must and may reach, and their voxels.
+_TISSUE_ADC, _BIN, _FIRST, _FLUID, _LAST, _LEAST_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 1.3, 1.8, 5.0, 10, 300
 #: ADC, in units of its level, where DWI is dark: fluid has 2-4 on a true map, less than tissue on an exponential one.
 _EXPONENTIAL = 0.75
 #: Share of the brain at the very highest value from which on an image is clipped; and the level below which that hides lesions.
@@ -38,18 +48,26 @@ class _Inside:
     adc: FloatArray
 
 
-def refuse_implausible(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, notes: list[str]) -> None:
+def refuse_implausible(
+    dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, notes: list[str], core: BoolArray | None = None
+) -> None:
     """Raise InputRefused for a DWI and ADC (z, y, x) that can't be what they are called; add what is only odd to `notes`.
 
     Args:
         dwi, adc: on one grid, in any unit.
         brain: bool, on the same grid.
         where: the files, for messages.
+        core: the part of it that holds no skull, should `brain` hold one: fat would decide what tissue is.
     """
     inside = _Inside(_in_levels(dwi, brain), _in_levels(adc, brain))
     _refuse_empty(dwi, adc, brain, where, notes)
     _refuse_swapped(inside, where)
-    _refuse_unweighted(inside, where)
+    whole_rise = _rise_with_adc(inside)
+    if core is None or core.sum() < _LEAST_CORE * brain.sum():
+        _refuse_unweighted(whole_rise, where)
+    else:
+        core_rise = _rise_with_adc(_Inside(_in_levels(dwi, core), _in_levels(adc, core)))
+        _refuse_unweighted(core_rise if core_rise > _CORE_RISING else min(core_rise, whole_rise), where)
     _refuse_exponential(_Inside(*_core(dwi, adc, brain)), where)
     _refuse_clipped(dwi, brain, inside.dwi, where, notes)
 
@@ -94,7 +112,7 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
 def _refuse_swapped(inside: _Inside, where: str) -> None:
     damage_like = float(((inside.dwi > _BRIGHT) & (inside.adc < _DARK)).mean())
     fluid_like = float(((inside.adc > _BRIGHT) & (inside.dwi < _DARK)).mean())
-    if damage_like > _SWAPPED_SHARE and damage_like > _SWAPPED_RATIO * fluid_like:
+    if damage_like > _SWAPPED_SHARE and fluid_like < min(_FLUID_IN_PLACE, damage_like / _SWAPPED_RATIO):
         raise InputRefused(
             "DWI and ADC look swapped",
             where=where,
@@ -103,18 +121,34 @@ def _refuse_swapped(inside: _Inside, where: str) -> None:
         )
 
 
-def _refuse_unweighted(inside: _Inside, where: str) -> None:
-    fluid = inside.adc > _BRIGHT
-    if fluid.mean() < _ENOUGH_FLUID:
-        return
-    level = float(np.median(inside.dwi[fluid]))
-    if level > _UNWEIGHTED:
+def _refuse_unweighted(rise: float, where: str) -> None:
+    if rise > _RISING:
         raise InputRefused(
             "the DWI is not diffusion-weighted",
             where=where,
-            found=f"fluid is {level:.1f} times as bright as tissue, as on a b0 or T2 image",
-            do="give the image of b about 1000 s/mm^2",
+            found=f"its signal rises with ADC, by {rise:.0%} per 1e-3 mm^2/s: fluid is brighter than tissue, as on a b0 or T2 image",
+            do="give the image of b about 1000 s/mm^2, and the ADC map that was computed from it",
         )
+
+
+def _rise_with_adc(inside: _Inside) -> float:
+    """Slope of log DWI over ADC (ms/um^2) from tissue to fluid: that of log S0, less b; -inf where nothing is like fluid.
+
+    Medians in bins of ADC, so that a few voxels of fluid count as much as many, and what shares a voxel with tissue counts too.
+    """
+    tissue = inside.dwi[np.abs(inside.adc - 1) < 0.25]
+    level = float(np.median(tissue)) if tissue.size else 0.0
+    used = (inside.adc > _FIRST - _BIN) & (inside.adc < _LAST) & (inside.dwi > 0.02 * level)
+    if level <= 0 or not used.any():
+        return -np.inf
+    adc, log_signal = inside.adc[used], np.log(inside.dwi[used] / level)
+    bins = np.floor(adc / _BIN).astype(int)
+    points = [(np.median(adc[at]), np.median(log_signal[at]), at.sum()) for at in (bins == n for n in np.unique(bins))]
+    beyond, rise, count = np.array([p for p in points if p[0] > _FIRST and p[2] >= _LEAST_VOXELS] or [(0, 0, 0)]).T
+    if len(beyond) < 2 or beyond.max() < _FLUID:
+        return -np.inf
+    weight, beyond = np.sqrt(np.minimum(count, _ENOUGH_VOXELS)), beyond - 1
+    return float((weight * beyond * rise).sum() / (weight * beyond**2).sum() / _TISSUE_ADC)
 
 
 def _refuse_exponential(core: _Inside, where: str) -> None:
@@ -132,13 +166,11 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
 
 
 def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where: str, notes: list[str]) -> None:
-    top = float(levels.max())
+    top = float(np.percentile(levels, 99.9))  # hot voxels may lie above what clipping leaves
     share = float((levels >= top).mean())
     if share < _CLIPPED_SHARE:
         return
-    found = (
-        f"{share:.1%} of the brain has the highest value, {float(dwi[brain].max()):g}, {top:.1f} times that of tissue"
-    )
+    found = f"{share:.1%} of the brain has the highest value, {float(np.percentile(dwi[brain], 99.9)):g}, {top:.1f} times that of tissue"
     if top < _LESIONS_HIDDEN:
         raise InputRefused(
             "the DWI is clipped: lesions can't be told from tissue",

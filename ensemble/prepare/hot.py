@@ -1,0 +1,37 @@
+"""Values that nothing in a head has: one voxel of 2^32 decides about every level that rests on a maximum, a mean or a deviation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.types import AnyArray, BoolArray
+
+#: Times the 98th percentile of what is positive: beyond, nothing is tissue (the brightest voxel of real DWI, ADC and FLAIR: 1.1 to 4.3).
+_HOT = 20.0
+#: Share of an image that may be so hot; a brain, in the widest field of view, is a larger one.
+_FEW = 0.005
+#: Share of an image that must differ from the rest, or it is constant.
+_LEAST_PICTURE = 1e-4
+
+
+def highest_plausible(image: AnyArray) -> float:
+    """Magnitude beyond which a value of an image (z, y, x) is none of a head; infinite where nothing is positive."""
+    values = image[np.isfinite(image) & (image > 0)]
+    while values.size:
+        limit = _HOT * float(np.percentile(values, 98))
+        beyond = values > limit
+        if np.count_nonzero(beyond) <= _FEW * image.size:
+            return limit
+        values = values[beyond]  # what was looked at is resampling noise (1e-22), and the image stands out from it
+    return float("inf")
+
+
+def unusable(image: AnyArray) -> BoolArray:
+    """Where an image (z, y, x) holds no number, or one that nothing in a head has."""
+    return ~(np.abs(image) <= min(highest_plausible(image), float(np.finfo(np.float32).max)))
+
+
+def is_constant(image: AnyArray, usable: BoolArray) -> bool:
+    """Whether an image (z, y, x) holds one value, but for a few voxels."""
+    values = image[usable]
+    return bool(np.count_nonzero(values != np.median(values)) < max(1.0, _LEAST_PICTURE * image.size))

@@ -1,0 +1,114 @@
+"""Whether images are as large as heads are: a header in cm, m or microns, or with a wrong slice spacing, is refused before any network.
+
+A brain's volume follows the voxel size to the third power, and no one else would notice: networks resample whatever they get.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.errors import InputRefused
+from ensemble.geometry import Grid
+from ensemble.metrics import volume_ml
+from ensemble.prepare.brain import above_background
+from ensemble.readers.base import RawImage
+from ensemble.types import BoolArray, Modality
+
+Range = tuple[float, float]
+
+#: Volume that a brain may have, in ml: adults, children, large losses; infants and open skulls have an option.
+BRAIN_ML: Range = (300.0, 2500.0)
+#: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
+USUAL_BRAIN_ML: Range = (600.0, 2200.0)
+#: No field of view of a head is longer (mm), and no head with its neck has more than so many times the largest brain's volume.
+_LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
+#: Within so many mm lies 99 % of the smallest and the largest brain of `BRAIN_ML` along any axis (adults: 120 to 190 mm; a slab: less).
+_BRAIN_MM, _MOST_OF_IT = (30.0, 250.0), 0.99
+#: Voxel sizes of one matrix that differ by more than this share are two scales.
+_SAME_SCALE = 0.01
+#: What headers are mistaken in, by the factor on lengths that this gives.
+_MISTAKES = {0.1: "cm", 10.0: "tenths of mm", 1e-3: "m (or of microns as mm)", 1e3: "microns (or of mm as m)"}
+_DO = (
+    "check the units and the slice spacing of the header (mm; with the gap between slices; NIfTI: pixdim, sform, xyzt_units), or export it "
+    "again; for infants, open skulls, or heads that keep their skull: --brain-ml LOW,HIGH"
+)
+
+
+def refuse_other_scale(image: RawImage, modality: Modality, brain_ml: Range) -> None:
+    """Raise InputRefused for an image that is too small to hold a brain, or larger than any head, by its header.
+
+    Looks at the field of view, and at what is not background; so it goes before any resampling and any network.
+    """
+    grid, label = image.volume.grid, modality.value.upper()
+    view = [n * mm for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
+    view_ml = float(np.prod(view)) / 1000
+    low, high = brain_ml
+    if not (view_ml >= low and max(view) <= _LONGEST_VIEW_MM):
+        size = " x ".join(f"{mm:.4g}" for mm in view)
+        found = f"its field of view measures {size} mm ({view_ml:.3g} ml), a brain {low:g} to {high:g} ml"
+        raise _refusal(f"the {label} image can't have the size that its header says", image, found)
+    foreground = above_background(image.volume.array)
+    head_ml = volume_ml(foreground, grid.spacing_zyx_mm)
+    if head_ml < low:
+        found = f"what is not background measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        raise _refusal(f"the {label} image can't have the size that its header says", image, found, head_ml, brain_ml)
+    if modality is Modality.ADC:
+        return  # its air may be as bright as its tissue
+    array = image.volume.array
+    # noise of the air may be most of what is not background, and is far from what is bright
+    tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
+    if tissue_ml > _HEADS_IN_BRAINS * high:
+        found = f"what is bright measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        raise _refusal(f"the {label} image can't have the size that its header says", image, found, tissue_ml, brain_ml)
+
+
+def refuse_two_scales(adc: RawImage, dwi: RawImage) -> None:
+    """Raise InputRefused for an ADC map with the DWI's matrix and another voxel size: it is computed from it, so one header is wrong."""
+    one, other = adc.volume.grid, dwi.volume.grid
+    ratios = [abs(a / b - 1) for a, b in zip(one.spacing_mm, other.spacing_mm, strict=True)]
+    if one.size == other.size and max(ratios) > _SAME_SCALE:
+        found = f"both have {' x '.join(map(str, one.size))} voxels, of {_spacing(one)} mm (ADC) and {_spacing(other)} mm (DWI)"
+        raise _refusal("DWI and ADC have voxels of different size: one of their headers is wrong", adc, found)
+
+
+def refuse_no_brain(brain: BoolArray, grid: Grid, where: object, brain_ml: Range, notes: list[str]) -> None:
+    """Raise InputRefused for an extracted brain (z, y, x) of a size that no brain has; note one that few have."""
+    low, high = brain_ml
+    volume = volume_ml(brain, grid.spacing_zyx_mm)
+    if not low <= volume <= high:
+        found = f"{volume:.3g} ml, with voxels of {_spacing(grid)} mm; a brain has {low:g} to {high:g} ml"
+        raise _refusal("the brain has a size that no brain has", where, found, volume, brain_ml)
+    lengths = [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
+    shortest, longest = (
+        mm * (now / usual) ** (1 / 3) for mm, now, usual in zip(_BRAIN_MM, brain_ml, BRAIN_ML, strict=True)
+    )
+    if not (min(lengths) >= shortest and max(lengths) <= longest):
+        size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
+        found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
+        raise _refusal("the brain has a size that no brain has", where, found)
+    if not USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
+        hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
+        usual = f"a brain {USUAL_BRAIN_ML[0]:.0f} to {USUAL_BRAIN_ML[1]:.0f} ml"
+        notes.append(f"the foreground measures {volume:.0f} ml, {usual}: {hint}")
+
+
+def _length(brain: BoolArray, axis: int) -> int:
+    """Slices along an axis that hold most of the brain: what sticks out, a spinal cord say, does not count."""
+    profile = np.cumsum(brain.sum(axis=tuple({0, 1, 2} - {axis})))
+    rest = (1 - _MOST_OF_IT) / 2 * profile[-1]
+    return int(np.searchsorted(profile, profile[-1] - rest) - np.searchsorted(profile, rest, "right")) + 1
+
+
+def _refusal(
+    what: str, where: object, found: str, volume: float | None = None, brain_ml: Range = BRAIN_ML
+) -> InputRefused:
+    """The refusal, with the unit that would explain a volume (ml)."""
+    fitting = [
+        unit for factor, unit in _MISTAKES.items() if volume and brain_ml[0] <= volume / factor**3 <= brain_ml[1]
+    ]
+    guess = f": as of a header in {fitting[0]}, not mm" if fitting else ""
+    return InputRefused(what, where=where.path if isinstance(where, RawImage) else where, found=found + guess, do=_DO)
+
+
+def _spacing(grid: Grid) -> str:
+    return " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
