@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,8 @@ from ensemble.readers.volumes import diffusion_weighted
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
+#: More than any scanner's gradients give, in s/mm^2.
+_MOST_B = 1e5
 #: File names that say what an image shows, not whose it is.
 _GENERIC = {"dwi", "b1000", "dwi_b1000", "trace", "diffusion", "image"}
 
@@ -72,11 +73,16 @@ def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: l
     values = stored.values(np.float32)
     if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
         notes.append(f"{label}: {beyond} values are too large for float32, and count as infinite")
-    if len(size) == 4 and size[3] == 1:
+    count = size[3] if len(size) == 4 else 1
+    b_file = path.with_name(stem(path) + ".bval")
+    b_values = _b_values(b_file, count) if modality is Modality.DWI else None
+    if len(size) == 4 and count == 1:
         values = values[0]
-    elif len(size) == 4 and modality is Modality.DWI:
-        b_file = path.with_name(stem(path) + ".bval")
-        values, note = diffusion_weighted(values, _b_values(b_file, size[3]), path, b_file.name)
+    if values.ndim == 3 and b_values is not None:
+        values, note = diffusion_weighted(values[None], b_values, path, b_file.name)
+        notes.append(note)
+    elif values.ndim == 4 and modality is Modality.DWI:
+        values, note = diffusion_weighted(values, b_values, path, b_file.name)
         notes.append(note)
     if values.ndim != 3:
         raise not_3d(path, label, size)
@@ -96,14 +102,16 @@ def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
         return None
     try:
         b_values = [float(text) for text in beside.read_text(encoding="ascii").split()]
-        problem = "" if len(b_values) == volumes else f"{len(b_values)} numbers for {volumes} volumes"
+        problem = (
+            "" if len(b_values) == volumes else f"{len(b_values)} numbers for {volumes} volume{'s' * (volumes > 1)}"
+        )
     except (OSError, ValueError) as error:
         problem = str(error)
-    if problem or not all(math.isfinite(b) and b >= 0 for b in b_values):
+    if problem or not all(0 <= b <= _MOST_B for b in b_values):
         raise InputRefused(
             "the DWI's file of b-values can't be understood",
             where=beside,
-            found=problem or beside.name,
-            do="give one b-value (s/mm^2) a volume, in one line",
+            found=problem or ", ".join(f"{b:g}" for b in b_values),
+            do="give one b-value a volume, in one line, in s/mm^2 (1000, not 1e9 s/m^2)",
         )
     return b_values

@@ -1,4 +1,4 @@
-"""Which of several volumes of one acquisition is the diffusion-weighted image."""
+"""Which of several volumes of one acquisition is the diffusion-weighted image, and whether volumes are what their b-values say."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.types import AnyArray
+from ensemble.types import AnyArray, FloatArray
 
 #: b-values in s/mm^2: what a stroke protocol calls diffusion-weighted, what it aims at, and how far values of one shell differ.
 DIFFUSION_B, USUAL_B, SAME_SHELL = (500.0, 2000.0), 1000.0, 60.0
+
+#: Signals below this share of the brightest are air, noise or fluid, and tell nothing.
+_DARK, _FLOOR = 0.2, 0.02
+#: By how much (1e-3 mm^2/s) diffusion may differ: between two directions in the median of a head, where it hardly does, so that a volume
+#: without weighting (0.8 in tissue) is always beyond it; and in one voxel, of whose neighbours one is like it, but in this share.
+_MEDIAN_DIFFERENCE, _VOXEL_DIFFERENCE, _ODD_SHARE = 0.75, 0.8, 0.05
+#: Least rank correlation of two volumes; of one with the median of several. ADC runs against its trace: at most -0.19 and 0.01 on simulated
+#: heads, where directions have at least 0.02 and 0.53 (b 1000 and 2000, signal to noise 4 and 20, with and without air).
+_LEAST_ALIKE, _LEAST_ALIKE_MEDIAN = -0.1, 0.1
+#: Least diffusion (1e-3 mm^2/s) that tissue shows between a volume of low b and the weighted one; and how many times it may be darker.
+_LEAST_DIFFUSION, _MOST_TIMES_DARKER = 0.1, 50.0
 
 
 def diffusion_weighted(
@@ -22,27 +33,137 @@ def diffusion_weighted(
     With b-values (s/mm^2), it is the shell nearest to 1000; its directions are averaged geometrically, which gives the trace image.
     Without, only a pair of b0 and b1000, in this order, can be told. `b_file` is where b-values would be read from, if anywhere.
 
-    Raises InputRefused when none can be chosen safely.
+    Raises InputRefused when none can be chosen safely: also when a volume of the shell is empty or does not agree with the others, or is
+    no darker than one of lower b.
     """
     if b_values is None:
         return _second_of_two(volumes, path, b_file)
     usable = [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]]
     if not usable:
+        unit = " in s/mm^2 (1 ms/um^2 is 1000 of them)" if 0 < max(b_values, default=0) <= 10 else " s/mm^2"
         raise InputRefused(
             "no volume of the DWI series is diffusion-weighted as stroke protocols do it",
             where=path,
             found=f"b-values {_listed(b_values)} s/mm^2",
-            do=f"give one with b between {DIFFUSION_B[0]:.0f} and {DIFFUSION_B[1]:.0f} s/mm^2",
+            do=f"give one with b between {DIFFUSION_B[0]:.0f} and {DIFFUSION_B[1]:.0f}{unit}",
         )
     b = min(usable, key=lambda value: (abs(value - USUAL_B), value))
     shell = [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
+    refuse = _Refusal(path, b_values, f"correct {b_file}" if b_file else "correct the b-values")
+    if empty := [number for number in shell if _is_empty(volumes[number])]:
+        raise refuse("a volume of the DWI is empty", empty, "holds one value in all voxels")
+    if len(shell) > 1:
+        _refuse_at_odds(np.asarray(volumes)[shell], shell, b, refuse)
+    weighted = volumes[shell[0]] if len(shell) == 1 else _geometric_mean(np.asarray(volumes, np.float32)[shell])
+    low = min(range(len(b_values)), key=lambda number: b_values[number])
+    if b_values[low] < DIFFUSION_B[0] / 2 and not _is_empty(volumes[low]):
+        _refuse_unweighted(weighted, volumes[low], b - b_values[low], low, refuse)
     if len(shell) == 1:
-        return volumes[shell[0]], f"DWI: volume {shell[0] + 1} of {len(volumes)}, b = {b:g} s/mm^2"
-    directions = np.asarray(volumes, np.float32)[shell]
-    trace = np.exp(np.log(np.maximum(directions, np.float32(1e-6))).mean(axis=0))
+        return weighted, f"DWI: volume {shell[0] + 1} of {len(volumes)}, b = {b:g} s/mm^2"
+    note = f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
+    twice = [
+        n for n, at in enumerate(shell) if any(np.array_equal(volumes[at], volumes[before]) for before in shell[:n])
+    ]
+    return weighted, note + f"; {len(twice)} of them stand there twice" * bool(twice)
+
+
+class _Refusal:
+    """Makes the errors about volumes of one file."""
+
+    def __init__(self, path: Path, b_values: Sequence[float], correct: str) -> None:
+        self._path, self._b_values, self._correct = path, b_values, correct
+
+    def __call__(self, what: str, numbers: Sequence[int], found: str) -> InputRefused:
+        named = " and ".join(f"{n + 1} (b = {self._b_values[n]:g})" for n in numbers)
+        return InputRefused(
+            what,
+            where=self._path,
+            found=f"volume{'s' * (len(numbers) > 1)} {named} of {len(self._b_values)}: {found}",
+            do=f"leave out what does not belong there, or {self._correct}, or give the volume of b about 1000 s/mm^2 alone",
+        )
+
+
+def _is_empty(volume: AnyArray) -> bool:
+    finite = volume[np.isfinite(volume)]
+    return finite.size == 0 or bool(finite.min() == finite.max())
+
+
+def _geometric_mean(directions: FloatArray) -> FloatArray:
+    trace: FloatArray = np.exp(np.log(np.maximum(directions, np.float32(1e-6))).mean(axis=0))
     trace[(directions <= 0).any(axis=0)] = 0
     trace[~np.isfinite(directions).all(axis=0)] = np.nan  # what is no number in tissue refuses the case, later
-    return trace, f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
+    return trace
+
+
+def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse: _Refusal) -> None:
+    """Raise InputRefused unless all volumes of a shell show the same head with the same weighting.
+
+    Signals of two directions differ by exp(-b (D1 - D2)): by little in the median of a head, by more in tracts only, and what is bright or
+    dark in one is so in the others (fluid is dark in all). Each volume is compared with the median of all; of two, with the other.
+    """
+    logs = np.stack([_log_signal(volume) for volume in volumes])
+    others = logs[::-1] if len(logs) == 2 else np.broadcast_to(np.median(logs, axis=0), logs.shape)
+    least = _LEAST_ALIKE if len(logs) == 2 else _LEAST_ALIKE_MEDIAN
+    worst: tuple[float, int, str] | None = None
+    for number, log, other in zip(numbers, logs, others, strict=True):
+        level, alike, odd = _agreement(log, other, _VOXEL_DIFFERENCE * b / 1000)
+        for badness, found in (
+            (abs(level) / (_MEDIAN_DIFFERENCE * b / 1000), f"{np.exp(level):.3g} times the signal of the others"),
+            (1 + least - alike, f"bright and dark do not follow the others (rank correlation {alike:.2f})"),
+            (odd / _ODD_SHARE, f"in {odd:.0%} of the head unlike the others (moved, or signal lost?)"),
+        ):
+            if badness > 1 and (worst is None or badness > worst[0]):
+                worst = badness, number, found
+    if worst is not None:
+        named = numbers if len(numbers) == 2 else [worst[1]]
+        raise refuse("volumes of one b-value do not show the same", named, worst[2])
+
+
+def _refuse_unweighted(weighted: AnyArray, low: AnyArray, difference: float, number: int, refuse: _Refusal) -> None:
+    """Raise InputRefused unless tissue is darker in the weighted volume than in one of a b-value that is lower by `difference`."""
+    level = _agreement(_log_signal(weighted), _log_signal(low), np.inf)[0]
+    if not -level > _LEAST_DIFFUSION * difference / 1000:
+        raise refuse(
+            "a volume of low b-value is no brighter than the diffusion-weighted one: volumes or b-values in another order?",
+            [number],
+            f"{np.exp(-level):.3g} times the signal; diffusion weighting takes signal away",
+        )
+
+
+def _log_signal(volume: AnyArray) -> FloatArray:
+    """Logarithm of the signal (z, y, x), smoothed within slices against noise, with a floor far below tissue."""
+    from scipy.ndimage import uniform_filter
+
+    finite = np.nan_to_num(np.asarray(volume, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    smooth = uniform_filter(finite, (0, 3, 3))
+    floor = np.float32(max(_FLOOR * _bright(smooth), float(np.finfo(np.float32).tiny)))
+    logarithm: FloatArray = np.log(np.maximum(smooth, floor))
+    return logarithm
+
+
+def _bright(volume: FloatArray) -> float:
+    signal = volume[volume > 0]
+    return float(np.percentile(signal, 95)) if signal.size else 0.0
+
+
+def _agreement(log: FloatArray, other: FloatArray, limit: float) -> tuple[float, float, float]:
+    """How a volume agrees with another, both as logarithms: median difference where both have signal; rank correlation there; and the
+    share of voxels in either's foreground that differ from all neighbours in the other by more than `limit` beside that."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+    from scipy.stats import rankdata
+
+    step = 2 if min(log.shape[1:]) >= 96 else 1
+    thin = (slice(None), slice(None, None, step), slice(None, None, step))
+    here, there = log[thin], other[thin]
+    bright = [values > np.percentile(values[values > values.min()], 95) + np.log(_DARK) for values in (here, there)]
+    both, either = bright[0] & bright[1], bright[0] | bright[1]
+    if not both.any():
+        return float(np.median(here[bright[0]]) - np.median(there[bright[1]])), -1.0, 1.0
+    level = float(np.median(here[both] - there[both]))
+    ranks = [rankdata(values[both]) for values in (here, there)]
+    alike = 1.0 if min(map(np.ptp, ranks)) == 0 else float(np.corrcoef(*ranks)[0, 1])
+    above, below = here - maximum_filter(other, 3)[thin] - level, minimum_filter(other, 3)[thin] - here + level
+    return level, alike, float((np.maximum(above, below)[either] > limit).mean())
 
 
 def _second_of_two(volumes: AnyArray, path: Path, b_file: str) -> tuple[AnyArray, str]:
@@ -56,11 +177,11 @@ def _second_of_two(volumes: AnyArray, path: Path, b_file: str) -> tuple[AnyArray
             do=do,
         )
     first, second = (float(np.nanmean(np.abs(volume), dtype=np.float64)) for volume in volumes)
-    if not second < first:
+    if not first / _MOST_TIMES_DARKER < second < first:
         raise InputRefused(
             "the DWI file holds two volumes, of which the second is no diffusion-weighted one",
             where=path,
-            found=f"mean signal {first:.4g}, then {second:.4g}; diffusion weighting takes signal away",
+            found=f"mean signal {first:.4g}, then {second:.4g}; diffusion weighting takes signal away, but not nearly all",
             do=do,
         )
     return volumes[1], "DWI: the last of two volumes (no b-values; the first is brighter, as a b0 is)"
