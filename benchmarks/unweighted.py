@@ -5,7 +5,7 @@
 Each patient (seed, seed + 1, ...) is scanned twice: once with the DWI and its ADC, and once with a b0 (even seeds) or a T2-weighted image
 (odd seeds) in the DWI's place, with the true ADC. What varies: anatomy and age, lesions (every eighth patient has one of up to 250 ml), b
 (500 to 2000 s/mm^2), TE, TR, noise, grid, coil, distortion, a skull with fat and noisy air (one patient of three) or air that is 0 (one of
-three), and slabs of half a brain (every seventh). HD-BET does not run: the patient's true brain stands in for what it finds. A journal keeps
+three), and slabs of half a brain (every seventh). HD-BET does not run: the true brain stands in for what it finds. A journal keeps
 what was done, so that calling again goes on. Needs ../shared. Exit code 1 when a DWI is refused, or less than 95 % of the others are. Seeds
 from 970000 chose the threshold.
 """
