@@ -19,7 +19,7 @@ from ensemble.inference.fused import (
     in_precision,
     replace_pools,
 )
-from ensemble.inference.precision import has_fast_bfloat16, resolve_precision
+from ensemble.inference.precision import has_bfloat16, has_fast_bfloat16, resolve_precision
 from ensemble.inference.session_torch import TorchSession
 from ensemble.networks.nnunet_plans import Architecture
 from ensemble.networks.planned_unet import build_network
@@ -381,6 +381,8 @@ def test_quick_session_is_coarser_only_where_the_hardware_is_faster(monkeypatch)
     plain = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu")
     assert plain.quick is plain
     assert not has_fast_bfloat16(torch.device("cuda"))
+    assert not has_bfloat16(torch.device("cuda"))
+    assert has_bfloat16(torch.device("cpu")) or not has_fast_bfloat16(torch.device("cpu"))
 
 
 def test_precision_by_device() -> None:

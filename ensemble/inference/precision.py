@@ -32,3 +32,12 @@ def resolve_precision(choice: Choice, device: torch.device) -> Precision:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a CPU multiplies bfloat16 matrices in hardware (AMX), several times faster than float32, and the system lets us."""
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a CPU multiplies bfloat16 in hardware at all: AMX or AVX-512 BF16.
+
+    Large plain networks gain much by either (HD-BET on one thread of an avx512_bf16 processor: 36 CPU seconds for a head of 80 x 80 x 40
+    voxels, in float32 more than 400).
+    """
+    return has_fast_bfloat16(device) or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())

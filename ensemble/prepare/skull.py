@@ -155,7 +155,7 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     import torch
 
     from ensemble.inference.device import exact
-    from ensemble.inference.precision import has_fast_bfloat16
+    from ensemble.inference.precision import has_bfloat16
     from ensemble.networks.checkpoints import load_weights, read_checkpoint
     from ensemble.networks.hdbet_unet import DIVISOR, HdBetUnet
 
@@ -176,7 +176,7 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     within = tuple(slice(0, n) for n in shape)
     padded[within] = small
     # bfloat16 where that is several times as fast: a region needs no more digits
-    quick = has_fast_bfloat16(torch.device(device))
+    quick = has_bfloat16(torch.device(device))
     with (
         torch.inference_mode(),
         exact(torch.device(device)),
