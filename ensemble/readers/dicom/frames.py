@@ -128,7 +128,7 @@ class Frame:
     index: int
     """Of the frame in its file, from 0."""
     image_type: tuple[str, ...] = ()
-    """ImageType or FrameType, in capitals."""
+    """ImageType or FrameType, in capitals; behind them the part of a complex signal that it shows, unless it is the magnitude."""
     codes: tuple[str, ...] = ()
     """Of derivations."""
     size: tuple[int, int] = (0, 0)
@@ -142,6 +142,8 @@ class Frame:
     """See `facts.directionality`."""
     slope: float = 1.0
     intercept: float = 0.0
+    echo_ms: float | None = None
+    """Echo time; None where nothing tells it."""
     order: tuple[float, ...] = ()
     """Order of acquisition, as far as numbers tell: temporal position, acquisition, instance, frame."""
 
@@ -172,7 +174,8 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
     dataset = header.dataset
     instance = _instance(path, header)
     reading = _Reading(dataset, text_of(dataset, "Manufacturer"), _capitals(dataset, "ImageType"))
-    plain = Frame(instance, 0, reading.image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
+    image_type = _with_part(reading, (dataset,), reading.image_type)
+    plain = Frame(instance, 0, image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
     if instance.stored is None or instance.problem or instance.other:
         return [plain]
     try:
@@ -281,6 +284,7 @@ def _classic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         direction=facts.directionality((dataset,), reading.maker, plain.image_type),
         slope=slope,
         intercept=intercept,
+        echo_ms=number_of(dataset, "EchoTime"),
         order=_order(dataset, 0),
     )
 
@@ -301,7 +305,8 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
             found = next(iter(items_of(group, keyword)), None)
             return found if found is not None else next(iter(items_of(shared, keyword)), Dataset())
 
-        image_type = _capitals(macro("MRImageFrameTypeSequence"), "FrameType") or plain.image_type
+        frame_type = macro("MRImageFrameTypeSequence")
+        image_type = _capitals(frame_type, "FrameType") or reading.image_type
         diffusion = macro("MRDiffusionSequence")
         philips = next(
             (i for tag in [facts.PHILIPS_FRAME.tag_in(group, reading.maker)] if tag for i in items_of(group, tag)), None
@@ -322,7 +327,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         yield replace(
             plain,
             index=index,
-            image_type=image_type,
+            image_type=_with_part(reading, (frame_type, dataset), image_type),
             codes=(*plain.codes, *_codes(derivations)),
             size=(stored.columns, stored.rows),
             plane=_plane(
@@ -332,6 +337,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
             direction=direction,
             slope=slope,
             intercept=intercept,
+            echo_ms=number_of(macro("MREchoSequence"), "EffectiveEchoTime"),
             order=_order(dataset, index),
         )
 
@@ -472,6 +478,13 @@ def _codes(sources: Sequence[Dataset]) -> tuple[str, ...]:
     return tuple(
         text_of(code, "CodeValue") for source in sources for code in items_of(source, "DerivationCodeSequence")
     )
+
+
+def _with_part(reading: _Reading, sources: Sequence[Dataset], image_type: tuple[str, ...]) -> tuple[str, ...]:
+    """An image type with the part of a complex signal that it doesn't tell by itself."""
+    if not (part := facts.complex_part(sources, reading.maker)):
+        return image_type
+    return (*image_type, *("",) * (2 - len(image_type)), part)
 
 
 def _capitals(dataset: Dataset, keyword: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from ensemble.types import FloatArray
 _UNEVEN, _ASIDE_MM = 0.02, 0.1
 #: Slices nearer than this to each other along the stack lie in one place: volumes write it with few digits.
 _SAME_PLACE_MM = 0.05
+#: How far echo times of one acquisition may differ, as a share.
+_SAME_ECHO = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,8 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     if len(places) < 2:
         raise refuse("is a single slice", f"{len(frames)} images in one place")
     _refuse_uneven(places, refuse)
+    _refuse_apart(places, refuse)
+    _refuse_echoes(series, frames, refuse)
     positions = np.array([plane_of(place[0]).position for place in places])
     spacing = _slice_spacing(positions, normal, refuse)
     if len(frames) * first.size[0] * first.size[1] > MOST_VOXELS:
@@ -79,6 +84,9 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     told = len([frame for frame in frames if frame.b is not None])
     if 0 < told < len(frames):
         raise refuse("tells the b-values of some of its images only", f"{told} of {len(frames)}", CONVERT)
+    if not told and not _is_in_order(places):
+        numbers = "their numbers do not go by volume or by slice"
+        raise refuse("does not say which of its images make a volume", f"{len(volumes)} volumes; {numbers}", CONVERT)
     b_values = (
         tuple(float(np.median([frame.b for frame in volume if frame.b is not None])) for volume in volumes)
         if told
@@ -178,6 +186,35 @@ def _alike(place: Sequence[tuple[float | None, bool]], other: Sequence[tuple[flo
         if b is not None and other_b is not None and abs(b - other_b) > SAME_SHELL:
             return False
     return True
+
+
+def _refuse_apart(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
+    """Raise what `refuse` makes unless the images of each place lie on each other."""
+    apart = max(float(np.ptp([plane_of(frame).position for frame in place], axis=0).max()) for place in places)
+    if apart > _ASIDE_MM:
+        raise refuse("holds volumes that lie aside of each other", f"up to {apart:.1f} mm", CONVERT)
+
+
+def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[..., InputRefused]) -> None:
+    """Raise what `refuse` makes where what would be averaged, the images of one b-value, was acquired at several echo times."""
+    b = series.usable_b
+    shell = [frame for frame in frames if b is None or (frame.b is not None and abs(frame.b - b) <= SAME_SHELL)]
+    echoes = sorted({frame.echo_ms for frame in shell if frame.echo_ms})
+    if echoes and echoes[-1] > echoes[0] * (1 + _SAME_ECHO):
+        raise refuse(
+            "mixes echo times", f"{echoes[0]:g} to {echoes[-1]:g} ms", "give the images of one echo time alone"
+        )
+
+
+def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
+    """Whether the order of acquisition tells volumes for certain: all numbers of one before those of the next, or so slice by slice."""
+    orders = [[frame.order for frame in place] for place in places]
+    if any(len(set(order)) < len(order) for order in orders):
+        return False
+    return any(
+        all(max(one) < min(other) for one, other in pairwise(sorted(blocks)))
+        for blocks in ([list(volume) for volume in zip(*orders, strict=True)], orders)
+    )
 
 
 def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[..., InputRefused]) -> float:
