@@ -370,6 +370,41 @@ def test_parts_of_a_complex_signal_are_never_averaged_with_magnitudes(tmp_path: 
     same_in_the_world(read_image(tmp_path / "a", DWI).volume, WEIGHTED)
 
 
+@pytest.mark.parametrize("acquired", ["ORIGINAL\\PRIMARY", "DERIVED\\PRIMARY\\ISO"], ids=["directions", "trace"])
+def test_derived_images_under_the_same_b_value_are_left_out(tmp_path: Path, acquired: str) -> None:
+    """Say, a map that tells the b-value of what it was made of, and nothing of what it is."""
+    write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000, image_type=acquired)
+    derived = "DERIVED\\SECONDARY"
+    write_series(ADC_MAP, tmp_path / "a", description="diff", b=1000, first=101, image_type=derived)
+    image = read_image(tmp_path / "a", DWI)
+    same_in_the_world(image.volume, WEIGHTED)
+    assert any("derived images (1 volumes) left out" in note for note in image.notes)
+
+
+def test_unlike_images_of_one_b_value_are_noted(tmp_path: Path) -> None:
+    write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000)
+    write_series(UNWEIGHTED, tmp_path / "a", description="diff", b=1000, first=101)
+    assert "see that all of them are directions" in " ".join(read_image(tmp_path / "a", DWI).notes)
+
+
+@pytest.mark.parametrize("unit", ["10^-6 mm2/s", "mm²/s", "ADC", "um^2/s or mm^2/s"])
+def test_values_that_are_diffusivities_are_an_adc(tmp_path: Path, unit: str) -> None:
+    extra = {"RescaleType": unit, "SpecificCharacterSet": "ISO_IR 192"}
+    write_series(ADC_MAP, tmp_path / "a", description="DWI", b=1000, image_type="DERIVED\\SECONDARY", extra=extra)
+    with pytest.raises(InputRefused, match="no DICOM series looks like DWI"):
+        read_image(tmp_path / "a", DWI)
+    assert np.array_equal(read_image(tmp_path / "a", ADC).volume.array, whole(ADC_MAP.array))
+
+
+def test_combined_images_of_ge_are_means(tmp_path: Path) -> None:
+    for number in range(3):
+        write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000, first=1 + 100 * number)
+    combined = Volume(WEIGHTED.array * 1.2, SMALL)
+    kind = "DERIVED\\SECONDARY\\COMBINED"
+    write_series(combined, tmp_path / "a", description="diff", b=1000, first=501, image_type=kind)
+    same_in_the_world(read_image(tmp_path / "a", DWI).volume, WEIGHTED)
+
+
 def test_echoes_are_not_averaged(tmp_path: Path) -> None:
     for number, echo in enumerate(("80", "120")):
         extra = {"EchoTime": echo}

@@ -12,6 +12,9 @@ from ensemble.types import AnyArray
 
 #: b-values in s/mm^2: what a stroke protocol calls diffusion-weighted, what it aims at, and how far values of one shell differ.
 DIFFUSION_B, USUAL_B, SAME_SHELL = (500.0, 2000.0), 1000.0, 60.0
+#: How often the mean signal of one direction may hold that of another: directions of one shell hardly differ over a whole brain; b = 0
+#: to 1000 takes half of its signal and more (exp(-0.8)), and maps have other units.
+_UNLIKE = 1.5
 
 
 def diffusion_weighted(
@@ -39,10 +42,14 @@ def diffusion_weighted(
     if len(shell) == 1:
         return volumes[shell[0]], f"DWI: volume {shell[0] + 1} of {len(volumes)}, b = {b:g} s/mm^2"
     directions = np.asarray(volumes, np.float32)[shell]
+    signals = [float(np.nanmean(np.abs(volume), dtype=np.float64)) for volume in directions]
     trace = np.exp(np.log(np.maximum(directions, np.float32(1e-6))).mean(axis=0))
     trace[(directions <= 0).any(axis=0)] = 0
     trace[~np.isfinite(directions).all(axis=0)] = np.nan  # what is no number in tissue refuses the case, later
-    return trace, f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
+    note = f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
+    if max(signals) > _UNLIKE * min(signals):
+        note += f"; mean signals of {min(signals):.4g} to {max(signals):.4g}: see that all of them are directions of one image"
+    return trace, note
 
 
 def _second_of_two(volumes: AnyArray, path: Path, b_file: str) -> tuple[AnyArray, str]:

@@ -126,7 +126,15 @@ _KEYWORDS = (
         "PixelSpacing",
     ),
     *("SpacingBetweenSlices", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *(
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "RescaleType",
+    ),
     *("ModalityLUTSequence", "DiffusionBValue", "DiffusionDirectionality", "DiffusionGradientOrientation"),
     *(
         "EchoTime",
@@ -243,7 +251,7 @@ _OTHER = re.compile(
 )
 #: b-values in a description: `b1000`, `b = 0, 1000`.
 _NAMED_B = re.compile(r"(?<![a-z])b[-_ =]*(\d+(?:[-_/,; ]+\d+)*)")
-_TRACE_TYPE, _TRACE_TEXT = re.compile("TRACEW?|ISO"), re.compile("trace")
+_TRACE_TYPE, _TRACE_TEXT = re.compile("TRACEW?|ISO|COMBINED"), re.compile("trace")
 
 #: SOP classes of MR images: classic, Enhanced, Legacy Converted Enhanced.
 MR_IMAGES = tuple("1.2.840.10008.5.1.4.1.1." + end for end in ("4", "4.1", "4.4"))
@@ -261,6 +269,8 @@ _CLASSES = (
     ("1.2.840.10008.5.1.4.1.1.4.3", Kind.COLOUR),
     ("1.2.840.10008.5.1.4.1.1.7", Kind.SCREENSHOT),
 )
+#: Of values that are diffusivities (0028,1054).
+_DIFFUSIVITY_UNIT = re.compile(r"^adc|mm\^?[2²] */ *s")
 _UID = re.compile(r"[0-9.]{1,64}")
 _STANDARD_ROOT = "1.2.840.10008."
 
@@ -331,6 +341,12 @@ def sequence_b(name: str) -> float | None:
     """The b-value in a sequence's name."""
     match = _SEQUENCE_B.search(name.lower())
     return float(match[1]) if match else None
+
+
+def is_diffusivity(sources: Sequence[Dataset]) -> bool:
+    """Whether the first rescale that names what values are names a diffusivity: ADC, or its unit."""
+    word = next((word for dataset in sources if (word := text_of(dataset, "RescaleType"))), "")
+    return bool(_DIFFUSIVITY_UNIT.search(word.lower()))
 
 
 def named_b(text: str) -> tuple[float, ...]:

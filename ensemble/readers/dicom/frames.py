@@ -128,7 +128,7 @@ class Frame:
     index: int
     """Of the frame in its file, from 0."""
     image_type: tuple[str, ...] = ()
-    """ImageType or FrameType, in capitals; behind them the part of a complex signal that it shows, unless it is the magnitude."""
+    """ImageType or FrameType, in capitals; behind them what other elements tell of it (`_completed`)."""
     codes: tuple[str, ...] = ()
     """Of derivations."""
     size: tuple[int, int] = (0, 0)
@@ -148,9 +148,13 @@ class Frame:
     """Order of acquisition, as far as numbers tell: temporal position, acquisition, instance, frame."""
 
     @property
-    def is_mean(self) -> bool:
-        """Whether it is a mean over directions, made by the scanner."""
-        return self.direction == "isotropic" and (self.b or 0.0) > SAME_SHELL
+    def made(self) -> int:
+        """How far a weighted image is from an acquired one: 0 is one, 1 derived of one direction, 2 a mean over them, 3 anything."""
+        if (self.b or 0.0) <= SAME_SHELL:
+            return 0
+        if self.direction == "isotropic":
+            return 2
+        return (1 if self.direction == "directional" else 3) if self.image_type[:1] == ("DERIVED",) else 0
 
     def same_as(self, other: Frame) -> bool:
         """Whether a frame says the same of itself as another one, files and all but their names left aside."""
@@ -174,7 +178,7 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
     dataset = header.dataset
     instance = _instance(path, header)
     reading = _Reading(dataset, text_of(dataset, "Manufacturer"), _capitals(dataset, "ImageType"))
-    image_type = _with_part(reading, (dataset,), reading.image_type)
+    image_type = _completed(reading, (dataset,), (dataset,), reading.image_type)
     plain = Frame(instance, 0, image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
     if instance.stored is None or instance.problem or instance.other:
         return [plain]
@@ -322,12 +326,13 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         b = _b(reading, sources, image_type)
         if b is None and direction == "none":
             b = 0.0
-        slope, intercept = _rescale((macro("PixelValueTransformationSequence"), dataset))
+        transformed = (macro("PixelValueTransformationSequence"), dataset)
+        slope, intercept = _rescale(transformed)
         derivations = (*items_of(group, "DerivationImageSequence"), *items_of(shared, "DerivationImageSequence"))
         yield replace(
             plain,
             index=index,
-            image_type=_with_part(reading, (frame_type, dataset), image_type),
+            image_type=_completed(reading, (frame_type, dataset), transformed, image_type),
             codes=(*plain.codes, *_codes(derivations)),
             size=(stored.columns, stored.rows),
             plane=_plane(
@@ -480,11 +485,14 @@ def _codes(sources: Sequence[Dataset]) -> tuple[str, ...]:
     )
 
 
-def _with_part(reading: _Reading, sources: Sequence[Dataset], image_type: tuple[str, ...]) -> tuple[str, ...]:
-    """An image type with the part of a complex signal that it doesn't tell by itself."""
-    if not (part := facts.complex_part(sources, reading.maker)):
-        return image_type
-    return (*image_type, *("",) * (2 - len(image_type)), part)
+def _completed(
+    reading: _Reading, sources: Sequence[Dataset], rescaled: Sequence[Dataset], image_type: tuple[str, ...]
+) -> tuple[str, ...]:
+    """An image type with what it doesn't tell by itself: the part of a complex signal (no magnitude), or that values are diffusivities."""
+    word = facts.complex_part(sources, reading.maker)
+    if not word and facts.is_diffusivity(rescaled) and facts.typed_kind(image_type, ()) is None:
+        word = "ADC"
+    return (*image_type, *("",) * (2 - len(image_type)), word) if word else image_type
 
 
 def _capitals(dataset: Dataset, keyword: str) -> tuple[str, ...]:

@@ -34,8 +34,8 @@ class Stack:
     """By volume, then by place from the grid's first slice to its last."""
     b_values: tuple[float, ...] | None
     """Of each volume, in s/mm^2; None where the series tells none."""
-    are_means: tuple[bool, ...]
-    """Of each volume, whether it is a mean over directions, made by the scanner."""
+    made: tuple[int, ...]
+    """Of each volume, see `Frame.made`."""
     grid: Grid
     notes: tuple[str, ...] = ()
 
@@ -44,8 +44,8 @@ class Stack:
         kept = [number for number in range(len(self.volumes)) if number not in numbers]
         b_values = None if self.b_values is None else tuple(self.b_values[number] for number in kept)
         volumes = tuple(self.volumes[number] for number in kept)
-        are_means = tuple(self.are_means[number] for number in kept)
-        return replace(self, volumes=volumes, are_means=are_means, b_values=b_values)
+        made = tuple(self.made[number] for number in kept)
+        return replace(self, volumes=volumes, made=made, b_values=b_values)
 
 
 def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
@@ -94,7 +94,7 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     )
     if series.copies:
         notes.append(f"{len(series.copies)} copies of images that are there already (same SOP instance) left out")
-    return Stack(volumes, b_values, tuple(volume[0].is_mean for volume in volumes), grid, tuple(notes))
+    return Stack(volumes, b_values, tuple(volume[0].made for volume in volumes), grid, tuple(notes))
 
 
 def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
@@ -151,7 +151,7 @@ def plane_of(frame: Frame) -> Plane:
 
 
 def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
-    """The frames by their place along the stack, those of one place in the order of direction, b-value and acquisition."""
+    """The frames by their place along the stack, those of one place in the order of how they were made, b-value and acquisition."""
     along = np.array([plane_of(frame).position for frame in frames]) @ normal
     order = np.argsort(along, kind="stable")
     places: list[list[Frame]] = []
@@ -165,13 +165,13 @@ def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
 
 
 def _within_place(frame: Frame) -> tuple[object, ...]:
-    return frame.is_mean, frame.b is None, frame.b or 0.0, frame.order
+    return frame.made, frame.b is None, frame.b or 0.0, frame.order
 
 
 def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
-    """Raise InputRefused unless every place has the same images by number, b-value and whether they are means over directions."""
+    """Raise InputRefused unless every place has the same images by number, b-value and how they were made."""
     counts = sorted({len(place) for place in places})
-    shells = [[(frame.b, frame.is_mean) for frame in place] for place in places]
+    shells = [[(frame.b, frame.made) for frame in place] for place in places]
     even = len(counts) == 1 and all(_alike(shell, shells[0]) for shell in shells)
     if not even:
         raise refuse(
@@ -179,9 +179,9 @@ def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., Inpu
         )
 
 
-def _alike(place: Sequence[tuple[float | None, bool]], other: Sequence[tuple[float | None, bool]]) -> bool:
-    for (b, mean), (other_b, other_mean) in zip(place, other, strict=True):
-        if mean != other_mean or (b is None) != (other_b is None):
+def _alike(place: Sequence[tuple[float | None, int]], other: Sequence[tuple[float | None, int]]) -> bool:
+    for (b, made), (other_b, other_made) in zip(place, other, strict=True):
+        if made != other_made or (b is None) != (other_b is None):
             return False
         if b is not None and other_b is not None and abs(b - other_b) > SAME_SHELL:
             return False
