@@ -150,22 +150,25 @@ def _inspect(options: argparse.Namespace) -> int:
 
     from ensemble.readers.base import RawImage
     from ensemble.readers.inspect import inspect
-    from ensemble.report.inspect import as_json, as_lines, refusal, save_volume
+    from ensemble.report.inspect import as_json, as_lines, check_destination, refusal, save_volume
     from ensemble.streams import all_printable
     from ensemble.types import Modality
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
     if options.write is not None and asked is None:
         raise UsageError("--write saves an image as it is read", do="say as what: --as dwi, --as adc or --as flair")
+    if options.write is not None:
+        check_destination(options.write, options.path)
     finding = inspect(options.path, asked)
+    image = finding.images.get(asked) if asked else None
+    written = options.write if isinstance(image, RawImage) else None
+    if written is not None and isinstance(image, RawImage):
+        save_volume(image.volume, written)  # before a word: JSON stands alone, or an error does
     lines = [json.dumps(all_printable(as_json(finding)), indent=2)] if options.json else as_lines(finding)
     for line in lines:
         log.info("%s", line)
-    image = finding.images.get(asked) if asked else None
-    if options.write is not None and isinstance(image, RawImage):
-        save_volume(image.volume, options.write)
-        if not options.json:
-            log.info("written: %s", options.write)
+    if written is not None and not options.json:
+        log.info("written: %s", written)
     return InputRefused.exit_code if refusal(finding, asked) else 0
 
 

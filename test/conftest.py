@@ -114,6 +114,13 @@ def stub_ensemble() -> Callable[..., Ensemble]:
     return build
 
 
+def last_word(errors: str) -> str:
+    """The one line that a failure writes to stderr, as the platform shows it."""
+    (line,) = errors.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes, and every folder: to see whether anything was touched."""
     return {

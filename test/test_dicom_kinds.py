@@ -34,6 +34,7 @@ from dicom_files import (
     write_tiles,
 )
 from ensemble.errors import InputRefused
+from ensemble.readers.dicom.facts import Kind, named_kind
 from ensemble.readers.imagefile import read_image
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -291,6 +292,11 @@ ALONE: dict[str, tuple[Callable[[Path], object], str]] = {
     "phase": (lone("diff", 1000, "ORIGINAL\\PRIMARY\\P\\ND"), "phase image"),
     "T1": (lone("t1_mprage_sag"), "another contrast"),
     "perfusion": (lone("ep2d_perf_CBF"), "another contrast"),
+    "T2": (lone("t2_tse_tra"), "another contrast"),
+    "real part": (lone("diff", 1000, "ORIGINAL\\PRIMARY\\R_SE\\R\\SE"), "real or imaginary"),
+    "computed": (lone("diff", 1000, DERIVED + "CALC_BVALUE\\TRACEW"), "not measured"),
+    "b0 by name": (lone("DWI b0"), "called b = 0"),
+    "b 2500 by name": (lone("dwi_b=2500"), "called b = 2500"),
     "mosaic without CSA": (mosaic(1000, csa=False), "CSA header"),
 }
 
@@ -304,6 +310,147 @@ def test_what_is_no_dwi_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert found in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (Kind.ADC, "DWI_ADCmap;isoADC diff;diff_ADCs;Diffusionskoeffizient;coeficiente de difusion aparente;Average DC;DTI AvDC"),
+        (Kind.EXPONENTIAL, "DWI eADCmap;exADC;exp-ADC;DWI attenuation"),
+        (Kind.ANISOTROPY, "DTI_FAmap;diff ColFA;fractional anisotropy"),
+        (Kind.DIFFUSIVITY, "diff_MK;DTI RD;DTI_L1;DTI nMD;DWI mask;diff stdev;DTI colour map;DWI_S0"),
+        (Kind.COMPUTED, "diff_CALC_BVAL;cDWI 1000;Synthetic DWI;calculated b1500"),
+        (Kind.PROJECTION, "DWI MIP;SWI_minIP"),
+        (Kind.PHASE, "Pha_Images"),
+        (Kind.OTHER, "t2_tse;T2W;T2* GRE;PD axial;gre_field_mapping;B0 map;DSC_EPI;relCBV;Mag_Images;T1map;QSM;STIR"),
+        (Kind.FLAIR, "t2_flair;t2_tirm_dark-fluid;t2_spc_da-fl_sag"),
+        (Kind.DWI, "Ax DWI;ep2d_diff_mddw_20;diff_3scan_trace;DTI_64;T2 b1000;DWI_reverse_phase;b1000 head;diff_headcoil;DWI_rAP"),
+        (Kind.UNKNOWN, ";head;ax;headcoil"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) and ";" in value else str(value),
+)  # fmt: skip
+def test_names_tell_kinds(kind: Kind, names: str) -> None:
+    """In the words of several vendors and languages, of images that tell no b-value."""
+    assert {name: named_kind([name], 0, weighted=False) for name in names.split(";")} == dict.fromkeys(
+        names.split(";"), kind
+    )
+
+
+def of_part(name: str) -> Callable[[Dataset, int], None]:
+    return lambda dataset, z: setattr(dataset, "ComplexImageComponent", name)
+
+
+@pytest.mark.parametrize("how", ["PHASE", "REAL", "IMAGINARY", "GE", "type", "Enhanced"])
+def test_parts_of_a_complex_signal_are_never_averaged_with_magnitudes(tmp_path: Path, how: str) -> None:
+    """Though they lie in one series, with one b-value."""
+
+    def parts(dataset: Dataset) -> None:
+        for k, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            frame.MRImageFrameTypeSequence[0].ComplexImageComponent = "PHASE" if k < SMALL.size[2] else "MAGNITUDE"
+
+    def ge(number: int) -> Callable[[Dataset, int], None]:
+        return private(0x43, "GEMS_PARM_01", "GE MEDICAL SYSTEMS", 0x2F, "SS", number)
+
+    if how == "Enhanced":
+        both = [(1000.0, UNWEIGHTED), (1000.0, WEIGHTED)]
+        write_enhanced(both, tmp_path / "a" / "1", description="diff", shared=False, change=parts)
+    else:
+        kind, change = "ORIGINAL\\PRIMARY", of_part(how)
+        if how == "type":
+            kind, change = "ORIGINAL\\PRIMARY\\I_SE\\I\\SE", of_part("")
+        magnitude = ge(0) if how == "GE" else of_part("MAGNITUDE")
+        write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000, change=magnitude)
+        write_series(
+            UNWEIGHTED,
+            tmp_path / "a",
+            description="diff",
+            b=1000,
+            first=101,
+            image_type=kind,
+            change=ge(1) if how == "GE" else change,
+        )
+    same_in_the_world(read_image(tmp_path / "a", DWI).volume, WEIGHTED)
+
+
+@pytest.mark.parametrize("acquired", ["ORIGINAL\\PRIMARY", "DERIVED\\PRIMARY\\ISO"], ids=["directions", "trace"])
+def test_derived_images_under_the_same_b_value_are_left_out(tmp_path: Path, acquired: str) -> None:
+    """Say, a map that tells the b-value of what it was made of, and nothing of what it is."""
+    write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000, image_type=acquired)
+    derived = "DERIVED\\SECONDARY"
+    write_series(ADC_MAP, tmp_path / "a", description="diff", b=1000, first=101, image_type=derived)
+    image = read_image(tmp_path / "a", DWI)
+    same_in_the_world(image.volume, WEIGHTED)
+    assert any("derived images (1 volumes) left out" in note for note in image.notes)
+
+
+def test_unlike_images_of_one_b_value_are_noted(tmp_path: Path) -> None:
+    write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000)
+    write_series(UNWEIGHTED, tmp_path / "a", description="diff", b=1000, first=101)
+    assert "see that all of them are directions" in " ".join(read_image(tmp_path / "a", DWI).notes)
+
+
+@pytest.mark.parametrize("unit", ["10^-6 mm2/s", "mm²/s", "ADC", "um^2/s or mm^2/s"])
+def test_values_that_are_diffusivities_are_an_adc(tmp_path: Path, unit: str) -> None:
+    extra = {"RescaleType": unit, "SpecificCharacterSet": "ISO_IR 192"}
+    write_series(ADC_MAP, tmp_path / "a", description="DWI", b=1000, image_type="DERIVED\\SECONDARY", extra=extra)
+    with pytest.raises(InputRefused, match="no DICOM series looks like DWI"):
+        read_image(tmp_path / "a", DWI)
+    assert np.array_equal(read_image(tmp_path / "a", ADC).volume.array, whole(ADC_MAP.array))
+
+
+def test_combined_images_of_ge_are_means(tmp_path: Path) -> None:
+    for number in range(3):
+        write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000, first=1 + 100 * number)
+    combined = Volume(WEIGHTED.array * 1.2, SMALL)
+    kind = "DERIVED\\SECONDARY\\COMBINED"
+    write_series(combined, tmp_path / "a", description="diff", b=1000, first=501, image_type=kind)
+    same_in_the_world(read_image(tmp_path / "a", DWI).volume, WEIGHTED)
+
+
+def test_echoes_are_not_averaged(tmp_path: Path) -> None:
+    for number, echo in enumerate(("80", "120")):
+        extra = {"EchoTime": echo}
+        write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000, first=1 + 100 * number, extra=extra)
+    with pytest.raises(InputRefused, match="mixes echo times") as refusal:
+        read_image(tmp_path / "a", DWI)
+    assert "80 to 120 ms" in refusal.value.found
+
+
+def test_an_unweighted_image_may_have_another_echo_time(tmp_path: Path) -> None:
+    write_series(UNWEIGHTED, tmp_path / "a", description="diff", b=0, extra={"EchoTime": "60"})
+    write_series(WEIGHTED, tmp_path / "a", description="diff", b=1000, first=101, extra={"EchoTime": "90"})
+    same_in_the_world(read_image(tmp_path / "a", DWI).volume, WEIGHTED)
+
+
+def test_volumes_that_lie_aside_of_each_other_are_refused(tmp_path: Path) -> None:
+    """Else the weighted one would stand where the first one lies."""
+    moved = replace(SMALL, origin_mm=(SMALL.origin_mm[0] + 8, *SMALL.origin_mm[1:]))
+    write_series(UNWEIGHTED, tmp_path / "a", description="diff", b=0)
+    write_series(Volume(WEIGHTED.array, moved), tmp_path / "a", description="diff", b=1000, first=101)
+    with pytest.raises(InputRefused, match="aside of each other") as refusal:
+        read_image(tmp_path / "a", DWI)
+    assert "8.0 mm" in refusal.value.found
+
+
+@pytest.mark.parametrize("numbers", ["by volume", "by slice", "none", "of each volume", "at random"])
+def test_without_b_values_numbers_must_tell_the_volumes(tmp_path: Path, numbers: str) -> None:
+    """Files of names and numbers that an anonymiser gave: slices of two volumes are not mixed."""
+    slices = SMALL.size[2]
+    files = write_series(UNWEIGHTED, tmp_path / "a") + write_series(WEIGHTED, tmp_path / "a", first=101)
+    random = np.random.default_rng(1).permutation(2 * slices)
+    for k, path in enumerate(files):
+        number = {"by slice": k % slices * 2 + k // slices, "of each volume": k % slices, "at random": random[k]}.get(
+            numbers, k
+        )
+        edited(path, lambda dataset, number=number: setattr(dataset, "InstanceNumber", int(number)))
+        if numbers == "none":
+            edited(path, lambda dataset: dataset.__delattr__("InstanceNumber"))
+        path.rename(path.with_name(f"{random[k]:03d}"))
+    if numbers.startswith("by"):
+        same_in_the_world(read_image(tmp_path / "a", DWI).volume, WEIGHTED)
+    else:
+        with pytest.raises(InputRefused, match="does not say which of its images make a volume"):
+            read_image(tmp_path / "a", DWI)
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_beside_a_good_series_it_is_passed_over(tmp_path: Path, name: str) -> None:
     """With a note, unless it is plainly another thing."""
@@ -312,7 +459,7 @@ def test_beside_a_good_series_it_is_passed_over(tmp_path: Path, name: str) -> No
     image = read_image(tmp_path / "a", DWI)
     assert np.array_equal(image.volume.array, whole(WEIGHTED.array))
     assert "good diff" in image.notes[0]
-    if name not in ("T1", "perfusion", "localizer", "b0 without a name"):
+    if name not in ("T1", "T2", "perfusion", "localizer", "b0 without a name"):
         assert "passed over" in image.notes[1] or "not needed" in image.notes[1]
         assert ALONE[name][1] in " ".join(image.notes[1:])
 
@@ -327,7 +474,7 @@ def test_nor_is_it_an_adc_or_a_flair(tmp_path: Path, name: str, modality: Modali
 
 @pytest.mark.parametrize("beside", ["ADC", "t1_mprage", "other", "ep2d_FA"])
 def test_a_series_without_a_telling_name_is_what_the_user_says_only_if_it_is_alone(tmp_path: Path, beside: str) -> None:
-    write_series(WEIGHTED, tmp_path / "a", description="t2_tse")
+    write_series(WEIGHTED, tmp_path / "a", description="ax head")
     ALONE["screenshot"][0](tmp_path / "a")
     assert np.array_equal(read_image(tmp_path / "a", DWI).volume.array, whole(WEIGHTED.array))
     write_series(ADC_MAP, tmp_path / "a", description=beside, uid="2")

@@ -42,7 +42,7 @@ def examination(tmp_path: Path) -> Path:
 def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     code = main(["inspect", *arguments])
     out, errors = capfd.readouterr()
-    assert errors == ""
+    assert (errors == "") == (code == 0)
     return code, out
 
 
@@ -106,6 +106,41 @@ def test_mistakes(
 ) -> None:
     got, out = said(capfd, *(argument.format(examination) for argument in arguments))
     assert (got, message in out) == (code, True), out
+
+
+@pytest.mark.parametrize("kind", ["no archive", "empty folder", "nowhere"])
+def test_json_stands_alone_where_nothing_can_be_read(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / {"no archive": "a.zip", "empty folder": "a", "nowhere": "b.zip"}[kind]
+    if kind == "no archive":
+        path.write_text("x")
+    elif kind == "empty folder":
+        path.mkdir()
+    for arguments in ([], ["--as", "adc"]):
+        code, out = said(capfd, str(path), "--json", *arguments)
+        assert code == 3
+        assert json.loads(out)["images"]["adc"]["refused"]["where"] == str(path)
+
+
+@pytest.mark.parametrize("name", ["x.png", "missing/../x.mhd", "folder.nii.gz"])
+def test_what_cannot_be_written_is_an_error_alone(
+    examination: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.nii.gz").mkdir()
+    code, out = said(capfd, str(examination), "--as", "dwi", "--json", "--write", str(tmp_path / name))
+    assert code == 2
+    assert out.startswith("error: ")
+
+
+def test_an_image_is_not_replaced_by_what_is_read_of_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_image(ARRAYS[DWI], tmp_path / "x.nii.gz")
+    (tmp_path / "y.nii.gz").symlink_to(path)
+    before = path.read_bytes()
+    for name in ("x.nii.gz", "y.nii.gz"):
+        code, out = said(capfd, str(path), "--as", "dwi", "--write", str(tmp_path / name))
+        assert (code, "would be replaced" in out) == (2, True)
+    assert path.read_bytes() == before
 
 
 def test_image_files_are_looked_into_as_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

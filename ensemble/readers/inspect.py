@@ -64,11 +64,14 @@ class _Answers:
 def inspect(path: Path, asked: Modality | None) -> Finding:
     """Look into a file, folder or archive. Pixels are read only of what is `asked` for, or of an image file.
 
-    Raises InputRefused for a folder or archive that can't be opened; what can't be read of one that can is part of the finding.
+    What can't be read, the whole path too, is part of the finding.
     """
     if is_dicom(path):
-        with opened(path, asked.value.upper() if asked else _LABEL) as examination:
-            return _of_examination(examination, asked)
+        try:
+            with opened(path, asked.value.upper() if asked else _LABEL) as examination:
+                return _of_examination(examination, asked)
+        except InputRefused as refused:
+            return Finding(path, True, dict.fromkeys((asked,) if asked else Modality, refused), {})
     answers = _Answers()
     for modality in (asked,) if asked else (Modality.DWI,):
         try:

@@ -24,12 +24,16 @@ def as_lines(finding: Finding) -> Iterator[str]:
     """The finding for people, line by line."""
     yield f"{finding.path}:"
     if finding.is_dicom:
-        yield from _table([_HEADINGS, *(_row(series) for series in finding.series)])
+        if finding.series:
+            yield from _table([_HEADINGS, *(_row(series) for series in finding.series)])
         for series in finding.series:
             name = series.description or series.number or "without description"
             yield from (f"  ! {name}: {remark}" for remark in (series.problem, *series.notes) if remark)
         yield from (f"  no image: {file} ({what})" for file, what in finding.objects)
         yield from (f"  can't be read: {file} ({why})" for file, why in finding.unread)
+    if len({id(image) for image in finding.images.values()}) == 1 < len(finding.images):  # nothing could be opened
+        yield f"refused: {next(iter(finding.images.values()))}"
+        return
     for modality, image in finding.images.items():
         yield from _answer(modality.value.upper(), image, finding.notes.get(modality, ()))
 
@@ -119,13 +123,23 @@ def refusal(finding: Finding, asked: Modality | None) -> InputRefused | None:
     return refusals[0] if refusals and (asked or len(refusals) == len(finding.images)) else None
 
 
-def save_volume(volume: Volume, path: Path) -> None:
-    """Write a volume to a path of the user's choice; it is there whole, or as it was. Raises UsageError when it can't be written."""
+def check_destination(path: Path, source: Path) -> None:
+    """Raise UsageError where an image read from a source can't be written to a path by its name, or would replace the source."""
     suffix = image_suffix(path)
     if not suffix or suffix in (".mhd", ".nhdr"):
         raise UsageError(
             "the image can't be written", where=path, do="name a file that ends in .nii.gz, .nii, .mha or .nrrd"
         )
+    try:
+        is_source = path.exists() and path.samefile(source)
+    except OSError:
+        return  # reading or writing will say so
+    if is_source:
+        raise UsageError("the image that is read would be replaced", where=path, do="name another file")
+
+
+def save_volume(volume: Volume, path: Path) -> None:
+    """Write a volume to a path of the user's choice; it is there whole, or as it was. Raises UsageError when it can't be written."""
     try:
         with publish(path.parent) as staging:
             write_volume(volume, staging / path.name)

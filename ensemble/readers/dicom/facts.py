@@ -97,6 +97,9 @@ _PRIVATE_DIRECTION = (
 )
 _PRIVATE_ORIENTATION = (Private(0x0065, *_UNITED, 0x37, "FD"), Private(0x0019, *_SIEMENS, 0x0E, "FD"))
 
+#: Which part of a complex signal an image shows: words of (0008,9208), and GE's numbers from 1.
+_GE_PART, _GE_PARTS = Private(0x0043, *_GE, 0x2F, "SS"), ("PHASE", "REAL", "IMAGINARY")
+
 #: Siemens mosaics: the CSA header that tells how many tiles there are and where they lie. United Imaging: tiles with places of their own.
 CSA_HEADER = Private(0x0029, *_SIEMENS_CSA, 0x10, "OB")
 TILES, TILE_COUNT = Private(0x0065, *_UNITED, 0x51, "SQ"), Private(0x0065, *_UNITED, 0x50, "DS")
@@ -123,16 +126,31 @@ _KEYWORDS = (
         "PixelSpacing",
     ),
     *("SpacingBetweenSlices", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *(
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "RescaleType",
+    ),
     *("ModalityLUTSequence", "DiffusionBValue", "DiffusionDirectionality", "DiffusionGradientOrientation"),
-    *("MRDiffusionSequence", "DerivationCodeSequence", "ComplexImageComponent", "SharedFunctionalGroupsSequence"),
+    *(
+        "EchoTime",
+        "EffectiveEchoTime",
+        "MRDiffusionSequence",
+        "DerivationCodeSequence",
+        "ComplexImageComponent",
+        "SharedFunctionalGroupsSequence",
+    ),
     *("PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
 _PRIVATE = (
     *PRIVATE_B,
     *(element for element, _ in _PRIVATE_DIRECTION),
     *_PRIVATE_ORIENTATION,
-    *(CSA_HEADER, TILES, TILE_COUNT, PHILIPS_FRAME),
+    *(_GE_PART, CSA_HEADER, TILES, TILE_COUNT, PHILIPS_FRAME),
 )
 #: Everything that is read of a header.
 TAGS: list[BaseTag | int] = sorted(
@@ -155,7 +173,9 @@ class Kind(StrEnum):
     ANISOTROPY = "fractional anisotropy"
     TENSOR = "diffusion tensor"
     DIFFUSIVITY = "map made of diffusion images"
+    COMPUTED = "image computed for a b-value that was not measured"
     PHASE = "phase image"
+    COMPLEX = "real or imaginary part of an image"
     LOCALIZER = "localizer"
     OTHER = "image of another contrast"
     PROJECTION = "projection"
@@ -181,35 +201,57 @@ def _named(kind: Kind, image_type: str = "(?!)", text: str = "(?!)", code: str =
     return _Named(kind, re.compile(image_type), re.compile(text), code)
 
 
+#: Words of a diffusion acquisition; maps made of one are called after it.
+_ACQUIRED = "dwi|diff|dti|dki|ivim"
 #: Told by image type or derivation first, then by words; the first that fits.
 _MAPS = (
     _named(
         Kind.EXPONENTIAL,
-        r"E-?ADC|EXP|EXPADC|EXPONENTIAL|.*ATTNTD",
-        r"(?<![a-z])e[-_ ]?adc|(?<![a-z])d?exp(?![a-z])|expon|expadc",
+        r"E[-_]?ADC|EXP|EXP_?ADC|EXPONENTIAL|.*ATTNTD",
+        r"(?<![a-z])e(x|xp)?[-_ ]?adc|(?<![a-z])d?exp(?![a-z])|expon|attenuat",
         "113045",
     ),
-    _named(Kind.ADC, r"ADC|ADC_.*|APPARENT.*", r"(?<![a-z])d?adc(?![a-z])|apparent", "113041"),
+    _named(
+        Kind.ADC,
+        r".*ADC.*|APPARENT.*",
+        r"adc(?!oil)|app?arent|diff?us.*[ck]oef|[ck]oef.*diff?us|(?<![a-z])(average[-_ ]|av)dc(?![a-z])",
+        "113041",
+    ),
     _named(
         Kind.ANISOTROPY,
         r"FA|COLFA|FA_.*|(FRACT|RELAT).*ANISO.*|DIFFUSION_ANISO",
-        r"(?<![a-z])(col|colou?r)?[-_ ]?fa(?![a-z0-9])|anisotrop|fractional.?aniso",
+        r"(?<![a-z])(col|colou?r)?[-_ ]?fa(map)?(?![a-z0-9])|anisotrop|fractional.?aniso",
         "113044",
     ),
     _named(Kind.TENSOR, r"TENSOR.*", r"(?<![a-z])tensor$"),
-    _named(Kind.DIFFUSIVITY, r"MD|EIGEN.*|KURTOSIS", r"eigen|kurtos|mean.?diffusivity|(?<![a-z])md(?![a-z])"),
+    _named(
+        Kind.DIFFUSIVITY,
+        r"MD|EIGEN.*|KURTOSIS|VOLUME_RATIO|STD_?DEV.*|MASK",
+        r"eigen|kurtos|mean.?diffusivity|(?<![a-z])n?md(?![a-z])"
+        rf"|^(?=.*({_ACQUIRED})).*(?<![a-z])(mk|ak|rk|ad|rd|ra|vr|dec|l[123]|s0|maps?|masks?|error|residuals?|std\w*|ratio)(?![a-z])",
+    ),
+    _named(
+        Kind.COMPUTED,
+        "CALC_BVALUE|SYNTHETIC.*|COMPUTED.*",
+        rf"calc[-_ ]?b|(?<![a-z])cdwi|(?<![a-z])(syn|synth\w*|computed|calculated)(?![a-z]).*({_ACQUIRED}|(?<![a-z])b)",
+    ),
+    _named(Kind.PROJECTION, "MIP|MNIP|MINIP|PROJECTION IMAGE|MIN_IP|MAX_IP", r"(?<![a-z])(mip|mnip|minip)(?![a-z])"),
 )
 _UNLIKE = (
     _named(Kind.LOCALIZER, "LOCALIZER", r"locali[sz]er|scout|survey"),
-    _named(Kind.PROJECTION, "MIP|MNIP|MINIP|PROJECTION IMAGE|MIN_IP|MAX_IP", r"(?<![a-z])(mip|minip)(?![a-z])"),
-    _named(Kind.PHASE, "P|PHASE|PHASE[ _]MAP", r"(?<![a-z])phase(?![a-z])"),
+    _named(Kind.PHASE, "P|P_.*|PHASE|PHASE[ _]MAP", r"(?<![a-z])(phase|pha_images?)(?![a-z])"),
+    _named(Kind.COMPLEX, "R|R_.*|REAL|I|I_.*|IMAG|IMAGINARY"),
+    _named(Kind.OTHER, "B0|B0[ _]MAP|SWI|SUBTRACT(ION)?|[TR][12]?[ _*]*MAP|R?CB[FV].*|MTT.*|TTP.*|TMAX.*"),
 )
-_FLAIR = re.compile(r"flair|tirm|dark.?fl")
+_FLAIR = re.compile(r"flair|tirm|dark.?fl|da-?fl|spc_ir")
 _DIFFUSION = re.compile(r"dwi|diff|trace|(?<![a-z])(dti|s?dw)(?![a-z])|(?<![a-z])b ?=? ?1000")
 _OTHER = re.compile(
-    r"(?<![a-z])(t1w?|mprage|swi|swan|tof|mra|angio\w*|perf\w*|pwi|cbf|cbv|r?cbv|mtt|tmax|ttp|asl|bold|spectro\w*)(?![a-z])"
+    r"(?<![a-z])(t[12](w|map|star)?|pdw?|mp2?rage|f?spgr|bravo|stir|ciss|fiesta\w*|gre|hemo\w*|mag_images?|swi|swan|qsm|tof|mra|angio\w*"
+    r"|perf\w*|pwi|dsc|dce|(r|rel)?cb[fv]|(rel)?mtt|tmax|ttp|asl|bold|spectro\w*|field.?map\w*|b0.?map)(?![a-z])"
 )
-_TRACE_TYPE, _TRACE_TEXT = re.compile("TRACEW?|ISO"), re.compile("trace")
+#: b-values in a description: `b1000`, `b = 0, 1000`.
+_NAMED_B = re.compile(r"(?<![a-z])b[-_ =]*(\d+(?:[-_/,; ]+\d+)*)")
+_TRACE_TYPE, _TRACE_TEXT = re.compile("TRACEW?|ISO|COMBINED"), re.compile("trace")
 
 #: SOP classes of MR images: classic, Enhanced, Legacy Converted Enhanced.
 MR_IMAGES = tuple("1.2.840.10008.5.1.4.1.1." + end for end in ("4", "4.1", "4.4"))
@@ -227,6 +269,8 @@ _CLASSES = (
     ("1.2.840.10008.5.1.4.1.1.4.3", Kind.COLOUR),
     ("1.2.840.10008.5.1.4.1.1.7", Kind.SCREENSHOT),
 )
+#: Of values that are diffusivities (0028,1054).
+_DIFFUSIVITY_UNIT = re.compile(r"^adc|mm\^?[2²] */ *s")
 _UID = re.compile(r"[0-9.]{1,64}")
 _STANDARD_ROOT = "1.2.840.10008."
 
@@ -297,6 +341,31 @@ def sequence_b(name: str) -> float | None:
     """The b-value in a sequence's name."""
     match = _SEQUENCE_B.search(name.lower())
     return float(match[1]) if match else None
+
+
+def is_diffusivity(sources: Sequence[Dataset]) -> bool:
+    """Whether the first rescale that names what values are names a diffusivity: ADC, or its unit."""
+    word = next((word for dataset in sources if (word := text_of(dataset, "RescaleType"))), "")
+    return bool(_DIFFUSIVITY_UNIT.search(word.lower()))
+
+
+def named_b(text: str) -> tuple[float, ...]:
+    """The b-values that a description (in lower case) names."""
+    return tuple(float(digits) for listed in _NAMED_B.findall(text) for digits in re.findall(r"\d+", listed))
+
+
+def complex_part(sources: Sequence[Dataset], maker: str) -> str:
+    """PHASE, REAL or IMAGINARY, of images that show such a part of a complex signal; empty for magnitudes, and where nothing tells."""
+    for dataset in sources:
+        if (word := text_of(dataset, "ComplexImageComponent").upper()) in _GE_PARTS:
+            return word
+        if (tag := _GE_PART.tag_in(dataset, maker)) is not None and (number := number_of(dataset, tag, "SS")) in (
+            1,
+            2,
+            3,
+        ):
+            return _GE_PARTS[int(number) - 1]
+    return ""
 
 
 def directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[str]) -> str:

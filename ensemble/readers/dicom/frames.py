@@ -128,7 +128,7 @@ class Frame:
     index: int
     """Of the frame in its file, from 0."""
     image_type: tuple[str, ...] = ()
-    """ImageType or FrameType, in capitals."""
+    """ImageType or FrameType, in capitals; behind them what other elements tell of it (`_completed`)."""
     codes: tuple[str, ...] = ()
     """Of derivations."""
     size: tuple[int, int] = (0, 0)
@@ -142,13 +142,19 @@ class Frame:
     """See `facts.directionality`."""
     slope: float = 1.0
     intercept: float = 0.0
+    echo_ms: float | None = None
+    """Echo time; None where nothing tells it."""
     order: tuple[float, ...] = ()
     """Order of acquisition, as far as numbers tell: temporal position, acquisition, instance, frame."""
 
     @property
-    def is_mean(self) -> bool:
-        """Whether it is a mean over directions, made by the scanner."""
-        return self.direction == "isotropic" and (self.b or 0.0) > SAME_SHELL
+    def made(self) -> int:
+        """How far a weighted image is from an acquired one: 0 is one, 1 derived of one direction, 2 a mean over them, 3 anything."""
+        if (self.b or 0.0) <= SAME_SHELL:
+            return 0
+        if self.direction == "isotropic":
+            return 2
+        return (1 if self.direction == "directional" else 3) if self.image_type[:1] == ("DERIVED",) else 0
 
     def same_as(self, other: Frame) -> bool:
         """Whether a frame says the same of itself as another one, files and all but their names left aside."""
@@ -172,7 +178,8 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
     dataset = header.dataset
     instance = _instance(path, header)
     reading = _Reading(dataset, text_of(dataset, "Manufacturer"), _capitals(dataset, "ImageType"))
-    plain = Frame(instance, 0, reading.image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
+    image_type = _completed(reading, (dataset,), (dataset,), reading.image_type)
+    plain = Frame(instance, 0, image_type, _codes((dataset,)), plane=_plane(dataset, dataset, dataset))
     if instance.stored is None or instance.problem or instance.other:
         return [plain]
     try:
@@ -281,6 +288,7 @@ def _classic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         direction=facts.directionality((dataset,), reading.maker, plain.image_type),
         slope=slope,
         intercept=intercept,
+        echo_ms=number_of(dataset, "EchoTime"),
         order=_order(dataset, 0),
     )
 
@@ -301,7 +309,8 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
             found = next(iter(items_of(group, keyword)), None)
             return found if found is not None else next(iter(items_of(shared, keyword)), Dataset())
 
-        image_type = _capitals(macro("MRImageFrameTypeSequence"), "FrameType") or plain.image_type
+        frame_type = macro("MRImageFrameTypeSequence")
+        image_type = _capitals(frame_type, "FrameType") or reading.image_type
         diffusion = macro("MRDiffusionSequence")
         philips = next(
             (i for tag in [facts.PHILIPS_FRAME.tag_in(group, reading.maker)] if tag for i in items_of(group, tag)), None
@@ -317,12 +326,13 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         b = _b(reading, sources, image_type)
         if b is None and direction == "none":
             b = 0.0
-        slope, intercept = _rescale((macro("PixelValueTransformationSequence"), dataset))
+        transformed = (macro("PixelValueTransformationSequence"), dataset)
+        slope, intercept = _rescale(transformed)
         derivations = (*items_of(group, "DerivationImageSequence"), *items_of(shared, "DerivationImageSequence"))
         yield replace(
             plain,
             index=index,
-            image_type=image_type,
+            image_type=_completed(reading, (frame_type, dataset), transformed, image_type),
             codes=(*plain.codes, *_codes(derivations)),
             size=(stored.columns, stored.rows),
             plane=_plane(
@@ -332,6 +342,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
             direction=direction,
             slope=slope,
             intercept=intercept,
+            echo_ms=number_of(macro("MREchoSequence"), "EffectiveEchoTime"),
             order=_order(dataset, index),
         )
 
@@ -472,6 +483,16 @@ def _codes(sources: Sequence[Dataset]) -> tuple[str, ...]:
     return tuple(
         text_of(code, "CodeValue") for source in sources for code in items_of(source, "DerivationCodeSequence")
     )
+
+
+def _completed(
+    reading: _Reading, sources: Sequence[Dataset], rescaled: Sequence[Dataset], image_type: tuple[str, ...]
+) -> tuple[str, ...]:
+    """An image type with what it doesn't tell by itself: the part of a complex signal (no magnitude), or that values are diffusivities."""
+    word = facts.complex_part(sources, reading.maker)
+    if not word and facts.is_diffusivity(rescaled) and facts.typed_kind(image_type, ()) is None:
+        word = "ADC"
+    return (*image_type, *("",) * (2 - len(image_type)), word) if word else image_type
 
 
 def _capitals(dataset: Dataset, keyword: str) -> tuple[str, ...]:

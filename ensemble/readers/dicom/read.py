@@ -82,7 +82,7 @@ class Examination:
         stack = self.stack(series, label)
         self._refuse_strays(series, stack, label)
         if modality is Modality.DWI:
-            stack = _directions_or_mean(stack, notes)
+            stack = _least_derived(stack, notes)
         elif len(stack.volumes) > 1:
             raise InputRefused(
                 f"the {label} series holds several images of each slice",
@@ -208,17 +208,17 @@ def _why_unread(error: Exception) -> Problem:
     return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
 
 
-def _directions_or_mean(stack: Stack, notes: list[str]) -> Stack:
-    """A DWI without the scanner's own means over directions where the directions of their shell are there; where not, means stand alone."""
+def _least_derived(stack: Stack, notes: list[str]) -> Stack:
+    """A DWI without what was derived (the scanner's own mean over directions, or a map) of a shell of which acquired images are there."""
     if stack.b_values is None:
         return stack
-    shells = list(zip(stack.b_values, stack.are_means, strict=True))
-    along = [b for b, is_mean in shells if not is_mean]
+    shells = list(zip(stack.b_values, stack.made, strict=True))
     surplus = [
-        n for n, (b, is_mean) in enumerate(shells) if is_mean and any(abs(b - other) <= SAME_SHELL for other in along)
+        n
+        for n, (b, made) in enumerate(shells)
+        if any(other < made and abs(b - at) <= SAME_SHELL for at, other in shells)
     ]
     if surplus:
-        notes.append(
-            f"DWI: the scanner's own mean over directions ({len(surplus)} volumes) left out, as the directions are there"
-        )
+        what = "mean over directions" if {stack.made[n] for n in surplus} == {2} else "derived images"
+        notes.append(f"DWI: the scanner's own {what} ({len(surplus)} volumes) left out, as the directions are there")
     return stack.without(surplus)

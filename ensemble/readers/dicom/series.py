@@ -65,7 +65,7 @@ class Series:
     @cached_property
     def usable_b(self) -> float | None:
         """The b-value nearest to what is usual, of those a stroke protocol calls diffusion-weighted; None where there is none."""
-        usable = [b for b in self.told_b if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]]
+        usable = [b for b in self.told_b if _is_usual(b)]
         return min(usable, key=lambda b: abs(b - USUAL_B)) if usable else None
 
     @property
@@ -81,6 +81,9 @@ class Series:
             return str(self.kind)
         if modality is Modality.DWI and self.told_b and self.usable_b is None:
             return f"b = {listed(self.told_b)} s/mm^2"
+        named = facts.named_b(self.description.lower())
+        if modality is Modality.DWI and not self.told_b and named and not any(map(_is_usual, named)):
+            return f"called b = {listed(named)} s/mm^2"
         return ""
 
     @property
@@ -89,6 +92,10 @@ class Series:
         number = f"{self.number}: " if self.number is not None else ""
         b_values = f", b = {listed(self.told_b)}" if self.told_b else ""
         return f"'{number}{self.description or 'without description'}' ({len(self.frames)} images{b_values})"
+
+
+def _is_usual(b: float) -> bool:
+    return DIFFUSION_B[0] <= b <= DIFFUSION_B[1]
 
 
 def listed(b_values: Iterable[float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from ensemble.types import FloatArray
 _UNEVEN, _ASIDE_MM = 0.02, 0.1
 #: Slices nearer than this to each other along the stack lie in one place: volumes write it with few digits.
 _SAME_PLACE_MM = 0.05
+#: How far echo times of one acquisition may differ, as a share.
+_SAME_ECHO = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +34,8 @@ class Stack:
     """By volume, then by place from the grid's first slice to its last."""
     b_values: tuple[float, ...] | None
     """Of each volume, in s/mm^2; None where the series tells none."""
-    are_means: tuple[bool, ...]
-    """Of each volume, whether it is a mean over directions, made by the scanner."""
+    made: tuple[int, ...]
+    """Of each volume, see `Frame.made`."""
     grid: Grid
     notes: tuple[str, ...] = ()
 
@@ -41,8 +44,8 @@ class Stack:
         kept = [number for number in range(len(self.volumes)) if number not in numbers]
         b_values = None if self.b_values is None else tuple(self.b_values[number] for number in kept)
         volumes = tuple(self.volumes[number] for number in kept)
-        are_means = tuple(self.are_means[number] for number in kept)
-        return replace(self, volumes=volumes, are_means=are_means, b_values=b_values)
+        made = tuple(self.made[number] for number in kept)
+        return replace(self, volumes=volumes, made=made, b_values=b_values)
 
 
 def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
@@ -65,6 +68,8 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     if len(places) < 2:
         raise refuse("is a single slice", f"{len(frames)} images in one place")
     _refuse_uneven(places, refuse)
+    _refuse_apart(places, refuse)
+    _refuse_echoes(series, frames, refuse)
     positions = np.array([plane_of(place[0]).position for place in places])
     spacing = _slice_spacing(positions, normal, refuse)
     if len(frames) * first.size[0] * first.size[1] > MOST_VOXELS:
@@ -79,6 +84,9 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     told = len([frame for frame in frames if frame.b is not None])
     if 0 < told < len(frames):
         raise refuse("tells the b-values of some of its images only", f"{told} of {len(frames)}", CONVERT)
+    if not told and not _is_in_order(places):
+        numbers = "their numbers do not go by volume or by slice"
+        raise refuse("does not say which of its images make a volume", f"{len(volumes)} volumes; {numbers}", CONVERT)
     b_values = (
         tuple(float(np.median([frame.b for frame in volume if frame.b is not None])) for volume in volumes)
         if told
@@ -86,7 +94,7 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     )
     if series.copies:
         notes.append(f"{len(series.copies)} copies of images that are there already (same SOP instance) left out")
-    return Stack(volumes, b_values, tuple(volume[0].is_mean for volume in volumes), grid, tuple(notes))
+    return Stack(volumes, b_values, tuple(volume[0].made for volume in volumes), grid, tuple(notes))
 
 
 def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
@@ -143,7 +151,7 @@ def plane_of(frame: Frame) -> Plane:
 
 
 def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
-    """The frames by their place along the stack, those of one place in the order of direction, b-value and acquisition."""
+    """The frames by their place along the stack, those of one place in the order of how they were made, b-value and acquisition."""
     along = np.array([plane_of(frame).position for frame in frames]) @ normal
     order = np.argsort(along, kind="stable")
     places: list[list[Frame]] = []
@@ -157,13 +165,13 @@ def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
 
 
 def _within_place(frame: Frame) -> tuple[object, ...]:
-    return frame.is_mean, frame.b is None, frame.b or 0.0, frame.order
+    return frame.made, frame.b is None, frame.b or 0.0, frame.order
 
 
 def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
-    """Raise InputRefused unless every place has the same images by number, b-value and whether they are means over directions."""
+    """Raise InputRefused unless every place has the same images by number, b-value and how they were made."""
     counts = sorted({len(place) for place in places})
-    shells = [[(frame.b, frame.is_mean) for frame in place] for place in places]
+    shells = [[(frame.b, frame.made) for frame in place] for place in places]
     even = len(counts) == 1 and all(_alike(shell, shells[0]) for shell in shells)
     if not even:
         raise refuse(
@@ -171,13 +179,42 @@ def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., Inpu
         )
 
 
-def _alike(place: Sequence[tuple[float | None, bool]], other: Sequence[tuple[float | None, bool]]) -> bool:
-    for (b, mean), (other_b, other_mean) in zip(place, other, strict=True):
-        if mean != other_mean or (b is None) != (other_b is None):
+def _alike(place: Sequence[tuple[float | None, int]], other: Sequence[tuple[float | None, int]]) -> bool:
+    for (b, made), (other_b, other_made) in zip(place, other, strict=True):
+        if made != other_made or (b is None) != (other_b is None):
             return False
         if b is not None and other_b is not None and abs(b - other_b) > SAME_SHELL:
             return False
     return True
+
+
+def _refuse_apart(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
+    """Raise what `refuse` makes unless the images of each place lie on each other."""
+    apart = max(float(np.ptp([plane_of(frame).position for frame in place], axis=0).max()) for place in places)
+    if apart > _ASIDE_MM:
+        raise refuse("holds volumes that lie aside of each other", f"up to {apart:.1f} mm", CONVERT)
+
+
+def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[..., InputRefused]) -> None:
+    """Raise what `refuse` makes where what would be averaged, the images of one b-value, was acquired at several echo times."""
+    b = series.usable_b
+    shell = [frame for frame in frames if b is None or (frame.b is not None and abs(frame.b - b) <= SAME_SHELL)]
+    echoes = sorted({frame.echo_ms for frame in shell if frame.echo_ms})
+    if echoes and echoes[-1] > echoes[0] * (1 + _SAME_ECHO):
+        raise refuse(
+            "mixes echo times", f"{echoes[0]:g} to {echoes[-1]:g} ms", "give the images of one echo time alone"
+        )
+
+
+def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
+    """Whether the order of acquisition tells volumes for certain: all numbers of one before those of the next, or so slice by slice."""
+    orders = [[frame.order for frame in place] for place in places]
+    if any(len(set(order)) < len(order) for order in orders):
+        return False
+    return any(
+        all(max(one) < min(other) for one, other in pairwise(sorted(blocks)))
+        for blocks in ([list(volume) for volume in zip(*orders, strict=True)], orders)
+    )
 
 
 def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[..., InputRefused]) -> float:
