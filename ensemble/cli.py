@@ -15,7 +15,7 @@ from typing import Literal
 from ensemble.config import EXTRAS, Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
-from ensemble.streams import messages_to_stdout, report_failure
+from ensemble.streams import last_word, messages_to_stdout, report_failure
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,10 @@ def _inspect(options: argparse.Namespace) -> int:
         log.info("%s", line)
     if written is not None and not options.json:
         log.info("written: %s", written)
-    return InputRefused.exit_code if refusal(finding, asked) else 0
+    if refused := refusal(finding, asked):
+        last_word(f"error: {refused}")
+        return InputRefused.exit_code
+    return 0
 
 
 def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:

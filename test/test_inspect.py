@@ -27,7 +27,7 @@ def examination(tmp_path: Path) -> Path:
     """b0 and b1000 in one series, ADC, FA, a damaged FLAIR."""
     folder = tmp_path / "examination"
     write_enhanced(
-        [(0, IMAGES[DWI]), (1000, IMAGES[DWI])],
+        [(0, Volume(3 * ARRAYS[DWI], GRID)), (1000, IMAGES[DWI])],
         folder / "a" / "1",
         description="diff",
         change=lambda dataset: setattr(dataset, "SeriesNumber", 4),
