@@ -93,6 +93,12 @@ def test_an_adc_with_the_dwis_matrix_and_another_voxel_size_is_refused(factor: f
             prepare(scaled(factors, ADC), "never")
 
 
+@pytest.mark.parametrize("factors", [(1.5, 1.5, 1.5), (1, 1, 2.2), (1, 1, 5), (3, 1, 1)])
+def test_an_extracted_flair_of_no_brains_size_is_refused(factors: tuple[float, float, float]) -> None:
+    with pytest.raises(InputRefused, match="FLAIR"):
+        prepare(scaled(factors, FLAIR))
+
+
 def test_hd_bets_brain_has_the_same_range(monkeypatch: pytest.MonkeyPatch) -> None:
     brain = phantom_arrays()[DWI] > 0
     monkeypatch.setattr(skull, "_predict", lambda *_: brain)
