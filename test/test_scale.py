@@ -180,6 +180,7 @@ SMALL = FolderSpec(patch=(8, 16, 16), mirror_axes=(2,), strides=((1, 1, 1), (2, 
 #: What plans may ask for that no memory holds.
 TOO_MUCH: dict[str, Callable[[Path], Path]] = {
     "tiny spacing": lambda p: build_folder(p, replace(SMALL, spacing_mm=(0.05, 0.05, 0.05))),
+    "spacing of a metre": lambda p: build_folder(p, replace(SMALL, spacing_mm=(1000.0, 2.0, 2.0))),
     "tiny spacing along one axis": lambda p: build_folder(p, replace(SMALL, spacing_mm=(2.0, 2.0, 1e-5))),
     "spacing of 1e-300": lambda p: build_folder(p, replace(SMALL, spacing_mm=(1e-300, 2.0, 2.0))),
     "tiny 2-D spacing": lambda p: build_folder(
