@@ -90,7 +90,9 @@ def prepare(
     brain = within_adc(brain, covered, adc, notes)
     core = None if stripped else _core(brain, dwi.volume.grid)
     refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes, core)
-    refuse_no_brain(brain, dwi.volume.grid, dwi.path, brain_ml, notes)
+    refuse_no_brain(brain, dwi.volume.grid, "brain", dwi.path, brain_ml, notes)
+    if not stripped and Modality.FLAIR in finite:
+        _refuse_flair_of_no_brain(finite[Modality.FLAIR], brain_ml)
     volumes = {Modality.DWI: dwi.volume, Modality.ADC: adc_volume}
     if Modality.FLAIR in finite:
         volumes[Modality.FLAIR] = flair_on_dwi_grid(finite[Modality.FLAIR], dwi.volume, brain, notes)
@@ -166,6 +168,13 @@ def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality,
         return array
     notes.append(f"{modality.value.upper()}: {noisy:.0%} of what lies outside the brain was not 0: set to 0")
     return np.where(brain, array, np.float32(0))
+
+
+def _refuse_flair_of_no_brain(flair: RawImage, brain_ml: tuple[float, float]) -> None:
+    """Raise InputRefused for a FLAIR that is extracted too, and by its header of a size that no brain has."""
+    if not must_strip("auto", flair.volume, []):
+        shown = brain_mask(flair.volume.array, flair.volume.array)
+        refuse_no_brain(shown, flair.volume.grid, "brain on FLAIR", flair.path, brain_ml, [])
 
 
 def _core(brain: BoolArray, grid: Grid) -> BoolArray:

@@ -268,6 +268,12 @@ BROKEN_PLANS = {
         lambda p: architecture(p)["arch_kwargs"].update(features_per_stage=[10**9] * 2),
         "features_per_stage",
     ),
+    "no features": (lambda p: architecture(p)["arch_kwargs"].pop("features_per_stage"), "features_per_stage"),
+    "features that are no numbers": (
+        lambda p: architecture(p)["arch_kwargs"].update(features_per_stage=["six", 12]),
+        "features_per_stage",
+    ),
+    "no stages": (lambda p: architecture(p)["arch_kwargs"].update(features_per_stage=[]), "features_per_stage"),
     "another network": (
         lambda p: architecture(p)["arch_kwargs"].update(features_per_stage=[6, 13]),
         "size mismatch",

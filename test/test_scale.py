@@ -93,6 +93,12 @@ def test_an_adc_with_the_dwis_matrix_and_another_voxel_size_is_refused(factor: f
             prepare(scaled(factors, ADC), "never")
 
 
+@pytest.mark.parametrize("factors", [(1.5, 1.5, 1.5), (1, 1, 2.2), (1, 1, 5), (3, 1, 1)])
+def test_an_extracted_flair_of_no_brains_size_is_refused(factors: tuple[float, float, float]) -> None:
+    with pytest.raises(InputRefused, match="FLAIR"):
+        prepare(scaled(factors, FLAIR))
+
+
 def test_hd_bets_brain_has_the_same_range(monkeypatch: pytest.MonkeyPatch) -> None:
     brain = phantom_arrays()[DWI] > 0
     monkeypatch.setattr(skull, "_predict", lambda *_: brain)
@@ -174,6 +180,7 @@ SMALL = FolderSpec(patch=(8, 16, 16), mirror_axes=(2,), strides=((1, 1, 1), (2, 
 #: What plans may ask for that no memory holds.
 TOO_MUCH: dict[str, Callable[[Path], Path]] = {
     "tiny spacing": lambda p: build_folder(p, replace(SMALL, spacing_mm=(0.05, 0.05, 0.05))),
+    "spacing of a metre": lambda p: build_folder(p, replace(SMALL, spacing_mm=(1000.0, 2.0, 2.0))),
     "tiny spacing along one axis": lambda p: build_folder(p, replace(SMALL, spacing_mm=(2.0, 2.0, 1e-5))),
     "spacing of 1e-300": lambda p: build_folder(p, replace(SMALL, spacing_mm=(1e-300, 2.0, 2.0))),
     "tiny 2-D spacing": lambda p: build_folder(

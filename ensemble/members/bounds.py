@@ -18,7 +18,7 @@ _MOST_WINDOW_BYTES = 24 * 2**30
 
 
 def refuse_too_much(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], features: int) -> None:
-    """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds.
+    """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds, or with voxels as large as a brain.
 
     Args:
         spacing_mm: that the networks work at, two numbers for 2-D ones.
@@ -30,7 +30,7 @@ def refuse_too_much(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequen
             continue
         whole = (_SLICE_MM,) * (3 - len(spacing)) + tuple(spacing)
         window = (1,) * (3 - len(patch)) + tuple(patch)
-        finite = all(0 < mm < float("inf") for mm in whole)
+        finite = len(whole) == 3 and all(0 < mm < _BRAIN_MM / 2 for mm in whole)
         # so many that they are too many, where division would overflow
         brain = [max(1, round(min(_BRAIN_MM / mm, 1e9))) for mm in whole] if finite else []
         lattice = [max(pair) for pair in zip(brain, window, strict=True)] if finite else []
@@ -48,7 +48,7 @@ def refuse_too_much(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequen
 def _refusal(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], what: str) -> WeightsBroken:
     spacing = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
     return WeightsBroken(
-        f"member {spec.name} asks for more memory than any machine should give",
+        f"member {spec.name} can't work on a brain: its numbers ask for too much memory, or make no lattice",
         where=spec.folder,
         found=f"voxels of {spacing} mm, windows of {_times(patch)} voxels{what}",
         do="use the plans that were written beside these weights (spacing in mm, patch size in voxels), and the manifest's spacing_mm",

@@ -55,7 +55,14 @@ class NnunetMember:
         checkpoints = [(path, read_fold(path)) for path in checkpoint_paths(spec.folder)]
         plans = _plans(spec.folder, checkpoints)
         channels = _channels(spec, plans)
-        refuse_too_much(spec, plans.spacing_mm, plans.patch, _first_features(plans))
+        try:
+            refuse_too_much(spec, plans.spacing_mm, plans.patch, _first_features(plans))
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise WeightsBroken(
+                "the network that plans describe can't be built",
+                where=spec.folder / "plans.json",
+                found=f"features_per_stage: {type(error).__name__}: {error}",
+            ) from error
         return cls(
             spec=spec,
             plans=plans,

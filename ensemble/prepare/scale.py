@@ -71,13 +71,13 @@ def refuse_two_scales(adc: RawImage, dwi: RawImage) -> None:
         raise _refusal("DWI and ADC have voxels of different size: one of their headers is wrong", adc, found)
 
 
-def refuse_no_brain(brain: BoolArray, grid: Grid, where: object, brain_ml: Range, notes: list[str]) -> None:
+def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: object, brain_ml: Range, notes: list[str]) -> None:
     """Raise InputRefused for an extracted brain (z, y, x) of a size that no brain has; note one that few have."""
     low, high = brain_ml
     volume = volume_ml(brain, grid.spacing_zyx_mm)
     if not low <= volume <= high:
         found = f"{volume:.3g} ml, with voxels of {_spacing(grid)} mm; a brain has {low:g} to {high:g} ml"
-        raise _refusal("the brain has a size that no brain has", where, found, volume, brain_ml)
+        raise _refusal(f"the {what} has a size that no brain has", where, found, volume, brain_ml)
     lengths = [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
     shortest, longest = (
         mm * (now / usual) ** (1 / 3) for mm, now, usual in zip(_BRAIN_MM, brain_ml, BRAIN_ML, strict=True)
@@ -85,7 +85,7 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, where: object, brain_ml: Range
     if not (min(lengths) >= shortest and max(lengths) <= longest):
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
-        raise _refusal("the brain has a size that no brain has", where, found)
+        raise _refusal(f"the {what} has a size that no brain has", where, found)
     if not USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
         hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
         usual = f"a brain {USUAL_BRAIN_ML[0]:.0f} to {USUAL_BRAIN_ML[1]:.0f} ml"
