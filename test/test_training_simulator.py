@@ -13,7 +13,6 @@ import torch
 from conftest import SHARED, shared
 from training.augment import mirror, rescan
 from training.batches import Bank, _window, component_weight, draw_batch, recall_share
-from training.calibrate import shift_threshold
 from training.draw import Draw
 from training.lesions import COUNT_PROBABILITIES, COUNTS, VOLUME_ML, VOLUME_PROBABILITIES
 from training.members import MEMBERS, build_network, dataset_json, plans_json
@@ -270,23 +269,3 @@ def test_plans_name_every_channel() -> None:
         assert len(configuration["normalization_schemes"]) == len(dataset_json(spec)["channel_names"])
         assert set(configuration["normalization_schemes"]) == {"NoNormalization"}
     assert dataset_json(MEMBERS["slice2d"])["channel_names"]["2"] == "DWI[-1]"
-
-
-@pytest.mark.parametrize("member", sorted(MEMBERS))
-def test_a_threshold_becomes_one_half(member: str, tmp_path: Path) -> None:
-    spec = MEMBERS[member]
-    network = build_network(spec).eval()
-    export(spec, network, tmp_path)
-    weights = torch.load(tmp_path / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
-    network.load_state_dict(weights)
-    image = torch.rand(1, len(spec.channels), *[16] * (spec.dimensions - 1), 32)
-    with torch.no_grad():
-        before = network(image).softmax(1)[:, 1]
-        shift_threshold(tmp_path, 0.2)
-        network.load_state_dict(
-            torch.load(tmp_path / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
-        )
-        after = network(image).softmax(1)[:, 1]
-    assert torch.allclose(torch.logit(after), torch.logit(before) + torch.log(torch.tensor(4.0)), atol=0.01)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        shift_threshold(tmp_path, 1.0)
