@@ -33,14 +33,15 @@ class MemberSpec:
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file, by path relative to the folder; files of unknown origin have none."""
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for a name that could lead out of the output folder."""
-        if problem := problem_of(self.name):
-            raise ValueError(problem)
-
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], folder: Path) -> MemberSpec:
-        """Read a manifest entry. Raises KeyError, TypeError or ValueError for one that is incomplete or makes no sense."""
+        """Read a manifest entry.
+
+        Raises KeyError, TypeError or ValueError for one that is incomplete or makes no sense, or whose name could lead out of the output
+        folder.
+        """
+        if problem := problem_of(entry["name"]):
+            raise ValueError(problem)
         channels = entry.get("channels")
         return cls(
             name=entry["name"],
