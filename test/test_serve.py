@@ -240,7 +240,7 @@ def test_what_others_put_into_the_output_folder_stays(tmp_path: Path, weights: P
 
 def test_a_call_leaves_alone_what_another_process_is_writing(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
-    with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
+    with serving(tmp_path, weights, "--members", "first", "--tta", "none", fails=True) as server:
         assert server.invoke()[0] == 201
         before = tree(server.output)
         with sole_writer(server.output):

@@ -91,8 +91,9 @@ class Training:
         loss = loss_of(logits.float(), label, weight, share)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
-        self.optimiser.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
+        if torch.isfinite(norm):  # one overflow in bfloat16 must not end hours of training
+            self.optimiser.step()
         self.steps += 1
         self._update_average()
         guess = (logits[:, 1] > logits[:, 0]).float()

@@ -21,8 +21,8 @@ _MEDIAN_DIFFERENCE, _VOXEL_DIFFERENCE, _ODD_SHARE = 0.75, 0.8, 0.05
 #: Least rank correlation of two volumes; of one with the median of several. ADC runs against its trace: at most -0.19 and 0.01 on simulated
 #: heads, where directions have at least 0.02 and 0.53 (b 1000 and 2000, signal to noise 4 and 20, with and without air).
 _LEAST_ALIKE, _LEAST_ALIKE_MEDIAN = -0.1, 0.1
-#: Least diffusion (1e-3 mm^2/s) that tissue shows between a volume of low b and the weighted one; and how many times it may be darker.
-_LEAST_DIFFUSION, _MOST_TIMES_DARKER = 0.1, 50.0
+#: By how much (1e-3 mm^2/s) a volume of low b may seem to lie beyond the weighted one; and how many times that may be darker.
+_MOST_REVERSED, _MOST_TIMES_DARKER = 0.1, 50.0
 
 
 def diffusion_weighted(
@@ -120,9 +120,13 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
 
 
 def _refuse_unweighted(weighted: AnyArray, low: AnyArray, difference: float, number: int, refuse: _Refusal) -> None:
-    """Raise InputRefused unless tissue is darker in the weighted volume than in one of a b-value that is lower by `difference`."""
+    """Raise InputRefused where the weighted volume is clearly brighter than one of a b-value that is lower by `difference`, or the same.
+
+    Volumes that are only alike pass: a few slices at the end of a head hold little tissue (a public GE series: 1.01), and a b0 in the place of the
+    DWI is told from the whole image later.
+    """
     level = _agreement(_log_signal(weighted), _log_signal(low), np.inf)[0]
-    if not -level > _LEAST_DIFFUSION * difference / 1000:
+    if not level <= _MOST_REVERSED * difference / 1000 or np.array_equal(weighted, low):
         raise refuse(
             "a volume of low b-value is no brighter than the diffusion-weighted one: volumes or b-values in another order?",
             [number],
