@@ -2,7 +2,7 @@
 
 All of it rests on fluid: free water has an ADC four times that of tissue, and therefore is dark on DWI. Everything else that is as dark on
 one and as bright on the other would be damage of a size and depth that no infarct has. How a b0 or T2 image is told from a DWI of low b by
-the signal equation, S = S0 exp(-b ADC), is in docs/adr/0016-scale-contrast-hot-voxels.md.
+the signal equation, S = S0 exp(-b ADC), is in docs/adr/0017-scale-contrast-hot-voxels.md.
 """
 
 from __future__ import annotations

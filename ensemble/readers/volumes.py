@@ -122,8 +122,8 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
 def _refuse_unweighted(weighted: AnyArray, low: AnyArray, difference: float, number: int, refuse: _Refusal) -> None:
     """Raise InputRefused where the weighted volume is clearly brighter than one of a b-value that is lower by `difference`, or the same.
 
-    Volumes that are only alike pass: a few slices at the end of a head hold little tissue (a public GE series: 1.01), and a b0 in the place of the
-    DWI is told from the whole image later.
+    Volumes that are only alike pass: a few slices at the end of a head hold little tissue (a public GE series: 1.01), and a b0 in the place
+    of the DWI is told from the whole image later.
     """
     level = _agreement(_log_signal(weighted), _log_signal(low), np.inf)[0]
     if not level <= _MOST_REVERSED * difference / 1000 or np.array_equal(weighted, low):
