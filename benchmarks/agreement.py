@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble.case import PreparedCase, prepare
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
+from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.families.nnunet_v2.member import NnunetMember
 from ensemble.fusion import fuse
 from ensemble.inference import engine
-from ensemble.members.base import InferenceSettings, MemberPrediction
 from ensemble.members.manifest import find_members
-from ensemble.members.nnunet import NnunetMember
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import dice
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.types import ignore_progress
 from training.evaluate import as_raw, real_cases
 from training.simulate import SHARED, simulate

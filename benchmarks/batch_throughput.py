@@ -19,13 +19,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ensemble.batch import run
-from ensemble.case import prepare
 from ensemble.config import RunConfig
 from ensemble.inference.device import describe_device
+from ensemble.outputs.extras import Extras
 from ensemble.pipeline import load, predict
+from ensemble.prepare.case import prepare
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case
-from ensemble.report.extras import Extras
 from ensemble.types import Modality
 
 _SAMPLE = Path(__file__).resolve().parent.parent / "test" / "sample" / "input" / "images"

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ensemble.case import PreparedCase, prepare
-from ensemble.members.base import InferenceSettings
+from ensemble.families.base import InferenceSettings
+from ensemble.families.nnunet_v2.member import NnunetMember
 from ensemble.members.manifest import find_members
-from ensemble.members.nnunet import NnunetMember
 from ensemble.metrics import dice
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import AnyArray, Modality
 

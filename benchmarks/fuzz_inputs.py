@@ -36,9 +36,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ensemble.case import prepare
 from ensemble.config import RunConfig
 from ensemble.errors import UserError
+from ensemble.prepare.case import prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import AnyArray, Modality
 

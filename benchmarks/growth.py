@@ -66,11 +66,11 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     import torch
 
     from benchmarks.seals_full_size import _made_case
-    from ensemble.members.base import InferenceSettings
+    from ensemble.families.base import InferenceSettings
+    from ensemble.families.nnunet_v2.member import NnunetMember
     from ensemble.members.manifest import find_members
-    from ensemble.members.nnunet import NnunetMember
-    from ensemble.networks.checkpoints import read_checkpoint
     from ensemble.types import ignore_progress
+    from ensemble.weights.checkpoints import read_checkpoint
 
     torch.set_num_threads(threads)
     (spec,) = find_members(folder, (member,))

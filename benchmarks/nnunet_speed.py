@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble.case import PreparedCase, prepare
-from ensemble.members.base import InferenceSettings
-from ensemble.members.channels import neighbouring_slices
+from ensemble.families.base import InferenceSettings
+from ensemble.families.channels import neighbouring_slices
+from ensemble.families.nnunet_v2.member import NnunetMember
 from ensemble.members.manifest import MemberSpec
-from ensemble.members.nnunet import NnunetMember
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import Modality, ignore_progress
 

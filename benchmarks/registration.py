@@ -18,8 +18,8 @@ from statistics import mean
 import numpy as np
 import SimpleITK as sitk
 
-from ensemble.case import prepare
 from ensemble.prepare import registration
+from ensemble.prepare.case import prepare
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume

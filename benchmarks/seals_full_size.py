@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from benchmarks.memory import peak_mb
-from ensemble.case import PreparedCase
+from ensemble.families.base import InferenceSettings
+from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.tiling import Tiling
-from ensemble.members.base import InferenceSettings
 from ensemble.members.manifest import find_members
 from ensemble.members.pack import pack
-from ensemble.members.seals import SealsMember
+from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ignore_progress
 from ensemble.volume import Volume
 

@@ -19,10 +19,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from ensemble.case import prepare
-from ensemble.members.base import InferenceSettings
+from ensemble.families.base import InferenceSettings
+from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.members.manifest import find_members
-from ensemble.members.seals import SealsMember
+from ensemble.prepare.case import prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import Modality, ignore_progress
 

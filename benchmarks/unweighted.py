@@ -26,11 +26,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ensemble.case import prepare
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.memory import keep_freed_memory
 from ensemble.prepare import skull
+from ensemble.prepare.case import prepare
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import AnyArray, BoolArray, Modality
 from ensemble.volume import Volume

@@ -77,12 +77,12 @@ def _contract(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import sole_writer
+    from ensemble.outputs.extras import write_extras
+    from ensemble.outputs.report.summary import summary
     from ensemble.pipeline import load, segment
     from ensemble.progress import watcher
     from ensemble.publish import check_writable, publish, write_volume
     from ensemble.readers.imagefile import case_name, read_case
-    from ensemble.report.extras import write_extras
-    from ensemble.report.summary import summary
     from ensemble.types import Modality
 
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
@@ -101,9 +101,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from ensemble.contract.serve import Place, serve
-    from ensemble.contract.worker import Setup
     from ensemble.progress import Lines
+    from ensemble.serve.serve import Place, serve
+    from ensemble.serve.worker import Setup
 
     level = logging.DEBUG if options.verbose else logging.INFO
     setup = Setup(run_config(options), _extras(options, report=options.report), Lines(), level)
@@ -111,7 +111,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _members(options: argparse.Namespace) -> int:
-    from ensemble.report.members import check_members, show_members
+    from ensemble.outputs.report.members import check_members, show_members
 
     config, paths = run_config(options), options.paths
     if len(paths) != (2 if options.action == "pack" else 0):
@@ -148,9 +148,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     import json
 
+    from ensemble.outputs.report.inspect import as_json, as_lines, check_destination, refusal, save_volume
     from ensemble.readers.base import RawImage
     from ensemble.readers.inspect import inspect
-    from ensemble.report.inspect import as_json, as_lines, check_destination, refusal, save_volume
     from ensemble.streams import all_printable
     from ensemble.types import Modality
 

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ensemble.case import PreparedCase, prepare
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, MembersFailed, UsageError
+from ensemble.families.base import InferenceSettings, Member, MemberPrediction
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
-from ensemble.members.base import InferenceSettings, Member, MemberPrediction
 from ensemble.members.manifest import MemberSpec, find_members, find_unsupported, open_member, weight_digests
 from ensemble.metrics import lesion_count, volume_ml
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.base import RawCase
 from ensemble.types import FloatArray
 

@@ -17,12 +17,12 @@ from unittest.mock import patch
 from conftest import StubMember, phantom_arrays, write_image
 from ensemble.batch import run
 from ensemble.batch.run import batch
-from ensemble.case import PreparedCase
 from ensemble.config import RunConfig
-from ensemble.members.base import InferenceSettings, MemberPrediction
-from ensemble.members.spec import MemberSpec
+from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.families.spec import MemberSpec
+from ensemble.outputs.extras import Extras
 from ensemble.pipeline import Ensemble
-from ensemble.report.extras import Extras
+from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback
 
 NAMES = ("one", "two")
@@ -109,7 +109,7 @@ def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:
 def _context() -> ForkServerContext:
     """Processes come from one that has imported everything, so that each costs no more than its work."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["batch_runs", "matplotlib.figure", "ensemble.report.page"])
+    context.set_forkserver_preload(["batch_runs", "matplotlib.figure", "ensemble.outputs.report.page"])
     return context
 
 

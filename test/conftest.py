@@ -11,12 +11,12 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import settings
 
-from ensemble.case import PreparedCase
 from ensemble.config import RunConfig
+from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.geometry import Grid
-from ensemble.members.base import InferenceSettings, MemberPrediction
 from ensemble.members.manifest import MemberSpec
 from ensemble.pipeline import Ensemble
+from ensemble.prepare.case import PreparedCase
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import AnyArray, Modality, ProgressCallback
 from ensemble.volume import Volume, to_sitk

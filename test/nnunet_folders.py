@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ensemble.case import PreparedCase
 from ensemble.geometry import Grid
+from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality
 from ensemble.volume import Volume
 

@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from conftest import SAMPLE, StubMember
-from ensemble.case import PreparedCase
-from ensemble.members.base import InferenceSettings, MemberPrediction
+from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.prepare.case import PreparedCase
 from ensemble.types import AnyArray, Modality, ProgressCallback
 
 DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR

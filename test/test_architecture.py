@@ -19,13 +19,15 @@ LAYERS = (
     ("volume",),
     ("resample", "fusion", "metrics", "publish"),
     ("readers",),
-    ("networks", "inference"),
+    ("inference",),
+    ("weights",),
     ("prepare",),
-    ("case",),
+    ("families",),
     ("members",),
     ("pipeline",),
-    ("report", "evaluate", "warmup"),
+    ("outputs", "evaluate"),
     ("contract",),
+    ("serve",),
     ("options", "progress"),
     ("batch",),
     ("cli",),
@@ -74,7 +76,10 @@ def test_the_engine_knows_nothing_of_stroke() -> None:
 
 
 def test_the_contract_knows_nothing_of_torch() -> None:
-    for path in (REPOSITORY / "ensemble" / "contract").glob("*.py"):
+    for path in (
+        *(REPOSITORY / "ensemble" / "contract").glob("*.py"),
+        *(REPOSITORY / "ensemble" / "serve").glob("*.py"),
+    ):
         assert not [name for name in imported(path) if name.split(".")[0] == "torch"], path
 
 

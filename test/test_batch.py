@@ -41,20 +41,20 @@ from ensemble.batch import workers
 from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase, find_cases
 from ensemble.batch.identity import input_digests
-from ensemble.batch.places import Place, assign_places
 from ensemble.batch.progress import show
 from ensemble.batch.run import batch
-from ensemble.batch.tree import write_case as write_results
 from ensemble.batch.work import Job, Outcome
 from ensemble.batch.workers import gpus
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
 from ensemble.metrics import dice
+from ensemble.outputs.extras import Extras
+from ensemble.outputs.layouts.bids import write_case as write_results
+from ensemble.outputs.layouts.places import Place, assign_places
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import Silent
 from ensemble.readers.sources import source_files, stamps
-from ensemble.report.extras import Extras
 from ensemble.types import Modality
 from ensemble.volume import Volume, grid_of
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from conftest import GRID, phantom_case, phantom_lesion
-from ensemble.case import prepare
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
+from ensemble.prepare.case import prepare
 from ensemble.readers.base import RawCase
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume

@@ -17,8 +17,8 @@ import SimpleITK as sitk
 
 from conftest import GRID, REPOSITORY, last_word, phantom_arrays, tree, write_contract_case, write_image
 from ensemble.cli import main
+from ensemble.families.nnunet_v2.member import NnunetMember
 from ensemble.folders import sole_writer
-from ensemble.members.nnunet import NnunetMember
 from ensemble.types import Modality
 from ensemble.volume import grid_of
 from nnunet_folders import FolderSpec, build_folder

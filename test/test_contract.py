@@ -16,10 +16,10 @@ from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, tree, wri
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import earlier_masks, find_inputs
 from ensemble.errors import InputRefused, MembersFailed, UsageError
+from ensemble.outputs.extras import Extras
 from ensemble.pipeline import Ensemble
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case
-from ensemble.report.extras import Extras
 from ensemble.types import Modality
 from ensemble.volume import grid_of
 

@@ -17,7 +17,7 @@ from dicom_files import write_enhanced, write_mosaic, write_series, write_tiles
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
-from ensemble.members.base import InferenceSettings
+from ensemble.families.base import InferenceSettings
 from ensemble.members.manifest import MemberSpec
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import Lines

@@ -19,12 +19,12 @@ from scipy.ndimage import gaussian_filter
 
 from conftest import GRID, tree, write_image
 from ensemble.batch.find import find_cases
-from ensemble.batch.places import assign_places
 from ensemble.cli import main
 from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import find_pairs
 from ensemble.evaluate.scores import Score, measure, score
 from ensemble.evaluate.statistics import summarise
+from ensemble.outputs.layouts.places import assign_places
 from ensemble.readers.names import stem
 from ensemble.streams import printable
 from ensemble.types import AnyArray, Modality

@@ -16,18 +16,18 @@ import SimpleITK as sitk
 import torch
 
 from ensemble.cli import main
+from ensemble.families.base import InferenceSettings, Member
+from ensemble.families.nnunet_v1.member import SealsMember
+from ensemble.families.nnunet_v2.member import NnunetMember
 from ensemble.inference import capacity, engine
 from ensemble.inference.device import exact
 from ensemble.inference.engine import Average, SlidingWindow, Tta
 from ensemble.inference.session_torch import TorchSession
-from ensemble.members.base import InferenceSettings, Member
 from ensemble.members.manifest import MemberSpec
-from ensemble.members.nnunet import NnunetMember
-from ensemble.members.seals import SealsMember
 from ensemble.metrics import dice
-from ensemble.networks import checkpoints, hdbet_unet
-from ensemble.prepare import skull
+from ensemble.prepare import hdbet_unet, skull
 from ensemble.types import Modality, ignore_progress
+from ensemble.weights import checkpoints
 from nnunet_folders import FolderSpec, build_folder, small_case
 from pretend_gpu import PretendGpu
 from test_inference_fused import unet

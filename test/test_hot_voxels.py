@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from conftest import GRID, phantom_arrays, phantom_case
-from ensemble.case import PreparedCase, prepare
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background, brain_mask
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.prepare.plausibility import refuse_implausible
 from ensemble.prepare.registration import register
 from ensemble.readers.base import RawCase

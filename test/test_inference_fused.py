@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ensemble.errors import UsageError
+from ensemble.families.nnunet_v2.network import build_network
+from ensemble.families.nnunet_v2.plans import Architecture
 from ensemble.inference import session_torch
 from ensemble.inference.fused import (
     FusedConvolution,
@@ -21,8 +23,6 @@ from ensemble.inference.fused import (
 )
 from ensemble.inference.precision import has_bfloat16, has_fast_bfloat16, resolve_precision
 from ensemble.inference.session_torch import TorchSession
-from ensemble.networks.nnunet_plans import Architecture
-from ensemble.networks.planned_unet import build_network
 
 CPU = torch.device("cpu")
 

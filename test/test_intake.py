@@ -20,7 +20,7 @@ from conftest import last_word, tree
 from dicom_files import write_series
 from ensemble.cli import main
 from ensemble.config import RunConfig
-from ensemble.members.base import InferenceSettings
+from ensemble.families.base import InferenceSettings
 from ensemble.members.manifest import MemberSpec
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble

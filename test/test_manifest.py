@@ -12,7 +12,7 @@ import pytest
 
 from ensemble.config import SHIPPED_WEIGHTS
 from ensemble.errors import UsageError, WeightsBroken
-from ensemble.members.base import InferenceSettings
+from ensemble.families.base import InferenceSettings
 from ensemble.members.manifest import MemberSpec, find_members, open_member, verify_files, weight_digests
 
 

@@ -19,10 +19,10 @@ import SimpleITK as sitk
 import torch
 
 from conftest import shared
-from ensemble.case import PreparedCase, prepare
-from ensemble.members.base import InferenceSettings
+from ensemble.families.base import InferenceSettings
+from ensemble.families.nnunet_v2.member import NnunetMember
 from ensemble.members.manifest import MemberSpec
-from ensemble.members.nnunet import NnunetMember
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import Modality, ignore_progress
 from ensemble.volume import to_sitk

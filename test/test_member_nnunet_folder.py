@@ -15,18 +15,18 @@ import pytest
 import torch
 
 from conftest import shared
-from ensemble.case import PreparedCase
 from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings
+from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
+from ensemble.families.nnunet_v2.member import NnunetMember
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch
 from ensemble.inference.engine import NonFiniteLogits
-from ensemble.members.base import InferenceSettings
-from ensemble.members.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.members.manifest import MemberSpec
-from ensemble.members.nnunet import NnunetMember
-from ensemble.networks.checkpoints import read_checkpoint
+from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ignore_progress
 from ensemble.volume import Volume
+from ensemble.weights.checkpoints import read_checkpoint
 from nnunet_folders import FolderSpec, build_folder, small_case
 
 SMALL = FolderSpec(patch=(8, 16, 16), mirror_axes=(2,), strides=((1, 1, 1), (2, 2, 2)))

@@ -17,22 +17,22 @@ from scipy.ndimage import binary_fill_holes
 from skimage.transform import resize
 
 from conftest import phantom_arrays, shared, write_image
-from ensemble.case import PreparedCase, prepare
 from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings
+from ensemble.families.nnunet_v1.member import SealsMember
+from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v1.plans import parse_plans
+from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch
 from ensemble.inference.tiling import Tiling, gaussian_importance
-from ensemble.members.base import InferenceSettings
 from ensemble.members.manifest import MemberSpec
-from ensemble.members.seals import SealsMember
-from ensemble.members.seals_arrays import lesion_probability, respaced, to_image, to_network
-from ensemble.networks.generic_unet import build_generic_unet
-from ensemble.networks.pickles import read_pickle
-from ensemble.networks.v1_plans import parse_plans
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality, ignore_progress
 from ensemble.volume import Volume
+from ensemble.weights.pickles import read_pickle
 from nnunet_folders import small_case
 from v1_folders import (
     V1Spec,

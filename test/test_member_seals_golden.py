@@ -11,20 +11,20 @@ import SimpleITK as sitk
 import torch
 
 from conftest import shared
-from ensemble.case import PreparedCase, prepare
 from ensemble.errors import WeightsBroken
+from ensemble.families.nnunet_v1 import member as seals
+from ensemble.families.nnunet_v1.member import SealsMember
+from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v1.plans import parse_plans
+from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
 from ensemble.inference.engine import predict
 from ensemble.inference.tiling import Tiling
-from ensemble.members import seals
-from ensemble.members.seals import SealsMember
-from ensemble.members.seals_arrays import lesion_probability, respaced, to_image, to_network
-from ensemble.networks.checkpoints import load_weights
-from ensemble.networks.generic_unet import build_generic_unet
-from ensemble.networks.pickles import read_pickle
-from ensemble.networks.v1_plans import parse_plans
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality
+from ensemble.weights.checkpoints import load_weights
+from ensemble.weights.pickles import read_pickle
 from test_member_seals import SETTINGS, WEIGHTS, loaded, probability
 from v1_folders import PUBLISHED, V1Spec, v1_description
 

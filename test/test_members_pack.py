@@ -14,12 +14,12 @@ from conftest import shared, tree
 from ensemble.cli import main
 from ensemble.config import SHIPPED_WEIGHTS
 from ensemble.errors import UsageError, WeightsBroken
-from ensemble.members.base import InferenceSettings, Member
+from ensemble.families.base import InferenceSettings, Member
+from ensemble.families.spec import MemberSpec
 from ensemble.members.manifest import find_members, open_member
 from ensemble.members.pack import pack
-from ensemble.members.spec import MemberSpec
-from ensemble.networks.packed import read_packed, write_packed
 from ensemble.types import AnyArray, ignore_progress
+from ensemble.weights.packed import read_packed, write_packed
 from nnunet_folders import FolderSpec, build_folder, small_case
 from v1_folders import PUBLISHED, V1Spec, build_v1_folder
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from conftest import tree
-from ensemble.contract.output_folder import OutputFolder
+from ensemble.serve.output_folder import OutputFolder
 
 MASK = Path("images", "stroke-lesion-segmentation", "a.mha")
 

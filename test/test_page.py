@@ -23,11 +23,11 @@ from scipy.ndimage import gaussian_filter
 
 from conftest import StubMember, phantom_case
 from ensemble.geometry import Grid
+from ensemble.outputs.report.page import MOST_LOSSLESS_VOXELS, index_page, lesion_table, write_page
+from ensemble.outputs.report.run_report import build_report
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import Silent
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.report.page import MOST_LOSSLESS_VOXELS, index_page, lesion_table, write_page
-from ensemble.report.run_report import build_report
 from ensemble.types import Modality
 from ensemble.volume import Volume
 

@@ -14,8 +14,8 @@ import pytest
 
 from conftest import shared
 from ensemble.errors import WeightsBroken
-from ensemble.networks.pickles import MOST_BYTES, read_pickle
-from ensemble.networks.v1_plans import parse_plans
+from ensemble.families.nnunet_v1.plans import parse_plans
+from ensemble.weights.pickles import MOST_BYTES, read_pickle
 from v1_folders import V1Spec, v1_description, write_numpy1_pickle, write_pickle
 
 CONTENT = OrderedDict(

@@ -11,7 +11,7 @@ import pytest
 from conftest import GRID, StubMember, phantom_case, phantom_lesion
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, MembersFailed, UsageError
-from ensemble.members.base import MemberPrediction
+from ensemble.families.base import MemberPrediction
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble, load, segment
 from ensemble.progress import Silent

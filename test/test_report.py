@@ -13,12 +13,12 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 
 from conftest import StubMember, phantom_case
+from ensemble.outputs.extras import Extras, write_extras
+from ensemble.outputs.report.figure import draw_overlay
+from ensemble.outputs.report.run_report import build_report
+from ensemble.outputs.report.summary import summary
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import Silent
-from ensemble.report.extras import Extras, write_extras
-from ensemble.report.figure import draw_overlay
-from ensemble.report.run_report import build_report
-from ensemble.report.summary import summary
 from ensemble.types import Modality
 from ensemble.volume import from_sitk, to_sitk
 

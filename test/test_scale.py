@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from conftest import GRID, phantom_arrays, phantom_case, write_image
-from ensemble.case import prepare
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
+from ensemble.families.base import InferenceSettings
 from ensemble.geometry import Grid, Triple
-from ensemble.members.base import InferenceSettings
 from ensemble.members.manifest import find_members, open_member
 from ensemble.members.pack import pack
 from ensemble.options import parse, run_config
 from ensemble.prepare import skull
+from ensemble.prepare.case import prepare
 from ensemble.readers.base import RawCase
 from ensemble.resample import ArrayResampling, resample_volume
 from ensemble.types import Modality
@@ -255,7 +255,7 @@ def test_no_lattice_is_resampled_that_no_memory_holds() -> None:
 
 def test_a_case_too_large_for_a_member_is_refused(tmp_path: Path) -> None:
     """A member that suits a brain meets an image that is none."""
-    from ensemble.members.nnunet import NnunetMember
+    from ensemble.families.nnunet_v2.member import NnunetMember
     from ensemble.types import ignore_progress
 
     member = open_member(find_members(build_folder(tmp_path, SMALL))[0], InferenceSettings())
@@ -271,7 +271,7 @@ def test_warm_up_still_runs_on_its_small_phantom(
     stub_ensemble: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
     from conftest import StubMember
-    from ensemble.warmup import warm_up
+    from ensemble.serve.warmup import warm_up
 
     warm_up(stub_ensemble(StubMember("one")))  # type: ignore[arg-type]
     assert not [record for record in caplog.records if "failed" in record.message]

@@ -24,10 +24,10 @@ import SimpleITK as sitk
 
 from conftest import REPOSITORY, slowness, tree, write_contract_case
 from ensemble.cli import main
-from ensemble.contract.serve import _listen
-from ensemble.contract.supervisor import Supervisor, Unavailable
-from ensemble.contract.worker import Done, Job, Ready
 from ensemble.folders import sole_writer
+from ensemble.serve.serve import _listen
+from ensemble.serve.supervisor import Supervisor, Unavailable
+from ensemble.serve.worker import Done, Job, Ready
 from nnunet_folders import FolderSpec, build_folder
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ISLES_")}
@@ -453,7 +453,7 @@ def test_a_free_turn_is_had_without_waiting(monkeypatch: pytest.MonkeyPatch, pat
 
 def test_what_faces_the_network_holds_no_networks() -> None:
     code = (
-        "import sys\nimport ensemble.cli, ensemble.progress, ensemble.contract.serve, ensemble.contract.http\n"
+        "import sys\nimport ensemble.cli, ensemble.progress, ensemble.serve.serve, ensemble.serve.http\n"
         "heavy = {'torch', 'SimpleITK', 'scipy'} & set(sys.modules)\nsys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -13,9 +13,9 @@ import torch
 
 from ensemble.cli import main
 from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings, Member
 from ensemble.inference.parity import Parity, Probe, compare, make_probe
 from ensemble.inference.session_onnx import OnnxSession
-from ensemble.members.base import InferenceSettings, Member
 from ensemble.members.manifest import file_sha256, find_members, open_member
 from ensemble.members.pack import pack
 from ensemble.types import AnyArray, ignore_progress

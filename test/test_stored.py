@@ -14,17 +14,17 @@ import pytest
 import SimpleITK as sitk
 
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, write_contract_case, write_image
-from ensemble.case import prepare
 from ensemble.cli import main
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused
 from ensemble.evaluate.scores import read_mask
+from ensemble.outputs.extras import Extras
 from ensemble.pipeline import Ensemble
+from ensemble.prepare.case import prepare
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case, read_image
 from ensemble.readers.stored import read_stored
-from ensemble.report.extras import Extras
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import grid_of
 

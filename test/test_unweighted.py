@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from conftest import SHARED, shared
-from ensemble.case import prepare
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare import skull
+from ensemble.prepare.case import prepare
 from ensemble.prepare.plausibility import refuse_implausible
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.imagefile import read_case

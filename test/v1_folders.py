@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble.networks.generic_unet import build_generic_unet
-from ensemble.networks.v1_plans import parse_plans
+from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v1.plans import parse_plans
 
 #: Where DeepISLES' archive has the folder, below its `weights/`.
 PUBLISHED = Path(

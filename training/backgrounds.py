@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from scipy import ndimage, optimize
 
-from ensemble.case import PreparedCase, prepare
 from ensemble.config import RunConfig
 from ensemble.geometry import Triple
 from ensemble.memory import keep_freed_memory
 from ensemble.pipeline import Ensemble, load, predict
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case
 from ensemble.types import AnyArray, FloatArray, Modality

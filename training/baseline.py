@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.case import PreparedCase
 from ensemble.metrics import dice
+from ensemble.prepare.case import PreparedCase
 from ensemble.types import AnyArray, Modality
 
 DWI_ABOVE = np.arange(1.2, 3.01, 0.1)  # times normal tissue

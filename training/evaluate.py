@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ensemble.case import PreparedCase
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
 from ensemble.geometry import Grid
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
 from ensemble.pipeline import Ensemble, Result, load, segment
+from ensemble.prepare.case import PreparedCase
 from ensemble.progress import Silent
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.imagefile import read_case, read_image

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.batch.places import Place
+from ensemble.outputs.layouts.places import Place
 from ensemble.publish import replace_text
 
 HIDDEN = ".batch"

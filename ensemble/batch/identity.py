@@ -12,10 +12,10 @@ from typing import Any
 from ensemble import __version__
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
+from ensemble.families.spec import MemberSpec
 from ensemble.members.manifest import file_sha256
-from ensemble.members.spec import MemberSpec
+from ensemble.outputs.extras import Extras
 from ensemble.readers.sources import Stamp, source_files, stamps
-from ensemble.report.extras import Extras
 from ensemble.types import Modality
 
 #: Where the weights lie and what computes does not decide what comes out.

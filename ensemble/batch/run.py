@@ -10,18 +10,18 @@ from pathlib import Path
 from ensemble.batch.claims import Session
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
-from ensemble.batch.places import assign_places
 from ensemble.batch.progress import Show, show
 from ensemble.batch.summary import Row, rows, write_summary
-from ensemble.batch.tree import describe_tree, refuse_foreign_tree
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.batch.workers import gpus, work_on_each
 from ensemble.config import RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
 from ensemble.members.manifest import find_members, weight_digests
+from ensemble.outputs.extras import Extras
+from ensemble.outputs.layouts.bids import describe_tree, refuse_foreign_tree
+from ensemble.outputs.layouts.places import assign_places
 from ensemble.pipeline import load
-from ensemble.report.extras import Extras
 from ensemble.streams import last_word
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.batch.places import Place
-from ensemble.batch.tree import REPORT, read_report
 from ensemble.batch.work import Outcome
+from ensemble.outputs.layouts.bids import REPORT, read_report
+from ensemble.outputs.layouts.places import Place
 from ensemble.publish import replace_text
 
 #: Cases of an earlier dataset whose results stand in the tree.
@@ -65,7 +65,7 @@ def rows(root: Path, places: Mapping[str, Place], outcomes: Mapping[str, Outcome
 
 def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     """Write `summary.csv` and `index.html`. Raises OSError."""
-    from ensemble.report.page import index_page
+    from ensemble.outputs.report.page import index_page
 
     text = io.StringIO()
     writer = csv.DictWriter(text, tuple(Row.__dataclass_fields__), lineterminator="\n")

@@ -14,16 +14,16 @@ from typing import Any, Literal, TypeVar
 from ensemble.batch.claims import Lock, Session
 from ensemble.batch.find import FoundCase
 from ensemble.batch.identity import input_digests, input_stamps, result_key
-from ensemble.batch.places import Place
-from ensemble.batch.tree import read_report, refuse_foreign, set_aside, write_case
-from ensemble.case import PreparedCase, prepare
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
+from ensemble.outputs.extras import Extras
+from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
+from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
+from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
 from ensemble.readers.sources import Stamp, stamp
-from ensemble.report.extras import Extras
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from multiprocessing.connection import Connection, wait
 from ensemble.batch.claims import Session
 from ensemble.batch.find import FoundCase
 from ensemble.batch.identity import result_key
-from ensemble.batch.places import Place
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.config import Device
 from ensemble.errors import MembersFailed, UserError
 from ensemble.folders import unwritable
+from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import load
 from ensemble.progress import Silent
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ensemble.config import EXTRAS, Extras
 from ensemble.contract.isles22 import RESULTS, ContractCase, earlier_masks, refuse_unknown_masks
+from ensemble.outputs.extras import write_extras
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
 from ensemble.publish import publish, write_json, write_volume
 from ensemble.readers.base import RawCase
-from ensemble.report.extras import write_extras
 
 
 def execute(

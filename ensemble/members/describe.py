@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
-from ensemble.members.spec import MemberSpec
-from ensemble.networks.nnunet_plans import read_plans
-from ensemble.networks.v1_folder import fold_folders, read_v1_folder
+from ensemble.families.nnunet_v1.folder import fold_folders, read_v1_folder
+from ensemble.families.nnunet_v2.plans import read_plans
+from ensemble.families.spec import MemberSpec
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.errors import UsageError, WeightsBroken
-from ensemble.members.base import InferenceSettings, Member
-from ensemble.members.layout import PACKED, Unsupported, members_by_layout, packed_entry, unsupported_by_layout
-from ensemble.members.spec import MemberSpec
+from ensemble.families.base import InferenceSettings, Member
+from ensemble.families.spec import MemberSpec
+from ensemble.members.discovery import PACKED, Unsupported, members_by_layout, packed_entry, unsupported_by_layout
 
 MANIFEST = "manifest.json"
 
 #: kind -> module and class that opens it; imported only when a member of the kind is opened, since it brings torch.
 _KINDS = {
-    "nnunet": ("ensemble.members.nnunet", "NnunetMember"),
-    "seals": ("ensemble.members.seals", "SealsMember"),
+    "nnunet": ("ensemble.families.nnunet_v2.member", "NnunetMember"),
+    "seals": ("ensemble.families.nnunet_v1.member", "SealsMember"),
 }
 
 _WEIGHT_SUFFIXES = {".json", ".pth", ".pkl", ".model", ".ts", ".ckpt", ".onnx", ".safetensors"}

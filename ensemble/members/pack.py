@@ -11,19 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble.errors import UsageError
+from ensemble.families.nnunet_v1.checkpoints import pack_v1_fold, read_v1_weights
+from ensemble.families.nnunet_v1.folder import PACKED_PLANS, PACKED_WEIGHTS, read_v1_folder
+from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v2.folds import (
+    PACKED_CHECKPOINT,
+    checkpoint_paths,
+    configuration_of,
+    pack_fold,
+    read_fold,
+)
+from ensemble.families.nnunet_v2.plans import read_plans
+from ensemble.families.spec import MemberSpec
 from ensemble.folders import sole_writer
-from ensemble.members.layout import PACKED
+from ensemble.members.discovery import PACKED
 from ensemble.members.manifest import MANIFEST, file_sha256, find_members, verify_files
-from ensemble.members.spec import MemberSpec
-from ensemble.networks.checkpoints import load_weights
-from ensemble.networks.generic_unet import build_generic_unet
-from ensemble.networks.nnunet_folds import PACKED_CHECKPOINT, checkpoint_paths, configuration_of, pack_fold, read_fold
-from ensemble.networks.nnunet_plans import read_plans
-from ensemble.networks.onnx_form import write_onnx
-from ensemble.networks.packed import Precision
-from ensemble.networks.v1_folder import PACKED_PLANS, PACKED_WEIGHTS, read_v1_folder
-from ensemble.networks.v1_weights import pack_v1_fold, read_v1_weights
 from ensemble.publish import publish, write_json
+from ensemble.weights.checkpoints import load_weights
+from ensemble.weights.onnx_form import write_onnx
+from ensemble.weights.packed import Precision
 
 
 def pack(
@@ -93,7 +99,7 @@ def _pack_seals(source: Path, target: Path, precision: Precision) -> None:
 
 
 def _write_nnunet_onnx(packed: Path) -> None:
-    from ensemble.networks.planned_unet import build_network
+    from ensemble.families.nnunet_v2.network import build_network
 
     for path in checkpoint_paths(packed):
         content = read_fold(path)

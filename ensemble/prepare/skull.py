@@ -156,8 +156,8 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
 
     from ensemble.inference.device import exact
     from ensemble.inference.precision import has_bfloat16
-    from ensemble.networks.checkpoints import load_weights, read_checkpoint
-    from ensemble.networks.hdbet_unet import DIVISOR, HdBetUnet
+    from ensemble.prepare.hdbet_unet import DIVISOR, HdBetUnet
+    from ensemble.weights.checkpoints import load_weights, read_checkpoint
 
     path = _checkpoint()
     weights = {name: tensor for name, tensor in read_checkpoint(path).items() if "running_" not in name}

@@ -1,0 +1,59 @@
+"""What a member's own numbers ask of memory, told before it is asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.cropping import MOST_NETWORK_VOXELS
+from ensemble.families.spec import MemberSpec
+from ensemble.geometry import is_too_large
+from ensemble.inference.capacity import LIVE_FEATURE_MAPS
+
+#: Edge of a cube that holds a large brain, and a slice's thickness where a network keeps the image's own (mm).
+_BRAIN_MM, _SLICE_MM = 185.0, 1.0
+#: Activations of one window: what nnU-Net plans for the largest GPUs stays below.
+_MOST_WINDOW_BYTES = 24 * 2**30
+
+
+def refuse_too_much(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], features: int) -> None:
+    """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds, or with voxels as large as a brain.
+
+    Args:
+        spacing_mm: that the networks work at, two numbers for 2-D ones.
+        patch: their window, as many numbers.
+        features: feature maps of their first stage.
+    """
+    for spacing in (spacing_mm, spec.spacing_mm):
+        if not spacing:
+            continue
+        whole = (_SLICE_MM,) * (3 - len(spacing)) + tuple(spacing)
+        window = (1,) * (3 - len(patch)) + tuple(patch)
+        finite = len(whole) == 3 and all(0 < mm < _BRAIN_MM / 2 for mm in whole)
+        # so many that they are too many, where division would overflow
+        brain = [max(1, round(min(_BRAIN_MM / mm, 1e9))) for mm in whole] if finite else []
+        lattice = [max(pair) for pair in zip(brain, window, strict=True)] if finite else []
+        if not finite or is_too_large(lattice, MOST_NETWORK_VOXELS):
+            raise _refusal(spec, spacing, patch, f": a brain would have {_times(brain)} voxels" if finite else "")
+    if (needed := 4 * LIVE_FEATURE_MAPS * features * prod(patch)) > _MOST_WINDOW_BYTES:
+        raise _refusal(
+            spec,
+            spacing_mm,
+            patch,
+            f" and {features} feature maps (features_per_stage, base_num_features): {needed / 2**30:.0f} GiB a window",
+        )
+
+
+def _refusal(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], what: str) -> WeightsBroken:
+    spacing = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
+    return WeightsBroken(
+        f"member {spec.name} can't work on a brain: its numbers ask for too much memory, or make no lattice",
+        where=spec.folder,
+        found=f"voxels of {spacing} mm, windows of {_times(patch)} voxels{what}",
+        do="use the plans that were written beside these weights (spacing in mm, patch size in voxels), and the manifest's spacing_mm",
+    )
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))

@@ -1,0 +1,132 @@
+"""The files of an nnU-Net v1 trained-model folder: `fold_*/model_final_checkpoint.model`, `.model.pkl` beside each, `plans.pkl`.
+
+A packed folder has `fold_*/model_final_checkpoint.safetensors` and `plans.json` in their place. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.nnunet_v1.plans import V1Plans, from_json, parse_plans
+from ensemble.weights.pickles import read_pickle
+
+WEIGHTS, PACKED_WEIGHTS = "model_final_checkpoint.model", "model_final_checkpoint.safetensors"
+PLANS, PACKED_PLANS = "plans.pkl", "plans.json"
+_REMEDY = (
+    "give the complete folder: plans.pkl, fold_*/model_final_checkpoint.model and model_final_checkpoint.model.pkl"
+)
+
+
+@dataclass(frozen=True)
+class V1Folder:
+    """A model and where the weights of its folds are."""
+
+    plans: V1Plans
+    weights: Mapping[str, Path]
+    """For each fold ("0", "1", ... or "all"), its weights."""
+
+
+def read_v1_folder(folder: Path) -> V1Folder:
+    """Read all of a folder but the weights.
+
+    Raises WeightsBroken, naming file and finding, for what is missing, damaged, contradictory or not supported.
+    """
+    weights = {name: _weights_of(path) for name, path in fold_folders(folder).items()}
+    if not weights:
+        raise WeightsBroken(
+            f"a model folder holds no fold_*/{WEIGHTS}", where=folder, found=_listing(folder), do=_REMEDY
+        )
+    if (packed := folder / PACKED_PLANS).is_file():
+        plans = _parsed(packed, lambda: from_json(json.loads(packed.read_text(encoding="utf-8"))))
+        return V1Folder(plans, weights)
+    descriptions = {name: path.with_name(f"{path.name}.pkl") for name, path in weights.items()}
+    by_fold = {name: _described(path) for name, path in descriptions.items()}
+    (first, plans), *others = by_fold.items()
+    for name, other in others:
+        if other != plans:
+            raise WeightsBroken(
+                f"folds {first} and {name} of a model folder were trained by different plans",
+                where=descriptions[name],
+                found=_difference(plans, other),
+                do="keep one model a folder",
+            )
+    _check_plans_file(folder / PLANS, plans)
+    return V1Folder(plans, weights)
+
+
+def fold_folders(folder: Path) -> dict[str, Path]:
+    """The numbered folds in their order, or the one trained on all cases."""
+    numbered = {
+        path.name[5:]: path
+        for path in folder.glob("fold_*")
+        if path.is_dir() and path.name[5:].isascii() and path.name[5:].isdecimal()
+    }
+    if numbered:
+        return {name: numbered[name] for name in sorted(numbered, key=int)}
+    return {"all": folder / "all"} if (folder / "all").is_dir() else {}
+
+
+def _weights_of(fold: Path) -> Path:
+    for name in (WEIGHTS, PACKED_WEIGHTS):
+        if (fold / name).is_file():
+            return fold / name
+    raise WeightsBroken(
+        f"a fold has no {WEIGHTS}",
+        where=fold,
+        found=_listing(fold),
+        do=f"{_REMEDY}; or remove the folder of this fold",
+    )
+
+
+def _described(path: Path) -> V1Plans:
+    description = read_pickle(path)
+    return _parsed(path, lambda: parse_plans(description))
+
+
+def _parsed(path: Path, parse: Callable[[], V1Plans]) -> V1Plans:
+    try:
+        return parse()
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise WeightsBroken(
+            f"{path.name} describes no model that can be used",
+            where=path,
+            found=f"no or unknown {error}" if isinstance(error, KeyError) else str(error),
+            do="use the file that nnU-Net v1 wrote beside these weights, of a 3d_fullres model",
+        ) from error
+
+
+def _check_plans_file(path: Path, plans: V1Plans) -> None:
+    """`plans.pkl` must speak of the same images; nnU-Net reads nothing else from it for a prediction."""
+    content: Any = read_pickle(path)
+    channels = content.get("num_modalities") if isinstance(content, dict) else None
+    if channels != len(plans.modalities):
+        raise WeightsBroken(
+            "plans.pkl and the folds' own plans are of different models",
+            where=path,
+            found=f"num_modalities {channels}; the folds have {len(plans.modalities)}",
+            do="keep the files of one training together",
+        )
+
+
+def _difference(one: V1Plans, other: V1Plans) -> str:
+    mine, theirs = one.as_json(), other.as_json()
+    return "; ".join(f"{key} {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key])
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["no such folder"]
+    return ", ".join(names[:8]) or "an empty folder"

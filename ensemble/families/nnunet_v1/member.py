@@ -1,0 +1,148 @@
+"""Member kind `seals`: nnU-Net v1 trained-model folders, used as DeepISLES uses those of SEALS, the ISLES'22 winner.
+
+The published checkpoints (de la Rosa et al., DeepISLES; Gao et al., SEALS) drop in unchanged and give the peer's mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings, MemberPrediction, fit_for
+from ensemble.families.bounds import refuse_too_much
+from ensemble.families.channels import parse_channel
+from ensemble.families.nnunet_v1.checkpoints import read_v1_weights
+from ensemble.families.nnunet_v1.folder import read_v1_folder
+from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v1.plans import V1Plans
+from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.geometry import Grid
+from ensemble.inference.capacity import buffer_device, windows_at_once
+from ensemble.inference.engine import Average, SlidingWindow, Tta, predict
+from ensemble.inference.precision import resolve_precision
+from ensemble.inference.session import LoadedSession
+from ensemble.inference.session_torch import TorchSession
+from ensemble.members.manifest import MemberSpec
+from ensemble.prepare.case import PreparedCase
+from ensemble.resample import resample_volume
+from ensemble.types import FloatArray, Modality, ProgressCallback
+from ensemble.weights.checkpoints import load_weights
+from ensemble.weights.onnx_form import open_onnx
+
+MIRROR_AXES = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class SealsMember:
+    """A trained model with the networks of all its folds in memory."""
+
+    spec: MemberSpec
+    plans: V1Plans
+    modalities: tuple[Modality, ...]
+    """What each input channel shows."""
+    sessions: tuple[LoadedSession, ...]
+    """One for each fold."""
+
+    @classmethod
+    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> SealsMember:
+        """Read a model folder and put its networks onto the device.
+
+        Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
+        """
+        if (spec.intensities, spec.orientation) != ("native", "native"):
+            raise WeightsBroken(
+                f"member {spec.name} takes images as they are",
+                where=spec.folder,
+                found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
+                do="leave both out of the manifest, or write native",
+            )
+        folder = read_v1_folder(spec.folder)
+        modalities = _modalities(spec, folder.plans)
+        refuse_too_much(spec, folder.plans.spacing_mm, folder.plans.patch, folder.plans.base_features)
+        device = torch.device(settings.device)
+        precision = resolve_precision(settings.precision, device)
+        sessions: list[LoadedSession] = []
+        for path in folder.weights.values():
+            if settings.session != "torch":
+                sessions.append(open_onnx(path.parent, 3, device, settings.session))
+                continue
+            network = build_generic_unet(folder.plans)
+            load_weights(network, read_v1_weights(path), path)
+            probe = folder.plans.smallest_window
+            sessions.append(TorchSession(network, dims=3, device=device, precision=precision, probe=probe))
+        return cls(spec, folder.plans, modalities, tuple(sessions))
+
+    @property
+    def name(self) -> str:
+        """The name it votes under."""
+        return self.spec.name
+
+    @property
+    def requires(self) -> frozenset[Modality]:
+        """Images without which it is not applicable."""
+        return frozenset(self.modalities)
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        """Lesion probability on the DWI grid. Each fold's softmax goes back to that grid, where folds are averaged.
+
+        Networks stay on the device they were loaded to. Raises NonFiniteLogits, or what torch raises.
+        """
+        fine = respaced(case.grid)
+        array, placement = to_network(self._images(case, fine), self.plans)
+        sessions = fit_for(settings, self.sessions)
+        device = sessions[0].device
+        buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
+        image, windows = torch.from_numpy(array).to(buffers), self.windows(settings)
+        total = np.zeros((2, *case.grid.shape_zyx), np.float32)
+        for fold, session in enumerate(sessions):
+            softmax = predict(image, [session], windows, _Part(progress, fold, len(sessions)))
+            total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
+        probability = lesion_probability(total / np.float32(len(sessions)))
+        volume = case.images[Modality.DWI].like(probability)
+        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
+
+    def windows(self, settings: InferenceSettings) -> SlidingWindow:
+        """How its networks go over an image."""
+        together = windows_at_once(self.plans.patch, self.plans.base_features, self.sessions[0].device)
+        return SlidingWindow(
+            self.plans.patch, MIRROR_AXES, Tta(settings.tta), Average.PROBABILITIES, batch_size=together
+        )
+
+    def _images(self, case: PreparedCase, fine: Grid) -> FloatArray:
+        """The input channels (channels, z, y, x) float32 at 1 mm."""
+        return np.stack([resample_volume(case.images[modality], fine).array for modality in self.modalities])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tells how far one of several equal parts of the work has come."""
+
+    progress: ProgressCallback
+    part: int
+    parts: int
+
+    def __call__(self, done: int, total: int) -> None:
+        self.progress(self.part * total + done, self.parts * total)
+
+
+def _modalities(spec: MemberSpec, plans: V1Plans) -> tuple[Modality, ...]:
+    names = spec.channels or plans.modalities
+    try:
+        channels = [parse_channel(name) for name in names]
+        if len(channels) != len(plans.modalities):
+            raise ValueError(f"{len(channels)} channels in the manifest, {len(plans.modalities)} in the plans")
+        if any(channel.offset for channel in channels):
+            raise ValueError("neighbouring slices mean nothing at 1 mm")
+        if any(channel.optional for channel in channels):
+            raise ValueError("these networks need every image")
+    except ValueError as error:
+        raise WeightsBroken(
+            f"it is not clear which images member {spec.name} takes",
+            where=spec.folder,
+            found=str(error),
+            do='name them in the manifest entry: "channels": ["DWI", "ADC"]',
+        ) from error
+    return tuple(channel.modality for channel in channels)

@@ -1,0 +1,84 @@
+"""The arithmetic before and after the networks of SEALS, the ISLES'22 winner, on plain arrays and volumes.
+
+As in DeepISLES: DWI and ADC are brought to 1 mm; then nnU-Net v1's GenericPreprocessor crops, resamples and normalises; the softmax comes
+back through float16 and linear interpolation. Two faults of the original are mended: it breaks beyond 255 voxels along an axis (sizes
+are cast to 8 bits), and it truncates the interpolated values of a DWI that is stored as integers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.families.cropping import Placement, bounding_box, nonzero_region
+from ensemble.families.nnunet_v1.plans import V1Plans
+from ensemble.geometry import Grid, Triple
+from ensemble.resample import ArrayResampling, resample_volume
+from ensemble.types import BoolArray, FloatArray
+from ensemble.volume import Volume
+
+SPACING_MM: Triple = (1.0, 1.0, 1.0)
+#: How nnU-Net v1 resamples images, and the mask of what is not zero.
+_IMAGES, _REGION = ArrayResampling(order=3), ArrayResampling(order=1)
+_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+_JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
+
+
+def respaced(grid: Grid) -> Grid:
+    """The grid at 1 mm that starts at the same voxel centre; it ends inside the given one."""
+    # written as DeepISLES does it: rounding decides about the last voxel
+    x, y, z = (max(1, int(n / (new / old))) for n, new, old in zip(grid.size, SPACING_MM, grid.spacing_mm, strict=True))
+    return Grid((x, y, z), SPACING_MM, grid.origin_mm, grid.direction)
+
+
+def to_network(images: FloatArray, plans: V1Plans) -> tuple[FloatArray, Placement]:
+    """Bring images (channels, z, y, x) at 1 mm to the network's axes, region, spacing and intensities.
+
+    Returns the float32 array (channels, a, b, c) and the way back. nnU-Net v1 resamples first, then normalises.
+    """
+    order = plans.transpose_forward
+    transposed = images.transpose(0, *[axis + 1 for axis in order])
+    region = nonzero_region(transposed)
+    box = bounding_box(region)
+    placement = Placement(region.shape, box, SPACING_MM, plans.spacing_mm, order)
+    array = placement.to_network(transposed[:, *box].astype(np.float32), _IMAGES)
+    inside = placement.to_network(region[None, *box].astype(np.float32), _REGION)[0] >= 0.5
+    for channel, scaled, masked in zip(array, plans.normalise, plans.use_mask, strict=True):
+        if scaled:
+            _normalise(channel, inside if masked else None)
+    return array, placement
+
+
+def _normalise(image: FloatArray, region: BoolArray | None) -> None:
+    """Zero mean and unit deviation of (a, b, c), in place; within the region if there is one, 0 outside it."""
+    where = slice(None) if region is None else region
+    values = image[where]
+    image[where] = (values - values.mean()) / (values.std() + np.float32(1e-8))
+    if region is not None:
+        image[~region] = 0
+
+
+def to_image(softmax: FloatArray, placement: Placement, plans: V1Plans, fine: Grid, grid: Grid) -> FloatArray:
+    """Softmax (background and lesion, z, y, x) float32 on the image's grid, from a network's (2, a, b, c).
+
+    `fine` is the grid at 1 mm. Outside of what the network saw all is background; beyond `fine`, both are 0.
+    """
+    half = placement.from_network(softmax, plans.resample_softmax).astype(np.float16).astype(np.float32)
+    whole = (placement.paste(half[0], outside=1), placement.paste(half[1]))
+    # both grids start at the same voxel and run the same way, so directions do not matter, and their rounding does no harm
+    there, here = _upright(fine), _upright(grid)
+    return np.stack([resample_volume(Volume(array, there), here).array for array in whole])
+
+
+def lesion_probability(softmax: FloatArray) -> FloatArray:
+    """Lesion's share (z, y, x) of the mean softmax (background and lesion, z, y, x), float32.
+
+    It is above 0.5 exactly where lesion is likelier than background: float16 and interpolation leave sums that are not quite 1.
+    """
+    background, lesion = softmax
+    total = background + lesion
+    share = np.divide(lesion, total, out=np.zeros_like(lesion), where=total > 0)
+    return np.where(lesion > background, np.maximum(share, _JUST_ABOVE_HALF), np.minimum(share, np.float32(0.5)))
+
+
+def _upright(grid: Grid) -> Grid:
+    return Grid(grid.size, grid.spacing_mm, (0.0, 0.0, 0.0), _IDENTITY)

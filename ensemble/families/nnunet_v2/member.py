@@ -1,0 +1,203 @@
+"""Member kind `nnunet`: any nnU-Net v2 trained-model folder.
+
+The same folder gives what nnunetv2's own nnUNetPredictor gives (tests hold both side by side); nnunetv2 itself is not needed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings, MemberPrediction, fit_for
+from ensemble.families.bounds import refuse_too_much
+from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
+from ensemble.families.nnunet_v2.folds import checkpoint_paths, configuration_of, read_fold
+from ensemble.families.nnunet_v2.network import build_network
+from ensemble.families.nnunet_v2.plans import NnunetPlans, read_plans
+from ensemble.families.nnunet_v2.processing import lesion_probability, to_network
+from ensemble.geometry import Grid, Reorientation
+from ensemble.inference.capacity import buffer_device, windows_at_once
+from ensemble.inference.engine import SlidingWindow, Tta, predict
+from ensemble.inference.precision import resolve_precision
+from ensemble.inference.session import LoadedSession
+from ensemble.inference.session_torch import TorchSession
+from ensemble.members.manifest import MemberSpec
+from ensemble.prepare.case import PreparedCase
+from ensemble.types import FloatArray, Modality, ProgressCallback
+from ensemble.weights.checkpoints import load_weights
+from ensemble.weights.onnx_form import open_onnx
+
+
+@dataclass(frozen=True)
+class NnunetMember:
+    """A trained model with the networks of all its folds in memory."""
+
+    spec: MemberSpec
+    plans: NnunetPlans
+    channels: tuple[Channel, ...]
+    """What each input channel shows."""
+    mirror_axes: tuple[int, ...]
+    """Network axes (0 to 2) that were mirrored in training."""
+    sessions: tuple[LoadedSession, ...]
+    """One for each fold."""
+
+    @classmethod
+    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetMember:
+        """Read a model folder and put its networks onto the device.
+
+        Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
+        """
+        checkpoints = [(path, read_fold(path)) for path in checkpoint_paths(spec.folder)]
+        plans = _plans(spec.folder, checkpoints)
+        channels = _channels(spec, plans)
+        try:
+            refuse_too_much(spec, plans.spacing_mm, plans.patch, _first_features(plans))
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise WeightsBroken(
+                "the network that plans describe can't be built",
+                where=spec.folder / "plans.json",
+                found=f"features_per_stage: {type(error).__name__}: {error}",
+            ) from error
+        return cls(
+            spec=spec,
+            plans=plans,
+            channels=channels,
+            mirror_axes=_mirror_axes(*checkpoints[0], plans),
+            sessions=tuple(_session(path, content, plans, settings) for path, content in checkpoints),
+        )
+
+    @property
+    def name(self) -> str:
+        """The name it votes under."""
+        return self.spec.name
+
+    @property
+    def requires(self) -> frozenset[Modality]:
+        """Images without which it is not applicable."""
+        return frozenset(channel.modality for channel in self.channels if not channel.optional)
+
+    @property
+    def _modalities(self) -> frozenset[Modality]:
+        return frozenset(channel.modality for channel in self.channels)
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        """Lesion probability on the DWI grid; folds are averaged as logits.
+
+        Networks stay on the device they were loaded to. Raises NonFiniteLogits, ValueError for
+        intensities that the plans' normalisation can't take, or what torch raises.
+        """
+        orientation = self._orientation(case.grid)
+        spacing = orientation.spacing(case.grid.spacing_zyx_mm)
+        array, placement = to_network(self._images(case, orientation), spacing, self.plans)
+        buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
+        image = torch.from_numpy(array).to(buffers)
+        sessions = fit_for(settings, self.sessions)
+        logits = predict(image, sessions, self._windows(settings), progress)
+        probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
+        volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
+        lacking = ", ".join(sorted(modality.value.upper() for modality in self._modalities - case.modalities))
+        remark = f"without {lacking}" if lacking else ""
+        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
+
+    def _orientation(self, grid: Grid) -> Reorientation:
+        if self.spec.orientation == "canonical":
+            return grid.canonical()
+        if self.plans.reorient:
+            return _ras(grid)
+        return Reorientation(transpose=(0, 1, 2), flips=())
+
+    def _images(self, case: PreparedCase, orientation: Reorientation) -> FloatArray:
+        """The input channels (channels, z, y, x) float32 in the orientation that the networks expect."""
+        volumes = case.physical if self.spec.intensities == "physical" else case.images
+        nothing = np.zeros_like(volumes[Modality.DWI].array)
+        arrays = {
+            modality: volumes[modality].array if modality in volumes else nothing for modality in self._modalities
+        }
+        return np.stack(
+            [
+                neighbouring_slices(orientation.apply(arrays[channel.modality]), channel.offset)
+                for channel in self.channels
+            ],
+            dtype=np.float32,
+        )
+
+    def _windows(self, settings: InferenceSettings) -> SlidingWindow:
+        z, y, x = (1, *self.plans.patch) if self.plans.dims == 2 else self.plans.patch
+        together = windows_at_once(self.plans.patch, _first_features(self.plans), self.sessions[0].device)
+        return SlidingWindow((z, y, x), self.mirror_axes, Tta(settings.tta), batch_size=together)
+
+
+def _first_features(plans: NnunetPlans) -> int:
+    features = plans.architecture.kwargs["features_per_stage"]
+    return int(features[0] if isinstance(features, list) else features)
+
+
+def _ras(grid: Grid) -> Reorientation:
+    """RAS+ orientation of arrays (z, y, x): as canonical (LPS+), but x and y run the other way."""
+    lps = grid.canonical()
+    return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
+
+
+def _plans(folder: Path, checkpoints: list[tuple[Path, dict[str, Any]]]) -> NnunetPlans:
+    names = {path: configuration_of(content) for path, content in checkpoints}
+    if len(set(names.values())) > 1:
+        raise WeightsBroken(
+            "the folds of a model folder were trained in different configurations",
+            where=folder,
+            found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
+            do="keep one configuration a folder",
+        )
+    return read_plans(folder, next(iter(names.values())))
+
+
+def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
+    names = spec.channels or plans.channel_names
+    if len(names) != len(plans.channel_names):
+        raise WeightsBroken(
+            f"member {spec.name} has the wrong number of channels in the manifest",
+            where=spec.folder,
+            found=f"{len(names)} in the manifest, {len(plans.channel_names)} in dataset.json",
+        )
+    try:
+        return tuple(parse_channel(name) for name in names)
+    except ValueError as error:
+        raise WeightsBroken(
+            f"it is not clear which images member {spec.name} takes",
+            where=spec.folder / "dataset.json",
+            found=str(error),
+            do='name them in the manifest entry: "channels": ["DWI", "ADC", ...]',
+        ) from error
+
+
+def _mirror_axes(path: Path, content: dict[str, Any], plans: NnunetPlans) -> tuple[int, ...]:
+    """The checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
+    axes = content.get("inference_allowed_mirroring_axes") or ()
+    possible = range(plans.dims)
+    if not isinstance(axes, (list, tuple)) or not all(isinstance(axis, int) and axis in possible for axis in axes):
+        raise WeightsBroken("a checkpoint names impossible mirror axes", where=path, found=str(axes))
+    return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
+
+
+def _session(path: Path, content: dict[str, Any], plans: NnunetPlans, settings: InferenceSettings) -> LoadedSession:
+    device = torch.device(settings.device)
+    if settings.session != "torch":
+        return open_onnx(path.parent, plans.dims, device, settings.session)
+    try:
+        network = build_network(
+            plans.architecture, len(plans.channel_names), plans.classes, str(content.get("trainer_name", ""))
+        )
+    except ValueError as error:
+        raise WeightsBroken(
+            "the network that plans describe can't be built",
+            where=path.parent.parent / "plans.json",
+            found=str(error),
+            do="only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported",
+        ) from error
+    load_weights(network, content["network_weights"], path)
+    precision = resolve_precision(settings.precision, device)
+    return TorchSession(network, dims=plans.dims, device=device, precision=precision, probe=plans.smallest_window)

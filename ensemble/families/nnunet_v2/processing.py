@@ -1,0 +1,112 @@
+"""nnU-Net v2's arithmetic before and after the network, on plain arrays.
+
+Order of steps as in nnunetv2's DefaultPreprocessor: transpose, crop to what is not zero, normalise, resample; and back: resample
+logits, softmax, paste into background, transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ensemble.families.cropping import Placement, bounding_box, nonzero_region
+from ensemble.families.nnunet_v2.plans import NnunetPlans, Normalisation
+from ensemble.geometry import Triple
+from ensemble.types import BoolArray, FloatArray
+
+#: Smallest standard deviation or maximum that nnU-Net divides by.
+EPSILON = 1e-8
+
+
+def to_network(images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetPlans) -> tuple[FloatArray, Placement]:
+    """Bring images (channels, z, y, x) to the network's axes, region, intensities and spacing.
+
+    Returns the float32 array (channels, a, b, c) and the way back. The images are left as they are.
+    Raises ValueError when a channel's values can't be what its normalisation expects.
+    """
+    order = plans.transpose_forward
+    transposed = images.transpose(0, *[axis + 1 for axis in order])
+    spacing = _in_order(spacing_zyx_mm, order)
+    # 2-D networks keep the spacing between slices
+    target: Triple = (spacing[0], *plans.spacing_mm) if plans.dims == 2 else plans.spacing_mm  # type: ignore[assignment]
+    region = nonzero_region(transposed)
+    box = bounding_box(region)
+    cropped = np.stack(
+        [normalise(image[box], region[box], how) for image, how in zip(transposed, plans.normalisation, strict=True)]
+    )
+    placement = Placement(region.shape, box, spacing, target, order)
+    return placement.to_network(cropped, plans.resample_image), placement
+
+
+def lesion_probability(logits: FloatArray, placement: Placement, plans: NnunetPlans) -> FloatArray:
+    """Probability (z, y, x) of the lesion classes on the image's grid, float32, from logits (classes, a, b, c).
+
+    nnU-Net resamples logits, then applies softmax.
+    """
+    how = plans.resample_logits
+    if len(logits) == 2 and how.order <= 1 and how.order_z <= 1:
+        # two classes, linear resampling: the difference of the logits says it all, at half the work
+        margin = placement.from_network(logits[1:] - logits[:1], how)[0]
+        return placement.paste(_sigmoid(margin))
+    probabilities = _softmax(placement.from_network(logits, how))
+    return placement.paste(probabilities[list(plans.lesion_classes)].sum(0))
+
+
+def normalise(image: FloatArray, region: BoolArray, how: Normalisation) -> FloatArray:
+    """One channel (z, y, x) normalised as its plans say, float32; `region` is where the case is not zero."""
+    return _SCHEMES[how.scheme](image.astype(np.float32), region if how.use_mask else None, how.intensities)
+
+
+def _z_score(image: FloatArray, region: BoolArray | None, _: Mapping[str, float]) -> FloatArray:
+    where = slice(None) if region is None else region
+    values = image[where]
+    image[where] = (values - values.mean()) / max(values.std(), EPSILON)
+    return image
+
+
+def _ct(image: FloatArray, _: BoolArray | None, training: Mapping[str, float]) -> FloatArray:
+    clipped = np.clip(image, training["percentile_00_5"], training["percentile_99_5"])
+    return ((clipped - training["mean"]) / max(training["std"], EPSILON)).astype(np.float32)
+
+
+def _untouched(image: FloatArray, _: BoolArray | None, __: Mapping[str, float]) -> FloatArray:
+    return image
+
+
+def _rescale(image: FloatArray, _: BoolArray | None, __: Mapping[str, float]) -> FloatArray:
+    image = image - image.min()
+    return image / max(image.max(), EPSILON)
+
+
+def _rgb(image: FloatArray, _: BoolArray | None, __: Mapping[str, float]) -> FloatArray:
+    if image.min() < 0 or image.max() > 255:
+        raise ValueError(f"normalised as 8-bit colour, but values run from {image.min():g} to {image.max():g}")
+    return image / np.float32(255)
+
+
+#: nnU-Net's normalisation classes. Each takes a float32 copy that it may change, the region (None: everywhere), and statistics.
+_SCHEMES: dict[str, Callable[[FloatArray, BoolArray | None, Mapping[str, float]], FloatArray]] = {
+    "ZScoreNormalization": _z_score,
+    "CTNormalization": _ct,
+    "NoNormalization": _untouched,
+    "RescaleTo01Normalization": _rescale,
+    "RGBTo01Normalization": _rgb,
+}
+
+
+def _in_order(values: Triple, order: tuple[int, int, int]) -> Triple:
+    return values[order[0]], values[order[1]], values[order[2]]
+
+
+def _sigmoid(margin: FloatArray) -> FloatArray:
+    from scipy.special import expit
+
+    probability: FloatArray = expit(margin)
+    return probability
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    """Over the first axis."""
+    exponentials = np.exp(logits - logits.max(axis=0))
+    return exponentials / exponentials.sum(axis=0)

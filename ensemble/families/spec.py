@@ -1,0 +1,76 @@
+"""What is known of one member before its networks are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ensemble.families.names import problem_of
+
+
+@dataclass(frozen=True)
+class MemberSpec:
+    """One member, as the manifest describes it."""
+
+    name: str
+    """The name it votes under, and its output files go by."""
+    kind: str
+    """How its files are read: a key of `manifest._KINDS`."""
+    folder: Path
+    """Where its files are."""
+    channels: tuple[str, ...] | None = None
+    """What each input channel shows, for example ("DWI", "ADC", "DWI[-1]"); None means that its own files say so."""
+    intensities: Literal["native", "physical"] = "native"
+    """Whether it wants images as read, or tissue-normalised ones (see `prepare/units.py`)."""
+    orientation: Literal["native", "canonical"] = "native"
+    """Whether arrays are brought to the nearest LPS axes before the networks, and back afterwards."""
+    spacing_mm: tuple[float, ...] = ()
+    """Voxel spacing (z, y, x) or in-plane (y, x) that its networks work at; empty when its own files say so."""
+    licence: str = ""
+    """SPDX identifier of the weights' licence."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each file, by path relative to the folder; files of unknown origin have none."""
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any], folder: Path) -> MemberSpec:
+        """Read a manifest entry.
+
+        Raises KeyError, TypeError or ValueError for one that is incomplete or makes no sense, or whose name could lead out of the output
+        folder.
+        """
+        if problem := problem_of(entry["name"]):
+            raise ValueError(problem)
+        channels = entry.get("channels")
+        return cls(
+            name=entry["name"],
+            kind=str(entry["kind"]),
+            folder=folder,
+            channels=tuple(channels) if channels is not None else None,
+            intensities=_choice(entry, "intensities", ("native", "physical")),
+            orientation=_choice(entry, "orientation", ("native", "canonical")),
+            spacing_mm=tuple(float(mm) for mm in entry.get("spacing_mm", ())),
+            licence=str(entry.get("licence", "")),
+            sha256=dict(entry.get("sha256", {})),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest entry, without the folder; `from_json` reads it."""
+        entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        if self.channels is not None:
+            entry["channels"] = list(self.channels)
+        return entry | {
+            "intensities": self.intensities,
+            "orientation": self.orientation,
+            "spacing_mm": list(self.spacing_mm),
+            "licence": self.licence,
+            "sha256": dict(self.sha256),
+        }
+
+
+def _choice(entry: Mapping[str, Any], key: str, allowed: tuple[str, str]) -> Any:
+    value = entry.get(key, allowed[0])
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}, not one of {', '.join(allowed)}")
+    return value

@@ -1,0 +1,78 @@
+"""What `members list` and `members check` print."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from ensemble.config import RunConfig
+from ensemble.errors import UserError
+from ensemble.families.base import InferenceSettings
+from ensemble.families.spec import MemberSpec
+from ensemble.members.describe import describe
+from ensemble.members.manifest import find_members, find_unsupported, open_member
+
+log = logging.getLogger(__name__)
+
+_HEADINGS = ("name", "kind", "folds", "images", "spacing", "intensities", "licence", "size")
+
+
+def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
+    """Log a table of the members in the weights folder, and what else was recognised there. Returns the members."""
+    specs = find_members(config.weights_folder, config.members)
+    rows, remarks = [_HEADINGS], []
+    for spec in specs:
+        found = describe(spec)
+        rows.append(
+            (
+                spec.name,
+                spec.kind,
+                _ranges(found.folds) or "?",
+                ",".join(found.images) or "?",
+                "x".join(f"{mm:.4g}" for mm in found.spacing_mm) + " mm" if found.spacing_mm else "?",
+                spec.intensities,
+                spec.licence or "not stated",
+                f"{found.size_bytes / 1e6:.1f} MB",
+            )
+        )
+        remarks += [f"{spec.name}: {remark}" for remark in found.remarks]
+    if config.platform_note:
+        log.info("note: %s", config.platform_note)
+    log.info("members in %s:", config.weights_folder)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    for row in rows:
+        log.info("  %s", "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for remark in remarks:
+        log.info("  ! %s", remark)
+    for other in find_unsupported(config.weights_folder):
+        log.info("  not supported yet, does not vote: %s (%s, %s)", other.name, other.what, other.folder)
+    return specs
+
+
+def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
+    """Load each member in turn and log whether it works. True when all do."""
+    from ensemble.inference.device import resolve_device
+
+    settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
+    broken = 0
+    for spec in specs:
+        started = time.perf_counter()
+        try:
+            open_member(spec, settings)
+        except UserError as error:
+            broken += 1
+            log.info("%s: broken\n  %s", spec.name, error)
+        else:
+            files = "files unaltered" if spec.sha256 else "files of unknown origin (no digests)"
+            log.info("%s: ok, loaded in %.1f s, %s", spec.name, time.perf_counter() - started, files)
+    log.info("%s", f"{broken} of {len(specs)} members are broken" if broken else "all loaded")
+    return not broken
+
+
+def _ranges(folds: Sequence[str]) -> str:
+    """Numbered folds in short: 0-4, or 0,2,3."""
+    numbers = [int(fold) for fold in folds if fold.isdecimal()]
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ",".join(folds)

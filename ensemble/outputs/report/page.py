@@ -1,0 +1,192 @@
+"""One HTML file that shows a case, and one that lists a batch: nothing is loaded from anywhere, no server is needed.
+
+Slices are in the page as PNG sheets (all slices side by side), one a modality; a further sheet holds, bit by bit, the mask and each
+voter's mask. A canvas puts them together, so that any browser of the last ten years shows the page, without WebGL (docs/adr/0010).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from ensemble import __version__
+from ensemble.geometry import Grid
+from ensemble.metrics import lesion_components
+from ensemble.outputs.report.run_report import RESEARCH_USE
+from ensemble.outputs.report.summary import headline
+from ensemble.outputs.report.views import WINDOWS, brain_box
+from ensemble.pipeline import Result
+from ensemble.streams import printable
+from ensemble.types import AnyArray
+
+#: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
+MOST_LOSSLESS_VOXELS = 4_000_000
+#: The mask and its voters share the 24 bits of a pixel.
+_MOST_VOTERS = 23
+
+
+def write_page(report: Mapping[str, Any], result: Result, path: Path) -> None:
+    """Write the page of a case; `report` is what `build_report` gives."""
+    text = _template("case.html").render(
+        report=report,
+        headline=headline(result),
+        notice=RESEARCH_USE,
+        lesions=lesion_table(result),
+        viewer=_json(_viewer(result)),
+        **_code("case.js"),
+    )
+    path.write_text(printable(text), encoding="utf-8")
+
+
+def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page that lists the cases of a batch; `rows` are those of `summary.csv`."""
+    counts = {
+        status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
+    }
+    return _template("index.html").render(
+        rows=rows, counts=counts, notice=RESEARCH_USE, version=__version__, **_code("index.js")
+    )
+
+
+def lesion_table(result: Result) -> list[dict[str, Any]]:
+    """The lesions, largest first: volume, centre in the world (LPS, mm), axial slices as shown (from 1), largest vote."""
+    grid = result.case.grid
+    canonical = grid.canonical()
+    labels, count = lesion_components(result.fused.mask.array)
+    votes = result.fused.votes.array
+    shown = canonical.apply(np.arange(labels.size).reshape(labels.shape))
+    slice_of = np.empty(labels.size, np.int64)  # of each voxel, as shown
+    slice_of[shown] = np.arange(len(shown))[:, None, None]
+    voxels = np.flatnonzero(labels)
+    by_lesion = voxels[np.argsort(labels.ravel()[voxels], kind="stable")]
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    lesions = np.split(by_lesion, np.cumsum(sizes)[:-1]) if count else []
+    table = []
+    for inside in sorted(lesions, key=len, reverse=True):
+        slices, areas = np.unique(slice_of[inside] + 1, return_counts=True)
+        centre = _world(grid, np.mean(np.unravel_index(inside, labels.shape), axis=1))
+        table.append(
+            {
+                "volume_ml": len(inside) * grid.voxel_ml,
+                "centre": ", ".join(
+                    f"{letters[int(value < 0)]} {abs(value):.0f}"
+                    for value, letters in zip(centre, ("LR", "PA", "SI"), strict=True)
+                ),
+                "centre_lps_mm": [round(float(value), 1) for value in centre],
+                "first": int(slices[0]),
+                "last": int(slices[-1]),
+                "largest": int(slices[areas.argmax()]),
+                "unanimous": float((votes.ravel()[inside] == len(result.fused.voters)).mean()),
+            }
+        )
+    return table
+
+
+def _world(grid: Grid, index_zyx: AnyArray) -> AnyArray:
+    return np.asarray(grid.affine[:3, :3] @ index_zyx[::-1] + grid.affine[:3, 3])
+
+
+def _viewer(result: Result) -> dict[str, Any]:
+    """What the page's script needs to draw."""
+    canonical = result.case.grid.canonical()
+    rows, columns = brain_box(canonical.apply(result.case.brain.array))
+    spacing = canonical.spacing(result.case.grid.spacing_zyx_mm)
+
+    def cut(array: AnyArray) -> AnyArray:
+        return canonical.apply(array)[:, rows, columns]
+
+    mask = cut(result.fused.mask.array)
+    layers = [o.prediction for o in result.outcomes if o.prediction is not None][:_MOST_VOTERS]
+    bits = mask.astype(np.uint32)
+    for number, prediction in enumerate(layers, start=1):
+        bits |= cut(prediction.mask.array).astype(np.uint32) << number
+    area = mask.sum(axis=(1, 2))
+    images = []
+    for modality, window in WINDOWS.items():
+        if modality in result.case.physical:
+            grey = _grey(cut(result.case.physical[modality].array), window)
+            images.append(
+                {"name": modality.value.upper(), "sheet": _sheet(grey, lossless=grey.size <= MOST_LOSSLESS_VOXELS)}
+            )
+    return {
+        "slices": mask.shape[0],
+        "height": mask.shape[1],
+        "width": mask.shape[2],
+        "columns": _columns(mask.shape[0]),
+        "pixel_mm": [spacing[2], spacing[1]],
+        "start": int(area.argmax()) if area.any() else mask.shape[0] // 2,
+        "images": images,
+        "labels": _sheet(
+            np.stack([bits >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8), lossless=True
+        ),
+        "voters": [prediction.member for prediction in layers],
+        "area": area.tolist(),
+    }
+
+
+def _grey(array: AnyArray, window: tuple[float, float]) -> AnyArray:
+    low, high = window
+    return np.asarray(np.clip((array - low) / (high - low) * 255, 0, 255).astype(np.uint8))
+
+
+def _columns(slices: int) -> int:
+    return math.ceil(math.sqrt(slices))
+
+
+def _sheet(stack: AnyArray, *, lossless: bool) -> str:
+    """Slices (z, y, x) or (z, y, x, 3) uint8 side by side in rows of `_columns`, as a data URI."""
+    columns = _columns(len(stack))
+    missing = -len(stack) % columns
+    padded = np.concatenate([stack, np.zeros((missing, *stack.shape[1:]), stack.dtype)])
+    tiles = padded.reshape(-1, columns, *stack.shape[1:]).swapaxes(1, 2)
+    picture = Image.fromarray(
+        tiles.reshape(tiles.shape[0] * stack.shape[1], columns * stack.shape[2], *stack.shape[3:])
+    )
+    content, kind = io.BytesIO(), "png" if lossless else "jpeg"
+    picture.save(content, kind, **({"optimize": False, "compress_level": 6} if lossless else {"quality": 88}))
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+@cache
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+@cache
+def _code(name: str) -> dict[str, str]:
+    """A page's script and style, and what its content security policy allows: these two and nothing else."""
+    script, style = ((_TEMPLATES / part).read_text(encoding="utf-8") for part in (name, "style.css"))
+    allowed = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
+    ]
+    policy = f"default-src 'none'; img-src data:; script-src {allowed[0]}; style-src {allowed[1]}"
+    return {"script": script, "style": style, "policy": policy}
+
+
+def _json(content: Any) -> str:
+    """JSON that may stand inside a script element, whatever its strings hold."""
+    text = json.dumps(content, allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

@@ -1,0 +1,100 @@
+"""The server's two routes, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from ensemble.errors import InputRefused
+from ensemble.serve.supervisor import Supervisor, Unavailable
+from ensemble.serve.worker import Done, Failed, Job
+from ensemble.streams import last_word
+
+#: How long one call of /health is held while members load; the platform allows 10 s.
+HEALTH_HOLD_S = 5.0
+#: How long open connections may take at the end; the platform's SIGKILL comes 5 s after its SIGTERM.
+FAREWELL_S = 3
+
+
+def application(supervisor: Supervisor, job: Job, longest_wait_s: float) -> FastAPI:
+    """GET /health and POST /invoke, which segments `job` after waiting for its turn so long at most."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        supervisor.attach()
+        yield
+        await supervisor.stop()
+
+    # a redirect counts as a failure, and the pages of documentation would load scripts from elsewhere
+    app = FastAPI(title="isles-ensemble", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
+
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", responses={503: {"description": "members are being loaded, or can't be"}})
+    async def health() -> JSONResponse:
+        """200 once a case can be taken on, also while one is being segmented."""
+        if await supervisor.settled(HEALTH_HOLD_S) and supervisor.ready is not None:
+            ready = supervisor.ready
+            return JSONResponse({"status": "ready", "members": ready.members, "seconds": ready.seconds})
+        if supervisor.broken is not None:
+            return JSONResponse(_failure(supervisor.broken), 503)
+        return JSONResponse({"status": "loading"}, 503)
+
+    @app.post("/invoke", status_code=201, responses={422: {"description": "input refused"}})
+    async def invoke() -> JSONResponse:
+        """Segment the case below the input root. 201 when its outputs are complete; otherwise there are none."""
+        try:
+            answer = await supervisor.segment(job, longest_wait_s)
+        except Unavailable as error:
+            return JSONResponse(_failure(Failed(str(error), details={"do": "try again"})), 503, {"Retry-After": "10"})
+        if isinstance(answer, Done):
+            return JSONResponse({"status": "complete"} | answer.summary, 201)
+        last_word(f"error: {answer}")  # the worker has logged it
+        return JSONResponse(_failure(answer), 422 if answer.exit_code == InputRefused.exit_code else 500)
+
+    return app
+
+
+def _failure(failed: Failed) -> dict[str, Any]:
+    return {"status": "failed", "error": {"what": failed.what, **failed.details}, "exit_code": failed.exit_code}
+
+
+class Server(uvicorn.Server):
+    """Ends its worker together with its connections, since calls that wait for the worker would hold it up."""
+
+    def __init__(self, app: FastAPI, supervisor: Supervisor) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="on", ws="none", timeout_graceful_shutdown=FAREWELL_S
+            )
+        )
+        self.ended_by = 0
+        """The signal that ended it."""
+        self._supervisor = supervisor
+        supervisor.on_broken = self.end
+
+    def end(self, signum: int = 0) -> None:
+        """Stop listening, end the worker, answer those who wait."""
+        self.ended_by = self.ended_by or signum
+        self.should_exit = True
+        self._farewell = asyncio.get_running_loop().create_task(self._supervisor.stop())
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals end the server while it runs; afterwards they mean what they meant before."""
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            loop.add_signal_handler(number, self.end, number)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)

@@ -1,0 +1,78 @@
+"""Invoke mode of the contract: a server with the networks in memory. HTTP itself is in `http`, the networks are in `worker`."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.errors import UsageError
+from ensemble.serve.supervisor import Supervisor
+from ensemble.serve.worker import Job, Setup
+from ensemble.streams import last_word
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the server listens, and where cases come from and go to."""
+
+    input_root: Path
+    output_root: Path
+    host: str
+    port: int
+    longest_wait_s: float
+    """How long a call waits while others are served."""
+
+
+def serve(setup: Setup, place: Place) -> int:
+    """Serve until SIGTERM or SIGINT, or until the members prove unloadable. Returns the exit code.
+
+    Raises UsageError when the port can't be had.
+    """
+    listening = _listen(place.host, place.port)  # at once: who calls now is answered as soon as the rest is there
+    supervisor = Supervisor(setup)
+    supervisor.start()  # so that torch is imported there while FastAPI is imported here
+    from ensemble.serve.http import Server, application
+
+    server = Server(application(supervisor, Job(place.input_root, place.output_root), place.longest_wait_s), supervisor)
+    log.info("listening on %s", _address(*listening.getsockname()[:2]))
+    server.run(sockets=[listening])
+    if (broken := supervisor.broken) is not None:
+        where = broken.details.get("where") or broken.details.get("found", "")
+        said = f"ended with exit code {broken.exit_code}: {broken.what}: {' '.join(where.split())}"
+        log.error("%s", said)
+        last_word(said)
+        return broken.exit_code
+    return 128 + server.ended_by
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on a host's first address, IPv4 or IPv6; on `::` it takes both. Raises UsageError."""
+    listening = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind((address[0], port, *address[2:]))  # getaddrinfo takes ports modulo 65536
+        listening.listen(128)
+    except (OSError, OverflowError, UnicodeError) as error:  # the latter two for what is no port, or no name
+        if listening is not None:
+            listening.close()
+        raise UsageError(
+            "the port can't be opened",
+            where=_address(host, port),
+            found=getattr(error, "strerror", None) or str(error),
+            do="end the program that has it, or name another with --port",
+        ) from error
+    return listening
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

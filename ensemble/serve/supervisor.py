@@ -1,0 +1,190 @@
+"""The parent's side of the worker process: starts it, gives it one case at a time, and sees to it that its end leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+from ensemble.errors import MembersFailed, UsageError, WeightsBroken
+from ensemble.folders import sole_writer
+from ensemble.serve.output_folder import OutputFolder
+from ensemble.serve.worker import Done, Failed, Job, Ready, Setup, work
+
+log = logging.getLogger(__name__)
+
+#: How long a worker may take to end by itself after SIGTERM. The platform's SIGKILL comes 5 s after its SIGTERM.
+GRACE_S = 1.0
+
+
+class Unavailable(Exception):
+    """No case can be taken on now; why."""
+
+
+class Supervisor:
+    """One worker, and whoever waits for it. All its methods but `start` belong to the event loop's thread."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.ready: Ready | None = None
+        """Set while the worker can take a case on."""
+        self.broken: Failed | None = None
+        """Set when the members can't be loaded; nothing follows after that but the end."""
+        self.on_broken: Callable[[], None] = lambda: None
+        """Called then."""
+        self._setup = setup
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._started = 0.0
+        self._folder = OutputFolder()
+        self._stopping = False
+        self._settled = asyncio.Event()  # ready, broken or stopping
+        self._gone = asyncio.Event()  # the worker has ended
+        self._turn = asyncio.Lock()
+        self._answer: asyncio.Future[Done | Failed] | None = None
+
+    def start(self) -> None:
+        """Start a worker, which loads in the background."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._started = time.monotonic()
+        self._gone.clear()
+        self._process = context.Process(target=work, args=(theirs, self._setup), daemon=True, name="worker")
+        self._process.start()
+        theirs.close()
+        self._connection = ours
+
+    def attach(self) -> None:
+        """Listen to the worker from now on."""
+        assert self._connection is not None
+        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
+
+    async def settled(self, seconds: float) -> bool:
+        """Wait up to so long until the worker is ready, or never will be. Whether it is ready."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), seconds)
+        return self.ready is not None
+
+    async def segment(self, job: Job, longest_wait_s: float) -> Done | Failed:
+        """Segment a case when those before it are done. Raises Unavailable when that takes too long, or when all ends."""
+        until = time.monotonic() + longest_wait_s
+        try:
+            async with asyncio.timeout(longest_wait_s):  # a turn that is free is had without waiting, 0 s included
+                await self._turn.acquire()
+        except TimeoutError:
+            raise Unavailable(f"other cases took longer than {longest_wait_s:g} s") from None
+        try:
+            if not await self.settled(max(until - time.monotonic(), 0)):
+                raise Unavailable("the server is ending" if self._stopping else "the members are not loaded yet")
+            with sole_writer(
+                job.output_root
+            ):  # here, since what the worker leaves when it dies must be cleaned up under it, too
+                return await self._run(job)
+        except UsageError as error:
+            log.error("error: %s", error)
+            return Failed.of(error)
+        finally:
+            self._turn.release()
+
+    async def stop(self) -> None:
+        """End the worker, whatever it does; a case that it is about fails."""
+        self._stopping = True
+        self.ready = None
+        self._settled.set()
+        if self._process is None or self._gone.is_set():
+            return
+        self._process.terminate()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), GRACE_S)
+        if not self._gone.is_set():
+            self._process.kill()
+            await self._gone.wait()
+
+    async def _run(self, job: Job) -> Done | Failed:
+        assert self._connection is not None
+        try:
+            self._folder.begin(job.output_root)
+        except OSError as error:
+            found = f"{error.strerror}: {error.filename}"
+            return Failed("outputs of an earlier case can't be removed", UsageError.exit_code, {"found": found})
+        self._answer = asyncio.get_running_loop().create_future()
+        with suppress(OSError):  # it has just died: the pipe's end says so, and gives the answer
+            self._connection.send(job)
+        try:
+            answer = await self._answer
+        finally:
+            self._answer = None
+        if isinstance(answer, Done):
+            self._folder.keep()
+        else:
+            self._folder.restore()
+        if self._stopping and isinstance(answer, Failed):
+            raise Unavailable(answer.what)
+        return answer
+
+    def _receive(self) -> None:
+        assert self._connection is not None
+        try:
+            message = self._connection.recv()
+        except (EOFError, OSError):
+            self._lost()
+            return
+        if isinstance(message, Ready):
+            total = time.monotonic() - self._started
+            parts = {"process": round(total - sum(message.seconds.values()), 3)} | message.seconds
+            self.ready = Ready(parts, message.members)
+            self._settled.set()
+            log.info(
+                "ready after %.1f s (%s); members: %s",
+                total,
+                ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items()),
+                ", ".join(message.members),
+            )
+        elif self._answer is not None:
+            self._answer.set_result(message)
+        else:
+            self._break(message)
+
+    def _lost(self) -> None:
+        """The worker has ended: because we wanted it to, because it could not load, or because something killed it."""
+        assert self._connection is not None
+        assert self._process is not None
+        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        self._connection.close()
+        self._process.join()
+        loaded, self.ready = self.ready is not None, None
+        self._gone.set()
+        if self._stopping:
+            failure = Failed("the server was told to end in the midst of this case")
+        else:
+            failure = Failed("the process that segments died", MembersFailed.exit_code, _cause(self._process.exitcode))
+            log.error("error: %s", failure)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(failure)
+        if self._stopping or self.broken:
+            return
+        if loaded:
+            self._settled.clear()
+            self.start()
+            self.attach()
+        else:
+            self._break(Failed("the members could not be loaded", WeightsBroken.exit_code, failure.details))
+
+    def _break(self, failure: Failed) -> None:
+        self.broken = failure
+        self._settled.set()
+        self.on_broken()
+
+
+def _cause(exit_code: int | None) -> dict[str, str]:
+    """What is known of a process's end."""
+    if exit_code is None or exit_code >= 0:
+        return {"found": f"it ended with exit code {exit_code}", "do": "the log may say more"}
+    name = signal.Signals(-exit_code).name
+    memory = "; the operating system does that when memory runs out" if name == "SIGKILL" else ""
+    return {"found": f"ended by {name}{memory}", "do": "give the container more memory" if memory else "see the log"}

@@ -1,0 +1,179 @@
+"""The process that holds the networks and segments, one case after the other, for a parent that talks to the world.
+
+A process of its own, so that the parent answers while a network runs, can end it in the midst of anything, and outlives it when the
+operating system kills it for its memory. The two exchange small messages over a pipe:
+
+worker -> parent   Ready, once; then an answer to each Job
+parent -> worker   Job
+either             the pipe's end: the other one is gone
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ensemble.config import Extras, RunConfig
+from ensemble.errors import UserError
+from ensemble.streams import log_failure, messages_to_stdout
+
+if TYPE_CHECKING:
+    from ensemble.pipeline import Ensemble, Watcher
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know before its first case."""
+
+    config: RunConfig
+    extras: Extras
+    watcher: Watcher
+    log_level: int = logging.INFO
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case."""
+
+    input_root: Path
+    output_root: Path
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Networks are in memory and have run once."""
+
+    seconds: dict[str, float]
+    """Parts of the start, in wall time: imports, weights, warm-up."""
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The outputs of a case are complete."""
+
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """There are no outputs; why not. Sent in place of Ready too, when loading failed."""
+
+    what: str
+    exit_code: int = 1
+    """The code that the exec mode would have ended with; 1 is a bug."""
+    details: dict[str, str] = field(default_factory=dict)
+    """where, found and do of a UserError, as far as it has them."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failed:
+        """An error as a message."""
+        if not isinstance(error, UserError):
+            return cls(f"a bug in the tool, please report it: {type(error).__name__}: {error}")
+        details = {"where": error.where, "found": error.found, "do": error.do}
+        return cls(error.what, error.exit_code, {name: text for name, text in details.items() if text})
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.what, *(f"{name}: {text}" for name, text in self.details.items())])
+
+
+def work(connection: Connection, setup: Setup) -> None:
+    """Load, warm up, and segment what the parent sends until it closes the pipe. The main function of the process; does not return."""
+    code = 1
+    try:
+        _end_with_the_parent()
+        messages_to_stdout(setup.log_level)
+        _work(connection, setup)
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        # at once: taking a whole interpreter with torch down takes time that SIGTERM does not leave, and a second SIGTERM would disturb it
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def _work(connection: Connection, setup: Setup) -> None:
+    try:
+        ensemble, ready = _load(setup)
+    except Exception as error:
+        log_failure(error)
+        connection.send(Failed.of(error))
+        return
+    connection.send(ready)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: Done | Failed = Done(_segment(job, ensemble, setup))
+        except Exception as error:
+            log_failure(error)
+            answer = Failed.of(error)
+        connection.send(answer)
+
+
+def _load(setup: Setup) -> tuple[Ensemble, Ready]:
+    started = time.perf_counter()
+    from ensemble.contract import execute  # noqa: F401  (imports belong to the start, not to the first case)
+    from ensemble.pipeline import load
+    from ensemble.serve.warmup import warm_up
+
+    imported = time.perf_counter()
+    ensemble = load(setup.config)
+    loaded = time.perf_counter()
+    warm_up(ensemble)
+    warm = time.perf_counter()
+    seconds = {"imports": imported - started, "weights": loaded - imported, "warm-up": warm - loaded}
+    rounded = {part: round(value, 3) for part, value in seconds.items()}
+    return ensemble, Ready(rounded, tuple(member.name for member in ensemble.members))
+
+
+def _segment(job: Job, ensemble: Ensemble, setup: Setup) -> dict[str, Any]:
+    from ensemble.contract.execute import execute
+    from ensemble.contract.isles22 import find_inputs
+    from ensemble.publish import check_writable
+    from ensemble.readers.imagefile import read_case
+
+    started = time.perf_counter()
+    found = find_inputs(job.input_root)
+    check_writable(job.output_root)
+    raw = read_case(found.name, found.files)
+    result = execute(found, raw, job.output_root, ensemble, setup.extras, setup.watcher)
+    return {
+        "case": found.name,
+        "outputs": found.results[0]["outputs"],
+        "voted": list(result.fused.voters),
+        "lesions": result.lesion_count,
+        "lesion_ml": round(result.lesion_ml, 4),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _end_with_the_parent() -> None:
+    """SIGTERM ends this process as an error would, so that half-written outputs go; it comes from the parent, or from its death.
+
+    SIGINT from a terminal goes to parent and worker alike: the parent decides.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,79 @@
+"""A network beside its packed weights in ONNX form, with the probe that it must answer as PyTorch does."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from ensemble.errors import UsageError, WeightsBroken
+from ensemble.inference.parity import Probe, compare, make_probe
+from ensemble.inference.session_onnx import INPUT, OUTPUT, OnnxSession
+from ensemble.weights.packed import SUFFIX, read_packed, write_packed
+
+NETWORK, PROBE = "network.onnx", f"probe{SUFFIX}"
+_OPSET = 17
+
+
+def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[int, ...], folder: Path) -> None:
+    """Export a network for batches and windows of any size, and a probe; then check the one against the other.
+
+    Raises WeightsBroken where ONNX Runtime gives another mask, UsageError where the exporter is missing.
+    """
+    try:
+        probe = make_probe(network, channels, smallest_window)
+    except ValueError as error:
+        raise WeightsBroken(
+            "a network can't be checked in ONNX form", where=folder, found=str(error), do="leave out --onnx"
+        ) from error
+    axes = dict(zip(range(2, 5), "zyx"[-len(smallest_window) :], strict=False))
+    example = torch.zeros(2, channels, *smallest_window)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # that the exporter is deprecated; that instance normalisation is in training mode
+            torch.onnx.export(
+                network,
+                (example,),
+                str(folder / NETWORK),
+                dynamo=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "n", **axes}, OUTPUT: {0: "n", **axes}},
+                opset_version=_OPSET,
+            )
+    except (ModuleNotFoundError, torch.onnx.errors.OnnxExporterError) as error:
+        if not isinstance(error, ModuleNotFoundError) and "onnx" not in str(error).lower():
+            raise
+        raise UsageError(
+            "members pack --onnx could not export a network",
+            found=f"{type(error).__name__}: {error}"[:200],
+            do="pip install onnx; or leave out --onnx",
+        ) from error
+    write_packed(folder / PROBE, {"window": probe.window, "foreground": probe.foreground}, {}, "fp32")
+    open_onnx(folder, len(smallest_window), torch.device("cpu"), "onnx")
+
+
+def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> OnnxSession:
+    """The ONNX session of a fold's folder, once it has answered the probe. Raises WeightsBroken when it fails the parity gate."""
+    session = OnnxSession(
+        folder / NETWORK, dims=dims, device=device, engine="tensorrt" if engine == "tensorrt" else "onnx"
+    )
+    tensors, _ = read_packed(folder / PROBE)
+    try:
+        probe = Probe(tensors["window"], tensors["foreground"])
+        parity = compare(session, probe)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise WeightsBroken(
+            "the probe of a network in ONNX form is damaged", where=folder / PROBE, found=str(error)[:200]
+        ) from error
+    if not parity.passed or not (probe.foreground > 0.5).any():
+        raise WeightsBroken(
+            "a network in ONNX form gives another mask than the network that was packed",
+            where=folder / NETWORK,
+            found=f"probabilities up to {parity.difference:.2g} apart, Dice of the masks {parity.dice:.4f}",
+            do="use --session torch, or pack the member again",
+        )
+    return session
