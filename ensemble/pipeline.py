@@ -136,7 +136,7 @@ def predict(
 def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
     """One member's prediction; or why there is none."""
     if missing := member.requires - case.modalities:
-        needs = ", ".join(sorted(modality.value.upper() for modality in missing))
+        needs = ", ".join(sorted(modality.label for modality in missing))
         log.info("member %s is not applicable: needs %s", member.name, needs)
         return MemberOutcome(member.name, "not applicable", reason=f"needs {needs}")
     started = time.perf_counter()

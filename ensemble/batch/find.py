@@ -232,7 +232,7 @@ def _case(name: str, images: list[_Image]) -> FoundCase:
     for modality in Modality:
         if len(several := [image.path for image in images if image.modality is modality]) > 1:
             refused = InputRefused(
-                f"there is more than one {modality.value.upper()} image",
+                f"there is more than one {modality.label} image",
                 where=several[0].parent,
                 found=", ".join(sorted(path.name for path in several)),
                 do="leave exactly one, or name the files to take in a CSV worklist",
@@ -246,7 +246,7 @@ def _missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in files:
             return InputRefused(
-                f"there is no {modality.value.upper()} image",
+                f"there is no {modality.label} image",
                 where=where,
                 found=", ".join(str(path.name) for path in files.values()),
                 do="DWI and ADC are both needed",
@@ -280,7 +280,7 @@ def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
             continue
         if modality in found:
             raise InputRefused(
-                f"there is more than one {modality.value.upper()} image",
+                f"there is more than one {modality.label} image",
                 where=folder,
                 found=f"{found[modality].name}, {entry.name}",
                 do="leave exactly one, or name them in a CSV worklist",

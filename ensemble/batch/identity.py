@@ -61,7 +61,7 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputRefused(
-            f"the {modality.value.upper()} image can't be read",
+            f"the {modality.label} image can't be read",
             where=error.filename or path,
             found=error.strerror or type(error).__name__,
             do="check that it is there, and its permissions",

@@ -109,7 +109,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
 
 def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
     """The one image file in a folder; None when there is none and none is needed."""
-    label = modality.value.upper()
+    label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     images = [path for path in present if path.is_file() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
     if not images and any(

@@ -68,15 +68,13 @@ def prepare(
     notes = [note for image in raw.images.values() for note in image.notes]
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in raw.images:
-            raise InputRefused(
-                f"case {raw.name} has no {modality.value.upper()} image", do="DWI and ADC are both needed"
-            )
+            raise InputRefused(f"case {raw.name} has no {modality.label} image", do="DWI and ADC are both needed")
     finite = {modality: _finite(image, modality) for modality, image in raw.images.items()}
     dwi, adc = finite[Modality.DWI], finite[Modality.ADC]
     for first, second in combinations([modality for modality in Modality if modality in finite], 2):
         if np.array_equal(finite[first].volume.array, finite[second].volume.array):
             raise InputRefused(
-                f"{first.value.upper()} and {second.value.upper()} are the same image",
+                f"{first.label} and {second.label} are the same image",
                 where=finite[second].path,
                 found=f"the voxels of {finite[first].path}",
                 do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
@@ -115,7 +113,7 @@ def prepare(
 
 def _finite(image: RawImage, modality: Modality) -> RawImage:
     """The image with 0 for what is no number, or none of a head, for now. Raises InputRefused for images that hold no picture."""
-    array, label = image.volume.array, modality.value.upper()
+    array, label = image.volume.array, modality.label
     good = ~unusable(array)
     if not good.any():
         raise InputRefused(
@@ -139,7 +137,7 @@ def _repair_or_refuse_not_numbers(image: RawImage, modality: Modality, tissue: V
     bad = unusable(image.volume.array)
     if not bad.any():
         return
-    label, count = modality.value.upper(), int(bad.sum())
+    label, count = modality.label, int(bad.sum())
     hot = int((bad & np.isfinite(image.volume.array)).sum())
     what = (
         "NaN or infinite"
@@ -166,7 +164,7 @@ def _background_cleared(array: FloatArray, brain: BoolArray, modality: Modality,
     noisy = float((array[outside] != 0).mean()) if outside.any() else 0.0
     if noisy <= NOISY_BACKGROUND:
         return array
-    notes.append(f"{modality.value.upper()}: {noisy:.0%} of what lies outside the brain was not 0: set to 0")
+    notes.append(f"{modality.label}: {noisy:.0%} of what lies outside the brain was not 0: set to 0")
     return np.where(brain, array, np.float32(0))
 
 

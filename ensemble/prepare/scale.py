@@ -39,7 +39,7 @@ def refuse_other_scale(image: RawImage, modality: Modality, brain_ml: Range) -> 
 
     Looks at the field of view, and at what is not background; so it goes before any resampling and any network.
     """
-    grid, label = image.volume.grid, modality.value.upper()
+    grid, label = image.volume.grid, modality.label
     view = [n * mm for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
     view_ml = float(np.prod(view)) / 1000
     low, high = brain_ml

@@ -100,7 +100,7 @@ class NnunetMember:
         logits = predict(image, sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
-        lacking = ", ".join(sorted(modality.value.upper() for modality in self._modalities - case.modalities))
+        lacking = ", ".join(sorted(modality.label for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
 

@@ -42,7 +42,7 @@ def draw_overlay(result: Result, path: Path) -> None:
             _outline(ax, votes[z][box] > 0, _DISPUTED, 0.7)
             _outline(ax, mask[z][box], _MASK, 1.1)
             _letters(ax)
-            ax.set_title(f"{modality.value.upper()}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
+            ax.set_title(f"{modality.label}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
     # file and member names are text, whatever dollar signs they hold
     figure.suptitle(headline(result), color="white", fontsize=12, parse_math=False)
     figure.supxlabel(printable(_legend(result)), color="0.7", fontsize=8, parse_math=False)

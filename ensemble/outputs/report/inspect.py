@@ -35,7 +35,7 @@ def as_lines(finding: Finding) -> Iterator[str]:
         yield f"refused: {next(iter(finding.images.values()))}"
         return
     for modality, image in finding.images.items():
-        yield from _answer(modality.value.upper(), image, finding.notes.get(modality, ()))
+        yield from _answer(modality.label, image, finding.notes.get(modality, ()))
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _row(series: SeriesFinding) -> tuple[str, ...]:
     return (
-        ",".join(modality.value.upper() for modality in series.chosen_for),
+        ",".join(modality.label for modality in series.chosen_for),
         "" if series.number is None else str(series.number),
         printable(series.description) or "-",
         series.kind,

@@ -116,9 +116,7 @@ def _viewer(result: Result) -> dict[str, Any]:
     for modality, window in WINDOWS.items():
         if modality in result.case.physical:
             grey = _grey(cut(result.case.physical[modality].array), window)
-            images.append(
-                {"name": modality.value.upper(), "sheet": _sheet(grey, lossless=grey.size <= MOST_LOSSLESS_VOXELS)}
-            )
+            images.append({"name": modality.label, "sheet": _sheet(grey, lossless=grey.size <= MOST_LOSSLESS_VOXELS)})
     return {
         "slices": mask.shape[0],
         "height": mask.shape[1],
