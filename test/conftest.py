@@ -13,8 +13,8 @@ from hypothesis import settings
 
 from ensemble.config import RunConfig
 from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
-from ensemble.members.manifest import MemberSpec
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import PreparedCase
 from ensemble.readers.base import RawCase, RawImage

@@ -18,7 +18,7 @@ from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import InferenceSettings
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import Lines
 from ensemble.readers.imagefile import read_case, read_image

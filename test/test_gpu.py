@@ -19,11 +19,11 @@ from ensemble.cli import main
 from ensemble.families.base import InferenceSettings, Member
 from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.spec import MemberSpec
 from ensemble.inference import capacity, engine
 from ensemble.inference.device import exact
 from ensemble.inference.engine import Average, SlidingWindow, Tta
 from ensemble.inference.session_torch import TorchSession
-from ensemble.members.manifest import MemberSpec
 from ensemble.metrics import dice
 from ensemble.prepare import hdbet_unet, skull
 from ensemble.types import Modality, ignore_progress

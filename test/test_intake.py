@@ -21,7 +21,7 @@ from dicom_files import write_series
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.families.base import InferenceSettings
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble
 from ensemble.types import AnyArray, Modality

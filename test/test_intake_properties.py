@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import odd_inputs as odd
 from ensemble.config import RunConfig
 from ensemble.families.base import InferenceSettings
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble, load, segment
 from ensemble.progress import Silent

@@ -12,7 +12,7 @@ from conftest import phantom_case
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import WeightsBroken
-from ensemble.members.describe import describe
+from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported
 from ensemble.members.pack import pack
 from ensemble.pipeline import load, segment

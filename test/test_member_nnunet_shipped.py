@@ -9,7 +9,8 @@ import torch
 from conftest import REPOSITORY
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v2.member import NnunetMember
-from ensemble.members.manifest import MemberSpec, find_members
+from ensemble.families.spec import MemberSpec
+from ensemble.members.manifest import find_members
 from ensemble.types import ignore_progress
 from nnunet_folders import small_case
 from test_member_nnunet import predictor, sum_in_float32

@@ -23,10 +23,10 @@ from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import parse_plans
 from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch
 from ensemble.inference.tiling import Tiling, gaussian_importance
-from ensemble.members.manifest import MemberSpec
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.resample import resample_volume

@@ -1,0 +1,42 @@
+"""A weights folder and every file below it, walked once, for those who recognise members in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ensemble.families.names import name_of_path
+from ensemble.weights.folder import files_of
+
+
+@dataclass(frozen=True)
+class WeightsTree:
+    """The folder and its files."""
+
+    root: Path
+    files: tuple[Path, ...]
+    """Sorted."""
+
+    @classmethod
+    def read(cls, root: Path) -> WeightsTree:
+        """Walk a folder. Raises WeightsBroken where a folder in it can't be read."""
+        return cls(root, files_of(root))
+
+    def named(self, *names: str) -> list[Path]:
+        """The files of these names."""
+        return [path for path in self.files if path.name in names]
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file is there."""
+        return path in self._files
+
+    def name_of(self, folder: Path) -> str:
+        """The name that a member in a folder gets from its path."""
+        return name_of_path(
+            self.root.resolve().name if folder == self.root else folder.relative_to(self.root).as_posix()
+        )
+
+    @cached_property
+    def _files(self) -> frozenset[Path]:
+        return frozenset(self.files)
