@@ -145,10 +145,10 @@ def test_a_clipped_dwi_with_a_hot_voxel_is_clipped() -> None:
     clipped = np.minimum(dwi, np.float32(1.1) * np.median(dwi[inside]))
     refused = pytest.raises(InputRefused, match="clipped")
     with refused:
-        refuse_implausible(clipped, adc, inside, "here", [])
+        refuse_implausible(clipped, adc, inside, "here")
     clipped[20, 32, 10:14] = 5 * clipped.max()
     with refused:
-        refuse_implausible(clipped, adc, inside, "here", [])
+        refuse_implausible(clipped, adc, inside, "here")
 
 
 def test_registration_does_not_see_a_hot_voxel() -> None:
