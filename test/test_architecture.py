@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,40 @@ def test_imports_point_upwards_only(path: Path) -> None:
 
 def test_no_module_is_missing_from_the_layers() -> None:
     assert {unit(path) for path in MODULES} - {"__init__"} == set(ROW)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not within a room either, and not by an import that waits inside a function."""
+    modules = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): imported(path) for path in MODULES}
+    TopologicalSorter({name: used & set(modules) for name, used in modules.items()}).prepare()
+
+
+def test_names_come_from_the_module_that_defines_them() -> None:
+    """What passes a name on ties its own imports to whoever takes it from there: so a family once came to need the manifest."""
+    rooms = {
+        f"ensemble.{'.'.join(path.relative_to(REPOSITORY / 'ensemble').with_suffix('').parts)}": defined(path)
+        for path in MODULES
+        if unit(path) in {"weights", "prepare", "families", "members"} and path.stem != "__init__"
+    }
+    files = [
+        path for name in ("ensemble", "test", "training", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")
+    ]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in rooms:
+                passed_on = {alias.name for alias in node.names} - rooms[node.module]
+                assert not passed_on, f"{path} takes {passed_on} from {node.module}"
+
+
+def defined(path: Path) -> set[str]:
+    """Names of the functions, classes and variables of a module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 def test_the_engine_knows_nothing_of_stroke() -> None:
