@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,3 +202,20 @@ def test_a_file_that_cannot_be_read_is_broken_weights(
     with pytest.raises(WeightsBroken, match="can't be read") as error:
         use(spec)  # type: ignore[operator]
     assert error.value.where == str(secret)
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_broken_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (spec,) = find_members(build_folder(tmp_path))
+    secret = spec.folder / "fold_0" / "checkpoint_final.pth"
+    really = Path.open
+
+    def opened(self: Path, *how: Any, **more: Any) -> Any:
+        if self == secret:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return really(self, *how, **more)
+
+    monkeypatch.setattr(Path, "open", opened)
+    for use in (weight_digests, lambda spec: open_member(spec, InferenceSettings())):
+        with pytest.raises(WeightsBroken, match="can't be read") as error:
+            use(spec)
+        assert error.value.where == str(secret)

@@ -119,6 +119,7 @@ class Discovery(Protocol):
     """What recognises weights of one kind by the layout of their files."""
 
     @property
+    @abstractmethod
     def suffixes(self) -> frozenset[str]:
         """Endings of its files that bear on what they predict, besides `registry.PACKED_SUFFIXES`."""
 
@@ -131,10 +132,12 @@ class Family(Discovery, Protocol):
     """All that is known of one kind of members. A row of `registry.FAMILIES` makes it one of the product's."""
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """The manifest's word for it."""
 
     @property
+    @abstractmethod
     def layout(self) -> str:
         """Which folders are recognised, for messages."""
 

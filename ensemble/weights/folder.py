@@ -22,8 +22,8 @@ def files_of(folder: Path) -> tuple[Path, ...]:
         if not folder.is_dir():
             return ()
         files = sorted(files_below(folder, hidden=True))
-        for path in files:
-            path.lstat()  # a folder that may be listed, and not entered
+        for path in {path.parent: path for path in files}.values():
+            path.lstat()  # a folder may be listed, and not entered
         return tuple(files)
 
 
