@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from ensemble.families.names import name_of_path
@@ -23,20 +22,16 @@ class WeightsTree:
         """Walk a folder. Raises WeightsBroken where a folder in it can't be read."""
         return cls(root, files_of(root))
 
-    def named(self, *names: str) -> list[Path]:
-        """The files of these names."""
-        return [path for path in self.files if path.name in names]
+    def named(self, name: str) -> list[Path]:
+        """The files of a name."""
+        return [path for path in self.files if path.name == name]
 
-    def holds(self, path: Path) -> bool:
-        """Whether a file is there."""
-        return path in self._files
+    def folders_with(self, name: str) -> set[Path]:
+        """The folders that hold a file of a name."""
+        return {path.parent for path in self.named(name)}
 
     def name_of(self, folder: Path) -> str:
         """The name that a member in a folder gets from its path."""
         return name_of_path(
             self.root.resolve().name if folder == self.root else folder.relative_to(self.root).as_posix()
         )
-
-    @cached_property
-    def _files(self) -> frozenset[Path]:
-        return frozenset(self.files)

@@ -31,8 +31,8 @@ class NnunetV1(Family):
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
         """Model folders, also such as have lost part of their files."""
-        of_weights = {path.parent.parent for path in tree.named(WEIGHTS)}
-        of_plans = {path.parent for path in tree.named(PLANS) if self.folds(path.parent)}
+        of_weights = {fold.parent for fold in tree.folders_with(WEIGHTS)}
+        of_plans = {folder for folder in tree.folders_with(PLANS) if self.folds(folder)}
         for folder in sorted(of_weights | of_plans):
             if not folder.is_relative_to(tree.root):
                 continue  # the weights folder is that of a single fold

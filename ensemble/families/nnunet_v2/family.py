@@ -31,9 +31,8 @@ class NnunetV2(Family):
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec]:
         """Folders with plans.json and dataset.json; one made for physical intensities says so itself, so that it is never run on others."""
-        for folder in (path.parent for path in tree.named("plans.json")):
-            if tree.holds(dataset := folder / "dataset.json"):
-                yield _spec(dataset, tree)
+        for folder in sorted(tree.folders_with("plans.json") & tree.folders_with("dataset.json")):
+            yield _spec(folder, tree)
 
     def folds(self, folder: Path) -> tuple[str, ...]:
         """By the names of its folders."""
@@ -69,8 +68,8 @@ class NnunetV2(Family):
             shutil.copyfile(source / name, target / name)
 
 
-def _spec(dataset: Path, tree: WeightsTree) -> MemberSpec:
-    folder = dataset.parent
+def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:
+    dataset = folder / "dataset.json"
     try:
         own = json.loads(dataset.read_text(encoding="utf-8")).get(OWN_WORDS, {})
         return MemberSpec.from_json({**own, "name": tree.name_of(folder), "kind": NnunetV2.kind}, folder)
