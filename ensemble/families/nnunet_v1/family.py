@@ -60,7 +60,7 @@ class NnunetV1(Family):
 
     def networks(self, folder: Path) -> Sequence[Network]:
         """One a fold."""
-        from ensemble.families.nnunet_v1.network import networks_of
+        from ensemble.families.nnunet_v1.member import networks_of
 
         return networks_of(read_v1_folder(folder))
 

@@ -6,19 +6,24 @@ The published checkpoints (de la Rosa et al., DeepISLES; Gao et al., SEALS) drop
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.families.base import InferenceSettings, MemberPrediction, Network
 from ensemble.families.channels import parse_channel
-from ensemble.families.nnunet_v1.folder import read_v1_folder
-from ensemble.families.nnunet_v1.network import networks_of
+from ensemble.families.nnunet_v1.checkpoints import read_v1_weights
+from ensemble.families.nnunet_v1.folder import V1Folder, read_v1_folder
+from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import V1Plans
 from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
 from ensemble.families.sessions import fit_for, open_sessions
 from ensemble.families.spec import MemberSpec
+from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import Average, SlidingWindow, Tta, predict
@@ -26,6 +31,7 @@ from ensemble.inference.session import LoadedSession
 from ensemble.prepare.case import PreparedCase
 from ensemble.resample import resample_volume
 from ensemble.types import FloatArray, Modality, ProgressCallback
+from ensemble.weights.checkpoints import load_weights
 
 MIRROR_AXES = (0, 1, 2)
 
@@ -130,3 +136,27 @@ def _modalities(spec: MemberSpec, plans: V1Plans) -> tuple[Modality, ...]:
             do='name them in the manifest entry: "channels": ["DWI", "ADC"]',
         ) from error
     return tuple(channel.modality for channel in channels)
+
+
+def networks_of(folder: V1Folder) -> tuple[Network, ...]:
+    """The networks of a model's folds."""
+    plans = folder.plans
+    return tuple(
+        Network(
+            weights=path,
+            channels=len(plans.modalities),
+            spacing_mm=plans.spacing_mm,
+            patch=plans.patch,
+            smallest_window=plans.smallest_window,
+            window_bytes=plans.window_bytes,
+            memory_of=memory_of(plans.base_features),
+            build=partial(_with_weights, plans, path),
+        )
+        for path in folder.weights.values()
+    )
+
+
+def _with_weights(plans: V1Plans, path: Path) -> nn.Module:
+    network = build_generic_unet(plans)
+    load_weights(network, read_v1_weights(path), path)
+    return network

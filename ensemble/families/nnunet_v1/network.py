@@ -6,18 +6,10 @@ way up, for training by deep supervision. All heads are here, so that checkpoint
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from ensemble.families.base import Network
-from ensemble.families.nnunet_v1.checkpoints import read_v1_weights
-from ensemble.families.nnunet_v1.folder import V1Folder
 from ensemble.families.nnunet_v1.plans import MOST_FEATURES, Sizes, V1Plans
-from ensemble.families.unet import memory_of
-from ensemble.weights.checkpoints import load_weights
 
 SLOPE = 0.01
 
@@ -110,27 +102,3 @@ def build_generic_unet(plans: V1Plans) -> GenericUNet:
     """The network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them."""
     with torch.device("meta"):
         return GenericUNet(len(plans.modalities), 2, plans)
-
-
-def networks_of(folder: V1Folder) -> tuple[Network, ...]:
-    """The networks of a model's folds."""
-    plans = folder.plans
-    return tuple(
-        Network(
-            weights=path,
-            channels=len(plans.modalities),
-            spacing_mm=plans.spacing_mm,
-            patch=plans.patch,
-            smallest_window=plans.smallest_window,
-            window_bytes=plans.window_bytes,
-            memory_of=memory_of(plans.base_features),
-            build=partial(_with_weights, plans, path),
-        )
-        for path in folder.weights.values()
-    )
-
-
-def _with_weights(plans: V1Plans, path: Path) -> nn.Module:
-    network = build_generic_unet(plans)
-    load_weights(network, read_v1_weights(path), path)
-    return network

@@ -52,7 +52,7 @@ class NnunetV2(Family):
     def networks(self, folder: Path) -> Sequence[Network]:
         """One a fold."""
         from ensemble.families.nnunet_v2.checkpoints import read_model
-        from ensemble.families.nnunet_v2.network import networks_of
+        from ensemble.families.nnunet_v2.member import networks_of
 
         return networks_of(read_model(folder))
 

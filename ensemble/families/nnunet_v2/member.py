@@ -6,25 +6,29 @@ The same folder gives what nnunetv2's own nnUNetPredictor gives (tests hold both
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.families.base import InferenceSettings, MemberPrediction, Network
 from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.families.nnunet_v2.checkpoints import Model, read_model
-from ensemble.families.nnunet_v2.network import networks_of
+from ensemble.families.nnunet_v2.network import build_network
 from ensemble.families.nnunet_v2.plans import NnunetPlans
 from ensemble.families.nnunet_v2.processing import lesion_probability, to_network
 from ensemble.families.sessions import fit_for, open_sessions
 from ensemble.families.spec import MemberSpec
+from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid, Reorientation
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindow, Tta, predict
 from ensemble.inference.session import LoadedSession
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality, ProgressCallback
+from ensemble.weights.checkpoints import load_weights
 
 
 @dataclass(frozen=True)
@@ -149,3 +153,42 @@ def _mirror_axes(model: Model) -> tuple[int, ...]:
     if not isinstance(axes, (list, tuple)) or not all(isinstance(axis, int) and axis in possible for axis in axes):
         raise WeightsBroken("a checkpoint names impossible mirror axes", where=path, found=str(axes))
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
+
+
+def networks_of(model: Model) -> tuple[Network, ...]:
+    """The networks of a model's folds. Raises WeightsBroken for plans that describe none."""
+    plans = model.plans
+    try:
+        window_bytes, what = plans.window_bytes, memory_of(plans.features)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise _unbuildable(model, f"features_per_stage: {type(error).__name__}: {error}") from error
+    return tuple(
+        Network(
+            weights=path,
+            channels=len(plans.channel_names),
+            spacing_mm=plans.spacing_mm,
+            patch=plans.patch,
+            smallest_window=plans.smallest_window,
+            window_bytes=window_bytes,
+            memory_of=what,
+            build=partial(_with_weights, model, path),
+        )
+        for path in model.checkpoints
+    )
+
+
+def _with_weights(model: Model, path: Path) -> torch.nn.Module:
+    plans, content = model.plans, model.checkpoints[path]
+    trainer = str(content.get("trainer_name", ""))
+    try:
+        network = build_network(plans.architecture, len(plans.channel_names), plans.classes, trainer)
+    except ValueError as error:
+        do = "only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported"
+        raise _unbuildable(model, str(error), do) from error
+    load_weights(network, content["network_weights"], path)
+    return network
+
+
+def _unbuildable(model: Model, found: str, do: str = "") -> WeightsBroken:
+    where = model.folder / "plans.json"
+    return WeightsBroken("the network that plans describe can't be built", where=where, found=found, do=do)

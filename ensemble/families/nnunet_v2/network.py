@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
 
-from ensemble.errors import WeightsBroken
-from ensemble.families.base import Network
-from ensemble.families.nnunet_v2.checkpoints import Model
 from ensemble.families.nnunet_v2.plans import Architecture
-from ensemble.families.unet import memory_of
-from ensemble.weights.checkpoints import load_weights
 
 _NETWORKS = {"PlainConvUNet": PlainConvUNet, "ResidualEncoderUNet": ResidualEncoderUNet}
 #: What arguments may name, by the last part of the dotted path (modules have moved between releases).
@@ -40,45 +33,6 @@ _PARTS: dict[str, Any] = {
     )
 }
 _MOST_STAGES, _MOST_FEATURES = 16, 4096
-
-
-def networks_of(model: Model) -> tuple[Network, ...]:
-    """The networks of a model's folds. Raises WeightsBroken for plans that describe none."""
-    plans = model.plans
-    try:
-        window_bytes, what = plans.window_bytes, memory_of(plans.features)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise _unbuildable(model, f"features_per_stage: {type(error).__name__}: {error}") from error
-    return tuple(
-        Network(
-            weights=path,
-            channels=len(plans.channel_names),
-            spacing_mm=plans.spacing_mm,
-            patch=plans.patch,
-            smallest_window=plans.smallest_window,
-            window_bytes=window_bytes,
-            memory_of=what,
-            build=partial(_with_weights, model, path),
-        )
-        for path in model.checkpoints
-    )
-
-
-def _with_weights(model: Model, path: Path) -> torch.nn.Module:
-    plans, content = model.plans, model.checkpoints[path]
-    trainer = str(content.get("trainer_name", ""))
-    try:
-        network = build_network(plans.architecture, len(plans.channel_names), plans.classes, trainer)
-    except ValueError as error:
-        do = "only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported"
-        raise _unbuildable(model, str(error), do) from error
-    load_weights(network, content["network_weights"], path)
-    return network
-
-
-def _unbuildable(model: Model, found: str, do: str = "") -> WeightsBroken:
-    where = model.folder / "plans.json"
-    return WeightsBroken("the network that plans describe can't be built", where=where, found=found, do=do)
 
 
 def build_network(architecture: Architecture, channels: int, classes: int, trainer: str = "") -> torch.nn.Module:
