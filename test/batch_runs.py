@@ -17,10 +17,9 @@ from unittest.mock import patch
 from conftest import StubMember, phantom_arrays, write_image
 from ensemble.batch import run
 from ensemble.batch.run import batch
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.spec import MemberSpec
-from ensemble.outputs.extras import Extras
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback

@@ -39,17 +39,17 @@ from conftest import (
 from dicom_files import write_series
 from ensemble.batch import workers
 from ensemble.batch.claims import Session
-from ensemble.batch.find import FoundCase, find_cases
+from ensemble.batch.find import find_cases
 from ensemble.batch.identity import input_digests
 from ensemble.batch.progress import show
 from ensemble.batch.run import batch
 from ensemble.batch.work import Job, Outcome
 from ensemble.batch.workers import gpus
 from ensemble.cli import main
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
 from ensemble.metrics import dice
-from ensemble.outputs.extras import Extras
+from ensemble.outputs.artifacts import Segmented
 from ensemble.outputs.layouts.bids import write_case as write_results
 from ensemble.outputs.layouts.places import Place, assign_places
 from ensemble.pipeline import Ensemble, segment
@@ -318,7 +318,7 @@ def test_a_dataset_without_cases_is_refused(tmp_path: Path) -> None:
 
 def test_names_become_bids_labels_and_never_meet() -> None:
     names = ["sub-01/ses-a", "sub-02", "case_01", "case 02", "case-02", "Case02", "日本", "sub-01", "x/ses-1"]
-    places = assign_places([FoundCase(name) for name in names])
+    places = assign_places(names)
     assert places["sub-01/ses-a"] == Place("01", "a")
     assert places["sub-02"] == Place("02")
     assert places["case_01"] == Place("case01")
@@ -331,7 +331,7 @@ def test_names_become_bids_labels_and_never_meet() -> None:
 
 def test_names_of_any_length_have_places_of_their_own() -> None:
     names = ["a" * 260 + "1", "a" * 260 + "2", "sub-" + "b" * 90 + "/ses-" + "c" * 260, "sub-" + "b" * 90 + "/ses-c"]
-    places = assign_places([FoundCase(name) for name in names])
+    places = assign_places(names)
     assert len({place.folder for place in places.values()}) == len(names)
     assert max(len(place.prefix) for place in places.values()) < 130
     assert places[names[3]] == Place("b" * 90, "c"), "what fits stays as it is"
@@ -803,7 +803,9 @@ def test_members_whose_names_have_the_same_letters_do_not_share_a_file(
     place = Place("1")
     for members in (range(6), range(2)):
         some = replace(result, outcomes=tuple(result.outcomes[number] for number in members))
-        write_results(tmp_path / "out", tmp_path / "s", place, phantom_case(), some, ensemble, extras, {"key": "x"})
+        write_results(
+            tmp_path / "out", tmp_path / "s", place, Segmented(phantom_case(), some, ensemble), extras, {"key": "x"}
+        )
         folder = tmp_path / "out" / place.folder
         masks = [path.name.lower() for path in folder.glob("*_desc-*_mask.nii.gz")]
         assert len(set(masks)) == len(members)

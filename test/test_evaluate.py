@@ -357,7 +357,7 @@ def test_the_tree_of_a_batch_matches_its_data_set(tmp_path: Path, layout: str, t
     assert [case.problem for case in cases] == [None] * len(TREES[layout])
     expected = {}
     for case in cases:
-        place = assign_places(cases)[case.name]
+        place = assign_places([case.name for case in cases])[case.name]
         mask = out / place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz"
         touch(mask.parent, mask.name)
         files = {modality.value: printable(str(path)) for modality, path in case.files.items()}

@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 
 from conftest import StubMember, phantom_case
 from ensemble.geometry import Grid
-from ensemble.outputs.report.page import MOST_LOSSLESS_VOXELS, index_page, lesion_table, write_page
+from ensemble.outputs.report.page import MOST_LOSSLESS_VOXELS, case_page, index_page, lesion_table
 from ensemble.outputs.report.run_report import build_report
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import Silent
@@ -82,7 +82,7 @@ def result(stub_ensemble: Build) -> tuple[Result, Ensemble]:
 
 
 def written(result: Result, ensemble: Ensemble, path: Path) -> Path:
-    write_page(build_report(phantom_case(flair=True), result, ensemble), result, path)
+    path.write_text(case_page(build_report(phantom_case(flair=True), result, ensemble), result), encoding="utf-8")
     return path
 
 

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
-from ensemble.publish import write_volume
+from ensemble.outputs.formats.image import write as write_volume
 from ensemble.readers.imagefile import case_name, read_case, read_image
 from ensemble.readers.names import image_suffix, stem
 from ensemble.readers.native import straightened

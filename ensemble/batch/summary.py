@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.batch.work import Outcome
-from ensemble.outputs.layouts.bids import REPORT, read_report
+from ensemble.outputs.layouts.bids import REPORT, mask_file, read_report
 from ensemble.outputs.layouts.places import Place
 from ensemble.publish import replace_text
 
@@ -88,7 +88,7 @@ def _of_report(row: Row, report: Mapping[str, Any], place: Place, root: Path) ->
         voters=" ".join(report["fusion"]["voters"]),
         repairs="; ".join(report["repairs"]),
         seconds=round(sum(spent for stage, spent in report["seconds"].items() if stage != "load members"), 2),
-        mask=(place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz").as_posix(),
+        mask=mask_file(place),
         page=(page if (root / page).is_file() else place.folder / REPORT).as_posix(),
     )
 

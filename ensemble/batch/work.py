@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar
 from ensemble.batch.claims import Lock, Session
 from ensemble.batch.find import FoundCase
 from ensemble.batch.identity import input_digests, input_stamps, result_key
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
-from ensemble.outputs.extras import Extras
+from ensemble.outputs.artifacts import Segmented
 from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
@@ -190,7 +190,8 @@ def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result:
     try:
         if isinstance(result, Exception):
             raise result
-        write_case(job.root, session.folder, task.place, task.raw, result, ensemble, job.extras, task.made_of)
+        case = Segmented(task.raw, result, ensemble)
+        write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")
     except Exception as error:

@@ -145,16 +145,12 @@ def _load(setup: Setup) -> tuple[Ensemble, Ready]:
 
 
 def _segment(job: Job, ensemble: Ensemble, setup: Setup) -> dict[str, Any]:
-    from ensemble.contract.execute import execute
+    from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
-    from ensemble.publish import check_writable
-    from ensemble.readers.imagefile import read_case
 
     started = time.perf_counter()
     found = find_inputs(job.input_root)
-    check_writable(job.output_root)
-    raw = read_case(found.name, found.files)
-    result = execute(found, raw, job.output_root, ensemble, setup.extras, setup.watcher)
+    result = run_case(found, job.output_root, lambda: ensemble, setup.extras, setup.watcher)
     return {
         "case": found.name,
         "outputs": found.results[0]["outputs"],
