@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.batch.work import Outcome
-from ensemble.outputs.layouts.bids import REPORT, mask_file, read_report
+from ensemble.outputs.layouts.bids import REPORT_FILE, mask_file, read_report
 from ensemble.outputs.layouts.places import Place
 from ensemble.publish import replace_text
 
@@ -89,12 +89,12 @@ def _of_report(row: Row, report: Mapping[str, Any], place: Place, root: Path) ->
         repairs="; ".join(report["repairs"]),
         seconds=round(sum(spent for stage, spent in report["seconds"].items() if stage != "load members"), 2),
         mask=mask_file(place),
-        page=(page if (root / page).is_file() else place.folder / REPORT).as_posix(),
+        page=(page if (root / page).is_file() else place.folder / REPORT_FILE).as_posix(),
     )
 
 
 def _standing(root: Path) -> set[Place]:
     """Places in which a result stands."""
-    reports = [*root.glob(f"sub-*/{REPORT}"), *root.glob(f"sub-*/ses-*/{REPORT}")]
+    reports = [*root.glob(f"sub-*/{REPORT_FILE}"), *root.glob(f"sub-*/ses-*/{REPORT_FILE}")]
     labels = [[part.partition("-")[2] for part in report.parent.relative_to(root).parts] for report in reports]
     return {Place(*label) for label in labels}

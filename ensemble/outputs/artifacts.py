@@ -105,6 +105,11 @@ MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
 )
 
 
+def kinds(member: str) -> list[Artifact]:
+    """One of every kind, without payload: of the case, and of a member."""
+    return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
+
+
 def artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
     """What is to be written of a case: what is always, and what `extras` ask for."""
     wanted = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]

@@ -15,8 +15,7 @@ from ensemble.config import Extras
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import distinct
 from ensemble.folders import unwritable
-from ensemble.outputs import artifacts
-from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Segmented
+from ensemble.outputs.artifacts import MASK, REPORT, Artifact, Segmented, artifacts, kinds
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.outputs.layouts.places import Place
 from ensemble.outputs.report.run_report import RESEARCH_USE
@@ -25,7 +24,8 @@ from ensemble.readers.base import RawCase
 from ensemble.streams import all_printable, printable
 from ensemble.types import Modality
 
-REPORT = "report.json"
+_IMAGES = ".nii.gz"
+REPORT_FILE = Artifact(REPORT).file_name(_IMAGES)
 #: Results that no longer hold, of cases that can't be done anew.
 SUPERSEDED = "superseded"
 #: Of the roles that BIDS has names for: entities, suffix, and what to say of the case's own in the sidecar.
@@ -34,13 +34,12 @@ _NAMES = {
     "probability": ("label-lesion", "probseg", "Mean lesion probability of the voters"),
     "votes": ("desc-votes", "dseg", "How many members voted lesion"),
 }
-_IMAGES = ".nii.gz"
 _TOOL = "isles-ensemble"
 _README = f"""\
 # Ischemic stroke lesions, segmented by isles-ensemble
 
 Made by `process.py batch`. Each folder `sub-*/ses-*` (or `sub-*`) holds the lesion mask of one case on the grid of its DWI, and
-`{REPORT}`: what ran, on which files, with which weights, and what was repaired on the way. `summary.csv` and `index.html` list
+`{REPORT_FILE}`: what ran, on which files, with which weights, and what was repaired on the way. `summary.csv` and `index.html` list
 all cases, failed ones too. A folder is complete or not there.
 
 {RESEARCH_USE}
@@ -52,7 +51,7 @@ def write_case(
 ) -> None:
     """Put the folder of a case in its place. `made_of` tells a rerun what the result was made of. Raises UsageError."""
     layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
-    wanted = [artifact for artifact in artifacts.artifacts(case, extras) if artifact.role is not artifacts.REPORT]
+    wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / place.folder, scratch) as folder:
         places = placed(wanted, layout)
         write(places, folder)
@@ -61,7 +60,7 @@ def write_case(
                 write_json(_sidecar(artifact, case.raw), folder / f"{name.removesuffix(_IMAGES)}.json")
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         batch = all_printable({**made_of, "outputs": sizes})
-        write_json(case.report | {"batch": batch}, folder / REPORT)
+        write_json(case.report | {"batch": batch}, folder / REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Bids:
 
 def mask_file(place: Place) -> str:
     """The mask of a case, below the output folder."""
-    return (place.folder / Bids(place.prefix).place(Artifact(artifacts.MASK))).as_posix()
+    return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
 
 
 def _labels(members: Sequence[str]) -> dict[str, str]:
@@ -108,7 +107,7 @@ def read_report(root: Path, place: Place) -> dict[str, Any] | None:
     """The report of a complete result of ours; None where there is none."""
     folder = root / place.folder
     try:
-        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         outputs = report["batch"]["outputs"]
         whole = all((folder / name).stat().st_size == size for name, size in outputs.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -123,7 +122,7 @@ def refuse_foreign(root: Path, place: Place) -> None:
         return
     if folder.is_dir() and not folder.is_symlink():
         inner = list(folder.iterdir())
-        if not inner or ((folder / REPORT).is_file() and all(path.is_file() for path in inner)):
+        if not inner or ((folder / REPORT_FILE).is_file() and all(path.is_file() for path in inner)):
             return
     raise InputRefused(
         "something else stands where the results belong", where=folder, do="move it away, or give another output folder"
@@ -132,7 +131,7 @@ def refuse_foreign(root: Path, place: Place) -> None:
 
 def set_aside(root: Path, place: Place) -> Path | None:
     """Move a result that no longer holds out of the tree of results. Returns where to; None when there is nothing."""
-    if not (root / place.folder / REPORT).is_file():
+    if not (root / place.folder / REPORT_FILE).is_file():
         return None
     target = root / SUPERSEDED / place.prefix
     if target.exists():
@@ -166,9 +165,8 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
 
 def _no_bids() -> list[str]:
     """Patterns, for `.bidsignore`, of what BIDS has no names for."""
-    anything = [*(Artifact(role) for role in ROLES), *(Artifact(role, "*") for role in MEMBER_ROLES)]
-    unknown = [Bids("", {"*": "*"}).place(artifact) for artifact in anything if artifact.role.name not in _NAMES]
-    return [REPORT, *(f"**/{name}" for name in unknown), "index.html", "summary.csv", f"{SUPERSEDED}/", ".batch/"]
+    unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if kind.role.name not in _NAMES]
+    return [REPORT_FILE, *(f"**/{name}" for name in unknown), "index.html", "summary.csv", f"{SUPERSEDED}/", ".batch/"]
 
 
 def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:

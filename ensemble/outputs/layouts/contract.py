@@ -14,7 +14,7 @@ from typing import Any
 
 from ensemble.config import Extras
 from ensemble.errors import UsageError
-from ensemble.outputs.artifacts import MASK, MEMBER_ROLES, ROLES, Artifact, Segmented, artifacts
+from ensemble.outputs.artifacts import MASK, Artifact, Segmented, artifacts, kinds
 from ensemble.outputs.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.layouts.layout import placed, write
@@ -79,5 +79,4 @@ def publish_case(
 
 def patterns() -> list[str]:
     """Where outputs may lie, whatever case and members are called: all that is known of those of a process that was killed."""
-    anything = [*(Artifact(role) for role in ROLES), *(Artifact(role, "*") for role in MEMBER_ROLES)]
-    return [RESULTS, *map(Contract("*.mha").place, anything)]
+    return [RESULTS, *map(Contract("*.mha").place, kinds("*"))]
