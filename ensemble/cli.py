@@ -74,8 +74,8 @@ def _contract(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import sole_writer
     from ensemble.outputs.artifacts import Segmented
+    from ensemble.outputs.closing_lines import summary
     from ensemble.outputs.layouts.folder import publish_case
-    from ensemble.outputs.report.summary import summary
     from ensemble.pipeline import load, segment
     from ensemble.progress import watcher
     from ensemble.publish import check_writable

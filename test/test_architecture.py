@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ LAYERS = (
     ("families",),
     ("members",),
     ("pipeline",),
-    ("outputs", "evaluate"),
+    ("outputs",),
+    ("evaluate",),
     ("contract",),
     ("serve",),
     ("options", "progress"),
@@ -61,6 +63,29 @@ def test_imports_point_upwards_only(path: Path) -> None:
     used = {name.split(".")[1] for name in imported(path) if name.startswith("ensemble.")} - {"__version__"}
     below = {name for name in used if ROW[name] > ROW[unit(path)]}
     assert not below, f"{unit(path)} stands above {below}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Nor does any room of a package: the folders of `outputs/`, say, stand in an order too."""
+    names = {path: dotted(path) for path in MODULES}
+    known = set(names.values())
+    modules = {names[path]: imported(path) & known for path in MODULES}
+    TopologicalSorter(modules).prepare()
+    rooms: dict[str, set[str]] = {}
+    for name, used in modules.items():
+        rooms.setdefault(room(name), set()).update({room(other) for other in used} - {room(name)})
+    TopologicalSorter(rooms).prepare()
+
+
+def dotted(path: Path) -> str:
+    """A module's name as it is imported."""
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    """The folder that a module lies in; of what lies directly in a package, the module."""
+    parts = name.split(".")
+    return ".".join(parts[:-1] if len(parts) > 3 else parts)
 
 
 def test_no_module_is_missing_from_the_layers() -> None:

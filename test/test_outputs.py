@@ -15,11 +15,11 @@ from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
 from ensemble.outputs import artifacts as outputs
 from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, Segmented, artifacts
-from ensemble.outputs.index import earlier_outputs
 from ensemble.outputs.layouts import bids
 from ensemble.outputs.layouts.bids import Bids, write_case
 from ensemble.outputs.layouts.contract import Contract, patterns
 from ensemble.outputs.layouts.folder import Folder, publish_case
+from ensemble.outputs.layouts.index import earlier_outputs
 from ensemble.outputs.layouts.layout import Layout, placed, write
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, segment

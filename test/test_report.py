@@ -15,11 +15,11 @@ from matplotlib.image import imread
 from conftest import StubMember, phantom_case
 from ensemble.config import Extras
 from ensemble.outputs.artifacts import Segmented, artifacts
+from ensemble.outputs.closing_lines import summary
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.outputs.report.figure import draw_overlay
 from ensemble.outputs.report.run_report import build_report
-from ensemble.outputs.report.summary import summary
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import Silent
 from ensemble.types import Modality

@@ -15,8 +15,8 @@ from typing import Any
 from ensemble.config import Extras
 from ensemble.errors import UsageError
 from ensemble.outputs.artifacts import MASK, Artifact, Segmented, artifacts, kinds
-from ensemble.outputs.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.folder import Folder
+from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.publish import publish, write_json
 from ensemble.readers.names import image_suffix

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ensemble.config import Extras
 from ensemble.outputs.artifacts import REPORT, Artifact, Segmented, artifacts
-from ensemble.outputs.index import WRITTEN, earlier_outputs
+from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.publish import publish
 
