@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ensemble.batch.claims import Lock, Session
-from ensemble.batch.find import FoundCase
 from ensemble.batch.identity import input_digests, input_stamps, result_key
+from ensemble.batch.layouts import FoundCase
 from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.outputs.artifacts import Segmented

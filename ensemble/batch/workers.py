@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
 from ensemble.batch.claims import Session
-from ensemble.batch.find import FoundCase
 from ensemble.batch.identity import result_key
+from ensemble.batch.layouts import FoundCase
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.config import Device
 from ensemble.errors import MembersFailed, UserError
