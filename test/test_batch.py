@@ -731,10 +731,9 @@ def test_an_error_of_the_system_in_a_process_for_a_gpu_is_told_as_in_one_process
 ) -> None:
     said: list[UsageError] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(workers, "_die_with_parent", lambda: None)
     (tmp_path / "out").touch()
     job = Job(tmp_path / "out", RunConfig(), Extras(), {})
-    workers._serve("", job, [], SimpleNamespace(send=said.append), logging.INFO)  # type: ignore[arg-type]
+    workers._serve("", job, [], SimpleNamespace(send=said.append))  # type: ignore[arg-type]
     assert [error.exit_code for error in said] == [2]
     assert "Not a directory" in str(said[0]) or "File exists" in str(said[0])
 
