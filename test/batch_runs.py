@@ -74,6 +74,13 @@ def write_dataset(root: Path, good: int) -> Path:
     return root
 
 
+def touch(root: Path, *names: str) -> None:
+    """Make empty files."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
 BROKEN = ("constant", "cut off", "empty", "no adc", "the members fail")
 
 
@@ -102,6 +109,12 @@ def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:
     )
     specs = tuple(MemberSpec(name, "nnunet", Path("/nowhere")) for name in NAMES)
     return Ensemble(config, InferenceSettings(), specs, members, seconds=0.0)  # type: ignore[arg-type]
+
+
+def rows(out: Path) -> dict[str, dict[str, str]]:
+    """`summary.csv` by case."""
+    with (out / "summary.csv").open(newline="") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
 
 
 @cache

@@ -114,6 +114,14 @@ def stub_ensemble() -> Callable[..., Ensemble]:
     return build
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A weights folder for batches of stub members."""
+    from batch_runs import write_weights
+
+    return write_weights(tmp_path / "weights")
+
+
 def last_word(errors: str) -> str:
     """The one line that a failure writes to stderr, as the platform shows it."""
     (line,) = errors.splitlines()

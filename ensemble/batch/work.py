@@ -152,7 +152,7 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
             report = read_report(job.root, place)
-            stale = report is not None and report["batch"]["key"] != key
+            stale = report is not None and report["batch"].get("key") != key
             if report is not None and not stale and (job.resume or session.is_done(place)):
                 outcome = Outcome(case.name, "kept")
             else:

@@ -104,13 +104,14 @@ def _sidecar(artifact: Artifact, raw: RawCase) -> dict[str, Any]:
 
 
 def read_report(root: Path, place: Place) -> dict[str, Any] | None:
-    """The report of a complete result of ours; None where there is none."""
+    """The report of a complete result of ours; None where there is none. It may be of another version: any field but the list of its
+    outputs, `batch.outputs`, may be missing or be something else."""
     folder = root / place.folder
     try:
         report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         outputs = report["batch"]["outputs"]
         whole = all((folder / name).stat().st_size == size for name, size in outputs.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return report if whole else None
 
