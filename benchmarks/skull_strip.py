@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
 
 from benchmarks.memory import peak_mb
+from ensemble.config import RunConfig
 from ensemble.metrics import dice
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.skull import must_strip, strip
@@ -50,7 +51,7 @@ def main() -> None:
             stripped = must_strip("auto", head_dwi, notes)
             print(f"{folder.name}, with a skull: {'stripped' if stripped else 'LEFT ALONE'}: {notes[-1:]}", flush=True)
             wall, cpu = time.perf_counter(), time.process_time()
-            found = strip(head_dwi, options.device, notes, folder)
+            found = strip(head_dwi, options.device, notes, folder, RunConfig.brain_ml)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             print(f"  {notes[-1]}; Dice with the released brain {dice(brain, found):.3f}")
             print(

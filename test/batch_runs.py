@@ -108,7 +108,7 @@ def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:
         for name, level in zip(NAMES, (1.5, 1.6), strict=True)
     )
     specs = tuple(MemberSpec(name, "nnunet", Path("/nowhere")) for name in NAMES)
-    return Ensemble(config, InferenceSettings(), specs, members, seconds=0.0)  # type: ignore[arg-type]
+    return Ensemble(config, InferenceSettings(), specs, members, seconds=0.0)
 
 
 def rows(out: Path) -> dict[str, dict[str, str]]:
