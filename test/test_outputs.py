@@ -110,6 +110,8 @@ def test_a_role_whose_name_a_member_could_have_is_none(name: str) -> None:
         Role(name, "json", "", lambda case: None)
     with pytest.raises(ValueError, match="no role"):
         Role("score", "no such format", "", lambda case: None)
+    with pytest.raises(ValueError, match="no role"):
+        Role("score", "json", "no_such_option", lambda case: None)
 
 
 def test_a_new_kind_of_output_is_one_row(tmp_path: Path, stub_ensemble: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,11 @@ class Role(Generic[Source]):
     """What the format writes."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9]+", self.name) or self.format not in FORMATS:
-            raise ValueError(f"no role can be called {self.name!r} and written as {self.format!r}")
+        options = {"", *Extras.__dataclass_fields__}
+        if not re.fullmatch(r"[a-z0-9]+", self.name) or self.format not in FORMATS or self.option not in options:
+            raise ValueError(
+                f"no role can be called {self.name!r}, written as {self.format!r}, asked for by {self.option!r}"
+            )
 
 
 @dataclass(frozen=True)
