@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ensemble.errors import InputRefused
-from ensemble.readers.headers import TextHeader, text_header
+from ensemble.readers.headers import TEXT_HEADERS, TextHeader, text_header
 from ensemble.streams import printable
 
 #: What reading damaged files raises.
@@ -34,6 +34,8 @@ _NRRD_AXES = ("domain", "space", "time", "???", "none")
 _SEVERAL_FILES = {".mhd": re.compile(r"LIST|.*%"), ".nhdr": re.compile(r"LIST|.*%\d*d")}
 #: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
 _ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+#: Of the axes that MetaIO has room for.
+_MOST_AXES = 10
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 
@@ -49,7 +51,12 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
     remarks: list[str] = []
     try:
         found = ""
-        if (header := text_header(path)) is not None:
+        header = text_header(path)
+        if header is None and path.suffix.lower() in TEXT_HEADERS:
+            raise unreadable(path, label, "no MetaImage or NRRD header")
+        if header is not None:
+            if header.oddity:
+                raise damaged(path, label, header.oddity)
             _refuse_scattered(header, path, label)
             _refuse_without_voxel_size(header, path, label)
             if not any(key in header.fields for key in _ORIENTATIONS):
@@ -70,6 +77,16 @@ def damaged(path: Path, label: str, found: str) -> InputRefused:
         where=path,
         found=printable(found),
         do="copy or export it again",
+    )
+
+
+def unreadable(path: Path, label: str, found: str) -> InputRefused:
+    """What to tell of a file that is no image of the kind that its name says."""
+    return InputRefused(
+        f"the {label} file is not a readable image, or is damaged",
+        where=path,
+        found=printable(found),
+        do="open it in a viewer to see whether it is whole; convert an image of another kind, instead of renaming it",
     )
 
 
@@ -115,6 +132,9 @@ def _is_size(text: str) -> bool:
 
 def _metaimage_damage(header: TextHeader, path: Path) -> str:
     """What is wrong with a MetaImage file; empty when nothing is, or when ITK will refuse it anyway."""
+    axes = header.fields.get("NDims", "")
+    if not axes.isdecimal() or not 0 < int(axes) <= _MOST_AXES:  # ITK asks for memory for all of them, and dies
+        return f"NDims = {axes}" if axes else "no NDims"
     for key in _METAIMAGE_NUMBERS:
         numbers = [float(number) for number in header.fields.get(key, "").split()]
         positive = key in ("ElementSpacing", "ElementSize")

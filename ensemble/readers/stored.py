@@ -19,13 +19,19 @@ import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
-from ensemble.readers.integrity import DAMAGE, damaged, remarks_or_refusal
+from ensemble.readers.integrity import DAMAGE, damaged, remarks_or_refusal, unreadable
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
 from ensemble.readers.native import MOST_VOXELS, last_line
 from ensemble.readers.nifti import Nifti, nifti
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray
 
+#: What reads each kind: left to choose by content, ITK would take a TIFF or an HDF5 file that is named .mha, with a geometry made up.
+_READERS = {
+    **dict.fromkeys((".mha", ".mhd"), "MetaImageIO"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "NrrdImageIO"),
+    **dict.fromkeys((".nii", ".nii.gz"), "NiftiImageIO"),
+}
 #: Kinds whose data lie in the same file as the header.
 _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 
@@ -68,17 +74,18 @@ def read_stored(path: Path, label: str) -> StoredImage:
         header = nifti(path)
         if header is not None:
             return _read_nifti(header, label)
-        if path.name.lower().endswith(".gz"):
-            raise damaged(path, label, "no compressed file, and no NIfTI header")
+        if image_suffix(path) in (".nii", ".nii.gz"):
+            raise unreadable(path, label, "no NIfTI header, compressed or not")
     except (*DAMAGE, MemoryError) as error:
         raise damaged(path, label, str(error) or type(error).__name__) from error
     remarks = remarks_or_refusal(path, label)
     try:
         with _plain_name(path) as plain, native_stderr_to_log():
             grid = _grid(plain, path, label)
-            return StoredImage(sitk.GetArrayFromImage(sitk.ReadImage(str(plain))), grid, remarks=remarks)
+            image = sitk.ReadImage(str(plain), imageIO=_READERS[image_suffix(plain)])
+            return StoredImage(sitk.GetArrayFromImage(image), grid, remarks=remarks)
     except (RuntimeError, MemoryError, OverflowError) as error:
-        raise _unreadable(path, label, error) from error
+        raise unreadable(path, label, last_line(error)) from error
 
 
 def _read_nifti(header: Nifti, label: str) -> StoredImage:
@@ -92,7 +99,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
         with header.place_for_itk() as plain, native_stderr_to_log():
             grid = _grid(plain, header.path, label)
     except (RuntimeError, struct.error) as error:
-        raise _unreadable(header.path, label, error) from error
+        raise unreadable(header.path, label, last_line(error)) from error
     if not header.size[:3] == grid.size or len(header.size) > 4:
         raise not_3d(header.path, label, header.size)
     return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
@@ -101,6 +108,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
 def _grid(plain: Path, path: Path, label: str) -> Grid:
     """The grid of the file's first three axes, as ITK reads it. Raises InputRefused for what is no scalar image of three or four."""
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(_READERS[image_suffix(plain)])
     reader.SetFileName(str(plain))
     reader.ReadImageInformation()
     size, axes = reader.GetSize(), reader.GetDimension()
@@ -126,15 +134,6 @@ def not_3d(path: Path, label: str, size: tuple[int, ...]) -> InputRefused:
 
 def _not_scalar(path: Path, label: str, found: str) -> InputRefused:
     return InputRefused(f"the {label} image is not scalar", where=path, found=found, do="give one grey value a voxel")
-
-
-def _unreadable(path: Path, label: str, error: Exception) -> InputRefused:
-    return InputRefused(
-        f"the {label} file is not a readable image, or is damaged",
-        where=path,
-        found=last_line(error),
-        do="open it in a viewer to see whether it is whole; copy or export it again",
-    )
 
 
 def _refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
