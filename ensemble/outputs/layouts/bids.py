@@ -28,11 +28,11 @@ _IMAGES = ".nii.gz"
 REPORT_FILE = Artifact(REPORT).file_name(_IMAGES)
 #: Results that no longer hold, of cases that can't be done anew.
 SUPERSEDED = "superseded"
-#: Of the roles that BIDS has names for: entities, suffix, and what to say of the case's own in the sidecar.
+#: Of the images that BIDS has names for: entities, suffix, and what to say of the case's own in the sidecar.
 _NAMES = {
-    "mask": ("label-lesion", "mask", "Lesion, by vote of the members"),
-    "probability": ("label-lesion", "probseg", "Mean lesion probability of the voters"),
-    "votes": ("desc-votes", "dseg", "How many members voted lesion"),
+    "mask": ("space-dwi_label-lesion", "mask", "Lesion, by vote of the members"),
+    "probability": ("space-dwi_label-lesion", "probseg", "Mean lesion probability of the voters"),
+    "votes": ("space-dwi_desc-votes", "dseg", "How many members voted lesion"),
 }
 _TOOL = "isles-ensemble"
 _README = f"""\
@@ -56,8 +56,8 @@ def write_case(
         places = placed(wanted, layout)
         write(places, folder)
         for name, artifact in places.items():
-            if artifact.role.name in _NAMES:
-                write_json(_sidecar(artifact, case.raw), folder / f"{name.removesuffix(_IMAGES)}.json")
+            if names := _names(artifact):
+                write_json(_sidecar(artifact, names[2], case.raw), folder / f"{name.removesuffix(_IMAGES)}.json")
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         batch = all_printable({**made_of, "outputs": sizes})
         write_json(case.report | {"batch": batch}, folder / REPORT_FILE)
@@ -73,12 +73,15 @@ class Bids:
     """Of the members: letters and digits only."""
 
     def place(self, artifact: Artifact) -> str:
-        name = artifact.file_name(_IMAGES)
-        if artifact.role.name in _NAMES and name.endswith(_IMAGES):
-            entities, suffix, _ = _NAMES[artifact.role.name]
-            whose = f"_desc-{self.labels[artifact.member]}" if artifact.member else ""
-            return f"{self.prefix}_space-dwi_{entities}{whose}_{suffix}{_IMAGES}"
-        return f"desc-{self.labels[artifact.member]}_{name}" if artifact.member else name
+        whose = f"desc-{self.labels[artifact.member]}_" if artifact.member else ""
+        if names := _names(artifact):
+            entities, suffix, _ = names
+            return f"{self.prefix}_{entities}_{whose}{suffix}{_IMAGES}"
+        return whose + artifact.file_name(_IMAGES)
+
+
+def _names(artifact: Artifact) -> tuple[str, str, str] | None:
+    return _NAMES.get(artifact.role.name) if artifact.role.format == "image" else None
 
 
 def mask_file(place: Place) -> str:
@@ -92,12 +95,11 @@ def _labels(members: Sequence[str]) -> dict[str, str]:
     return dict(zip(members, distinct(bare, members), strict=True))
 
 
-def _sidecar(artifact: Artifact, raw: RawCase) -> dict[str, Any]:
+def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
     """What BIDS asks to be said of an image."""
-    about = f"What the member {artifact.member} says" if artifact.member else _NAMES[artifact.role.name][2]
     return {
         **({"Type": "Lesion"} if artifact.role.name == "mask" else {}),
-        "Description": about,
+        "Description": f"What the member {artifact.member} says" if artifact.member else about,
         "SpatialReference": printable(str(raw.images[Modality.DWI].path)),
         "Sources": [printable(str(image.path)) for image in raw.images.values()],
     }
@@ -166,7 +168,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
 
 def _no_bids() -> list[str]:
     """Patterns, for `.bidsignore`, of what BIDS has no names for."""
-    unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if kind.role.name not in _NAMES]
+    unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if not _names(kind)]
     return [REPORT_FILE, *(f"**/{name}" for name in unknown), "index.html", "summary.csv", f"{SUPERSEDED}/", ".batch/"]
 
 
