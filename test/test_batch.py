@@ -51,6 +51,7 @@ def test_a_header_that_can_not_be_read_is_no_bug(
     assert "bug" not in messages["long"] + messages["secret"]
 
 
+@pytest.mark.slow
 def test_good_cases_are_done_and_bad_ones_explained(
     tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_bug_in_one_case_does_not_stop_the_others(
     assert "ZeroDivisionError" in rows(tmp_path / "out")["b"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["fsync", "rename"])
 def test_a_full_disk_ends_the_batch_and_a_rerun_finishes_it(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -72,6 +72,7 @@ def test_an_error_of_the_system_in_a_process_for_a_gpu_is_told_as_in_one_process
     assert "Not a directory" in str(said[0]) or "File exists" in str(said[0])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_run_again_the_tree_is_that_of_an_undisturbed_run(
     tmp_path: Path, weights: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_killed_at_random_moments_and_run_again_the_tree_is_that_of_an_undisturb
     assert comparable(out) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_no_case_is_done_twice(tmp_path: Path, weights: Path) -> None:
     data, out, whole, diary = (
         write_dataset(tmp_path / "data", good=9),
@@ -115,6 +117,7 @@ def test_two_processes_share_the_work_and_no_case_is_done_twice(tmp_path: Path, 
     assert comparable(out) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_a_process_takes_over_from_one_that_is_killed(tmp_path: Path, weights: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     for number in range(6):
@@ -164,6 +167,7 @@ def test_an_interrupted_batch_says_what_is_not_done(
     assert (tmp_path / "out" / last["mask"]).is_file()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From outside, with networks that are really loaded, and a process for each of two devices."""
     from nnunet_folders import FolderSpec, build_folder

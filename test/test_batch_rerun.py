@@ -35,6 +35,7 @@ def test_all_files_of_an_image_count(tmp_path: Path) -> None:
         input_digests({DWI: tmp_path / "gone.nii.gz"})
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_kept_and_what_changed_is_made_anew(tmp_path: Path, weights: Path) -> None:
     data, out, diary = tmp_path / "data", tmp_path / "out", tmp_path / "diary"
     for name in "abc":

@@ -87,6 +87,7 @@ def test_an_output_folder_that_is_none_or_unreadable_is_called_so(
         run_batch(tmp_path / "data", tmp_path / "secret", weights)
 
 
+@pytest.mark.slow
 def test_the_tree_passes_the_bids_validator(tmp_path: Path, weights: Path) -> None:
     for name in ("sub-1_ses-a", "case 2"):
         write_case(tmp_path / "data" / name)

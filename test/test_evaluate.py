@@ -153,6 +153,7 @@ def test_the_table_the_summary_and_the_picture(masks: tuple[Path, Path], tmp_pat
     assert imread(out.parent / "metrics_plots.png").std() > 0.05
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     """100 draws of 40 cases: a 95 % interval holds the true mean in most, and not in nearly all."""
     rng, held = np.random.default_rng(1), 0

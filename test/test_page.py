@@ -230,6 +230,7 @@ def large_case(shape: tuple[int, int, int]) -> RawCase:
     return RawCase("large", images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "limit_mb"), [((73, 128, 128), 8), ((100, 220, 220), 12)])
 def test_pages_stay_small(tmp_path: Path, stub_ensemble: Build, shape: tuple[int, int, int], limit_mb: float) -> None:
     ensemble = stub_ensemble(*(StubMember(name, level=1.4 + 0.1 * k) for k, name in enumerate("abc")))
@@ -295,6 +296,7 @@ def test_the_index_links_sorts_and_finds(tmp_path: Path, open_page: Callable[[Pa
     assert cases() == ["p9"]
 
 
+@pytest.mark.slow
 def test_the_watch_on_complaints_works(tmp_path: Path, browser: Browser) -> None:
     """A page that errs and fetches is noticed by what `open_page` listens to."""
     (tmp_path / "bad.html").write_text(

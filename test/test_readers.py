@@ -482,6 +482,7 @@ def oblique(seed: int, digits: int, mirror: bool = False) -> tuple[float, ...]:
     return tuple(np.round(turned, digits).ravel().tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", [3, 4, 5])
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
 def test_directions_of_few_digits_are_read_and_can_be_written(tmp_path: Path, suffix: str, digits: int) -> None:

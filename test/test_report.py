@@ -70,6 +70,7 @@ def test_the_picture_outlines_the_lesion_and_only_a_lesion(
     assert red_pixels(tmp_path / "healthy.png") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 @pytest.mark.parametrize("flips", [(False, False, False), (True, False, True), (True, True, True)])
 def test_the_patients_left_is_on_the_right_whatever_the_axes(
