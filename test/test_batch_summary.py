@@ -87,6 +87,7 @@ def summarised(root: Path, places: dict[str, Place]) -> Row:
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", READ)
 def test_a_field_that_is_missing_or_of_another_kind_costs_only_itself(done: Path, field: str) -> None:
     whole = json.loads(done.read_text())

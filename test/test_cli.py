@@ -110,6 +110,7 @@ def test_run_writes_mask_report_and_picture(tmp_path: Path, weights: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_files_and_contract_give_the_same_mask(tmp_path: Path, weights: Path) -> None:
     arrays = phantom_arrays()
     write_contract_case(tmp_path / "in", flair=True)
@@ -259,6 +260,7 @@ def test_streams_that_take_nothing_do_not_spoil_a_case(tmp_path: Path, weights: 
     assert {"mask.nii.gz", "report.json", "overlay.png"} <= set(tree(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_member_that_raises_is_5_unless_fewer_votes_are_accepted(
     tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ PARITY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARITY)
 def test_same_as_nnunet(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, (shape, spacing) = PARITY[name]

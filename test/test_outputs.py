@@ -79,6 +79,7 @@ def test_every_output_has_a_safe_place_of_its_own_whatever_members_are_called(la
     assert max(len(part) for place in places for part in place.split("/")) < 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_holds_all_outputs_of_a_case(tmp_path: Path, stub_ensemble: Build, layout: Layout) -> None:
     wanted = artifacts(segmented(stub_ensemble, "a", "votes"), ALL)
@@ -114,6 +115,7 @@ def test_a_role_whose_name_a_member_could_have_is_none(name: str) -> None:
         Role("score", "json", "no_such_option", lambda case: None)
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_output_is_one_row(tmp_path: Path, stub_ensemble: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is written by every command, is replaced with the rest, and goes when a call of the server fails."""
     case = segmented(stub_ensemble, "a")
@@ -154,6 +156,7 @@ def test_the_index_lists_what_was_written_and_a_later_run_replaces_that_alone(
     assert set(listed(tmp_path)) == files(tmp_path) - mine_still
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "report", [None, "{}", "no json", '{"written": "mine.txt"}', '{"written": [1, {}]}', "[" * 9000]
 )

@@ -273,6 +273,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_index_links_sorts_and_finds(tmp_path: Path, open_page: Callable[[Path], Page]) -> None:
     (tmp_path / "index.html").write_text(index_page(ROWS))
     page = open_page(tmp_path / "index.html")

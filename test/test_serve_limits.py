@@ -60,6 +60,7 @@ STRANGERS = {
 }
 
 
+@pytest.mark.slow
 def test_a_thousand_strangers_do_not_keep_health_from_answering(tmp_path: Path, weights: Path) -> None:  # noqa: F811
     with many_files(HOSTILE + 500), serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
         server.await_ready()

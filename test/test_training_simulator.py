@@ -250,6 +250,7 @@ def test_training_learns_stores_and_resumes(bank: Bank, tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", sorted(MEMBERS))
 def test_nnunet_loads_what_is_exported(member: str, tmp_path: Path) -> None:
     predictor = pytest.importorskip("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor
