@@ -35,6 +35,8 @@ def host(work: Callable[[], None], log_level: int) -> NoReturn:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BrokenPipeError:  # the parent has gone, and nobody is left to tell
+        pass
     except BaseException:
         log.exception("this is a bug in the tool, please report it with the lines below")
     finally:

@@ -37,6 +37,11 @@ def fail(pipe: Connection) -> None:
     raise ZeroDivisionError
 
 
+def talk_to_nobody(pipe: Connection) -> None:
+    pipe.close()
+    raise BrokenPipeError
+
+
 def sleep(pipe: Connection) -> None:
     try:
         pipe.send(os.getpid())

@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY
 from ensemble.batch import workers
 from ensemble.serve import worker
-from hosted import fail, report, sleep, start
+from hosted import fail, report, sleep, start, talk_to_nobody
 
 
 def test_it_keeps_freed_memory_logs_and_leaves_ctrl_c_to_the_parent(capfd: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +35,13 @@ def test_a_bug_is_told_and_gives_1(capfd: pytest.CaptureFixture[str]) -> None:
     process.join()
     assert process.exitcode == 1
     assert "ZeroDivisionError" in capfd.readouterr().out
+
+
+def test_a_parent_that_has_gone_is_no_bug(capfd: pytest.CaptureFixture[str]) -> None:
+    process, _ = start(talk_to_nobody)
+    process.join()
+    assert process.exitcode == 1
+    assert capfd.readouterr().out == ""
 
 
 def test_sigterm_ends_it_as_an_error_would() -> None:

@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
 
@@ -85,19 +84,14 @@ def _main(visible: str, job: Job, cases: Cases, tell: Connection, level: int) ->
 
 def _serve(visible: str, job: Job, cases: Cases, tell: Connection) -> None:
     """What each process does."""
-
-    def say(what: Outcome | UserError) -> None:
-        with suppress(BrokenPipeError):  # the parent has died, and this process is about to end
-            tell.send(what)
-
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
     try:
         session = Session(job.root, result_key(job.recipe, {}))
         try:
-            work(job, session, cases, lambda: load(job.config), Silent(), say)
+            work(job, session, cases, lambda: load(job.config), Silent(), tell.send)
         finally:
             session.leave()
     except UserError as error:
-        say(error)
+        tell.send(error)
     except OSError as error:
-        say(unwritable(job.root, error))
+        tell.send(unwritable(job.root, error))
