@@ -27,14 +27,6 @@ _NO_WEIGHTS = re.compile(
     r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
     re.IGNORECASE,
 )
-#: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
-EXTRAS = (
-    *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
-    *(f"members/**/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
-    "report.json",
-    "report.html",
-    "overlay.png",
-)
 #: How the folders begin that hold outputs before they are published.
 STAGING = ".staging-"
 

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 #: Top to bottom; a module or package may import its own row and those above.
 LAYERS = (
-    ("errors", "types", "processors", "memory", "streams", "folders"),
+    ("errors", "types", "processors", "memory", "streams", "folders", "hosting"),
     ("config",),
     ("geometry",),
     ("volume",),
@@ -26,7 +26,8 @@ LAYERS = (
     ("families",),
     ("members",),
     ("pipeline",),
-    ("outputs", "evaluate"),
+    ("outputs",),
+    ("evaluate",),
     ("contract",),
     ("serve",),
     ("options", "progress"),
@@ -62,6 +63,29 @@ def test_imports_point_upwards_only(path: Path) -> None:
     used = {name.split(".")[1] for name in imported(path) if name.startswith("ensemble.")} - {"__version__"}
     below = {name for name in used if ROW[name] > ROW[unit(path)]}
     assert not below, f"{unit(path)} stands above {below}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Nor does any room of a package: the folders of `outputs/`, say, stand in an order too."""
+    names = {path: dotted(path) for path in MODULES}
+    known = set(names.values())
+    modules = {names[path]: imported(path) & known for path in MODULES}
+    TopologicalSorter(modules).prepare()
+    rooms: dict[str, set[str]] = {}
+    for name, used in modules.items():
+        rooms.setdefault(room(name), set()).update({room(other) for other in used} - {room(name)})
+    TopologicalSorter(rooms).prepare()
+
+
+def dotted(path: Path) -> str:
+    """A module's name as it is imported."""
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    """The folder that a module lies in; of what lies directly in a package, the module."""
+    parts = name.split(".")
+    return ".".join(parts[:-1] if len(parts) > 3 else parts)
 
 
 def test_no_module_is_missing_from_the_layers() -> None:
@@ -133,3 +157,13 @@ def test_cheap_commands_import_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_all_tests_share_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.path += ['.', 'test']\nimport conftest\n"
+        "heavy = {'torch', 'SimpleITK', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

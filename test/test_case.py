@@ -60,6 +60,7 @@ def one_voxel(array: AnyArray, value: float) -> AnyArray:
         (lambda a: a * np.nan, "not numbers"),
     ],
 )
+@pytest.mark.slow
 def test_images_without_a_picture_are_refused(
     modality: Modality, change: Callable[[AnyArray], AnyArray], message: str
 ) -> None:

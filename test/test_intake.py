@@ -245,6 +245,7 @@ ACCEPTED: dict[str, tuple[Callable[[], Case], float, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_odd_inputs_give_the_right_mask(
     tmp_path: Path, plain: Path, capfd: pytest.CaptureFixture[str], name: str
@@ -332,6 +333,7 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_broken_inputs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     build, message = REFUSED[name]

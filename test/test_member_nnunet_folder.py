@@ -281,6 +281,7 @@ BROKEN_PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_PLANS)
 def test_broken_plans(name, folder):
     change, finding = BROKEN_PLANS[name]

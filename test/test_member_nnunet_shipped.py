@@ -20,6 +20,7 @@ def shipped() -> list[MemberSpec]:
     return [spec for spec in find_members(REPOSITORY / "model_weights") if spec.kind == "nnunet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", shipped(), ids=lambda spec: spec.name)
 def test_same_as_nnunet(spec: MemberSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     case = small_case((20, 40, 36), (4.0, 3.0, 3.0))

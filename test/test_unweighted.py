@@ -83,6 +83,7 @@ def test_a_b0_in_the_place_of_a_dwi(te_ms: float, fluid_share: float, lesion_sha
     assert "b about 1000" in refusal.value.do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b", [500, 700, 1000, 2000])
 @pytest.mark.parametrize("te_ms", [60, 85, 110])
 @pytest.mark.parametrize("fluid_share", [0.0, 0.004, 0.03, 0.12])
@@ -131,6 +132,7 @@ def test_half_a_brain_is_enough(change: Callable[[AnyArray], AnyArray], seen: bo
         refuse_implausible(image, adc, inside, "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["canon_b1500", "philips_a", "siemens_supine_b", "uih_a"])
 def test_real_b0_images_are_refused_and_their_dwi_is_not(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """With the foreground's core in the place of HD-BET's brain, which takes minutes."""
@@ -150,6 +152,7 @@ def test_real_b0_images_are_refused_and_their_dwi_is_not(monkeypatch: pytest.Mon
         prepare(read_case(name, {DWI: folder / "b0.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
 
 
+@pytest.mark.slow
 def test_a_few_simulated_patients() -> None:
     """`python -m benchmarks.unweighted` asks this of a hundred."""
     shared("anatomy")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.members.manifest import file_sha256
-from ensemble.outputs.extras import Extras
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.geometry import Grid
-from ensemble.publish import publish, write_volume
+from ensemble.outputs.formats.image import write as write_volume
+from ensemble.publish import publish
 from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.series import listed
 from ensemble.readers.inspect import Finding, SeriesFinding
