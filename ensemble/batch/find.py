@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+from ensemble.batch.channels import NEEDS_DESCRIPTION, Channels, numbered
 from ensemble.batch.grouping import cases_of, is_missing, names_of, refuse_equal_names
 from ensemble.batch.layouts import FoundCase, Image, by_name, missing, what_it_holds
 from ensemble.batch.walk import case_folders, names_in, unreadable_folder, walk
@@ -38,7 +39,9 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
             "the dataset holds no case",
             where=dataset,
             found=names_in(dataset) if dataset.is_dir() else "no row names a file",
-            do="give a BIDS tree, a folder of <case>/dwi.*, adc.* (flair.*), a folder of <case>/images/dwi-brain-mri/...,"
+            do=f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
+            if dataset.is_dir() and any(map(numbered, dataset.rglob("*")))
+            else "give a BIDS tree, a folder of <case>/dwi.*, adc.* (flair.*), a folder of <case>/images/dwi-brain-mri/...,"
             " or a .csv with the columns case, dwi, adc, flair",
         )
     return found
@@ -52,13 +55,14 @@ def _look_through(root: Path, out: Path) -> tuple[FoundCase, ...]:
     dicom: dict[tuple[str, ...], list[Image]] = defaultdict(list)
     folders: set[Path] = set()
     unreadable: list[OSError] = []
+    channels = Channels(root)
     for folder, names in walk(root, out.resolve(), unreadable):
         folders.add(folder)
         for path in (folder / name for name in names):
-            if image_suffix(path) and (image := what_it_holds(path, root)):
+            if image_suffix(path) and (image := what_it_holds(path, root, channels)):
                 groups[image.group].append(image)
         for path in (*([folder] if folder != root else []), *(folder / name for name in names)):
-            if not image_suffix(path) and (image := what_it_holds(path, root)) and is_dicom(path):
+            if not image_suffix(path) and (image := what_it_holds(path, root, channels)) and is_dicom(path):
                 dicom[image.group].append(image)
     for group, images in groups.items():
         images += [image for image in dicom[group] if is_missing(image, images)]
@@ -80,8 +84,12 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
     if files:
         ordered = {modality: files[modality] for modality in Modality if modality in files}
         return FoundCase(name, ordered, missing(ordered, folder))
+    unclear = any(map(numbered, folder.rglob("*")))
     refused = InputRefused(
-        "there is no DWI and no ADC image", where=folder, found=names_in(folder), do="add them, or remove the folder"
+        "there is no DWI and no ADC image",
+        where=folder,
+        found=names_in(folder),
+        do=NEEDS_DESCRIPTION if unclear else "add them, or remove the folder",
     )
     return FoundCase(name, problem=refused)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from ensemble.batch.choice import choose
 from ensemble.batch.layouts import FoundCase, Image, missing
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, image_suffix
@@ -89,14 +90,14 @@ def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
 
 
 def _case(name: str, images: list[Image]) -> FoundCase:
-    for modality in Modality:
-        if len(several := [image.path for image in images if image.modality is modality]) > 1:
-            refused = InputRefused(
-                f"there is more than one {modality.label} image",
-                where=several[0].parent,
-                found=", ".join(sorted(path.name for path in several)),
-                do="leave exactly one, or name the files to take in a CSV worklist",
-            )
-            return FoundCase(name, {image.modality: image.path for image in images}, refused)
-    files = {modality: image.path for modality in Modality for image in images if image.modality is modality}
-    return FoundCase(name, files, missing(files, images[0].path.parent))
+    choice = choose(images)
+    files = {modality: choice.taken[modality].path for modality in Modality if modality in choice.taken}
+    for modality, several in choice.undecided.items():
+        refused = InputRefused(
+            f"there is more than one {modality.label} image",
+            where=several[0].path.parent,
+            found=", ".join(sorted(image.path.name for image in images if image.modality is modality)),
+            do="leave exactly one, or name the files to take in a CSV worklist",
+        )
+        return FoundCase(name, files, refused)
+    return FoundCase(name, files, missing(files, images[0].path.parent), choice.notes)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ensemble.batch.channels import Channels
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
-from ensemble.readers.names import ARCHIVE, image_suffix, stem
+from ensemble.readers.names import ARCHIVE, Named, image_suffix, stem, what_it_shows
+from ensemble.readers.volumes import DIFFUSION_B
 from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
-_MODALITY = re.compile(r"^(?P<case>.*?)(?:^|[_\-. ])(?P<modality>dwi|adc|flair)$", re.IGNORECASE)
+_RUN = re.compile(r"_run-(\d+)(?=_|$)")
 #: Folders that say what an image is, not whose.
 _KINDS = {"anat", "dwi", "adc", "flair"}
 _SLUGS = {slug: modality for modality, slug in INPUT_SLUGS.items()}
@@ -28,6 +30,8 @@ class FoundCase:
     files: Mapping[Modality, Path] = field(default_factory=dict)
     problem: InputRefused | None = None
     """Why it can't be segmented, where that is known already."""
+    notes: Mapping[Modality, str] = field(default_factory=dict)
+    """Of images that were chosen from several: what decided."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,29 @@ class Image:
     """What holds its subject's folder, then: several may (sites, say), and count alike."""
     at_odds: bool = False
     """Whether the folders that it lies in have other labels than its name."""
+    b: float | None = None
+    """The b-value of a DWI, s/mm^2, where its name tells one; like the next ones for choosing among several."""
+    trace: bool = False
+    """Whether a DWI is called a mean over directions."""
+    derived: bool = False
+    """Whether something was done with it since it was acquired."""
+
+    @property
+    def run(self) -> int | None:
+        """The number of its run, where its name tells one (BIDS: `run-2`)."""
+        found = _RUN.search(self.path.name)
+        return int(found[1]) if found else None
+
+    @property
+    def without_run(self) -> str:
+        """The file's name but for the run."""
+        return _RUN.sub("", self.path.name)
 
 
-def what_it_holds(path: Path, root: Path) -> Image | None:
+def what_it_holds(path: Path, root: Path, channels: Channels) -> Image | None:
     """The image of a case that a path holds, by its place and name; None for anything else.
 
-    A path that is no image file is taken for a folder or an archive of DICOM.
+    A path that is no image file is taken for a folder or an archive of DICOM. Raises InputRefused as `Channels` does.
     """
     folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else dicom_name(path)
     one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE
@@ -59,16 +80,26 @@ def what_it_holds(path: Path, root: Path) -> Image | None:
         return Image(path, _SLUGS[name], folders[:-1])
     if len(folders) >= 2 and folders[-2] == "images" and folders[-1] in _SLUGS and one_file:
         return Image(path, _SLUGS[folders[-1]], folders[:-2])
-    match = _MODALITY.match(name)
-    if match is None:
+    if numbered := channels.named(path):
+        own = folders if folders[-1:] == (numbered.case,) else (*folders, numbered.case)
+        return _labelled(path, numbered, folders) or Image(path, numbered.modality, own)
+    named = _named(name)
+    if named is None:
         return None
-    modality = Modality(match["modality"].lower())
-    return _labelled(path, modality, folders, match["case"]) or Image(path, modality, folders, match["case"])
+    image = _labelled(path, named, folders) or Image(path, named.modality, folders, named.case)
+    return replace(image, b=named.b, trace=named.trace, derived=named.derived)
 
 
-def _labelled(path: Path, modality: Modality, folders: tuple[str, ...], name: str) -> Image | None:
+def _named(name: str) -> Named | None:
+    """What a name says, unless it names a b-value at which no lesion stands out: that is no DWI for us."""
+    named = what_it_shows(name)
+    weighted = named is None or named.b is None or DIFFUSION_B[0] <= named.b <= DIFFUSION_B[1]
+    return named if weighted else None
+
+
+def _labelled(path: Path, named: Named, folders: tuple[str, ...]) -> Image | None:
     """An image whose name begins with BIDS labels; None for others."""
-    own = _BIDS.match(name)
+    name, own = named.case, _BIDS.match(named.case)
     if own is None:
         return None
     subjects = [number for number, folder in enumerate(folders) if _BIDS.match(folder)]
@@ -87,13 +118,13 @@ def _labelled(path: Path, modality: Modality, folders: tuple[str, ...], name: st
     labels = ("sub-" + outer["subject"], *("ses-" + session for session in said[:1]))
     group = (*holder, inner[0], *(() if outer["session"] else labels[1:]))
     at_odds = len(set(said)) > 1 or own["subject"] != outer["subject"]
-    return Image(path, modality, group, prefix, labels, holder, at_odds)
+    return Image(path, named.modality, group, prefix, labels, holder, at_odds)
 
 
 def by_name(path: Path) -> Modality | None:
     """The modality that a folder or an archive of DICOM is named by, or that the contract means by its name."""
-    match = _MODALITY.match(dicom_name(path))
-    return _SLUGS.get(path.name) or (Modality(match["modality"].lower()) if match else None)
+    named = _named(dicom_name(path))
+    return _SLUGS.get(path.name) or (named.modality if named else None)
 
 
 def dicom_name(path: Path) -> str:

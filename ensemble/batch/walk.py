@@ -10,8 +10,9 @@ from pathlib import Path
 from ensemble.batch.layouts import FoundCase
 from ensemble.errors import InputRefused
 
-#: Folders beside the cases: of a BIDS dataset, and our own.
-_NO_CASES = {"derivatives", "sourcedata", "code", "stimuli", "phenotype"}
+#: Folders beside the cases: of a BIDS dataset, of nnU-Net's; and those that hold its images, which are no case's own.
+_NO_CASES = {"derivatives", "sourcedata", "code", "stimuli", "phenotype", "labelsTr", "labelsTs"}
+_POOLS = {"imagesTr", "imagesTs"}
 
 
 def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
@@ -46,7 +47,11 @@ def case_folders(root: Path, folders: Iterable[Path]) -> Iterator[Path]:
     yield from sessions
     yield from (folder for folder in subjects if folder not in {session.parent for session in sessions})
     if not subjects:
-        yield from (folder for folder in inner if folder.parent == root)
+        yield from (folder for folder in inner if folder.parent == root and not _is_empty_pool(folder))
+
+
+def _is_empty_pool(folder: Path) -> bool:
+    return folder.name in _POOLS and not any(folder.iterdir())
 
 
 def unreadable_folder(error: OSError, root: Path) -> FoundCase:

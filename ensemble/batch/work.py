@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -157,7 +157,7 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
                 outcome = Outcome(case.name, "kept")
             else:
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
-                raw = read_case(case.name, case.files)
+                raw = _noting(read_case(case.name, case.files), case)
                 _refuse_changed(case, before)
                 started = time.perf_counter()
                 prepared = prepare(raw, job.config.skull_strip, job.device, job.config.brain_ml)
@@ -169,6 +169,15 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
         if not isinstance(outcome, _Task):
             session.release(lock)
     return outcome
+
+
+def _noting(raw: RawCase, case: FoundCase) -> RawCase:
+    """The case with what decided which files are read, where there were several."""
+    images = {
+        modality: replace(image, notes=(case.notes[modality], *image.notes)) if modality in case.notes else image
+        for modality, image in raw.images.items()
+    }
+    return replace(raw, images=images)
 
 
 def _is_left_over(job: Job, case: FoundCase, place: Place) -> bool:

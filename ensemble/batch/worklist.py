@@ -2,48 +2,147 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-from pathlib import Path
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
 
 from ensemble.batch.layouts import FoundCase, missing
 from ensemble.errors import InputRefused
-from ensemble.readers.names import stem
+from ensemble.readers.imagefile import case_name
 from ensemble.types import Modality
+
+log = logging.getLogger(__name__)
+
+_CASE = "case"
+#: What people write into a cell that stands for nothing, in lower case; the first is BIDS' word.
+_NONE = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
+_DO = "name the columns case, dwi, adc, flair in the first line"
 
 
 def read_worklist(path: Path) -> tuple[FoundCase, ...]:
-    """Cases of a table with the columns case (may be missing), dwi, adc and flair (may be missing or empty); paths are relative to it."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter, restval=""))
-        columns = {name.strip().lower() for name in rows[0]} if rows else set()
-    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
-        raise InputRefused(
-            "the worklist is no table of text", where=path, found=str(error), do="save it as CSV, UTF-8"
-        ) from error
-    if not {"dwi", "adc"} <= columns:
-        raise InputRefused(
-            "the worklist lacks columns",
-            where=path,
-            found=", ".join(sorted(columns)) or "no row",
-            do="name the columns case, dwi, adc, flair in the first line",
-        )
+    """Cases of a table with the columns case, dwi, adc and flair (case and flair may be missing or empty); paths are relative to it.
+
+    Without a name a case is called as `run` would call it. Raises InputRefused for what is no such table.
+    """
     cases: dict[str, FoundCase] = {}
-    for row in rows:
-        cells = {
-            (name or "").strip().lower(): (cell or "").strip() for name, cell in row.items() if isinstance(cell, str)
-        }
-        files = {modality: path.parent / cells[modality] for modality in Modality if cells.get(modality)}
-        name = cells.get("case") or (stem(files[Modality.DWI]) if Modality.DWI in files else "")
-        if not name and not files:
+    for number, cells in _rows(path):
+        files: dict[Modality, Path] = {}
+        problem = None
+        for modality in Modality:
+            if cells.get(modality):
+                files[modality] = _resolved(path.parent, cells[modality])
+                problem = problem or _foreign(path, cells[modality], files[modality])
+        named = cells.get(_CASE) or (case_name(files[Modality.DWI]) if Modality.DWI in files else "")
+        if not named and not files:
             continue
-        if not name or name in cases:
+        if not named or named in cases:
             raise InputRefused(
-                "the worklist names a case twice" if name else "a row of the worklist names no case",
-                where=path,
-                found=name or str(row),
+                "the worklist names a case twice" if named else "a row of the worklist names no case",
+                where=f"{path}, line {number}",
+                found=named or ", ".join(cells.values()),
                 do="give each row its own name in the column case",
             )
-        cases[name] = FoundCase(name, files, missing(files, path))
+        cases[named] = FoundCase(named, files, problem or missing(files, path))
     return tuple(cases[name] for name in sorted(cases))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row below the header: number of its line, and cells by column in lower case, without what stands for nothing."""
+    text = _text(path)
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter=_delimiter(text), strict=True)
+    columns: list[str] = []
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or (not columns and _is_separator_line(cells)):
+                continue
+            if not columns:
+                columns = _columns(cells, path)
+                continue
+            if any(cells[len(columns) :]):
+                raise InputRefused(
+                    "a row of the worklist has more cells than there are columns",
+                    where=f"{path}, line {reader.line_num}",
+                    found=" | ".join(cells),
+                    do='put a cell that holds the separator into quotes: "a,b.nii.gz"',
+                )
+            yield reader.line_num, dict(zip(columns, map(_said, columns, cells), strict=False))
+    except csv.Error as error:
+        raise _no_table(path, f"line {reader.line_num}: {error}") from error
+    if not columns:
+        raise InputRefused("the worklist lacks columns", where=path, found="no row", do=_DO)
+
+
+def _text(path: Path) -> str:
+    """UTF-8, or UTF-16 with its mark, as spreadsheets save it."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise _no_table(path, str(error)) from error
+    if "\0" in text:
+        raise _no_table(path, "bytes that no text holds")
+    return text
+
+
+def _delimiter(text: str) -> str:
+    """As a first line `sep=;` says, which spreadsheets write and read; else what the first line with words holds most of."""
+    lines = [line for line in text.splitlines() if line.strip(" ,;\t\"'")]
+    first = lines[0].strip().strip('"') if lines else ""
+    if first.lower().startswith("sep=") and (told := lines[0].strip(" ").strip('"')[4:5]) in tuple(",;\t|"):
+        return told
+    return max(",;\t", key=(lines[0] if lines else "").count)
+
+
+def _is_separator_line(cells: list[str]) -> bool:
+    return cells[0].lower().startswith("sep=") and not any(cells[1:])
+
+
+def _columns(cells: list[str], path: Path) -> list[str]:
+    """The names of the columns in lower case. Raises InputRefused where dwi or adc is not among them, or one of ours stands there twice."""
+    columns = [cell.lower() for cell in cells]
+    while columns and not columns[-1]:
+        columns.pop()
+    if not {Modality.DWI, Modality.ADC} <= set(columns):
+        raise InputRefused("the worklist lacks columns", where=path, found=", ".join(columns), do=_DO)
+    ours = (_CASE, *Modality)
+    if twice := [name for name, often in Counter(columns).items() if often > 1 and name in ours]:
+        raise InputRefused("a column of the worklist stands there twice", where=path, found=", ".join(twice), do=_DO)
+    if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
+        log.info("note: columns of the worklist that are not read: %s", ", ".join(others))
+    return columns
+
+
+def _said(column: str, cell: str) -> str:
+    """A cell's content; nothing where it says that there is none."""
+    return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else _NONE) else cell
+
+
+def _resolved(base: Path, cell: str) -> Path:
+    """The path that a cell means, relative to the worklist, in the words of this machine or of Windows."""
+    path = base / cell
+    if "\\" in cell and not path.exists():
+        return base / PureWindowsPath(cell).as_posix()
+    return path
+
+
+def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
+    """What to say of a path on a drive or share of Windows, which this machine doesn't know."""
+    if not PureWindowsPath(cell).drive or path.exists():
+        return None
+    return InputRefused(
+        "a path of the worklist lies on a drive or share of Windows, which is not known here",
+        where=worklist,
+        found=cell,
+        do="give paths relative to the worklist, or as this machine (or container) calls them",
+    )
+
+
+def _no_table(path: Path, found: str) -> InputRefused:
+    return InputRefused("the worklist is no table of text", where=path, found=found, do="save it as CSV, UTF-8")

@@ -12,7 +12,7 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom.read import Examination, is_dicom, opened, read_dicom
-from ensemble.readers.names import stem
+from ensemble.readers.names import stem, what_it_shows
 from ensemble.readers.native import straightened
 from ensemble.readers.stored import StoredImage, not_3d, read_stored
 from ensemble.readers.volumes import diffusion_weighted
@@ -22,7 +22,7 @@ from ensemble.volume import Volume
 #: More than any scanner's gradients give, in s/mm^2.
 _MOST_B = 1e5
 #: File names that say what an image shows, not whose it is.
-_GENERIC = {"dwi", "b1000", "dwi_b1000", "trace", "diffusion", "image"}
+_GENERIC = {"diffusion", "image"}
 
 
 def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
@@ -64,7 +64,9 @@ def read_image(path: Path, modality: Modality) -> RawImage:
 def case_name(dwi: Path) -> str:
     """What to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
     name, folder = stem(dwi), dwi.absolute().parent.name
-    return folder if name.lower() in _GENERIC and folder else name
+    shown = what_it_shows(name)
+    generic = name.lower() in _GENERIC or (shown is not None and not shown.case)
+    return folder if generic and folder else name
 
 
 def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: list[str]) -> AnyArray:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from ensemble.types import Modality
 
 #: Kinds of image that are read, by the file name's ending in lower case. Of these a truncated file is known to be noticed.
 IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr")
 #: Kind of file that may hold DICOM slices, and the endings of single ones; those without are known by their first bytes.
 ARCHIVE, SLICE_SUFFIXES = ".zip", (".dcm", ".ima")
+
+#: Words that say what an image shows, in lower case; and those before which they say something else.
+_FLAIR, _ADC, _DWI = {"flair", "t2flair"}, {"adc", "adcmap"}, re.compile(r"dwi|tracew?|(dwi)?b=?\d+|dwi\d{3,4}|isodwi")
+_NO_IMAGE = {"exp", "exponential", "phase", "pha", "imag", "imaginary"}
+#: Values of BIDS entities: parts of a complex signal; maps made of a DWI; what else they say of one.
+_MAGNITUDE, _MAP = ("mag", "magnitude"), re.compile(r"(col|colou?r)?FA|e(xp)?ADC|exp|MD|tensor|S0", re.IGNORECASE)
+_ABOUT_ADC = re.compile("^adc|adc$|(?-i:ADC)", re.IGNORECASE)
+_ABOUT_DWI = re.compile(r"adc|trace|(?<![a-z])b\d+", re.IGNORECASE)
+_B = re.compile(r"(?:(?<![A-Za-z])b=?|dwib?)(\d+)", re.IGNORECASE)
 
 
 def image_suffix(path: Path) -> str:
@@ -20,3 +34,57 @@ def stem(path: Path) -> str:
     """File name without the image ending: `a.nii.gz` -> `a`."""
     ending = image_suffix(path) or path.suffix
     return path.name[: -len(ending)] if ending else path.name
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the name of an image says."""
+
+    modality: Modality
+    case: str
+    """What is left of the name without the words that say what the image shows: whose it is."""
+    b: float | None = None
+    """The b-value of a DWI, s/mm^2, where it names a single one."""
+    trace: bool = False
+    """Whether a DWI is called a mean over directions."""
+    derived: bool = False
+    """Whether something was done with the image since it was acquired (BIDS: space-, desc-)."""
+
+
+def what_it_shows(name: str) -> Named | None:
+    """Read a name without its ending: by its last words (`17_dwi_b1000`, `17_ADC_map`), of a BIDS name also by its entities
+    (`sub-1_rec-ADC_dwi`). None for what is no DWI, ADC or FLAIR: other maps, phases, or a name that says nothing.
+    """
+    separators = "(_+)" if name.startswith("sub-") else r"([_\-. ]+)"
+    pieces = re.split(separators, name)
+    words: list[str] = []
+    while pieces and _belongs(pieces[-1].lower(), words):
+        words.append(pieces.pop().lower())
+        case = "".join(pieces[:-1])
+        pieces = pieces[:-1]
+    if not words or words == ["map"] or (pieces and pieces[-1].lower() in _NO_IMAGE):
+        return None
+    said = dict(part.split("-", 1) for part in case.split("_") if "-" in part) if name.startswith("sub-") else {}
+    about = [said[key] for key in ("acq", "rec", "desc") if key in said]
+    if said.get("part", "mag").lower() not in _MAGNITUDE or any(_MAP.fullmatch(value) for value in about):
+        return None
+    derived = "space" in said or ("desc" in said and not _ABOUT_DWI.search(said["desc"]))
+    if any(word in _FLAIR for word in words):
+        return Named(Modality.FLAIR, case, derived=derived)
+    if any(word in _ADC for word in words) or any(_ABOUT_ADC.search(value) for value in about):
+        return Named(Modality.ADC, case, derived=derived)
+    b_values = [float(digits) for text in (*words, *about) for digits in _B.findall(text)]
+    b = b_values[0] if len(set(b_values)) == 1 else None
+    trace = any("trace" in text.lower() for text in (*words, *about))
+    return Named(Modality.DWI, case, b, trace, derived)
+
+
+def _belongs(word: str, taken: Sequence[str]) -> bool:
+    """Whether a word says what an image shows, before those that stand behind it in its name (the last one first)."""
+    if any(behind in _FLAIR for behind in taken):
+        return word == "t2"
+    if not taken:
+        return word == "map" or word in _FLAIR or word in _ADC or bool(_DWI.fullmatch(word))
+    if taken == ["map"]:
+        return word in _ADC
+    return word in _ADC or bool(_DWI.fullmatch(word) and not word.startswith("b"))  # b1234_dwi may be of patient b1234

@@ -1,0 +1,85 @@
+"""Images named as nnU-Net names them: `case_0000.nii.gz`, and a `dataset.json` that says what channel 0 shows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ensemble.errors import InputRefused
+from ensemble.families.channels import parse_channel
+from ensemble.readers.names import Named, image_suffix, stem, what_it_shows
+from ensemble.types import Modality
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_DESCRIPTION = "dataset.json"
+#: What to do about such names where nothing tells what they show.
+NEEDS_DESCRIPTION = (
+    f"put nnU-Net's {_DESCRIPTION}, whose channel_names tell what _0000 and _0001 show, into their folder or above it"
+)
+
+
+class Channels:
+    """What the channels of nnU-Net's datasets show, of a tree of folders; each `dataset.json` is read once, when it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[Path, Mapping[int, Modality]] = {}
+
+    def named(self, path: Path) -> Named | None:
+        """What an image file shows; None where its name or its channel says nothing. Raises InputRefused for a damaged `dataset.json`."""
+        match = numbered(path)
+        if match is None:
+            return None
+        modality = self._of(path.parent).get(int(match["channel"]))
+        return Named(modality, match["case"]) if modality else None
+
+    def _of(self, folder: Path) -> Mapping[int, Modality]:
+        """The channels of images in a folder: as the nearest description says, at most one folder above the root."""
+        if folder not in self._known:
+            own = _described(folder / _DESCRIPTION)
+            above = folder not in (self._root.parent, folder.parent)
+            self._known[folder] = own if own is not None else self._of(folder.parent) if above else {}
+        return self._known[folder]
+
+
+def numbered(path: Path) -> re.Match[str] | None:
+    """Case and channel of an image file that is named as nnU-Net does."""
+    return _CHANNEL.fullmatch(stem(path)) if image_suffix(path) else None
+
+
+def _described(path: Path) -> Mapping[int, Modality] | None:
+    """The channels that a description names, as far as they are modalities of ours; None where it is none of nnU-Net's. Version 1 calls
+    the table `modality`. Raises InputRefused."""
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputRefused(
+            f"{_DESCRIPTION} can't be read",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            do="restore it: it tells what the images _0000, _0001 beside or below it show",
+        ) from error
+    names = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
+    if not isinstance(names, dict):
+        return None
+    return {
+        int(key): modality
+        for key, name in names.items()
+        if str(key).isdecimal() and (modality := _modality(str(name))) is not None
+    }
+
+
+def _modality(channel: str) -> Modality | None:
+    named = what_it_shows(channel.strip().removesuffix("?"))
+    if named is not None:
+        return named.modality
+    try:
+        channel_shown = parse_channel(channel)
+    except ValueError:
+        return None
+    return channel_shown.modality if channel_shown.offset == 0 else None

@@ -1,0 +1,76 @@
+"""Which of several images of one modality is a case's, by what their names say; docs/guide.md has the rule. Where it decides nothing,
+nothing is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ensemble.batch.layouts import Image
+from ensemble.readers.volumes import USUAL_B
+from ensemble.types import Modality
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The images of a case."""
+
+    taken: Mapping[Modality, Image]
+    undecided: Mapping[Modality, Sequence[Image]]
+    """Modalities with several images that nothing tells apart."""
+    notes: Mapping[Modality, str]
+    """What was chosen from what."""
+
+
+def choose(images: Sequence[Image]) -> Choice:
+    """One image a modality: as acquired rather than derived; of DWIs beside an ADC the trace, or the one of b = 1000; of runs the last one
+    that has both."""
+    given = {modality: [image for image in images if image.modality is modality] for modality in Modality}
+    with_adc = bool(given[Modality.ADC])
+    best = {modality: _best(several, with_adc=with_adc) for modality, several in given.items() if several}
+    pair = [best[modality] for modality in (Modality.DWI, Modality.ADC) if modality in best]
+    if any(len(several) > 1 for several in pair):
+        last = _last_common_run(pair)
+        for modality in (Modality.DWI, Modality.ADC):
+            if last is not None and modality in best:
+                best[modality] = [image for image in best[modality] if image.run == last]
+    if len(best.get(Modality.FLAIR, ())) > 1 and (last := _last_common_run([best[Modality.FLAIR]])) is not None:
+        best[Modality.FLAIR] = [image for image in best[Modality.FLAIR] if image.run == last]
+    return Choice(
+        {modality: several[0] for modality, several in best.items()},
+        {modality: several for modality, several in best.items() if len(several) > 1},
+        {
+            modality: f"{modality.label}: {several[0].path.name} is taken, and not "
+            + ", ".join(sorted(other.path.name for other in given[modality] if other is not several[0]))
+            for modality, several in best.items()
+            if len(several) == 1 < len(given[modality])
+        },
+    )
+
+
+def _best(images: Sequence[Image], *, with_adc: bool) -> list[Image]:
+    """The images of one modality that no other one is preferred to."""
+
+    def rank(image: Image) -> tuple[object, ...]:
+        if (
+            image.modality is not Modality.DWI or not with_adc
+        ):  # a DWI of more volumes may be what an ADC is computed of
+            return (image.derived,)
+        told = image.b is not None or image.trace
+        return image.derived, not told, abs(image.b - USUAL_B) if image.b is not None else 0.0, not image.trace
+
+    ranks = [rank(image) for image in images]
+    first = min(ranks)
+    return [image for image, its in zip(images, ranks, strict=True) if its == first]
+
+
+def _last_common_run(modalities: Sequence[Sequence[Image]]) -> int | None:
+    """The highest run of which there is one image of each modality; None where anything but runs tells images apart."""
+    runs: list[set[int]] = []
+    for images in modalities:
+        numbers = [image.run for image in images]
+        if None in numbers or len(set(numbers)) < len(images) or len({image.without_run for image in images}) > 1:
+            return None
+        runs.append({number for number in numbers if number is not None})
+    common = set.intersection(*runs)
+    return max(common) if common else None
