@@ -91,7 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         with closing(watcher()) as watching:
             result = segment(raw, ensemble, watching)
         publish_case(Segmented(raw, result, ensemble), extras, options.out, suffix)
-    log.info("%s", summary(result, options.out, suffix))
+    for line in summary(result, options.out, suffix).split("\n"):
+        log.info("%s", line)
     return 0
 
 
@@ -106,7 +107,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _members(options: argparse.Namespace) -> int:
-    from ensemble.outputs.report.members import check_members, show_members
+    from ensemble.outputs.report.members import check_members, compare_members, show_members
 
     config, paths = run_config(options), options.paths
     if len(paths) != (2 if options.action == "pack" else 0):
@@ -115,6 +116,8 @@ def _members(options: argparse.Namespace) -> int:
             found=" ".join(map(str, paths)),
             do="python process.py members pack SRC DST; members list and check take --weights DIR",
         )
+    if options.compare is not None and options.action != "check":
+        raise UsageError(f"--compare says nothing to members {options.action}", do="members check --compare FOLDER")
     if options.action == "pack":
         from ensemble.members.pack import pack
 
@@ -124,7 +127,13 @@ def _members(options: argparse.Namespace) -> int:
             log.info("packed: %s", folder)
         return 0
     specs = show_members(config)
-    return 0 if options.action == "list" or check_members(config, specs) else WeightsBroken.exit_code
+    if options.action == "check" and not check_members(config, specs):
+        return WeightsBroken.exit_code
+    if options.compare is not None:
+        from ensemble.batch.find import only_case
+
+        compare_members(config, specs, *only_case(options.compare))
+    return 0
 
 
 def _batch(options: argparse.Namespace) -> int:
@@ -159,7 +168,8 @@ def _inspect(options: argparse.Namespace) -> int:
     written = options.write if isinstance(image, RawImage) else None
     if written is not None and isinstance(image, RawImage):
         save_volume(image.volume, written)  # before a word: JSON stands alone, or an error does
-    lines = [json.dumps(all_printable(as_json(finding)), indent=2)] if options.json else as_lines(finding)
+    as_text = json.dumps(all_printable(as_json(finding)), indent=2).split("\n")
+    lines = as_text if options.json else as_lines(finding)
     for line in lines:
         log.info("%s", line)
     if written is not None and not options.json:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ensemble.text import OurLines, in_one_line, visible
+
 
 class UserError(Exception):
     """What is wrong, where, what was found, what to do: everything its reader needs, nothing of our code.
@@ -19,8 +21,13 @@ class UserError(Exception):
         self.do = do
 
     def __str__(self) -> str:
-        labelled = (("", self.what), ("where: ", self.where), ("found: ", self.found), ("do: ", self.do))
-        return "\n  ".join(label + text for label, text in labelled if text)
+        labelled = (
+            ("", in_one_line(self.what)),
+            ("where: ", visible(self.where)),  # a place is spelt as it is
+            ("found: ", in_one_line(self.found)),
+            ("do: ", in_one_line(self.do)),
+        )
+        return OurLines("\n  ".join(label + text for label, text in labelled if text))
 
 
 class UsageError(UserError):

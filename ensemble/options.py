@@ -139,11 +139,20 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         common,
         "members",
         "list, check or pack the members that a weights folder holds",
-        "list: what was found. check: load each member and verify its files. pack SRC DST: write a member folder,"
+        "list: what was found. check: load each member and verify its files; with --compare, also run nnU-Net's own predictor."
+        " pack SRC DST: write a member folder,"
         " or each member of a weights folder, as safetensors and JSON, which load without pickles.",
     )
     members.add_argument("action", choices=("list", "check", "pack"))
     members.add_argument("paths", nargs="*", type=Path, default=[], metavar="SRC DST", help="only for pack")
+    _add(
+        members,
+        "--compare",
+        type=Path,
+        metavar="FOLDER",
+        help="check: segment this case (<FOLDER>/images/dwi-brain-mri/... or <FOLDER>/dwi.*, adc.*) by each nnU-Net v2 member and by"
+        " nnunetv2 itself, which must be installed; prints Dice of the masks and the largest difference of probabilities",
+    )
     _add(
         members,
         "--onnx",
@@ -156,8 +165,9 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         "batch",
         "segment every case of a dataset",
         "Segment every case of a BIDS tree, of a folder with <case>/{dwi,adc,flair}.* or <case>/images/dwi-brain-mri/...,"
-        " of nnU-Net's <case>_0000.* with dataset.json, or of a .csv with the columns case, dwi, adc, flair. Writes BIDS derivatives, summary.csv and index.html. A case that fails"
-        " is recorded and the rest goes on; the exit code is then the failed cases' worst. What is complete stays so whatever"
+        " of nnU-Net's <case>_0000.* with dataset.json, or of a .csv with the columns case, dwi, adc, flair. Writes BIDS"
+        " derivatives, summary.csv and index.html. A case that fails is recorded and the rest goes on; the exit code is then"
+        " the failed cases' worst. What is complete stays so whatever"
         " happens, and calling again does the rest; several calls may share one output folder.",
     )
     batch.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")

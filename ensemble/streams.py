@@ -13,9 +13,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any, BinaryIO
 
 from ensemble.errors import UserError
+from ensemble.text import OurLines, visible
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +25,44 @@ log = logging.getLogger(__name__)
 def messages_to_stdout(level: int = logging.INFO) -> None:
     """Our messages from `level` on, those of libraries from warnings on; names that stdout can't spell, or a reader who has gone, are
     no reason to fail."""
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s", force=True)
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Visible("%(message)s"))
     logging.raiseExceptions = False
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     logging.getLogger("ensemble").setLevel(level)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+class _Visible(logging.Formatter):
+    """Makes every record visible once: nothing that stands in for a `%s` may begin a line of its own, or move the cursor.
+
+    Line breaks count where they stand in a message of ours, in the text of a UserError or in OurLines.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text; the lines of a traceback are set in."""
+        shown = copy(record)
+        if record.name.partition(".")[0] != "ensemble":
+            shown.msg, shown.args = visible(record.getMessage()), ()
+        elif isinstance(record.args, tuple):
+            shown.args = tuple(_as_argument(value) for value in record.args)
+        return super().format(shown)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
+        """A traceback, visible."""
+        return "\n".join("  " + visible(line) for line in super().formatException(ei).split("\n"))
+
+
+def _as_argument(value: object) -> object:
+    """What is put into a message: numbers as they are."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    ours = isinstance(value, UserError | OurLines)
+    return visible(text, keep="\n") if ours else visible(text)
 
 
 def log_failure(error: Exception) -> None:
@@ -54,7 +87,7 @@ def last_word(text: str) -> None:
     if sys.stderr is None:  # started with it closed
         return
     with suppress(OSError, ValueError):
-        print(" ".join(printable(text).split()), file=sys.stderr, flush=True)
+        print(visible(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -113,8 +146,8 @@ class _Catcher:
             with self._file as caught:
                 self._file = None
                 caught.seek(0)
-                if said := caught.read().decode(errors="replace").strip():
-                    log.debug("image library: %s", said)
+                for line in caught.read().decode(errors="replace").strip().splitlines():
+                    log.debug("image library: %s", line)
 
 
 _catcher = _Catcher()

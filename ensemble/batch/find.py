@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from ensemble.batch.channels import NEEDS_DESCRIPTION, Channels, numbered
@@ -45,6 +46,18 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
             " or a .csv with the columns case, dwi, adc, flair",
         )
     return found
+
+
+def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
+    """Name and files of the one case that a folder holds. Raises InputRefused where it holds none, several, or one that is not whole."""
+    cases = find_cases(folder, folder / "out")
+    if len(cases) > 1:
+        raise InputRefused(
+            "the folder holds several cases", where=folder, found=", ".join(case.name for case in cases), do="give one"
+        )
+    if (problem := cases[0].problem) is not None:
+        raise problem
+    return cases[0].name, cases[0].files
 
 
 def _look_through(root: Path, out: Path) -> tuple[FoundCase, ...]:

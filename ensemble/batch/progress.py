@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ensemble.batch.work import Outcome
 from ensemble.progress import Silent
+from ensemble.text import OurLines
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -29,7 +30,7 @@ class Show(Silent):
         text = {"done": "done", "kept": "complete already"}.get(outcome.status, outcome.message)
         log.log(
             logging.WARNING if outcome.status == "failed" else logging.INFO,
-            "[%d/%d] %s: %s", self.done, self.total, outcome.case, text,
+            "[%d/%d] %s: %s", self.done, self.total, outcome.case, OurLines(text),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -68,7 +69,7 @@ class Bar(Show):
         self.done += 1
         self.failed += outcome.status == "failed"
         if outcome.status == "failed":
-            log.warning("%s: %s", outcome.case, outcome.message)
+            log.warning("%s: %s", outcome.case, OurLines(outcome.message))
         self._bar.update(self._task, completed=self.done, failed=self.failed)
 
     def close(self) -> None:

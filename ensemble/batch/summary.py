@@ -14,6 +14,7 @@ from ensemble.batch.work import Outcome
 from ensemble.outputs.layouts.bids import REPORT_FILE, mask_file, read_report
 from ensemble.outputs.layouts.places import Place
 from ensemble.publish import replace_text
+from ensemble.text import cell
 
 #: Cases of an earlier dataset whose results stand in the tree.
 GONE = "not in the dataset"
@@ -72,7 +73,7 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, tuple(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, table))
+    writer.writerows({key: cell(value) for key, value in asdict(row).items()} for row in table)
     replace_text(root / "summary.csv", text.getvalue(), scratch)
     replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
 

@@ -24,6 +24,7 @@ from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
 from ensemble.readers.sources import Stamp, stamp
+from ensemble.text import visible
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Outcome:
     case: str
     status: Literal["done", "kept", "failed"]
     message: str = ""
-    """Why it failed."""
+    """Why it failed; lines of ours, in which what came from outside is visible."""
     exit_code: int = 0
     """What a run of this case alone would have ended with."""
 
@@ -220,9 +221,9 @@ def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Ex
         message, code = str(error), error.exit_code
     else:
         log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
-        message, code = f"a bug: {type(error).__name__}: {error}", 1
+        message, code = visible(f"a bug: {type(error).__name__}: {error}"), 1
     if stale and (aside := set_aside(job.root, place)):
-        message += f"\n  note: an earlier result, made of something else, was moved to {aside}"
+        message += f"\n  note: an earlier result, made of something else, was moved to {visible(str(aside))}"
     elif (job.root / place.folder).is_dir():
         message += f"\n  note: an earlier result stays in {place.folder}"
     session.note_failure(place, {"message": message, "exit_code": code})

@@ -16,6 +16,7 @@ from ensemble.evaluate.scores import Score, score
 from ensemble.evaluate.statistics import Summary, summarise
 from ensemble.publish import publish
 from ensemble.streams import last_word
+from ensemble.text import cell
 
 log = logging.getLogger(__name__)
 
@@ -76,4 +77,6 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+        writer.writerows(
+            {key: f"{v:.6g}" if isinstance(v, float) else cell(v) for key, v in row.items()} for row in rows
+        )

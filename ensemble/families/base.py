@@ -17,7 +17,7 @@ from ensemble.errors import UsageError
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
 from ensemble.prepare.case import PreparedCase
-from ensemble.types import Modality, ProgressCallback
+from ensemble.types import FloatArray, Modality, ProgressCallback
 from ensemble.volume import Volume
 
 if TYPE_CHECKING:
@@ -115,6 +115,17 @@ class Network:
     """Gives the network with its weights. Raises WeightsBroken."""
 
 
+class Peer(Protocol):
+    """The program that weights of a kind come from, running them itself."""
+
+    @property
+    def title(self) -> str:
+        """Its name and version."""
+
+    def probability(self, member: Member, case: PreparedCase, settings: InferenceSettings) -> FloatArray:
+        """Lesion probability (z, y, x) on the DWI grid, of what the member is given. Raises what the peer raises."""
+
+
 class Discovery(Protocol):
     """What recognises weights of one kind by the layout of their files."""
 
@@ -160,3 +171,7 @@ class Family(Discovery, Protocol):
     def pack(self, source: Path, target: Path, precision: packed.Precision) -> None:
         """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError where there is no such form."""
         raise UsageError(f"members of kind {self.kind} can't be packed", where=source, do="use the folder as it is")
+
+    def peer(self) -> Peer | None:
+        """The program that these weights come from, to compare with; None where there is none. Raises UsageError if it is not installed."""
+        return None

@@ -10,6 +10,7 @@ from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import headline
 from ensemble.pipeline import MemberOutcome, Result
+from ensemble.text import visible
 
 
 def summary(result: Result, folder: Path, suffix: str) -> str:
@@ -20,7 +21,7 @@ def summary(result: Result, folder: Path, suffix: str) -> str:
     for what, role in (("mask", MASK), ("picture", OVERLAY), ("page", PAGE), ("report", REPORT)):
         lines.append(f"  {what:<12} {folder / Folder(suffix).place(Artifact(role))}")
     lines.append(RESEARCH_USE)
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _vote(outcome: MemberOutcome, spacing_zyx_mm: tuple[float, float, float]) -> str:

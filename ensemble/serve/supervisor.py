@@ -17,6 +17,7 @@ from ensemble.errors import MembersFailed, UsageError, WeightsBroken
 from ensemble.folders import sole_writer
 from ensemble.serve.output_folder import OutputFolder
 from ensemble.serve.worker import Done, Failed, Job, Ready, Setup, work
+from ensemble.text import OurLines
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class Supervisor:
             failure = Failed("the server was told to end in the midst of this case")
         else:
             failure = Failed("the process that segments died", MembersFailed.exit_code, _cause(self._process.exitcode))
-            log.error("error: %s", failure)
+            log.error("error: %s", OurLines(failure))
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(failure)
         if self._stopping or self.broken:

@@ -21,6 +21,7 @@ from ensemble.config import Extras, RunConfig
 from ensemble.errors import UserError
 from ensemble.hosting import host
 from ensemble.streams import log_failure
+from ensemble.text import OurLines, visible
 
 if TYPE_CHECKING:
     from ensemble.pipeline import Ensemble, Watcher
@@ -79,7 +80,8 @@ class Failed:
         return cls(error.what, error.exit_code, {name: text for name, text in details.items() if text})
 
     def __str__(self) -> str:
-        return "\n  ".join([self.what, *(f"{name}: {text}" for name, text in self.details.items())])
+        lines = [self.what, *(f"{name}: {text}" for name, text in self.details.items())]
+        return OurLines("\n  ".join(map(visible, lines)))
 
 
 def work(connection: Connection, setup: Setup) -> NoReturn:

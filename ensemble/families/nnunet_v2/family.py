@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import Family, InferenceSettings, Member, Network, Shown
+from ensemble.families.base import Family, InferenceSettings, Member, Network, Peer, Shown
 from ensemble.families.folds import WHOLE_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import read_plans
 from ensemble.families.spec import MemberSpec
@@ -66,6 +66,12 @@ class NnunetV2(Family):
             pack_fold(path, fold / PACKED_CHECKPOINT, precision)
         for name in ("dataset.json", "plans.json"):
             shutil.copyfile(source / name, target / name)
+
+    def peer(self) -> Peer:
+        """See `reference.py`."""
+        from ensemble.families.nnunet_v2.reference import NnunetItself
+
+        return NnunetItself.installed()
 
 
 def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:

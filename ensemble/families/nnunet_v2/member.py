@@ -22,7 +22,7 @@ from ensemble.families.nnunet_v2.processing import lesion_probability, to_networ
 from ensemble.families.sessions import fit_for, open_sessions
 from ensemble.families.spec import MemberSpec
 from ensemble.families.unet import memory_of
-from ensemble.geometry import Grid, Reorientation
+from ensemble.geometry import Grid, Reorientation, Triple
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindow, Tta, predict
 from ensemble.inference.session import LoadedSession
@@ -79,9 +79,8 @@ class NnunetMember:
         Networks stay on the device they were loaded to. Raises NonFiniteLogits, ValueError for
         intensities that the plans' normalisation can't take, or what torch raises.
         """
-        orientation = self._orientation(case.grid)
-        spacing = orientation.spacing(case.grid.spacing_zyx_mm)
-        array, placement = to_network(self._images(case, orientation), spacing, self.plans)
+        images, spacing, orientation = self.network_input(case)
+        array, placement = to_network(images, spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
         sessions = fit_for(settings, self.sessions)
@@ -91,6 +90,11 @@ class NnunetMember:
         lacking = ", ".join(sorted(modality.label for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
+
+    def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
+        """What nnU-Net's preprocessing is given: images (channels, z, y, x), their spacing (z, y, x) in mm, and how they were turned."""
+        orientation = self._orientation(case.grid)
+        return self._images(case, orientation), orientation.spacing(case.grid.spacing_zyx_mm), orientation
 
     def _orientation(self, grid: Grid) -> Reorientation:
         if self.spec.orientation == "canonical":

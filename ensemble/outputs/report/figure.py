@@ -15,7 +15,7 @@ from ensemble.metrics import lesion_components
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
-from ensemble.streams import printable
+from ensemble.text import visible
 from ensemble.types import AnyArray, Modality
 
 _COLUMNS = 4
@@ -45,7 +45,7 @@ def draw_overlay(result: Result, destination: Path | BinaryIO) -> None:
             ax.set_title(f"{modality.label}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
     # file and member names are text, whatever dollar signs they hold
     figure.suptitle(headline(result), color="white", fontsize=12, parse_math=False)
-    figure.supxlabel(printable(_legend(result)), color="0.7", fontsize=8, parse_math=False)
+    figure.supxlabel(visible(_legend(result), keep="\n"), color="0.7", fontsize=8, parse_math=False)
     FigureCanvasAgg(figure).print_png(destination)
 
 

@@ -14,7 +14,7 @@ from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.series import listed
 from ensemble.readers.inspect import Finding, SeriesFinding
 from ensemble.readers.names import image_suffix
-from ensemble.streams import printable
+from ensemble.text import visible
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
@@ -33,7 +33,7 @@ def as_lines(finding: Finding) -> Iterator[str]:
         yield from (f"  no image: {file} ({what})" for file, what in finding.objects)
         yield from (f"  can't be read: {file} ({why})" for file, why in finding.unread)
     if len({id(image) for image in finding.images.values()}) == 1 < len(finding.images):  # nothing could be opened
-        yield f"refused: {next(iter(finding.images.values()))}"
+        yield from f"refused: {next(iter(finding.images.values()))}".split("\n")
         return
     for modality, image in finding.images.items():
         yield from _answer(modality.label, image, finding.notes.get(modality, ()))
@@ -66,7 +66,7 @@ def _row(series: SeriesFinding) -> tuple[str, ...]:
     return (
         ",".join(modality.label for modality in series.chosen_for),
         "" if series.number is None else str(series.number),
-        printable(series.description) or "-",
+        visible(series.description) or "-",
         series.kind,
         str(series.images),
         listed(series.b_values) or "-",
@@ -77,7 +77,7 @@ def _row(series: SeriesFinding) -> tuple[str, ...]:
 
 def _answer(label: str, image: RawImage | Grid | InputRefused, notes: Sequence[str]) -> Iterator[str]:
     if isinstance(image, InputRefused):
-        yield f"{label}: refused: {image}"
+        yield from f"{label}: refused: {image}".split("\n")
         return
     yield f"{label}: {_grid_of(image).describe()}"
     if isinstance(image, RawImage):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ensemble.config import RunConfig
-from ensemble.errors import UserError
+from ensemble.errors import UsageError, UserError
 from ensemble.families.base import InferenceSettings
+from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
 from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported, open_member
+from ensemble.types import Modality, ignore_progress
 
 log = logging.getLogger(__name__)
 
+#: Below this, masks of one network by two programs differ by more than rounding (nnU-Net adds up windows in float16).
+LEAST_DICE = 0.999
 _HEADINGS = ("name", "kind", "folds", "images", "spacing", "intensities", "licence", "size")
 
 
@@ -68,6 +73,45 @@ def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
             log.info("%s: ok, loaded in %.1f s, %s", spec.name, time.perf_counter() - started, files)
     log.info("%s", f"{broken} of {len(specs)} members are broken" if broken else "all loaded")
     return not broken
+
+
+def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, files: Mapping[Modality, Path]) -> None:
+    """Segment one case by each member and by the program that its weights come from, and log how far the two are apart.
+
+    Raises InputRefused for the case, WeightsBroken, and UsageError where there is nothing to compare with.
+    """
+    from ensemble.inference.device import resolve_device
+    from ensemble.metrics import dice
+    from ensemble.prepare.case import prepare
+    from ensemble.readers.imagefile import read_case
+
+    peers = {spec.name: peer for spec in specs if (peer := family_of(spec).peer()) is not None}
+    if not peers:
+        raise UsageError(
+            "no member can be compared: only those of nnU-Net v2 can, with nnU-Net's own predictor",
+            where=config.weights_folder,
+            found=", ".join(f"{spec.name} is of kind {spec.kind}" for spec in specs),
+            do="give nnU-Net v2 model folders (--weights, --members), or leave --compare out",
+        )
+    settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
+    case = prepare(read_case(name, files), config.skull_strip, settings.device, config.brain_ml)
+    for spec in specs:
+        if spec.name not in peers:
+            log.info("%s: not compared, of kind %s", spec.name, spec.kind)
+            continue
+        member = open_member(spec, settings)
+        if lacking := ", ".join(sorted(modality.label for modality in member.requires - case.modalities)):
+            log.info("%s: not compared, needs %s", spec.name, lacking)
+            continue
+        ours = member.predict(case, settings, ignore_progress).probability.array
+        theirs = peers[spec.name].probability(member, case, settings)
+        same, largest = dice(theirs > 0.5, ours > 0.5), float(abs(ours - theirs).max())
+        log.info(
+            "%s: beside %s on %s: mask Dice %.5f, largest difference of probabilities %.2g",
+            *(spec.name, peers[spec.name].title, case.name, same, largest),
+        )
+        if not same >= LEAST_DICE:
+            log.warning("%s: the masks differ by more than rounding explains (Dice below %g)", spec.name, LEAST_DICE)
 
 
 def _ranges(folds: Sequence[str]) -> str:

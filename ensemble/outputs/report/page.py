@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from ensemble import __version__
@@ -27,6 +28,7 @@ from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
 from ensemble.streams import printable
+from ensemble.text import visible
 from ensemble.types import AnyArray
 
 #: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
@@ -164,10 +166,16 @@ def _template(name: str) -> Any:
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(name)
+
+
+def _shown(value: Any) -> Any:
+    """What stands in for an expression of a template: text from outside can't reorder what stands around it."""
+    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache

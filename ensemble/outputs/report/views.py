@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ensemble.pipeline import Result
-from ensemble.streams import printable
+from ensemble.text import visible
 from ensemble.types import AnyArray, Modality
 
 #: Display window in units of normal tissue (see `prepare/units.py`).
@@ -18,7 +18,7 @@ def headline(result: Result) -> str:
     finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
     if specks := result.fused.specks:
         finding += f"; {specks} disputed speck{'s' * (specks > 1)} left out"
-    return printable(f"{result.case.name}: {finding}")
+    return visible(f"{result.case.name}: {finding}")
 
 
 def brain_box(brain: AnyArray) -> tuple[slice, slice]:

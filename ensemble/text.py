@@ -1,0 +1,47 @@
+"""Text from outside (names of folders, DICOM descriptions, what libraries say) as people may safely be shown it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+#: Control and format characters (escape sequences, bidirectional overrides, zero width), line and paragraph separators.
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp")
+#: With what a cell begins that spreadsheets take for a formula.
+_FORMULA = tuple(
+    "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
+
+
+class OurLines(str):
+    """Text of several lines of ours, in which all that came from outside has been made visible."""
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """Text with nothing in it that acts instead of being seen: `\\x1b`, `\\n`, `\\u202e` are spelt out, but for those to be kept.
+
+    Bytes of a file's name that are no UTF-8 (lone surrogates) become U+FFFD.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one in keep else _spelt(one) for one in text)
+
+
+def in_one_line(text: str) -> str:
+    """What somebody says, visible, a space for its line breaks."""
+    return visible(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
+
+
+def cell(value: object) -> object:
+    """What stands in a table for spreadsheets: numbers as they are, text visible and never a formula (an apostrophe is put before it)."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def _spelt(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind == "Cs":
+        return "\N{REPLACEMENT CHARACTER}"
+    return character.encode("unicode_escape").decode("ascii") if kind in _UNSEEN else character
