@@ -50,3 +50,11 @@ def contained(call: Callable[[], object], seconds: int = 30) -> Outcome:
     assert not os.WIFSIGNALED(status), f"it hung, or was killed by signal {os.WTERMSIG(status)}"
     kind, text, code, grown = pickle.loads(answer)
     return Outcome(kind, text, code, grown, time.monotonic() - started)
+
+
+def assert_refused(outcome: Outcome, exit_code: int, *said: str, most_mb: float = 150, most_s: float = 8) -> None:
+    """That a call was refused with a code and some words, without much memory or time."""
+    assert outcome.exit_code == exit_code, outcome
+    assert all(words in outcome.text for words in said), outcome
+    assert outcome.grown_mb < most_mb, outcome
+    assert outcome.seconds < most_s, outcome

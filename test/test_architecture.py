@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 
 #: Top to bottom; a module or package may import its own row and those above.
 LAYERS = (
-    ("errors", "types", "processors", "memory", "streams", "folders"),
+    ("errors", "types", "processors", "memory", "streams", "folders", "files"),
     ("config",),
     ("geometry",),
     ("volume",),

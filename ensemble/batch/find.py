@@ -6,7 +6,6 @@ Nothing that looks like a case is passed over: a folder without usable images, o
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
+from ensemble.files import read_json
 from ensemble.readers.dicom.read import is_dicom, shown_in
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
 from ensemble.types import Modality
@@ -335,7 +335,7 @@ def _walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Pa
 def _is_derivative(folder: Path) -> bool:
     """Whether a folder says of itself that it holds results: ours of another time, for example."""
     try:
-        described = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+        described = read_json(folder / "dataset_description.json")
     except (OSError, ValueError):
         return False
     return isinstance(described, dict) and described.get("DatasetType") == "derivative"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused, UsageError
+from ensemble.files import is_there, read_json
 from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
 from ensemble.readers.sources import Stamp, stamps
@@ -111,9 +111,13 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
     """The one image file in a folder; None when there is none and none is needed."""
     label = modality.value.upper()
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-    images = [path for path in present if path.is_file() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
+    # links to nowhere and what else is no file, too: who reads it says so
+    images = [path for path in present if not path.is_dir() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
     if not images and any(
-        path.is_dir() or path.suffix.lower() in SLICE_SUFFIXES or (path.is_file() and begins_as_dicom(path))
+        path.is_dir()
+        or path.suffix.lower() in SLICE_SUFFIXES
+        or not path.exists()
+        or (path.is_file() and begins_as_dicom(path))
         for path in present
     ):
         return folder  # of DICOM files, or of such folders
@@ -142,10 +146,10 @@ def _listed_folders(inputs_json: Path) -> dict[str, Path]:
 
     Entries name their socket as `interface` (until mid-2025), `socket` (since), or both.
     """
-    if not inputs_json.is_file():
+    if not is_there(inputs_json):
         return {}
     try:
-        entries = json.loads(inputs_json.read_text(encoding="utf-8"))
+        entries = read_json(inputs_json)
         sockets = [entry.get("socket") or entry["interface"] for entry in entries]
         return {
             socket["slug"]: _inside(Path(socket["relative_path"]))
@@ -184,7 +188,7 @@ def refuse_unknown_masks(output_root: Path, case: ContractCase) -> None:
 def earlier_masks(output_root: Path) -> list[str]:
     """Patterns, below the output root, of the masks that an earlier run's `results.json` lists; none when there is no such file."""
     try:
-        cases = json.loads((output_root / RESULTS).read_text(encoding="utf-8"))
+        cases = read_json(output_root / RESULTS)
         names = [
             str(output["filename"]) for case in cases for output in case["outputs"] if output["slug"] == OUTPUT_SLUG
         ]

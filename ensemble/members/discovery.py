@@ -5,7 +5,6 @@ Recognised: nnU-Net v2 and v1 trained-model folders at any depth, packed members
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.names import distinct, name_of_path
 from ensemble.families.nnunet_v1.folder import PLANS, WEIGHTS, fold_folders
 from ensemble.families.spec import MemberSpec
+from ensemble.files import is_there, read_json
 
 #: Key of an nnU-Net v2 folder's dataset.json under which a member says how it wants its images, as a manifest entry would.
 OWN_WORDS = "isles_ensemble"
@@ -41,7 +41,7 @@ def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
     """Members in the weights folder itself or any folder below it, in the order of their paths."""
     found = {path.parent: packed_member(path) for path in weights.rglob(PACKED)}
     for path in weights.rglob("plans.json"):
-        if (path.parent / "dataset.json").is_file():
+        if is_there(path.parent / "dataset.json"):
             found.setdefault(path.parent, _nnunet_member(path.parent, weights))
     for folder in _v1_folders(weights):
         if _v1_configuration(folder, weights) not in _V1_OTHERS:
@@ -63,9 +63,9 @@ def _nnunet_member(folder: Path, weights: Path) -> MemberSpec:
     """An nnU-Net v2 folder; one made for physical intensities says so itself, so that it is never run on others."""
     path = folder / "dataset.json"
     try:
-        own = json.loads(path.read_text(encoding="utf-8")).get(OWN_WORDS, {})
+        own = read_json(path).get(OWN_WORDS, {})
         return MemberSpec.from_json({**own, "name": _path_name(folder, weights), "kind": "nnunet"}, folder)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(
             "dataset.json can't be read",
             where=path,
@@ -91,7 +91,7 @@ def packed_member(path: Path) -> MemberSpec:
     """The member that a packed folder's `member.json` describes. Raises WeightsBroken."""
     try:
         return MemberSpec.from_json(packed_entry(path.parent), path.parent)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(
             "the description of a packed member can't be read",
             where=path,
@@ -103,7 +103,7 @@ def packed_member(path: Path) -> MemberSpec:
 def packed_entry(folder: Path) -> dict[str, Any]:
     """The manifest entry in a packed folder; empty where there is none. Raises ValueError for what is no JSON object."""
     path = folder / PACKED
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return dict(read_json(path)) if is_there(path) else {}
 
 
 def _v1_folders(weights: Path) -> list[Path]:

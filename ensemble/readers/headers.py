@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from ensemble.files import open_file
 
 #: More than any header; one that goes on is none.
 _LONGEST = 1 << 20
@@ -27,6 +29,12 @@ class TextHeader:
     end: int
     """The byte behind the header."""
 
+    @property
+    def leads_out(self) -> bool:
+        """Whether the file that is to hold the voxels lies elsewhere than in the header's folder or below it."""
+        named = PurePath(self.data_file)
+        return named.is_absolute() or ".." in named.parts
+
     def voxels_of(self, path: Path) -> tuple[Path, int]:
         """The file that holds the voxels of the image at `path`, and where they begin in it."""
         return (path.parent / self.data_file, 0) if self.data_file else (path, self.end)
@@ -37,7 +45,7 @@ def text_header(path: Path) -> TextHeader | None:
     kind = path.suffix.lower()
     if kind not in (".mha", ".mhd", ".nrrd", ".nhdr"):
         return None
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(_LONGEST)
     if kind in (".mha", ".mhd"):
         if (last := _METAIMAGE_END.search(head)) is None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
+from ensemble.files import hindrance, is_there, read_bounded
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom.read import Examination, is_dicom, opened, read_dicom
 from ensemble.readers.names import stem
 from ensemble.readers.native import straightened
+from ensemble.readers.sources import link_notes
 from ensemble.readers.stored import StoredImage, not_3d, read_stored
 from ensemble.readers.volumes import diffusion_weighted
 from ensemble.types import AnyArray, Modality
@@ -21,6 +23,8 @@ from ensemble.volume import Volume
 
 #: More than any scanner's gradients give, in s/mm^2.
 _MOST_B = 1e5
+#: More than any file of b-values holds.
+_MOST_B_BYTES = 1 << 20
 #: File names that say what an image shows, not whose it is.
 _GENERIC = {"dwi", "b1000", "dwi_b1000", "trace", "diffusion", "image"}
 
@@ -55,7 +59,7 @@ def read_image(path: Path, modality: Modality) -> RawImage:
     if is_dicom(path):
         return read_dicom(path, modality)
     stored = read_stored(path, label)
-    notes = list(stored.remarks)
+    notes = [*stored.remarks, *link_notes(path, label)]
     array = _single_volume(stored, path, modality, notes)
     grid = straightened(stored.grid, path, label, notes)
     return RawImage(path, Volume(array, grid), tuple(notes))
@@ -98,14 +102,19 @@ def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: l
 
 def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
     """The b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
-    if not beside.is_file():
+    if not is_there(beside):
         return None
     try:
-        b_values = [float(text) for text in beside.read_text(encoding="ascii").split()]
+        b_values = [float(text) for text in read_bounded(beside, _MOST_B_BYTES).decode("ascii").split()]
         problem = (
             "" if len(b_values) == volumes else f"{len(b_values)} numbers for {volumes} volume{'s' * (volumes > 1)}"
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        why = hindrance(beside, error)
+        raise InputRefused(
+            f"the DWI's file of b-values {why.what}", where=beside, found=why.found, do=why.do
+        ) from error
+    except ValueError as error:
         problem = str(error)
     if problem or not all(0 <= b <= _MOST_B for b in b_values):
         raise InputRefused(

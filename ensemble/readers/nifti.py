@@ -18,7 +18,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ensemble.readers.integrity import MOST_SURPLUS
+from ensemble.files import open_file
+from ensemble.readers.integrity import MOST_INFLATION, MOST_SURPLUS
+from ensemble.readers.native import SKEW
 from ensemble.types import AnyArray
 
 #: A struct format and a byte offset.
@@ -29,8 +31,8 @@ _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 7
 _SEVERAL = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "RGBA"}
 #: The two places that a NIfTI header may name must agree to this, in voxels: viewers differ in which one they take.
 _MOST_APART_VOXELS = 0.5
-#: Deviation of a matrix's columns from right angles (as cosines), and of their lengths from the voxel size (as share).
-_SKEW, _STRETCH = 1e-3, 0.01
+#: Deviation of the lengths of a matrix's columns from the voxel size, as share.
+_STRETCH = 0.01
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class Nifti:
             return found
         if not math.isfinite(offset) or offset < layout.length + 4:
             return f"data that begin at byte {offset}, inside the header"
+        if offset > MOST_SURPLUS:
+            return f"data that begin at byte {offset:.0f}"
         return self._voxel_fault()
 
     def _voxel_fault(self) -> str:
@@ -137,9 +141,17 @@ class Nifti:
         unset = slope == 0 or (math.isnan(slope) and (intercept == 0 or math.isnan(intercept)))
         if not unset and not (math.isfinite(slope) and math.isfinite(intercept)):
             return f"values scaled by {slope:g} and {intercept:g} (scl_slope, scl_inter)"
+        return ""
+
+    def shortfall(self) -> str:
+        """What is missing of the voxels, as far as that can be told before memory is asked for; empty where nothing is."""
         present = self.path.stat().st_size
-        if code in _TYPES and not self.compressed and present < self._needed:  # before memory is asked for
+        if int(self.read(self.layout.datatype)[0]) not in _TYPES:
+            return ""
+        if not self.compressed and present < self._needed:
             return f"{present} bytes of {self._needed} (uncompressed)"
+        if self.compressed and present * MOST_INFLATION < self._needed:
+            return f"{present} bytes (compressed), which can't hold {self._needed}"
         return ""
 
     @property
@@ -192,7 +204,7 @@ class Nifti:
         return bytes(header)
 
     def open(self) -> BinaryIO:
-        return cast(BinaryIO, gzip.open(self.path)) if self.compressed else self.path.open("rb")
+        return cast(BinaryIO, gzip.open(self.path)) if self.compressed else open_file(self.path)
 
 
 def nifti(path: Path) -> Nifti | None:
@@ -200,7 +212,7 @@ def nifti(path: Path) -> Nifti | None:
 
     Raises OSError, EOFError or zlib.error for a damaged file.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         begin = file.read(540)
     if compressed := begin[:2] == b"\x1f\x8b":
         with gzip.open(path) as unpacked:
@@ -236,7 +248,7 @@ def _misplaced(
     if not (lengths > 0).all():
         return "an sform that flattens the image"
     unit = sform[:, :3] / lengths
-    if np.abs(unit.T @ unit - np.eye(3)).max() > _SKEW:
+    if np.abs(unit.T @ unit - np.eye(3)).max() > SKEW:
         return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
     if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
         return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"

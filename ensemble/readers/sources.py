@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ensemble.files import is_there
 from ensemble.readers.headers import text_header
 from ensemble.readers.names import stem
 
@@ -21,14 +22,42 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
     """
     if path.is_dir():
         for folder, _, names in sorted(os.walk(path)):
-            yield from ((Path(folder, name).relative_to(path).as_posix(), Path(folder, name)) for name in sorted(names))
+            files = (Path(folder, name) for name in sorted(names))
+            yield from ((file.relative_to(path).as_posix(), file) for file in files if file.is_file())
         return
     yield path.name, path
-    if (b_values := path.with_name(stem(path) + ".bval")).is_file():
+    if is_there(b_values := path.with_name(stem(path) + ".bval")):
         yield b_values.name, b_values
     header = text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
-    if header is not None and header.data_file and (data := path.parent / header.data_file).is_file():
-        yield header.data_file, data
+    if header is not None and header.data_file and not header.leads_out:
+        data = path.parent / header.data_file
+        if is_there(data):
+            yield header.data_file, data
+
+
+def link_notes(path: Path, label: str) -> list[str]:
+    """What to say of an image that is read through links: where they lead out of their folder, or out of a folder of DICOM.
+
+    Those of git-annex and DataLad, which keep the content of files in a store of the data set, are not mentioned.
+    """
+    if path.is_symlink() and _leaves(path, path.parent):
+        return [f"{label}: read through a link to {path.resolve()}"]
+    folder = path if path.is_dir() else path.parent
+    files = [file for _, file in source_files(path)]
+    leaving = [file for file in files if file.is_symlink() and _leaves(file, folder)]
+    if not leaving:
+        return []
+    return [f"{label}: {len(leaving)} of its files are links out of its folder, the first to {leaving[0].resolve()}"]
+
+
+def _leaves(path: Path, folder: Path) -> bool:
+    real = path.resolve()
+    return not real.is_relative_to(folder.resolve()) and not is_annexed(real)
+
+
+def is_annexed(real: Path) -> bool:
+    """Whether a file's real path lies in a store of git-annex."""
+    return ".git" in real.parts and ("annex", "objects") in zip(real.parts, real.parts[1:], strict=False)
 
 
 def stamps(images: Iterable[Path]) -> dict[Path, Stamp | None]:

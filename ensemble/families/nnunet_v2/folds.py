@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
+from ensemble.files import parse_json
 from ensemble.weights.checkpoints import read_checkpoint, unwrapped
 from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
 
@@ -40,7 +41,7 @@ def read_fold(path: Path) -> dict[str, Any]:
     if path.suffix == SUFFIX:
         weights, metadata = read_packed(path)
         try:
-            return {"network_weights": weights} | {key: json.loads(text) for key, text in metadata.items()}
+            return {"network_weights": weights} | {key: parse_json(text) for key, text in metadata.items()}
         except ValueError as error:
             raise WeightsBroken("packed weights are damaged", where=path, found=str(error)) from error
     content = read_checkpoint(path)

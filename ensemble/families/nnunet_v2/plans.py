@@ -5,7 +5,6 @@ Formats: nnunetv2 2.0 to 2.8 (`plans_handler.py`, `label_handling.py`), old plan
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ensemble.errors import WeightsBroken
+from ensemble.files import read_json
 from ensemble.resample import ArrayResampling
 
 #: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
@@ -145,8 +145,8 @@ class _JsonFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
             raise WeightsBroken(
                 f"{path.name} can't be read",
                 where=path,
@@ -161,7 +161,7 @@ class _JsonFile:
         """What `parse` makes of a key, its complaints as WeightsBroken."""
         try:
             return parse()
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
             missing = isinstance(error, KeyError)
             raise self.broken(f"{key}: {'no or unknown ' if missing else ''}{error}") from error
 

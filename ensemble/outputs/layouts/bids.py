@@ -12,6 +12,7 @@ from typing import Any
 from ensemble import __version__
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import distinct
+from ensemble.files import read_json
 from ensemble.folders import unwritable
 from ensemble.outputs.extras import Extras, write_report
 from ensemble.outputs.layouts.places import Place
@@ -115,7 +116,7 @@ def read_report(root: Path, place: Place) -> dict[str, Any] | None:
     """The report of a complete result of ours; None where there is none."""
     folder = root / place.folder
     try:
-        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report: dict[str, Any] = read_json(folder / REPORT)
         outputs = report["batch"]["outputs"]
         whole = all((folder / name).stat().st_size == size for name, size in outputs.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -153,7 +154,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
     folder that can be read."""
     described = root / "dataset_description.json"
     try:
-        makers = json.loads(described.read_text(encoding="utf-8"))["GeneratedBy"]
+        makers = read_json(described)["GeneratedBy"]
         ours = any(maker["Name"] == _TOOL for maker in makers)
     except FileNotFoundError:
         ours = True
@@ -161,7 +162,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
         raise UsageError("the output folder is a file, or lies below one", where=root, do="give a folder") from error
     except OSError as error:
         raise unwritable(root, error) from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours or root.resolve() == dataset.resolve():
         raise UsageError(

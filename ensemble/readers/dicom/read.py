@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
+from ensemble.files import hindrance
 from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
@@ -24,6 +25,7 @@ from ensemble.readers.dicom.series import Series, choose, series_of
 from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
 from ensemble.readers.names import ARCHIVE
 from ensemble.readers.native import straightened
+from ensemble.readers.sources import link_notes
 from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
@@ -97,7 +99,7 @@ class Examination:
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
             array, note = diffusion_weighted(volumes, stack.b_values, self.path)
             notes += [note] if len(volumes) > 1 else []
-        notes += [f"{label}: {note}" for note in stack.notes]
+        notes += [f"{label}: {note}" for note in stack.notes] + link_notes(self.path, label)
         if any(frame.instance.stored is not None and frame.instance.stored.inverted for frame in series.frames):
             notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
         grid = straightened(stack.grid, self.path, label, notes)
@@ -192,7 +194,7 @@ def opened(path: Path, label: str) -> Iterator[Examination]:
                 header = read_header(file)
                 found = [] if header is None else frames_of(file, header)
             except (NoDicom, *MALFORMED) as error:
-                unread.append((file, _why_unread(error)))
+                unread.append((file, _why_unread(file, error)))
                 continue
             if found and found[0].instance.stored is None:
                 objects.append((file, found[0].instance.other))
@@ -201,9 +203,10 @@ def opened(path: Path, label: str) -> Iterator[Examination]:
         yield Examination(path, tuple(series_of(frames)), tuple(objects), tuple(unread))
 
 
-def _why_unread(error: Exception) -> Problem:
+def _why_unread(file: Path, error: Exception) -> Problem:
     if isinstance(error, OSError):
-        return Problem("can't be opened", error.strerror or type(error).__name__, "check its permissions")
+        why = hindrance(file, error)
+        return Problem(why.what, why.found, why.do)
     found = (str(error) or type(error).__name__).splitlines()[0]
     return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
 
