@@ -91,7 +91,7 @@ def hindrance(path: Path, error: OSError) -> Hindrance:
     return Hindrance("can't be read", said, "copy it elsewhere, and try again")
 
 
-def unreadable(subject: str, path: Path, error: OSError) -> InputRefused:
+def unopened(subject: str, path: Path, error: OSError) -> InputRefused:
     """What to tell of an input file (`subject`: "the DWI image") that can't be read."""
     why = hindrance(path, error)
     return InputRefused(f"{subject} {why.what}", where=path, found=why.found, do=why.do)

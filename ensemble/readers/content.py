@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ensemble.errors import InputRefused
 from ensemble.files import open_file
-from ensemble.readers.integrity import damaged
+from ensemble.readers.integrity import damaged, unreadable
 from ensemble.readers.names import image_suffix
 
 _BEGIN = 1024
@@ -70,9 +70,4 @@ def refuse_other_content(path: Path, label: str) -> None:
             do=f"unpack it, and {do}" if compressed else do,
         )
     if suffix not in _OWN or compressed:
-        raise InputRefused(
-            f"the {label} image is damaged or truncated, or is none",
-            where=path,
-            found=f"no NIfTI header, but {begin[:16]!r}",
-            do="open it in a viewer; copy or export it again",
-        )
+        raise unreadable(path, label, f"no NIfTI header, compressed or not, but {begin[:16]!r}")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ensemble.files import open_file
 
+#: Endings of MetaImage and NRRD files.
+TEXT_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")
 #: More than any header; one that goes on is none.
 _LONGEST = 1 << 20
+#: Longer lines of an NRRD header overrun teem's buffers. Comments, keys with values and what the content is may be longer.
+_LONGEST_LINE = 800
+_NRRD_LONG = re.compile(rb"#|content:|[^:]*:=")
 _METAIMAGE_LINE = re.compile(rb"^[ \t]*(\w+)[ \t]*[=:][ \t]*(.*?)\s*$", re.M)
 _METAIMAGE_END = re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:].*(?:\n|\Z)", re.M)
 _NRRD_LINE = re.compile(rb"^([\w ]+?): *(.*?)\s*$", re.M)
@@ -28,6 +34,8 @@ class TextHeader:
     """The file, or what names several, that holds the voxels; empty when they follow the header."""
     end: int
     """The byte behind the header."""
+    oddity: str = ""
+    """What no sound header has, and libraries answer with a crash or with a guess."""
 
     @property
     def leads_out(self) -> bool:
@@ -43,18 +51,29 @@ class TextHeader:
 def text_header(path: Path) -> TextHeader | None:
     """The header of a MetaImage or NRRD file, by its ending; None for other kinds and for what is no header. Raises OSError."""
     kind = path.suffix.lower()
-    if kind not in (".mha", ".mhd", ".nrrd", ".nhdr"):
+    if kind not in TEXT_HEADERS:
         return None
     with open_file(path) as file:
         head = file.read(_LONGEST)
     if kind in (".mha", ".mhd"):
         if (last := _METAIMAGE_END.search(head)) is None:
             return None
-        fields = {key.decode(): os.fsdecode(text) for key, text in _METAIMAGE_LINE.findall(head[: last.end()])}
+        lines = [(key.decode(), os.fsdecode(text)) for key, text in _METAIMAGE_LINE.findall(head[: last.end()])]
+        fields = dict(lines)
         data_file = fields["ElementDataFile"]
-        return TextHeader(fields, "" if data_file in ("LOCAL", "Local", "local") else data_file, last.end())
+        oddity = _repeated([key for key, _ in lines])
+        return TextHeader(fields, "" if data_file in ("LOCAL", "Local", "local") else data_file, last.end(), oddity)
     if not head.startswith(b"NRRD"):
         return None
     end = blank.end() if (blank := _NRRD_END.search(head)) is not None else len(head)
-    fields = {key.decode().lower().replace(" ", ""): os.fsdecode(text) for key, text in _NRRD_LINE.findall(head[:end])}
-    return TextHeader(fields, fields.get("datafile", ""), end)
+    lines = [(key.decode().lower().replace(" ", ""), os.fsdecode(text)) for key, text in _NRRD_LINE.findall(head[:end])]
+    fields = dict(lines)
+    names = [key for key, text in lines if not text.startswith("=")]  # `key:=value` is no field
+    longest = max((len(line) for line in head[:end].splitlines() if not _NRRD_LONG.match(line)), default=0)
+    oddity = f"a line of {longest} characters" if longest > _LONGEST_LINE else _repeated(names)
+    return TextHeader(fields, fields.get("datafile", ""), end, oddity)
+
+
+def _repeated(keys: Sequence[str]) -> str:
+    """Which key stands in a header more than once: readers differ in the one that they take."""
+    return next((f"{key} stands twice" for key, count in Counter(keys).items() if count > 1), "")

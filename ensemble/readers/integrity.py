@@ -18,7 +18,7 @@ from typing import BinaryIO
 from ensemble.errors import InputRefused
 from ensemble.files import hindrance, open_file, refuse_no_file
 from ensemble.geometry import MOST_VOXELS
-from ensemble.readers.headers import TextHeader, text_header
+from ensemble.readers.headers import TEXT_HEADERS, TextHeader, text_header
 from ensemble.streams import printable
 
 #: What reading damaged files raises.
@@ -36,6 +36,8 @@ _NRRD_AXES = ("domain", "space", "time", "???", "none")
 _SEVERAL_FILES = {".mhd": re.compile(r"LIST|.*%"), ".nhdr": re.compile(r"LIST|.*%\d*d")}
 #: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
 _ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+#: Of the axes that MetaIO has room for.
+_MOST_AXES = 10
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 
@@ -43,8 +45,8 @@ _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 MOST_SURPLUS = 1 << 28
 #: Deflate makes a byte of 1032 at most (zlib's technical details): what is announced beyond that is not there.
 MOST_INFLATION = 1032
-#: Axes that an image may have where its header tells them; lines that may stand before an NRRD file's voxels.
-_MOST_AXES, _MOST_LINES = 10, 1 << 16
+#: Lines that may stand before an NRRD file's voxels.
+_MOST_LINES = 1 << 16
 
 
 def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
@@ -56,7 +58,12 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
     remarks: list[str] = []
     try:
         found = ""
-        if (header := text_header(path)) is not None:
+        header = text_header(path)
+        if header is None and path.suffix.lower() in TEXT_HEADERS:
+            raise unreadable(path, label, "no MetaImage or NRRD header")
+        if header is not None:
+            if header.oddity:
+                raise odd_header(path, label, header.oddity)
             _refuse_scattered(header, path, label)
             metaimage = path.suffix.lower() in (".mha", ".mhd")
             if odd := _odd_numbers(header, metaimage=metaimage):
@@ -106,6 +113,16 @@ def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
             found=f"size {' x '.join(map(str, size))}",
             do="check the header; crop or resample it if it is right",
         )
+
+
+def unreadable(path: Path, label: str, found: str) -> InputRefused:
+    """What to tell of a file that is no image of the kind that its name says."""
+    return InputRefused(
+        f"the {label} file is not a readable image, or is damaged",
+        where=path,
+        found=printable(found),
+        do="open it in a viewer to see whether it is whole; convert an image of another kind, instead of renaming it",
+    )
 
 
 def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
@@ -166,9 +183,10 @@ def _is_size(text: str) -> bool:
 
 def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
     """A field of the header that holds what can't be; empty where none does. Raises ValueError for what is no number."""
-    axes = int(header.fields.get("NDims" if metaimage else "dimension", 3))
-    if not 1 <= axes <= _MOST_AXES:
-        return f"{axes} axes"
+    key = "NDims" if metaimage else "dimension"
+    axes = header.fields.get(key, "")
+    if not axes.isdecimal() or not 0 < int(axes) <= _MOST_AXES:  # ITK asks for memory for all of them, and dies
+        return f"{key} = {axes}" if axes else f"no {key}"
     sizes = [int(number) for number in header.fields.get("DimSize" if metaimage else "sizes", "").split()]
     if any(size < 1 for size in sizes):
         return f"size {' x '.join(map(str, sizes))}"

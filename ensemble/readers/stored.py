@@ -17,17 +17,23 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
-from ensemble.files import open_file, unreadable
+from ensemble.files import open_file, unopened
 from ensemble.geometry import Grid
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.readers.content import refuse_other_content
-from ensemble.readers.integrity import DAMAGE, damaged, odd_header, refuse_too_large, remarks_or_refusal
+from ensemble.readers.integrity import DAMAGE, damaged, odd_header, refuse_too_large, remarks_or_refusal, unreadable
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
 from ensemble.readers.native import last_line
 from ensemble.readers.nifti import Nifti, nifti
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray
 
+#: What reads each kind: left to choose by content, ITK would take a TIFF or an HDF5 file that is named .mha, with a geometry made up.
+_READERS = {
+    **dict.fromkeys((".mha", ".mhd"), "MetaImageIO"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "NrrdImageIO"),
+    **dict.fromkeys((".nii", ".nii.gz"), "NiftiImageIO"),
+}
 #: Kinds whose data lie in the same file as the header.
 _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 
@@ -77,9 +83,10 @@ def read_stored(path: Path, label: str) -> StoredImage:
     try:
         with _plain_name(path) as plain, native_stderr_to_log():
             grid = _grid(plain, path, label)
-            return StoredImage(sitk.GetArrayFromImage(sitk.ReadImage(str(plain))), grid, remarks=remarks)
+            image = sitk.ReadImage(str(plain), imageIO=_READERS[image_suffix(plain)])
+            return StoredImage(sitk.GetArrayFromImage(image), grid, remarks=remarks)
     except (RuntimeError, MemoryError, OverflowError) as error:
-        raise _unreadable(path, label, error) from error
+        raise _refused_by_itk(path, label, error) from error
 
 
 def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
@@ -87,7 +94,7 @@ def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
     if is_out_of_memory(error):
         return too_little_memory(path, label)
     if isinstance(error, OSError) and error.errno is not None:
-        return unreadable(f"the {label} image", path, error)
+        return unopened(f"the {label} image", path, error)
     return damaged(path, label, str(error) or type(error).__name__)
 
 
@@ -110,7 +117,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
         with header.place_for_itk() as plain, native_stderr_to_log():
             grid = _grid(plain, header.path, label)
     except (RuntimeError, struct.error) as error:
-        raise _unreadable(header.path, label, error) from error
+        raise _refused_by_itk(header.path, label, error) from error
     if not header.size[:3] == grid.size or len(header.size) > 4:
         raise not_3d(header.path, label, header.size)
     return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
@@ -119,6 +126,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
 def _grid(plain: Path, path: Path, label: str) -> Grid:
     """The grid of the file's first three axes, as ITK reads it. Raises InputRefused for what is no scalar image of three or four."""
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(_READERS[image_suffix(plain)])
     reader.SetFileName(str(plain))
     reader.ReadImageInformation()
     size, axes = reader.GetSize(), reader.GetDimension()
@@ -146,15 +154,10 @@ def _not_scalar(path: Path, label: str, found: str) -> InputRefused:
     return InputRefused(f"the {label} image is not scalar", where=path, found=found, do="give one grey value a voxel")
 
 
-def _unreadable(path: Path, label: str, error: Exception) -> InputRefused:
+def _refused_by_itk(path: Path, label: str, error: Exception) -> InputRefused:
     if is_out_of_memory(error):
         return too_little_memory(path, label)
-    return InputRefused(
-        f"the {label} file is not a readable image, or is damaged",
-        where=path,
-        found=last_line(error),
-        do="open it in a viewer to see whether it is whole; copy or export it again",
-    )
+    return unreadable(path, label, last_line(error))
 
 
 def _by(size: tuple[int, ...]) -> str:
@@ -168,7 +171,7 @@ def _refuse_unreadable(path: Path, label: str) -> None:
         with open_file(path) as file:
             first = file.read(1)
     except OSError as error:
-        raise unreadable(f"the {label} image", path, error) from error
+        raise unopened(f"the {label} image", path, error) from error
     if not first:
         raise InputRefused(f"the {label} image is an empty file", where=path, do="copy or export it again")
     if not image_suffix(path):

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from zlib import error as ZlibError
 
 from ensemble.errors import InputRefused
-from ensemble.files import is_there, open_file, refuse_no_file, unreadable
+from ensemble.files import is_there, open_file, refuse_no_file, unopened
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES
 
 #: Of one examination; more is an archive of patients, not a case.
@@ -52,7 +52,7 @@ def files_of(path: Path, label: str) -> Iterator[list[Path]]:
         try:
             refuse_no_file(path)
         except OSError as error:
-            raise unreadable(f"the {label} image", path, error) from error
+            raise unopened(f"the {label} image", path, error) from error
         yield [path]
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def _unpack(path: Path, folder: str, label: str) -> None:
     try:
         file = open_file(path)
     except OSError as error:
-        raise unreadable(f"the {label} image", path, error) from error
+        raise unopened(f"the {label} image", path, error) from error
     try:
         with file, zipfile.ZipFile(_with_short_directory(file, path, label)) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
