@@ -167,7 +167,7 @@ def test_pickles_and_packed_weights_that_are_fifos_are_refused(tmp_path: Path) -
 
 def test_a_mask_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mask.nii.gz")
-    outcome = contained(lambda: read_mask(tmp_path / "mask.nii.gz"), seconds=10)
+    outcome = contained(lambda: read_mask(tmp_path / "mask.nii.gz", "mask"), seconds=10)
     assert outcome.kind == "InputRefused", outcome
 
 
@@ -250,7 +250,7 @@ def test_a_dangling_link_is_no_missing_image(tmp_path: Path, capfd: pytest.Captu
 def test_masks_through_links_are_still_compared(tmp_path: Path) -> None:
     target = write_image(phantom_lesion().astype(np.uint8), tmp_path / "store" / "mask.nii.gz")
     (tmp_path / "mask.nii.gz").symlink_to(target)
-    assert read_mask(tmp_path / "mask.nii.gz").array.any()
+    assert read_mask(tmp_path / "mask.nii.gz", "mask").array.any()
 
 
 def test_a_fifo_in_the_place_of_a_manifest_is_no_absent_manifest(tmp_path: Path) -> None:

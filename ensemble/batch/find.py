@@ -6,6 +6,7 @@ Nothing that looks like a case is passed over: a folder without usable images, o
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -18,7 +19,10 @@ from ensemble.errors import InputRefused
 from ensemble.files import read_json
 from ensemble.readers.dicom.read import is_dicom, shown_in
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
+from ensemble.readers.sources import is_annexed, real_path
 from ensemble.types import Modality
+
+log = logging.getLogger(__name__)
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
 _MODALITY = re.compile(r"^(?P<case>.*?)(?:^|[_\-. ])(?P<modality>dwi|adc|flair)$", re.IGNORECASE)
@@ -148,7 +152,17 @@ def _from_folder(root: Path, out: Path) -> tuple[FoundCase, ...]:
     cases += [_unreadable(error, root) for error in unreadable]
     for group, name in _names_of(groups, {case.name for case in cases}).items():
         cases += _cases_of(name, root.name, groups[group])
+    _remark_on_links(cases, root)
     return tuple(_refuse_equal_names(cases))
+
+
+def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
+    """Say it where images are read through links that leave the dataset: of files or of folders, but for git-annex's own."""
+    real = {path: real_path(path) for case in cases for path in case.files.values()}
+    leaving = [path for path, at in real.items() if not at.is_relative_to(root) and not is_annexed(at)]
+    if leaving:
+        first = f"{leaving[0].relative_to(root)} is {real[leaving[0]]}"
+        log.info("note: links that leave the dataset are followed, for %d images: %s", len(leaving), first)
 
 
 def _names_of(groups: Mapping[tuple[str, ...], list[_Image]], taken: set[str]) -> dict[tuple[str, ...], str]:

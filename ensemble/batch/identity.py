@@ -11,8 +11,8 @@ from typing import Any
 
 from ensemble import __version__
 from ensemble.config import RunConfig
-from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
+from ensemble.files import unopened
 from ensemble.members.manifest import file_sha256
 from ensemble.outputs.extras import Extras
 from ensemble.readers.sources import Stamp, source_files, stamps
@@ -60,9 +60,4 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputRefused(
-            f"the {modality.value.upper()} image can't be read",
-            where=error.filename or path,
-            found=error.strerror or type(error).__name__,
-            do="check that it is there, and its permissions",
-        ) from error
+        raise unopened(f"the {modality.value.upper()} image", Path(error.filename or path), error) from error

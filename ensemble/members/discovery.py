@@ -39,8 +39,8 @@ class Unsupported:
 
 def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
     """Members in the weights folder itself or any folder below it, in the order of their paths."""
-    found = {path.parent: packed_member(path) for path in weights.rglob(PACKED)}
-    for path in weights.rglob("plans.json"):
+    found = {path.parent: packed_member(path) for path in _called(weights, PACKED)}
+    for path in _called(weights, "plans.json"):
         if is_there(path.parent / "dataset.json"):
             found.setdefault(path.parent, _nnunet_member(path.parent, weights))
     for folder in _v1_folders(weights):
@@ -57,6 +57,11 @@ def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
     ]
     told = distinct(names, [folder.relative_to(weights).as_posix() for folder in folders])
     return tuple(replace(found[folder], name=name) for folder, name in zip(folders, told, strict=True))
+
+
+def _called(weights: Path, name: str) -> list[Path]:
+    """Everything below a folder that bears a name, links to nowhere too: a member of which not all was fetched is no absent one."""
+    return [path for path in weights.rglob("*") if path.name == name]
 
 
 def _nnunet_member(folder: Path, weights: Path) -> MemberSpec:
@@ -108,8 +113,8 @@ def packed_entry(folder: Path) -> dict[str, Any]:
 
 def _v1_folders(weights: Path) -> list[Path]:
     """nnU-Net v1 model folders, also such as have lost part of their files."""
-    of_weights = {path.parent.parent for path in weights.rglob(WEIGHTS)}
-    of_plans = {path.parent for path in weights.rglob(PLANS) if fold_folders(path.parent)}
+    of_weights = {path.parent.parent for path in _called(weights, WEIGHTS)}
+    of_plans = {path.parent for path in _called(weights, PLANS) if fold_folders(path.parent)}
     return sorted(of_weights | of_plans)
 
 

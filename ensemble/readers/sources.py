@@ -41,18 +41,23 @@ def link_notes(path: Path, label: str) -> list[str]:
     Those of git-annex and DataLad, which keep the content of files in a store of the data set, are not mentioned.
     """
     if path.is_symlink() and _leaves(path, path.parent):
-        return [f"{label}: read through a link to {path.resolve()}"]
+        return [f"{label}: read through a link to {real_path(path)}"]
     folder = path if path.is_dir() else path.parent
     files = [file for _, file in source_files(path)]
     leaving = [file for file in files if file.is_symlink() and _leaves(file, folder)]
     if not leaving:
         return []
-    return [f"{label}: {len(leaving)} of its files are links out of its folder, the first to {leaving[0].resolve()}"]
+    return [f"{label}: {len(leaving)} of its files are links out of its folder, the first to {real_path(leaving[0])}"]
 
 
 def _leaves(path: Path, folder: Path) -> bool:
-    real = path.resolve()
-    return not real.is_relative_to(folder.resolve()) and not is_annexed(real)
+    real = real_path(path)
+    return not real.is_relative_to(real_path(folder)) and not is_annexed(real)
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads, all links followed; one that leads back to itself included."""
+    return Path(os.path.realpath(path))
 
 
 def is_annexed(real: Path) -> bool:
