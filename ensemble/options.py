@@ -104,7 +104,12 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         help="diffusion-weighted image (b about 1000 s/mm^2): an image file, or a folder or .zip of DICOM, as for ADC and FLAIR",
     )
     _add(
-        run, "--adc", type=Path, needed=True, metavar="FILE", help="apparent diffusion coefficient map, any usual unit"
+        run,
+        "--adc",
+        type=Path,
+        metavar="FILE",
+        help="apparent diffusion coefficient map, any usual unit; without, it is computed if the DWI holds b0 and b about 1000 with their"
+        " b-values (.bval, or DICOM)",
     )
     _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image; members that need it don't vote without")
     _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")

@@ -19,7 +19,8 @@ from ensemble.errors import InputRefused
 from ensemble.files import read_json
 from ensemble.readers.dicom.read import is_dicom, shown_in
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
-from ensemble.readers.sources import is_annexed, real_path
+from ensemble.readers.sources import is_annexed, may_tell_b_values, real_path
+from ensemble.readers.volumes import no_adc
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
@@ -257,15 +258,16 @@ def _case(name: str, images: list[_Image]) -> FoundCase:
 
 
 def _missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
-    for modality in (Modality.DWI, Modality.ADC):
-        if modality not in files:
-            return InputRefused(
-                f"there is no {modality.value.upper()} image",
-                where=where,
-                found=", ".join(str(path.name) for path in files.values()),
-                do="DWI and ADC are both needed",
-            )
-    return None
+    """What to tell of a case without DWI; an ADC that is not there may be computed of it."""
+    if Modality.DWI in files:
+        known = Modality.ADC in files or may_tell_b_values(files[Modality.DWI])
+        return None if known else no_adc(files[Modality.DWI], "its b-values are not known")
+    return InputRefused(
+        "there is no DWI image",
+        where=where,
+        found=", ".join(str(path.name) for path in files.values()),
+        do="DWI and ADC are both needed, or a DWI that holds b0 as well, with its b-values",
+    )
 
 
 def _without_image_files(folder: Path, root: Path) -> FoundCase:
@@ -356,7 +358,7 @@ def _is_derivative(folder: Path) -> bool:
 
 
 def _from_worklist(path: Path) -> tuple[FoundCase, ...]:
-    """Cases of a table with the columns case (may be missing), dwi, adc and flair (may be missing or empty); paths are relative to it."""
+    """Cases of a table with the columns dwi, case, adc and flair (which may be missing or empty); paths are relative to it."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
@@ -366,13 +368,8 @@ def _from_worklist(path: Path) -> tuple[FoundCase, ...]:
         raise InputRefused(
             "the worklist is no table of text", where=path, found=str(error), do="save it as CSV, UTF-8"
         ) from error
-    if not {"dwi", "adc"} <= columns:
-        raise InputRefused(
-            "the worklist lacks columns",
-            where=path,
-            found=", ".join(sorted(columns)) or "no row",
-            do="name the columns case, dwi, adc, flair in the first line",
-        )
+    if "dwi" not in columns:
+        raise _lacks_columns(path, columns)
     cases: dict[str, FoundCase] = {}
     for row in rows:
         cells = {
@@ -390,7 +387,18 @@ def _from_worklist(path: Path) -> tuple[FoundCase, ...]:
                 do="give each row its own name in the column case",
             )
         cases[name] = FoundCase(name, files, _missing(files, path))
+    if "adc" not in columns and all(case.problem for case in cases.values()):
+        raise _lacks_columns(path, columns)
     return tuple(cases[name] for name in sorted(cases))
+
+
+def _lacks_columns(path: Path, columns: set[str]) -> InputRefused:
+    return InputRefused(
+        "the worklist lacks columns",
+        where=path,
+        found=", ".join(sorted(columns)) or "no row",
+        do="name the columns case, dwi, adc, flair in the first line; only a DWI that holds b0 as well, with its b-values, needs no adc",
+    )
 
 
 def _names(folder: Path) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ensemble import __version__
 from ensemble.config import RunConfig
+from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
-from ensemble.files import unopened
+from ensemble.files import hindrance
 from ensemble.members.manifest import file_sha256
 from ensemble.outputs.extras import Extras
 from ensemble.readers.sources import Stamp, source_files, stamps
@@ -60,4 +61,9 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise unopened(f"the {modality.value.upper()} image", Path(error.filename or path), error) from error
+        where = Path(error.filename or path)
+        why = hindrance(where, error)
+        found = f"it {why.what}{': ' * bool(why.found)}{why.found}"
+        raise InputRefused(
+            f"the {modality.value.upper()} image can't be read", where=where, found=found, do=why.do
+        ) from error

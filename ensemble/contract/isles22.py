@@ -11,7 +11,7 @@ from ensemble.errors import InputRefused, UsageError
 from ensemble.files import is_there, read_json
 from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
-from ensemble.readers.sources import Stamp, stamps
+from ensemble.readers.sources import Stamp, may_tell_b_values, stamps
 from ensemble.types import Modality
 
 #: Interface slug of each input image; its folder is /input/images/<slug>.
@@ -101,7 +101,8 @@ def _find_images(root: Path) -> dict[Modality, Path]:
     files: dict[Modality, Path] = {}
     for modality, slug in INPUT_SLUGS.items():
         folder = root / listed.get(slug, Path("images") / slug)
-        must_exist = slug in listed or modality is not Modality.FLAIR
+        computed = modality is Modality.ADC and may_tell_b_values(files[Modality.DWI])  # who reads the DWI tells
+        must_exist = slug in listed or not (modality is Modality.FLAIR or computed)
         if (image := _only_image(folder, modality, must_exist)) is not None:
             files[modality] = image
     return files

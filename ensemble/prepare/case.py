@@ -12,6 +12,7 @@ from scipy import ndimage
 from ensemble.config import RunConfig, SkullStrip
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
+from ensemble.prepare.adc import with_adc
 from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.grids import adc_on_dwi_grid, flair_on_dwi_grid, within_adc
 from ensemble.prepare.hot import is_constant, unusable
@@ -65,6 +66,7 @@ def prepare(
 
     `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does. `brain_ml` is the volume that a brain may have.
     """
+    raw = with_adc(raw)
     notes = [note for image in raw.images.values() for note in image.notes]
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in raw.images:

@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.types import Modality
+from ensemble.types import FloatArray, Modality
 from ensemble.volume import Volume
+
+
+@dataclass(frozen=True)
+class LowB:
+    """The image of lowest b-value beside a DWI, in the same file or series: what an ADC can be computed of."""
+
+    array: FloatArray
+    """(z, y, x), float32, on the DWI's grid."""
+    b: float
+    """Its b-value, and that of the DWI, s/mm^2."""
+    dwi_b: float
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,8 @@ class RawImage:
     """float32, each image on its own grid."""
     notes: tuple[str, ...] = ()
     """What the reader chose or found odd, one sentence each."""
+    low_b: LowB | None = None
+    """Beside a DWI, where it was asked for."""
 
 
 @dataclass(frozen=True)

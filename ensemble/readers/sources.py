@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ensemble.files import is_there
+from ensemble.readers.dicom.files import is_dicom
 from ensemble.readers.headers import text_header
 from ensemble.readers.names import stem
 
@@ -33,6 +34,11 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
         data = path.parent / header.data_file
         if is_there(data):
             yield header.data_file, data
+
+
+def may_tell_b_values(dwi: Path) -> bool:
+    """Whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval. Without, no ADC can be computed."""
+    return is_dicom(dwi) or is_there(dwi.with_name(stem(dwi) + ".bval"))
 
 
 def link_notes(path: Path, label: str) -> list[str]:

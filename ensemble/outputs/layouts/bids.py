@@ -12,7 +12,7 @@ from typing import Any
 from ensemble import __version__
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import distinct
-from ensemble.files import read_json
+from ensemble.files import parse_json, read_json
 from ensemble.folders import unwritable
 from ensemble.outputs.extras import Extras, write_report
 from ensemble.outputs.layouts.places import Place
@@ -154,7 +154,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
     folder that can be read."""
     described = root / "dataset_description.json"
     try:
-        makers = read_json(described)["GeneratedBy"]
+        makers = parse_json(described.read_text(encoding="utf-8"))["GeneratedBy"]
         ours = any(maker["Name"] == _TOOL for maker in makers)
     except FileNotFoundError:
         ours = True

@@ -26,7 +26,7 @@ from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
 from ensemble.readers.names import ARCHIVE
 from ensemble.readers.native import straightened
 from ensemble.readers.sources import link_notes
-from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted
+from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted, low_b
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -77,8 +77,8 @@ class Examination:
         """A series in order. Raises InputRefused."""
         return stack_of(series, self.path, label, self.place_of)
 
-    def read(self, modality: Modality) -> RawImage:
-        """The image of a modality, as float32. Raises InputRefused."""
+    def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
+        """The image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
         label = modality.value.upper()
         series, notes = self.chosen(modality)
         stack = self.stack(series, label)
@@ -99,11 +99,12 @@ class Examination:
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
             array, note = diffusion_weighted(volumes, stack.b_values, self.path)
             notes += [note] if len(volumes) > 1 else []
+        low = low_b(volumes, stack.b_values, self.path) if with_low_b else None
         notes += [f"{label}: {note}" for note in stack.notes] + link_notes(self.path, label)
         if any(frame.instance.stored is not None and frame.instance.stored.inverted for frame in series.frames):
             notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
         grid = straightened(stack.grid, self.path, label, notes)
-        return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes))
+        return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes), low)
 
     def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
         for file, problem in unread[:1]:
@@ -159,14 +160,14 @@ class Examination:
         ]
 
 
-def read_dicom(path: Path, modality: Modality) -> RawImage:
+def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
     """Read the series of a folder (subfolders included) or .zip that shows a modality, as float32.
 
     Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
     is not read.
     """
     with opened(path, modality.value.upper()) as examination:
-        return examination.read(modality)
+        return examination.read(modality, with_low_b=with_low_b)
 
 
 def shown_in(folder: Path) -> frozenset[Modality]:
