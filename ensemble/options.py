@@ -33,7 +33,7 @@ and the mask and results.json appear below --output. Every option is also read f
 ISLES_MIN_MEMBERS, and so on; what stands on the command line wins.
 
 exit codes: 0 done; 2 wrong usage, or the output folder can't be written or is in use; 3 input refused; 4 weights missing or
-broken; 5 too few members voted; 1 a bug.
+broken; 5 too few members voted; 137 out of memory; 1 a bug.
 On any other code than 0 the output folder is left as it was (batch: what was done stays, each case whole or absent).
 
 For research only. Not a medical device."""

@@ -20,7 +20,7 @@ from ensemble.prepare.plausibility import refuse_implausible
 from ensemble.prepare.scale import refuse_no_brain, refuse_other_scale, refuse_two_scales
 from ensemble.prepare.skull import must_strip, remark_on_edges, strip
 from ensemble.prepare.units import physical_intensities
-from ensemble.readers.base import RawCase, RawImage
+from ensemble.readers.base import RawCase, RawImage, with_readers_notes
 from ensemble.resample import resample_volume
 from ensemble.types import BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
@@ -56,6 +56,7 @@ class PreparedCase:
         return frozenset(self.images)
 
 
+@with_readers_notes
 def prepare(
     raw: RawCase,
     skull_strip: SkullStrip = "auto",

@@ -33,6 +33,8 @@ _SEVERAL = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "
 _MOST_APART_VOXELS = 0.5
 #: Deviation of the lengths of a matrix's columns from the voxel size, as share.
 _STRETCH = 0.01
+#: What ITK takes for right angles in an sform; beyond (1e-4), it takes the qform or refuses the file.
+_ITK_SKEW = 5e-5
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,29 @@ class Nifti:
     def place_for_itk(self) -> Iterator[Path]:
         """A file with the header and no voxels, from which ITK can tell where the image lies; for as long as the block lasts."""
         with tempfile.TemporaryDirectory() as folder:
-            (path := Path(folder) / "header.nii").write_bytes(self._as_nifti1() + bytes(4))
+            header = bytearray(self._as_nifti1() + bytes(4))
+            if (axes := self._skewed_axes()) is not None:
+                left, _, right = np.linalg.svd(axes)
+                sform = np.reshape(self.read(self.layout.srow), (3, 4))
+                straight = np.column_stack([left @ right * np.linalg.norm(sform[:, :3], axis=0), sform[:, 3]])
+                order, old = (self.order if self.layout is _LAYOUTS[348] else "<"), _LAYOUTS[348]
+                struct.pack_into(order + old.srow[0], header, old.srow[1], *straight.ravel())
+                struct.pack_into(order + old.codes[0], header, old.codes[1], 0, 1)
+            (path := Path(folder) / "header.nii").write_bytes(header)
             yield path
+
+    def direction(self) -> tuple[float, ...] | None:
+        """The direction cosines (LPS, row by row) where the sform's axes are not quite at right angles, so that ITK would not take them."""
+        axes = self._skewed_axes()
+        return None if axes is None else tuple((np.diag((-1.0, -1.0, 1.0)) @ axes + 0.0).ravel().tolist())
+
+    def _skewed_axes(self) -> AnyArray | None:
+        """The sform's unit vectors (RAS, in columns) where they are not quite at right angles."""
+        if self.read(self.layout.codes)[1] <= 0 or len(self.size) < 3:
+            return None
+        sform = np.reshape(self.read(self.layout.srow), (3, 4))[:, :3]
+        axes = sform / np.linalg.norm(sform, axis=0)
+        return axes if np.abs(axes.T @ axes - np.eye(3)).max() > _ITK_SKEW else None
 
     def _as_nifti1(self) -> bytes:
         """The header; of NIfTI-2, its fields of place, size and type as NIfTI-1 has them. Raises struct.error for what does not fit."""

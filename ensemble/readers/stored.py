@@ -10,7 +10,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +116,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
     try:
         with header.place_for_itk() as plain, native_stderr_to_log():
             grid = _grid(plain, header.path, label)
+            grid = replace(grid, direction=header.direction() or grid.direction)
     except (RuntimeError, struct.error) as error:
         raise _refused_by_itk(header.path, label, error) from error
     if not header.size[:3] == grid.size or len(header.size) > 4:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.files import hindrance
-from ensemble.readers.base import RawImage
+from ensemble.readers.base import RawImage, noted
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
 from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
@@ -79,8 +79,12 @@ class Examination:
 
     def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
         """The image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
-        label = modality.value.upper()
         series, notes = self.chosen(modality)
+        with noted(notes):
+            return self._read(series, modality, notes, with_low_b=with_low_b)
+
+    def _read(self, series: Series, modality: Modality, notes: list[str], *, with_low_b: bool) -> RawImage:
+        label = modality.value.upper()
         stack = self.stack(series, label)
         self._refuse_strays(series, stack, label)
         if modality is Modality.DWI:
