@@ -161,7 +161,8 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         parents=[common],
         argument_default=argparse.SUPPRESS,
         description="Segment every case of a BIDS tree, of a folder with <case>/{dwi,adc,flair}.* or <case>/images/dwi-brain-mri/...,"
-        " or of a .csv with the columns case, dwi, adc, flair (a DWI that holds b0 as well, with its b-values, needs no ADC). Writes BIDS derivatives, summary.csv and index.html. A case that fails"
+        " or of a .csv with the columns case, dwi, adc, flair (a DWI that holds b0 as well, with its b-values, needs"
+        " no ADC). Writes BIDS derivatives, summary.csv and index.html. A case that fails"
         " is recorded and the rest goes on; the exit code is then the failed cases' worst. What is complete stays so whatever"
         " happens, and calling again does the rest; several calls may share one output folder.",
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import zlib
 from pathlib import Path
 
 from ensemble.errors import InputRefused
 from ensemble.files import open_file
+from ensemble.readers.inflate import Inflated
 from ensemble.readers.integrity import damaged, unreadable
 from ensemble.readers.names import image_suffix
 
@@ -53,9 +53,9 @@ def refuse_other_content(path: Path, label: str) -> None:
     named = f"in a file called {suffix}"
     if begin[:2] == b"\x1f\x8b":
         try:
-            with gzip.open(path) as unpacked:
-                begin, named = unpacked.read(_BEGIN), f"compressed, {named}"
-        except (OSError, EOFError, zlib.error) as error:
+            with open_file(path) as file:
+                begin, named = Inflated(file).exactly(_BEGIN), f"compressed, {named}"
+        except (EOFError, ValueError, zlib.error) as error:
             raise damaged(path, label, str(error) or type(error).__name__) from error
     compressed = named.startswith("compressed")
     for pattern, what, do in _CONTENTS:

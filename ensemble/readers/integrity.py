@@ -5,7 +5,6 @@ Fields: MetaImage (itk.org/Wiki/MetaIO), NRRD (teem.sourceforge.net/nrrd/format.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from ensemble.errors import InputRefused
 from ensemble.files import hindrance, open_file, refuse_no_file
 from ensemble.geometry import MOST_VOXELS
 from ensemble.readers.headers import TEXT_HEADERS, TextHeader, text_header
+from ensemble.readers.inflate import Inflated
 from ensemble.streams import printable
 
 #: What reading damaged files raises.
@@ -36,6 +36,9 @@ _NRRD_AXES = ("domain", "space", "time", "???", "none")
 _SEVERAL_FILES = {".mhd": re.compile(r"LIST|.*%"), ".nhdr": re.compile(r"LIST|.*%\d*d")}
 #: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
 _ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+#: Bytes of an NRRD's voxels, by names of types without "unsigned" and "int"; others are short ones.
+_NRRD_BYTES = {"double": 8, "float": 4, "int": 4, "short": 2, "long long": 8, "longlong": 8}
+_NRRD_BYTES |= {f"{sign}int{bits}{end}": bits // 8 for sign in ("", "u") for bits in (16, 32, 64) for end in ("", "_t")}
 #: Of the axes that MetaIO has room for.
 _MOST_AXES = 10
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
@@ -43,8 +46,9 @@ _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 #: A compressed file may hold this much more than its header says (extensions, padding); beyond, it is not what it says.
 MOST_SURPLUS = 1 << 28
-#: Deflate makes a byte of 1032 at most (zlib's technical details): what is announced beyond that is not there.
-MOST_INFLATION = 1032
+#: Deflate makes a byte of 1032 at most (zlib's technical details): what is announced beyond that is not there. A scan inflates to some 2 to
+#: 100 times its size, a mask to more: beyond the second, what is large is none, and would take gigabytes of memory.
+MOST_INFLATION, _MOST_SCAN_INFLATION, _FREE_BYTES = 1032, 200, 256 << 20
 #: Lines that may stand before an NRRD file's voxels.
 _MOST_LINES = 1 << 16
 
@@ -74,6 +78,8 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
             size = tuple(map(int, header.fields.get("DimSize" if metaimage else "sizes", "").split()))
             if header.fields.get("encoding", "raw").lower() != "raw" or _true(header.fields, "CompressedData"):
                 refuse_too_large(size, path, label)  # before all of it is inflated to see whether it is whole
+                source, start = header.voxels_of(path)
+                refuse_bomb(math.prod(size) * _voxel_bytes(header), source.stat().st_size - start, path, label)
             found = (_metaimage_data_damage if metaimage else _nrrd_damage)(header, path)
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
@@ -123,6 +129,19 @@ def unreadable(path: Path, label: str, found: str) -> InputRefused:
         found=printable(found),
         do="open it in a viewer to see whether it is whole; convert an image of another kind, instead of renaming it",
     )
+
+
+def refuse_bomb(needed: int, present: int, path: Path, label: str) -> None:
+    """Raise InputRefused for an image of `needed` bytes in `present` ones of compressed data, where that is as no scan inflates."""
+    if present * MOST_INFLATION < needed:
+        raise damaged(path, label, f"{present} bytes (compressed), which can't hold {needed}")
+    if needed > _MOST_SCAN_INFLATION * present + _FREE_BYTES:
+        raise InputRefused(
+            f"the {label} image would inflate to {needed / present:.0f} times its size, as no scan does",
+            where=path,
+            found=f"{needed / 1e6:.0f} MB in {present / 1e6:.1f} MB",
+            do="look whether it is empty; export it again, cropped to the head, or with fewer bytes a voxel",
+        )
 
 
 def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
@@ -237,8 +256,6 @@ def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
 
 def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
     """What is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
-    if needed > left * MOST_INFLATION:
-        return f"{left} bytes of a stream that is to hold {needed}"
     stream, given = zlib.decompressobj(wbits=47), 0
     while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 14))):
         left -= len(block)
@@ -256,18 +273,22 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
     most = voxels * 8 + MOST_SURPLUS
     source, start = header.voxels_of(path)
     with open_file(source) as file:
-        left = file.seek(0, os.SEEK_END) - start
-        if voxels > left * MOST_INFLATION:
-            return f"{left} bytes of a stream that is to hold {voxels} voxels"
         file.seek(start)
         for _ in range(int(header.fields.get("lineskip", 0))):
             if not file.readline(MOST_SURPLUS):
                 return "fewer lines than are to be skipped"
         given = 0
-        with gzip.open(file) as stream:
-            while given < most and (block := stream.read(1 << 20)):
-                given += len(block)
+        stream = Inflated(file)
+        while given < most and (block := stream.read(1 << 20)):
+            given += len(block)
     return f"more than {given} bytes of voxels" if given >= most else ""
+
+
+def _voxel_bytes(header: TextHeader) -> int:
+    """Bytes that a voxel takes, as far as its type is known; else one."""
+    if (kind := _ELEMENT_TYPE.fullmatch(header.fields.get("ElementType", ""))) is not None:
+        return _ELEMENT_BYTES.get(kind[1], 1) * int(header.fields.get("ElementNumberOfChannels", 1))
+    return _NRRD_BYTES.get(header.fields.get("type", "").lower().removeprefix("unsigned ").removesuffix(" int"), 1)
 
 
 def _true(fields: Mapping[str, str], key: str) -> bool:

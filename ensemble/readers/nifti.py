@@ -6,7 +6,6 @@ none for 1, and reads neither NIfTI-2 nor what is compressed but not called so. 
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import tempfile
@@ -19,7 +18,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ensemble.files import open_file
-from ensemble.readers.integrity import MOST_INFLATION, MOST_SURPLUS
+from ensemble.readers.inflate import Inflated
+from ensemble.readers.integrity import MOST_SURPLUS, refuse_bomb
 from ensemble.readers.native import SKEW
 from ensemble.types import AnyArray
 
@@ -152,9 +152,12 @@ class Nifti:
             return ""
         if not self.compressed and present < self._needed:
             return f"{present} bytes of {self._needed} (uncompressed)"
-        if self.compressed and present * MOST_INFLATION < self._needed:
-            return f"{present} bytes (compressed), which can't hold {self._needed}"
         return ""
+
+    def refuse_bomb(self, label: str) -> None:
+        """Raise InputRefused where it inflates as no scan does."""
+        if self.compressed:
+            refuse_bomb(self._needed, self.path.stat().st_size, self.path, label)
 
     @property
     def _kind(self) -> np.dtype[Any]:
@@ -174,8 +177,9 @@ class Nifti:
         content, offset, needed = stored.view(np.uint8).data, int(self.read(self.layout.vox_offset)[0]), self._needed
         with self.open() as file:
             present = _skip(file, offset)
-            while present < needed and (more := file.readinto(content[present - offset :])):  # type: ignore[attr-defined]
-                present += more
+            while present < needed and (block := file.read(min(needed - present, 1 << 20))):
+                content[present - offset : present - offset + len(block)] = block
+                present += len(block)
             while present < needed + MOST_SURPLUS and (block := file.read(1 << 20)):  # to gzip's checksum, at its end
                 present += len(block)
         if present < needed:
@@ -226,8 +230,10 @@ class Nifti:
         struct.pack_into(old.magic[0], header, old.magic[1], old.its_magic)
         return bytes(header)
 
-    def open(self) -> BinaryIO:
-        return cast(BinaryIO, gzip.open(self.path)) if self.compressed else open_file(self.path)
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        with open_file(self.path) as file:
+            yield cast(BinaryIO, Inflated(file)) if self.compressed else file
 
 
 def nifti(path: Path) -> Nifti | None:
@@ -238,8 +244,8 @@ def nifti(path: Path) -> Nifti | None:
     with open_file(path) as file:
         begin = file.read(540)
     if compressed := begin[:2] == b"\x1f\x8b":
-        with gzip.open(path) as unpacked:
-            begin = unpacked.read(540)
+        with open_file(path) as file:
+            begin = Inflated(file).exactly(540)
     for order in "<>":
         size = struct.unpack(order + "i", begin[:4])[0] if len(begin) >= 4 else 0
         layout = _LAYOUTS.get(size)

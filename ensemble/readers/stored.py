@@ -113,6 +113,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
     refuse_too_large(header.size, header.path, label)
     if header.not_scalar:
         raise _not_scalar(header.path, label, header.not_scalar)
+    header.refuse_bomb(label)
     try:
         with header.place_for_itk() as plain, native_stderr_to_log():
             grid = _grid(plain, header.path, label)
