@@ -68,6 +68,11 @@ def dangling_link(path: Path) -> str:
     return ""
 
 
+def lacks_rights(error: OSError) -> bool:
+    """Whether it is for want of rights that something can't be read."""
+    return error.errno in _RIGHTS
+
+
 def hindrance(path: Path, error: OSError) -> Hindrance:
     """Why a file can't be read. Rights are named only where it is for want of rights."""
     user, said = f"(we run as user {os.getuid()})", error.strerror or str(error) or type(error).__name__
@@ -79,7 +84,7 @@ def hindrance(path: Path, error: OSError) -> Hindrance:
         if target := dangling_link(path):
             return Hindrance("is a link to what is not there", f"it points to {target}", _FETCH)
         return Hindrance("does not exist", "", "check the path")
-    if error.errno in _RIGHTS:
+    if lacks_rights(error):
         do = "give this user the right to read it, and to enter the folders above it"
         return Hindrance("can't be opened", f"{said} {user}", do)
     if error.errno == errno.ENAMETOOLONG:

@@ -60,6 +60,7 @@ STRANGERS = {
 }
 
 
+@pytest.mark.slow
 def test_a_thousand_strangers_do_not_keep_health_from_answering(tmp_path: Path, weights: Path) -> None:  # noqa: F811
     with many_files(HOSTILE + 500), serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
         server.await_ready()
@@ -78,6 +79,7 @@ def test_a_thousand_strangers_do_not_keep_health_from_answering(tmp_path: Path, 
         assert len(server.lines) - lines < 20, server.lines[lines:]
 
 
+@pytest.mark.slow
 def test_strangers_that_keep_all_descriptors_are_told_of_once(tmp_path: Path, weights: Path) -> None:  # noqa: F811
     """The limit sinks below what the server holds: nothing can be accepted then, and everything again afterwards."""
     with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
@@ -95,6 +97,7 @@ def test_strangers_that_keep_all_descriptors_are_told_of_once(tmp_path: Path, we
         assert len(said) == 1, server.lines[lines:]
 
 
+@pytest.mark.slow
 def test_callers_that_hung_up_lose_their_turn(tmp_path: Path, slow_weights: Path) -> None:  # noqa: F811
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, slow_weights, "--tta", "none") as server:

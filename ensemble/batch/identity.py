@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.files import hindrance
 from ensemble.members.manifest import file_sha256
-from ensemble.outputs.extras import Extras
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
 
@@ -64,6 +63,4 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
         where = Path(error.filename or path)
         why = hindrance(where, error)
         found = f"it {why.what}{': ' * bool(why.found)}{why.found}"
-        raise InputRefused(
-            f"the {modality.value.upper()} image can't be read", where=where, found=found, do=why.do
-        ) from error
+        raise InputRefused(f"the {modality.label} image can't be read", where=where, found=found, do=why.do) from error

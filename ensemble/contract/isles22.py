@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.errors import InputRefused, UsageError
-from ensemble.files import is_there, read_json
+from ensemble.errors import InputRefused
+from ensemble.files import hindrance, is_there, lacks_rights, read_json
+from ensemble.outputs.layouts.contract import OUTPUT_SLUG
 from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
 from ensemble.readers.sources import Stamp, may_tell_b_values, stamps
@@ -20,8 +19,6 @@ INPUT_SLUGS = {
     Modality.ADC: "adc-brain-mri",
     Modality.FLAIR: "flair-brain-mri",
 }
-OUTPUT_SLUG = "stroke-lesion-segmentation"
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -57,11 +54,6 @@ class ContractCase:
         return self.name + ".mha"
 
     @property
-    def mask_path(self) -> Path:
-        """Place of the mask below the output root."""
-        return Path("images") / OUTPUT_SLUG / self.mask_name
-
-    @property
     def results(self) -> list[dict[str, list[dict[str, str]]]]:
         """Content of `results.json`."""
         return [
@@ -84,11 +76,14 @@ def find_inputs(root: Path) -> ContractCase:
         files = _find_images(root)
         return ContractCase(files, stamps(files.values()))
     except OSError as error:
+        where = Path(error.filename or root)
+        why = hindrance(where, error)
+        rights = "give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)"
         raise InputRefused(
             "the input folder can't be read",
-            where=error.filename or root,
-            found=f"{error.strerror} (we run as user {os.getuid()})",
-            do="give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)",
+            where=where,
+            found=why.found or f"it {why.what}",
+            do=rights if lacks_rights(error) else why.do,
         ) from error
 
 
@@ -110,7 +105,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
 
 def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
     """The one image file in a folder; None when there is none and none is needed."""
-    label = modality.value.upper()
+    label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     # links to nowhere and what else is no file, too: who reads it says so
     images = [path for path in present if not path.is_dir() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
@@ -170,29 +165,3 @@ def _inside(relative: Path) -> Path:
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"relative_path {str(relative)!r} leaves the input folder")
     return relative
-
-
-def refuse_unknown_masks(output_root: Path, case: ContractCase) -> None:
-    """Raise UsageError for a mask beside that of this case that no `results.json` lists: the platform rejects two."""
-    folder = output_root / "images" / OUTPUT_SLUG
-    known = {path for pattern in earlier_masks(output_root) for path in output_root.glob(pattern)}
-    unknown = {path for path in folder.glob("*") if image_suffix(path)} - known - {output_root / case.mask_path}
-    if unknown:
-        raise UsageError(
-            "another mask lies where that of this case belongs",
-            where=folder,
-            found=", ".join(sorted(path.name for path in unknown)),
-            do="move it away, or give another output folder",
-        )
-
-
-def earlier_masks(output_root: Path) -> list[str]:
-    """Patterns, below the output root, of the masks that an earlier run's `results.json` lists; none when there is no such file."""
-    try:
-        cases = read_json(output_root / RESULTS)
-        names = [
-            str(output["filename"]) for case in cases for output in case["outputs"] if output["slug"] == OUTPUT_SLUG
-        ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return [f"images/{OUTPUT_SLUG}/{glob.escape(name)}" for name in names if name == Path(name).name]

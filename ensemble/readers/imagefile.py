@@ -46,7 +46,7 @@ def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
             with_low_b = modality is Modality.DWI and Modality.ADC not in files
             if is_dicom(path):
                 if path not in examinations:
-                    examinations[path] = open_ones.enter_context(opened(path, modality.value.upper()))
+                    examinations[path] = open_ones.enter_context(opened(path, modality.label))
                 images[modality] = examinations[path].read(modality, with_low_b=with_low_b)
             else:
                 images[modality] = read_image(path, modality, with_low_b=with_low_b)
@@ -60,7 +60,7 @@ def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
     Raises InputRefused when the file is missing, of a kind that is not read, truncated or damaged, not 3-D and scalar, or when its
     header names no place in the world. A folder or .zip is read as DICOM.
     """
-    label = modality.value.upper()
+    label = modality.label
     if is_dicom(path):
         return read_dicom(path, modality, with_low_b=with_low_b)
     stored = read_stored(path, label)
@@ -80,7 +80,7 @@ def _single_volume(
     stored: StoredImage, path: Path, modality: Modality, notes: list[str], *, with_low_b: bool
 ) -> tuple[AnyArray, LowB | None]:
     """The one volume (z, y, x) of an image that shows the modality, as float32; and that of lowest b-value beside it, where asked for."""
-    label, size = modality.value.upper(), stored.array.shape[::-1]
+    label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)
     if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
         notes.append(f"{label}: {beyond} values are too large for float32, and count as infinite")

@@ -130,6 +130,19 @@ def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, tor
         yield from _tensors(value, f"{name}.{key}".strip("."), seen)
 
 
+def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
+    """A checkpoint with the weights that its trainer keeps under `key`, in files of that name. Raises WeightsBroken for any other."""
+    content = read_checkpoint(path)
+    if not isinstance(content.get(key), dict):
+        raise WeightsBroken(
+            f"a checkpoint is not of {trainer}",
+            where=path,
+            found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected {key}",
+            do=f"give the {name} that {trainer} wrote",
+        )
+    return content
+
+
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Path) -> None:
     """Put a state dictionary into a network, which may be on the meta device; half-precision weights become float32.
 
