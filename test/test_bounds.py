@@ -176,6 +176,7 @@ def test_a_whole_deflated_series_is_still_read(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path, Modality.DWI).volume.array, np.round(DWI))
 
 
+@pytest.mark.slow
 def test_an_archive_that_inflates_far_beyond_itself_is_refused_at_little_cost(tmp_path: Path) -> None:
     file = write_series(Volume(DWI, GRID), tmp_path / "series", description="DWI")[0]
     path = tmp_path / "scan.zip"
@@ -250,6 +251,7 @@ def test_many_views_of_one_storage_are_refused(tmp_path: Path) -> None:
     assert_refused(outcome, 4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_archive_that_inflates_is_refused(tmp_path: Path) -> None:
     whole = checkpoint_of({"weight": torch.zeros(2, 2)}, tmp_path / "whole.pth")
     path = tmp_path / "a.pth"
@@ -345,6 +347,7 @@ def test_hostile_json_is_refused_wherever_it_is_read(tmp_path: Path, text: str) 
     find_pairs(tmp_path / "predicted", tmp_path / "truth")
 
 
+@pytest.mark.slow
 def test_a_hostile_report_of_an_earlier_batch_is_no_bug(tmp_path: Path) -> None:
     for modality, array in phantom_arrays().items():
         write_image(array, tmp_path / "set" / "case" / f"{modality}.nii.gz")
@@ -371,6 +374,7 @@ def test_b_values_of_gigabytes_are_not_read(tmp_path: Path) -> None:
     assert_refused(outcome, 3)
 
 
+@pytest.mark.slow
 def test_json_numbers_beyond_numbers_are_refused(tmp_path: Path) -> None:
     from nnunet_folders import FolderSpec, build_folder
 

@@ -163,6 +163,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stubbed")
 def test_run_computes_it_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dwi = four_d(tmp_path / "dwi.nii.gz", (0, 1000))
@@ -199,6 +200,7 @@ def test_an_adc_that_the_contract_lists_must_be_there(tmp_path: Path) -> None:
     assert main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("worklist", [False, True])
 def test_batch_computes_it_and_refuses_only_where_it_can_not(tmp_path: Path, worklist: bool) -> None:
     four_d(tmp_path / "set" / "both" / "dwi.nii.gz", (0, 1000))
@@ -216,6 +218,7 @@ def test_batch_computes_it_and_refuses_only_where_it_can_not(tmp_path: Path, wor
     assert "none can be computed" in str(rows["alone"])
 
 
+@pytest.mark.slow
 def test_a_bval_that_comes_later_makes_the_result_anew(tmp_path: Path) -> None:
     dwi = four_d(tmp_path / "set" / "case" / "dwi.nii.gz", (0, 1000))
     weights = write_weights(tmp_path / "weights")
@@ -226,6 +229,7 @@ def test_a_bval_that_comes_later_makes_the_result_anew(tmp_path: Path) -> None:
     assert "b = 900" in report.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["uih_a", "philips_a", "siemens_supine_b", "canon_b1500"])
 def test_the_published_adc_of_real_heads_is_met_in_tissue(tmp_path: Path, head: str) -> None:
     folder = shared(f"normals/{head}")

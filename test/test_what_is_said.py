@@ -189,6 +189,7 @@ def test_what_the_reader_noted_survives_a_later_refusal(tmp_path: Path) -> None:
     assert str(refusal.value).index("do: ") < str(refusal.value).index("note: ADC: its header says nothing")
 
 
+@pytest.mark.slow
 def test_it_survives_in_every_outlet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "set" / "case"
     write_image(DWI, folder / "dwi.nii")

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ensemble.files import is_there
-from ensemble.readers.dicom.files import is_dicom
 from ensemble.readers.headers import text_header
-from ensemble.readers.names import stem
+from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES, stem
 
 #: What tells a file from another in its place: inode, size, time of change.
 Stamp = tuple[int, int, int]
@@ -38,7 +37,8 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 def may_tell_b_values(dwi: Path) -> bool:
     """Whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval. Without, no ADC can be computed."""
-    return is_dicom(dwi) or is_there(dwi.with_name(stem(dwi) + ".bval"))
+    dicom = dwi.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or os.path.isdir(dwi)  # noqa: PTH112 (Path.is_dir raises for some names)
+    return dicom or is_there(dwi.with_name(stem(dwi) + ".bval"))
 
 
 def link_notes(path: Path, label: str) -> list[str]:
