@@ -13,9 +13,11 @@ from ensemble.errors import OutOfMemory, UserError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
-#: How libraries say it that have no class of errors for it: PyTorch's allocators, ITK, the C++ library.
+#: How libraries say it that have no class of errors for it: PyTorch's allocators, ITK, the C++ library, oneDNN, the dynamic linker.
 _SAID = re.compile(
-    r"out of memory|not enough memory|(can't|cannot|unable to|failed to) allocate|bad_alloc|DefaultCPUAllocator", re.I
+    r"out of memory|not enough memory|(can't|cannot|unable to|failed to) allocate|bad_alloc|DefaultCPUAllocator"
+    r"|could not create a primitive(?! descriptor)|could not create a memory|failed to map segment",
+    re.I,
 )
 MORE_MEMORY = "give the process more memory (docker run --memory), or end what else uses it"
 
@@ -24,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, whatever library raised it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and _SAID.search(str(error)) is not None
+    return isinstance(error, RuntimeError | ImportError) and _SAID.search(str(error)) is not None
 
 
 def told(error: Exception) -> Exception:
