@@ -62,7 +62,7 @@ def _pushed(opcode: pickletools.OpcodeInfo, argument: Any, memo: dict[int, str])
     if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
         name = str(argument).replace("__builtin__ ", "builtins ").replace(" ", ".")
         if not _NAMED.fullmatch(name):
-            raise ForbiddenName(name)
+            raise ForbiddenName(name.removeprefix("builtins."))
         return [name]
     if opcode.name in ("BINGET", "LONG_BINGET", "GET"):
         return [memo[argument]]
