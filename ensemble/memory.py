@@ -17,7 +17,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 #: and threads that find no room for their stacks.
 _SAID = re.compile(
     r"out of memory|not enough memory|(can't|cannot|unable to|failed to) allocate|bad_alloc|DefaultCPUAllocator"
-    r"|could not create a primitive(?! descriptor)|could not create a memory|failed to map segment|unable to (join|create) thread|can't start new thread",
+    r"|could not create a primitive(?! descriptor)|could not create a memory|failed to map segment"
+    r"|unable to (join|create) thread|can't start new thread",
     re.I,
 )
 MORE_MEMORY = "give the process more memory (docker run --memory), or end what else uses it"
