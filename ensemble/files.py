@@ -40,6 +40,11 @@ class Hindrance:
     found: str
     do: str
 
+    @property
+    def said(self) -> str:
+        """What it is, and what was found, in one."""
+        return f"it {self.what}: {self.found}" if self.found else f"it {self.what}"
+
 
 def open_file(path: Path) -> BufferedReader:
     """Open a regular file, links followed, for reading. Raises OSError; NoFile for what is none."""
@@ -49,7 +54,10 @@ def open_file(path: Path) -> BufferedReader:
 
 def refuse_no_file(path: Path) -> None:
     """Raise NoFile for what is there and is no regular file; OSError where nothing is there."""
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:  # a NUL in the name, as a table may hold
+        raise OSError(errno.EINVAL, "no name that a file can have", str(path)) from error
     if not stat.S_ISREG(mode):
         kind = next((name for has_kind, name in _KINDS if has_kind(mode)), "no file")
         raise NoFile(errno.EINVAL, f"{kind}, which is no file", str(path))
@@ -63,7 +71,7 @@ def is_there(path: Path) -> bool:
 def dangling_link(path: Path) -> str:
     """What the link points to that keeps a path, or a folder above it, from being there; empty where none does."""
     for place in (path, *path.parents):
-        if place.is_symlink() and not place.exists():
+        if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (Path's raise where rights are lacking)
             return os.fspath(place.readlink())
     return ""
 

@@ -257,3 +257,21 @@ def test_a_fifo_in_the_place_of_a_manifest_is_no_absent_manifest(tmp_path: Path)
     build_folder(tmp_path / "member", FolderSpec())
     os.mkfifo(tmp_path / "manifest.json")
     assert contained(lambda: find_members(tmp_path), seconds=10).exit_code == 4
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "link to nowhere"])
+def test_a_worklist_that_is_no_regular_file_is_named(tmp_path: Path, kind: str) -> None:
+    KINDS[kind][0](tmp_path / "list.csv")
+    assert_refused(
+        contained(lambda: find_cases(tmp_path / "list.csv", tmp_path / "out"), seconds=10), 3, KINDS[kind][1]
+    )
+
+
+def test_a_name_that_no_file_can_have_fails_its_case_alone(tmp_path: Path) -> None:
+    for modality, array in phantom_arrays().items():
+        write_image(array, tmp_path / f"{modality}.nii.gz")
+    (tmp_path / "list.csv").write_text("case,dwi,adc\ngood,dwi.nii.gz,adc.nii.gz\nodd,d\0wi.nii.gz,adc.nii.gz\n")
+    with pytest.raises(InputRefused, match="can't be read"):
+        read_image(Path("a\0.nii.gz"), Modality.DWI)
+    assert run_batch(tmp_path / "list.csv", tmp_path / "out", write_weights(tmp_path / "weights")) == 3
+    assert "bug" not in (tmp_path / "out" / "summary.csv").read_text()

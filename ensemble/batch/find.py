@@ -15,7 +15,7 @@ from ensemble.batch.layouts import FoundCase, Image, by_name, missing, what_it_h
 from ensemble.batch.walk import case_folders, names_in, unreadable_folder, walk
 from ensemble.batch.worklist import read_worklist
 from ensemble.errors import InputRefused
-from ensemble.files import hindrance
+from ensemble.files import hindrance, is_there, refuse_no_file
 from ensemble.readers.dicom.read import is_dicom, shown_in
 from ensemble.readers.names import image_suffix
 from ensemble.readers.sources import is_annexed, real_path
@@ -30,12 +30,13 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
     Raises InputRefused when it does not exist, can't be read, or holds no case.
     """
     try:
+        if is_there(dataset) and not dataset.is_dir():
+            refuse_no_file(dataset)
         found = read_worklist(dataset) if dataset.is_file() else _look_through(dataset, out)
     except OSError as error:
         where = Path(error.filename or dataset)
         why = hindrance(where, error)
-        said = why.found or f"it {why.what}"
-        raise InputRefused("the dataset can't be read", where=where, found=said, do=why.do) from error
+        raise InputRefused("the dataset can't be read", where=where, found=why.said, do=why.do) from error
     if not any(case.files for case in found):
         raise InputRefused(
             "the dataset holds no case",

@@ -62,5 +62,6 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
     except OSError as error:
         where = Path(error.filename or path)
         why = hindrance(where, error)
-        found = f"it {why.what}{': ' * bool(why.found)}{why.found}"
-        raise InputRefused(f"the {modality.label} image can't be read", where=where, found=found, do=why.do) from error
+        raise InputRefused(
+            f"the {modality.label} image can't be read", where=where, found=why.said, do=why.do
+        ) from error

@@ -58,7 +58,7 @@ def unreadable_folder(error: OSError, root: Path) -> FoundCase:
     refused = InputRefused(
         "the folder can't be read",
         where=folder,
-        found=why.found or f"it {why.what}",
+        found=why.said,
         do=why.do,
     )
     return FoundCase(folder.relative_to(root).as_posix(), problem=refused)

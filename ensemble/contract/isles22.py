@@ -82,7 +82,7 @@ def find_inputs(root: Path) -> ContractCase:
         raise InputRefused(
             "the input folder can't be read",
             where=where,
-            found=why.found or f"it {why.what}",
+            found=why.said,
             do=rights if lacks_rights(error) else why.do,
         ) from error
 

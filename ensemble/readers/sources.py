@@ -80,6 +80,6 @@ def stamp(path: Path) -> Stamp | None:
     """None when nothing is there."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns

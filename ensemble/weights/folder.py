@@ -39,7 +39,7 @@ def readable(folder: Path) -> Iterator[None]:
         raise WeightsBroken(
             "a file or folder of the weights can't be read",
             where=where,
-            found=why.found or f"it {why.what}",
+            found=why.said,
             do=rights if lacks_rights(error) else why.do,
         ) from error
 
