@@ -19,14 +19,17 @@ class UserError(Exception):
         self.where = str(where)
         self.found = found
         self.do = do
+        self.notes: tuple[str, ...] = ()
+        """What was chosen or found odd before: it may explain the rest."""
 
     def __str__(self) -> str:
-        labelled = (
+        labelled = [
             ("", in_one_line(self.what)),
             ("where: ", visible(self.where)),  # a place is spelt as it is
             ("found: ", in_one_line(self.found)),
             ("do: ", in_one_line(self.do)),
-        )
+            *(("note: ", in_one_line(note)) for note in self.notes),
+        ]
         return OurLines("\n  ".join(label + text for label, text in labelled if text))
 
 
@@ -46,6 +49,12 @@ class WeightsBroken(UserError):
     """Member weights are missing, damaged, tampered with, or of a kind that we don't read."""
 
     exit_code = 4
+
+
+class OutOfMemory(UserError):
+    """There is not enough memory; the code is that of a process which the system kills for its memory."""
+
+    exit_code = 137
 
 
 class MembersFailed(UserError):

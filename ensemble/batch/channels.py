@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ensemble.errors import InputRefused
 from ensemble.families.channels import parse_channel
+from ensemble.files import read_json
 from ensemble.readers.names import Named, image_suffix, stem, what_it_shows
 from ensemble.types import Modality
 
@@ -54,10 +54,10 @@ def _described(path: Path) -> Mapping[int, Modality] | None:
     """The channels that a description names, as far as they are modalities of ours; None where it is none of nnU-Net's. Version 1 calls
     the table `modality`. Raises InputRefused."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: Any = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputRefused(
             f"{_DESCRIPTION} can't be read",
             where=path,

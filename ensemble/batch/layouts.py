@@ -11,7 +11,8 @@ from ensemble.batch.channels import Channels
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, Named, image_suffix, stem, what_it_shows
-from ensemble.readers.volumes import DIFFUSION_B
+from ensemble.readers.sources import may_tell_b_values
+from ensemble.readers.volumes import DIFFUSION_B, no_adc
 from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
@@ -133,13 +134,13 @@ def dicom_name(path: Path) -> str:
 
 
 def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
-    """What to say of a case without DWI or ADC."""
-    for modality in (Modality.DWI, Modality.ADC):
-        if modality not in files:
-            return InputRefused(
-                f"there is no {modality.label} image",
-                where=where,
-                found=", ".join(str(path.name) for path in files.values()),
-                do="DWI and ADC are both needed",
-            )
-    return None
+    """What to say of a case without DWI, or without an ADC that could not be computed either."""
+    if Modality.DWI in files:
+        known = Modality.ADC in files or may_tell_b_values(files[Modality.DWI])
+        return None if known else no_adc(files[Modality.DWI], "its b-values are not known")
+    return InputRefused(
+        "there is no DWI image",
+        where=where,
+        found=", ".join(str(path.name) for path in files.values()),
+        do="DWI and ADC are both needed, or a DWI that holds b0 as well, with its b-values",
+    )

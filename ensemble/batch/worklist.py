@@ -7,7 +7,7 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from ensemble.batch.layouts import FoundCase, missing
@@ -20,16 +20,20 @@ log = logging.getLogger(__name__)
 _CASE = "case"
 #: What people write into a cell that stands for nothing, in lower case; the first is BIDS' word.
 _NONE = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
-_DO = "name the columns case, dwi, adc, flair in the first line"
+_DO = (
+    "name the columns case, dwi, adc, flair in the first line; only a DWI that holds b0 as well, with its b-values,"
+    " needs no adc"
+)
 
 
 def read_worklist(path: Path) -> tuple[FoundCase, ...]:
-    """Cases of a table with the columns case, dwi, adc and flair (case and flair may be missing or empty); paths are relative to it.
+    """Cases of a table with the columns dwi, case, adc and flair (all but dwi may be missing or empty); paths are relative to it.
 
     Without a name a case is called as `run` would call it. Raises InputRefused for what is no such table.
     """
+    columns, rows = _table(path)
     cases: dict[str, FoundCase] = {}
-    for number, cells in _rows(path):
+    for number, cells in rows:
         files: dict[Modality, Path] = {}
         problem = None
         for modality in Modality:
@@ -47,15 +51,17 @@ def read_worklist(path: Path) -> tuple[FoundCase, ...]:
                 do="give each row its own name in the column case",
             )
         cases[named] = FoundCase(named, files, problem or missing(files, path))
+    if Modality.ADC not in columns and all(case.problem for case in cases.values()):
+        raise _lacks_columns(path, columns)
     return tuple(cases[name] for name in sorted(cases))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row below the header: number of its line, and cells by column in lower case, without what stands for nothing."""
+def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns in lower case; and of each row the number of its line, and its cells by column, without what stands for nothing."""
     text = _text(path)
-    stream = io.StringIO(text, newline="")
-    reader = csv.reader(stream, delimiter=_delimiter(text), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     columns: list[str] = []
+    rows: list[tuple[int, dict[str, str]]] = []
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
@@ -71,11 +77,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     found=" | ".join(cells),
                     do='put a cell that holds the separator into quotes: "a,b.nii.gz"',
                 )
-            yield reader.line_num, dict(zip(columns, map(_said, columns, cells), strict=False))
+            rows.append((reader.line_num, dict(zip(columns, map(_said, columns, cells), strict=False))))
     except csv.Error as error:
         raise _no_table(path, f"line {reader.line_num}: {error}") from error
     if not columns:
-        raise InputRefused("the worklist lacks columns", where=path, found="no row", do=_DO)
+        raise _lacks_columns(path, columns)
+    return columns, rows
 
 
 def _text(path: Path) -> str:
@@ -105,12 +112,12 @@ def _is_separator_line(cells: list[str]) -> bool:
 
 
 def _columns(cells: list[str], path: Path) -> list[str]:
-    """The names of the columns in lower case. Raises InputRefused where dwi or adc is not among them, or one of ours stands there twice."""
+    """The names of the columns in lower case. Raises InputRefused where dwi is not among them, or one of ours is there twice."""
     columns = [cell.lower() for cell in cells]
     while columns and not columns[-1]:
         columns.pop()
-    if not {Modality.DWI, Modality.ADC} <= set(columns):
-        raise InputRefused("the worklist lacks columns", where=path, found=", ".join(columns), do=_DO)
+    if Modality.DWI not in columns:
+        raise _lacks_columns(path, columns)
     ours = (_CASE, *Modality)
     if twice := [name for name, often in Counter(columns).items() if often > 1 and name in ours]:
         raise InputRefused("a column of the worklist stands there twice", where=path, found=", ".join(twice), do=_DO)
@@ -146,3 +153,7 @@ def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
 
 def _no_table(path: Path, found: str) -> InputRefused:
     return InputRefused("the worklist is no table of text", where=path, found=found, do="save it as CSV, UTF-8")
+
+
+def _lacks_columns(path: Path, columns: Sequence[str]) -> InputRefused:
+    return InputRefused("the worklist lacks columns", where=path, found=", ".join(columns) or "no row", do=_DO)

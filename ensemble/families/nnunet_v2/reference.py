@@ -51,10 +51,11 @@ class NnunetItself:
         """Lesion probability (z, y, x) on the DWI grid, on the images that the member sees. Raises what nnunetv2 raises."""
         assert isinstance(member, NnunetMember)
         images, spacing, orientation = member.network_input(case)
+        device = torch.device(settings.device)
         predictor = self.predictor(
             use_mirroring=settings.tta != "none",
-            device=torch.device(settings.device),
-            perform_everything_on_device=settings.device != "cpu",
+            device=device,
+            perform_everything_on_device=device.type == "cuda",
             allow_tqdm=False,
         )
         with _as_trained(member.spec.folder) as folder:
