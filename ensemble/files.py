@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.errors import InputRefused
+from ensemble.memory import MORE_MEMORY
 
 #: More than any description of a model, of a data set or of a run; a longer one is none.
 MOST_JSON_BYTES = 32 << 20
@@ -95,6 +96,8 @@ def hindrance(path: Path, error: OSError) -> Hindrance:
     if lacks_rights(error):
         do = "give this user the right to read it, and to enter the folders above it"
         return Hindrance("can't be opened", f"{said} {user}", do)
+    if error.errno == errno.ENOMEM:
+        return Hindrance("does not fit into memory", said, MORE_MEMORY)
     if error.errno == errno.ENAMETOOLONG:
         return Hindrance("can't be opened", said, "give it a shorter name")
     if error.errno in (errno.EMFILE, errno.ENFILE):

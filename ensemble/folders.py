@@ -11,11 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ensemble.errors import UsageError
+from ensemble.memory import MORE_MEMORY
 
 log = logging.getLogger(__name__)
 
 #: What file systems say that know no locks, or none on folders (NFS).
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+#: What keeps outputs from being written, and what to do about it.
+_REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
+    ((errno.EACCES, errno.EPERM), "give this user the right to write there, or run as its owner (docker run --user)"),
+    ((errno.EROFS,), "mount the folder writable, or give another one"),
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, or give another folder"),
+    ((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands in its place, or give another folder"),
+    ((errno.ELOOP,), "give the folder itself, not a link that leads back to itself"),
+    ((errno.ENAMETOOLONG,), "give a folder with a shorter path, or shorter names"),
+    ((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    ((errno.ENOMEM,), MORE_MEMORY),
+    (
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO),
+        "check the disk or network share, and try again",
+    ),
+)
 
 
 @contextmanager
@@ -70,14 +87,12 @@ def _locked_folder(root: Path, made: list[Path]) -> int:
 
 
 def unwritable(root: Path, error: OSError) -> UsageError:
-    """What to tell a user whose outputs can't be written."""
+    """What to tell a user whose outputs can't be written. Rights are blamed only for want of rights."""
     found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-    return UsageError(
-        "the outputs can't be written",
-        where=root,
-        found=f"{found} (we run as user {os.getuid()})",
-        do="check permissions and free space of the output folder",
-    )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        found += f" (we run as user {os.getuid()})"
+    do = next((do for numbers, do in _REMEDIES if error.errno in numbers), "try another output folder")
+    return UsageError("the outputs can't be written", where=root, found=found, do=do)
 
 
 def remove_empty(folders: list[Path]) -> None:

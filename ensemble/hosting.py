@@ -13,8 +13,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from ensemble.memory import keep_freed_memory
-from ensemble.streams import messages_to_stdout
+from ensemble.errors import UserError
+from ensemble.memory import keep_freed_memory, told
+from ensemble.streams import log_failure, messages_to_stdout
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def host(work: Callable[[], None], log_level: int) -> NoReturn:
     """Be the main function of such a process: set it up as `process.py` sets up the parent, work, and end it.
 
-    It keeps freed memory, logs as the parent does, and ends with it. Its exit code is 0, what a SystemExit says, or 1 for a bug.
+    It keeps freed memory, logs as the parent does, and ends with it. Its exit code is 0, what a SystemExit or UserError says, or 1.
     """
     code = 1
     try:
@@ -37,6 +38,10 @@ def host(work: Callable[[], None], log_level: int) -> NoReturn:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
     except BrokenPipeError:  # the parent has gone, and nobody is left to tell
         pass
+    except Exception as error:
+        log_failure(error)
+        seen = told(error)
+        code = seen.exit_code if isinstance(seen, UserError) else 1
     except BaseException:
         log.exception("this is a bug in the tool, please report it with the lines below")
     finally:

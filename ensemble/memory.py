@@ -13,11 +13,11 @@ from ensemble.errors import OutOfMemory, UserError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
-#: How libraries say it that have no class of errors for it: PyTorch's allocators, ITK, the C++ library, oneDNN, the dynamic linker;
-#: and threads that find no room for their stacks.
+#: How libraries say it that have no class of errors for it: PyTorch's allocators, CUDA's, ONNX Runtime, ITK, the C++ library, oneDNN, the
+#: dynamic linker; and threads that find no room for their stacks.
 _SAID = re.compile(
-    r"out of memory|not enough memory|(can't|cannot|unable to|failed to) allocate|bad_alloc|DefaultCPUAllocator"
-    r"|could not create a primitive(?! descriptor)|could not create a memory|failed to map segment"
+    r"out of memory|(not enough|insufficient) memory|(can't|cannot|unable to|failed to) allocate|bad_alloc|bad allocation"
+    r"|DefaultCPUAllocator|ALLOC_FAILED|could not create a primitive(?! descriptor)|could not create a memory|failed to map segment"
     r"|unable to (join|create) thread|can't start new thread",
     re.I,
 )
@@ -28,7 +28,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, whatever library raised it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError | ImportError) and _SAID.search(str(error)) is not None
+    plain = isinstance(error, RuntimeError | ImportError) or type(error).__module__.startswith("onnxruntime")
+    return plain and _SAID.search(str(error)) is not None
 
 
 def told(error: Exception) -> Exception:

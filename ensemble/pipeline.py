@@ -21,13 +21,16 @@ from ensemble.families.spec import MemberSpec
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
-from ensemble.memory import is_out_of_memory
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.base import RawCase
 from ensemble.types import FloatArray
 
 log = logging.getLogger(__name__)
+
+#: How the reason begins why a member failed for want of memory.
+_NO_ROOM = "not enough memory"
 
 
 class Watcher(Protocol):
@@ -152,8 +155,9 @@ def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watche
         raise
     except Exception as error:
         # whatever a member raises is an outcome on record; whether the others may vote is policy
-        log.exception("member %s failed", member.name)
-        reason = f"{'not enough memory: ' * is_out_of_memory(error)}{type(error).__name__}: {error}"
+        short = is_out_of_memory(error)
+        log.error("member %s failed%s", member.name, f": {_NO_ROOM}: {error}" * short, exc_info=not short)
+        reason = f"{f'{_NO_ROOM}: ' * short}{type(error).__name__}: {error}"
         return MemberOutcome(member.name, "failed", time.perf_counter() - started, reason)
     return MemberOutcome(member.name, "voted", time.perf_counter() - started, prediction.remark, prediction)
 
@@ -173,7 +177,7 @@ def _require_votes(outcomes: list[MemberOutcome], min_members: int | None) -> No
     raise MembersFailed(
         f"{len(voted)} of {len(outcomes)} members voted, at least {max(required, 1)} must",
         found=silent,
-        do="mend the cause (the log has the details), or accept fewer votes with --min-members",
+        do=f"{MORE_MEMORY if _NO_ROOM in silent else 'mend the cause (the log has the details)'}, or accept fewer votes with --min-members",
     )
 
 

@@ -17,6 +17,7 @@ from copy import copy
 from typing import Any, BinaryIO
 
 from ensemble.errors import UserError
+from ensemble.memory import told
 from ensemble.text import OurLines, visible
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def _as_argument(value: object) -> object:
 
 def log_failure(error: Exception) -> None:
     """Log why a case or a call failed; of a bug the traceback, too. Call it while handling the error."""
+    error = told(error)
     if isinstance(error, UserError):
         log.error("error: %s", error)
     else:
@@ -76,6 +78,7 @@ def log_failure(error: Exception) -> None:
 def report_failure(error: Exception) -> None:
     """Log it, and say it on stderr. Call it while handling the error."""
     log_failure(error)
+    error = told(error)
     if isinstance(error, UserError):
         last_word(f"error: {error}")
     else:

@@ -236,7 +236,6 @@ def test_without_a_case_column_cases_are_called_as_run_calls_them(tmp_path: Path
         (f'{HEADER}\n"A,a/1.nii.gz,a/2.nii.gz,\n{B}', "the worklist is no table of text"),
         ("A,a/1.nii.gz,a/2.nii.gz", "the worklist lacks columns"),
         ("sep=;\n", "the worklist lacks columns"),
-        ("case,dwi,adc\nx\0,1,2", "the worklist is no table of text"),
         (f"{HEADER}\n,,a/2.nii.gz,", "a row of the worklist names no case"),
     ],
 )  # fmt: skip

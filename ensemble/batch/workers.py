@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
@@ -14,14 +15,18 @@ from ensemble.batch.identity import result_key
 from ensemble.batch.layouts import FoundCase
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.config import Device
-from ensemble.errors import MembersFailed, UserError
+from ensemble.errors import MembersFailed, OutOfMemory, UserError
 from ensemble.folders import unwritable
 from ensemble.hosting import host
+from ensemble.memory import MORE_MEMORY
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import load
 from ensemble.progress import Silent
 
 log = logging.getLogger(__name__)
+
+#: Exit codes of a process that found no memory, or was killed for it.
+_FOR_MEMORY = (OutOfMemory.exit_code, -signal.SIGKILL)
 
 Cases = Sequence[tuple[FoundCase, Place]]
 
@@ -39,7 +44,8 @@ def gpus(device: Device) -> tuple[str, ...]:
 def work_on_each(visible: Sequence[str], job: Job, cases: Cases, tell: Callable[[Outcome], None]) -> None:
     """Let a process for each entry of `visible` work until all cases have come to an end.
 
-    A process that dies leaves its case to the others. Raises what a process raised that a user can act on, MembersFailed when all died.
+    A process that dies leaves its case to the others. Raises what a process raised that a user can act on; when all died MembersFailed, or
+    OutOfMemory where one was killed for its memory.
     """
     context = multiprocessing.get_context("spawn")
     processes, ends = [], []
@@ -70,7 +76,11 @@ def work_on_each(visible: Sequence[str], job: Job, cases: Cases, tell: Callable[
             if process.exitcode:
                 log.error("the process on GPU %s died (exit code %s)", devices, process.exitcode)
         if missing := len(cases) - len(ended):
-            raise MembersFailed(f"{missing} cases were left when all processes had died", do="run the batch again")
+            what = f"{missing} cases were left when all processes had died"
+            if any(process.exitcode in _FOR_MEMORY for process in processes):
+                found = "the operating system kills processes when memory runs out"
+                raise OutOfMemory(what, found=found, do=f"{MORE_MEMORY}; then run the batch again")
+            raise MembersFailed(what, do="run the batch again")
     finally:
         for process in processes:
             process.terminate()

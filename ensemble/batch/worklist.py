@@ -93,8 +93,6 @@ def _text(path: Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise _no_table(path, str(error)) from error
-    if "\0" in text:
-        raise _no_table(path, "bytes that no text holds")
     return text
 
 

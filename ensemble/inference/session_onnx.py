@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ensemble.errors import WeightsBroken
+from ensemble.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class OnnxSession:
                 path.read_bytes(), options, wanted, [_PROVIDER_OPTIONS.get(provider, {}) for provider in wanted]
             )
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            if is_out_of_memory(error):
+                raise
             raise WeightsBroken(
                 "a network in ONNX form can't be loaded",
                 where=path,

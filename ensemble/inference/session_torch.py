@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from ensemble.inference.device import exact
 from ensemble.inference.fused import channels_last, fuse, in_precision, replace_pools
 from ensemble.inference.precision import DTYPES, Precision, has_fast_bfloat16, resolve_precision
+from ensemble.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class TorchSession:
             try:
                 apart = float((fused(channels_last(window)) - expected).abs().max())
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 log.warning("a fused network fails on this processor, the plain one runs: %s", error)
                 return None
         if apart <= FUSED_TOLERANCE * max(1.0, float(expected.abs().max())):

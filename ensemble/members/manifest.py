@@ -15,6 +15,7 @@ from ensemble.families.base import InferenceSettings, Member, Unsupported
 from ensemble.families.spec import PACKED, MemberSpec
 from ensemble.files import is_there, open_file, read_json
 from ensemble.members.discovery import members_by_layout, packed_entry, unsupported_by_layout
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.folder import files_of, listing, readable
 
 MANIFEST = "manifest.json"
@@ -60,7 +61,17 @@ def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
     """Load a member's networks onto the device. Raises WeightsBroken when its files are missing, damaged or altered."""
     verify_files(spec)
-    return registry.family_of(spec).load(spec, settings)
+    try:
+        return registry.family_of(spec).load(spec, settings)
+    except Exception as error:
+        if isinstance(error, WeightsBroken) or not is_out_of_memory(error):
+            raise
+        raise WeightsBroken(
+            f"there is not enough memory to load member {spec.name}",
+            where=spec.folder,
+            found=str(error)[:200],
+            do=MORE_MEMORY,
+        ) from error
 
 
 def verify_files(spec: MemberSpec) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from ensemble.memory import is_out_of_memory
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, BoolArray
 from ensemble.volume import Volume, to_sitk
@@ -106,6 +107,8 @@ def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArra
     try:
         method.Execute(still, smaller)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         log.debug("registration: %s", error)
         return None
     return _rounded(transform)

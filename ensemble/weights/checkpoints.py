@@ -160,6 +160,8 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise WeightsBroken(
             "a checkpoint does not fit the network that its plans describe",
             where=path,

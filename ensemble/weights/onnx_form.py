@@ -10,6 +10,7 @@ import torch
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.inference.parity import Probe, compare, make_probe
 from ensemble.inference.session_onnx import INPUT, OUTPUT, OnnxSession
+from ensemble.memory import is_out_of_memory
 from ensemble.weights.packed import SUFFIX, read_packed, write_packed
 
 NETWORK, PROBE = "network.onnx", f"probe{SUFFIX}"
@@ -66,6 +67,8 @@ def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> Onn
         probe = Probe(tensors["window"], tensors["foreground"])
         parity = compare(session, probe)
     except (KeyError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise WeightsBroken(
             "the probe of a network in ONNX form is damaged", where=folder / PROBE, found=str(error)[:200]
         ) from error

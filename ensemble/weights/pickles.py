@@ -18,6 +18,7 @@ import numpy as np
 
 from ensemble.errors import WeightsBroken
 from ensemble.files import hindrance, open_file
+from ensemble.memory import MORE_MEMORY
 
 #: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
 MOST_BYTES = 16 * 2**20
@@ -66,6 +67,12 @@ def read_pickle(path: Path) -> Any:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             why = hindrance(path, error)
             raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error
+        if isinstance(error, MemoryError):
+            raise WeightsBroken(
+                "there is not enough memory to read a pickle, or it asks for more than the description of a model takes",
+                where=path,
+                do=f"{MORE_MEMORY}; or download the file again",
+            ) from error
         raise WeightsBroken(
             "a pickle is missing, damaged, or is none",
             where=path,

@@ -58,6 +58,93 @@ def build_network(architecture: Architecture, channels: int, classes: int, train
                 input_channels=channels, num_classes=classes, **(kwargs | {"deep_supervision": False})
             )
     except (TypeError, AssertionError, IndexError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"the arguments of {name} make no network: {error}") from error
+    return network
+
+
+def _part(dotted: Any) -> Any:
+    if dotted is None:
+        return None
+    name = str(dotted).rpartition(".")[2]
+    if name not in _PARTS:
+        raise ValueError(f"{dotted!r} is not one of {', '.join(_PARTS)}")
+    return _PARTS[name]
+
+
+def _batch_norm(conv: Any) -> Any:
+    return torch.nn.BatchNorm2d if conv is torch.nn.Conv2d else torch.nn.BatchNorm3d
+
+
+def _check_size(kwargs: dict[str, Any]) -> None:
+    """Refuse numbers that no planner writes, before they take all memory or time."""
+    stages = kwargs.get("n_stages", 0)
+    features = kwargs.get("features_per_stage", 0)
+    largest = max(features, default=0) if isinstance(features, list) else features
+    if not (isinstance(stages, int) and 0 < stages <= _MOST_STAGES):
+        raise ValueError(f"n_stages {stages!r} is not within 1 to {_MOST_STAGES}")
+    if not (isinstance(largest, int) and 0 < largest <= _MOST_FEATURES):
+        raise ValueError(f"features_per_stage {features!r} is not within 1 to {_MOST_FEATURES}")
+
+
+from ensemble.memory import is_out_of_memory
+
+"""The U-Net that nnU-Net v2 plans name, built from an allow-list of classes: plans are data, and import nothing of their choice."""
+
+from __future__ import annotations
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
+
+_NETWORKS = {"PlainConvUNet": PlainConvUNet, "ResidualEncoderUNet": ResidualEncoderUNet}
+#: What arguments may name, by the last part of the dotted path (modules have moved between releases).
+_PARTS: dict[str, Any] = {
+    part.__name__: part
+    for part in (
+        torch.nn.Conv2d,
+        torch.nn.Conv3d,
+        torch.nn.InstanceNorm2d,
+        torch.nn.InstanceNorm3d,
+        torch.nn.BatchNorm2d,
+        torch.nn.BatchNorm3d,
+        torch.nn.Dropout2d,
+        torch.nn.Dropout3d,
+        torch.nn.LeakyReLU,
+        torch.nn.ReLU,
+        torch.nn.GELU,
+        torch.nn.SiLU,
+        BasicBlockD,
+        BottleneckD,
+    )
+}
+_MOST_STAGES, _MOST_FEATURES = 16, 4096
+
+
+def build_network(architecture: Architecture, channels: int, classes: int, trainer: str = "") -> torch.nn.Module:
+    """The network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them.
+
+    `trainer` is the checkpoint's: nnUNetTrainerBN replaces the plans' normalisation by batch normalisation.
+    Raises ValueError for classes that are not on the allow-list and for arguments that make no network.
+    """
+    name = architecture.class_name.rpartition(".")[2]
+    if name not in _NETWORKS:
+        raise ValueError(f"network {architecture.class_name!r} is not one of {', '.join(_NETWORKS)}")
+    kwargs = dict(architecture.kwargs)
+    for argument in architecture.imported:
+        kwargs[argument] = _part(kwargs.get(argument))
+    if trainer == "nnUNetTrainerBN":
+        kwargs |= {"norm_op": _batch_norm(kwargs.get("conv_op")), "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+    _check_size(kwargs)
+    if unknown := sorted(set(kwargs) - set(signature(_NETWORKS[name]).parameters)):
+        raise ValueError(f"{name} has no arguments {', '.join(unknown)}")
+    try:
+        with torch.device("meta"):
+            network: torch.nn.Module = _NETWORKS[name](
+                input_channels=channels, num_classes=classes, **(kwargs | {"deep_supervision": False})
+            )
+    except (TypeError, AssertionError, IndexError, RuntimeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"the arguments of {name} make no network: {error}") from error
     return network
 
