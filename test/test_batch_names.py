@@ -106,6 +106,15 @@ def test_patients_called_like_b_values_are_not_joined(tmp_path: Path) -> None:
     assert isinstance(found(tmp_path)["pool"], str)
 
 
+def test_folders_that_say_only_what_lies_in_them_hold_no_case_of_their_own(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "p/DWI/p_DWI.nii.gz", "p/ADC/p_ADC.nii.gz", "p/FLAIR/p_FLAIR.nii.gz")
+    assert found(tmp_path / "a") == {"p": ["p_DWI.nii.gz", "p_ADC.nii.gz", "p_FLAIR.nii.gz"]}
+    touch(tmp_path / "b", "DWI/17_dwi.nii", "ADC/17_adc.nii", "DWI/18_dwi.nii", "ADC/18_adc.nii")
+    assert found(tmp_path / "b") == {"17": ["17_dwi.nii", "17_adc.nii"], "18": ["18_dwi.nii", "18_adc.nii"]}
+    touch(tmp_path / "c", "p/dwi/17_dwi.nii", "p/adc/18_adc.nii")
+    assert isinstance(found(tmp_path / "c")["p"], str)
+
+
 def test_the_isles24_release_is_found(tmp_path: Path) -> None:
     for subject in ("sub-stroke0001", "sub-stroke0002"):
         base, name = f"raw_data/{subject}/ses-02/dwi", f"{subject}_ses-02"

@@ -87,7 +87,8 @@ def what_it_holds(path: Path, root: Path, channels: Channels) -> Image | None:
     named = _named(name)
     if named is None:
         return None
-    image = _labelled(path, named, folders) or Image(path, named.modality, folders, named.case)
+    at = folders[:-1] if folders and folders[-1].lower() == named.modality else folders  # it says what, not whose
+    image = _labelled(path, named, folders) or Image(path, named.modality, at, named.case)
     return replace(image, b=named.b, trace=named.trace, derived=named.derived)
 
 
