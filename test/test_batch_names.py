@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batch_runs import touch
+from batch_runs import rows, run_batch, touch, write_case
 from ensemble.batch.find import find_cases
 from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import find_pairs
@@ -94,6 +94,17 @@ def test_what_was_chosen_is_noted(tmp_path: Path) -> None:
         Modality.DWI: "DWI: sub-1_run-2_dwi.nii is taken, and not sub-1_run-1_dwi.nii",
         Modality.ADC: "ADC: sub-1_run-2_adc.nii is taken, and not sub-1_run-1_adc.nii",
     }
+
+
+@pytest.mark.slow
+def test_what_was_chosen_stands_in_the_report(tmp_path: Path, weights: Path) -> None:
+    for run in (1, 2):
+        write_case(tmp_path / "data" / "sub-1", prefix=f"sub-1_run-{run}_")
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
+    said = rows(tmp_path / "out")["sub-1"]["repairs"]
+    assert "DWI: sub-1_run-2_dwi.nii.gz is taken, and not sub-1_run-1_dwi.nii.gz" in said
+    report = json.loads((tmp_path / "out" / "sub-1" / "report.json").read_text())
+    assert report["case"]["files"]["adc"].endswith("sub-1_run-2_adc.nii.gz")
 
 
 def test_patients_called_like_b_values_are_not_joined(tmp_path: Path) -> None:
