@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any, BinaryIO
@@ -48,7 +48,9 @@ class _Visible(logging.Formatter):
         shown = copy(record)
         if record.name.partition(".")[0] != "ensemble":
             shown.msg, shown.args = visible(record.getMessage()), ()
-        elif isinstance(record.args, tuple):
+        elif isinstance(record.args, Mapping):
+            shown.args = {name: _as_argument(value) for name, value in record.args.items()}
+        elif record.args is not None:
             shown.args = tuple(_as_argument(value) for value in record.args)
         return super().format(shown)
 

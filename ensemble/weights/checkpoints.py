@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.files import hindrance, open_file
+from ensemble.files import is_there, open_file
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.weights.folder import readable
 from ensemble.weights.pickles import ForbiddenName
 from ensemble.weights.programs import refuse_greedy
 
@@ -50,12 +51,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises WeightsBroken for files that are missing, damaged, or hold anything else.
     """
-    try:
+    if not is_there(path):
+        raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
+    with readable(path):
         open_file(path).close()
-    except OSError as error:
-        why = hindrance(path, error)
-        what = "a checkpoint is missing" if isinstance(error, FileNotFoundError) else f"a checkpoint {why.what}"
-        raise WeightsBroken(what, where=path, found=why.found, do="restore the weights folder") from error
     archive = zipfile.is_zipfile(path)
     try:
         _refuse_greedy(path, archive=archive)
