@@ -103,7 +103,7 @@ class SealsMember:
 
     def _images(self, case: PreparedCase, fine: Grid) -> FloatArray:
         """The input channels (channels, z, y, x) float32 at 1 mm."""
-        return np.stack([resample_volume(case.images[modality], fine).array for modality in self.modalities])
+        return np.stack([resample_volume(case.as_read[modality], fine).array for modality in self.modalities])
 
 
 @dataclass(frozen=True)
