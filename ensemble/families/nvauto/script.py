@@ -35,7 +35,7 @@ def refuse_code(spec: MemberSpec, files: list[Path], settings: InferenceSettings
         where=spec.folder,
         found=f"no manifest.json names by sha256: {', '.join(unnamed)}",
         do="turn it into files without code: process.py members pack SRC DST; or, if you trust who made it, allow it: --allow-torchscript"
-        " (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256",
+        " (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256; or leave the member out (--members)",
     )
 
 
