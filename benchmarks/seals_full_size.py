@@ -106,7 +106,7 @@ def _made_case(shape: tuple[int, ...], spacing_mm: float = 1.0) -> PreparedCase:
         modality: Volume(generator.uniform(1, 2, grid.shape_zyx).astype(np.float32), grid)
         for modality in (Modality.DWI, Modality.ADC)
     }
-    return PreparedCase("made up", images, images, Volume(images[Modality.DWI].array > 0, grid), ())
+    return PreparedCase("made up", images, images, images, Volume(images[Modality.DWI].array > 0, grid), ())
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ def small_case(
     grid = Grid((x, y, z), spacing_zyx_mm[::-1], (3.0, -7.0, 11.0), direction)
     images = _images(3, shape, seed)
     volumes = {modality: Volume(image, grid) for modality, image in zip(Modality, images, strict=True)}
-    return PreparedCase(name="small", images=volumes, physical=volumes, brain=Volume(images[0] > 0, grid), repairs=())
+    brain = Volume(images[0] > 0, grid)
+    return PreparedCase(name="small", images=volumes, as_read=volumes, physical=volumes, brain=brain, repairs=())
 
 
 def _images(count: int, shape: tuple[int, int, int], seed: int) -> np.ndarray:

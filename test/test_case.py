@@ -181,6 +181,20 @@ def test_every_repair_says_which_step_made_it_and_of_which_image() -> None:
     ]
 
 
+def test_published_members_see_the_noise_around_a_brain_and_others_do_not() -> None:
+    """SWAN's FLAIR is not 0 in three voxels of four, and is normalised by all of these."""
+    noise = np.random.default_rng(1).uniform(1, 4, GRID.shape_zyx).astype(np.float32)
+    raw = with_array(DWI, lambda a: np.where(a == 0, noise, a))
+    case = prepare(raw)
+    outside = ~case.brain.array
+    assert any("was not 0: set to 0" in repair for repair in case.repairs)
+    assert not case.images[DWI].array[outside].any()
+    for modality in (DWI, ADC):
+        np.testing.assert_array_equal(case.as_read[modality].array, raw.images[modality].volume.array)
+    assert case.as_read.keys() == case.images.keys()
+    assert case.as_read[ADC] is case.images[ADC], "what nobody changed takes no memory twice"
+
+
 def test_of_several_faults_the_first_steps_is_told() -> None:
     """The order of the steps is a promise: a hospital's scripts read the first line."""
     assert [step.__name__ for step in STEPS] == [

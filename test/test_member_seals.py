@@ -22,7 +22,8 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.probability import lesion_probability
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch
@@ -116,7 +117,7 @@ def resized(array: AnyArray, shape: AnyArray, order: int) -> AnyArray:
 def windows(data: AnyArray, network: torch.nn.Module, patch: tuple[int, ...]) -> AnyArray:
     """Softmax (2, a, b, c): all windows one after another, all eight flips of each."""
     size: Any = data.shape[1:]
-    tiling = Tiling(size, patch, 0.5)  # type: ignore[arg-type]
+    tiling = Tiling(size, patch)  # type: ignore[arg-type]
     padded = np.pad(data, ((0, 0), *tiling.padding))
     importance = gaussian_importance(patch)  # type: ignore[arg-type]
     total, weight = np.zeros((2, *padded.shape[1:])), np.zeros(padded.shape[1:])

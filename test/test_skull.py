@@ -70,6 +70,7 @@ def test_auto_strips_a_head(monkeypatch: pytest.MonkeyPatch, noise: bool) -> Non
     assert np.array_equal(result.brain.array, brain)
     assert not result.physical[DWI].array[~brain].any()
     assert not result.images[DWI].array[~brain].any()
+    assert not result.as_read[DWI].array[~brain].any()
     assert any("skull stripped by HD-BET" in repair for repair in result.repairs)
 
 
@@ -81,6 +82,18 @@ def test_an_extracted_brain_is_left_alone_unless_always(
     result, called = prepared(raw(dwi, adc), brain, choice, monkeypatch)
     assert called == calls
     assert np.array_equal(result.images[DWI].array[brain], dwi.array[brain])
+
+
+def test_what_was_stripped_is_0_for_published_members_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little lies outside the brain that was found."""
+    dwi, adc, brain = extracted()
+    inner = brain.copy()
+    inner[np.flatnonzero(brain.any((1, 2)))[-1]] = False
+    result, _ = prepared(raw(dwi, adc), inner, "always", monkeypatch)
+    assert dwi.array[~inner].any()
+    for modality, image in result.as_read.items():
+        np.testing.assert_array_equal(image.array[inner], result.images[modality].array[inner])
+        assert not image.array[~inner].any()
 
 
 def test_never_strips_no_head_and_what_can_then_not_be_trusted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

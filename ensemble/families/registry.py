@@ -6,16 +6,14 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import Discovery, Family
 from ensemble.families.nnunet_v1.family import NnunetV1
 from ensemble.families.nnunet_v2.family import NnunetV2
+from ensemble.families.nvauto.family import Nvauto
 from ensemble.families.recognised import Recognised
 from ensemble.families.spec import MemberSpec
 
 #: Kinds of members, by the manifest's words. A folder that two of them recognise is of the first one's kind.
-FAMILIES: tuple[Family, ...] = (NnunetV2(), NnunetV1())
+FAMILIES: tuple[Family, ...] = (NnunetV2(), NnunetV1(), Nvauto())
 #: What is told of and does not vote yet; a family takes its row's place.
-RECOGNISED: tuple[Discovery, ...] = (
-    Recognised("NVAUTO", ".ts", "TorchScript networks"),
-    Recognised("FACTORIZER", ".ckpt", "Lightning checkpoints"),
-)
+RECOGNISED: tuple[Discovery, ...] = (Recognised("FACTORIZER", ".ckpt", "Lightning checkpoints"),)
 #: Endings of the files of packed members.
 PACKED_SUFFIXES = frozenset({".json", ".safetensors", ".onnx"})
 

@@ -46,16 +46,24 @@ def not_numbers(case: Draft) -> Stepped:
 
 
 def background(case: Draft) -> Stepped:
-    """Zeros outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0."""
-    notes, outside, images = [], ~case.brain, dict(case.images)
+    """Zeros outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0.
+
+    Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
+    """
+    notes, outside, images, as_read = [], ~case.brain, dict(case.images), dict(case.images)
     for modality in (modality for modality in Modality if modality in case.images):
         image = case.images[modality]
         noisy = float((image.array[outside] != 0).mean()) if outside.any() else 0.0
+        if noisy == 0:
+            continue
+        cleared = image.like(np.where(case.brain, image.array, np.float32(0)))
+        if case.stripped:
+            as_read[modality] = cleared
         if noisy > NOISY_BACKGROUND:
-            images[modality] = image.like(np.where(case.brain, image.array, np.float32(0)))
+            images[modality] = cleared
             text = f"{modality.label}: {noisy:.0%} of what lies outside the brain was not 0: set to 0"
             notes.append(Note(text, modality))
-    return replace(case, images=images), tuple(notes)
+    return replace(case, images=images, as_read=as_read), tuple(notes)
 
 
 def edges(case: Draft) -> Stepped:

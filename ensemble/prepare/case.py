@@ -47,7 +47,9 @@ class PreparedCase:
 
     name: str
     images: Mapping[Modality, Volume]
-    """float32, intensities as read."""
+    """float32, intensities as read; 0 outside the brain where noise lay there: members crop to, and normalise by, what is not 0."""
+    as_read: Mapping[Modality, Volume]
+    """The same with whatever lies outside the brain, as published members know it; 0 there only if a skull was stripped."""
     physical: Mapping[Modality, Volume]
     """float32, normalised by tissue: 1 is normal brain (see `prepare/units.py`), 0 is outside the brain."""
     brain: Volume
@@ -90,6 +92,7 @@ def prepare(
     return PreparedCase(
         name=case.name,
         images={modality: case.images[modality] for modality in Modality if modality in case.images},
+        as_read={modality: case.as_read[modality] for modality in Modality if modality in case.images},
         physical=case.physical,
         brain=case.dwi.like(case.brain),
         repairs=tuple(note.text for note in notes),

@@ -60,6 +60,8 @@ class Draft:
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False
     """Whether a skull was taken off."""
+    as_read: Mapping[Modality, Volume] = field(default_factory=dict)
+    """The images before a noisy background was cleared; without skull where one was stripped. Empty until then."""
     physical: Mapping[Modality, Volume] = field(default_factory=dict)
     """float32, normalised by tissue."""
 

@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         if not isinstance(loaded, dict):
             raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
-        _refuse_more_than_the_file(loaded, path)
+        refuse_more_than_the_file(loaded, path)
     except (*_UNREADABLE, MemoryError) as error:
         if is_out_of_memory(error):
             raise WeightsBroken(
@@ -102,7 +102,7 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
                 refuse_greedy(io.BytesIO(checkpoint.read(member)))
 
 
-def _refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
+def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
     """Raise WeightsBroken where tensors, which may overlap and repeat themselves in the file, are together far larger than it is."""
     size = path.stat().st_size
     total, largest = 0, ("", 0)
