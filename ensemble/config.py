@@ -15,6 +15,7 @@ Device = Literal["auto", "cuda", "cpu"]
 Tta = Literal["mirror", "none", "gated"]
 FusionMethod = Literal["majority", "mean", "staple"]
 SkullStrip = Literal["auto", "always", "never"]
+Registration = Literal["auto", "never"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 SessionKind = Literal["torch", "onnx", "tensorrt"]
 
@@ -55,6 +56,8 @@ class RunConfig:
     """Fewest members that must vote; None means all that the inputs allow."""
     skull_strip: SkullStrip = "auto"
     """Whether the skull is stripped; auto does so where there is one."""
+    registration: Registration = "auto"
+    """Whether FLAIR is registered to DWI; auto does so where that aligns it better than its header, never goes by the header."""
     brain_ml: tuple[float, float] = (300.0, 2500.0)
     """Volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size."""
 
@@ -66,6 +69,7 @@ class RunConfig:
             ("--session", self.session, get_args(SessionKind)),
             ("--fusion", self.fusion, get_args(FusionMethod)),
             ("--skull-strip", self.skull_strip, get_args(SkullStrip)),
+            ("--registration", self.registration, get_args(Registration)),
         ):
             if value not in allowed:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")

@@ -92,6 +92,8 @@ class Shown:
     """What each input channel is called."""
     spacing_mm: tuple[float, ...]
     """That they work at; in-plane for 2-D networks."""
+    remarks: tuple[str, ...] = ()
+    """What is missing of what was published, where the family knows that."""
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from ensemble.families.nnunet_v1.family import NnunetV1
 from ensemble.families.nnunet_v2.family import NnunetV2
 from ensemble.families.recognised import Recognised
 from ensemble.families.spec import MemberSpec
+from ensemble.families.swan.family import Swan
 
 #: Kinds of members, by the manifest's words. A folder that two of them recognise is of the first one's kind.
-FAMILIES: tuple[Family, ...] = (NnunetV2(), NnunetV1())
+FAMILIES: tuple[Family, ...] = (NnunetV2(), NnunetV1(), Swan())
 #: What is told of and does not vote yet; a family takes its row's place.
-RECOGNISED: tuple[Discovery, ...] = (
-    Recognised("NVAUTO", ".ts", "TorchScript networks"),
-    Recognised("FACTORIZER", ".ckpt", "Lightning checkpoints"),
-)
+RECOGNISED: tuple[Discovery, ...] = (Recognised("NVAUTO", ".ts", "TorchScript networks"),)
 #: Endings of the files of packed members.
 PACKED_SUFFIXES = frozenset({".json", ".safetensors", ".onnx"})
 

@@ -38,7 +38,8 @@ def describe(spec: MemberSpec) -> Description:
         try:
             family = family_of(spec)
             folds = family.folds(spec.folder)
-            shown, remarks = family.describe(spec.folder), _missing_folds(folds)
+            shown = family.describe(spec.folder)
+            remarks = shown.remarks or _missing_folds(folds)
         except WeightsBroken as error:
             remarks = (f"{error.what}: {error.found or error.where}",)
     modalities = dict.fromkeys(channel.partition("[")[0].strip().upper() for channel in spec.channels or shown.channels)

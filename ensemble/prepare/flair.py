@@ -6,7 +6,7 @@ from ensemble.errors import InputRefused
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.draft import Draft, Note, Stepped
 from ensemble.prepare.grids import covered_by
-from ensemble.prepare.registration import register
+from ensemble.prepare.registration import Registration, register
 from ensemble.prepare.scale import refuse_no_brain
 from ensemble.prepare.skull import must_strip
 from ensemble.resample import resample_volume
@@ -43,7 +43,10 @@ def flair_grid(case: Draft) -> Stepped:
         notes.append(f"FLAIR covers only {coverage:.0%} of the brain: 0 elsewhere")
     same = grid.distance_voxels(there) <= 1e-3
     placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
-    found = register(flair, placed, case.dwi, case.brain)
+    if case.registration == "never":
+        found = Registration(None, "not asked for (--registration never)")
+    else:
+        found = register(flair, placed, case.dwi, case.brain)
     source = f"(linear, from {there.describe()})"
     if found.transform is not None:
         notes.append(f"FLAIR registered to DWI: {found.summary}; resampled {source}")
