@@ -9,7 +9,7 @@ Arrays are (N, C, X, Y, Z): these networks know images in that order of axes. Dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -34,9 +34,8 @@ class UNet(nn.Module):
         super().__init__()
         levels = range(len(widths))
         self.stem = nn.Conv3d(CHANNELS, widths[0], 3, padding=1, bias=False)
-        self.encoder, self.decoder = nn.Module(), nn.Module()
-        self.encoder.blocks = nn.ModuleList(_Down(block, level, widths) for level in levels)
-        self.decoder.blocks = nn.ModuleList(_Up(block, level, widths) for level in reversed(levels[:-1]))
+        self.encoder = _Levels(_Down(block, level, widths) for level in levels)
+        self.decoder = _Levels(_Up(block, level, widths) for level in reversed(levels[:-1]))
         self.heads = nn.ModuleList(nn.Conv3d(width, 1, 1) for width in widths[:heads])
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
@@ -55,6 +54,14 @@ class UNet(nn.Module):
             maps = up(maps, skips.pop())
             found.append(maps)
         return found[::-1]
+
+
+class _Levels(nn.Module):
+    """The levels of one way."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
 
 
 class _Down(nn.Module):
@@ -190,24 +197,41 @@ class MLP(nn.Module):
         return found
 
 
+class _Factorization(nn.Module):
+    """Where the iteration starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.init = _Start()
+
+
+class _Start(nn.Module):
+    u0: torch.Tensor
+    """(8, 1), in the checkpoints and without effect."""
+    v0: torch.Tensor
+    """(64, 1), random numbers of 0 to 1 that were drawn before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("u0", torch.zeros(HEAD, 1))
+        self.register_buffer("v0", torch.zeros(PATCH**3, 1))
+
+
 class LowRank(nn.Module):
     """Replaces each patch by its nonnegative approximation of rank one; a mean over shifted patches. In float32 whatever it is given."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.in_proj = Linear(width, width, bias=False)
-        self.factorize = nn.Module()
-        self.factorize.init = nn.Module()
-        self.factorize.init.register_buffer("u0", torch.zeros(HEAD, 1))  # in the checkpoints, without effect
-        self.factorize.init.register_buffer("v0", torch.zeros(PATCH**3, 1))
+        self.factorize = _Factorization()
         self.out_proj = Linear(width, width)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(N, X, Y, Z, width) to the same shape."""
         inner = functional.relu(self.in_proj(maps)).float()
-        total = torch.zeros_like(inner)
+        total, start = torch.zeros_like(inner), self.factorize.init.v0[:, 0].float()
         for shift in SHIFTS:
-            u, v = rank_one(matrices(inner, shift), self.factorize.init.v0[:, 0])
+            u, v = rank_one(matrices(inner, shift), start)
             total += voxels(v[:, :, None] * u[:, None, :], shift, inner.shape)
         found: torch.Tensor = self.out_proj((total / len(SHIFTS)).to(maps.dtype))
         return found
