@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.inference.engine import Average, Blending, NonFiniteLogits, SlidingWindow, Tta, predict
+from ensemble.inference.engine import Average, NonFiniteLogits, SlidingWindow, Tta, predict
 from ensemble.inference.session_torch import TorchSession
 
 SIZES = [
@@ -51,17 +51,6 @@ def test_identity_network_gives_the_image_back(shape, window, tta):
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, image, rtol=0, atol=2e-6)
     assert torch.equal(image, before), "the image was changed"
-
-
-def test_constant_blending_is_the_plain_mean_of_the_windows():
-    """The network answers with the place in the window: voxels seen twice get the mean of both."""
-    image = image_of((1, 1, 6), channels=1)
-
-    def places(windows: torch.Tensor) -> torch.Tensor:
-        return torch.arange(4.0).expand_as(windows)
-
-    how = SlidingWindow((1, 1, 4), blending=Blending.CONSTANT)
-    assert predict(image, [places], how).flatten().tolist() == [0, 1, (2 + 0) / 2, (3 + 1) / 2, 2, 3]
 
 
 @pytest.mark.parametrize("average", list(Average))

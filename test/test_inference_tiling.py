@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.inference.mirroring import all_flips
-from ensemble.inference.tiling import Placing, Tiling, axis_starts, gaussian_importance
+from ensemble.inference.tiling import Tiling, axis_starts, gaussian_importance
 
 shapes = st.tuples(*[st.integers(1, 40)] * 3)
 windows = st.tuples(*[st.integers(1, 24)] * 3)
@@ -49,14 +49,6 @@ def test_padding_is_centred_and_undone(image, window):
 )
 def test_starts(length, window, step, expected):
     assert axis_starts(length, window, step) == expected
-
-
-@pytest.mark.parametrize(
-    ("length", "window", "step", "expected"),
-    [(64, 64, 0.5, [0]), (96, 64, 0.5, [0, 32]), (103, 64, 0.5, [0, 32, 39]), (300, 192, 0.375, [0, 72, 108])],
-)
-def test_regular_starts_are_those_of_monai(length, window, step, expected):
-    assert axis_starts(length, window, step, Placing.REGULAR) == expected
 
 
 def test_starts_and_importance_are_those_of_nnunet():

@@ -15,7 +15,7 @@ import torch
 
 from ensemble.inference.mirroring import Flip, all_flips, tensor_dims
 from ensemble.inference.session import Session
-from ensemble.inference.tiling import Placing, Shape, Tiling, gaussian_importance
+from ensemble.inference.tiling import Shape, Tiling, gaussian_importance
 from ensemble.types import ProgressCallback, ignore_progress
 
 
@@ -39,15 +39,6 @@ class Tta(Enum):
     """All of them in windows where the unmirrored pass leaves a doubt; see `SlidingWindow.certainty`."""
 
 
-class Blending(Enum):
-    """How much each voxel of a window counts where windows overlap."""
-
-    GAUSSIAN = "gaussian"
-    """See `tiling.gaussian_importance`."""
-    CONSTANT = "constant"
-    """All alike."""
-
-
 class NonFiniteLogits(ArithmeticError):
     """A network gave infinite or undefined values, so there is no prediction."""
 
@@ -66,10 +57,6 @@ class SlidingWindow:
     """What is averaged."""
     step: float = 0.5
     """Distance of neighbouring windows as a fraction of the window."""
-    placing: Placing = Placing.EVEN
-    """Where windows begin."""
-    blending: Blending = Blending.GAUSSIAN
-    """How they are put together where they overlap."""
     batch_size: int = 1
     """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""
     certainty: float = 0.9
@@ -129,9 +116,9 @@ def _predict(
     progress: ProgressCallback,
 ) -> torch.Tensor:
     _, z, y, x = image.shape
-    tiling = Tiling((z, y, x), how.window, how.step, how.placing)
+    tiling = Tiling((z, y, x), how.window, how.step)
     padded = _padded(image, tiling)
-    importance = _importance(how).to(image.device)
+    importance = torch.from_numpy(gaussian_importance(how.window)).to(image.device)
     weights = torch.zeros(tiling.padded, device=image.device)
     windows = tiling.windows()
     passes = _Passes(len(windows) * len(how.flips), progress)
@@ -148,13 +135,6 @@ def _predict(
         passes.add((len(batch.windows) - len(batch.distinct)) * len(how.flips))
     assert total is not None  # there is at least one window
     return total.div_(weights)[:, *tiling.inside]
-
-
-def _importance(how: SlidingWindow) -> torch.Tensor:
-    """Weight of each voxel (z, y, x) of a window, float32."""
-    if how.blending is Blending.CONSTANT:
-        return torch.ones(how.window)
-    return torch.from_numpy(gaussian_importance(how.window))
 
 
 Window = tuple[slice, slice, slice]

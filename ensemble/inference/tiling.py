@@ -1,13 +1,11 @@
 """Where the windows of a sliding-window prediction lie, and how much each of their voxels counts.
 
-Formulas: nnU-Net (Isensee et al., Nature Methods 2021), `compute_steps_for_sliding_window` and `compute_gaussian`; MONAI's sliding windows
-(Cardoso et al., arXiv 2211.02701), `dense_patch_slices`.
+Formulas: nnU-Net (Isensee et al., Nature Methods 2021), `compute_steps_for_sliding_window` and `compute_gaussian`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from itertools import product
 from math import ceil
 
@@ -16,15 +14,6 @@ import numpy as np
 from ensemble.types import FloatArray
 
 Shape = tuple[int, int, int]
-
-
-class Placing(Enum):
-    """Where windows begin along an axis."""
-
-    EVEN = "even"
-    """Evenly spread, as nnU-Net does."""
-    REGULAR = "regular"
-    """One step after another; the last one is moved back to the image's end, as MONAI does."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +26,6 @@ class Tiling:
     """Voxels of a window along z, y, x; 1 along z for 2-D networks."""
     step: float = 0.5
     """Distance of neighbouring windows, at most this fraction of the window (never less than a voxel)."""
-    placing: Placing = Placing.EVEN
-    """Where they begin."""
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -67,18 +54,15 @@ class Tiling:
     def windows(self) -> list[tuple[slice, slice, slice]]:
         """Every window as slices (z, y, x) of the padded image, x fastest."""
         starts = [
-            axis_starts(padded, window, self.step, self.placing)
-            for padded, window in zip(self.padded, self.window, strict=True)
+            axis_starts(padded, window, self.step) for padded, window in zip(self.padded, self.window, strict=True)
         ]
         z, y, x = self.window
         return [(slice(i, i + z), slice(j, j + y), slice(k, k + x)) for i, j, k in product(*starts)]
 
 
-def axis_starts(length: int, window: int, step: float, placing: Placing = Placing.EVEN) -> list[int]:
-    """First voxels of the windows along one axis (length >= window): the last one ends at the image's end."""
+def axis_starts(length: int, window: int, step: float) -> list[int]:
+    """First voxels of the windows along one axis (length >= window): evenly spread, the last one ending at the image's end."""
     last = length - window
-    if placing is Placing.REGULAR:
-        return [*range(0, last, max(1, int(window * step))), last]
     gaps = ceil(last / max(1.0, window * step))
     return [0] if gaps == 0 else [int(np.round(last / gaps * i)) for i in range(gaps + 1)]
 
