@@ -90,7 +90,7 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     stated = stated_bytes(voxels, channels, classes, how.window, features, how.batch_size, packed)
     return {
         "voxels": voxels,
-        "windows": len(Tiling(shape, how.window, how.step).windows()),
+        "windows": len(Tiling(shape, how.window, how.blending).windows()),
         "wall_s": wall,
         "cpu_s": cpu,
         "peak_mb": peak_mb(),

@@ -6,7 +6,7 @@ Grids speak ITK's order (x, y, z); arrays speak numpy's (z, y, x). `volume.py` i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import permutations
 from math import prod
@@ -40,6 +40,8 @@ class Grid:
     """World position (LPS, mm) of the centre of voxel (0, 0, 0)."""
     direction: tuple[float, ...]
     """3x3 direction cosines, row by row; column k is the world direction of index axis k."""
+    sform: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
+    """Where a NIfTI header stores it: `affine` in RAS, 3x4 row by row, to its last bit, for arithmetic that hangs on this."""
 
     @property
     def shape_zyx(self) -> tuple[int, int, int]:
@@ -64,6 +66,13 @@ class Grid:
         matrix[:3, :3] = np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing_mm)
         matrix[:3, 3] = self.origin_mm
         return matrix
+
+    @property
+    def affine_ras(self) -> FloatArray:
+        """4x4 matrix from voxel index (x, y, z) to world position (RAS, mm), as nibabel reads it."""
+        if self.sform is None:
+            return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
+        return np.vstack([np.reshape(self.sform, (3, 4)), [0.0, 0.0, 0.0, 1.0]])
 
     @cached_property
     def corners_mm(self) -> FloatArray:

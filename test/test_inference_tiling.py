@@ -8,18 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.inference.mirroring import all_flips
-from ensemble.inference.tiling import Tiling, axis_starts, gaussian_importance
+from ensemble.inference.tiling import Blending, Convention, Tiling, axis_starts, gaussian_importance
 
 shapes = st.tuples(*[st.integers(1, 40)] * 3)
 windows = st.tuples(*[st.integers(1, 24)] * 3)
 steps = st.floats(0.1, 1.0)
 
 
-@given(image=shapes, window=windows, step=steps)
-def test_every_voxel_is_covered_and_no_window_leaves_the_image(image, window, step):
-    tiling = Tiling(image, window, step)
+@given(image=shapes, window=windows, step=steps, convention=st.sampled_from(Convention))
+def test_every_voxel_is_covered_and_no_window_leaves_the_image(image, window, step, convention):
+    blending = Blending(step, convention=convention)
+    tiling = Tiling(image, window, blending)
     for axis, (length, size) in enumerate(zip(tiling.padded, window, strict=True)):
-        starts = axis_starts(length, size, step)
+        starts = blending.starts(length, size)
         assert starts[0] == 0
         assert starts[-1] == length - size
         assert all(0 < after - before <= size for before, after in zip(starts, starts[1:], strict=False)), axis
@@ -62,9 +63,34 @@ def test_starts_and_importance_are_those_of_nnunet():
         np.testing.assert_allclose(gaussian_importance(window), weights, rtol=1e-4, atol=1e-12)
 
 
-@given(window=windows)
-def test_importance_is_positive_and_at_most_one(window):
-    weights = gaussian_importance(window)
+def test_starts_and_weights_are_those_of_monai():
+    """NVAUTO's and SWAN's."""
+    import torch
+
+    monai, layers = pytest.importorskip("monai.data.utils"), pytest.importorskip("monai.networks.layers")
+    for image, window, overlap in (
+        ((223, 223, 145), (192, 192, 128), 0.625),
+        ((192, 200, 128), (192, 192, 128), 0.625),
+        ((112, 113, 73), (64, 64, 64), 0.5),
+        ((30, 31, 9), (7, 16, 9), 0.3),
+    ):
+        blending = Blending(1 - overlap, convention=Convention.MONAI)
+        steps = [n if n == size else int(n * (1 - overlap)) for n, size in zip(window, image, strict=True)]
+        theirs = monai.dense_patch_slices(image, window, steps)
+        assert Tiling(image, window, blending).windows() == [tuple(place) for place in theirs]
+    for window in ((24, 16, 9), (7, 40, 1)):
+        peak = torch.zeros(1, 1, *window)
+        peak[0, 0, *(n // 2 for n in window)] = 1
+        theirs = layers.GaussianFilter(3, [n / 8 for n in window])(peak)[0, 0]  # as version 0.9 makes its map
+        theirs /= theirs.max()
+        ours = Blending(convention=Convention.MONAI).weights(window)
+        np.testing.assert_allclose(ours, theirs.clamp(min=1e-3).numpy(), rtol=1e-4)
+    assert (Blending(sigma=None).weights((4, 5, 6)) == 1).all()
+
+
+@given(window=windows, convention=st.sampled_from(Convention))
+def test_importance_is_positive_and_at_most_one(window, convention):
+    weights = Blending(convention=convention).weights(window)
     assert weights.shape == window
     assert weights.dtype == np.float32
     assert weights.min() > 0
@@ -74,7 +100,13 @@ def test_importance_is_positive_and_at_most_one(window):
 @pytest.mark.parametrize(("image", "window", "step"), [((4, 4, 4), (2, 2, 2), 0.0), ((0, 4, 4), (2, 2, 2), 0.5)])
 def test_impossible_tilings_are_refused(image, window, step):
     with pytest.raises(ValueError, match="step|empty"):
-        Tiling(image, window, step)
+        Tiling(image, window, Blending(step))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("inf"), float("nan")])
+def test_impossible_widths_are_refused(sigma):
+    with pytest.raises(ValueError, match="sigma"):
+        Blending(sigma=sigma)
 
 
 def test_flips_are_all_subsets_and_the_plain_image_comes_first():

@@ -116,7 +116,7 @@ def resized(array: AnyArray, shape: AnyArray, order: int) -> AnyArray:
 def windows(data: AnyArray, network: torch.nn.Module, patch: tuple[int, ...]) -> AnyArray:
     """Softmax (2, a, b, c): all windows one after another, all eight flips of each."""
     size: Any = data.shape[1:]
-    tiling = Tiling(size, patch, 0.5)  # type: ignore[arg-type]
+    tiling = Tiling(size, patch)  # type: ignore[arg-type]
     padded = np.pad(data, ((0, 0), *tiling.padding))
     importance = gaussian_importance(patch)  # type: ignore[arg-type]
     total, weight = np.zeros((2, *padded.shape[1:])), np.zeros(padded.shape[1:])

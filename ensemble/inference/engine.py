@@ -15,7 +15,7 @@ import torch
 
 from ensemble.inference.mirroring import Flip, all_flips, tensor_dims
 from ensemble.inference.session import Session
-from ensemble.inference.tiling import Shape, Tiling, gaussian_importance
+from ensemble.inference.tiling import Blending, Shape, Tiling
 from ensemble.types import ProgressCallback, ignore_progress
 
 
@@ -55,8 +55,8 @@ class SlidingWindow:
     """Which mirrored passes are made."""
     average: Average = Average.LOGITS
     """What is averaged."""
-    step: float = 0.5
-    """Distance of neighbouring windows as a fraction of the window."""
+    blending: Blending = Blending()
+    """Where windows lie, and how much their voxels count."""
     batch_size: int = 1
     """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""
     certainty: float = 0.9
@@ -116,9 +116,9 @@ def _predict(
     progress: ProgressCallback,
 ) -> torch.Tensor:
     _, z, y, x = image.shape
-    tiling = Tiling((z, y, x), how.window, how.step)
+    tiling = Tiling((z, y, x), how.window, how.blending)
     padded = _padded(image, tiling)
-    importance = torch.from_numpy(gaussian_importance(how.window)).to(image.device)
+    importance = torch.from_numpy(how.blending.weights(how.window)).to(image.device)
     weights = torch.zeros(tiling.padded, device=image.device)
     windows = tiling.windows()
     passes = _Passes(len(windows) * len(how.flips), progress)

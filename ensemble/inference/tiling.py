@@ -1,19 +1,62 @@
 """Where the windows of a sliding-window prediction lie, and how much each of their voxels counts.
 
-Formulas: nnU-Net (Isensee et al., Nature Methods 2021), `compute_steps_for_sliding_window` and `compute_gaussian`.
+Formulas: nnU-Net (Isensee et al., Nature Methods 2021), `compute_steps_for_sliding_window` and `compute_gaussian`; MONAI 0.9 (Cardoso et
+al., 2022), `dense_patch_slices` and `compute_importance_map`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from itertools import product
-from math import ceil
+from math import ceil, erf
 
 import numpy as np
 
 from ensemble.types import FloatArray
 
 Shape = tuple[int, int, int]
+
+
+class Convention(Enum):
+    """Whose rule the places and weights of windows follow."""
+
+    NNUNET = "nnunet"
+    """Windows spread evenly; the Gaussian sampled, beyond four sigma the least weight there is."""
+    MONAI = "monai"
+    """Windows at whole steps, the last one moved back to the image's end; the Gaussian integrated over each voxel, at least 0.001."""
+
+
+@dataclass(frozen=True)
+class Blending:
+    """How windows overlap, and how much each of their voxels counts."""
+
+    step: float = 0.5
+    """Distance of neighbouring windows, at most this fraction of the window (never less than a voxel)."""
+    sigma: float | None = 0.125
+    """Standard deviation of the Gaussian weights as a fraction of the window; None: all voxels count alike."""
+    convention: Convention = Convention.NNUNET
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise ValueError(f"step {self.step} is not in (0, 1]")
+        if self.sigma is not None and not 0 < self.sigma < float("inf"):
+            raise ValueError(f"sigma {self.sigma} is no width")
+
+    def starts(self, length: int, window: int) -> list[int]:
+        """First voxels of the windows along one axis (length >= window)."""
+        if self.convention is Convention.NNUNET:
+            return axis_starts(length, window, self.step)
+        last, step = length - window, max(1, int(window * self.step))
+        return [*range(0, last, step), last]
+
+    def weights(self, window: Shape) -> FloatArray:
+        """Of each voxel (z, y, x) of a window, float32; the largest is 1."""
+        if self.sigma is None:
+            return np.ones(window, np.float32)
+        if self.convention is Convention.NNUNET:
+            return gaussian_importance(window, self.sigma)
+        return _integrated_gaussian(window, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -24,12 +67,9 @@ class Tiling:
     """Voxels of the image along z, y, x."""
     window: Shape
     """Voxels of a window along z, y, x; 1 along z for 2-D networks."""
-    step: float = 0.5
-    """Distance of neighbouring windows, at most this fraction of the window (never less than a voxel)."""
+    blending: Blending = Blending()
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 1:
-            raise ValueError(f"step {self.step} is not in (0, 1]")
         if min(self.image) < 1 or min(self.window) < 1:
             raise ValueError(f"image {self.image} or window {self.window} is empty")
 
@@ -54,7 +94,7 @@ class Tiling:
     def windows(self) -> list[tuple[slice, slice, slice]]:
         """Every window as slices (z, y, x) of the padded image, x fastest."""
         starts = [
-            axis_starts(padded, window, self.step) for padded, window in zip(self.padded, self.window, strict=True)
+            self.blending.starts(padded, window) for padded, window in zip(self.padded, self.window, strict=True)
         ]
         z, y, x = self.window
         return [(slice(i, i + z), slice(j, j + y), slice(k, k + x)) for i, j, k in product(*starts)]
@@ -67,8 +107,8 @@ def axis_starts(length: int, window: int, step: float) -> list[int]:
     return [0] if gaps == 0 else [int(np.round(last / gaps * i)) for i in range(gaps + 1)]
 
 
-def gaussian_importance(window: Shape) -> FloatArray:
-    """Weight of each voxel (z, y, x) of a window, float32: a Gaussian of sigma = window / 8 about the voxel window // 2.
+def gaussian_importance(window: Shape, sigma: float = 0.125) -> FloatArray:
+    """Weight of each voxel (z, y, x) of a window, float32: a Gaussian of sigma * window about the voxel window // 2, as nnU-Net's.
 
     The maximum is 1. Voxels that lie beyond the filter's reach of four sigma get the smallest positive weight.
     """
@@ -79,8 +119,23 @@ def gaussian_importance(window: Shape) -> FloatArray:
     for length in window:
         line = np.zeros(length)
         line[length // 2] = 1
-        lines.append(gaussian_filter1d(line, length / 8, mode="constant"))
+        lines.append(gaussian_filter1d(line, length * sigma, mode="constant"))
     z, y, x = lines
     weights = z[:, None, None] * y[:, None] * x
     weights = (weights / weights.max()).astype(np.float32)
     return np.where(weights > 0, weights, weights[weights > 0].min())
+
+
+def _integrated_gaussian(window: Shape, sigma: float) -> FloatArray:
+    """MONAI's weight of each voxel (z, y, x) of a window, float32."""
+    lines = []
+    for length in window:
+        apart = np.abs(np.arange(length) - length // 2)
+        scale = 0.70710678 / np.float32(length * sigma)
+        line = 0.5 * np.array([erf(scale * (x + 0.5)) - erf(scale * (x - 0.5)) for x in apart])
+        reach = int(max(length * sigma * 4.0, 0.5) + 0.5)
+        lines.append(np.where(apart <= reach, line, 0))
+    z, y, x = lines
+    weights = z[:, None, None] * y[:, None] * x
+    weights = (weights / weights.max()).astype(np.float32)
+    return np.maximum(weights, np.float32(1e-3))

@@ -104,6 +104,11 @@ class Nifti:
         slope, intercept = self.read(self.layout.scale)
         return (1.0, 0.0) if slope == 0 or math.isnan(slope) else (slope, intercept)
 
+    @property
+    def sform(self) -> tuple[float, ...] | None:
+        """The 3x4 matrix from voxel to world (RAS), row by row; None where there is none."""
+        return self.read(self.layout.srow) if self.read(self.layout.codes)[1] > 0 else None
+
     def fault(self, remarks: list[str]) -> str:
         """What is wrong with the header; empty when nothing is. Adds what is only odd to `remarks`."""
         layout = self.layout

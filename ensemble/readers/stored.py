@@ -11,7 +11,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,9 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
         raise unreadable(header.path, label, last_line(error)) from error
     if not header.size[:3] == grid.size or len(header.size) > 4:
         raise not_3d(header.path, label, header.size)
+    lengths = None if header.sform is None else np.linalg.norm(np.reshape(header.sform, (3, 4))[:, :3], axis=0)
+    if lengths is not None and np.allclose(lengths, grid.spacing_mm, rtol=1e-3):  # not where its unit is other than mm
+        grid = replace(grid, sform=header.sform)
     return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
 
 

@@ -1,0 +1,144 @@
+"""The arithmetic before and after NVAUTO's networks: MONAI 0.9's `Spacingd`, `NormalizeIntensityd` and `Invertd`, rounding included.
+
+Which voxels are exactly 0 decides about the normalisation, and positions that are 1e-6 voxels off make others than 0 of those beside a
+stripped brain. So positions are found as MONAI finds them: by solving in float32, then in float64. Arrays are in the file's axis order
+(x, y, z), affines RAS, as nibabel gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ensemble.errors import InputRefused
+from ensemble.families.cropping import MOST_NETWORK_VOXELS
+from ensemble.geometry import Grid, is_too_large
+from ensemble.types import FloatArray
+
+SPACING_MM = (1.0, 1.0, 1.0)
+#: Affines that differ by no more are the same to MONAI: nothing is resampled then.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Respacing:
+    """The way from an image's grid to the lattice of 1 mm that starts at the same corner, and back."""
+
+    size: tuple[int, ...]
+    """Of the image."""
+    affine: FloatArray
+    """Of the image, float64."""
+    fine_size: tuple[int, ...]
+    """At 1 mm."""
+    fine_affine: FloatArray
+    """At 1 mm, float32."""
+
+    @classmethod
+    def of(cls, grid: Grid) -> Respacing:
+        """That of a DWI grid. Raises InputRefused where the lattice would be larger than any brain's."""
+        affine = grid.affine_ras
+        fine = _zoomed(affine, SPACING_MM)
+        size = _fine_size(grid.size, affine, fine)
+        if is_too_large(size, MOST_NETWORK_VOXELS):
+            raise InputRefused(
+                "the image is too large at the voxel size that a member works at",
+                found=f"{' x '.join(map(str, size))} voxels of 1 mm",
+                do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+            )
+        return cls(grid.size, affine, size, fine.astype(np.float32))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (C, X, Y, Z) at 1 mm, float32."""
+        return _resampled(images, self.affine.astype(np.float32), self.fine_affine, self.fine_size)
+
+    def back(self, answers: torch.Tensor) -> torch.Tensor:
+        """Answers (C, X, Y, Z) at 1 mm on the image's grid, float32."""
+        spacing = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+        affine = _zoomed(self.fine_affine.astype(np.float64), spacing).astype(np.float32)
+        return _resampled(answers, self.fine_affine, affine, self.size)
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """Each channel (C, X, Y, Z) to zero mean and unit (population) deviation over what is not 0; that stays 0."""
+    result = images.clone()
+    for image in result:
+        inside = image != 0
+        values = image[inside]
+        if values.numel():
+            mean, deviation = values.mean().item(), values.std(unbiased=False).item()
+            image[inside] = (values - mean) / (deviation or 1.0)
+    return result
+
+
+def _zoomed(affine: FloatArray, spacing: FloatArray | tuple[float, ...]) -> FloatArray:
+    """The affine (4, 4) with another spacing and no shear, starting at the same voxel."""
+    matrix = affine[:3, :3]
+    scales = np.linalg.cholesky(matrix.T @ matrix).T
+    rotation = matrix @ np.linalg.inv(scales)
+    zoomed = np.eye(4)
+    zoomed[:3, :3] = rotation @ np.diag(np.sign(np.diag(scales)) * np.abs(np.asarray(spacing, float)))
+    zoomed[:3, 3] = affine[:3, 3]
+    return zoomed
+
+
+def _fine_size(size: tuple[int, ...], affine: FloatArray, fine: FloatArray) -> tuple[int, ...]:
+    """Voxels that cover the image's outermost voxel centres."""
+    ends = np.array(np.meshgrid(*[(0.0, n - 1.0) for n in size], indexing="ij")).reshape(3, -1)
+    corners = affine @ np.concatenate([ends, np.ones_like(ends[:1])])
+    centred = np.linalg.inv(np.block([[fine[:3, :3], np.zeros((3, 1))], [np.eye(4)[3:]]])) @ corners
+    return tuple(int(n) for n in np.round(np.ptp(centred[:3], axis=1) + 1.0))
+
+
+def _resampled(images: torch.Tensor, source: FloatArray, target: FloatArray, size: tuple[int, ...]) -> torch.Tensor:
+    """Images (C, X, Y, Z) of an affine on the lattice of another (both float32): linear, the outermost voxels repeated beyond."""
+    there = tuple(images.shape[1:])
+    if there == tuple(size) and np.allclose(source, target, atol=_SAME):
+        return images.float()
+    steps = _solved(source, target).astype(np.float32)
+    if there == tuple(size) and np.allclose(steps, np.eye(4), atol=_SAME):
+        return images.float()
+    theta = _unit(there) @ torch.from_numpy(steps.astype(np.float64)) @ torch.inverse(_unit(size))
+    order = [2, 1, 0]
+    theta[:3] = theta[order]
+    theta[:, :3] = theta[:, order]
+    positions = functional.affine_grid(theta[None, :3], [1, len(images), *size], align_corners=False)
+    return functional.grid_sample(
+        images[None].double(), positions, mode="bilinear", padding_mode="border", align_corners=False
+    )[0].float()
+
+
+def _solved(matrix: FloatArray, right: FloatArray) -> FloatArray:
+    """X (4, 4) of matrix X = right, as LAPACK's `dgetf2` and `dtrsm` find it where no multiplication and addition are one.
+
+    numpy's answer depends on the processor: its last digit, here some 1e-18, decides whether voxels beside a stripped brain are 0.
+    """
+    lower, answers = matrix.astype(float).tolist(), right.astype(float).tolist()
+    rows = range(len(lower))
+    for k in rows:
+        pivot = max(rows[k:], key=lambda i: abs(lower[i][k]))
+        lower[k], lower[pivot] = lower[pivot], lower[k]
+        answers[k], answers[pivot] = answers[pivot], answers[k]
+        reciprocal = 1 / lower[k][k]
+        for i in rows[k + 1 :]:
+            lower[i][k] *= reciprocal
+            for j in rows[k + 1 :]:
+                lower[i][j] -= lower[i][k] * lower[k][j]
+            for column in rows:
+                answers[i][column] -= lower[i][k] * answers[k][column]
+    for k in reversed(rows):
+        for column in rows:
+            answers[k][column] /= lower[k][k]
+            for i in rows[:k]:
+                answers[i][column] -= lower[i][k] * answers[k][column]
+    return np.array(answers)
+
+
+def _unit(size: tuple[int, ...]) -> torch.Tensor:
+    """From voxels to -1 ... 1 between the outermost voxels' outer faces (4, 4)."""
+    lengths = torch.tensor(size, dtype=torch.float64)
+    matrix = torch.diag(torch.cat([2.0 / lengths, torch.ones(1, dtype=torch.float64)]))
+    matrix[:3, 3] = 1.0 / lengths - 1.0
+    return matrix
