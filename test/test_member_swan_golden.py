@@ -1,4 +1,4 @@
-"""The swan member against the peer's recorded output: its parts, full-size networks, and a whole case, by the member and by `process.py run`."""
+"""The swan member against the peer's recorded output: parts, full-size networks, and a whole case by the member and by `process.py run`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_patches() -> None:
         shifted = [matrices(maps, shift) for shift in (0, 1, 2, 3)]
         theirs = torch.from_numpy(file["swm_out_int32"]).reshape(-1, 8, 64).transpose(1, 2)
         assert torch.equal(torch.cat(shifted), theirs.float())
-        back = sum(voxels(rows**2, shift, maps.shape) for shift, rows in enumerate(shifted)) / 4
+        back = sum(voxels((rows / 100) ** 2, shift, maps.shape) for shift, rows in enumerate(shifted)) / 4
         np.testing.assert_allclose(torch.as_tensor(back).movedim(-1, 1), file["swm_inv_of_sq"], rtol=1e-6)
 
 

@@ -93,9 +93,7 @@ class Tiling:
 
     def windows(self) -> list[tuple[slice, slice, slice]]:
         """Every window as slices (z, y, x) of the padded image, x fastest."""
-        starts = [
-            self.blending.starts(padded, window) for padded, window in zip(self.padded, self.window, strict=True)
-        ]
+        starts = [self.blending.starts(padded, window) for padded, window in zip(self.padded, self.window, strict=True)]
         z, y, x = self.window
         return [(slice(i, i + z), slice(j, j + y), slice(k, k + x)) for i, j, k in product(*starts)]
 

@@ -20,14 +20,16 @@ from ensemble.families.swan.network import WINDOW
 from ensemble.families.swan.processing import to_image, to_network
 from ensemble.families.unet import window_bytes
 from ensemble.inference.capacity import buffer_device, windows_at_once
-from ensemble.inference.engine import Blending, SlidingWindow, Tta, predict
+from ensemble.inference.engine import SlidingWindow, Tta, predict
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.tiling import Placing
+from ensemble.inference.tiling import Blending, Convention
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback
 
 log = logging.getLogger(__name__)
 
+#: Windows at every 32nd voxel, all voxels of each alike.
+_BLENDING = Blending(step=0.5, sigma=None, convention=Convention.MONAI)
 MODALITIES = (Modality.DWI, Modality.ADC, Modality.FLAIR)
 
 
@@ -78,9 +80,7 @@ class SwanMember:
     def windows(self) -> SlidingWindow:
         """How its networks go over an image; they were trained on mirrored images, and DeepISLES mirrors none."""
         together = windows_at_once(window_bytes(WINDOW, 32), 3, self.sessions[0].device)
-        return SlidingWindow(
-            WINDOW, tta=Tta.NONE, placing=Placing.REGULAR, blending=Blending.CONSTANT, batch_size=together
-        )
+        return SlidingWindow(WINDOW, tta=Tta.NONE, blending=_BLENDING, batch_size=together)
 
 
 def _refuse_choices(spec: MemberSpec) -> None:
