@@ -3,8 +3,8 @@
     python -m benchmarks.swan_registration [--shared ../shared] [--threads 1]
 
 Runs the golden weights (small networks, trained on this very case; folds 0 and 1) on isles22_0009 with FLAIR by its header, registered
-rigidly as `--registration auto` does, the same with cubic B-splines, and as recorded. Needs `../shared`. Masks are compared with that of the
-recorded FLAIR and with the true one; voxels within the brain. One case says what differs, not what is better.
+rigidly as `--registration auto` does, the same with cubic B-splines, and as recorded. Needs `../shared`. Masks are compared with that
+of the recorded FLAIR and with the true one; voxels within the brain. One case says what differs, not what is better.
 """
 
 from __future__ import annotations

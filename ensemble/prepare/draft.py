@@ -63,7 +63,7 @@ class Draft:
     stripped: bool = False
     """Whether a skull was taken off."""
     as_read: Mapping[Modality, Volume] = field(default_factory=dict)
-    """The images before a noisy background was cleared; without skull where one was stripped. Empty until then."""
+    """The images before a noisy background was cleared; without skull where one was stripped. Until then at most FLAIR (see `flair`)."""
     physical: Mapping[Modality, Volume] = field(default_factory=dict)
     """float32, normalised by tissue."""
 

@@ -131,12 +131,12 @@ class FactorizerBlock(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(N, inputs, X, Y, Z) to (N, outputs, X, Y, Z)."""
-        maps = self.adapter(maps.movedim(1, -1))
+        maps = self.adapter(maps.permute(0, 2, 3, 4, 1))
         if hasattr(self, "pos_embed"):
             maps = self.pos_embed(maps)
         for block in self.blocks.values():
             maps = block(maps)
-        return maps.movedim(-1, 1)
+        return maps.permute(0, 4, 1, 2, 3)
 
 
 class Linear(nn.Module):
@@ -158,7 +158,7 @@ class Places(nn.Module):
         self.pos = nn.Parameter(torch.zeros(1, width, *size))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps + self.pos.movedim(1, -1).to(maps.dtype)
+        return maps + self.pos.permute(0, 2, 3, 4, 1).to(maps.dtype)
 
 
 class LayerNorm(nn.Module):
