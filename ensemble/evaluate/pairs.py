@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.errors import InputRefused
+from ensemble.files import read_json
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
 from ensemble.streams import printable
 
@@ -216,7 +216,7 @@ def _entities(path: Path) -> Entities | None:
 def _report(folder: Path) -> dict[str, Any]:
     """The report that a batch has laid beside a mask; empty where there is none."""
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "report.json")
         said = report["batch"], report["case"]["name"], report["case"]["files"]["dwi"]
         return report if all(said) and isinstance(said[2], str) else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
