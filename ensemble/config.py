@@ -61,6 +61,9 @@ class RunConfig:
     brain_ml: tuple[float, float] = (300.0, 2500.0)
     """Volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size."""
 
+    allow_torchscript: bool = False
+    """Whether members in TorchScript form, which is code, may be loaded although no manifest names their files by digest."""
+
     def __post_init__(self) -> None:
         for option, value, allowed in (
             ("--device", self.device, get_args(Device)),

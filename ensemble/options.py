@@ -315,6 +315,13 @@ def _common() -> _Parser:
             *RunConfig.brain_ml
         ),
     )
+    _add(
+        group,
+        "--allow-torchscript",
+        flag=True,
+        help="load members in TorchScript form, which is code, although no manifest.json names their files by digest;"
+        " give it only for files that you trust (members pack makes files that need no permission)",
+    )
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
     _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")

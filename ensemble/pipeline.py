@@ -20,6 +20,7 @@ from ensemble.families.base import InferenceSettings, Member, MemberPrediction
 from ensemble.families.spec import MemberSpec
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
+from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
 from ensemble.memory import is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
@@ -85,7 +86,7 @@ def load(config: RunConfig) -> Ensemble:
     Raises WeightsBroken when one can't be loaded: no member is left out silently; UsageError when more must vote than there are.
     """
     started = time.perf_counter()
-    settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
+    settings = InferenceSettings.of(config, resolve_device(config.device))
     if config.platform_note:
         log.info("note: %s", config.platform_note)
     specs = find_members(config.weights_folder, config.members)
@@ -98,6 +99,9 @@ def load(config: RunConfig) -> Ensemble:
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)
+    for spec in specs:
+        for remark in describe(spec).remarks:
+            log.info("note: member %s: %s", spec.name, remark)
     digests = {spec.name: weight_digests(spec) for spec in specs}
     return Ensemble(config, settings, specs, members, time.perf_counter() - started, digests)
 

@@ -23,11 +23,9 @@ from v1_folders import PUBLISHED, V1Spec, build_v1_folder
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """DeepISLES' `weights/` as published, with tiny networks."""
+    """DeepISLES' `weights/` as published, with tiny networks; NVAUTO's are in test_member_nvauto.py."""
     root = tmp_path / "weights"
     build_v1_folder(root / PUBLISHED, V1Spec(folds=tuple(f"fold_{i}" for i in range(5)), modalities={0: "a", 1: "b"}))
-    for number in range(15):
-        touch(root / "NVAUTO" / "ts" / f"model{number}.ts")
     for model in ("factorizer", "resunet"):
         for fold in range(5):
             touch(root / "FACTORIZER" / "logs" / model / f"fold{fold}" / "checkpoints" / "epoch=9.ckpt")
@@ -48,15 +46,14 @@ def test_the_published_archive_is_recognised(archive: Path, depth: str) -> None:
 
 def test_what_cannot_vote_is_named(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
     unsupported = {other.name: other.what for other in find_unsupported(archive)}
-    others = "10 Lightning checkpoints in other folders than SWAN's"
-    assert unsupported == {"NVAUTO": "15 TorchScript networks", "FACTORIZER": others}
+    assert unsupported == {"FACTORIZER": "10 Lightning checkpoints in other folders than SWAN's"}
     with caplog.at_level(logging.WARNING, "ensemble"):
         load(RunConfig(weights=archive, device="cpu"))
     assert all(f"does not vote: {name}" in caplog.text for name in unsupported)
     shutil.rmtree(archive / "SEALS")
     with pytest.raises(WeightsBroken, match="no member weights") as error:
         find_members(archive)
-    assert "NVAUTO (not supported yet), FACTORIZER (not supported yet)" in error.value.found
+    assert "FACTORIZER (not supported yet)" in error.value.found
 
 
 def test_members_list_shows_what_was_found(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +63,7 @@ def test_members_list_shows_what_was_found(archive: Path, capsys: pytest.Capture
     assert lines[2].split()[:7] == ["seals", "seals", "0-4", "DWI,ADC", "1x1x1", "mm", "native"]
     assert "not stated" in lines[2]
     assert "MB" in lines[2]
-    assert [line.split(":")[0].strip() for line in lines[3:]] == ["not supported yet, does not vote"] * 2
+    assert [line.split(":")[0].strip() for line in lines[3:]] == ["not supported yet, does not vote"]
 
 
 def test_members_check_says_what_is_missing_and_goes_on(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,8 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.probability import lesion_probability
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch

@@ -16,7 +16,8 @@ from ensemble.families.nnunet_v1 import member as seals
 from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.probability import lesion_probability
 from ensemble.inference.engine import predict
 from ensemble.inference.tiling import Tiling
 from ensemble.prepare.case import PreparedCase, prepare

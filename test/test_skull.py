@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
 import SimpleITK as sitk
+from scipy import ndimage
 
 from conftest import shared
 from ensemble.config import SkullStrip

@@ -18,8 +18,8 @@ from ensemble.members.manifest import file_sha256
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
 
-#: Where the weights lie and what computes does not decide what comes out.
-_IMMATERIAL = {"weights", "device"}
+#: Where the weights lie, whether they may be code and what computes does not decide what comes out.
+_IMMATERIAL = {"weights", "device", "allow_torchscript"}
 
 
 def recipe(

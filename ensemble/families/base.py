@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ensemble.config import Precision, SessionKind, Tta
+from ensemble.config import Precision, RunConfig, SessionKind, Tta
 from ensemble.errors import UsageError
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
@@ -38,6 +38,13 @@ class InferenceSettings:
     """Arithmetic of the networks."""
     session: SessionKind = "torch"
     """What runs the networks."""
+    allow_torchscript: bool = False
+    """Whether code in weights may run although no manifest names its file by digest."""
+
+    @classmethod
+    def of(cls, config: RunConfig, device: str) -> InferenceSettings:
+        """Those of a run, on a torch device."""
+        return cls(device, config.tta, config.precision, config.session, config.allow_torchscript)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,18 @@ class MemberPrediction:
     def mask(self) -> Volume:
         """Where it votes lesion (bool): its probability is above 0.5."""
         return self.probability.like(self.probability.array > 0.5)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tells how far one of several equal parts of the work has come."""
+
+    progress: ProgressCallback
+    part: int
+    parts: int
+
+    def __call__(self, done: int, total: int) -> None:
+        self.progress(self.part * total + done, self.parts * total)
 
 
 class Member(Protocol):
@@ -92,8 +111,10 @@ class Shown:
     """What each input channel is called."""
     spacing_mm: tuple[float, ...]
     """That they work at; in-plane for 2-D networks."""
+    published: int = 0
+    """How many folds were published, where that is known: each that is not there is said."""
     remarks: tuple[str, ...] = ()
-    """What is missing of what was published, where the family knows that."""
+    """What is missing of what was published, where folds alone don't tell it."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -14,6 +14,11 @@ from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
 from ensemble.weights.onnx_form import open_onnx
 
+#: Size of the weights' files up to which a member's networks all stay in memory (bytes).
+HELD_BYTES = 2**30
+
+Opener = Callable[[Network, InferenceSettings], LoadedSession]
+
 
 def open_sessions(
     spec: MemberSpec, networks: Sequence[Network], settings: InferenceSettings
@@ -21,7 +26,40 @@ def open_sessions(
     """One session a network. Raises WeightsBroken, before any is built for numbers that no memory holds."""
     for network in networks:
         refuse_too_much(spec, network)
-    return tuple(_opened(network, settings) for network in networks)
+    return tuple(opened(network, settings) for network in networks)
+
+
+class InTurn:
+    """A member's networks as sessions, one after the other: held in memory, or opened from their files when their turn comes.
+
+    What is held takes as much memory again as its files; `HELD_BYTES` is the limit, which five networks of SEALS' size keep.
+    """
+
+    def __init__(self, networks: Sequence[Network], open_one: Callable[[Network], LoadedSession]) -> None:
+        """Opens each network once, so that what is broken is told before any case. Raises WeightsBroken."""
+        self._networks, self._open = networks, open_one
+        self._held: list[LoadedSession] = []
+        self.streamed = sum(network.weights.stat().st_size for network in networks) > HELD_BYTES
+        for network in networks:
+            session = open_one(network)
+            if not self.streamed:
+                self._held.append(session)
+        self.device, self.arithmetic = session.device, session.arithmetic
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def __iter__(self) -> Iterator[LoadedSession]:
+        return iter(self._held) if self._held else map(self._open, self._networks)
+
+
+def in_turn(
+    spec: MemberSpec, networks: Sequence[Network], settings: InferenceSettings, open_one: Opener | None = None
+) -> InTurn:
+    """Sessions for members whose networks go over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
+    for network in networks:
+        refuse_too_much(spec, network)
+    return InTurn(networks, lambda network: (open_one or opened)(network, settings))
 
 
 def fit_for(settings: InferenceSettings, sessions: tuple[LoadedSession, ...]) -> tuple[LoadedSession, ...]:
@@ -31,7 +69,8 @@ def fit_for(settings: InferenceSettings, sessions: tuple[LoadedSession, ...]) ->
     return sessions
 
 
-def _opened(network: Network, settings: InferenceSettings) -> LoadedSession:
+def opened(network: Network, settings: InferenceSettings) -> LoadedSession:
+    """The session of one network. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
     if settings.session != "torch":
         return open_onnx(network.weights.parent, dims, device, settings.session)

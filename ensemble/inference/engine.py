@@ -15,7 +15,7 @@ import torch
 
 from ensemble.inference.mirroring import Flip, all_flips, tensor_dims
 from ensemble.inference.session import Session
-from ensemble.inference.tiling import Blending, Shape, Tiling
+from ensemble.inference.tiling import NNUNET, Blending, Shape, Tiling
 from ensemble.types import ProgressCallback, ignore_progress
 
 
@@ -55,7 +55,7 @@ class SlidingWindow:
     """Which mirrored passes are made."""
     average: Average = Average.LOGITS
     """What is averaged."""
-    blending: Blending = Blending()
+    blending: Blending = NNUNET
     """Where windows lie, and how much their voxels count."""
     batch_size: int = 1
     """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""

@@ -59,6 +59,10 @@ class Blending:
         return _integrated_gaussian(window, self.sigma)
 
 
+#: As nnU-Net of either version does it.
+NNUNET = Blending()
+
+
 @dataclass(frozen=True)
 class Tiling:
     """Windows of one size that cover an image, padded where it is smaller than a window."""
@@ -67,7 +71,7 @@ class Tiling:
     """Voxels of the image along z, y, x."""
     window: Shape
     """Voxels of a window along z, y, x; 1 along z for 2-D networks."""
-    blending: Blending = Blending()
+    blending: Blending = NNUNET
 
     def __post_init__(self) -> None:
         if min(self.image) < 1 or min(self.window) < 1:

@@ -34,20 +34,21 @@ def describe(spec: MemberSpec) -> Description:
     """
     with readable(spec.folder):
         size = sum(path.stat().st_size for path in files_of(spec.folder) if path.is_file())
-        shown, folds = Shown((), ()), tuple[str, ...]()
+        shown, folds, remarks = Shown((), ()), tuple[str, ...](), tuple[str, ...]()
         try:
             family = family_of(spec)
             folds = family.folds(spec.folder)
             shown = family.describe(spec.folder)
-            remarks = shown.remarks or _missing_folds(folds)
+            remarks = shown.remarks or _missing_folds(folds, shown.published)
         except WeightsBroken as error:
             remarks = (f"{error.what}: {error.found or error.where}",)
     modalities = dict.fromkeys(channel.partition("[")[0].strip().upper() for channel in spec.channels or shown.channels)
     return Description(folds, tuple(modalities), spec.spacing_mm or shown.spacing_mm, size, remarks)
 
 
-def _missing_folds(folds: tuple[str, ...]) -> tuple[str, ...]:
-    """Folds are numbered from 0; a gap is no error, but another prediction than that of the whole model."""
+def _missing_folds(folds: tuple[str, ...], published: int) -> tuple[str, ...]:
+    """Folds are numbered from 0; a missing one is no error, but another prediction than that of the whole model."""
     numbers = {int(fold) for fold in folds if fold.isdecimal()}
-    gaps = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
+    expected = max(max(numbers, default=-1) + 1, published if numbers else 0)
+    gaps = sorted(set(range(expected)) - numbers)
     return (f"without fold {', '.join(map(str, gaps))}",) if gaps else ()

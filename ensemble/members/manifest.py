@@ -6,6 +6,7 @@ A folder with a `manifest.json` says so itself; otherwise its layout is recognis
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,4 +135,4 @@ def _inside(weights: Path, folder: str) -> Path:
 
 def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:
     """What the manifest says of a member; what it leaves open of a packed one, that says itself."""
-    return MemberSpec.from_json(packed_entry(folder) | entry, folder)
+    return replace(MemberSpec.from_json(packed_entry(folder) | entry, folder), listed=bool(entry.get("sha256")))

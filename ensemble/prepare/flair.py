@@ -71,7 +71,7 @@ def flair_grid(case: Draft) -> Stepped:
 
 
 def _cubic(flair: Volume, case: Draft, transform: sitk.Transform | None) -> Volume:
-    """FLAIR on the DWI grid by cubic B-splines; a skull that was stripped goes before, so that around the brain it rings as a stripped one does."""
+    """FLAIR on the DWI grid by cubic B-splines; a skull that was stripped goes before, so that FLAIR rings as a stripped one does."""
     if case.stripped:
         back = transform.GetInverse() if transform is not None else None
         inside = resample_volume(case.dwi.like(case.brain), flair.grid, linear=False, transform=back).array > 0

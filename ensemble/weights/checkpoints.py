@@ -50,12 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises WeightsBroken for files that are missing, damaged, or hold anything else.
     """
-    try:
-        open_file(path).close()
-    except OSError as error:
-        why = hindrance(path, error)
-        what = "a checkpoint is missing" if isinstance(error, FileNotFoundError) else f"a checkpoint {why.what}"
-        raise WeightsBroken(what, where=path, found=why.found, do="restore the weights folder") from error
+    refuse_unopened(path)
     archive = zipfile.is_zipfile(path)
     try:
         _refuse_greedy(path, archive=archive)
@@ -63,7 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         if not isinstance(loaded, dict):
             raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
-        _refuse_more_than_the_file(loaded, path)
+        refuse_more_than_the_file(loaded, path)
     except (*_UNREADABLE, MemoryError) as error:
         if is_out_of_memory(error):
             raise WeightsBroken(
@@ -86,6 +81,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def refuse_unopened(path: Path) -> None:
+    """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is no file."""
+    try:
+        open_file(path).close()
+    except OSError as error:
+        why = hindrance(path, error)
+        what = "a checkpoint is missing" if isinstance(error, FileNotFoundError) else f"a checkpoint {why.what}"
+        raise WeightsBroken(what, where=path, found=why.found, do="restore the weights folder") from error
+
+
 def _refuse_greedy(path: Path, *, archive: bool) -> None:
     """Raise UnpicklingError for a file that would make far more than it holds: by compression, or by calls."""
     if not archive:
@@ -103,7 +108,7 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
                 refuse_greedy(io.BytesIO(checkpoint.read(member)))
 
 
-def _refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
+def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
     """Raise WeightsBroken where tensors, which may overlap and repeat themselves in the file, are together far larger than it is."""
     size = path.stat().st_size
     total, largest = 0, ("", 0)

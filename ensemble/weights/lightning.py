@@ -19,10 +19,12 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import readable
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unopened
 
 #: Pickles of trainers hold settings and optimizer states without their tensors: some 100 KB.
 MOST_BYTES = 64 * 2**20
+_MOST_AXES = 8
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -68,17 +70,15 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
-    if not path.is_file():
-        raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
-    with readable(path), path.open("rb"):
-        pass
+    refuse_unopened(path)
     with _damage_told(path), zipfile.ZipFile(path) as archive:
         folder = _folder(archive)
         content = _unpickler(io.BytesIO(_bytes(archive, f"{folder}data.pkl", MOST_BYTES))).load()
         state = content.get("state_dict") if isinstance(content, dict) else None
         if isinstance(state, dict) and state:
             stored = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
-            tensors = dict(_tensors(archive, folder, stored))
+            tensors = dict(_tensors(archive, folder, stored, path.stat().st_size))
+            refuse_more_than_the_file(tensors, path)
             return {str(name): tensors[name] for name in stored}
     keys = ", ".join(sorted(map(str, content))[:10]) if isinstance(content, dict) else type(content).__name__
     raise WeightsBroken(
@@ -94,6 +94,10 @@ def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise WeightsBroken(
+                "there is not enough memory to load a checkpoint", where=path, do=MORE_MEMORY
+            ) from error
         raise WeightsBroken(
             "a checkpoint is damaged, or is none",
             where=path,
@@ -121,11 +125,16 @@ def _bytes(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     return archive.read(info)
 
 
-def _tensors(archive: zipfile.ZipFile, folder: str, state: Mapping[Any, _Stored]) -> Iterable[tuple[Any, torch.Tensor]]:
-    """The tensors of a state dictionary; what shares bytes in the file is read once, a storage at a time."""
+def _tensors(
+    archive: zipfile.ZipFile, folder: str, state: Mapping[Any, _Stored], size: int
+) -> Iterable[tuple[Any, torch.Tensor]]:
+    """The tensors of a state dictionary; what shares bytes in the file, of `size`, is read once, a storage at a time."""
     by_key: dict[str, list[Any]] = {}
     for name, stored in state.items():
         by_key.setdefault(stored.key, []).append(name)
+    whole = sum(archive.getinfo(f"{folder}data/{key}").file_size for key in by_key)
+    if whole > size:
+        raise pickle.UnpicklingError("its parts are together larger than the file")
     for key, names in by_key.items():
         entry = f"{folder}data/{key}"
         data = bytearray(_bytes(archive, entry, archive.getinfo(entry).file_size))
@@ -160,6 +169,8 @@ def _unpickler(file: Any) -> pickle.Unpickler:
 
     def rebuild(storage: tuple[str, torch.dtype], offset: int, size: Any, stride: Any, *_: Any) -> _Stored:
         key, dtype = storage
+        if not len(size) == len(stride) <= _MOST_AXES:
+            raise pickle.UnpicklingError(f"a tensor of {len(size)} axes")
         return _Stored(key, dtype, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
 
     def parameter(data: Any, *_: Any) -> Any:

@@ -16,8 +16,8 @@ from ensemble.publish import write_json
 if TYPE_CHECKING:
     from ensemble.weights.packed import Precision
 
-#: The folder of DeepISLES' archive that holds the winner's networks, the name they vote under, and the images they take.
-_SEALS, _SEALS_NAME, _SEALS_CHANNELS = "SEALS", "seals", ("DWI", "ADC")
+#: The folder of DeepISLES' archive that holds the winner's networks, the name they vote under, the images they take, and their number.
+_SEALS, _SEALS_NAME, _SEALS_CHANNELS, _SEALS_FOLDS = "SEALS", "seals", ("DWI", "ADC"), 5
 #: nnU-Net v1 puts each configuration into a folder of this name; only its 3d_fullres networks can be used.
 _OTHERS = ("2d", "3d_lowres", "3d_cascade_fullres")
 
@@ -50,7 +50,8 @@ class NnunetV1(Family):
     def describe(self, folder: Path) -> Shown:
         """What plans and the folds' own descriptions say."""
         plans = read_v1_folder(folder).plans
-        return Shown(plans.modalities, plans.spacing_mm)
+        published = _SEALS_FOLDS if _SEALS in folder.resolve().parts else 0
+        return Shown(plans.modalities, plans.spacing_mm, published)
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
         """See `member.py`."""

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction, Network
+from ensemble.families.base import InferenceSettings, MemberPrediction, Network, Part
 from ensemble.families.channels import parse_channel
 from ensemble.families.nnunet_v1.checkpoints import read_v1_weights
 from ensemble.families.nnunet_v1.folder import V1Folder, read_v1_folder
 from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import V1Plans
-from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import fit_for, open_sessions
 from ensemble.families.spec import MemberSpec
 from ensemble.families.unet import memory_of
@@ -88,7 +89,7 @@ class SealsMember:
         image, windows = torch.from_numpy(array).to(buffers), self.windows(settings)
         total = np.zeros((2, *case.grid.shape_zyx), np.float32)
         for fold, session in enumerate(sessions):
-            softmax = predict(image, [session], windows, _Part(progress, fold, len(sessions)))
+            softmax = predict(image, [session], windows, Part(progress, fold, len(sessions)))
             total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
         probability = lesion_probability(total / np.float32(len(sessions)))
         volume = case.images[Modality.DWI].like(probability)
@@ -104,18 +105,6 @@ class SealsMember:
     def _images(self, case: PreparedCase, fine: Grid) -> FloatArray:
         """The input channels (channels, z, y, x) float32 at 1 mm."""
         return np.stack([resample_volume(case.as_read[modality], fine).array for modality in self.modalities])
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Tells how far one of several equal parts of the work has come."""
-
-    progress: ProgressCallback
-    part: int
-    parts: int
-
-    def __call__(self, done: int, total: int) -> None:
-        self.progress(self.part * total + done, self.parts * total)
 
 
 def _modalities(spec: MemberSpec, plans: V1Plans) -> tuple[Modality, ...]:

@@ -20,7 +20,6 @@ SPACING_MM: Triple = (1.0, 1.0, 1.0)
 #: How nnU-Net v1 resamples images, and the mask of what is not zero.
 _IMAGES, _REGION = ArrayResampling(order=3), ArrayResampling(order=1)
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-_JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 
 def respaced(grid: Grid) -> Grid:
@@ -67,17 +66,6 @@ def to_image(softmax: FloatArray, placement: Placement, plans: V1Plans, fine: Gr
     # both grids start at the same voxel and run the same way, so directions do not matter, and their rounding does no harm
     there, here = _upright(fine), _upright(grid)
     return np.stack([resample_volume(Volume(array, there), here).array for array in whole])
-
-
-def lesion_probability(softmax: FloatArray) -> FloatArray:
-    """Lesion's share (z, y, x) of the mean softmax (background and lesion, z, y, x), float32.
-
-    It is above 0.5 exactly where lesion is likelier than background: float16 and interpolation leave sums that are not quite 1.
-    """
-    background, lesion = softmax
-    total = background + lesion
-    share = np.divide(lesion, total, out=np.zeros_like(lesion), where=total > 0)
-    return np.where(lesion > background, np.maximum(share, _JUST_ABOVE_HALF), np.minimum(share, np.float32(0.5)))
 
 
 def _upright(grid: Grid) -> Grid:

@@ -49,7 +49,7 @@ class Swan(Family):
     def describe(self, folder: Path) -> Shown:
         """The same for all: what may differ is which networks are there."""
         missing = read_swan_folder(folder).missing
-        return Shown(_CHANNELS, (2.0, 2.0, 2.0), (missing,) if missing else ())
+        return Shown(_CHANNELS, (2.0, 2.0, 2.0), remarks=(missing,) if missing else ())
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
         """See `member.py`."""

@@ -6,7 +6,6 @@ original, which leaves dropout on by an oversight: here it is off, so that a cas
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from ensemble.errors import WeightsBroken
@@ -25,8 +24,6 @@ from ensemble.inference.session import LoadedSession
 from ensemble.inference.tiling import Blending, Convention
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback
-
-log = logging.getLogger(__name__)
 
 #: Windows at every 32nd voxel, all voxels of each alike.
 _BLENDING = Blending(step=0.5, sigma=None, convention=Convention.MONAI)
@@ -48,8 +45,6 @@ class SwanMember:
         """Read a folder and put its networks onto the device. Raises WeightsBroken, naming file and finding."""
         _refuse_choices(spec)
         folder = read_swan_folder(spec.folder)
-        if folder.missing:
-            log.warning("member %s votes %s", spec.name, folder.missing)
         return cls(spec, open_sessions(spec, networks_of(folder), settings), folder.missing)
 
     @property

@@ -54,7 +54,7 @@ def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
     """Load each member in turn and log whether it works. True when all do."""
     from ensemble.inference.device import resolve_device
 
-    settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
+    settings = InferenceSettings.of(config, resolve_device(config.device))
     broken = 0
     for spec in specs:
         started = time.perf_counter()

@@ -1,0 +1,196 @@
+"""A TorchScript archive as data: its parameters and the text of its code. Nothing in it is run, or even compiled.
+
+The archive is a zip of `data.pkl` (a tree of modules, with tensors that point to `data/N`), `code/**.py` and `constants.pkl`
+(PyTorch, torch/csrc/jit/docs/serialization.md). The pickle's names are answered by stand-ins; any other name ends the reading.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ensemble.errors import WeightsBroken
+from ensemble.weights.folder import readable
+
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "BoolStorage": torch.bool,
+}
+_MOST_CODE_BYTES = 64 * 2**20
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    NotImplementedError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+@dataclass
+class Module:
+    """A module of the archive: its class by name, and what it holds."""
+
+    name: str = ""
+    held: dict[str, Any] = field(default_factory=dict)
+    """Submodules, tensors and plain values."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.held = dict(state)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What was read."""
+
+    root: Module
+    code: dict[str, str]
+    """Texts by module: `__torch__.torch.nn.modules.conv`."""
+    constants: tuple[Any, ...]
+    parameters: dict[str, torch.Tensor]
+    """Parameters and buffers by their names in the network."""
+
+
+def read_archive(path: Path, *, weights: bool = True) -> Archive:
+    """Read a TorchScript file; without weights, tensors have shapes and no values (device "meta"), and little is read.
+
+    Raises WeightsBroken for what is missing, damaged, none, or holds more than modules and tensors."""
+    try:
+        with readable(path), zipfile.ZipFile(path) as file:
+            return _read(file, weights)
+    except _Forbidden as error:
+        raise WeightsBroken(
+            "a TorchScript file holds more than modules and tensors",
+            where=path,
+            found=f"it asks for {error}",
+            do="use the file that was published",
+        ) from error
+    except _UNREADABLE as error:
+        raise WeightsBroken(
+            "a TorchScript file is damaged, or is none",
+            where=path,
+            found=f"{type(error).__name__}: {error}"[:200],
+            do="copy or download it again",
+        ) from error
+
+
+class _Forbidden(pickle.UnpicklingError):
+    """A pickle asks for something that is no module or tensor."""
+
+
+def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
+    (pickled,) = [name for name in file.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+    top = pickled.partition("/")[0]
+    names = set(file.namelist())
+    if f"{top}/byteorder" in names and file.read(f"{top}/byteorder") != b"little":
+        raise ValueError("big-endian numbers")
+    texts = [
+        info for info in file.infolist() if info.filename.startswith(f"{top}/code/") and info.filename.endswith(".py")
+    ]
+    if sum(info.file_size for info in texts) > _MOST_CODE_BYTES:
+        raise ValueError("more code than a network has")
+    code = {
+        info.filename.removeprefix(f"{top}/code/").removesuffix(".py").replace("/", "."): file.read(info).decode()
+        for info in texts
+    }
+    constants = _Unpickler(file, top, "constants", weights).load() if f"{top}/constants.pkl" in names else ()
+    root = _Unpickler(file, top, "data", weights).load()
+    if not isinstance(root, Module):
+        raise ValueError(f"{type(root).__name__} in the place of a network")
+    return Archive(root, code, tuple(constants), dict(_tensors(root, "")))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits the archive's own classes, tensors and lists."""
+
+    def __init__(self, file: zipfile.ZipFile, top: str, name: str, weights: bool) -> None:
+        super().__init__(file.open(f"{top}/{name}.pkl"))
+        self._file, self._place, self._weights = file, f"{top}/{name}/", weights
+        self._classes: dict[str, type[Module]] = {}
+        self._storages: dict[str, torch.Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if module.startswith("__torch__"):
+            return self._classes.setdefault(full, _module_class(full))
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if full not in _STAND_INS:
+            raise _Forbidden(full)
+        return _STAND_INS[full]
+
+    def persistent_load(self, identity: Any) -> torch.Tensor:
+        kind, dtype, key, _, count = identity
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise _Forbidden(f"a {kind}")
+        if not self._weights:
+            return torch.empty(int(count), dtype=dtype, device="meta")
+        if key not in self._storages:
+            info = self._file.getinfo(self._place + str(key))
+            if info.compress_type != zipfile.ZIP_STORED:  # so that no small file asks for much memory
+                raise ValueError("compressed tensors")
+            content = bytearray(self._file.read(info))
+            self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        if len(self._storages[key]) < int(count):
+            raise ValueError(f"tensor data {key} of {len(self._storages[key])} numbers, {count} expected")
+        return self._storages[key]
+
+
+def _module_class(name: str) -> type[Module]:
+    def make(cls: type[Module], *_: Any) -> Module:
+        module = object.__new__(cls)
+        module.name, module.held = name, {}
+        return module
+
+    return type("Module", (Module,), {"__new__": make})
+
+
+def _tensor(
+    storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> torch.Tensor:
+    """PyTorch checks that all lies within the storage."""
+    return torch.as_strided(storage, size, stride, offset)
+
+
+def _tensors(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, thing in module.held.items():
+        if isinstance(thing, torch.Tensor):
+            yield prefix + name, thing
+        elif isinstance(thing, Module):
+            yield from _tensors(thing, f"{prefix}{name}.")
+
+
+def _untagged(value: Any, _: Any) -> Any:
+    return value
+
+
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "collections.OrderedDict": OrderedDict,
+    "torch.jit._pickle.restore_type_tag": _untagged,
+    # lists, which scripted modules have as attributes
+    "torch.jit._pickle.build_intlist": list,
+    "torch.jit._pickle.build_doublelist": list,
+    "torch.jit._pickle.build_boollist": list,
+    "torch.jit._pickle.build_tensorlist": list,
+}

@@ -1,0 +1,67 @@
+"""The family `nvauto`: the networks of NVAUTO in DeepISLES' archive, TorchScript files; or packed. Imports no torch until it must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ensemble.families.base import Family, InferenceSettings, Member, Network, Shown, Unsupported
+from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, is_script, network_files, networks_or_refusal
+from ensemble.families.spec import MemberSpec
+from ensemble.families.tree import WeightsTree
+
+if TYPE_CHECKING:
+    from ensemble.weights.packed import Precision
+
+#: The folder of DeepISLES' archive that holds the networks, the name they vote under, the images they take, and how many were published.
+_TEAM, _NAME, _CHANNELS, _PUBLISHED = "NVAUTO", "nvauto", ("ADC", "DWI"), 15
+
+
+class Nvauto(Family):
+    """NVAUTO's ensemble."""
+
+    kind = "nvauto"
+    layout = "the NVAUTO folder of DeepISLES' weights"
+    suffixes = frozenset({SCRIPT_SUFFIX})
+
+    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
+        """By names alone: TorchScript is code."""
+        scripts = [path for path in tree.files if path.suffix == SCRIPT_SUFFIX and _TEAM in path.resolve().parts]
+        for folder in sorted({path.parent for path in scripts}):
+            names = [path for path in scripts if path.parent == folder]
+            if any(map(is_script, names)):
+                yield MemberSpec(_NAME, self.kind, folder, _CHANNELS)
+            if others := [path.name for path in names if not is_script(path)]:
+                yield Unsupported(
+                    _TEAM, folder, f"TorchScript files not called model0{SCRIPT_SUFFIX}: {', '.join(others)}"
+                )
+
+    def folds(self, folder: Path) -> tuple[str, ...]:
+        """The networks' numbers."""
+        return tuple(map(str, network_files(folder)))
+
+    def describe(self, folder: Path) -> Shown:
+        """The files themselves are not opened."""
+        networks_or_refusal(folder)
+        return Shown(_CHANNELS, (1.0, 1.0, 1.0), _PUBLISHED if _TEAM in folder.resolve().parts else 0)
+
+    def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
+        """See `member.py`."""
+        from ensemble.families.nvauto.member import NvautoMember
+
+        return NvautoMember.load(spec, settings)
+
+    def networks(self, folder: Path) -> Sequence[Network]:
+        """One a file."""
+        from ensemble.families.nvauto.member import networks_of
+
+        return networks_of(folder)
+
+    def pack(self, source: Path, target: Path, precision: Precision) -> None:
+        """Each network's weights as safetensors and its form as JSON; no TorchScript is run for it."""
+        from ensemble.families.nvauto.rebuild import pack_network
+
+        for number, path in networks_or_refusal(source).items():
+            (place := target / f"model{number}").mkdir()
+            pack_network(path, place, precision)

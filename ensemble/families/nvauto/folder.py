@@ -1,0 +1,52 @@
+"""The files of NVAUTO's networks: `model0.ts`, `model1.ts`, ...; packed, `model0/network.safetensors` with `network.json`. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ensemble.errors import WeightsBroken
+from ensemble.weights.folder import listing, readable
+
+SCRIPT_SUFFIX = ".ts"
+PACKED_WEIGHTS, PACKED_FORM = "network.safetensors", "network.json"
+_NAME = re.compile(r"model(?P<number>\d{1,4})", re.ASCII)
+_SCRIPT = re.compile(rf"{_NAME.pattern}\{SCRIPT_SUFFIX}", re.ASCII)
+
+
+def is_script(path: Path) -> bool:
+    """Whether a file is called as a network of the archive is."""
+    return _SCRIPT.fullmatch(path.name) is not None
+
+
+def network_files(folder: Path) -> dict[int, Path]:
+    """The file of each network, by its number, in their order. Raises WeightsBroken for two of one number, or what can't be read."""
+    found: dict[int, Path] = {}
+    with readable(folder):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            packed = path / PACKED_WEIGHTS
+            match = _SCRIPT.fullmatch(path.name) or (_NAME.fullmatch(path.name) if packed.is_file() else None)
+            if match is None:
+                continue
+            number, file = int(match["number"]), packed if packed.is_file() else path
+            if number in found:
+                raise WeightsBroken(
+                    f"network {number} is there twice",
+                    where=folder,
+                    found=f"{found[number].relative_to(folder)}, {file.relative_to(folder)}",
+                    do="keep one of them",
+                )
+            found[number] = file
+    return dict(sorted(found.items()))
+
+
+def networks_or_refusal(folder: Path) -> dict[int, Path]:
+    """The same; raises WeightsBroken where there is none, too."""
+    if not (found := network_files(folder)):
+        raise WeightsBroken(
+            f"a folder holds no network model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",
+            where=folder,
+            found=listing(folder),
+            do="give the folder NVAUTO/ts of DeepISLES' archive, or one that members pack wrote",
+        )
+    return found

@@ -1,0 +1,150 @@
+"""Member kind `nvauto`: the ensemble of NVAUTO (Myronenko, Siddiquee, Yang, He, Xu: ISLES'22), used as DeepISLES uses it.
+
+The published files drop in unchanged and give the peer's mask. Each network goes over the image at 1 mm; its softmax comes back to the DWI
+grid, where networks are averaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings, MemberPrediction, Network, Part
+from ensemble.families.channels import parse_channel
+from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, networks_or_refusal
+from ensemble.families.nvauto.processing import SPACING_MM, Respacing, normalised
+from ensemble.families.nvauto.rebuild import read_form, rebuilt
+from ensemble.families.nvauto.script import ScriptSession, refuse_code
+from ensemble.families.probability import lesion_probability
+from ensemble.families.sessions import InTurn, in_turn, opened
+from ensemble.families.spec import MemberSpec
+from ensemble.families.unet import memory_of, window_bytes
+from ensemble.inference.capacity import buffer_device, windows_at_once
+from ensemble.inference.engine import SlidingWindow, predict
+from ensemble.inference.precision import resolve_precision
+from ensemble.inference.session import LoadedSession
+from ensemble.inference.tiling import Blending, Convention
+from ensemble.prepare.case import PreparedCase
+from ensemble.types import Modality, ProgressCallback
+
+#: Voxels of a window along x, y, z, and how windows are put together.
+WINDOW = (192, 192, 128)
+BLENDING = Blending(step=1 - 0.625, sigma=0.125, convention=Convention.MONAI)
+CHANNELS = (Modality.ADC, Modality.DWI)
+
+
+@dataclass(frozen=True)
+class NvautoMember:
+    """The ensemble, its networks in memory or at hand."""
+
+    spec: MemberSpec
+    modalities: tuple[Modality, ...]
+    """What each input channel shows."""
+    sessions: InTurn
+    window_bytes: int
+    """Memory that the activations of one window take."""
+
+    @classmethod
+    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NvautoMember:
+        """Open each network once, and keep them while they are few.
+
+        Raises WeightsBroken for TorchScript without permission, and for what is missing, damaged or not supported.
+        """
+        modalities = _modalities(spec)
+        files = list(networks_or_refusal(spec.folder).values())
+        if settings.session == "torch":
+            refuse_code(spec, files, settings)
+        networks = networks_of(spec.folder)
+        if wrong := [network for network in networks if network.channels != len(modalities)]:
+            raise WeightsBroken(
+                f"member {spec.name} has the wrong number of channels",
+                where=wrong[0].weights,
+                found=f"{wrong[0].channels} in the network, {len(modalities)} images ({', '.join(spec.channels or CHANNELS)})",
+                do="use NVAUTO's own networks, which take ADC and DWI",
+            )
+        sessions = in_turn(spec, networks, settings, _opened)
+        return cls(spec, modalities, sessions, max(network.window_bytes for network in networks))
+
+    @property
+    def name(self) -> str:
+        """The name it votes under."""
+        return self.spec.name
+
+    @property
+    def requires(self) -> frozenset[Modality]:
+        """Images without which it is not applicable."""
+        return frozenset(self.modalities)
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        """Lesion probability on the DWI grid.
+
+        Networks stay on the device they were loaded to, or go through it in turn. Raises NonFiniteLogits, or what torch raises.
+        """
+        respacing, device = Respacing.of(case.grid), self.sessions.device
+        images = np.stack([case.as_read[modality].array.transpose() for modality in self.modalities], dtype=np.float32)
+        fine = normalised(respacing.forward(torch.from_numpy(images)))
+        fine = fine.to(buffer_device(fine[0].nbytes * (len(fine) + 3), device))
+        how = SlidingWindow(WINDOW, blending=BLENDING, batch_size=windows_at_once(self.window_bytes, 3, device))
+        total = np.zeros((2, *case.grid.size), np.float32)
+        for turn, session in enumerate(self.sessions):
+            logits = predict(fine, [session], how, Part(progress, turn, len(self.sessions)))
+            if len(logits) != 2:
+                raise ValueError(f"a network gives {len(logits)} classes, background and lesion are expected")
+            total += respacing.back(logits.softmax(0).cpu()).numpy()
+        probability = np.ascontiguousarray(lesion_probability(total / np.float32(len(self.sessions))).transpose())
+        volume = case.images[Modality.DWI].like(probability)
+        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions.arithmetic)
+
+
+def networks_of(folder: Path) -> tuple[Network, ...]:
+    """The networks of a folder, packed or not; no code of theirs is run before they are built. Raises WeightsBroken."""
+    return tuple(_network(path) for path in networks_or_refusal(folder).values())
+
+
+def _network(path: Path) -> Network:
+    form = read_form(path)
+    return Network(
+        weights=path,
+        channels=form.channels,
+        spacing_mm=SPACING_MM,
+        patch=WINDOW,
+        smallest_window=form.smallest_window,
+        window_bytes=window_bytes(WINDOW, form.features),
+        memory_of=memory_of(form.features),
+        build=partial(rebuilt, path),
+    )
+
+
+def _opened(network: Network, settings: InferenceSettings) -> LoadedSession:
+    if network.weights.suffix != SCRIPT_SUFFIX or settings.session != "torch":
+        return opened(network, settings)
+    device = torch.device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    return ScriptSession(network.weights, channels=network.channels, device=device, precision=precision)
+
+
+def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:
+    if (spec.intensities, spec.orientation) != ("native", "native"):
+        raise WeightsBroken(
+            f"member {spec.name} takes images as they are",
+            where=spec.folder,
+            found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
+            do="leave both out of the manifest, or write native",
+        )
+    try:
+        channels = [parse_channel(name) for name in spec.channels] if spec.channels else []
+        if any(channel.offset or channel.optional for channel in channels):
+            raise ValueError("neighbouring slices and optional images mean nothing to these networks")
+    except ValueError as error:
+        raise WeightsBroken(
+            f"it is not clear which images member {spec.name} takes",
+            where=spec.folder,
+            found=str(error),
+            do='leave "channels" out of the manifest entry: ADC, then DWI',
+        ) from error
+    return tuple(channel.modality for channel in channels) or CHANNELS

@@ -1,0 +1,184 @@
+"""From TorchScript files to networks of ours, held against what the files' own text computes; no code of theirs runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.nvauto.archive import Archive, Module, read_archive
+from ensemble.families.nvauto.folder import PACKED_FORM, PACKED_WEIGHTS, SCRIPT_SUFFIX
+from ensemble.families.nvauto.network import Form, Shapes, build_network
+from ensemble.families.nvauto.traced import Traced, Unreadable
+from ensemble.publish import write_json
+from ensemble.weights.checkpoints import load_weights
+from ensemble.weights.packed import Precision, read_packed, write_packed
+
+#: How far logits may lie apart, relative to their range; measured 1e-6.
+_TOLERANCE = 1e-4
+#: What is taken for a TorchScript network whose archive says nothing that we understand: only the memory hangs on it.
+_UNKNOWN = Form("SegResNet", "group", 8, 1e-5, "relu", 0.0, "linear", ((2, 2, 2),) * 4, 2, 32)
+_FAILURES = (ValueError, KeyError, TypeError, IndexError, RuntimeError, AttributeError, RecursionError, AssertionError)
+
+
+def read_form(path: Path) -> Form:
+    """What a network is like, from its cheap files. Raises WeightsBroken for a packed one that does not say so."""
+    if path.suffix != SCRIPT_SUFFIX:
+        return _packed_form(path)
+    try:
+        archive = read_archive(path, weights=False)
+        weights = [tensor for tensor in archive.parameters.values() if tensor.ndim == 5 and tensor.shape[1] == 2]
+        features = max((len(tensor) for tensor in weights), default=_UNKNOWN.features)
+    except WeightsBroken:
+        features = _UNKNOWN.features
+    return Form(**(vars(_UNKNOWN) | {"features": features}))
+
+
+def rebuilt(path: Path) -> torch.nn.Module:
+    """The network of a file, packed or not, with its weights. Raises WeightsBroken."""
+    if path.suffix == SCRIPT_SUFFIX:
+        return _from_script(path)[0]
+    weights, _ = read_packed(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    try:
+        network = build_network(_packed_form(path), shapes)
+    except _FAILURES as error:
+        raise WeightsBroken(
+            "packed weights are not of the network that stands beside them",
+            where=path,
+            found=f"{type(error).__name__}: {error}"[:200],
+            do="pack the member again",
+        ) from error
+    load_weights(network, weights, path)
+    return network
+
+
+def pack_network(path: Path, place: Path, precision: Precision) -> None:
+    """Write a network, packed or not, into a folder. Raises WeightsBroken for one that can't be rebuilt exactly."""
+    if path.suffix == SCRIPT_SUFFIX:
+        network, form = _from_script(path)
+    else:
+        network, form = rebuilt(path), _packed_form(path)
+    write_packed(place / PACKED_WEIGHTS, network.state_dict(), {}, precision)
+    write_json(form.as_json(), place / PACKED_FORM)
+
+
+def _packed_form(path: Path) -> Form:
+    where = path.with_name(PACKED_FORM)
+    try:
+        return Form.from_json(json.loads(where.read_text(encoding="utf-8")))
+    except (OSError, *_FAILURES) as error:
+        raise WeightsBroken(
+            "the description of a packed network can't be read",
+            where=where,
+            found=f"{type(error).__name__}: {error}"[:200],
+            do="pack the member again",
+        ) from error
+
+
+def _from_script(path: Path) -> tuple[torch.nn.Module, Form]:
+    archive = read_archive(path)
+    try:
+        traced = Traced(archive)
+        shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in archive.parameters.items()}
+        form = _form(archive, traced, shapes)
+        network = build_network(form, shapes)
+        load_weights(network, archive.parameters, path)
+        network.eval()
+        window = torch.randn((1, form.channels, *form.smallest_window), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected, answer = traced(window.clone()), network(window)
+        apart = float((answer - expected).abs().max()) if answer.shape == expected.shape else float("inf")
+        if not apart <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise Unreadable(f"its logits lie {apart:g} from those of the network rebuilt from its weights")
+    except WeightsBroken as error:
+        raise _not_ours(path, f"{error.what}: {error.found}") from error
+    except _FAILURES as error:
+        raise _not_ours(path, f"{type(error).__name__}: {error}"[:300]) from error
+    return network, form
+
+
+def _not_ours(path: Path, found: str) -> WeightsBroken:
+    return WeightsBroken(
+        "a TorchScript network is none that can be rebuilt",
+        where=path,
+        found=found,
+        do="only traced SegResNet and SegResNetDS of MONAI can; use this file as it is: --allow-torchscript, or a manifest.json that lists"
+        " it with its sha256",
+    )
+
+
+def _form(archive: Archive, traced: Traced, shapes: Shapes) -> Form:
+    """What the archive's text says of its network. Raises ValueError or KeyError for one that is neither of the two."""
+    if "encoder.conv_init.weight" in shapes:
+        kind, first, block, down, up = (
+            "SegResNetDS",
+            "encoder.conv_init",
+            "encoder.layers.0.blocks.0",
+            "encoder.layers.{}.downsample",
+            "up_layers.0.upsample",
+        )
+        activation, lowest = f"{block}.act1", 0
+    elif "convInit.conv.weight" in shapes:
+        kind, first, block, down, up = (
+            "SegResNet",
+            "convInit.conv",
+            "down_layers.0.1",
+            "down_layers.{}.0.conv",
+            "up_samples.0.1",
+        )
+        activation, lowest = f"{block}.act", 1
+    else:
+        raise ValueError(f"its first weights are called {next(iter(shapes), 'nothing')}")
+    norm, groups, eps = _norm(traced, _at(archive, f"{block}.norm1"))
+    activated, slope = _activation(traced, _at(archive, activation))
+    strides: list[tuple[int, ...]] = []
+    while f"{down.format(level := lowest + len(strides))}.weight" in shapes:
+        arguments = traced.arguments(_at(archive, down.format(level)), "_convolution")
+        if arguments is None:
+            raise ValueError("a convolution that is not used")
+        strides.append(tuple(arguments[3]))
+    features, channels, *_ = shapes[f"{first}.weight"]
+    content = {
+        "network": kind,
+        "norm": norm,
+        "groups": groups,
+        "eps": eps,
+        "activation": activated,
+        "slope": slope,
+        "upsampling": "deconv" if f"{up}.deconv.weight" in shapes else "linear",
+        "strides": strides,
+        "channels": channels,
+        "features": features,
+    }
+    return Form.from_json(content)
+
+
+def _norm(traced: Traced, module: Module) -> tuple[str, int, float]:
+    """Kind, groups, eps. Defaults at the end of a call are not written."""
+    for kind, place in (("group", 4), ("batch", 7), ("instance", 7)):
+        if (arguments := traced.arguments(module, f"{kind}_norm")) is not None:
+            groups = int(arguments[1]) if kind == "group" else 1
+            return kind, groups, float(arguments[place]) if len(arguments) > place else 1e-5
+    raise ValueError(f"an unknown normalisation, {module.name}")
+
+
+def _activation(traced: Traced, module: Module) -> tuple[str, float]:
+    """Kind and slope below 0."""
+    for kind, default in (("relu", 0.0), ("leaky_relu", 0.01)):
+        for name in (kind, f"{kind}_"):
+            if (arguments := traced.arguments(module, name)) is not None:
+                return kind, float(arguments[1]) if len(arguments) > 1 else default
+    raise ValueError(f"an unknown activation, {module.name}")
+
+
+def _at(archive: Archive, place: str) -> Module:
+    found: Any = archive.root
+    for name in place.split("."):
+        found = found.held[name]
+    if not isinstance(found, Module):
+        raise ValueError(f"{place} is no module")
+    return found

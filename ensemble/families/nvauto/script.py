@@ -1,0 +1,88 @@
+"""TorchScript, which is code: whether it may be loaded, and a session that runs it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings
+from ensemble.families.nvauto.folder import SCRIPT_SUFFIX
+from ensemble.families.spec import MemberSpec
+from ensemble.inference.device import exact
+from ensemble.inference.precision import DTYPES, Precision
+from ensemble.weights.folder import readable
+
+log = logging.getLogger(__name__)
+
+#: A small window (x, y, z), on which half precision is tried.
+_PROBE = (64, 64, 64)
+
+
+def refuse_code(spec: MemberSpec, files: list[Path], settings: InferenceSettings) -> None:
+    """Raise WeightsBroken for TorchScript that neither the user allows nor a manifest names by digest (docs/adr/0018)."""
+    scripts = [path for path in files if path.suffix == SCRIPT_SUFFIX]
+    named = spec.sha256 if spec.listed else {}
+    unnamed = [path.name for path in scripts if path.relative_to(spec.folder).as_posix() not in named]
+    if not unnamed or settings.allow_torchscript:
+        return
+    raise WeightsBroken(
+        f"member {spec.name} is TorchScript, which is code; it was not loaded",
+        where=spec.folder,
+        found=f"no manifest.json names by sha256: {', '.join(unnamed)}",
+        do="turn it into files without code: process.py members pack SRC DST; or, if you trust who made it, allow it: --allow-torchscript"
+        " (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256; or leave the member out (--members)",
+    )
+
+
+class ScriptSession:
+    """Runs a TorchScript network; below float32 by autocast, as its weights are float32, or in float32 where that does not work."""
+
+    def __init__(self, path: Path, *, channels: int, device: torch.device, precision: Precision) -> None:
+        """Raises WeightsBroken for a file that PyTorch can't load."""
+        self.device, self.precision = device, precision
+        try:
+            with readable(path), path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._network = torch.jit.load(file, map_location=device).eval()
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise WeightsBroken(
+                "a TorchScript network can't be loaded",
+                where=path,
+                found=f"{type(error).__name__}: {error}".strip().splitlines()[0][:200],
+                do="copy or download it again",
+            ) from error
+        if precision != "fp32" and not self._works(channels):
+            log.warning("%s: does not work in %s, it runs in float32", path.name, precision)
+            self.precision = "fp32"
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision, and what computes."""
+        return f"{self.precision}, TorchScript"
+
+    @property
+    def quick(self) -> ScriptSession:
+        """Itself: there is one arithmetic."""
+        return self
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K, X, Y, Z) float32 of windows (N, C, X, Y, Z) float32, on the device of the windows."""
+        lower = self.precision != "fp32"
+        casting = torch.autocast(self.device.type, DTYPES[self.precision]) if lower else nullcontext()
+        with torch.inference_mode(), exact(self.device), casting:
+            logits = self._network(windows.to(self.device).contiguous())
+        if not isinstance(logits, torch.Tensor):
+            raise TypeError(f"a TorchScript network gives {type(logits).__name__}, one tensor of logits is expected")
+        return logits.to(device=windows.device, dtype=torch.float32)
+
+    def _works(self, channels: int) -> bool:
+        try:
+            answer = self(torch.zeros(1, channels, *_PROBE, device=self.device))
+            return bool(torch.isfinite(answer).all())
+        except RuntimeError:
+            return False
