@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -70,13 +71,12 @@ def _stages(options: argparse.Namespace) -> None:
         member = NvautoMember.load(MemberSpec("nvauto", "nvauto", folder), settings)
     image, spent = _timed(lambda: normalised(respacing.forward(stacked)))
     print(f"preprocess      {spent:6.1f} s   peer {theirs['preprocess']:6.1f} s")
+    how = SlidingWindow(WINDOW, blending=BLENDING)
     for number, session in enumerate(member.sessions):
-        logits, spent = _timed(
-            lambda network=session: predict(image, [network], SlidingWindow(WINDOW, blending=BLENDING))
-        )  # type: ignore[misc]
         peer = theirs[f"model{number}"]
+        logits, spent = _timed(partial(predict, image, [session], how))
         print(f"model{number} windows  {spent:6.1f} s   peer {peer['sliding_s']:6.1f} s   ({session.arithmetic})")
-        _, spent = _timed(lambda answer=logits: respacing.back(answer.softmax(0)))  # type: ignore[misc]
+        _, spent = _timed(partial(respacing.back, logits.softmax(0)))
         print(f"model{number} back     {spent:6.1f} s   peer {peer['invert_s']:6.1f} s")
     print(f"peak resident memory {peak_mb():.0f} MB")
 

@@ -38,6 +38,7 @@ from ensemble.options import parse, run_config
 from ensemble.pipeline import load, segment
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.progress import Silent
+from ensemble.readers.stored import read_stored
 from ensemble.types import AnyArray, Modality, ignore_progress
 from nnunet_folders import small_case
 from nvauto_files import PUBLISHED, Tiny, save_script, write_tiny
@@ -361,6 +362,26 @@ def test_tensors_that_ask_for_more_than_is_there(tmp_path: Path, compressed: boo
         read_archive(tmp_path / "model0.ts")
 
 
+@pytest.mark.usefixtures("no_code")
+def test_tensors_that_repeat_the_file_are_no_weights(tmp_path: Path) -> None:
+    """A stride of 0 makes gigabytes of four bytes."""
+    network = Tiny()
+    network.conv.weight = nn.Parameter(torch.zeros(1).expand(2, 2, 1, 1, 1))
+    network.register_buffer("more", torch.zeros(1).expand(10**9))
+    save_script(network, tmp_path / "model0.ts")
+    for weights in (True, False):
+        with pytest.raises(WeightsBroken, match="larger than the file"):
+            read_archive(tmp_path / "model0.ts", weights=weights)
+
+
+@pytest.mark.usefixtures("no_code")
+def test_a_fifo_is_no_network(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model0.ts")
+    with pytest.raises(WeightsBroken) as error:
+        read_archive(tmp_path / "model0.ts")
+    assert "FIFO" in error.value.found
+
+
 # --- packed ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -524,6 +545,26 @@ def test_equations_are_solved_without_the_processors_own_rounding() -> None:
     for _ in range(20):
         matrix, right = draw.normal(size=(2, 4, 4))
         np.testing.assert_allclose(_solved(matrix, right), np.linalg.solve(matrix, right), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["mm", "meter"])
+def test_a_niftis_stored_affine_is_kept_to_its_last_bit(tmp_path: Path, unit: str) -> None:
+    """Direction times spacing is another float32 in the last digit, which decides whether voxels beside the brain are 0."""
+    nib = pytest.importorskip("nibabel")
+    draw = np.random.default_rng(0)
+    for number in range(8):
+        rotation, _ = np.linalg.qr(draw.normal(size=(3, 3)))
+        affine = np.eye(4)
+        affine[:3] = np.column_stack([rotation * draw.uniform(0.7, 5, 3), draw.normal(size=3) * 80])
+        scale = 1 if unit == "mm" else 1e-3
+        affine[:3] *= scale
+        image = nib.Nifti1Image(np.ones((4, 5, 6), np.float32), affine.astype(np.float32))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, path := tmp_path / f"{number}.nii.gz")
+        grid = read_stored(path, "DWI").grid
+        if unit == "mm":
+            np.testing.assert_array_equal(grid.affine_ras, nib.load(path).affine)
+        np.testing.assert_allclose(grid.affine_ras, np.diag([-1, -1, 1, 1]) @ grid.affine, rtol=1e-5, atol=1e-4)
 
 
 def test_an_image_of_1_mm_is_left_as_it_is() -> None:

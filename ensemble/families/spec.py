@@ -35,7 +35,7 @@ class MemberSpec:
     """SPDX identifier of the weights' licence."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file, by path relative to the folder; files of unknown origin have none."""
-    listed: bool = False
+    listed: bool = field(default=False, compare=False)
     """Whether a manifest names these digests, and so vouches for code in the files; a packed member's own word does not."""
 
     @classmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,9 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
+from ensemble.files import open_file
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.weights.checkpoints import refuse_more_than_the_file
 from ensemble.weights.folder import readable
 
 _STORAGES = {
@@ -76,8 +78,10 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
 
     Raises WeightsBroken for what is missing, damaged, none, or holds more than modules and tensors."""
     try:
-        with readable(path), zipfile.ZipFile(path) as file:
-            return _read(file, weights)
+        with readable(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
+            archive = _read(file, weights)
+        refuse_more_than_the_file(archive.parameters, path)
+        return archive
     except _Forbidden as error:
         raise WeightsBroken(
             "a TorchScript file holds more than modules and tensors",
@@ -86,6 +90,10 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
             do="use the file that was published",
         ) from error
     except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise WeightsBroken(
+                "there is not enough memory to read a TorchScript file", where=path, do=MORE_MEMORY
+            ) from error
         raise WeightsBroken(
             "a TorchScript file is damaged, or is none",
             where=path,
@@ -124,7 +132,10 @@ class _Unpickler(pickle.Unpickler):
     """Admits the archive's own classes, tensors and lists."""
 
     def __init__(self, file: zipfile.ZipFile, top: str, name: str, weights: bool) -> None:
-        super().__init__(file.open(f"{top}/{name}.pkl"))
+        program = file.getinfo(f"{top}/{name}.pkl")
+        if program.compress_type != zipfile.ZIP_STORED or program.file_size > _MOST_CODE_BYTES:
+            raise ValueError(f"{program.filename} takes {program.file_size} bytes of {program.compress_size}")
+        super().__init__(file.open(program))
         self._file, self._place, self._weights = file, f"{top}/{name}/", weights
         self._classes: dict[str, type[Module]] = {}
         self._storages: dict[str, torch.Tensor] = {}
@@ -180,17 +191,22 @@ def _tensors(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(thing, f"{prefix}{name}.")
 
 
-def _untagged(value: Any, _: Any) -> Any:
+def _same(value: Any, *_: Any) -> Any:
+    """No copy: a pickle may name one value as often as it likes."""
     return value
+
+
+def _dictionary() -> dict[Any, Any]:
+    return {}
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "collections.OrderedDict": OrderedDict,
-    "torch.jit._pickle.restore_type_tag": _untagged,
+    "collections.OrderedDict": _dictionary,
+    "torch.jit._pickle.restore_type_tag": _same,
     # lists, which scripted modules have as attributes
-    "torch.jit._pickle.build_intlist": list,
-    "torch.jit._pickle.build_doublelist": list,
-    "torch.jit._pickle.build_boollist": list,
-    "torch.jit._pickle.build_tensorlist": list,
+    "torch.jit._pickle.build_intlist": _same,
+    "torch.jit._pickle.build_doublelist": _same,
+    "torch.jit._pickle.build_boollist": _same,
+    "torch.jit._pickle.build_tensorlist": _same,
 }

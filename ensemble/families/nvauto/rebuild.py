@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ensemble.families.nvauto.archive import Archive, Module, read_archive
 from ensemble.families.nvauto.folder import PACKED_FORM, PACKED_WEIGHTS, SCRIPT_SUFFIX
 from ensemble.families.nvauto.network import Form, Shapes, build_network
 from ensemble.families.nvauto.traced import Traced, Unreadable
+from ensemble.files import read_json
 from ensemble.publish import write_json
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.packed import Precision, read_packed, write_packed
@@ -69,7 +69,7 @@ def pack_network(path: Path, place: Path, precision: Precision) -> None:
 def _packed_form(path: Path) -> Form:
     where = path.with_name(PACKED_FORM)
     try:
-        return Form.from_json(json.loads(where.read_text(encoding="utf-8")))
+        return Form.from_json(read_json(where))
     except (OSError, *_FAILURES) as error:
         raise WeightsBroken(
             "the description of a packed network can't be read",

@@ -13,8 +13,10 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto.folder import SCRIPT_SUFFIX
 from ensemble.families.spec import MemberSpec
+from ensemble.files import open_file
 from ensemble.inference.device import exact
 from ensemble.inference.precision import DTYPES, Precision
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.folder import readable
 
 log = logging.getLogger(__name__)
@@ -46,10 +48,14 @@ class ScriptSession:
         """Raises WeightsBroken for a file that PyTorch can't load."""
         self.device, self.precision = device, precision
         try:
-            with readable(path), path.open("rb") as file, warnings.catch_warnings():
+            with readable(path), open_file(path) as file, warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._network = torch.jit.load(file, map_location=device).eval()
         except (RuntimeError, ValueError, EOFError) as error:
+            if is_out_of_memory(error):
+                raise WeightsBroken(
+                    "there is not enough memory for a TorchScript network", where=path, do=MORE_MEMORY
+                ) from error
             raise WeightsBroken(
                 "a TorchScript network can't be loaded",
                 where=path,
