@@ -15,6 +15,7 @@ Device = Literal["auto", "cuda", "cpu"]
 Tta = Literal["mirror", "none", "gated"]
 FusionMethod = Literal["majority", "mean", "staple"]
 SkullStrip = Literal["auto", "always", "never"]
+Registration = Literal["auto", "never"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 SessionKind = Literal["torch", "onnx", "tensorrt"]
 
@@ -55,6 +56,8 @@ class RunConfig:
     """Fewest members that must vote; None means all that the inputs allow."""
     skull_strip: SkullStrip = "auto"
     """Whether the skull is stripped; auto does so where there is one."""
+    registration: Registration = "auto"
+    """Whether FLAIR is registered to DWI; auto does so where that aligns it better than its header, never goes by the header."""
     brain_ml: tuple[float, float] = (300.0, 2500.0)
     """Volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size."""
 
@@ -69,6 +72,7 @@ class RunConfig:
             ("--session", self.session, get_args(SessionKind)),
             ("--fusion", self.fusion, get_args(FusionMethod)),
             ("--skull-strip", self.skull_strip, get_args(SkullStrip)),
+            ("--registration", self.registration, get_args(Registration)),
         ):
             if value not in allowed:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
@@ -134,7 +138,7 @@ def holds_weights(folder: Path) -> bool:
 
 
 def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
-    """Every file below a folder. Raises OSError where a folder can't be read.
+    """Every file below a folder, links to folders followed but not into a folder that holds them. Raises OSError where one can't be read.
 
     Folders that are hidden, or the file system's own, are passed over; with `hidden`, only where they can't be read.
     """
@@ -143,9 +147,19 @@ def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
         if not any(_is_hidden(part) for part in Path(error.filename or folder).relative_to(folder).parts):
             raise error
 
-    for place, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = sorted(name for name in folders if hidden or not _is_hidden(name))
+    for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        folders[:] = sorted(
+            name for name in folders if (hidden or not _is_hidden(name)) and not _leads_back(Path(place), name, folder)
+        )
         yield from (Path(place) / name for name in sorted(names))
+
+
+def _leads_back(place: Path, name: str, root: Path) -> bool:
+    """Whether what is called so at a place is a link to a folder on the way there from the root, or to one that holds such a folder."""
+    if not (place / name).is_symlink():
+        return False
+    way = [place, *(parent for parent in place.parents if parent.is_relative_to(root))]
+    return any(folder.resolve().is_relative_to((place / name).resolve()) for folder in way)
 
 
 def _is_hidden(folder: str) -> bool:

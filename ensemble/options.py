@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from ensemble import __version__
-from ensemble.config import Device, FusionMethod, Precision, RunConfig, SessionKind, SkullStrip, Tta
+from ensemble.config import Device, FusionMethod, Precision, Registration, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -305,6 +305,14 @@ def _common() -> _Parser:
         choices=get_args(SkullStrip),
         default="auto",
         help="strip the skull from the images: where there is one (auto, the default), always, never",
+    )
+    _add(
+        group,
+        "--registration",
+        choices=get_args(Registration),
+        default="auto",
+        help="FLAIR onto DWI: registered where that aligns it better than its header does (auto, the default); never: by its"
+        " header, for a FLAIR that you registered yourself",
     )
     _add(
         group,

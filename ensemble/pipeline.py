@@ -116,7 +116,13 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare", watcher):
-        case = prepare(raw, ensemble.config.skull_strip, ensemble.settings.device, ensemble.config.brain_ml)
+        case = prepare(
+            raw,
+            ensemble.config.skull_strip,
+            ensemble.settings.device,
+            ensemble.config.brain_ml,
+            ensemble.config.registration,
+        )
     return predict(case, ensemble, watcher, seconds)
 
 

@@ -36,17 +36,30 @@ def resample_volume(volume: Volume, grid: Grid, linear: bool = True, transform: 
     """
     import SimpleITK as sitk
 
+    if linear:
+        volume = volume.like(volume.array.astype(np.float32, copy=False))
+    return _interpolated(volume, grid, sitk.sitkLinear if linear else sitk.sitkNearestNeighbor, transform)
+
+
+def resample_cubic(volume: Volume, grid: Grid, transform: sitk.Transform | None = None) -> Volume:
+    """The same by cubic B-splines, float32. They overshoot at edges, and ring: around a stripped brain few voxels stay exactly 0."""
+    import SimpleITK as sitk
+
+    return _interpolated(volume.like(volume.array.astype(np.float32, copy=False)), grid, sitk.sitkBSpline, transform)
+
+
+def _interpolated(volume: Volume, grid: Grid, interpolator: int, transform: sitk.Transform | None) -> Volume:
+    import SimpleITK as sitk
+
     _refuse_too_large(grid.size, grid.spacing_mm)
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize(grid.size)
     resampler.SetOutputSpacing(grid.spacing_mm)
     resampler.SetOutputOrigin(grid.origin_mm)
     resampler.SetOutputDirection(grid.direction)
-    resampler.SetInterpolator(sitk.sitkLinear if linear else sitk.sitkNearestNeighbor)
+    resampler.SetInterpolator(interpolator)
     if transform is not None:
         resampler.SetTransform(transform)
-    if linear:
-        volume = volume.like(volume.array.astype(np.float32, copy=False))
     return Volume(from_sitk(resampler.Execute(to_sitk(volume))).array, grid)
 
 

@@ -185,6 +185,27 @@ def test_hidden_folders_that_can_be_read_are_looked_at(tmp_path: Path) -> None:
     assert not list(files_below(tmp_path))
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    """Folds may be links to folders elsewhere; a link to a folder above ends nothing, and walks no other disk."""
+    root, elsewhere = tmp_path / "weights", tmp_path / "store"
+    for folder in (root / "a", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "x").touch()
+    (root / "b").symlink_to(elsewhere)
+    (root / "c").symlink_to("a")
+    for name, target in {
+        "root": root,
+        "above": tmp_path,
+        "all": Path("/"),
+        "a/back": root / "a",
+        "self": root / "self",
+    }.items():
+        (root / name).symlink_to(target)
+    (elsewhere / "weights").symlink_to(root)
+    found = sorted(path.relative_to(root).as_posix() for path in files_below(root) if path.is_file())
+    assert found == ["a/x", "b/x", "c/x"]
+
+
 @pytest.mark.parametrize("use", [weight_digests, describe, lambda spec: open_member(spec, InferenceSettings())])
 def test_a_file_that_cannot_be_read_is_broken_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: object

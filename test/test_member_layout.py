@@ -46,7 +46,7 @@ def test_the_published_archive_is_recognised(archive: Path, depth: str) -> None:
 
 def test_what_cannot_vote_is_named(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
     unsupported = {other.name: other.what for other in find_unsupported(archive)}
-    assert unsupported == {"FACTORIZER": "10 Lightning checkpoints"}
+    assert unsupported == {"FACTORIZER": "10 Lightning checkpoints in other folders than SWAN's"}
     with caplog.at_level(logging.WARNING, "ensemble"):
         load(RunConfig(weights=archive, device="cpu"))
     assert all(f"does not vote: {name}" in caplog.text for name in unsupported)

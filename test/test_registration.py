@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from conftest import shared
 from ensemble.geometry import Grid
 from ensemble.prepare import registration
 from ensemble.prepare.brain import brain_mask
+from ensemble.prepare.case import prepare
 from ensemble.prepare.registration import Registration, register
+from ensemble.readers.base import RawCase, RawImage
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, BoolArray
 from ensemble.volume import Volume, from_sitk
@@ -108,3 +111,40 @@ def test_a_large_real_flair_takes_under_ten_seconds() -> None:
     found = registered(Volume(flair.array, grid), dwi, brain)
     assert time.process_time() - started < 10
     assert found.transform is not None
+
+
+def test_never_takes_flair_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever registered it already, by whatever means, gets it as it is."""
+    images = {modality: from_sitk(image) for modality, image in sample(flair=True).images.items()}
+    raw = RawCase("moved", {modality: RawImage(Path(modality), volume) for modality, volume in images.items()})
+    aligned = images[FLAIR].grid
+    moved = replace(aligned, origin_mm=(aligned.origin_mm[0] + 6, *aligned.origin_mm[1:]))
+    raw = replace(raw, images={**raw.images, FLAIR: RawImage(Path("flair"), Volume(images[FLAIR].array, moved))})
+    monkeypatch.setattr("ensemble.prepare.flair.register", lambda *_: pytest.fail("it was registered"))
+    case = prepare(raw, registration="never")
+    by_header = resample_volume(Volume(images[FLAIR].array, moved), images[DWI].grid)
+    inside = case.brain.array
+    np.testing.assert_array_equal(case.images[FLAIR].array[inside], by_header.array[inside])
+    assert any("by its header" in text and "--registration never" in text for text in case.repairs)
+
+
+def test_published_members_get_flair_by_cubic_splines() -> None:
+    """As DeepISLES' Elastix interpolates: what rings around the brain is not 0, and networks normalise over it."""
+    images = {modality: from_sitk(image) for modality, image in sample(flair=True).images.items()}
+    raw = RawCase("cubic", {modality: RawImage(Path(modality), volume) for modality, volume in images.items()})
+    case = prepare(raw, registration="never")
+    ours, inside = case.as_read[FLAIR].array, case.brain.array
+    moving = sitk.Cast(sample(flair=True).images[FLAIR], sitk.sitkFloat32)
+    theirs = sitk.Resample(moving, sample(flair=True).images[DWI], sitk.Transform(), sitk.sitkBSpline, 0.0)
+    np.testing.assert_allclose(ours, sitk.GetArrayFromImage(theirs), atol=1e-4 * ours.max())
+    assert (ours != 0).mean() > 1.5 * (case.images[FLAIR].array != 0).mean()
+    assert np.corrcoef(ours[inside], case.images[FLAIR].array[inside])[0, 1] > 0.95
+
+
+def test_a_flair_on_the_dwi_grid_stays_as_it_is_with_never() -> None:
+    images = {modality: from_sitk(image) for modality, image in sample(flair=True).images.items()}
+    there = resample_volume(images[FLAIR], images[DWI].grid)
+    raw = RawCase("same", {m: RawImage(Path(m), volume) for m, volume in {**images, FLAIR: there}.items()})
+    case = prepare(raw, registration="never")
+    np.testing.assert_array_equal(case.as_read[FLAIR].array, there.array)
+    assert not any("registration" in text for text in case.repairs)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from conftest import shared
 from ensemble.config import SkullStrip
@@ -22,7 +23,7 @@ from ensemble.volume import Volume, from_sitk
 from heads import with_skull
 from odd_inputs import padded, sample
 
-DWI, ADC = Modality.DWI, Modality.ADC
+DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
 
 
 def extracted() -> tuple[Volume, Volume, BoolArray]:
@@ -161,3 +162,21 @@ def test_the_network_is_the_packages_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
     image = torch.randn(1, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(torch.softmax(ours(image), 1), theirs(image), atol=1e-4)
+
+
+def test_a_flair_that_is_interpolated_for_published_members_loses_its_skull_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would ring at the skull, which is brighter than any brain."""
+    images = sample(flair=True).change(padded(12, 12, 8, 12, 12, 6)).images
+    dwi, adc, brain = extracted()
+    flair = from_sitk(images[FLAIR])
+    bright = flair.like(np.where(flair.array > 0, flair.array, np.float32(1e4)))
+    case = raw(dwi, adc)
+    case = RawCase(case.name, {**case.images, FLAIR: RawImage(Path("flair.mha"), bright)})
+    result, _ = prepared(case, brain, "always", monkeypatch)
+    rings = result.as_read[FLAIR].array[~brain]
+    inside = result.as_read[FLAIR].array[brain]
+    assert rings.any()
+    far = ~ndimage.binary_dilation(brain, iterations=6)
+    assert np.abs(result.as_read[FLAIR].array[far]).max() < 0.05 * inside.max()

@@ -162,7 +162,9 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
                 raw = _noting(read_case(case.name, case.files), case)
                 _refuse_changed(case, before)
                 started = time.perf_counter()
-                prepared = prepare(raw, job.config.skull_strip, job.device, job.config.brain_ml)
+                prepared = prepare(
+                    raw, job.config.skull_strip, job.device, job.config.brain_ml, job.config.registration
+                )
                 seconds = round(time.perf_counter() - started, 3)
                 outcome = _Task(case, place, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:

@@ -113,6 +113,8 @@ class Shown:
     """That they work at; in-plane for 2-D networks."""
     published: int = 0
     """How many folds were published, where that is known: each that is not there is said."""
+    remarks: tuple[str, ...] = ()
+    """What is missing of what was published, where folds alone don't tell it."""
 
 
 @dataclass(frozen=True)

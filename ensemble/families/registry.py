@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import Discovery, Family
+from ensemble.families.base import Family
 from ensemble.families.nnunet_v1.family import NnunetV1
 from ensemble.families.nnunet_v2.family import NnunetV2
 from ensemble.families.nvauto.family import Nvauto
-from ensemble.families.recognised import Recognised
 from ensemble.families.spec import MemberSpec
+from ensemble.families.swan.family import Swan
 
 #: Kinds of members, by the manifest's words. A folder that two of them recognise is of the first one's kind.
-FAMILIES: tuple[Family, ...] = (NnunetV2(), NnunetV1(), Nvauto())
-#: What is told of and does not vote yet; a family takes its row's place.
-RECOGNISED: tuple[Discovery, ...] = (Recognised("FACTORIZER", ".ckpt", "Lightning checkpoints"),)
+FAMILIES: tuple[Family, ...] = (NnunetV2(), NnunetV1(), Nvauto(), Swan())
 #: Endings of the files of packed members.
 PACKED_SUFFIXES = frozenset({".json", ".safetensors", ".onnx"})
 
@@ -32,4 +30,4 @@ def family_of(spec: MemberSpec) -> Family:
 
 def weight_suffixes() -> frozenset[str]:
     """Endings of all files that bear on what any member predicts."""
-    return PACKED_SUFFIXES.union(*(family.suffixes for family in (*FAMILIES, *RECOGNISED)))
+    return PACKED_SUFFIXES.union(*(family.suffixes for family in FAMILIES))

@@ -58,4 +58,4 @@ def packed_entry(folder: Path) -> dict[str, Any]:
 
 def _recognised(tree: WeightsTree) -> list[MemberSpec | Unsupported]:
     with readable(tree.root):
-        return [thing for family in (*registry.RECOGNISED, *registry.FAMILIES) for thing in family.discover(tree)]
+        return [thing for family in registry.FAMILIES for thing in family.discover(tree)]

@@ -39,7 +39,7 @@ def describe(spec: MemberSpec) -> Description:
             family = family_of(spec)
             folds = family.folds(spec.folder)
             shown = family.describe(spec.folder)
-            remarks = _missing_folds(folds, shown.published)
+            remarks = shown.remarks or _missing_folds(folds, shown.published)
         except WeightsBroken as error:
             remarks = (f"{error.what}: {error.found or error.where}",)
     modalities = dict.fromkeys(channel.partition("[")[0].strip().upper() for channel in spec.channels or shown.channels)

@@ -10,7 +10,8 @@ from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
 from ensemble.prepare.draft import Draft, Note, Stepped
 from ensemble.resample import resample_volume
-from ensemble.types import Modality
+from ensemble.types import BoolArray, Modality
+from ensemble.volume import Volume
 
 #: Share of the voxels outside the brain that may be other than 0, as after interpolation at its rim; more is noise.
 NOISY_BACKGROUND = 0.05
@@ -50,20 +51,22 @@ def background(case: Draft) -> Stepped:
 
     Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
     """
-    notes, outside, images, as_read = [], ~case.brain, dict(case.images), dict(case.images)
+    notes, outside, images, as_read = [], ~case.brain, dict(case.images), {**case.images, **case.as_read}
     for modality in (modality for modality in Modality if modality in case.images):
         image = case.images[modality]
+        if case.stripped and modality not in case.as_read:
+            as_read[modality] = _cleared(as_read[modality], case.brain)
         noisy = float((image.array[outside] != 0).mean()) if outside.any() else 0.0
-        if noisy == 0:
-            continue
-        cleared = image.like(np.where(case.brain, image.array, np.float32(0)))
-        if case.stripped:
-            as_read[modality] = cleared
         if noisy > NOISY_BACKGROUND:
-            images[modality] = cleared
+            images[modality] = _cleared(image, case.brain)
             text = f"{modality.label}: {noisy:.0%} of what lies outside the brain was not 0: set to 0"
             notes.append(Note(text, modality))
     return replace(case, images=images, as_read=as_read), tuple(notes)
+
+
+def _cleared(image: Volume, brain: BoolArray) -> Volume:
+    """The image with 0 outside the brain; itself where that is so already."""
+    return image.like(np.where(brain, image.array, np.float32(0))) if image.array[~brain].any() else image
 
 
 def edges(case: Draft) -> Stepped:

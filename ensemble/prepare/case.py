@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ensemble.config import RunConfig, SkullStrip
+from ensemble.config import Registration, RunConfig, SkullStrip
 from ensemble.geometry import Grid
 from ensemble.prepare.adc import with_adc
 from ensemble.prepare.background import background, edges, not_numbers
@@ -76,15 +76,17 @@ def prepare(
     skull_strip: SkullStrip = "auto",
     device: str = "cpu",
     brain_ml: tuple[float, float] = RunConfig.brain_ml,
+    registration: Registration = "auto",
 ) -> PreparedCase:
     """Check a case and bring its images onto the DWI grid, without skull. Raises InputRefused when it can't be segmented safely.
 
     `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does. `brain_ml` is the volume that a brain may have.
+    Without `registration` ("never") FLAIR lies where its header says.
     """
     raw = with_adc(raw)
     paths = {modality: image.path for modality, image in raw.images.items()}
     images = {modality: image.volume for modality, image in raw.images.items()}
-    case = Draft(raw.name, paths, images, skull_strip, device, brain_ml)
+    case = Draft(raw.name, paths, images, skull_strip, device, brain_ml, registration)
     notes = [Note(text, modality, "readers") for modality, image in raw.images.items() for text in image.notes]
     for step in STEPS:
         case, noted = step(case)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.config import RunConfig, SkullStrip
+from ensemble.config import Registration, RunConfig, SkullStrip
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
 
@@ -52,6 +52,8 @@ class Draft:
     """Where HD-BET runs if it must."""
     brain_ml: tuple[float, float] = RunConfig.brain_ml
     """Volume that a brain may have."""
+    registration: Registration = "auto"
+    """Whether FLAIR is registered."""
     unusable: Mapping[Modality, Unusable] = field(default_factory=dict)
     """Of the images that had such values."""
     covered: BoolArray = field(default_factory=_nowhere)
@@ -61,7 +63,7 @@ class Draft:
     stripped: bool = False
     """Whether a skull was taken off."""
     as_read: Mapping[Modality, Volume] = field(default_factory=dict)
-    """The images before a noisy background was cleared; without skull where one was stripped. Empty until then."""
+    """The images before a noisy background was cleared; without skull where one was stripped. Until then at most FLAIR (see `flair`)."""
     physical: Mapping[Modality, Volume] = field(default_factory=dict)
     """float32, normalised by tissue."""
 

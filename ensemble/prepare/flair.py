@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.draft import Draft, Note, Stepped
 from ensemble.prepare.grids import covered_by
-from ensemble.prepare.registration import register
+from ensemble.prepare.registration import Registration, register
 from ensemble.prepare.scale import refuse_no_brain
 from ensemble.prepare.skull import must_strip
-from ensemble.resample import resample_volume
+from ensemble.resample import resample_cubic, resample_volume
 from ensemble.types import Modality
+from ensemble.volume import Volume
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 #: FLAIR must cover at least this fraction of the brain to say anything about it; less than the second is remarked upon.
 MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
@@ -26,7 +35,10 @@ def flair_size(case: Draft) -> Stepped:
 
 
 def flair_grid(case: Draft) -> Stepped:
-    """FLAIR on the DWI grid: registered where that aligns it better than its header does; refused where it shows another place."""
+    """FLAIR on the DWI grid: registered where that aligns it better than its header does; refused where it shows another place.
+
+    Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly.
+    """
     flair = case.images.get(Modality.FLAIR)
     if flair is None:
         return case, ()
@@ -43,11 +55,25 @@ def flair_grid(case: Draft) -> Stepped:
         notes.append(f"FLAIR covers only {coverage:.0%} of the brain: 0 elsewhere")
     same = grid.distance_voxels(there) <= 1e-3
     placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
-    found = register(flair, placed, case.dwi, case.brain)
+    if case.registration == "never":
+        found = Registration(None, "not asked for (--registration never)")
+    else:
+        found = register(flair, placed, case.dwi, case.brain)
     source = f"(linear, from {there.describe()})"
     if found.transform is not None:
         notes.append(f"FLAIR registered to DWI: {found.summary}; resampled {source}")
         placed = resample_volume(flair, grid, transform=found.transform)
     elif not same:
         notes.append(f"FLAIR resampled onto the DWI grid by its header {source}; registration: {found.summary}")
+    if found.transform is not None or not same:
+        case = replace(case, as_read={Modality.FLAIR: _cubic(flair, case, found.transform)})
     return case.with_image(Modality.FLAIR, placed), tuple(Note(text, Modality.FLAIR) for text in notes)
+
+
+def _cubic(flair: Volume, case: Draft, transform: sitk.Transform | None) -> Volume:
+    """FLAIR on the DWI grid by cubic B-splines; a skull that was stripped goes before, so that FLAIR rings as a stripped one does."""
+    if case.stripped:
+        back = transform.GetInverse() if transform is not None else None
+        inside = resample_volume(case.dwi.like(case.brain), flair.grid, linear=False, transform=back).array > 0
+        flair = flair.like(np.where(inside, flair.array, np.float32(0)))
+    return resample_cubic(flair, case.dwi.grid, transform)

@@ -51,10 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises WeightsBroken for files that are missing, damaged, or hold anything else.
     """
-    if not is_there(path):
-        raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
-    with readable(path):
-        open_file(path).close()
+    refuse_unopened(path)
     archive = zipfile.is_zipfile(path)
     try:
         _refuse_greedy(path, archive=archive)
@@ -83,6 +80,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             do="copy or download it again",
         ) from error
     return loaded
+
+
+def refuse_unopened(path: Path) -> None:
+    """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is no file."""
+    if not is_there(path):
+        raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
+    with readable(path):
+        open_file(path).close()
 
 
 def _refuse_greedy(path: Path, *, archive: bool) -> None:

@@ -1,0 +1,95 @@
+"""Peak memory and time of the swan member with networks of the published size: ten of 29 and 6 million parameters, windows of 64^3.
+
+    python -m benchmarks.swan_full_size [--device auto] [--folds 5] [--precision auto] [--shape 73 112 112] [--threads 1] [--load-only]
+
+Weights are random (the tests' builder, in a temporary folder), the image is noise of the given shape (z, y, x) at 2 mm: masks mean
+nothing, time and memory do. The default is one window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.memory import peak_mb
+from ensemble.config import Precision
+from ensemble.families.base import InferenceSettings
+from ensemble.families.swan.member import SwanMember
+from ensemble.families.swan.network import WIDTHS
+from ensemble.geometry import Grid
+from ensemble.inference.device import describe_device, resolve_device
+from ensemble.inference.tiling import Tiling
+from ensemble.members.manifest import find_members
+from ensemble.prepare.case import PreparedCase
+from ensemble.types import Modality, ignore_progress
+from ensemble.volume import Volume
+
+TEST = Path(__file__).resolve().parent.parent / "test"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="memory and time of full-size SWAN networks")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--shape", type=int, nargs=3, default=(64, 64, 64), help="of the image (z, y, x), 2 mm")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--load-only", action="store_true", help="load, and predict nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    precision: Precision = options.precision
+    settings = InferenceSettings(device=resolve_device(options.device), precision=precision)
+    with tempfile.TemporaryDirectory() as scratch:
+        _made_weights(Path(scratch), options.folds)
+        (spec,) = find_members(Path(scratch))
+        before, started = peak_mb(), time.perf_counter()
+        member = SwanMember.load(spec, settings)
+        loading = time.perf_counter() - started
+    networks = len(member.sessions)
+    print(f"{networks} networks on {describe_device(settings.device)}, {member.sessions[0].arithmetic}")
+    print(f"loaded in {loading:.1f} s; peak resident memory {peak_mb():.0f} MB, {before:.0f} MB before", flush=True)
+    if options.load_only:
+        return
+    case, how = _made_case(tuple(options.shape)), member.windows
+    x, y, z = case.grid.size
+    windows = len(Tiling((x, y, z), how.window, how.blending).windows())
+    wall, cpu = time.perf_counter(), time.process_time()
+    member.predict(case, settings, ignore_progress)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(f"image {tuple(options.shape)}: {windows} windows by {networks} networks, {how.batch_size} at once")
+    passes = windows * networks
+    print(f"a network's window: {wall / passes:.2f} s wall, {cpu / passes:.2f} CPU s; the case: {cpu:.0f} CPU s")
+    print(f"peak resident memory {peak_mb():.0f} MB")
+    if settings.device == "cuda":
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MB allocated")
+
+
+def _made_weights(folder: Path, folds: int) -> None:
+    """The archive: a fold is made, the others are links to it."""
+    sys.path.insert(0, str(TEST))
+    from swan_folders import PUBLISHED, build_swan_folder
+
+    build_swan_folder(folder / PUBLISHED, folds=("0",), widths=WIDTHS)
+    for fold in range(1, folds):
+        (folder / PUBLISHED / f"fold{fold}").symlink_to("fold0")
+
+
+def _made_case(shape: tuple[int, ...]) -> PreparedCase:
+    """Images (z, y, x) of noise, not zero anywhere."""
+    z, y, x = shape
+    grid = Grid((x, y, z), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    generator = np.random.default_rng(0)
+    images = {
+        modality: Volume(generator.uniform(1, 2, grid.shape_zyx).astype(np.float32), grid) for modality in Modality
+    }
+    return PreparedCase("made up", images, images, images, Volume(images[Modality.DWI].array > 0, grid), ())
+
+
+if __name__ == "__main__":
+    main()

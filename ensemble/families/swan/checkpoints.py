@@ -1,0 +1,79 @@
+"""Weights of one network of SWAN, as published or packed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import Network
+from ensemble.families.swan.folder import SwanFolder
+from ensemble.families.swan.network import ARCHITECTURES, CHANNELS, HEAD, WIDTHS, WINDOW
+from ensemble.families.unet import window_bytes
+from ensemble.weights.checkpoints import load_weights
+from ensemble.weights.lightning import read_state
+from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
+
+SPACING_MM = (2.0, 2.0, 2.0)
+#: What Lightning's module calls the network.
+_MODULE = "net."
+_LEVEL = re.compile(r"encoder\.blocks\.(\d+)\.blocks\.0\.weight")
+_HEAD = re.compile(r"heads\.(\d+)\.weight")
+
+
+def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
+    """The state dictionary in a checkpoint or its packed form, by the network's own names. Raises WeightsBroken."""
+    if path.suffix == SUFFIX:
+        return read_packed(path)[0]
+    return {name.removeprefix(_MODULE): tensor for name, tensor in read_state(path).items()}
+
+
+def pack_network(source: Path, target: Path, precision: Precision) -> None:
+    """Write a network's weights in packed form. Raises WeightsBroken."""
+    write_packed(target, read_weights(source), {}, precision)
+
+
+def networks_of(folder: SwanFolder) -> tuple[Network, ...]:
+    """The networks of all folds: those of one kind after those of the other."""
+    return tuple(
+        Network(
+            weights=path,
+            channels=CHANNELS,
+            spacing_mm=SPACING_MM,
+            patch=WINDOW,
+            smallest_window=WINDOW,
+            window_bytes=window_bytes(WINDOW, WIDTHS[0]),
+            memory_of=f"{WIDTHS[0]} feature maps",
+            build=partial(_with_weights, kind, path),
+        )
+        for (_, kind), path in folder.weights.items()
+    )
+
+
+def _with_weights(kind: str, path: Path) -> nn.Module:
+    weights = read_weights(path)
+    network = ARCHITECTURES[kind](*_sizes(weights, kind, path))
+    load_weights(network, weights, path)
+    return network
+
+
+def _sizes(weights: Mapping[str, torch.Tensor], kind: str, path: Path) -> tuple[list[int], int]:
+    """Feature maps of each level, and the number of heads. Raises WeightsBroken for a network of another make than the published ones."""
+    levels = {int(match[1]): len(weights[name]) for name in weights if (match := _LEVEL.fullmatch(name))}
+    heads = sum(_HEAD.fullmatch(name) is not None for name in weights)
+    stem = tuple(weights["stem.weight"].shape) if "stem.weight" in weights else ()
+    widths = [*stem[:1], *(levels[level] for level in sorted(levels) if level > 0)]
+    fits = len(stem) == 5 and stem[1] == CHANNELS and 1 <= heads < len(widths) == len(WIDTHS)
+    if not fits or any(not 0 < width <= most or width % HEAD for width, most in zip(widths, WIDTHS, strict=True)):
+        raise WeightsBroken(
+            f"a checkpoint is not that of SWAN's {kind}",
+            where=path,
+            found=f"stem of shape {stem}, levels of {widths} feature maps, {heads} heads",
+            do=f"give the published file: {CHANNELS} images, levels of {', '.join(map(str, WIDTHS))} feature maps",
+        )
+    return widths, heads

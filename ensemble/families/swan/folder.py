@@ -1,0 +1,81 @@
+"""The files of SWAN's folder: `fold*/{resunet,swin-factorizer}/version_0/checkpoints/*.ckpt`, as DeepISLES' archive lays them out.
+
+A packed folder has `fold*/{resunet,swin-factorizer}/network.safetensors` in their place. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.errors import WeightsBroken
+from ensemble.weights.folder import listing, readable
+
+#: What each fold holds, as its folders are called.
+NETWORKS = ("resunet", "swin-factorizer")
+#: As many folds were published.
+FOLDS = tuple(map(str, range(5)))
+SUFFIX, PACKED = ".ckpt", "network.safetensors"
+CHECKPOINTS = ("version_0", "checkpoints")
+_LAYOUT = "fold*/{resunet,swin-factorizer}/version_0/checkpoints/*.ckpt"
+
+
+@dataclass(frozen=True)
+class SwanFolder:
+    """Where the weights of the networks are."""
+
+    weights: Mapping[tuple[str, str], Path]
+    """By fold ("0", "1", ...) and kind of network; folds in their order within each kind."""
+
+    @property
+    def missing(self) -> str:
+        """Which of the published networks are not there, in one clause; empty when all are."""
+        gone = [(fold, kind) for kind in NETWORKS for fold in FOLDS if (fold, kind) not in self.weights]
+        parts = [(kind, [fold for fold, other in gone if other == kind]) for kind in NETWORKS]
+        (_, first), (_, second) = parts
+        if first == second:
+            return f"without fold {', '.join(first)}" if first else ""
+        return "without " + " and ".join(f"fold {', '.join(folds)} of {kind}" for kind, folds in parts if folds)
+
+
+def fold_folders(folder: Path) -> dict[str, Path]:
+    """The folders fold0, fold1, ... in their order."""
+    names = {path.name.removeprefix("fold"): path for path in folder.glob("fold*") if path.is_dir()}
+    numbered = {name: path for name, path in names.items() if name.isascii() and name.isdecimal()}
+    return {name: numbered[name] for name in sorted(numbered, key=int)}
+
+
+def read_swan_folder(folder: Path) -> SwanFolder:
+    """Find the weights. Raises WeightsBroken where there are none, or where it is not clear which ones."""
+    with readable(folder):
+        folds = fold_folders(folder)
+        weights = {
+            (fold, kind): _weights_of(path / kind)
+            for kind in NETWORKS
+            for fold, path in folds.items()
+            if (path / kind).is_dir()
+        }
+    if not weights:
+        raise WeightsBroken(
+            "a folder holds no networks of SWAN",
+            where=folder,
+            found=listing(folder),
+            do=f"give the folder with {_LAYOUT}",
+        )
+    return SwanFolder(weights)
+
+
+def _weights_of(folder: Path) -> Path:
+    if (packed := folder / PACKED).is_file():
+        return packed
+    place = folder.joinpath(*CHECKPOINTS)
+    found = sorted(path for path in place.glob(f"*{SUFFIX}") if path.is_file())
+    if len(found) != 1:
+        raise WeightsBroken(
+            f"a fold's network has {len(found)} checkpoints, not one",
+            where=place,
+            found=listing(place),
+            do=f"keep the published one ({_LAYOUT}); or remove the folder {folder.parent.name}/{folder.name}",
+        )
+    return found[0]

@@ -1,0 +1,96 @@
+"""Member kind `swan`: the networks of team SWAN (factorizer-isles22), used as DeepISLES uses them.
+
+The published checkpoints (de la Rosa et al., DeepISLES; Ashtari et al., Factorizer) drop in unchanged. One thing is other than in the
+original, which leaves dropout on by an oversight: here it is off, so that a case gives one mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.families.channels import Channel, parse_channel
+from ensemble.families.sessions import fit_for, open_sessions
+from ensemble.families.spec import MemberSpec
+from ensemble.families.swan.checkpoints import SPACING_MM, networks_of
+from ensemble.families.swan.folder import read_swan_folder
+from ensemble.families.swan.network import WINDOW
+from ensemble.families.swan.processing import to_image, to_network
+from ensemble.families.unet import window_bytes
+from ensemble.inference.capacity import buffer_device, windows_at_once
+from ensemble.inference.engine import SlidingWindow, Tta, predict
+from ensemble.inference.session import LoadedSession
+from ensemble.inference.tiling import Blending, Convention
+from ensemble.prepare.case import PreparedCase
+from ensemble.types import Modality, ProgressCallback
+
+#: Windows at every 32nd voxel, all voxels of each alike.
+_BLENDING = Blending(step=0.5, sigma=None, convention=Convention.MONAI)
+MODALITIES = (Modality.DWI, Modality.ADC, Modality.FLAIR)
+
+
+@dataclass(frozen=True)
+class SwanMember:
+    """The networks of all folds in memory."""
+
+    spec: MemberSpec
+    sessions: tuple[LoadedSession, ...]
+    """One for each network."""
+    missing: str
+    """Which of the published networks are not there."""
+
+    @classmethod
+    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> SwanMember:
+        """Read a folder and put its networks onto the device. Raises WeightsBroken, naming file and finding."""
+        _refuse_choices(spec)
+        folder = read_swan_folder(spec.folder)
+        return cls(spec, open_sessions(spec, networks_of(folder), settings), folder.missing)
+
+    @property
+    def name(self) -> str:
+        """The name it votes under."""
+        return self.spec.name
+
+    @property
+    def requires(self) -> frozenset[Modality]:
+        """Images without which it is not applicable."""
+        return frozenset(MODALITIES)
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        """Lesion probability on the DWI grid: the networks' mean logit in each window, where windows overlap their mean.
+
+        Networks stay on the device they were loaded to. Raises InputRefused, NonFiniteLogits, or what torch raises.
+        """
+        array = to_network([case.as_read[modality].array for modality in MODALITIES], case.grid)
+        sessions = fit_for(settings, self.sessions)
+        device = sessions[0].device
+        buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
+        logits = predict(array.to(buffers), sessions, self.windows, progress)
+        probability = to_image(logits[1] - logits[0], case.grid)
+        volume = case.as_read[Modality.DWI].like(probability)
+        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, self.missing)
+
+    @property
+    def windows(self) -> SlidingWindow:
+        """How its networks go over an image; they were trained on mirrored images, and DeepISLES mirrors none."""
+        together = windows_at_once(window_bytes(WINDOW, 32), 3, self.sessions[0].device)
+        return SlidingWindow(WINDOW, tta=Tta.NONE, blending=_BLENDING, batch_size=together)
+
+
+def _refuse_choices(spec: MemberSpec) -> None:
+    """Raise WeightsBroken for a manifest that asks for other images than those that the networks were trained on."""
+    try:
+        channels = [parse_channel(name) for name in spec.channels or MODALITIES]
+        wanted = channels == [Channel(modality) for modality in MODALITIES]
+    except ValueError:
+        wanted = False
+    plain = (spec.intensities, spec.orientation, spec.spacing_mm or SPACING_MM) == ("native", "native", SPACING_MM)
+    if not wanted or not plain:
+        raise WeightsBroken(
+            f"member {spec.name} takes DWI, ADC and FLAIR as they are, at 2 mm",
+            where=spec.folder,
+            found=f"channels {', '.join(spec.channels or MODALITIES)}; {spec.intensities} intensities, {spec.orientation}"
+            f" orientation, spacing {spec.spacing_mm or SPACING_MM} in the manifest",
+            do="leave these out of the manifest",
+        )

@@ -1,0 +1,71 @@
+"""The arithmetic before and after the networks of SWAN, as DeepISLES does it, on plain arrays.
+
+Each image is normalised where it is not 0, at its own resolution; then all are brought to 2 mm by trilinear interpolation, which is laid
+out by sizes, not by spacings, and left out where voxels have 2 mm already. Axes are (x, y, z), as the networks know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ensemble.errors import InputRefused
+from ensemble.families.cropping import MOST_NETWORK_VOXELS
+from ensemble.families.swan.checkpoints import SPACING_MM
+from ensemble.geometry import Grid, is_too_large
+from ensemble.types import FloatArray
+
+_JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
+
+
+def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
+    """Images (z, y, x) on a grid as the networks get them: (channels, x, y, z) float32. Raises InputRefused for one that is too large."""
+    size = network_size(grid)
+    if is_too_large(size, MOST_NETWORK_VOXELS):
+        raise InputRefused(
+            "the image is too large at the voxel size that a member works at",
+            found=f"{' x '.join(map(str, size))} voxels of 2 mm",
+            do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+        )
+    normalised = np.stack([_normalised(image.transpose()) for image in images])
+    return _resized(torch.from_numpy(normalised), size)
+
+
+def to_image(logits: torch.Tensor, grid: Grid) -> FloatArray:
+    """Probability (z, y, x) float32 on the grid, from lesion's logits (x, y, z) as the networks gave them.
+
+    It is above 0.5 exactly where the logit is not negative, which is DeepISLES' mask.
+    """
+    whole = _resized(logits[None].float().cpu(), grid.size)[0].numpy().transpose()
+    probability = 1 / (1 + np.exp(-np.clip(whole, -80, 80)))
+    return np.where(whole >= 0, np.maximum(probability, _JUST_ABOVE_HALF), np.minimum(probability, np.float32(0.5)))
+
+
+def network_size(grid: Grid) -> tuple[int, int, int]:
+    """Voxels (x, y, z) at 2 mm."""
+    spacing = np.asarray(grid.spacing_mm, np.float32)
+    if np.allclose(spacing, SPACING_MM):
+        return grid.size
+    scaled = np.asarray(grid.size, np.float32) * spacing / np.asarray(SPACING_MM, np.float32)
+    x, y, z = (max(1, int(n)) for n in np.round(scaled))
+    return x, y, z
+
+
+def _normalised(image: FloatArray) -> FloatArray:
+    """Zero mean and unit deviation over what is not 0; what is 0 stays so."""
+    array = np.array(image, np.float32, order="C")
+    where = array != 0
+    if where.any():
+        values = array[where]
+        array[where] = (values - values.mean()) / (values.std() or np.float32(1))
+    return array
+
+
+def _resized(array: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(channels, x, y, z) brought to a size; voxel edges are aligned, and no filter goes before."""
+    if tuple(array.shape[1:]) == tuple(size):
+        return array
+    return functional.interpolate(array[None], size=tuple(size), mode="trilinear", align_corners=False)[0]

@@ -1,0 +1,205 @@
+"""Weights out of checkpoints that pickle objects of their trainer beside the tensors, as PyTorch Lightning does. Runs no code of theirs.
+
+Such a file (`torch.save`'s zip: `<folder>/data.pkl`, the tensors' bytes as `<folder>/data/<key>`) names classes of the trainer, of metrics
+and losses: none is imported. All but the few names that tensors are made of are answered by one thing that takes anything and does nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ensemble.errors import WeightsBroken
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unopened
+
+#: Pickles of trainers hold settings and optimizer states without their tensors: some 100 KB.
+MOST_BYTES = 64 * 2**20
+_MOST_AXES = 8
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,  # NotImplementedError and RecursionError among them
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor as the pickle tells of it."""
+
+    key: str
+    """Of its bytes in the archive."""
+    dtype: torch.dtype
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors under `state_dict`, on the CPU; nothing else of the file's data is read.
+
+    Raises WeightsBroken for files that are missing, damaged, or of another form.
+    """
+    refuse_unopened(path)
+    with _damage_told(path), zipfile.ZipFile(path) as archive:
+        folder = _folder(archive)
+        content = _unpickler(io.BytesIO(_bytes(archive, f"{folder}data.pkl", MOST_BYTES))).load()
+        state = content.get("state_dict") if isinstance(content, dict) else None
+        if isinstance(state, dict) and state:
+            stored = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
+            tensors = dict(_tensors(archive, folder, stored, path.stat().st_size))
+            refuse_more_than_the_file(tensors, path)
+            return {str(name): tensors[name] for name in stored}
+    keys = ", ".join(sorted(map(str, content))[:10]) if isinstance(content, dict) else type(content).__name__
+    raise WeightsBroken(
+        "a checkpoint is not of PyTorch Lightning",
+        where=path,
+        found=f"{keys or 'nothing'}; expected state_dict",
+        do="give the .ckpt that Lightning wrote",
+    )
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise WeightsBroken(
+                "there is not enough memory to load a checkpoint", where=path, do=MORE_MEMORY
+            ) from error
+        raise WeightsBroken(
+            "a checkpoint is damaged, or is none",
+            where=path,
+            found=f"{type(error).__name__}: {error}"[:200],
+            do="copy or download it again",
+        ) from error
+
+
+def _folder(archive: zipfile.ZipFile) -> str:
+    """The one folder of the archive, which is named as the file was or "archive", with its slash."""
+    found = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(found) != 1:
+        raise pickle.UnpicklingError(f"{len(found)} files data.pkl in the archive")
+    folder = found[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.namelist() and _bytes(archive, f"{folder}byteorder", 16) != b"little":
+        raise pickle.UnpicklingError("its numbers are not little-endian")
+    return folder
+
+
+def _bytes(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A file of the archive, its checksum verified. torch.save compresses nothing, so that no file is larger than it looks."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+        raise pickle.UnpicklingError(f"{name} is compressed, or of {info.file_size} bytes")
+    return archive.read(info)
+
+
+def _tensors(
+    archive: zipfile.ZipFile, folder: str, state: Mapping[Any, _Stored], size: int
+) -> Iterable[tuple[Any, torch.Tensor]]:
+    """The tensors of a state dictionary; what shares bytes in the file, of `size`, is read once, a storage at a time."""
+    by_key: dict[str, list[Any]] = {}
+    for name, stored in state.items():
+        by_key.setdefault(stored.key, []).append(name)
+    whole = sum(archive.getinfo(f"{folder}data/{key}").file_size for key in by_key)
+    if whole > size:
+        raise pickle.UnpicklingError("its parts are together larger than the file")
+    for key, names in by_key.items():
+        entry = f"{folder}data/{key}"
+        data = bytearray(_bytes(archive, entry, archive.getinfo(entry).file_size))
+        for name in names:
+            yield name, _tensor(data, state[name])
+
+
+def _tensor(data: bytearray, stored: _Stored) -> torch.Tensor:
+    """A tensor on its bytes. Raises RuntimeError or ValueError where it reaches beyond them, or repeats them to look larger than it is."""
+    flat = torch.frombuffer(data, dtype=stored.dtype) if data else torch.empty(0, dtype=stored.dtype)
+    if math.prod(stored.size) > flat.numel():
+        raise ValueError(f"a tensor of {stored.size} in {len(data)} bytes")
+    return torch.as_strided(flat, stored.size, stored.stride, stored.offset)
+
+
+def _unpickler(file: Any) -> pickle.Unpickler:
+    """An unpickler that imports nothing. What it answers is made anew for each file: no file can leave traces in it."""
+
+    class Ignored:
+        """Stands in for every class and function: takes anything, and does nothing."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __new__(cls, *_: Any, **__: Any) -> Any:
+            return super().__new__(cls)
+
+        def _nothing(self, *_: Any, **__: Any) -> None:
+            pass
+
+        __setstate__ = __setitem__ = append = extend = add = update = _nothing
+
+    def rebuild(storage: tuple[str, torch.dtype], offset: int, size: Any, stride: Any, *_: Any) -> _Stored:
+        key, dtype = storage
+        if not len(size) == len(stride) <= _MOST_AXES:
+            raise pickle.UnpicklingError(f"a tensor of {len(size)} axes")
+        return _Stored(key, dtype, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
+
+    def parameter(data: Any, *_: Any) -> Any:
+        return data
+
+    def dictionary(*_: Any) -> dict[Any, Any]:
+        return _Dictionary()
+
+    known = {
+        "collections.OrderedDict": dictionary,
+        "torch._utils._rebuild_tensor_v2": rebuild,
+        "torch._utils._rebuild_parameter": parameter,
+    }
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if module in ("torch", "torch.storage") and name in _DTYPES:
+                return _DTYPES[name]
+            return known.get(f"{module}.{name}", Ignored)
+
+        def persistent_load(self, pid: Any) -> Any:
+            _, dtype, key, *_ = pid
+            return str(key), dtype
+
+    return Unpickler(file)
+
+
+class _Dictionary(dict[Any, Any]):
+    """An ordered dictionary; torch leaves attributes on those of weights (`_metadata`), which are dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
