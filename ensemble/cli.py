@@ -78,6 +78,7 @@ def _contract(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import sole_writer
     from ensemble.outputs.extras import write_extras
+    from ensemble.outputs.foreign import refuse_foreign
     from ensemble.outputs.report.summary import summary
     from ensemble.pipeline import load, segment
     from ensemble.progress import watcher
@@ -89,6 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_case(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
     with sole_writer(options.out):
+        refuse_foreign(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
         ensemble = load(config)
         with closing(watcher()) as watching:
@@ -134,9 +136,11 @@ def _members(options: argparse.Namespace) -> int:
 
 def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.run import batch
+    from ensemble.folders import sole_writer
 
     extras = _extras(options, report=options.report)
-    return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
+    with sole_writer(options.out, shared=True):
+        return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
