@@ -12,6 +12,7 @@ from scipy import ndimage
 from ensemble.config import RunConfig, SkullStrip
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
+from ensemble.prepare.agreement import refuse_unrelated
 from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.grids import adc_on_dwi_grid, flair_on_dwi_grid, within_adc
 from ensemble.prepare.hot import is_constant, unusable
@@ -91,6 +92,9 @@ def prepare(
     core = None if stripped else _core(brain, dwi.volume.grid)
     refuse_implausible(dwi.volume.array, adc_volume.array, brain, f"{dwi.path}, {adc.path}", notes, core)
     refuse_no_brain(brain, dwi.volume.grid, "brain", dwi.path, brain_ml, notes)
+    refuse_unrelated(
+        dwi.volume.array, adc_volume.array, brain, dwi.volume.grid.spacing_zyx_mm, f"{dwi.path}, {adc.path}"
+    )
     if not stripped and Modality.FLAIR in finite:
         _refuse_flair_of_no_brain(finite[Modality.FLAIR], brain_ml)
     volumes = {Modality.DWI: dwi.volume, Modality.ADC: adc_volume}
