@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run all checks and tests, setting up what is missing. The pages are tested in Chromium (apt-get install chromium); without, those are skipped.
 #   ./test.sh                          checks and tests
+#   ./test.sh --fast [ARGUMENT]        checks, and the tests that are not marked slow: under two minutes on two cores
 #   ./test.sh test/test_fusion.py -x   arguments go to pytest
 #   ./test.sh --container [ARGUMENT]   build the images and test them under the platform's restrictions; needs a container engine
 #                                      (test/container/engine.sh brings one on Debian); build.sh says which variables it takes
@@ -37,9 +38,16 @@ if [ "${1:-}" = --container ]; then
     shift
     container "$@"
 fi
-if [ $# -eq 0 ]; then
+if [ $# -eq 0 ] || [ "$1" = --fast ]; then
     "$PY" -m ruff check .
     "$PY" -m ruff format --check .
-    "$PY" -m mypy
+    "$PY" -m mypy & # without a cache it takes a minute, which another core has
+    types=$!
 fi
-exec "$PY" -m pytest "$@"
+if [ "${1:-}" = --fast ]; then
+    shift
+    set -- -m "not slow" "$@"
+fi
+"$PY" -m pytest "$@" || failed=$?
+[ -z "${types:-}" ] || wait "$types"
+exit "${failed:-0}"

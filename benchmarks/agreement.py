@@ -132,7 +132,7 @@ def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], li
 def predict(member: NnunetMember, case: PreparedCase, mode: str) -> MemberPrediction:
     """One member's prediction in one of MODES."""
     if mode == "bf16":
-        member = replace(member, sessions=tuple(session.quick for session in member.sessions))  # type: ignore[misc]
+        member = replace(member, sessions=tuple(session.quick for session in member.sessions))
     tta: Any = "mirror" if mode == "bf16" else mode
     return member.predict(case, InferenceSettings(tta=tta), ignore_progress)
 

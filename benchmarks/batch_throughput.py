@@ -19,9 +19,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ensemble.batch import run
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.inference.device import describe_device
-from ensemble.outputs.extras import Extras
 from ensemble.pipeline import load, predict
 from ensemble.prepare.case import prepare
 from ensemble.progress import Silent

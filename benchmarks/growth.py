@@ -52,11 +52,11 @@ def stated_bytes(
     voxels: int, channels: int, classes: int, window: tuple[int, ...], features: int, batch: int, weights: int
 ) -> int:
     """The formula of docs/architecture.md: arrays of the image's size, activations of one batch of windows, packed kernels."""
-    from ensemble.inference.capacity import LIVE_FEATURE_MAPS
+    from ensemble.families.unet import window_bytes
 
     # images as read and physical (2 each), channels in three steps of preprocessing, answers, weights, probability back and forth
     of_image = (4 + 3 * channels + 2 * classes + 4) * voxels * 4
-    return of_image + weights + batch * int(np.prod(window)) * features * LIVE_FEATURE_MAPS * 4
+    return of_image + weights + batch * window_bytes(window, features)
 
 
 def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, Any]:

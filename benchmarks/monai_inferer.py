@@ -38,7 +38,8 @@ def compare(threads: int, rounds: int, device: str) -> dict[str, Any]:
 
     def monai_run() -> torch.Tensor:
         with torch.inference_mode():
-            answer: torch.Tensor = inferer(image[None], script)
+            answer = inferer(image[None], script)
+        assert isinstance(answer, torch.Tensor)
         return answer[0]
 
     def ours_run() -> torch.Tensor:

@@ -26,7 +26,7 @@ import torch
 from ensemble.families.base import InferenceSettings
 from ensemble.families.channels import neighbouring_slices
 from ensemble.families.nnunet_v2.member import NnunetMember
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import Modality, ignore_progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,13 @@ def _line(line: Mapping[str, float], unit: float, name: str) -> str:
     )
 
 
-_PARTS = {"engines": _engines, "agreement": tables, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
+_PARTS: dict[str, Callable[[Any], list[str]]] = {
+    "engines": _engines,
+    "agreement": tables,
+    "monai": _monai,
+    "ensemble": _ensemble,
+    "growth": _growth,
+}
 
 
 def plot(results: Results, path: Path) -> None:

@@ -23,6 +23,7 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
+from ensemble.inference.session_torch import TorchSession
 from ensemble.inference.tiling import Tiling
 from ensemble.members.manifest import find_members
 from ensemble.members.pack import pack
@@ -46,7 +47,9 @@ def main() -> None:
         before, started = peak_mb(), time.perf_counter()
         member = SealsMember.load(spec, settings)
         loading = time.perf_counter() - started
-    parameters = sum(parameter.numel() for parameter in member.sessions[0].network.parameters())
+    session = member.sessions[0]
+    assert isinstance(session, TorchSession)
+    parameters = sum(parameter.numel() for parameter in session.network.parameters())
     print(f"{options.folds} folds of {parameters / 1e6:.1f} million parameters on {describe_device(settings.device)}")
     print(f"loaded in {loading:.1f} s; peak resident memory {peak_mb():.0f} MB, {before:.0f} MB before")
     if options.load_only:

@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
 
 from benchmarks.memory import peak_mb
+from ensemble.config import RunConfig
 from ensemble.metrics import dice
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.skull import must_strip, strip
@@ -38,21 +39,23 @@ def main() -> None:
         files = {m: next(folder.glob(f"{m}.[nm]*")) for m in (Modality.DWI, Modality.ADC)}
         raw = read_case(folder.name, files)
         dwi, adc = (raw.images[m].volume for m in (Modality.DWI, Modality.ADC))
-        notes: list[str] = []
         started = time.process_time()
-        stripped = must_strip("auto", dwi, notes)
+        stripped, _ = must_strip("auto", dwi)
         print(
             f"{folder.name}, as released: {'STRIPPED' if stripped else 'left alone'} ({time.process_time() - started:.2f} CPU s)"
         )
         if folder.name == options.case:
             brain = brain_mask(dwi.array, adc.array)
             head_dwi = dwi.like(with_skull(dwi.array, adc.array, brain, dwi.grid.spacing_zyx_mm)[0])
-            stripped = must_strip("auto", head_dwi, notes)
-            print(f"{folder.name}, with a skull: {'stripped' if stripped else 'LEFT ALONE'}: {notes[-1:]}", flush=True)
+            stripped, notes = must_strip("auto", head_dwi)
+            print(
+                f"{folder.name}, with a skull: {'stripped' if stripped else 'LEFT ALONE'}: {[note.text for note in notes]}",
+                flush=True,
+            )
             wall, cpu = time.perf_counter(), time.process_time()
-            found = strip(head_dwi, options.device, notes, folder)
+            found, note = strip(head_dwi, options.device, folder, RunConfig.brain_ml)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            print(f"  {notes[-1]}; Dice with the released brain {dice(brain, found):.3f}")
+            print(f"  {note.text}; Dice with the released brain {dice(brain, found):.3f}")
             print(
                 f"  wall {wall:.0f} s, CPU {cpu:.0f} s, {torch.get_num_threads()} threads, peak memory {peak_mb() / 1024:.1f} GB",
                 flush=True,

@@ -44,9 +44,9 @@ def _ours(job: Mapping[str, Any]) -> tuple[Run, dict[str, float]]:
 
     keep_freed_memory()
     from ensemble.config import RunConfig
+    from ensemble.outputs.formats.image import write as write_volume
     from ensemble.pipeline import load, segment
     from ensemble.progress import Silent
-    from ensemble.publish import write_volume
     from ensemble.readers.imagefile import read_case
     from ensemble.types import Modality
 

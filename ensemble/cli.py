@@ -12,7 +12,7 @@ from contextlib import closing
 from types import FrameType
 from typing import Literal
 
-from ensemble.config import EXTRAS, Extras, Precision
+from ensemble.config import Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.options import parse, run_config
 from ensemble.streams import last_word, messages_to_stdout, report_failure
@@ -57,32 +57,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _contract(options: argparse.Namespace) -> int:
-    from ensemble.contract.execute import execute
+    from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
     from ensemble.folders import sole_writer
     from ensemble.pipeline import load
     from ensemble.progress import Lines
-    from ensemble.publish import check_writable
-    from ensemble.readers.imagefile import read_case
 
     config, extras = run_config(options), _extras(options, report=options.report)
     found = find_inputs(options.input)
     with sole_writer(options.output):
-        check_writable(options.output)
-        raw = read_case(found.name, found.files)  # before the networks are loaded: a bad file is refused at once
-        result = execute(found, raw, options.output, load(config), extras, Lines())
+        result = run_case(found, options.output, lambda: load(config), extras, Lines())
     log.info("lesions: %d, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import sole_writer
-    from ensemble.outputs.extras import write_extras
+    from ensemble.outputs.artifacts import Segmented
+    from ensemble.outputs.closing_lines import summary
     from ensemble.outputs.foreign import refuse_foreign
-    from ensemble.outputs.report.summary import summary
+    from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
     from ensemble.progress import watcher
-    from ensemble.publish import check_writable, publish, write_volume
+    from ensemble.publish import check_writable
     from ensemble.readers.imagefile import case_name, read_case
     from ensemble.types import Modality
 
@@ -95,9 +92,7 @@ def _run(options: argparse.Namespace) -> int:
         ensemble = load(config)
         with closing(watcher()) as watching:
             result = segment(raw, ensemble, watching)
-        with publish(options.out, replaces=("mask.nii.gz", "mask.mha", "mask.nrrd", *EXTRAS)) as staging:
-            write_volume(result.fused.mask, staging / f"mask{suffix}")
-            write_extras(raw, result, ensemble, extras, staging, suffix)
+        publish_case(Segmented(raw, result, ensemble), extras, options.out, suffix)
     log.info("%s", summary(result, options.out, suffix))
     return 0
 

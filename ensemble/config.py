@@ -27,14 +27,6 @@ _NO_WEIGHTS = re.compile(
     r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
     re.IGNORECASE,
 )
-#: What may lie beside a mask, as patterns: such files of an earlier case make way for those of this one.
-EXTRAS = (
-    *(f"{name}.{suffix}" for name in ("probability", "votes") for suffix in ("nii.gz", "mha", "nrrd")),
-    *(f"members/**/*_{name}.{suffix}" for name in ("mask", "probability") for suffix in ("nii.gz", "mha", "nrrd")),
-    "report.json",
-    "report.html",
-    "overlay.png",
-)
 #: How the folders begin that hold outputs before they are published.
 STAGING = ".staging-"
 
@@ -138,12 +130,20 @@ def holds_weights(folder: Path) -> bool:
         return True
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, but for folders that are hidden or the file system's own. Raises OSError where one can't be read."""
+def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
+    """Every file below a folder. Raises OSError where a folder can't be read.
+
+    Folders that are hidden, or the file system's own, are passed over; with `hidden`, only where they can't be read.
+    """
 
     def stop(error: OSError) -> None:
-        raise error
+        if not any(_is_hidden(part) for part in Path(error.filename or folder).relative_to(folder).parts):
+            raise error
 
     for place, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+        folders[:] = sorted(name for name in folders if hidden or not _is_hidden(name))
         yield from (Path(place) / name for name in sorted(names))
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder == "lost+found"

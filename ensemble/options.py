@@ -88,12 +88,12 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     root.add_argument("--version", action="version", version=__version__)
     _add_contract(root.add_argument_group("contract (no command)"))
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=False)
-    run = commands.add_parser(
+    run = _command(
+        commands,
+        common,
         "run",
-        help="segment one case given as files",
-        parents=[common],
-        argument_default=argparse.SUPPRESS,
-        description="Segment one case. Writes the mask, report.html, report.json and overlay.png.",
+        "segment one case given as files",
+        "Segment one case. Writes the mask, report.html, report.json and overlay.png.",
     )
     _add(
         run,
@@ -115,12 +115,12 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         default="nii.gz",
         help="of the images written (default: nii.gz)",
     )
-    serve = commands.add_parser(
+    serve = _command(
+        commands,
+        common,
         "serve",
-        help="keep the networks in memory and segment a case at each POST /invoke",
-        parents=[common],
-        argument_default=argparse.SUPPRESS,
-        description="Answer GET /health with 200 once the members are loaded, and POST /invoke with 201 once the case below --input is"
+        "keep the networks in memory and segment a case at each POST /invoke",
+        "Answer GET /health with 200 once the members are loaded, and POST /invoke with 201 once the case below --input is"
         " segmented and its outputs lie below --output, which hold one case at a time. Anyone who reaches the port can call it.",
     )
     _add_contract(serve.add_argument_group("contract"))
@@ -134,12 +134,12 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="SECONDS",
         help="how long a call waits for the cases before it (default: 600)",
     )
-    members = commands.add_parser(
+    members = _command(
+        commands,
+        common,
         "members",
-        help="list, check or pack the members that a weights folder holds",
-        parents=[common],
-        argument_default=argparse.SUPPRESS,
-        description="list: what was found. check: load each member and verify its files. pack SRC DST: write a member folder,"
+        "list, check or pack the members that a weights folder holds",
+        "list: what was found. check: load each member and verify its files. pack SRC DST: write a member folder,"
         " or each member of a weights folder, as safetensors and JSON, which load without pickles.",
     )
     members.add_argument("action", choices=("list", "check", "pack"))
@@ -150,12 +150,12 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         flag=True,
         help="pack: also write each network as ONNX, for --session onnx; refused where it gives other masks than PyTorch",
     )
-    batch = commands.add_parser(
+    batch = _command(
+        commands,
+        common,
         "batch",
-        help="segment every case of a dataset",
-        parents=[common],
-        argument_default=argparse.SUPPRESS,
-        description="Segment every case of a BIDS tree, of a folder with <case>/{dwi,adc,flair}.* or <case>/images/dwi-brain-mri/...,"
+        "segment every case of a dataset",
+        "Segment every case of a BIDS tree, of a folder with <case>/{dwi,adc,flair}.* or <case>/images/dwi-brain-mri/...,"
         " or of a .csv with the columns case, dwi, adc, flair. Writes BIDS derivatives, summary.csv and index.html. A case that fails"
         " is recorded and the rest goes on; the exit code is then the failed cases' worst. What is complete stays so whatever"
         " happens, and calling again does the rest; several calls may share one output folder.",
@@ -170,12 +170,12 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
     )
     _add(batch, "--report", flag=True, help="also write report.html and overlay.png of each case")
-    evaluate = commands.add_parser(
+    evaluate = _command(
+        commands,
+        _messages(),
         "evaluate",
-        help="measure predicted masks against true ones, as ISLES'22 does",
-        parents=[_messages()],
-        argument_default=argparse.SUPPRESS,
-        description="Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
+        "measure predicted masks against true ones, as ISLES'22 does",
+        "Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
         " true mask. Masks on different grids are refused. Exit code 3 when a case can't be measured; the others are.",
     )
     evaluate.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder of masks (or one mask)")
@@ -188,24 +188,25 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="CSV",
         help="a row a case; CSV_summary.csv and CSV_plots.png appear beside it",
     )
-    inspect = _add_inspect(commands)
-    return root, {
-        "run": run,
-        "serve": serve,
-        "members": members,
-        "batch": batch,
-        "evaluate": evaluate,
-        "inspect": inspect,
-    }
+    _add_inspect(commands)
+    return root, commands.choices
 
 
-def _add_inspect(commands: Any) -> _Parser:
-    inspect: _Parser = commands.add_parser(
+def _command(commands: Any, common: _Parser, name: str, help_: str, description: str) -> _Parser:
+    """Add a command with the options of `common`."""
+    parser: _Parser = commands.add_parser(
+        name, help=help_, parents=[common], argument_default=argparse.SUPPRESS, description=description
+    )
+    return parser
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = _command(
+        commands,
+        _messages(),
         "inspect",
-        help="show what an image file, or a folder or .zip of DICOM holds, and what would be read of it",
-        parents=[_messages()],
-        argument_default=argparse.SUPPRESS,
-        description="Every DICOM series with its kind, b-values and geometry, which one is taken for DWI, ADC and FLAIR and why, notes and"
+        "show what an image file, or a folder or .zip of DICOM holds, and what would be read of it",
+        "Every DICOM series with its kind, b-values and geometry, which one is taken for DWI, ADC and FLAIR and why, notes and"
         " refusals. Exit code 3 when what --as asks for can't be read; without --as, when nothing can.",
     )
     inspect.add_argument("path", type=Path, metavar="PATH", help="image file, or folder or .zip of DICOM")
@@ -218,7 +219,6 @@ def _add_inspect(commands: Any) -> _Parser:
         help="with --as: save the image as it is read (.nii.gz, .mha, .nrrd)",
     )
     _add(inspect, "--json", flag=True, help="print JSON")
-    return inspect
 
 
 def _add_contract(group: Any) -> None:

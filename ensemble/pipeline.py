@@ -17,9 +17,10 @@ from typing import Literal, Protocol
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.families.base import InferenceSettings, Member, MemberPrediction
+from ensemble.families.spec import MemberSpec
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
-from ensemble.members.manifest import MemberSpec, find_members, find_unsupported, open_member, weight_digests
+from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.base import RawCase
@@ -136,7 +137,7 @@ def predict(
 def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
     """One member's prediction; or why there is none."""
     if missing := member.requires - case.modalities:
-        needs = ", ".join(sorted(modality.value.upper() for modality in missing))
+        needs = ", ".join(sorted(modality.label for modality in missing))
         log.info("member %s is not applicable: needs %s", member.name, needs)
         return MemberOutcome(member.name, "not applicable", reason=f"needs {needs}")
     started = time.perf_counter()

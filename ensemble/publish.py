@@ -9,32 +9,25 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
-import SimpleITK as sitk
-
 from ensemble.config import STAGING
 from ensemble.folders import remove_empty, unwritable
-from ensemble.streams import native_stderr_to_log, printable
-from ensemble.volume import Volume, from_sitk, to_sitk
-
-#: Formats keep geometry in few digits; more than this is another place.
-MOST_ROUNDING_VOXELS = 0.01
+from ensemble.streams import printable
 
 
 @contextmanager
-def publish(root: Path, replaces: Sequence[str] = ()) -> Iterator[Path]:
+def publish(root: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
     """Give an empty staging folder; when the block ends well, move what was written there to the same places under `root`.
 
     The staging folder lies inside `root` (moves within one file system are atomic). Files move in the order of their names, deeper
-    ones first, so that a summary at the top appears last; SIGTERM and SIGINT meanwhile undo it all. Files under `root` that match a
-    pattern of `replaces` belong to an earlier case and go in the same step. When the block raises, or a move fails, `root` is left as
-    it was found, folders included. Raises UsageError when something can't be written.
+    ones first and JSON at the top last, so that what tells of the rest comes after it; SIGTERM and SIGINT meanwhile undo it all. The
+    files that `replaces` names, relative to `root`, belong to an earlier case and go in the same step. When the block raises, or a move
+    fails, `root` is left as it was found, folders included. Raises UsageError when something can't be written.
     """
     made: list[Path] = []
     staging = root  # until there is one
@@ -119,41 +112,21 @@ def check_writable(root: Path) -> None:
         pass
 
 
-def write_volume(volume: Volume, path: Path) -> None:
-    """Write a volume, compressed, with geometry and nothing else in its header; read it back, since a full disk can go unnoticed.
-
-    Raises OSError when the file does not hold what was written, ValueError when its format can't hold the volume's geometry.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = to_sitk(volume)
-    try:
-        with native_stderr_to_log():
-            sitk.WriteImage(image, str(path), useCompression=True)
-            back = from_sitk(sitk.ReadImage(str(path)))
-    except RuntimeError as error:
-        raise OSError(f"{path.name} could not be written: {str(error).splitlines()[-1].strip()}") from error
-    if not np.array_equal(back.array, sitk.GetArrayViewFromImage(image), equal_nan=True):
-        raise OSError(f"{path.name} does not read back as it was written: is the disk full?")
-    if not volume.grid.distance_voxels(back.grid) < MOST_ROUNDING_VOXELS:
-        raise ValueError(f"{path.suffix} can't hold this geometry: {volume.grid}")
-
-
 def write_json(content: Any, path: Path) -> None:
     """Write strict JSON (no NaN), indented, with a final newline."""
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _move_all(staging: Path, root: Path, replaces: Sequence[str], held: Sequence[int]) -> None:
+def _move_all(staging: Path, root: Path, replaces: Iterable[str], held: Sequence[int]) -> None:
     """Move every file, keeping what it replaces until all have arrived; undo on failure, or when a signal is held."""
     files = sorted(
-        (path for path in staging.rglob("*") if path.is_file()), key=lambda path: (-len(path.parts), path.name)
+        (path for path in staging.rglob("*") if path.is_file()),
+        key=lambda path: (-len(path.parts), path.suffix == ".json", path.name),
     )
     targets = [root / source.relative_to(staging) for source in files]
     if folders := [target for target in targets if target.is_dir()]:
         raise IsADirectoryError(errno.EISDIR, "a folder stands where a file belongs", str(folders[0]))
-    stale = [
-        path for pattern in replaces for path in sorted(root.glob(pattern)) if path.is_file() and path not in targets
-    ]
+    stale = [path for path in (root / place for place in replaces) if path.is_file() and path not in targets]
     kept = Path(tempfile.mkdtemp(prefix=".replaced-", dir=staging))
     put_aside: list[tuple[Path, Path]] = []
     arrived: list[Path] = []

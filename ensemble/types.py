@@ -24,6 +24,11 @@ class Modality(StrEnum):
     ADC = "adc"
     FLAIR = "flair"
 
+    @property
+    def label(self) -> str:
+        """As people write it: DWI, ADC, FLAIR."""
+        return self.value.upper()
+
 
 def ignore_progress(done: int, total: int) -> None:
     """The progress callback for those who don't watch."""

@@ -17,10 +17,9 @@ from unittest.mock import patch
 from conftest import StubMember, phantom_arrays, write_image
 from ensemble.batch import run
 from ensemble.batch.run import batch
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.spec import MemberSpec
-from ensemble.outputs.extras import Extras
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback
@@ -75,6 +74,13 @@ def write_dataset(root: Path, good: int) -> Path:
     return root
 
 
+def touch(root: Path, *names: str) -> None:
+    """Make empty files."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
 BROKEN = ("constant", "cut off", "empty", "no adc", "the members fail")
 
 
@@ -102,7 +108,13 @@ def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:
         for name, level in zip(NAMES, (1.5, 1.6), strict=True)
     )
     specs = tuple(MemberSpec(name, "nnunet", Path("/nowhere")) for name in NAMES)
-    return Ensemble(config, InferenceSettings(), specs, members, seconds=0.0)  # type: ignore[arg-type]
+    return Ensemble(config, InferenceSettings(), specs, members, seconds=0.0)
+
+
+def rows(out: Path) -> dict[str, dict[str, str]]:
+    """`summary.csv` by case."""
+    with (out / "summary.csv").open(newline="") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
 
 
 @cache

@@ -1,25 +1,26 @@
-"""A small phantom case, members that need no network, and where the material lies that not every machine has."""
+"""A small phantom case, members that need no network, and where the material lies that not every machine has. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from hypothesis import settings
 
 from ensemble.config import RunConfig
-from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.geometry import Grid
-from ensemble.members.manifest import MemberSpec
-from ensemble.pipeline import Ensemble
-from ensemble.prepare.case import PreparedCase
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import AnyArray, Modality, ProgressCallback
 from ensemble.volume import Volume, to_sitk
+
+if TYPE_CHECKING:
+    from ensemble.families.base import InferenceSettings, MemberPrediction
+    from ensemble.pipeline import Ensemble
+    from ensemble.prepare.case import PreparedCase
 
 # A busy machine is no failure, and a failure must come back when it is looked into.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -60,6 +61,8 @@ def phantom_lesion(grid: Grid = GRID) -> AnyArray:
 
 def write_image(array: AnyArray, path: Path, grid: Grid = GRID) -> Path:
     """Write an array (z, y, x) as an image file."""
+    import SimpleITK as sitk
+
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(to_sitk(Volume(array, grid)), str(path))
     return path
@@ -96,6 +99,8 @@ class StubMember:
         self._error = error
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        from ensemble.families.base import MemberPrediction
+
         progress(1, 1)
         if self._error is not None:
             raise self._error
@@ -106,12 +111,23 @@ class StubMember:
 @pytest.fixture
 def stub_ensemble() -> Callable[..., Ensemble]:
     """Builds an ensemble of stub members."""
+    from ensemble.families.base import InferenceSettings
+    from ensemble.families.spec import MemberSpec
+    from ensemble.pipeline import Ensemble
 
     def build(*members: StubMember, **config: object) -> Ensemble:
         specs = tuple(MemberSpec(member.name, "nnunet", Path("/nowhere")) for member in members)
         return Ensemble(RunConfig(**config), InferenceSettings(), specs, members, seconds=0.0)  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A weights folder for batches of stub members."""
+    from batch_runs import write_weights
+
+    return write_weights(tmp_path / "weights")
 
 
 def last_word(errors: str) -> str:

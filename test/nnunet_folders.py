@@ -155,7 +155,8 @@ def crafted_network(spec: FolderSpec, seed: int = 0, fold: str = "0") -> torch.n
     torch.manual_seed(seed)
     block = _architecture(spec)
     kwargs = block["arch_kwargs"] | {key: locate(block["arch_kwargs"][key]) for key in ("conv_op", "norm_op", "nonlin")}
-    network: Any = locate(block["network_class_name"])(
+    architecture: Any = locate(block["network_class_name"])
+    network: Any = architecture(
         input_channels=len(spec.channels), num_classes=_classes(spec), deep_supervision=False, **kwargs
     ).eval()
     torch.manual_seed(int(fold) if fold.isdecimal() else 99)
@@ -185,7 +186,7 @@ def small_case(
 ) -> PreparedCase:
     """A case with smooth DWI, ADC and FLAIR in an ellipsoid, 0 outside."""
     z, y, x = shape
-    grid = Grid((x, y, z), spacing_zyx_mm[::-1], (3.0, -7.0, 11.0), direction)  # type: ignore[arg-type]
+    grid = Grid((x, y, z), spacing_zyx_mm[::-1], (3.0, -7.0, 11.0), direction)
     images = _images(3, shape, seed)
     volumes = {modality: Volume(image, grid) for modality, image in zip(Modality, images, strict=True)}
     return PreparedCase(name="small", images=volumes, physical=volumes, brain=Volume(images[0] > 0, grid), repairs=())

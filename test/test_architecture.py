@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import REPOSITORY
 
 #: Top to bottom; a module or package may import its own row and those above.
 LAYERS = (
-    ("errors", "types", "processors", "memory", "streams", "folders"),
+    ("errors", "types", "processors", "memory", "streams", "folders", "hosting"),
     ("config",),
     ("geometry",),
     ("volume",),
@@ -25,7 +26,8 @@ LAYERS = (
     ("families",),
     ("members",),
     ("pipeline",),
-    ("outputs", "evaluate"),
+    ("outputs",),
+    ("evaluate",),
     ("contract",),
     ("serve",),
     ("options", "progress"),
@@ -63,8 +65,65 @@ def test_imports_point_upwards_only(path: Path) -> None:
     assert not below, f"{unit(path)} stands above {below}"
 
 
+def test_no_module_imports_itself_through_others() -> None:
+    """Nor does any room of a package: the folders of `outputs/`, say, stand in an order too."""
+    names = {path: dotted(path) for path in MODULES}
+    known = set(names.values())
+    modules = {names[path]: imported(path) & known for path in MODULES}
+    TopologicalSorter(modules).prepare()
+    rooms: dict[str, set[str]] = {}
+    for name, used in modules.items():
+        rooms.setdefault(room(name), set()).update({room(other) for other in used} - {room(name)})
+    TopologicalSorter(rooms).prepare()
+
+
+def dotted(path: Path) -> str:
+    """A module's name as it is imported."""
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    """The folder that a module lies in; of what lies directly in a package, the module."""
+    parts = name.split(".")
+    return ".".join(parts[:-1] if len(parts) > 3 else parts)
+
+
 def test_no_module_is_missing_from_the_layers() -> None:
     assert {unit(path) for path in MODULES} - {"__init__"} == set(ROW)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not within a room either, and not by an import that waits inside a function."""
+    modules = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): imported(path) for path in MODULES}
+    TopologicalSorter({name: used & set(modules) for name, used in modules.items()}).prepare()
+
+
+def test_names_come_from_the_module_that_defines_them() -> None:
+    """What passes a name on ties its own imports to whoever takes it from there: so a family once came to need the manifest."""
+    rooms = {
+        f"ensemble.{'.'.join(path.relative_to(REPOSITORY / 'ensemble').with_suffix('').parts)}": defined(path)
+        for path in MODULES
+        if unit(path) in {"weights", "prepare", "families", "members"} and path.stem != "__init__"
+    }
+    files = [
+        path for name in ("ensemble", "test", "training", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")
+    ]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in rooms:
+                passed_on = {alias.name for alias in node.names} - rooms[node.module]
+                assert not passed_on, f"{path} takes {passed_on} from {node.module}"
+
+
+def defined(path: Path) -> set[str]:
+    """Names of the functions, classes and variables of a module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 def test_the_engine_knows_nothing_of_stroke() -> None:
@@ -98,3 +157,13 @@ def test_cheap_commands_import_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_all_tests_share_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.path += ['.', 'test']\nimport conftest\n"
+        "heavy = {'torch', 'SimpleITK', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,8 @@ import pytest
 from conftest import GRID, phantom_case, phantom_lesion
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import STEPS, prepare
+from ensemble.prepare.draft import Draft
 from ensemble.readers.base import RawCase
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
@@ -59,6 +60,7 @@ def one_voxel(array: AnyArray, value: float) -> AnyArray:
         (lambda a: a * np.nan, "not numbers"),
     ],
 )
+@pytest.mark.slow
 def test_images_without_a_picture_are_refused(
     modality: Modality, change: Callable[[AnyArray], AnyArray], message: str
 ) -> None:
@@ -163,3 +165,63 @@ def test_a_flair_that_misses_part_of_the_brain_is_remarked_upon() -> None:
     upper = Grid((40, 48, 16), GRID.spacing_mm, tuple((GRID.affine @ (0, 0, 8, 1))[:3]), GRID.direction)  # type: ignore[arg-type]
     case = prepare(with_grid(FLAIR, upper))
     assert [repair for repair in case.repairs if "covers only 7" in repair], case.repairs
+
+
+def test_every_repair_says_which_step_made_it_and_of_which_image() -> None:
+    raw = with_array(ADC, lambda a: np.where(a == 0, np.nan, a).astype(np.float32))
+    images = {**raw.images, DWI: replace(raw.images[DWI], notes=("chosen by its name",))}
+    images[FLAIR] = replace(raw.images[FLAIR], volume=Volume(raw.images[FLAIR].volume.array, moved(0.5)))
+    case = prepare(replace(raw, images=images))
+    assert case.repairs == tuple(note.text for note in case.notes)
+    assert [(note.step, note.image) for note in case.notes] == [
+        ("readers", DWI),
+        ("flair_grid", FLAIR),
+        ("not_numbers", ADC),
+        ("background", FLAIR),
+    ]
+
+
+def test_of_several_faults_the_first_steps_is_told() -> None:
+    """The order of the steps is a promise: a hospital's scripts read the first line."""
+    assert [step.__name__ for step in STEPS] == [
+        "complete",
+        "numbers",
+        "distinct",
+        "scale",
+        "adc_grid",
+        "brain",
+        "adc_coverage",
+        "plausible",
+        "brain_size",
+        "related",
+        "flair_size",
+        "flair_grid",
+        "not_numbers",
+        "background",
+        "edges",
+        "levels",
+    ]
+    faulty = with_grid(FLAIR, moved(500.0))
+    for modality, change, message in (
+        (ADC, lambda a: one_voxel(a, np.nan), "FLAIR and DWI show different places"),
+        (ADC, lambda a: -a, "ADC"),
+        (DWI, lambda a: a * 0, "DWI image is constant"),
+    ):
+        image = faulty.images[modality]
+        changed = replace(image, volume=image.volume.like(change(image.volume.array.copy())))
+        faulty = replace(faulty, images={**faulty.images, modality: changed})
+        with pytest.raises(InputRefused, match=message):
+            prepare(faulty)
+
+
+def test_a_step_changes_no_case_that_it_is_given() -> None:
+    raw = with_array(ADC, lambda a: np.where(a == 0, np.nan, a).astype(np.float32))
+    images = {modality: image.volume for modality, image in raw.images.items()}
+    case = Draft("one", {modality: Path(f"{modality}.mha") for modality in images}, images)
+    for step in STEPS:
+        before = {modality: (volume, volume.array.tobytes()) for modality, volume in case.images.items()}
+        brain = case.brain.tobytes()
+        after, _ = step(case)
+        assert {m: (volume, volume.array.tobytes()) for m, volume in case.images.items()} == before
+        assert case.brain.tobytes() == brain
+        case = after

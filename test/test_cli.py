@@ -73,6 +73,7 @@ def contract(root: Path, out: Path, weights: Path, *more: str) -> int:
     )
 
 
+@pytest.mark.slow
 def test_the_contract_needs_no_arguments_and_leaves_stderr_alone(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in", flair=True)
     done = process(
@@ -90,6 +91,7 @@ def test_the_contract_needs_no_arguments_and_leaves_stderr_alone(tmp_path: Path,
     assert len(done.stdout.splitlines()) < 12
 
 
+@pytest.mark.slow
 def test_run_writes_mask_report_and_picture(tmp_path: Path, weights: Path) -> None:
     arrays = phantom_arrays()
     dwi, adc = write_image(arrays[DWI], tmp_path / "my dwi.nii.gz"), write_image(arrays[ADC], tmp_path / "adc.nrrd")
@@ -108,6 +110,7 @@ def test_run_writes_mask_report_and_picture(tmp_path: Path, weights: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_files_and_contract_give_the_same_mask(tmp_path: Path, weights: Path) -> None:
     arrays = phantom_arrays()
     write_contract_case(tmp_path / "in", flair=True)
@@ -241,6 +244,7 @@ def test_tampered_weights_are_4(tmp_path: Path, weights: Path, capfd: pytest.Cap
     assert "not the one that was published" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["| true", ">/dev/full", "2>&-"])
 def test_streams_that_take_nothing_do_not_spoil_a_case(tmp_path: Path, weights: Path, how: str) -> None:
     arrays = phantom_arrays()
@@ -256,6 +260,7 @@ def test_streams_that_take_nothing_do_not_spoil_a_case(tmp_path: Path, weights: 
     assert {"mask.nii.gz", "report.json", "overlay.png"} <= set(tree(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_member_that_raises_is_5_unless_fewer_votes_are_accepted(
     tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +306,7 @@ def test_wrong_usage_is_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_termination_in_mid_case_leaves_nothing(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in", flair=True)
     (tmp_path / "out").mkdir()

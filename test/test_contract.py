@@ -13,10 +13,11 @@ import pytest
 import SimpleITK as sitk
 
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
+from ensemble.config import Extras
 from ensemble.contract.execute import execute
-from ensemble.contract.isles22 import earlier_masks, find_inputs
+from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused, MembersFailed, UsageError
-from ensemble.outputs.extras import Extras
+from ensemble.outputs.layouts.contract import earlier_masks
 from ensemble.pipeline import Ensemble
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case

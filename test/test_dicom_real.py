@@ -18,7 +18,7 @@ from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import InferenceSettings
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import Lines
 from ensemble.readers.imagefile import read_case, read_image
@@ -151,6 +151,7 @@ def mask_of(files: dict[Modality, Path]) -> tuple[dict[Modality, Volume], Volume
     return {m: image.volume for m, image in raw.images.items()}, segment(raw, ensemble, Lines()).fused.mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [sample_images, isles_images], ids=["sample", "isles22_0009"])
 def test_every_form_of_dicom_gives_the_mask_of_its_nifti_form(
     tmp_path: Path, images: Callable[[], dict[Modality, Volume]]

@@ -153,6 +153,7 @@ def test_the_table_the_summary_and_the_picture(masks: tuple[Path, Path], tmp_pat
     assert imread(out.parent / "metrics_plots.png").std() > 0.05
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     """100 draws of 40 cases: a 95 % interval holds the true mean in most, and not in nearly all."""
     rng, held = np.random.default_rng(1), 0
@@ -357,7 +358,7 @@ def test_the_tree_of_a_batch_matches_its_data_set(tmp_path: Path, layout: str, t
     assert [case.problem for case in cases] == [None] * len(TREES[layout])
     expected = {}
     for case in cases:
-        place = assign_places(cases)[case.name]
+        place = assign_places([case.name for case in cases])[case.name]
         mask = out / place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz"
         touch(mask.parent, mask.name)
         files = {modality.value: printable(str(path)) for modality, path in case.files.items()}

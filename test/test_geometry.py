@@ -32,6 +32,7 @@ def world_positions(grid: Grid) -> np.ndarray:
     return np.stack([x, y, z], -1) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "signs"), SIGNED_AXES)
 @given(tilt=st.floats(-0.4, 0.4))
 def test_canonical_orientation_follows_the_world_axes(

@@ -19,11 +19,11 @@ from ensemble.cli import main
 from ensemble.families.base import InferenceSettings, Member
 from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.spec import MemberSpec
 from ensemble.inference import capacity, engine
 from ensemble.inference.device import exact
 from ensemble.inference.engine import Average, SlidingWindow, Tta
 from ensemble.inference.session_torch import TorchSession
-from ensemble.members.manifest import MemberSpec
 from ensemble.metrics import dice
 from ensemble.prepare import hdbet_unet, skull
 from ensemble.types import Modality, ignore_progress
@@ -97,6 +97,7 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
         ("ResidualEncoderUNet", "InstanceNorm", 2),
     ],
 )
+@pytest.mark.slow
 def test_windows(gpu: Gpu, kind: str, norm: str, dims: int, precision: Any, buffers: str) -> None:
     network = unet(kind, dims, norm)
     image = torch.randn((3, 4, 24, 20) if dims == 2 else (3, 20, 24, 20), generator=torch.Generator().manual_seed(3))
@@ -148,6 +149,7 @@ MEMBERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", ["mirror", "gated", "none"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_members(gpu: Gpu, name: str, tta: Any, tmp_path: Path) -> None:
@@ -171,6 +173,7 @@ def test_members(gpu: Gpu, name: str, tta: Any, tmp_path: Path) -> None:
     assert dice(expected.mask.array, given.mask.array) >= 0.995
 
 
+@pytest.mark.slow
 def test_a_case_from_files_to_report(gpu: Gpu, tmp_path: Path) -> None:
     images = {modality.value: next((IMAGES / f"{modality.value}-brain-mri").iterdir()) for modality in Modality}
     arguments = ["run", *(word for name, path in images.items() for word in (f"--{name}", str(path))), "--tta", "none"]

@@ -120,6 +120,7 @@ def test_gated_mirrors_only_the_doubtful_windows():
     assert network.windows == 9 + 1  # nine windows along x, one of them twice
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_batch_size_or_threads():
     torch.manual_seed(0)
     network = torch.nn.Sequential(

@@ -72,6 +72,7 @@ def test_the_same_as_json(examination: Path, capfd: pytest.CaptureFixture[str]) 
     assert found["images"]["adc"]["grid"]["size"] == [40, 48, 24]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
 def test_write_saves_what_would_be_segmented(examination: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "new" / f"dwi{suffix}"

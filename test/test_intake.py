@@ -21,7 +21,7 @@ from dicom_files import write_series
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.families.base import InferenceSettings
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble
 from ensemble.types import AnyArray, Modality
@@ -245,6 +245,7 @@ ACCEPTED: dict[str, tuple[Callable[[], Case], float, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_odd_inputs_give_the_right_mask(
     tmp_path: Path, plain: Path, capfd: pytest.CaptureFixture[str], name: str
@@ -332,6 +333,7 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_broken_inputs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     build, message = REFUSED[name]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import odd_inputs as odd
 from ensemble.config import RunConfig
 from ensemble.families.base import InferenceSettings
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble, load, segment
 from ensemble.progress import Silent
@@ -70,6 +70,7 @@ def brought_back(mask: sitk.Image, degrees: float, shift: tuple[float, float, fl
     return moved
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(axes=AXES, order=ORDERS, degrees=ANGLES, shift=SHIFTS, margins=MARGINS, pixel=PIXELS, unit=UNITS)
 def test_nothing_changes_where_nothing_is_resampled(
@@ -87,6 +88,7 @@ def test_nothing_changes_where_nothing_is_resampled(
     assert agreement(mask, plain()) >= 0.98
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(axes=AXES, order=ORDERS, margins=MARGINS, first=st.sampled_from((DWI, ADC)))
 def test_dwi_and_adc_may_be_stored_differently(
@@ -96,6 +98,7 @@ def test_dwi_and_adc_may_be_stored_differently(
     assert agreement(mask_of(case, rule()), plain()) >= 0.98
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(degrees=st.floats(-25, 25), shift=st.floats(-1, 1), spacing=st.tuples(*[st.floats(1.2, 2.0)] * 3))
 def test_an_adc_on_any_grid_gives_the_same_mask_up_to_interpolation(
@@ -115,6 +118,7 @@ def plain_by_network() -> tuple[Ensemble, sitk.Image]:
 @pytest.mark.parametrize(
     ("axes", "order", "degrees"), [((0,), (0, 1, 2), 0), ((), (2, 0, 1), 0), ((1,), (0, 2, 1), 15)]
 )
+@pytest.mark.slow
 def test_shipped_networks_follow_the_header(axes: tuple[int, ...], order: tuple[int, ...], degrees: float) -> None:
     """The same with a network, which looks at more than a voxel."""
     ensemble, expected = plain_by_network()

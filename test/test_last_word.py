@@ -23,6 +23,7 @@ def _our_logger() -> Iterator[None]:
     logging.getLogger("ensemble").setLevel(level)
 
 
+@pytest.mark.slow
 def test_the_last_line_of_stderr_says_what_where_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     command = [

@@ -13,7 +13,8 @@ import pytest
 from ensemble.config import SHIPPED_WEIGHTS
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings
-from ensemble.members.manifest import MemberSpec, find_members, open_member, verify_files, weight_digests
+from ensemble.families.spec import MemberSpec
+from ensemble.members.manifest import find_members, open_member, verify_files, weight_digests
 
 
 def write_manifest(folder: Path, *entries: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from conftest import phantom_case
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import WeightsBroken
-from ensemble.members.describe import describe
+from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported
 from ensemble.members.pack import pack
 from ensemble.pipeline import load, segment
@@ -86,6 +86,7 @@ def test_members_check_says_what_is_missing_and_goes_on(archive: Path, capsys: p
     assert "all loaded" in said
 
 
+@pytest.mark.slow
 def test_a_case_runs_on_the_archive(tmp_path: Path) -> None:
     build_v1_folder(tmp_path / PUBLISHED, V1Spec(folds=("fold_0", "fold_1"), features=2, patch=(64, 96, 80)))
     ensemble = load(RunConfig(weights=tmp_path, device="cpu", tta="none"))

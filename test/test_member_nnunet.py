@@ -21,7 +21,7 @@ import torch
 from conftest import shared
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v2.member import NnunetMember
-from ensemble.members.manifest import MemberSpec
+from ensemble.families.spec import MemberSpec
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import Modality, ignore_progress
@@ -110,6 +110,7 @@ PARITY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARITY)
 def test_same_as_nnunet(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, (shape, spacing) = PARITY[name]
@@ -137,6 +138,7 @@ def test_same_as_nnunet(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
     ids=["one is named lesion", "none is, all are", "two are, ignore label"],
 )
+@pytest.mark.slow
 def test_several_labels(labels, lesion, tmp_path, monkeypatch):
     spec = FolderSpec(labels=labels)
     folder, case = build_folder(tmp_path, spec), small_case()
@@ -146,6 +148,7 @@ def test_several_labels(labels, lesion, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["SimpleITKIOWithReorient", "NibabelIOWithReorient"])
 @pytest.mark.parametrize("direction", [FLIPPED, PERMUTED, OBLIQUE], ids=["flipped", "permuted", "oblique"])
 def test_readers_that_reorient(reader, direction, tmp_path, monkeypatch):
@@ -163,6 +166,7 @@ def test_readers_that_reorient(reader, direction, tmp_path, monkeypatch):
     assert (mask != expected).sum() <= 1
 
 
+@pytest.mark.slow
 def test_a_perturbed_weight_fails_the_comparison(tmp_path, monkeypatch):
     folder, case = build_folder(tmp_path), small_case()
     sum_in_float32(monkeypatch)
@@ -176,6 +180,7 @@ def test_a_perturbed_weight_fails_the_comparison(tmp_path, monkeypatch):
     assert np.abs(ours(folder, case) - expected).max() > 100 * MAX_DIFFERENCE_IN_FLOAT32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "spacing"), [("isles22_0009", (3.0, 3.0, 3.0)), ("isles22_0166", (4.8, 2.6, 2.6))])
 def test_real_cases(name, spacing, tmp_path, monkeypatch):
     """Coarse networks of random weights: here it is the images that are real."""

@@ -19,10 +19,10 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch
 from ensemble.inference.engine import NonFiniteLogits
-from ensemble.members.manifest import MemberSpec
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ignore_progress
 from ensemble.volume import Volume
@@ -281,6 +281,7 @@ BROKEN_PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_PLANS)
 def test_broken_plans(name, folder):
     change, finding = BROKEN_PLANS[name]

@@ -9,7 +9,8 @@ import torch
 from conftest import REPOSITORY
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v2.member import NnunetMember
-from ensemble.members.manifest import MemberSpec, find_members
+from ensemble.families.spec import MemberSpec
+from ensemble.members.manifest import find_members
 from ensemble.types import ignore_progress
 from nnunet_folders import small_case
 from test_member_nnunet import predictor, sum_in_float32
@@ -19,6 +20,7 @@ def shipped() -> list[MemberSpec]:
     return [spec for spec in find_members(REPOSITORY / "model_weights") if spec.kind == "nnunet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", shipped(), ids=lambda spec: spec.name)
 def test_same_as_nnunet(spec: MemberSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     case = small_case((20, 40, 36), (4.0, 3.0, 3.0))

@@ -23,10 +23,10 @@ from ensemble.families.nnunet_v1.member import SealsMember
 from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import parse_plans
 from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch
 from ensemble.inference.tiling import Tiling, gaussian_importance
-from ensemble.members.manifest import MemberSpec
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.resample import resample_volume
@@ -138,6 +138,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_same_as_the_plain_steps(tmp_path: Path, name: str) -> None:
     case, spec = small_case((14, 22, 18), (2.0, 1.5, 1.5)), VARIANTS[name]
@@ -149,6 +150,7 @@ def test_same_as_the_plain_steps(tmp_path: Path, name: str) -> None:
     assert ((ours > 0.5) != mask).sum() <= 2  # float16 rounds differently where sums differ in their last bits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.9, 1.3, 1.3), (1.0, 1.0, 1.5)])
 def test_plans_of_another_spacing_resample(tmp_path: Path, spacing: tuple[float, ...]) -> None:
     case, spec = small_case((14, 22, 18), (2.0, 1.5, 1.5)), V1Spec(spacing_mm=spacing, patch=(8, 16, 16))
@@ -158,6 +160,7 @@ def test_plans_of_another_spacing_resample(tmp_path: Path, spacing: tuple[float,
     assert ((ours > 0.5) != mask).sum() <= 2
 
 
+@pytest.mark.slow
 def test_folds_are_averaged_on_the_image_grid(tmp_path: Path) -> None:
     case, spec = small_case((14, 22, 18), (2.0, 1.5, 1.5)), V1Spec(folds=("fold_0", "fold_1", "fold_2"))
     told: list[tuple[int, int]] = []
@@ -172,6 +175,7 @@ def test_folds_are_averaged_on_the_image_grid(tmp_path: Path) -> None:
     assert len({total for _, total in told}) == 1
 
 
+@pytest.mark.slow
 def test_grids_of_more_than_255_voxels(tmp_path: Path) -> None:
     case, spec = small_case((6, 12, 90), (2.0, 2.0, 3.0)), V1Spec(patch=(16, 16, 64))
     assert respaced(case.grid).size == (270, 24, 12)
@@ -179,6 +183,7 @@ def test_grids_of_more_than_255_voxels(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, reference(case, spec)[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
     """The peer's 1 mm DWI keeps the file's pixel type, which truncates; ours is what the same DWI in floats gives."""
     grid = Grid((30, 30, 20), (2.0, 2.0, 2.5), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))

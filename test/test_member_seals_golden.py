@@ -115,10 +115,12 @@ def pairs_of_starts(tiling: Tiling, axis: int) -> list[tuple[int, int, int, int]
     ]
 
 
+@pytest.mark.slow
 def test_golden_part() -> None:
     assert_agreement(*golden_part(golden_member()))
 
 
+@pytest.mark.slow
 def test_the_comparison_fails_when_one_weight_is_perturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_perturbed(network: torch.nn.Module, *rest: Any) -> None:
         load_weights(network, *rest)
@@ -131,6 +133,7 @@ def test_the_comparison_fails_when_one_weight_is_perturbed(monkeypatch: pytest.M
         assert_agreement(*golden_part(golden_member()))
 
 
+@pytest.mark.slow
 def test_golden_case() -> None:
     """The whole case: 100 windows, 8 flips."""
     mask_file = shared("golden/seals_v1/isles22_0009/lesion_msk_fold0.nii.gz")

@@ -50,6 +50,7 @@ def source_folder(kind: str, root: Path) -> Path:
 KINDS = ("nnunet", "residual", "seals")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp32_gives_the_same_bits(tmp_path: Path, kind: str) -> None:
     source = source_folder(kind, tmp_path / "a")
@@ -59,6 +60,7 @@ def test_fp32_gives_the_same_bits(tmp_path: Path, kind: str) -> None:
     assert (packed.name, packed.requires) == (original.name, original.requires)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp16_is_close_and_half_the_size(tmp_path: Path, kind: str) -> None:
     source = source_folder(kind, tmp_path / "a")
@@ -134,6 +136,7 @@ def shipped() -> tuple[MemberSpec, ...]:
         return ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", shipped(), ids=lambda spec: spec.name)
 def test_the_shipped_members(tmp_path: Path, spec: MemberSpec) -> None:
     pack(spec.folder, tmp_path / "fp32", "fp32")

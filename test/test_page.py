@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 
 from conftest import StubMember, phantom_case
 from ensemble.geometry import Grid
-from ensemble.outputs.report.page import MOST_LOSSLESS_VOXELS, index_page, lesion_table, write_page
+from ensemble.outputs.report.page import MOST_LOSSLESS_VOXELS, case_page, index_page, lesion_table
 from ensemble.outputs.report.run_report import build_report
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import Silent
@@ -82,7 +82,7 @@ def result(stub_ensemble: Build) -> tuple[Result, Ensemble]:
 
 
 def written(result: Result, ensemble: Ensemble, path: Path) -> Path:
-    write_page(build_report(phantom_case(flair=True), result, ensemble), result, path)
+    path.write_text(case_page(build_report(phantom_case(flair=True), result, ensemble), result), encoding="utf-8")
     return path
 
 
@@ -230,6 +230,7 @@ def large_case(shape: tuple[int, int, int]) -> RawCase:
     return RawCase("large", images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "limit_mb"), [((73, 128, 128), 8), ((100, 220, 220), 12)])
 def test_pages_stay_small(tmp_path: Path, stub_ensemble: Build, shape: tuple[int, int, int], limit_mb: float) -> None:
     ensemble = stub_ensemble(*(StubMember(name, level=1.4 + 0.1 * k) for k, name in enumerate("abc")))
@@ -272,6 +273,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_index_links_sorts_and_finds(tmp_path: Path, open_page: Callable[[Path], Page]) -> None:
     (tmp_path / "index.html").write_text(index_page(ROWS))
     page = open_page(tmp_path / "index.html")
@@ -295,6 +297,7 @@ def test_the_index_links_sorts_and_finds(tmp_path: Path, open_page: Callable[[Pa
     assert cases() == ["p9"]
 
 
+@pytest.mark.slow
 def test_the_watch_on_complaints_works(tmp_path: Path, browser: Browser) -> None:
     """A page that errs and fetches is noticed by what `open_page` listens to."""
     (tmp_path / "bad.html").write_text(

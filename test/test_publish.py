@@ -19,7 +19,8 @@ import ensemble.publish
 from conftest import GRID, REPOSITORY, phantom_lesion, tree
 from ensemble.errors import UsageError
 from ensemble.folders import sole_writer
-from ensemble.publish import check_writable, publish, replace_text, write_json, write_volume
+from ensemble.outputs.formats.image import write as write_volume
+from ensemble.publish import check_writable, publish, replace_text, write_json
 from ensemble.volume import Volume, grid_of
 
 
@@ -117,11 +118,11 @@ def test_what_an_earlier_case_left_goes_in_the_same_step(tmp_path: Path) -> None
     for name in ("mask.nii.gz", "members/a_mask.mha", "mine.nii.gz"):
         (tmp_path / name).write_text("old")
     before = tree(tmp_path)
-    patterns = ("mask.*", "members/*_mask.*")
-    with pytest.raises(KeyboardInterrupt), publish(tmp_path, patterns):
+    earlier = ("mask.nii.gz", "members/a_mask.mha", "gone.mha")
+    with pytest.raises(KeyboardInterrupt), publish(tmp_path, earlier):
         raise KeyboardInterrupt
     assert tree(tmp_path) == before
-    with publish(tmp_path, patterns) as staging:
+    with publish(tmp_path, earlier) as staging:
         (staging / "mask.mha").write_text("new")
     assert tree(tmp_path) == {"mask.mha": b"new", "members": b"<folder>", "mine.nii.gz": b"old"}
 

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
-from ensemble.publish import write_volume
+from ensemble.outputs.formats.image import write as write_volume
 from ensemble.readers.imagefile import case_name, read_case, read_image
 from ensemble.readers.names import image_suffix, stem
 from ensemble.readers.native import straightened
@@ -482,6 +482,7 @@ def oblique(seed: int, digits: int, mirror: bool = False) -> tuple[float, ...]:
     return tuple(np.round(turned, digits).ravel().tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", [3, 4, 5])
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
 def test_directions_of_few_digits_are_read_and_can_be_written(tmp_path: Path, suffix: str, digits: int) -> None:

@@ -36,6 +36,7 @@ def points(brain: BoolArray, grid: Grid) -> AnyArray:
     return (grid.affine[:3, :3] @ voxels.T).T + grid.affine[:3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("degrees", "shift"), [(3.0, (3.0, -2.0, 1.5)), (8.0, (-9.0, 6.0, 5.0))])
 def test_a_patient_who_moved_is_found(degrees: float, shift: tuple[float, float, float]) -> None:
     _, dwi, brain = case()
@@ -65,6 +66,7 @@ def test_an_image_of_something_else_keeps_its_header() -> None:
     assert registered(noise, dwi, brain).transform is None
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_nothing(monkeypatch) -> None:
     """Not a digit, even before the transform is rounded."""
     monkeypatch.setattr(registration, "_rounded", lambda transform: transform)
@@ -81,6 +83,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch) -> None:
     assert len({transform.GetParameters() for transform in found}) == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_any_kind_of_numbers_is_registered() -> None:
     _, dwi, brain = case()
     moved = from_sitk(turned(4, (4.0, 2.0, -3.0))(sample(flair=True).images[FLAIR]))

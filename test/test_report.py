@@ -13,10 +13,13 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 
 from conftest import StubMember, phantom_case
-from ensemble.outputs.extras import Extras, write_extras
+from ensemble.config import Extras
+from ensemble.outputs.artifacts import Segmented, artifacts
+from ensemble.outputs.closing_lines import summary
+from ensemble.outputs.layouts.folder import Folder
+from ensemble.outputs.layouts.layout import placed, write
 from ensemble.outputs.report.figure import draw_overlay
 from ensemble.outputs.report.run_report import build_report
-from ensemble.outputs.report.summary import summary
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import Silent
 from ensemble.types import Modality
@@ -67,6 +70,7 @@ def test_the_picture_outlines_the_lesion_and_only_a_lesion(
     assert red_pixels(tmp_path / "healthy.png") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 @pytest.mark.parametrize("flips", [(False, False, False), (True, False, True), (True, True, True)])
 def test_the_patients_left_is_on_the_right_whatever_the_axes(
@@ -97,7 +101,8 @@ def test_a_name_with_dollars_is_only_a_name(tmp_path: Path, result: Result) -> N
 def test_a_name_that_is_no_text_is_shown_as_far_as_it_goes(tmp_path: Path, ensemble: Ensemble, result: Result) -> None:
     name = "fall\udce4"  # what Python makes of a file name in Latin-1
     made = replace(result, case=replace(result.case, name=name, repairs=(f"{name}: turned",)))
-    write_extras(replace(phantom_case(), name=name), made, ensemble, Extras(report=True), tmp_path, ".mha")
+    case = Segmented(replace(phantom_case(), name=name), made, ensemble)
+    write(placed(artifacts(case, Extras(report=True)), Folder(".mha")), tmp_path)
     assert red_pixels(tmp_path / "overlay.png") > 200
     assert "fall\ufffd: turned" in (tmp_path / "report.html").read_text(encoding="utf-8")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

@@ -27,6 +27,7 @@ def voxels(path: Path) -> AnyArray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
+@pytest.mark.slow
 def test_the_sample_case_through_the_contract(tmp_path: Path) -> None:
     assert (
         main(["--input", str(SAMPLE / "input"), "--output", str(tmp_path / "out"), "--device", "cpu", "--report"]) == 0
@@ -39,6 +40,7 @@ def test_the_sample_case_through_the_contract(tmp_path: Path) -> None:
     assert [member["status"] for member in report["members"]] == ["voted"] * 3
 
 
+@pytest.mark.slow
 def test_without_flair_every_member_votes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--dwi", str(sample(Modality.DWI)), "--adc", str(sample(Modality.ADC)), "--out", str(tmp_path)]
     assert main(["run", *files, "--device", "cpu", "--tta", "none"]) == 0
@@ -57,6 +59,7 @@ def shifted_axes(source: Path, target: Path, order: tuple[int, int, int], flips:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "flips"), [((1, 2, 0), (True, False, False)), ((2, 0, 1), (False, True, True))])
 def test_the_axis_order_of_the_files_does_not_matter(
     tmp_path: Path, order: tuple[int, int, int], flips: tuple[bool, bool, bool]
@@ -79,6 +82,7 @@ def test_the_axis_order_of_the_files_does_not_matter(
     assert dice(straight, sitk.GetArrayFromImage(back)) > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "least"), [("isles22_0002", 0.75), ("isles22_0003", 0.8), ("isles22_0009", 0.65)])
 def test_real_lesions_are_found_and_files_and_contract_agree(tmp_path: Path, case: str, least: float) -> None:
     folder = shared(f"cases/{case}")

@@ -195,6 +195,7 @@ def new_case(root: Path, **how: Any) -> None:
     write_contract_case(root, **how)
 
 
+@pytest.mark.slow
 def test_one_case_after_the_other(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in", flair=True)
     assert main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "exec"), "--weights", str(weights)]) == 0
@@ -225,6 +226,7 @@ def test_one_case_after_the_other(tmp_path: Path, weights: Path) -> None:
         assert tree(server.output) == tree(tmp_path / "exec")
 
 
+@pytest.mark.slow
 def test_what_others_put_into_the_output_folder_stays(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, weights, "--members", "first", "--tta", "none", fails=True) as server:
@@ -238,6 +240,7 @@ def test_what_others_put_into_the_output_folder_stays(tmp_path: Path, weights: P
         assert files(server.output) == {"notes.txt", "results.json"}
 
 
+@pytest.mark.slow
 def test_a_call_leaves_alone_what_another_process_is_writing(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, weights, "--members", "first", "--tta", "none", fails=True) as server:
@@ -251,6 +254,7 @@ def test_a_call_leaves_alone_what_another_process_is_writing(tmp_path: Path, wei
         assert server.invoke()[0] == 201
 
 
+@pytest.mark.slow
 def test_other_routes_are_refused_without_redirects(tmp_path: Path, weights: Path) -> None:
     with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:
         assert server.ask("GET", "/")[0] == 404
@@ -260,6 +264,7 @@ def test_other_routes_are_refused_without_redirects(tmp_path: Path, weights: Pat
         assert server.ask("GET", "/invoke")[0] == 405
 
 
+@pytest.mark.slow
 def test_the_server_answers_while_it_loads_and_while_it_segments(tmp_path: Path, slow_weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, slow_weights, "--longest-wait", "0.1") as server:
@@ -275,6 +280,7 @@ def test_the_server_answers_while_it_loads_and_while_it_segments(tmp_path: Path,
         assert first()[0] == 201
 
 
+@pytest.mark.slow
 def test_calls_wait_for_each_other(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, weights, "--members", "first") as server:
@@ -291,6 +297,7 @@ def test_calls_wait_for_each_other(tmp_path: Path, weights: Path) -> None:
         assert stages == ["prepare ...", "member first ...", "fuse ..."] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_sigterm_ends_it_within_five_seconds(tmp_path: Path, slow_weights: Path, busy: bool) -> None:
     write_contract_case(tmp_path / "in")
@@ -309,6 +316,7 @@ def test_sigterm_ends_it_within_five_seconds(tmp_path: Path, slow_weights: Path,
         assert tree(server.output) == {}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_case_and_is_replaced(tmp_path: Path, slow_weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, slow_weights, "--tta", "none", fails=True) as server:
@@ -323,6 +331,7 @@ def test_a_worker_that_is_killed_fails_its_case_and_is_replaced(tmp_path: Path, 
         assert files(server.output) == OUTPUTS
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path, slow_weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, slow_weights) as server:
@@ -344,6 +353,7 @@ def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path, slow_weights: 
         assert tree(server.output) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remove", [True, False])
 def test_inputs_that_go_in_mid_case_fail_it(tmp_path: Path, slow_weights: Path, remove: bool) -> None:
     write_contract_case(tmp_path / "in")
@@ -362,6 +372,7 @@ def test_inputs_that_go_in_mid_case_fail_it(tmp_path: Path, slow_weights: Path, 
         assert server.invoke()[0] == 201
 
 
+@pytest.mark.slow
 def test_a_full_output_volume_is_told_and_left_empty(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     (tmp_path / "out").mkdir()
@@ -375,6 +386,7 @@ def test_a_full_output_volume_is_told_and_left_empty(tmp_path: Path, weights: Pa
         assert server.ask("GET", "/health")[0] == 200
 
 
+@pytest.mark.slow
 def test_an_output_root_that_is_no_folder_is_told(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, weights, "--members", "first", "--tta", "none", fails=True) as server:
@@ -385,6 +397,7 @@ def test_an_output_root_that_is_no_folder_is_told(tmp_path: Path, weights: Path)
         assert server.output.read_text() == "a file"
 
 
+@pytest.mark.slow
 def test_members_that_cannot_be_loaded_end_it_with_4(tmp_path: Path, weights: Path) -> None:
     spoilt = shutil.copytree(weights, tmp_path / "weights")
     checkpoint = next((spoilt / "second").rglob("checkpoint_final.pth"))
@@ -395,6 +408,7 @@ def test_members_that_cannot_be_loaded_end_it_with_4(tmp_path: Path, weights: Pa
         assert str(checkpoint) in server.lines[-1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_loading_ends_it_with_4(tmp_path: Path, weights: Path) -> None:
     with serving(tmp_path, weights, fails=True) as server:
         os.kill(server.worker(), signal.SIGKILL)
@@ -460,6 +474,7 @@ def test_what_faces_the_network_holds_no_networks() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_mask_is_an_image(tmp_path: Path, weights: Path) -> None:
     write_contract_case(tmp_path / "in")
     with serving(tmp_path, weights, "--members", "first", "--tta", "none") as server:

@@ -52,6 +52,7 @@ def probability(member: Member, settings: InferenceSettings) -> AnyArray:
     return member.predict(CASE, settings, ignore_progress).probability.array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*SPECS, "seals"])
 def test_same_answer_as_torch(kind: str, tmp_path: Path) -> None:
     pack(source(kind, tmp_path / "a"), tmp_path / "b", "fp32", onnx=True)

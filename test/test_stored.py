@@ -15,11 +15,11 @@ import SimpleITK as sitk
 
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, write_contract_case, write_image
 from ensemble.cli import main
+from ensemble.config import Extras
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused
 from ensemble.evaluate.scores import read_mask
-from ensemble.outputs.extras import Extras
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import prepare
 from ensemble.progress import Silent

@@ -63,6 +63,7 @@ def test_outlines_stay_in_the_brain() -> None:
     assert not outline(damaged, 1 + damaged, brain, ISOTROPIC, Draw(1), reader)[:, 7:].any()
 
 
+@pytest.mark.slow
 def test_simulated_outlines_are_like_those_of_isles22() -> None:
     """Readers' outlines: 1.09 times background in the faintest tenth, 1.00 in the shell outside (real cases: 1.1-1.2 and 0.95-1.02)."""
     shared("anatomy/synthseg_label_maps.npz.xz")

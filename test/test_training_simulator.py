@@ -73,6 +73,7 @@ def test_drawn_volumes_and_counts_follow_isles22(
     assert drawn.max() <= values[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked_ml", "count"), [(0.2, 1), (0.6, 5), (1.2, 12), (8.0, 3), (60.0, 5)])
 def test_lesions_have_the_volume_that_was_drawn(asked_ml: float, count: int) -> None:
     shared("anatomy/synthseg_label_maps.npz.xz")
@@ -95,6 +96,7 @@ def test_lesions_have_the_volume_that_was_drawn(asked_ml: float, count: int) -> 
     assert asked_ml / 2.2 < float(np.exp(np.log(found).mean())) < asked_ml * 2.2
 
 
+@pytest.mark.slow
 def test_a_simulated_case_is_reproducible_and_plausible() -> None:
     shared("anatomy/synthseg_label_maps.npz.xz")
     shared("lesions/soop_mni_masks.npz.xz")
@@ -248,6 +250,7 @@ def test_training_learns_stores_and_resumes(bank: Bank, tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", sorted(MEMBERS))
 def test_nnunet_loads_what_is_exported(member: str, tmp_path: Path) -> None:
     predictor = pytest.importorskip("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor

@@ -79,10 +79,11 @@ def with_scalp(dwi: AnyArray, adc: AnyArray, inside: BoolArray, fat: float) -> t
 def test_a_b0_in_the_place_of_a_dwi(te_ms: float, fluid_share: float, lesion_share: float) -> None:
     image, adc, inside = scanned(1000, te_ms, fluid_share=fluid_share, lesion_share=lesion_share, given_b=0)
     with pytest.raises(InputRefused, match=NO_DWI) as refusal:
-        refuse_implausible(image, adc, inside, "here", [])
+        refuse_implausible(image, adc, inside, "here")
     assert "b about 1000" in refusal.value.do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b", [500, 700, 1000, 2000])
 @pytest.mark.parametrize("te_ms", [60, 85, 110])
 @pytest.mark.parametrize("fluid_share", [0.0, 0.004, 0.03, 0.12])
@@ -94,7 +95,7 @@ def test_no_dwi_is_taken_for_a_b0(
     if b > 1000 and lesion_share and fluid_share < 0.01:
         pytest.skip("240 ml of infarct in a brain without fluid looks like swapped images")
     image, adc, inside = scanned(b, te_ms, fluid_share=fluid_share, lesion_share=lesion_share, noise=noise)
-    refuse_implausible(image, adc, inside, "here", [])
+    refuse_implausible(image, adc, inside, "here")
 
 
 @pytest.mark.parametrize("fat", [0.1, 1.0, 3.0])
@@ -121,16 +122,17 @@ def case(dwi: AnyArray, adc: AnyArray) -> RawCase:
 def test_units_and_gain_do_not_matter(unit: float, gain: float) -> None:
     image, adc, inside = scanned(1000, given_b=0)
     with pytest.raises(InputRefused, match=NO_DWI):
-        refuse_implausible(image * np.float32(gain), adc * np.float32(unit), inside, "here", [])
+        refuse_implausible(image * np.float32(gain), adc * np.float32(unit), inside, "here")
 
 
 @pytest.mark.parametrize(("change", "seen"), [(lambda i: i[:20], True), (lambda i: i[20:], True)])
 def test_half_a_brain_is_enough(change: Callable[[AnyArray], AnyArray], seen: bool) -> None:
     image, adc, inside = (change(array) for array in scanned(1000, given_b=0))
     with pytest.raises(InputRefused, match=NO_DWI):
-        refuse_implausible(image, adc, inside, "here", [])
+        refuse_implausible(image, adc, inside, "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["canon_b1500", "philips_a", "siemens_supine_b", "uih_a"])
 def test_real_b0_images_are_refused_and_their_dwi_is_not(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """With the foreground's core in the place of HD-BET's brain, which takes minutes."""
@@ -150,6 +152,7 @@ def test_real_b0_images_are_refused_and_their_dwi_is_not(monkeypatch: pytest.Mon
         prepare(read_case(name, {DWI: folder / "b0.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
 
 
+@pytest.mark.slow
 def test_a_few_simulated_patients() -> None:
     """`python -m benchmarks.unweighted` asks this of a hundred."""
     shared("anatomy")

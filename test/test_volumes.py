@@ -58,6 +58,7 @@ def chosen(volumes: list[AnyArray], b_values: list[float]) -> tuple[AnyArray, st
     return diffusion_weighted(np.stack(volumes), b_values, PATH, "dwi.bval")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b", [700.0, 1000.0, 2000.0])
 @pytest.mark.parametrize("noise", [0.02, 0.25])
 @pytest.mark.parametrize("count", [2, 3, 12])
@@ -105,6 +106,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", SPOILT)
 @pytest.mark.parametrize("good", [1, 2, 5])
 def test_a_volume_that_shows_something_else_is_named(fault: str, good: int) -> None:

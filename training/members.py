@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from ensemble.members.discovery import OWN_WORDS
+from ensemble.families.nnunet_v2.family import OWN_WORDS
 
 RESAMPLE = "resample_data_or_seg_to_shape"
 NEIGHBOURS = (0, -1, 1, -2, 2)  # slices that the 2.5-D member sees, its own first

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.members.manifest import file_sha256
-from ensemble.outputs.extras import Extras
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
 
@@ -61,7 +60,7 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputRefused(
-            f"the {modality.value.upper()} image can't be read",
+            f"the {modality.label} image can't be read",
             where=error.filename or path,
             found=error.strerror or type(error).__name__,
             do="check that it is there, and its permissions",

@@ -14,11 +14,10 @@ from ensemble.batch.progress import Show, show
 from ensemble.batch.summary import Row, rows, write_summary
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.batch.workers import gpus, work_on_each
-from ensemble.config import RunConfig
+from ensemble.config import Extras, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
 from ensemble.members.manifest import find_members, weight_digests
-from ensemble.outputs.extras import Extras
 from ensemble.outputs.layouts.bids import describe_tree, refuse_foreign_tree
 from ensemble.outputs.layouts.places import assign_places
 from ensemble.pipeline import load
@@ -40,7 +39,7 @@ def batch(
     """
     refuse_foreign_tree(out, dataset)
     cases = find_cases(dataset, out)
-    places = assign_places(cases)
+    places = assign_places([case.name for case in cases])
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
     job = Job(out, config, extras, recipe(specs, digests, config, extras), resolve_device(config.device), resume)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ensemble.batch.work import Outcome
-from ensemble.outputs.layouts.bids import REPORT, read_report
+from ensemble.outputs.layouts.bids import REPORT_FILE, mask_file, read_report
 from ensemble.outputs.layouts.places import Place
 from ensemble.publish import replace_text
 
@@ -18,6 +19,8 @@ from ensemble.publish import replace_text
 GONE = "not in the dataset"
 #: Cases that the batch did not come to, with a complete result of an earlier one; whether it still holds, nobody has looked.
 EARLIER = "earlier result"
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,8 @@ def rows(root: Path, places: Mapping[str, Place], outcomes: Mapping[str, Outcome
             table.append(Row(*labels, "not done"))
     for place in sorted(_standing(root) - set(places.values())):
         if (report := read_report(root, place)) is not None:
-            table.append(
-                _of_report(Row(report["case"]["name"], place.subject, place.session, GONE), report, place, root)
-            )
+            name = _said(report, str, "case", "name") or place.prefix
+            table.append(_of_report(Row(name, place.subject, place.session, GONE), report, place, root))
     return table
 
 
@@ -76,25 +78,44 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
 
 
 def _of_report(row: Row, report: Mapping[str, Any], place: Place, root: Path) -> Row:
+    """A row with what a report says; what it doesn't say, as one of another version may, stays empty."""
     page = place.folder / "report.html"
-    return Row(
-        row.case,
-        row.subject,
-        row.session,
-        row.status,
-        volume_ml=report["lesion"]["volume_ml"],
-        lesions=report["lesion"]["count"],
-        agreement=report["agreement"],
-        voters=" ".join(report["fusion"]["voters"]),
-        repairs="; ".join(report["repairs"]),
-        seconds=round(sum(spent for stage, spent in report["seconds"].items() if stage != "load members"), 2),
-        mask=(place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz").as_posix(),
-        page=(page if (root / page).is_file() else place.folder / REPORT).as_posix(),
+    spent = _said(report, dict, "seconds") or {}
+    seconds = [_number(value) for stage, value in spent.items() if stage != "load members"]
+    lesions = _said(report, int, "lesion", "count")
+    return replace(
+        row,
+        volume_ml=_number(_said(report, object, "lesion", "volume_ml")),
+        lesions=lesions,
+        agreement=_number(_said(report, object, "agreement")),
+        voters=" ".join(map(str, _said(report, list, "fusion", "voters") or ())),
+        repairs="; ".join(map(str, _said(report, list, "repairs") or ())),
+        seconds=round(sum(value or 0.0 for value in seconds), 2) if spent else None,
+        mask=mask_file(place),
+        page=(page if (root / page).is_file() else place.folder / REPORT_FILE).as_posix(),
     )
+
+
+def _said(report: Mapping[str, Any], kind: type[Kind], *keys: str) -> Kind | None:
+    """What a report says under keys, one inside the other; None unless it is of the kind."""
+    found: Any = report
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, kind) and not isinstance(found, bool) else None
+
+
+def _number(found: object) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    try:
+        return float(found) if math.isfinite(found) else None
+    except OverflowError:
+        return None
 
 
 def _standing(root: Path) -> set[Place]:
     """Places in which a result stands."""
-    reports = [*root.glob(f"sub-*/{REPORT}"), *root.glob(f"sub-*/ses-*/{REPORT}")]
+    reports = [*root.glob(f"sub-*/{REPORT_FILE}"), *root.glob(f"sub-*/ses-*/{REPORT_FILE}")]
     labels = [[part.partition("-")[2] for part in report.parent.relative_to(root).parts] for report in reports]
     return {Place(*label) for label in labels}

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ensemble.batch.claims import Lock, Session
-from ensemble.batch.find import FoundCase
 from ensemble.batch.identity import input_digests, input_stamps, result_key
-from ensemble.config import RunConfig
+from ensemble.batch.layouts import FoundCase
+from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
-from ensemble.outputs.extras import Extras
+from ensemble.outputs.artifacts import Segmented
 from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
@@ -152,7 +152,7 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
             report = read_report(job.root, place)
-            stale = report is not None and report["batch"]["key"] != key
+            stale = report is not None and report["batch"].get("key") != key
             if report is not None and not stale and (job.resume or session.is_done(place)):
                 outcome = Outcome(case.name, "kept")
             else:
@@ -190,7 +190,8 @@ def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result:
     try:
         if isinstance(result, Exception):
             raise result
-        write_case(job.root, session.folder, task.place, task.raw, result, ensemble, job.extras, task.made_of)
+        case = Segmented(task.raw, result, ensemble)
+        write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")
     except Exception as error:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from typing import NoReturn
 
 from ensemble.batch.claims import Session
-from ensemble.batch.find import FoundCase
 from ensemble.batch.identity import result_key
+from ensemble.batch.layouts import FoundCase
 from ensemble.batch.work import Job, Outcome, work
 from ensemble.config import Device
 from ensemble.errors import MembersFailed, UserError
 from ensemble.folders import unwritable
+from ensemble.hosting import host
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import load
 from ensemble.progress import Silent
@@ -46,7 +46,7 @@ def work_on_each(visible: Sequence[str], job: Job, cases: Cases, tell: Callable[
     try:
         for devices in visible:
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(devices, job, cases, theirs, log.getEffectiveLevel()))
+            process = context.Process(target=_main, args=(devices, job, cases, theirs, log.getEffectiveLevel()))
             process.start()
             theirs.close()
             processes.append(process)
@@ -78,12 +78,13 @@ def work_on_each(visible: Sequence[str], job: Job, cases: Cases, tell: Callable[
             process.join()
 
 
-def _serve(visible: str, job: Job, cases: Cases, tell: Connection, level: int) -> None:
-    """What each process does. It ends with its parent, however that dies."""
+def _main(visible: str, job: Job, cases: Cases, tell: Connection, level: int) -> NoReturn:
+    host(lambda: _serve(visible, job, cases, tell), level)
+
+
+def _serve(visible: str, job: Job, cases: Cases, tell: Connection) -> None:
+    """What each process does."""
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("ensemble").setLevel(level)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         session = Session(job.root, result_key(job.recipe, {}))
         try:
@@ -94,12 +95,3 @@ def _serve(visible: str, job: Job, cases: Cases, tell: Connection, level: int) -
         tell.send(error)
     except OSError as error:
         tell.send(unwritable(job.root, error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

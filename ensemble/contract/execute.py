@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from ensemble.config import EXTRAS, Extras
-from ensemble.contract.isles22 import RESULTS, ContractCase, earlier_masks, refuse_unknown_masks
-from ensemble.outputs.extras import write_extras
+from ensemble.config import Extras
+from ensemble.contract.isles22 import ContractCase
+from ensemble.outputs.artifacts import Segmented
+from ensemble.outputs.layouts.contract import publish_case, refuse_unknown_masks
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
-from ensemble.publish import publish, write_json, write_volume
+from ensemble.publish import check_writable
 from ensemble.readers.base import RawCase
+from ensemble.readers.imagefile import read_case
+
+
+def run_case(
+    found: ContractCase, output_root: Path, load: Callable[[], Ensemble], extras: Extras, watcher: Watcher
+) -> Result:
+    """Read, segment and publish a case, for exec and invoke mode alike. Raises as `read_case`, `load` and `execute` do.
+
+    Networks come last, so that a bad file or folder is refused at once.
+    """
+    check_writable(output_root)
+    raw = read_case(found.name, found.files)
+    return execute(found, raw, output_root, load(), extras, watcher)
 
 
 def execute(
@@ -19,11 +34,8 @@ def execute(
 
     Raises as `pipeline.segment` does; InputRefused when the files were exchanged meanwhile; UsageError where another mask lies.
     """
-    refuse_unknown_masks(output_root, found)
+    refuse_unknown_masks(output_root, found.mask_name)
     result = segment(raw, ensemble, watcher)
     found.refuse_if_changed()
-    with publish(output_root, replaces=(*earlier_masks(output_root), *EXTRAS)) as staging:
-        write_volume(result.fused.mask, staging / found.mask_path)
-        write_extras(raw, result, ensemble, extras, staging, ".mha")
-        write_json(found.results, staging / RESULTS)
+    publish_case(Segmented(raw, result, ensemble), extras, output_root, found.mask_name, found.results)
     return result

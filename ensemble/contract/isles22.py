@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.errors import InputRefused, UsageError
+from ensemble.errors import InputRefused
+from ensemble.outputs.layouts.contract import OUTPUT_SLUG
 from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
 from ensemble.readers.sources import Stamp, stamps
@@ -20,8 +20,6 @@ INPUT_SLUGS = {
     Modality.ADC: "adc-brain-mri",
     Modality.FLAIR: "flair-brain-mri",
 }
-OUTPUT_SLUG = "stroke-lesion-segmentation"
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,6 @@ class ContractCase:
     def mask_name(self) -> str:
         """File name of the mask: the DWI's, always ending in .mha."""
         return self.name + ".mha"
-
-    @property
-    def mask_path(self) -> Path:
-        """Place of the mask below the output root."""
-        return Path("images") / OUTPUT_SLUG / self.mask_name
 
     @property
     def results(self) -> list[dict[str, list[dict[str, str]]]]:
@@ -109,7 +102,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
 
 def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
     """The one image file in a folder; None when there is none and none is needed."""
-    label = modality.value.upper()
+    label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     images = [path for path in present if path.is_file() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
     if not images and any(
@@ -165,29 +158,3 @@ def _inside(relative: Path) -> Path:
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"relative_path {str(relative)!r} leaves the input folder")
     return relative
-
-
-def refuse_unknown_masks(output_root: Path, case: ContractCase) -> None:
-    """Raise UsageError for a mask beside that of this case that no `results.json` lists: the platform rejects two."""
-    folder = output_root / "images" / OUTPUT_SLUG
-    known = {path for pattern in earlier_masks(output_root) for path in output_root.glob(pattern)}
-    unknown = {path for path in folder.glob("*") if image_suffix(path)} - known - {output_root / case.mask_path}
-    if unknown:
-        raise UsageError(
-            "another mask lies where that of this case belongs",
-            where=folder,
-            found=", ".join(sorted(path.name for path in unknown)),
-            do="move it away, or give another output folder",
-        )
-
-
-def earlier_masks(output_root: Path) -> list[str]:
-    """Patterns, below the output root, of the masks that an earlier run's `results.json` lists; none when there is no such file."""
-    try:
-        cases = json.loads((output_root / RESULTS).read_text(encoding="utf-8"))
-        names = [
-            str(output["filename"]) for case in cases for output in case["outputs"] if output["slug"] == OUTPUT_SLUG
-        ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return [f"images/{OUTPUT_SLUG}/{glob.escape(name)}" for name in names if name == Path(name).name]

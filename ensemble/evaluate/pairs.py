@@ -217,8 +217,9 @@ def _report(folder: Path) -> dict[str, Any]:
     """The report that a batch has laid beside a mask; empty where there is none."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        return report if report["batch"] and report["case"]["name"] and report["case"]["files"]["dwi"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        said = report["batch"], report["case"]["name"], report["case"]["files"]["dwi"]
+        return report if all(said) and isinstance(said[2], str) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

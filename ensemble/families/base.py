@@ -1,15 +1,29 @@
-"""What every member is: weights that turn a prepared case into a lesion probability on the DWI grid."""
+"""What every member is, and every family of members. Imports no torch.
+
+A member is weights that turn a prepared case into a lesion probability on the DWI grid. A family is all that is known of weights of one
+kind: how they are found in a folder, described, loaded, packed, how their networks are built, and what memory a window takes.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from ensemble.config import Precision, SessionKind, Tta
-from ensemble.inference.session import LoadedSession
+from ensemble.errors import UsageError
+from ensemble.families.spec import MemberSpec
+from ensemble.families.tree import WeightsTree
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback
 from ensemble.volume import Volume
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ensemble.weights import packed
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,88 @@ class Member(Protocol):
         """Lesion probability on the DWI grid. Raises whatever goes wrong: a member never substitutes a result."""
 
 
-def fit_for(settings: InferenceSettings, sessions: tuple[LoadedSession, ...]) -> tuple[LoadedSession, ...]:
-    """A member's networks; in the fastest arithmetic where mirroring is gated, which promises less, unless a precision was given."""
-    if settings.tta == "gated" and settings.precision == "auto":
-        return tuple(session.quick for session in sessions)
-    return sessions
+@dataclass(frozen=True)
+class Unsupported:
+    """Weights that were recognised, and can't be used yet."""
+
+    name: str
+    folder: Path
+    what: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a member's cheap files say of its networks."""
+
+    channels: tuple[str, ...]
+    """What each input channel is called."""
+    spacing_mm: tuple[float, ...]
+    """That they work at; in-plane for 2-D networks."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a member (that of a fold), before it is built."""
+
+    weights: Path
+    """Its file; its form in ONNX lies beside it."""
+    channels: int
+    spacing_mm: tuple[float, ...]
+    """That it works at; two axes for 2-D networks."""
+    patch: tuple[int, ...]
+    """Its window, as many axes."""
+    smallest_window: tuple[int, ...]
+    """A small window that it can take, as many axes."""
+    window_bytes: int
+    """Memory that the activations of one window take."""
+    memory_of: str
+    """What makes them so large, for messages."""
+    build: Callable[[], nn.Module]
+    """Gives the network with its weights. Raises WeightsBroken."""
+
+
+class Discovery(Protocol):
+    """What recognises weights of one kind by the layout of their files."""
+
+    @property
+    @abstractmethod
+    def suffixes(self) -> frozenset[str]:
+        """Endings of its files that bear on what they predict, besides `registry.PACKED_SUFFIXES`."""
+
+    @abstractmethod
+    def discover(self, tree: WeightsTree) -> Iterable[MemberSpec | Unsupported]:
+        """The members in a weights folder, and what is known and can't be used yet. Raises WeightsBroken."""
+
+
+class Family(Discovery, Protocol):
+    """All that is known of one kind of members. A row of `registry.FAMILIES` makes it one of the product's."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The manifest's word for it."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """Which folders are recognised, for messages."""
+
+    @abstractmethod
+    def folds(self, folder: Path) -> tuple[str, ...]:
+        """Names of a member's folds: "0", "1", ... or "all"."""
+
+    @abstractmethod
+    def describe(self, folder: Path) -> Shown:
+        """What the cheap files of a member's folder say. Raises WeightsBroken."""
+
+    @abstractmethod
+    def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
+        """A member with its networks on the device. Raises WeightsBroken for what is missing, damaged or not supported."""
+
+    @abstractmethod
+    def networks(self, folder: Path) -> Sequence[Network]:
+        """The networks of a member's folder, packed or not. Raises WeightsBroken."""
+
+    def pack(self, source: Path, target: Path, precision: packed.Precision) -> None:
+        """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError where there is no such form."""
+        raise UsageError(f"members of kind {self.kind} can't be packed", where=source, do="use the folder as it is")

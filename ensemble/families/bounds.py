@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from ensemble.errors import WeightsBroken
+from ensemble.families.base import Network
 from ensemble.families.cropping import MOST_NETWORK_VOXELS
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import is_too_large
-from ensemble.inference.capacity import LIVE_FEATURE_MAPS
 
 #: Edge of a cube that holds a large brain, and a slice's thickness where a network keeps the image's own (mm).
 _BRAIN_MM, _SLICE_MM = 185.0, 1.0
@@ -17,15 +16,10 @@ _BRAIN_MM, _SLICE_MM = 185.0, 1.0
 _MOST_WINDOW_BYTES = 24 * 2**30
 
 
-def refuse_too_much(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], features: int) -> None:
-    """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds, or with voxels as large as a brain.
-
-    Args:
-        spacing_mm: that the networks work at, two numbers for 2-D ones.
-        patch: their window, as many numbers.
-        features: feature maps of their first stage.
-    """
-    for spacing in (spacing_mm, spec.spacing_mm):
+def refuse_too_much(spec: MemberSpec, network: Network) -> None:
+    """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds, or with voxels as large as a brain."""
+    patch = network.patch
+    for spacing in (network.spacing_mm, spec.spacing_mm):
         if not spacing:
             continue
         whole = (_SLICE_MM,) * (3 - len(spacing)) + tuple(spacing)
@@ -36,13 +30,9 @@ def refuse_too_much(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequen
         lattice = [max(pair) for pair in zip(brain, window, strict=True)] if finite else []
         if not finite or is_too_large(lattice, MOST_NETWORK_VOXELS):
             raise _refusal(spec, spacing, patch, f": a brain would have {_times(brain)} voxels" if finite else "")
-    if (needed := 4 * LIVE_FEATURE_MAPS * features * prod(patch)) > _MOST_WINDOW_BYTES:
-        raise _refusal(
-            spec,
-            spacing_mm,
-            patch,
-            f" and {features} feature maps (features_per_stage, base_num_features): {needed / 2**30:.0f} GiB a window",
-        )
+    if network.window_bytes > _MOST_WINDOW_BYTES:
+        needed = f" and {network.memory_of}: {network.window_bytes / 2**30:.0f} GiB a window"
+        raise _refusal(spec, network.spacing_mm, patch, needed)
 
 
 def _refusal(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], what: str) -> WeightsBroken:

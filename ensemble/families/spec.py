@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from ensemble.families.names import problem_of
 
+#: The file in which a packed member says of itself what a manifest entry says.
+PACKED = "member.json"
+
 
 @dataclass(frozen=True)
 class MemberSpec:
@@ -17,7 +20,7 @@ class MemberSpec:
     name: str
     """The name it votes under, and its output files go by."""
     kind: str
-    """How its files are read: a key of `manifest._KINDS`."""
+    """How its files are read: a family's word in the manifest (see `registry.py`)."""
     folder: Path
     """Where its files are."""
     channels: tuple[str, ...] | None = None

@@ -1,30 +1,23 @@
 """Which members a weights folder holds, where their files are, and whether they are the files that were published.
 
-A folder with a `manifest.json` says so itself; otherwise its layout is recognised (see `layout.py`). Imports no torch: listing is cheap.
+A folder with a `manifest.json` says so itself; otherwise its layout is recognised (see `discovery.py`). Imports no torch: listing is cheap.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ensemble.errors import UsageError, WeightsBroken
-from ensemble.families.base import InferenceSettings, Member
-from ensemble.families.spec import MemberSpec
-from ensemble.members.discovery import PACKED, Unsupported, members_by_layout, packed_entry, unsupported_by_layout
+from ensemble.families import registry
+from ensemble.families.base import InferenceSettings, Member, Unsupported
+from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.members.discovery import members_by_layout, packed_entry, unsupported_by_layout
+from ensemble.weights.folder import files_of, listing, readable
 
 MANIFEST = "manifest.json"
-
-#: kind -> module and class that opens it; imported only when a member of the kind is opened, since it brings torch.
-_KINDS = {
-    "nnunet": ("ensemble.families.nnunet_v2.member", "NnunetMember"),
-    "seals": ("ensemble.families.nnunet_v1.member", "SealsMember"),
-}
-
-_WEIGHT_SUFFIXES = {".json", ".pth", ".pkl", ".model", ".ts", ".ckpt", ".onnx", ".safetensors"}
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
@@ -32,20 +25,21 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
     Raises WeightsBroken when there is none, or when the manifest can't be read; UsageError when a name is unknown.
     """
-    if not weights.is_dir():
-        raise WeightsBroken(
-            "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
-        )
-    manifest = weights / MANIFEST
-    found = _from_manifest(manifest) if manifest.is_file() else members_by_layout(weights)
+    with readable(weights):
+        if not weights.is_dir():
+            raise WeightsBroken(
+                "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
+            )
+        manifest = weights / MANIFEST
+        found = _from_manifest(manifest) if manifest.is_file() else members_by_layout(weights)
     if not found:
         others = ", ".join(f"{other.name} (not supported yet)" for other in find_unsupported(weights))
+        *layouts, last = (f"with {what}" for what in (f"a {MANIFEST}", *(f.layout for f in registry.FAMILIES)))
         raise WeightsBroken(
             "no member weights were recognised",
             where=weights,
-            found=others or _listing(weights),
-            do=f"give a folder with a {MANIFEST}, with nnU-Net v2 model folders (dataset.json, plans.json,"
-            " fold_*/checkpoint_final.pth), or with the SEALS folder of DeepISLES' weights",
+            found=others or listing(weights),
+            do=f"give a folder {', '.join(layouts)}, or {last}",
         )
     if names is None:
         return found
@@ -66,21 +60,13 @@ def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
     """Load a member's networks onto the device. Raises WeightsBroken when its files are missing, damaged or altered."""
     verify_files(spec)
-    try:
-        module, name = _KINDS[spec.kind]
-    except KeyError:
-        raise WeightsBroken(
-            f"member {spec.name} is of unknown kind {spec.kind!r}",
-            where=spec.folder,
-            found=f"known: {', '.join(_KINDS)}",
-        ) from None
-    opened: Member = getattr(import_module(module), name).load(spec, settings)
-    return opened
+    return registry.family_of(spec).load(spec, settings)
 
 
 def verify_files(spec: MemberSpec) -> None:
     """Raise WeightsBroken unless each file that the manifest lists is there, unaltered, and no other weights lie beside them."""
-    if spec.sha256 and (added := sorted(set(_weight_files(spec.folder)) - set(spec.sha256) - {PACKED})):
+    present = _weight_files(spec.folder)
+    if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED})):
         raise WeightsBroken(
             f"member {spec.name} has files that {MANIFEST} does not list",
             where=spec.folder,
@@ -91,7 +77,7 @@ def verify_files(spec: MemberSpec) -> None:
         path = spec.folder / relative
         if not path.is_file():
             raise WeightsBroken(f"a file of member {spec.name} is missing", where=path, do="restore the weights folder")
-        if (digest := file_sha256(path)) != expected:
+        if (digest := _digest(path)) != expected:
             raise WeightsBroken(
                 f"a file of member {spec.name} is not the one that was published",
                 where=path,
@@ -101,17 +87,21 @@ def verify_files(spec: MemberSpec) -> None:
 
 
 def weight_digests(spec: MemberSpec) -> dict[str, str]:
-    """Digest of every file that determines what the member predicts, for the run report."""
-    return dict(spec.sha256) or {name: file_sha256(path) for name, path in _weight_files(spec.folder).items()}
+    """Digest of every file that determines what the member predicts, for the run report. Raises WeightsBroken."""
+    return dict(spec.sha256) or {name: _digest(path) for name, path in _weight_files(spec.folder).items()}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
-    """Files of a member's folder that bear on what it predicts, by their path in it."""
-    return {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in _WEIGHT_SUFFIXES
-    }
+    """Files of a member's folder that bear on what it predicts, by their path in it. Raises WeightsBroken for what can't be read."""
+    suffixes = registry.weight_suffixes()
+    with readable(folder):
+        found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def _digest(path: Path) -> str:
+    with readable(path):
+        return file_sha256(path)
 
 
 def file_sha256(path: Path) -> str:
@@ -145,8 +135,3 @@ def _inside(weights: Path, folder: str) -> Path:
 def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:
     """What the manifest says of a member; what it leaves open of a packed one, that says itself."""
     return MemberSpec.from_json(packed_entry(folder) | entry, folder)
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "an empty folder"

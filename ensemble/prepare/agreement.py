@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Triple
-from ensemble.types import AnyArray, BoolArray, FloatArray
+from ensemble.prepare.draft import Draft, Stepped
+from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 
 #: Grey levels that each image is reduced to, equally frequent ones.
 _LEVELS = 16
@@ -23,6 +24,13 @@ _LEAST_INFORMATION = 0.005
 #: How far to look for a better place (mm): a displacement of less than half of it is not noticed; and how much better one must be.
 #: In simulated patients and real ones, the best place elsewhere has 0.07 to 0.81 times the information.
 _STEP_MM, _BETTER = 6.0, 1.2
+
+
+def related(case: Draft) -> Stepped:
+    """Refuse an ADC map that does not belong to the DWI."""
+    where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
+    refuse_unrelated(case.dwi.array, case.adc.array, case.brain, case.dwi.grid.spacing_zyx_mm, where)
+    return case, ()
 
 
 def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str) -> None:

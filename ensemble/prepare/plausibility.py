@@ -13,7 +13,9 @@ import numpy as np
 from scipy import ndimage
 
 from ensemble.errors import InputRefused
-from ensemble.types import BoolArray, FloatArray
+from ensemble.geometry import Grid
+from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.types import BoolArray, FloatArray, Modality
 
 #: In units of each image's own tissue level: what is bright, what is dark, and what gives no signal.
 _BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
@@ -28,6 +30,8 @@ _ENOUGH_FLUID = 0.01
 #: which has the longer T2, by 0.17 to 1.0 in simulated patients (0.65 at most where b is low), and b is taken off: so 0.15 at b = 500.
 #: The second holds for the core of a brain alone, which has more of its fluid in whole voxels (0.26 at b = 500 in one of 150 patients).
 _RISING, _CORE_RISING = 0.16, 0.32
+#: What lies deeper than this is no skull and no scalp.
+_DEEP_MM = 20.0
 #: Share of the brain that its core must have to speak for it.
 _LEAST_CORE = 0.1
 #: ADC of normal tissue (um^2/ms); bins of ADC in units of it, from where on they count, how far they must and may reach, and their voxels.
@@ -36,6 +40,9 @@ _TISSUE_ADC, _BIN, _FIRST, _FLUID, _LAST, _LEAST_VOXELS, _ENOUGH_VOXELS = 0.8, 0
 _EXPONENTIAL = 0.75
 #: Share of the brain at the very highest value from which on an image is clipped; and the level below which that hides lesions.
 _CLIPPED_SHARE, _LESIONS_HIDDEN = 0.005, 1.5
+#: How far below 0 (in units of tissue) no interpolation takes a DWI, and the share of the brain that may lie there (real and simulated
+#: ones: none).
+_NEGATIVE, _NEGATIVE_SHARE = 0.5, 5e-4
 #: Share of the brain in which one of the images may hold nothing: remarked upon, and refused.
 _SOME_EMPTY, _MOSTLY_EMPTY = 0.05, 0.2
 
@@ -48,10 +55,17 @@ class _Inside:
     adc: FloatArray
 
 
+def plausible(case: Draft) -> Stepped:
+    """Refuse a DWI and ADC that can't be what they are called."""
+    where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
+    deep = None if case.stripped else _deep_part(case.brain, case.dwi.grid)
+    return case, refuse_implausible(case.dwi.array, case.adc.array, case.brain, where, deep)
+
+
 def refuse_implausible(
-    dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, notes: list[str], core: BoolArray | None = None
-) -> None:
-    """Raise InputRefused for a DWI and ADC (z, y, x) that can't be what they are called; add what is only odd to `notes`.
+    dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, core: BoolArray | None = None
+) -> tuple[Note, ...]:
+    """Raise InputRefused for a DWI and ADC (z, y, x) that can't be what they are called; gives notes on what is only odd.
 
     Args:
         dwi, adc: on one grid, in any unit.
@@ -60,11 +74,21 @@ def refuse_implausible(
         core: the part of it that holds no skull, should `brain` hold one: fat would decide what tissue is.
     """
     inside = _Inside(_in_levels(dwi, brain), _in_levels(adc, brain))
-    _refuse_empty(dwi, adc, brain, where, notes)
+    empty = _refuse_empty(dwi, adc, brain, where)
+    _refuse_negative(inside.dwi, where)
     _refuse_swapped(inside, where)
     _refuse_unweighted(_rise(inside, dwi, adc, brain, core), where)
     _refuse_exponential(_Inside(*_core(dwi, adc, brain)), where)
-    _refuse_clipped(dwi, brain, inside.dwi, where, notes)
+    return *empty, *_refuse_clipped(dwi, brain, inside.dwi, where)
+
+
+def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
+    """What of a brain lies so deep that it is none of a skull, should that still be there."""
+    deep = np.zeros_like(brain)
+    (box,) = ndimage.find_objects(brain.astype(np.uint8))
+    depth = ndimage.distance_transform_edt(np.pad(brain[box], 1), grid.spacing_zyx_mm)
+    deep[box] = depth[1:-1, 1:-1, 1:-1] > _DEEP_MM
+    return deep
 
 
 def tissue_level(image: FloatArray, brain: BoolArray) -> float:
@@ -90,18 +114,32 @@ def _core(dwi: FloatArray, adc: FloatArray, brain: BoolArray) -> tuple[FloatArra
     return _in_levels(dwi, brain, core), _in_levels(adc, brain, core)
 
 
-def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, notes: list[str]) -> None:
-    for name, image in (("DWI", dwi), ("ADC", adc)):
+def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str) -> list[Note]:
+    notes = []
+    for modality, image in ((Modality.DWI, dwi), (Modality.ADC, adc)):
         empty = float((image[brain] <= 0).mean())
         if empty > _MOSTLY_EMPTY:
             raise InputRefused(
                 "DWI and ADC show different parts of the head",
                 where=where,
-                found=f"{name} is empty in {empty:.0%} of what both together show",
+                found=f"{modality.label} is empty in {empty:.0%} of what both together show",
                 do="check that both are whole and of one examination",
             )
         if empty > _SOME_EMPTY:
-            notes.append(f"{name} is 0 or negative in {empty:.0%} of the brain")
+            notes.append(Note(f"{modality.label} is 0 or negative in {empty:.0%} of the brain", modality))
+    return notes
+
+
+def _refuse_negative(dwi: FloatArray, where: str) -> None:
+    """Raise InputRefused for a DWI whose brightest values have come out negative: no magnitude is, and a lesion would be lost."""
+    share = float((dwi < -_NEGATIVE).mean())
+    if share > _NEGATIVE_SHARE:
+        raise InputRefused(
+            "the DWI holds negative values that no magnitude has",
+            where=where,
+            found=f"{share:.2%} of the brain is below -{_NEGATIVE:g} times tissue, {float(dwi.min()):.3g} times at the lowest",
+            do="export it again: values beyond 32767 become negative where 16 bits with a sign hold them",
+        )
 
 
 def _refuse_swapped(inside: _Inside, where: str) -> None:
@@ -169,11 +207,11 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
         )
 
 
-def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where: str, notes: list[str]) -> None:
+def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where: str) -> tuple[Note, ...]:
     top = float(np.percentile(levels, 99.9))  # hot voxels may lie above what clipping leaves
     share = float((levels >= top).mean())
     if share < _CLIPPED_SHARE:
-        return
+        return ()
     found = f"{share:.1%} of the brain has the highest value, {float(np.percentile(dwi[brain], 99.9)):g}, {top:.1f} times that of tissue"
     if top < _LESIONS_HIDDEN:
         raise InputRefused(
@@ -182,4 +220,4 @@ def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where
             found=found,
             do="export it again with its full range of values",
         )
-    notes.append(f"the DWI is clipped: {found}")
+    return (Note(f"the DWI is clipped: {found}", Modality.DWI),)

@@ -5,14 +5,17 @@ A brain's volume follows the voxel size to the third power, and no one else woul
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background
-from ensemble.readers.base import RawImage
+from ensemble.prepare.draft import Draft, Note, Stepped
 from ensemble.types import BoolArray, Modality
+from ensemble.volume import Volume
 
 Range = tuple[float, float]
 
@@ -24,6 +27,9 @@ USUAL_BRAIN_ML: Range = (600.0, 2200.0)
 _LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
 #: Within so many mm lies 99 % of the smallest and the largest brain of `BRAIN_ML` along any axis (adults: 120 to 190 mm; a slab: less).
 _BRAIN_MM, _MOST_OF_IT = (30.0, 250.0), 0.99
+#: Longest axis of a whole brain in units of its shortest (1.1 to 1.55); and the share of its largest section in which one is cut off, which
+#: whole ones end with 0.07 of at most, slabs with 0.25 to 1.
+_MOST_UNEQUAL, _CUT_SHARE = 2.1, 0.25
 #: Voxel sizes of one matrix that differ by more than this share are two scales.
 _SAME_SCALE = 0.01
 #: What headers are mistaken in, by the factor on lengths that this gives.
@@ -34,45 +40,57 @@ _DO = (
 )
 
 
-def refuse_other_scale(image: RawImage, modality: Modality, brain_ml: Range) -> None:
+def scale(case: Draft) -> Stepped:
+    """Refuse images, by their headers, that are not as large as heads are, and an ADC map of another voxel size than the DWI's."""
+    for modality, image in case.images.items():
+        _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
+    _refuse_two_scales(case.adc.grid, case.dwi.grid, case.paths[Modality.ADC])
+    return case, ()
+
+
+def brain_size(case: Draft) -> Stepped:
+    """Refuse a brain of a size that no brain has; note one that few have."""
+    notes = refuse_no_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
+    return case, notes
+
+
+def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml: Range) -> None:
     """Raise InputRefused for an image that is too small to hold a brain, or larger than any head, by its header.
 
     Looks at the field of view, and at what is not background; so it goes before any resampling and any network.
     """
-    grid, label = image.volume.grid, modality.value.upper()
+    grid, array, what = image.grid, image.array, f"the {modality.label} image can't have the size that its header says"
     view = [n * mm for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
     view_ml = float(np.prod(view)) / 1000
     low, high = brain_ml
     if not (view_ml >= low and max(view) <= _LONGEST_VIEW_MM):
         size = " x ".join(f"{mm:.4g}" for mm in view)
         found = f"its field of view measures {size} mm ({view_ml:.3g} ml), a brain {low:g} to {high:g} ml"
-        raise _refusal(f"the {label} image can't have the size that its header says", image, found)
-    foreground = above_background(image.volume.array)
+        raise _refusal(what, where, found)
+    foreground = above_background(array)
     head_ml = volume_ml(foreground, grid.spacing_zyx_mm)
     if head_ml < low:
         found = f"what is not background measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
-        raise _refusal(f"the {label} image can't have the size that its header says", image, found, head_ml, brain_ml)
+        raise _refusal(what, where, found, head_ml, brain_ml)
     if modality is Modality.ADC:
         return  # its air may be as bright as its tissue
-    array = image.volume.array
     # noise of the air may be most of what is not background, and is far from what is bright
     tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
     if tissue_ml > _HEADS_IN_BRAINS * high:
         found = f"what is bright measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
-        raise _refusal(f"the {label} image can't have the size that its header says", image, found, tissue_ml, brain_ml)
+        raise _refusal(what, where, found, tissue_ml, brain_ml)
 
 
-def refuse_two_scales(adc: RawImage, dwi: RawImage) -> None:
+def _refuse_two_scales(one: Grid, other: Grid, where: Path) -> None:
     """Raise InputRefused for an ADC map with the DWI's matrix and another voxel size: it is computed from it, so one header is wrong."""
-    one, other = adc.volume.grid, dwi.volume.grid
     ratios = [abs(a / b - 1) for a, b in zip(one.spacing_mm, other.spacing_mm, strict=True)]
     if one.size == other.size and max(ratios) > _SAME_SCALE:
         found = f"both have {' x '.join(map(str, one.size))} voxels, of {_spacing(one)} mm (ADC) and {_spacing(other)} mm (DWI)"
-        raise _refusal("DWI and ADC have voxels of different size: one of their headers is wrong", adc, found)
+        raise _refusal("DWI and ADC have voxels of different size: one of their headers is wrong", where, found)
 
 
-def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: object, brain_ml: Range, notes: list[str]) -> None:
-    """Raise InputRefused for an extracted brain (z, y, x) of a size that no brain has; note one that few have."""
+def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_ml: Range) -> tuple[Note, ...]:
+    """Raise InputRefused for an extracted brain (z, y, x) of a size that no brain has; gives a note on one that few have."""
     low, high = brain_ml
     volume = volume_ml(brain, grid.spacing_zyx_mm)
     if not low <= volume <= high:
@@ -86,10 +104,22 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: object, brai
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
         raise _refusal(f"the {what} has a size that no brain has", where, found)
-    if not USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
-        hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
-        usual = f"a brain {USUAL_BRAIN_ML[0]:.0f} to {USUAL_BRAIN_ML[1]:.0f} ml"
-        notes.append(f"the foreground measures {volume:.0f} ml, {usual}: {hint}")
+    if max(lengths) > _MOST_UNEQUAL * min(lengths) and not any(_is_cut(brain, axis) for axis in range(3)):
+        size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
+        found = f"it measures {size} mm along x, y, z and is nowhere cut off, with voxels of {_spacing(grid)} mm"
+        raise _refusal(f"the {what} has a shape that no brain has", where, found)
+    if USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
+        return ()
+    hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
+    usual = f"a brain {USUAL_BRAIN_ML[0]:.0f} to {USUAL_BRAIN_ML[1]:.0f} ml"
+    return (Note(f"the foreground measures {volume:.0f} ml, {usual}: {hint}"),)
+
+
+def _is_cut(brain: BoolArray, axis: int) -> bool:
+    """Whether a brain begins or ends along an axis with much of itself, as a slab does."""
+    areas = brain.sum(axis=tuple({0, 1, 2} - {axis}))
+    ends = areas[np.flatnonzero(areas)[[0, -1]]]
+    return bool(ends.max() > _CUT_SHARE * areas.max())
 
 
 def _length(brain: BoolArray, axis: int) -> int:
@@ -100,14 +130,14 @@ def _length(brain: BoolArray, axis: int) -> int:
 
 
 def _refusal(
-    what: str, where: object, found: str, volume: float | None = None, brain_ml: Range = BRAIN_ML
+    what: str, where: Path, found: str, volume: float | None = None, brain_ml: Range = BRAIN_ML
 ) -> InputRefused:
     """The refusal, with the unit that would explain a volume (ml)."""
     fitting = [
         unit for factor, unit in _MISTAKES.items() if volume and brain_ml[0] <= volume / factor**3 <= brain_ml[1]
     ]
     guess = f": as of a header in {fitting[0]}, not mm" if fitting else ""
-    return InputRefused(what, where=where.path if isinstance(where, RawImage) else where, found=found + guess, do=_DO)
+    return InputRefused(what, where=where, found=found + guess, do=_DO)
 
 
 def _spacing(grid: Grid) -> str:

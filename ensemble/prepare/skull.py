@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused, WeightsBroken
 from ensemble.geometry import Grid, is_too_large
 from ensemble.metrics import volume_ml
-from ensemble.prepare.brain import above_background
+from ensemble.prepare.brain import above_background, brain_mask
+from ensemble.prepare.draft import Draft, Note, Stepped
 from ensemble.resample import ArrayResampling
-from ensemble.types import BoolArray, FloatArray
+from ensemble.types import BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -42,32 +44,43 @@ _BEYOND_MM, _OPENING_MM = 9.0, 4.0
 _MOST_BEYOND = 0.03
 #: A piece as large as this share of the largest is brain too.
 _HALF_OF_A_BRAIN = 0.25
-#: Area of brain on a face of the image from which on it is cut off.
-_CUT_MM2 = 400.0
 #: The question is answered on voxels of about this size.
 _COARSE_MM = 3.0
 
 
-def must_strip(choice: SkullStrip, dwi: Volume, notes: list[str]) -> bool:
-    """Whether the skull is to be stripped: by the user's choice, or because there is one."""
+def brain(case: Draft) -> Stepped:
+    """Find the brain on the DWI grid: HD-BET's where there is a skull, else what is not background in DWI or ADC."""
+    where = case.paths[Modality.DWI]
+    stripped, notes = must_strip(case.skull_strip, case.dwi)
+    if stripped:
+        found, note = strip(case.dwi, case.device, where, case.brain_ml)
+        return replace(case, brain=found, stripped=True), (*notes, note)
+    found = brain_mask(case.dwi.array, case.adc.array)
+    if not found.any():
+        raise InputRefused(
+            "no brain was found in DWI and ADC", where=where, do="check that both images show the same head"
+        )
+    return replace(case, brain=found), notes
+
+
+def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]:
+    """Whether the skull is to be stripped: by the user's choice, or because there is one; and what to note of that."""
     if choice != "auto":
-        return choice == "always"
+        return choice == "always", ()
     reason = _signs_of_a_skull(dwi)
-    if reason:
-        notes.append(f"the brain is not extracted: {reason}")
-    return bool(reason)
+    return bool(reason), (Note(f"the brain is not extracted: {reason}", Modality.DWI),) if reason else ()
 
 
-def strip(dwi: Volume, device: str, notes: list[str], where: object, brain_ml: tuple[float, float]) -> BoolArray:
-    """The brain (bool, z, y, x) on a DWI with its skull.
+def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
+    """The brain (bool, z, y, x) on a DWI with its skull, and what to note of it.
 
     Raises InputRefused when what is found is no brain, WeightsBroken when the network is not there.
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()
-    brain = _predict(dwi, device)
+    found = _predict(dwi, device)
     seconds = time.perf_counter() - started
-    volume, (low, high) = volume_ml(brain, dwi.grid.spacing_zyx_mm), brain_ml
+    volume, (low, high) = volume_ml(found, dwi.grid.spacing_zyx_mm), brain_ml
     if not low <= volume <= high:
         raise InputRefused(
             "the brain was not found behind the skull",
@@ -76,26 +89,8 @@ def strip(dwi: Volume, device: str, notes: list[str], where: object, brain_ml: t
             do="check that DWI shows a whole head and is not swapped with ADC, and the units of its header (mm); or strip the skull "
             "yourself and use --skull-strip never; for infants and open skulls: --brain-ml LOW,HIGH",
         )
-    notes.append(f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)")
-    return brain
-
-
-def remark_on_edges(brain: Volume, notes: list[str]) -> None:
-    """Say so when the brain is cut off by the field of view; below, where the brain stem leaves it, that is as it should be."""
-    canonical = brain.grid.canonical()
-    array = canonical.apply(brain.array)
-    faces = {
-        "top": array[-1],
-        "front": array[:, 0],
-        "back": array[:, -1],
-        "right": array[:, :, 0],
-        "left": array[:, :, -1],
-    }
-    spacing = canonical.spacing(brain.grid.spacing_zyx_mm)
-    areas = {"top": spacing[1] * spacing[2], "front": spacing[0] * spacing[2], "back": spacing[0] * spacing[2]}
-    cut = [name for name, face in faces.items() if face.sum() * areas.get(name, spacing[0] * spacing[1]) > _CUT_MM2]
-    if cut:
-        notes.append(f"the brain reaches the edge of the image ({', '.join(cut)}): what lies beyond is not segmented")
+    text = f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)"
+    return found, Note(text, Modality.DWI)
 
 
 def _signs_of_a_skull(dwi: Volume) -> str:
@@ -140,7 +135,7 @@ def _lattice(grid: Grid) -> tuple[int, ...]:
     return tuple(max(1, round(n * mm / SPACING_MM)) for n, mm in zip(grid.shape_zyx, grid.spacing_zyx_mm, strict=True))
 
 
-def _refuse_too_large(grid: Grid, where: object) -> None:
+def _refuse_too_large(grid: Grid, where: Path) -> None:
     if is_too_large(shape := _lattice(grid), _MOST_VOXELS):
         raise InputRefused(
             "the DWI's field of view is too large for skull stripping",

@@ -6,11 +6,14 @@ where ADC lies near its mode: that leaves out cerebrospinal fluid, most of an in
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from ensemble.errors import InputRefused
+from ensemble.prepare.draft import Draft, Stepped
 from ensemble.types import Modality
 
 # Factor to 1e-3 mm^2/s for the units that ADC maps come in: mm^2/s, 1e-3 mm^2/s and 1e-6 mm^2/s.
@@ -20,6 +23,13 @@ PLAUSIBLE_MEDIAN_ADC = (0.3, 2.5)
 TISSUE_ADC_RANGE = (0.3, 1.6)
 TISSUE_HALF_WIDTH = 0.25  # of the ADC mode
 CLIP = {Modality.DWI: (0.0, 8.0), Modality.ADC: (0.0, 5.0), Modality.FLAIR: (0.0, 5.0)}
+
+
+def levels(case: Draft) -> Stepped:
+    """Divide each image by the level of normal tissue."""
+    arrays = {modality: volume.array for modality, volume in case.images.items()}
+    physical = physical_intensities(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain)
+    return replace(case, physical={modality: case.dwi.like(array) for modality, array in physical.items()}), ()
 
 
 def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:

@@ -38,7 +38,7 @@ def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
         for modality, path in files.items():
             if is_dicom(path):
                 if path not in examinations:
-                    examinations[path] = open_ones.enter_context(opened(path, modality.value.upper()))
+                    examinations[path] = open_ones.enter_context(opened(path, modality.label))
                 images[modality] = examinations[path].read(modality)
             else:
                 images[modality] = read_image(path, modality)
@@ -51,7 +51,7 @@ def read_image(path: Path, modality: Modality) -> RawImage:
     Raises InputRefused when the file is missing, of a kind that is not read, truncated or damaged, not 3-D and scalar, or when its
     header names no place in the world. A folder or .zip is read as DICOM.
     """
-    label = modality.value.upper()
+    label = modality.label
     if is_dicom(path):
         return read_dicom(path, modality)
     stored = read_stored(path, label)
@@ -69,7 +69,7 @@ def case_name(dwi: Path) -> str:
 
 def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: list[str]) -> AnyArray:
     """The one volume (z, y, x) of an image that shows the modality, as float32."""
-    label, size = modality.value.upper(), stored.array.shape[::-1]
+    label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)
     if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
         notes.append(f"{label}: {beyond} values are too large for float32, and count as infinite")

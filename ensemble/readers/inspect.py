@@ -68,7 +68,7 @@ def inspect(path: Path, asked: Modality | None) -> Finding:
     """
     if is_dicom(path):
         try:
-            with opened(path, asked.value.upper() if asked else _LABEL) as examination:
+            with opened(path, asked.label if asked else _LABEL) as examination:
                 return _of_examination(examination, asked)
         except InputRefused as refused:
             return Finding(path, True, dict.fromkeys((asked,) if asked else Modality, refused), {})
@@ -92,7 +92,7 @@ def _of_examination(examination: Examination, asked: Modality | None) -> Finding
                 image = examination.read(modality)
                 answers.images[modality], answers.notes[modality] = image, image.notes
             else:
-                answers.images[modality] = examination.stack(series, modality.value.upper()).grid
+                answers.images[modality] = examination.stack(series, modality.label).grid
         except InputRefused as refused:
             answers.images[modality] = refused
     return Finding(

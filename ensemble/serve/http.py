@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from ensemble.errors import InputRefused
+from ensemble.serve.limits import OnceAWhile, bounded_protocol, most_connections
 from ensemble.serve.supervisor import Supervisor, Unavailable
 from ensemble.serve.worker import Done, Failed, Job
 from ensemble.streams import last_word
 
 #: How long one call of /health is held while members load; the platform allows 10 s.
 HEALTH_HOLD_S = 5.0
+#: How many calls of /health are held at a time; more of them are answered at once.
+MOST_HELD = 16
 #: How long open connections may take at the end; the platform's SIGKILL comes 5 s after its SIGTERM.
 FAREWELL_S = 3
 
@@ -35,30 +39,43 @@ def application(supervisor: Supervisor, job: Job, longest_wait_s: float) -> Fast
     # a redirect counts as a failure, and the pages of documentation would load scripts from elsewhere
     app = FastAPI(title="isles-ensemble", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
 
+    held = asyncio.Semaphore(MOST_HELD)
+
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "members are being loaded, or can't be"}})
     async def health() -> JSONResponse:
         """200 once a case can be taken on, also while one is being segmented."""
-        if await supervisor.settled(HEALTH_HOLD_S) and supervisor.ready is not None:
-            ready = supervisor.ready
+        if supervisor.ready is None and not held.locked():
+            async with held:
+                await supervisor.settled(HEALTH_HOLD_S)
+        if (ready := supervisor.ready) is not None:
             return JSONResponse({"status": "ready", "members": ready.members, "seconds": ready.seconds})
         if supervisor.broken is not None:
             return JSONResponse(_failure(supervisor.broken), 503)
         return JSONResponse({"status": "loading"}, 503)
 
     @app.post("/invoke", status_code=201, responses={422: {"description": "input refused"}})
-    async def invoke() -> JSONResponse:
+    async def invoke(request: Request) -> JSONResponse:
         """Segment the case below the input root. 201 when its outputs are complete; otherwise there are none."""
+        gone = asyncio.create_task(_hung_up(request))
         try:
-            answer = await supervisor.segment(job, longest_wait_s)
+            answer = await supervisor.segment(job, longest_wait_s, gone)
         except Unavailable as error:
             return JSONResponse(_failure(Failed(str(error), details={"do": "try again"})), 503, {"Retry-After": "10"})
+        finally:
+            gone.cancel()
         if isinstance(answer, Done):
             return JSONResponse({"status": "complete"} | answer.summary, 201)
         last_word(f"error: {answer}")  # the worker has logged it
         return JSONResponse(_failure(answer), 422 if answer.exit_code == InputRefused.exit_code else 500)
 
     return app
+
+
+async def _hung_up(request: Request) -> None:
+    """Wait until the caller is no longer there; what it sends meanwhile is read and forgotten."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _failure(failed: Failed) -> dict[str, Any]:
@@ -69,11 +86,21 @@ class Server(uvicorn.Server):
     """Ends its worker together with its connections, since calls that wait for the worker would hold it up."""
 
     def __init__(self, app: FastAPI, supervisor: Supervisor) -> None:
+        most = most_connections()
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="on", ws="none", timeout_graceful_shutdown=FAREWELL_S
+                app,
+                http=bounded_protocol(most),
+                backlog=most,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                ws="none",
+                timeout_graceful_shutdown=FAREWELL_S,
             )
         )
+        for name in ("uvicorn.error", "asyncio"):  # who speak of strangers' mistakes
+            logging.getLogger(name).addFilter(OnceAWhile())
         self.ended_by = 0
         """The signal that ended it."""
         self._supervisor = supervisor

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from ensemble.config import EXTRAS, STAGING
-from ensemble.contract.isles22 import OUTPUT_SLUG, RESULTS
+from ensemble.config import STAGING
+from ensemble.folders import remove_empty
+from ensemble.outputs.layouts.contract import patterns
 from ensemble.readers.sources import Stamp, stamp
-
-_OURS = (RESULTS, f"images/{OUTPUT_SLUG}/*.mha", *EXTRAS)
 
 
 class OutputFolder:
@@ -49,11 +48,9 @@ class OutputFolder:
         self._remove_empty()
 
     def _outputs(self) -> dict[Path, Stamp | None]:
-        return {path: stamp(path) for pattern in _OURS for path in self._root.glob(pattern) if path.is_file()}
+        return {path: stamp(path) for pattern in patterns() for path in self._root.glob(pattern) if path.is_file()}
 
     def _remove_empty(self) -> None:
         """Remove the folders that outputs needed, as far as they were not there and are empty."""
-        for name in (f"images/{OUTPUT_SLUG}", "images", "members", "."):
-            folder = self._root / name
-            if folder not in self._folders and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        needed = {self._root / folder for pattern in patterns() for folder in PurePath(pattern).parents}
+        remove_empty(list(needed - self._folders))

@@ -7,10 +7,11 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from typing import Any
 
 from ensemble.errors import MembersFailed, UsageError, WeightsBroken
 from ensemble.folders import sole_writer
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 #: How long a worker may take to end by itself after SIGTERM. The platform's SIGKILL comes 5 s after its SIGTERM.
 GRACE_S = 1.0
+#: How many calls wait for their turn at a time; more of them are refused at once.
+MOST_WAITING = 16
+_HUNG_UP = "the caller has hung up"
 
 
 class Unavailable(Exception):
@@ -46,6 +50,7 @@ class Supervisor:
         self._settled = asyncio.Event()  # ready, broken or stopping
         self._gone = asyncio.Event()  # the worker has ended
         self._turn = asyncio.Lock()
+        self._waiting = 0  # calls for it
         self._answer: asyncio.Future[Done | Failed] | None = None
 
     def start(self) -> None:
@@ -70,17 +75,20 @@ class Supervisor:
             await asyncio.wait_for(self._settled.wait(), seconds)
         return self.ready is not None
 
-    async def segment(self, job: Job, longest_wait_s: float) -> Done | Failed:
-        """Segment a case when those before it are done. Raises Unavailable when that takes too long, or when all ends."""
+    async def segment(self, job: Job, longest_wait_s: float, gone: asyncio.Future[None] | None = None) -> Done | Failed:
+        """Segment a case when those before it are done.
+
+        `gone` is done when nobody waits for the answer any more: the call then loses its turn, unless its case is being segmented.
+        Raises Unavailable when the wait takes too long or is in vain, when too many wait already, or when all ends.
+        """
         until = time.monotonic() + longest_wait_s
+        await self._take_turn(longest_wait_s, gone)
         try:
-            async with asyncio.timeout(longest_wait_s):  # a turn that is free is had without waiting, 0 s included
-                await self._turn.acquire()
-        except TimeoutError:
-            raise Unavailable(f"other cases took longer than {longest_wait_s:g} s") from None
-        try:
-            if not await self.settled(max(until - time.monotonic(), 0)):
+            await _first_of(self._settled.wait(), gone, max(until - time.monotonic(), 0))
+            if self.ready is None and not _is_done(gone):
                 raise Unavailable("the server is ending" if self._stopping else "the members are not loaded yet")
+            if _is_done(gone):
+                raise Unavailable(_HUNG_UP)
             with sole_writer(
                 job.output_root
             ):  # here, since what the worker leaves when it dies must be cleaned up under it, too
@@ -90,6 +98,20 @@ class Supervisor:
             return Failed.of(error)
         finally:
             self._turn.release()
+
+    async def _take_turn(self, longest_wait_s: float, gone: asyncio.Future[None] | None) -> None:
+        if not self._turn.locked():  # a turn that is free is had without waiting, 0 s included
+            await self._turn.acquire()
+            return
+        if self._waiting >= MOST_WAITING:
+            raise Unavailable(f"{self._waiting} calls are waiting already")
+        self._waiting += 1
+        try:
+            had = await _first_of(self._turn.acquire(), gone, longest_wait_s)
+        finally:
+            self._waiting -= 1
+        if not had:
+            raise Unavailable(_HUNG_UP if _is_done(gone) else f"other cases took longer than {longest_wait_s:g} s")
 
     async def stop(self) -> None:
         """End the worker, whatever it does; a case that it is about fails."""
@@ -179,6 +201,21 @@ class Supervisor:
         self.broken = failure
         self._settled.set()
         self.on_broken()
+
+
+def _is_done(gone: asyncio.Future[None] | None) -> bool:
+    return gone is not None and gone.done()
+
+
+async def _first_of(wanted: Coroutine[Any, Any, Any], gone: asyncio.Future[None] | None, seconds: float) -> bool:
+    """Wait for what is wanted, but not longer than so many seconds, nor for somebody who has gone. Whether it came."""
+    task: asyncio.Future[Any] = asyncio.ensure_future(wanted)
+    either = {task} if gone is None else {task, gone}
+    try:
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        task.cancel()
+    return task.done()
 
 
 def _cause(exit_code: int | None) -> dict[str, str]:

@@ -10,27 +10,20 @@ either             the pipe's end: the other one is gone
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import signal
-import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ensemble.config import Extras, RunConfig
 from ensemble.errors import UserError
-from ensemble.streams import log_failure, messages_to_stdout
+from ensemble.hosting import host
+from ensemble.streams import log_failure
 
 if TYPE_CHECKING:
     from ensemble.pipeline import Ensemble, Watcher
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -89,22 +82,9 @@ class Failed:
         return "\n  ".join([self.what, *(f"{name}: {text}" for name, text in self.details.items())])
 
 
-def work(connection: Connection, setup: Setup) -> None:
-    """Load, warm up, and segment what the parent sends until it closes the pipe. The main function of the process; does not return."""
-    code = 1
-    try:
-        _end_with_the_parent()
-        messages_to_stdout(setup.log_level)
-        _work(connection, setup)
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        # at once: taking a whole interpreter with torch down takes time that SIGTERM does not leave, and a second SIGTERM would disturb it
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(code)
+def work(connection: Connection, setup: Setup) -> NoReturn:
+    """Load, warm up, and segment what the parent sends until it closes the pipe. The main function of the process."""
+    host(lambda: _work(connection, setup), setup.log_level)
 
 
 def _work(connection: Connection, setup: Setup) -> None:
@@ -145,16 +125,12 @@ def _load(setup: Setup) -> tuple[Ensemble, Ready]:
 
 
 def _segment(job: Job, ensemble: Ensemble, setup: Setup) -> dict[str, Any]:
-    from ensemble.contract.execute import execute
+    from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
-    from ensemble.publish import check_writable
-    from ensemble.readers.imagefile import read_case
 
     started = time.perf_counter()
     found = find_inputs(job.input_root)
-    check_writable(job.output_root)
-    raw = read_case(found.name, found.files)
-    result = execute(found, raw, job.output_root, ensemble, setup.extras, setup.watcher)
+    result = run_case(found, job.output_root, lambda: ensemble, setup.extras, setup.watcher)
     return {
         "case": found.name,
         "outputs": found.results[0]["outputs"],
@@ -163,17 +139,3 @@ def _segment(job: Job, ensemble: Ensemble, setup: Setup) -> dict[str, Any]:
         "lesion_ml": round(result.lesion_ml, 4),
         "seconds": round(time.perf_counter() - started, 3),
     }
-
-
-def _end_with_the_parent() -> None:
-    """SIGTERM ends this process as an error would, so that half-written outputs go; it comes from the parent, or from its death.
-
-    SIGINT from a terminal goes to parent and worker alike: the parent decides.
-    """
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

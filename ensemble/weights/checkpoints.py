@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
+from ensemble.weights.folder import readable
 from ensemble.weights.pickles import latin1
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
@@ -43,6 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
+    with readable(path):
+        start = _start(path)
     archive = zipfile.is_zipfile(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
@@ -58,12 +61,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsBroken(
             "a checkpoint is damaged, or is none",
             where=path,
-            found=f"{type(error).__name__}: {error}"[:200] if archive else f"a file that starts with {_start(path)!r}",
+            found=f"{type(error).__name__}: {error}"[:200] if archive else f"a file that starts with {start!r}",
             do="copy or download it again",
         ) from error
     if not isinstance(loaded, dict):
         raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
     return loaded
+
+
+def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
+    """A checkpoint with the weights that its trainer keeps under `key`, in files of that name. Raises WeightsBroken for any other."""
+    content = read_checkpoint(path)
+    if not isinstance(content.get(key), dict):
+        raise WeightsBroken(
+            f"a checkpoint is not of {trainer}",
+            where=path,
+            found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected {key}",
+            do=f"give the {name} that {trainer} wrote",
+        )
+    return content
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ensemble.errors import WeightsBroken
-from ensemble.weights.checkpoints import read_checkpoint, unwrapped
+from ensemble.families.nnunet_v1.folder import WEIGHTS
+from ensemble.weights.checkpoints import checkpoint_of, unwrapped
 from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
 
 
@@ -16,15 +16,7 @@ def read_v1_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """The state dictionary in a `.model` file or its packed form. Raises WeightsBroken."""
     if path.suffix == SUFFIX:
         return read_packed(path)[0]
-    content = read_checkpoint(path)
-    state = content.get("state_dict")
-    if not isinstance(state, dict):
-        raise WeightsBroken(
-            "a checkpoint is not of nnU-Net v1",
-            where=path,
-            found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected state_dict",
-            do="give the model_final_checkpoint.model that nnU-Net v1 wrote",
-        )
+    state: Mapping[str, torch.Tensor] = checkpoint_of("nnU-Net v1", path, "state_dict", WEIGHTS)["state_dict"]
     return state
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.errors import WeightsBroken
+from ensemble.families.folds import WHOLE_V1, fold_folders
 from ensemble.families.nnunet_v1.plans import V1Plans, from_json, parse_plans
+from ensemble.weights.folder import listing
 from ensemble.weights.pickles import read_pickle
 
 WEIGHTS, PACKED_WEIGHTS = "model_final_checkpoint.model", "model_final_checkpoint.safetensors"
@@ -36,10 +38,10 @@ def read_v1_folder(folder: Path) -> V1Folder:
 
     Raises WeightsBroken, naming file and finding, for what is missing, damaged, contradictory or not supported.
     """
-    weights = {name: _weights_of(path) for name, path in fold_folders(folder).items()}
+    weights = {name: _weights_of(path) for name, path in fold_folders(folder, WHOLE_V1).items()}
     if not weights:
         raise WeightsBroken(
-            f"a model folder holds no fold_*/{WEIGHTS}", where=folder, found=_listing(folder), do=_REMEDY
+            f"a model folder holds no fold_*/{WEIGHTS}", where=folder, found=listing(folder), do=_REMEDY
         )
     if (packed := folder / PACKED_PLANS).is_file():
         plans = _parsed(packed, lambda: from_json(json.loads(packed.read_text(encoding="utf-8"))))
@@ -59,18 +61,6 @@ def read_v1_folder(folder: Path) -> V1Folder:
     return V1Folder(plans, weights)
 
 
-def fold_folders(folder: Path) -> dict[str, Path]:
-    """The numbered folds in their order, or the one trained on all cases."""
-    numbered = {
-        path.name[5:]: path
-        for path in folder.glob("fold_*")
-        if path.is_dir() and path.name[5:].isascii() and path.name[5:].isdecimal()
-    }
-    if numbered:
-        return {name: numbered[name] for name in sorted(numbered, key=int)}
-    return {"all": folder / "all"} if (folder / "all").is_dir() else {}
-
-
 def _weights_of(fold: Path) -> Path:
     for name in (WEIGHTS, PACKED_WEIGHTS):
         if (fold / name).is_file():
@@ -78,7 +68,7 @@ def _weights_of(fold: Path) -> Path:
     raise WeightsBroken(
         f"a fold has no {WEIGHTS}",
         where=fold,
-        found=_listing(fold),
+        found=listing(fold),
         do=f"{_REMEDY}; or remove the folder of this fold",
     )
 
@@ -125,8 +115,3 @@ def _check_plans_file(path: Path, plans: V1Plans) -> None:
 def _difference(one: V1Plans, other: V1Plans) -> str:
     mine, theirs = one.as_json(), other.as_json()
     return "; ".join(f"{key} {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key])
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["no such folder"]
-    return ", ".join(names[:8]) or "an empty folder"

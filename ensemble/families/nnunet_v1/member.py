@@ -6,31 +6,32 @@ The published checkpoints (de la Rosa et al., DeepISLES; Gao et al., SEALS) drop
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction, fit_for
-from ensemble.families.bounds import refuse_too_much
+from ensemble.families.base import InferenceSettings, MemberPrediction, Network
 from ensemble.families.channels import parse_channel
 from ensemble.families.nnunet_v1.checkpoints import read_v1_weights
-from ensemble.families.nnunet_v1.folder import read_v1_folder
+from ensemble.families.nnunet_v1.folder import V1Folder, read_v1_folder
 from ensemble.families.nnunet_v1.network import build_generic_unet
 from ensemble.families.nnunet_v1.plans import V1Plans
 from ensemble.families.nnunet_v1.processing import lesion_probability, respaced, to_image, to_network
+from ensemble.families.sessions import fit_for, open_sessions
+from ensemble.families.spec import MemberSpec
+from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import Average, SlidingWindow, Tta, predict
-from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.session_torch import TorchSession
-from ensemble.members.manifest import MemberSpec
 from ensemble.prepare.case import PreparedCase
 from ensemble.resample import resample_volume
 from ensemble.types import FloatArray, Modality, ProgressCallback
 from ensemble.weights.checkpoints import load_weights
-from ensemble.weights.onnx_form import open_onnx
 
 MIRROR_AXES = (0, 1, 2)
 
@@ -61,19 +62,8 @@ class SealsMember:
             )
         folder = read_v1_folder(spec.folder)
         modalities = _modalities(spec, folder.plans)
-        refuse_too_much(spec, folder.plans.spacing_mm, folder.plans.patch, folder.plans.base_features)
-        device = torch.device(settings.device)
-        precision = resolve_precision(settings.precision, device)
-        sessions: list[LoadedSession] = []
-        for path in folder.weights.values():
-            if settings.session != "torch":
-                sessions.append(open_onnx(path.parent, 3, device, settings.session))
-                continue
-            network = build_generic_unet(folder.plans)
-            load_weights(network, read_v1_weights(path), path)
-            probe = folder.plans.smallest_window
-            sessions.append(TorchSession(network, dims=3, device=device, precision=precision, probe=probe))
-        return cls(spec, folder.plans, modalities, tuple(sessions))
+        sessions = open_sessions(spec, networks_of(folder), settings)
+        return cls(spec, folder.plans, modalities, sessions)
 
     @property
     def name(self) -> str:
@@ -106,7 +96,7 @@ class SealsMember:
 
     def windows(self, settings: InferenceSettings) -> SlidingWindow:
         """How its networks go over an image."""
-        together = windows_at_once(self.plans.patch, self.plans.base_features, self.sessions[0].device)
+        together = windows_at_once(self.plans.window_bytes, len(self.plans.patch), self.sessions[0].device)
         return SlidingWindow(
             self.plans.patch, MIRROR_AXES, Tta(settings.tta), Average.PROBABILITIES, batch_size=together
         )
@@ -146,3 +136,27 @@ def _modalities(spec: MemberSpec, plans: V1Plans) -> tuple[Modality, ...]:
             do='name them in the manifest entry: "channels": ["DWI", "ADC"]',
         ) from error
     return tuple(channel.modality for channel in channels)
+
+
+def networks_of(folder: V1Folder) -> tuple[Network, ...]:
+    """The networks of a model's folds."""
+    plans = folder.plans
+    return tuple(
+        Network(
+            weights=path,
+            channels=len(plans.modalities),
+            spacing_mm=plans.spacing_mm,
+            patch=plans.patch,
+            smallest_window=plans.smallest_window,
+            window_bytes=plans.window_bytes,
+            memory_of=memory_of(plans.base_features),
+            build=partial(_with_weights, plans, path),
+        )
+        for path in folder.weights.values()
+    )
+
+
+def _with_weights(plans: V1Plans, path: Path) -> nn.Module:
+    network = build_generic_unet(plans)
+    load_weights(network, read_v1_weights(path), path)
+    return network

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from math import inf, prod
 from typing import Any
 
+from ensemble.families.unet import window_bytes
 from ensemble.geometry import Triple
 from ensemble.resample import ArrayResampling
 
@@ -60,6 +61,11 @@ class V1Plans:
         """A small window that the network can halve as often as it does, with more than one voxel left at the bottom."""
         z, y, x = (2 * prod(pool[axis] for pool in self.pools) for axis in range(3))
         return z, y, x
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory that the activations of one window take."""
+        return window_bytes(self.patch, self.base_features)
 
     def as_json(self) -> dict[str, Any]:
         """The fields, as `from_json` reads them."""

@@ -6,31 +6,29 @@ The same folder gives what nnunetv2's own nnUNetPredictor gives (tests hold both
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction, fit_for
-from ensemble.families.bounds import refuse_too_much
+from ensemble.families.base import InferenceSettings, MemberPrediction, Network
 from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
-from ensemble.families.nnunet_v2.folds import checkpoint_paths, configuration_of, read_fold
+from ensemble.families.nnunet_v2.checkpoints import Model, read_model
 from ensemble.families.nnunet_v2.network import build_network
-from ensemble.families.nnunet_v2.plans import NnunetPlans, read_plans
+from ensemble.families.nnunet_v2.plans import NnunetPlans
 from ensemble.families.nnunet_v2.processing import lesion_probability, to_network
+from ensemble.families.sessions import fit_for, open_sessions
+from ensemble.families.spec import MemberSpec
+from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid, Reorientation
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindow, Tta, predict
-from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.session_torch import TorchSession
-from ensemble.members.manifest import MemberSpec
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality, ProgressCallback
 from ensemble.weights.checkpoints import load_weights
-from ensemble.weights.onnx_form import open_onnx
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,13 @@ class NnunetMember:
 
         Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
         """
-        checkpoints = [(path, read_fold(path)) for path in checkpoint_paths(spec.folder)]
-        plans = _plans(spec.folder, checkpoints)
-        channels = _channels(spec, plans)
-        try:
-            refuse_too_much(spec, plans.spacing_mm, plans.patch, _first_features(plans))
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise WeightsBroken(
-                "the network that plans describe can't be built",
-                where=spec.folder / "plans.json",
-                found=f"features_per_stage: {type(error).__name__}: {error}",
-            ) from error
+        model = read_model(spec.folder)
         return cls(
             spec=spec,
-            plans=plans,
-            channels=channels,
-            mirror_axes=_mirror_axes(*checkpoints[0], plans),
-            sessions=tuple(_session(path, content, plans, settings) for path, content in checkpoints),
+            plans=model.plans,
+            channels=_channels(spec, model.plans),
+            mirror_axes=_mirror_axes(model),
+            sessions=open_sessions(spec, networks_of(model), settings),
         )
 
     @property
@@ -100,7 +88,7 @@ class NnunetMember:
         logits = predict(image, sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
-        lacking = ", ".join(sorted(modality.value.upper() for modality in self._modalities - case.modalities))
+        lacking = ", ".join(sorted(modality.label for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
 
@@ -128,31 +116,14 @@ class NnunetMember:
 
     def _windows(self, settings: InferenceSettings) -> SlidingWindow:
         z, y, x = (1, *self.plans.patch) if self.plans.dims == 2 else self.plans.patch
-        together = windows_at_once(self.plans.patch, _first_features(self.plans), self.sessions[0].device)
+        together = windows_at_once(self.plans.window_bytes, self.plans.dims, self.sessions[0].device)
         return SlidingWindow((z, y, x), self.mirror_axes, Tta(settings.tta), batch_size=together)
-
-
-def _first_features(plans: NnunetPlans) -> int:
-    features = plans.architecture.kwargs["features_per_stage"]
-    return int(features[0] if isinstance(features, list) else features)
 
 
 def _ras(grid: Grid) -> Reorientation:
     """RAS+ orientation of arrays (z, y, x): as canonical (LPS+), but x and y run the other way."""
     lps = grid.canonical()
     return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
-
-
-def _plans(folder: Path, checkpoints: list[tuple[Path, dict[str, Any]]]) -> NnunetPlans:
-    names = {path: configuration_of(content) for path, content in checkpoints}
-    if len(set(names.values())) > 1:
-        raise WeightsBroken(
-            "the folds of a model folder were trained in different configurations",
-            where=folder,
-            found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
-            do="keep one configuration a folder",
-        )
-    return read_plans(folder, next(iter(names.values())))
 
 
 def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
@@ -174,8 +145,9 @@ def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
         ) from error
 
 
-def _mirror_axes(path: Path, content: dict[str, Any], plans: NnunetPlans) -> tuple[int, ...]:
-    """The checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
+def _mirror_axes(model: Model) -> tuple[int, ...]:
+    """The first checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
+    (path, content), plans = next(iter(model.checkpoints.items())), model.plans
     axes = content.get("inference_allowed_mirroring_axes") or ()
     possible = range(plans.dims)
     if not isinstance(axes, (list, tuple)) or not all(isinstance(axis, int) and axis in possible for axis in axes):
@@ -183,21 +155,40 @@ def _mirror_axes(path: Path, content: dict[str, Any], plans: NnunetPlans) -> tup
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
 
 
-def _session(path: Path, content: dict[str, Any], plans: NnunetPlans, settings: InferenceSettings) -> LoadedSession:
-    device = torch.device(settings.device)
-    if settings.session != "torch":
-        return open_onnx(path.parent, plans.dims, device, settings.session)
+def networks_of(model: Model) -> tuple[Network, ...]:
+    """The networks of a model's folds. Raises WeightsBroken for plans that describe none."""
+    plans = model.plans
     try:
-        network = build_network(
-            plans.architecture, len(plans.channel_names), plans.classes, str(content.get("trainer_name", ""))
+        window_bytes, what = plans.window_bytes, memory_of(plans.features)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise _unbuildable(model, f"features_per_stage: {type(error).__name__}: {error}") from error
+    return tuple(
+        Network(
+            weights=path,
+            channels=len(plans.channel_names),
+            spacing_mm=plans.spacing_mm,
+            patch=plans.patch,
+            smallest_window=plans.smallest_window,
+            window_bytes=window_bytes,
+            memory_of=what,
+            build=partial(_with_weights, model, path),
         )
+        for path in model.checkpoints
+    )
+
+
+def _with_weights(model: Model, path: Path) -> torch.nn.Module:
+    plans, content = model.plans, model.checkpoints[path]
+    trainer = str(content.get("trainer_name", ""))
+    try:
+        network = build_network(plans.architecture, len(plans.channel_names), plans.classes, trainer)
     except ValueError as error:
-        raise WeightsBroken(
-            "the network that plans describe can't be built",
-            where=path.parent.parent / "plans.json",
-            found=str(error),
-            do="only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported",
-        ) from error
+        do = "only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported"
+        raise _unbuildable(model, str(error), do) from error
     load_weights(network, content["network_weights"], path)
-    precision = resolve_precision(settings.precision, device)
-    return TorchSession(network, dims=plans.dims, device=device, precision=precision, probe=plans.smallest_window)
+    return network
+
+
+def _unbuildable(model: Model, found: str, do: str = "") -> WeightsBroken:
+    where = model.folder / "plans.json"
+    return WeightsBroken("the network that plans describe can't be built", where=where, found=found, do=do)

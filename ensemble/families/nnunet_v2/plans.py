@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ensemble.errors import WeightsBroken
+from ensemble.families.unet import window_bytes
 from ensemble.resample import ArrayResampling
 
 #: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
@@ -96,6 +97,17 @@ class NnunetPlans:
     def smallest_window(self) -> tuple[int, ...]:
         """A small window that the network can halve as often as it does, with more than one voxel left at the bottom."""
         return tuple(2 * factor for factor in _strides(self.architecture, self.dims))
+
+    @property
+    def features(self) -> int:
+        """Feature maps of the network's first stage. Raises KeyError, ValueError, TypeError or IndexError where that is not said."""
+        features = self.architecture.kwargs["features_per_stage"]
+        return int(features[0] if isinstance(features, list) else features)
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory that the activations of one window take. Raises as `features` does."""
+        return window_bytes(self.patch, self.features)
 
 
 def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:

@@ -1,48 +1,45 @@
-"""The output tree: what a case's folder holds, when it is complete, and what describes the whole (BIDS derivatives)."""
+"""The layout of `batch`, a tree of BIDS derivatives: what a case's folder holds, when it is complete, and what describes the whole."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
+from ensemble.config import Extras
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import distinct
 from ensemble.folders import unwritable
-from ensemble.outputs.extras import Extras, write_report
+from ensemble.outputs.artifacts import MASK, REPORT, Artifact, Segmented, artifacts, kinds
+from ensemble.outputs.layouts.layout import placed, write
 from ensemble.outputs.layouts.places import Place
-from ensemble.outputs.report.run_report import RESEARCH_USE, build_report
-from ensemble.pipeline import Ensemble, Result
-from ensemble.publish import publish_folder, replace_text, write_json, write_volume
+from ensemble.outputs.report.run_report import RESEARCH_USE
+from ensemble.publish import publish_folder, replace_text, write_json
 from ensemble.readers.base import RawCase
 from ensemble.streams import all_printable, printable
 from ensemble.types import Modality
-from ensemble.volume import Volume
 
-REPORT = "report.json"
+_IMAGES = ".nii.gz"
+REPORT_FILE = Artifact(REPORT).file_name(_IMAGES)
 #: Results that no longer hold, of cases that can't be done anew.
 SUPERSEDED = "superseded"
-_SPACE = "space-dwi"
+#: Of the images that BIDS has names for: entities, suffix, and what to say of the case's own in the sidecar.
+_NAMES = {
+    "mask": ("space-dwi_label-lesion", "mask", "Lesion, by vote of the members"),
+    "probability": ("space-dwi_label-lesion", "probseg", "Mean lesion probability of the voters"),
+    "votes": ("space-dwi_desc-votes", "dseg", "How many members voted lesion"),
+}
 _TOOL = "isles-ensemble"
-_NO_BIDS = (
-    REPORT,
-    "**/" + REPORT,
-    "**/report.html",
-    "**/overlay.png",
-    "index.html",
-    "summary.csv",
-    f"{SUPERSEDED}/",
-    ".batch/",
-)
 _README = f"""\
 # Ischemic stroke lesions, segmented by isles-ensemble
 
 Made by `process.py batch`. Each folder `sub-*/ses-*` (or `sub-*`) holds the lesion mask of one case on the grid of its DWI, and
-`{REPORT}`: what ran, on which files, with which weights, and what was repaired on the way. `summary.csv` and `index.html` list
+`{REPORT_FILE}`: what ran, on which files, with which weights, and what was repaired on the way. `summary.csv` and `index.html` list
 all cases, failed ones too. A folder is complete or not there.
 
 {RESEARCH_USE}
@@ -50,75 +47,73 @@ all cases, failed ones too. A folder is complete or not there.
 
 
 def write_case(
-    root: Path,
-    scratch: Path,
-    place: Place,
-    raw: RawCase,
-    result: Result,
-    ensemble: Ensemble,
-    extras: Extras,
-    made_of: Mapping[str, Any],
+    root: Path, scratch: Path, place: Place, case: Segmented, extras: Extras, made_of: Mapping[str, Any]
 ) -> None:
     """Put the folder of a case in its place. `made_of` tells a rerun what the result was made of. Raises UsageError."""
+    layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
+    wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / place.folder, scratch) as folder:
-        names = _Names(folder, place, raw)
-        names.write(
-            result.fused.mask,
-            "label-lesion",
-            "mask",
-            {"Type": "Lesion", "Description": "Lesion, by vote of the members"},
-        )
-        for outcome, label in zip(result.outcomes, _labels(result), strict=True):
-            if outcome.prediction is None:
-                continue
-            about = {"Description": f"What the member {outcome.member} says"}
-            if extras.save_member_masks:
-                names.write(outcome.prediction.mask, f"label-lesion_{label}", "mask", about | {"Type": "Lesion"})
-            if extras.save_probabilities:
-                names.write(outcome.prediction.probability, f"label-lesion_{label}", "probseg", about)
-        if extras.save_probabilities:
-            names.write(
-                result.fused.mean, "label-lesion", "probseg", {"Description": "Mean lesion probability of the voters"}
-            )
-        if extras.save_member_masks:
-            names.write(result.fused.votes, "desc-votes", "dseg", {"Description": "How many members voted lesion"})
-        if extras.report:
-            write_report(raw, result, ensemble, folder)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != REPORT}
+        places = placed(wanted, layout)
+        write(places, folder)
+        for name, artifact in places.items():
+            if names := _names(artifact):
+                write_json(_sidecar(artifact, names[2], case.raw), folder / f"{name.removesuffix(_IMAGES)}.json")
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         batch = all_printable({**made_of, "outputs": sizes})
-        write_json(build_report(raw, result, ensemble) | {"batch": batch}, folder / REPORT)
+        write_json(case.report | {"batch": batch}, folder / REPORT_FILE)
 
 
-def _labels(result: Result) -> list[str]:
-    """A BIDS entity for each member. Labels hold letters and digits only: where that makes two alike, a digest of the name is added."""
-    names = [outcome.member for outcome in result.outcomes]
-    return [f"desc-{label}" for label in distinct([re.sub(r"[^A-Za-z0-9]", "", name) for name in names], names)]
+@dataclass(frozen=True)
+class Bids:
+    """BIDS names for what BIDS knows; everything else is called by its role, and is in `.bidsignore`."""
+
+    prefix: str
+    """Of the case: `sub-01_ses-1`."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the members: letters and digits only."""
+
+    def place(self, artifact: Artifact) -> str:
+        whose = f"desc-{self.labels[artifact.member]}_" if artifact.member else ""
+        if names := _names(artifact):
+            entities, suffix, _ = names
+            return f"{self.prefix}_{entities}_{whose}{suffix}{_IMAGES}"
+        return whose + artifact.file_name(_IMAGES)
 
 
-class _Names:
-    """Writes volumes under BIDS names, each with the sidecar that BIDS asks for."""
+def _names(artifact: Artifact) -> tuple[str, str, str] | None:
+    return _NAMES.get(artifact.role.name) if artifact.role.format == "image" else None
 
-    def __init__(self, folder: Path, place: Place, raw: RawCase) -> None:
-        self._folder, self._prefix = folder, place.prefix
-        self._about = {
-            "SpatialReference": printable(str(raw.images[Modality.DWI].path)),
-            "Sources": [printable(str(image.path)) for image in raw.images.values()],
-        }
 
-    def write(self, volume: Volume, entities: str, suffix: str, about: Mapping[str, str]) -> None:
-        name = f"{self._prefix}_{_SPACE}_{entities}_{suffix}"
-        write_volume(volume, self._folder / f"{name}.nii.gz")
-        write_json({**about, **self._about}, self._folder / f"{name}.json")
+def mask_file(place: Place) -> str:
+    """The mask of a case, below the output folder."""
+    return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
+
+
+def _labels(members: Sequence[str]) -> dict[str, str]:
+    """A BIDS label for each member. Labels hold letters and digits only: where that makes two alike, a digest of the name is added."""
+    bare = [re.sub(r"[^A-Za-z0-9]", "", name) for name in members]
+    return dict(zip(members, distinct(bare, members), strict=True))
+
+
+def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
+    """What BIDS asks to be said of an image."""
+    return {
+        **({"Type": "Lesion"} if artifact.role.name == "mask" else {}),
+        "Description": f"What the member {artifact.member} says" if artifact.member else about,
+        "SpatialReference": printable(str(raw.images[Modality.DWI].path)),
+        "Sources": [printable(str(image.path)) for image in raw.images.values()],
+    }
 
 
 def read_report(root: Path, place: Place) -> dict[str, Any] | None:
-    """The report of a complete result of ours; None where there is none."""
+    """The report of a complete result of ours; None where there is none. It may be of another version: any field but the list of its
+    outputs, `batch.outputs`, may be missing or be something else."""
     folder = root / place.folder
     try:
-        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         outputs = report["batch"]["outputs"]
         whole = all((folder / name).stat().st_size == size for name, size in outputs.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return report if whole else None
 
@@ -130,7 +125,7 @@ def refuse_foreign(root: Path, place: Place) -> None:
         return
     if folder.is_dir() and not folder.is_symlink():
         inner = list(folder.iterdir())
-        if not inner or ((folder / REPORT).is_file() and all(path.is_file() for path in inner)):
+        if not inner or ((folder / REPORT_FILE).is_file() and all(path.is_file() for path in inner)):
             return
     raise InputRefused(
         "something else stands where the results belong", where=folder, do="move it away, or give another output folder"
@@ -139,7 +134,7 @@ def refuse_foreign(root: Path, place: Place) -> None:
 
 def set_aside(root: Path, place: Place) -> Path | None:
     """Move a result that no longer holds out of the tree of results. Returns where to; None when there is nothing."""
-    if not (root / place.folder / REPORT).is_file():
+    if not (root / place.folder / REPORT_FILE).is_file():
         return None
     target = root / SUPERSEDED / place.prefix
     if target.exists():
@@ -171,6 +166,12 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
         )
 
 
+def _no_bids() -> list[str]:
+    """Patterns, for `.bidsignore`, of what BIDS has no names for."""
+    unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if not _names(kind)]
+    return [REPORT_FILE, *(f"**/{name}" for name in unknown), "index.html", "summary.csv", f"{SUPERSEDED}/", ".batch/"]
+
+
 def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
     """Write the files that make the folder a BIDS derivatives dataset. Raises OSError."""
     description = {
@@ -182,7 +183,7 @@ def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
     }
     for name, text in (
         ("dataset_description.json", json.dumps(description, indent=2) + "\n"),
-        (".bidsignore", "\n".join(_NO_BIDS) + "\n"),
+        (".bidsignore", "\n".join(_no_bids()) + "\n"),
         ("README.md", _README),
     ):
         if name == "dataset_description.json" or not (root / name).exists():  # the others may have been edited

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.batch.find import FoundCase
-
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:[/_]ses-(?P<session>[A-Za-z0-9]+))?$")
 
 
@@ -36,13 +34,13 @@ class Place:
         return "_".join(self.folder.parts)
 
 
-def assign_places(cases: Sequence[FoundCase]) -> dict[str, Place]:
-    """A place for each case by its name, no two the same.
+def assign_places(cases: Sequence[str]) -> dict[str, Place]:
+    """A place for each case, by the names of all, no two the same.
 
     BIDS labels are kept. Labels hold letters and digits only, so that other names lose the rest; where that makes two alike, leaves
     nothing, or too much for a file's name, a digest of the whole name is added.
     """
-    wanted = {case.name: _place(case.name) for case in cases}
+    wanted = {name: _place(name) for name in cases}
     # names that differ in case only would meet on some file systems
     crowd = Counter(place.prefix.lower() for place in wanted.values())
     parents = {place.subject.lower() for place in wanted.values() if place.session}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,8 +13,7 @@ from matplotlib.figure import Figure
 
 from ensemble.metrics import lesion_components
 from ensemble.outputs.report.run_report import RESEARCH_USE
-from ensemble.outputs.report.summary import headline
-from ensemble.outputs.report.views import WINDOWS, brain_box
+from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
 from ensemble.streams import printable
 from ensemble.types import AnyArray, Modality
@@ -23,8 +23,8 @@ _SHOWN = (Modality.DWI, Modality.ADC)
 _MASK, _DISPUTED = "#ff3b30", "#ffd60a"
 
 
-def draw_overlay(result: Result, path: Path) -> None:
-    """Write `overlay.png`: axial slices in radiological convention (the patient's left is on the right)."""
+def draw_overlay(result: Result, destination: Path | BinaryIO) -> None:
+    """Write the picture as PNG: axial slices in radiological convention (the patient's left is on the right)."""
     canonical = result.case.grid.canonical()
     mask = canonical.apply(result.fused.mask.array)
     votes = canonical.apply(result.fused.votes.array)
@@ -42,11 +42,11 @@ def draw_overlay(result: Result, path: Path) -> None:
             _outline(ax, votes[z][box] > 0, _DISPUTED, 0.7)
             _outline(ax, mask[z][box], _MASK, 1.1)
             _letters(ax)
-            ax.set_title(f"{modality.value.upper()}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
+            ax.set_title(f"{modality.label}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
     # file and member names are text, whatever dollar signs they hold
     figure.suptitle(headline(result), color="white", fontsize=12, parse_math=False)
     figure.supxlabel(printable(_legend(result)), color="0.7", fontsize=8, parse_math=False)
-    FigureCanvasAgg(figure).print_png(str(path))
+    FigureCanvasAgg(figure).print_png(destination)
 
 
 def _legend(result: Result) -> str:

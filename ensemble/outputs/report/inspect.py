@@ -8,7 +8,8 @@ from typing import Any
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.geometry import Grid
-from ensemble.publish import publish, write_volume
+from ensemble.outputs.formats.image import write as write_volume
+from ensemble.publish import publish
 from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.series import listed
 from ensemble.readers.inspect import Finding, SeriesFinding
@@ -35,7 +36,7 @@ def as_lines(finding: Finding) -> Iterator[str]:
         yield f"refused: {next(iter(finding.images.values()))}"
         return
     for modality, image in finding.images.items():
-        yield from _answer(modality.value.upper(), image, finding.notes.get(modality, ()))
+        yield from _answer(modality.label, image, finding.notes.get(modality, ()))
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _row(series: SeriesFinding) -> tuple[str, ...]:
     return (
-        ",".join(modality.value.upper() for modality in series.chosen_for),
+        ",".join(modality.label for modality in series.chosen_for),
         "" if series.number is None else str(series.number),
         printable(series.description) or "-",
         series.kind,

@@ -10,7 +10,7 @@ from ensemble.config import RunConfig
 from ensemble.errors import UserError
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.members.describe import describe
+from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported, open_member
 
 log = logging.getLogger(__name__)

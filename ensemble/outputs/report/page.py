@@ -24,8 +24,7 @@ from ensemble import __version__
 from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.outputs.report.run_report import RESEARCH_USE
-from ensemble.outputs.report.summary import headline
-from ensemble.outputs.report.views import WINDOWS, brain_box
+from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
 from ensemble.streams import printable
 from ensemble.types import AnyArray
@@ -36,9 +35,9 @@ MOST_LOSSLESS_VOXELS = 4_000_000
 _MOST_VOTERS = 23
 
 
-def write_page(report: Mapping[str, Any], result: Result, path: Path) -> None:
-    """Write the page of a case; `report` is what `build_report` gives."""
-    text = _template("case.html").render(
+def case_page(report: Mapping[str, Any], result: Result) -> str:
+    """The page of a case; `report` is what `build_report` gives."""
+    text: str = _template("case.html").render(
         report=report,
         headline=headline(result),
         notice=RESEARCH_USE,
@@ -46,7 +45,7 @@ def write_page(report: Mapping[str, Any], result: Result, path: Path) -> None:
         viewer=_json(_viewer(result)),
         **_code("case.js"),
     )
-    path.write_text(printable(text), encoding="utf-8")
+    return printable(text)
 
 
 def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -116,9 +115,7 @@ def _viewer(result: Result) -> dict[str, Any]:
     for modality, window in WINDOWS.items():
         if modality in result.case.physical:
             grey = _grey(cut(result.case.physical[modality].array), window)
-            images.append(
-                {"name": modality.value.upper(), "sheet": _sheet(grey, lossless=grey.size <= MOST_LOSSLESS_VOXELS)}
-            )
+            images.append({"name": modality.label, "sheet": _sheet(grey, lossless=grey.size <= MOST_LOSSLESS_VOXELS)})
     return {
         "slices": mask.shape[0],
         "height": mask.shape[1],

@@ -16,6 +16,8 @@ from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.readers.base import RawCase
 from ensemble.streams import all_printable
 
+#: Grows when a field of the report changes its meaning or goes, not when one joins (docs/guide.md lists them).
+SCHEMA = 1
 RESEARCH_USE = "For research only. Not a medical device; no clinical decision may rest on this output."
 _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gpu")
 
@@ -24,6 +26,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
     """The run report of one case, ready for JSON."""
     grid = result.case.grid
     report: dict[str, Any] = {
+        "schema": SCHEMA,
         "tool": {"name": "isles-ensemble", "version": __version__},
         "notice": RESEARCH_USE,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

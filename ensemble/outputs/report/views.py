@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from ensemble.pipeline import Result
+from ensemble.streams import printable
 from ensemble.types import AnyArray, Modality
 
 #: Display window in units of normal tissue (see `prepare/units.py`).
 WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5), Modality.FLAIR: (0.0, 2.2)}
+
+
+def headline(result: Result) -> str:
+    """The case and what was found in it."""
+    count = result.lesion_count
+    finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
+    if specks := result.fused.specks:
+        finding += f"; {specks} disputed speck{'s' * (specks > 1)} left out"
+    return printable(f"{result.case.name}: {finding}")
 
 
 def brain_box(brain: AnyArray) -> tuple[slice, slice]:

@@ -53,7 +53,7 @@ class Examination:
 
     def chosen(self, modality: Modality) -> tuple[Series, list[str]]:
         """The one series that shows a modality, and what to say of the choice. Raises InputRefused."""
-        label = modality.value.upper()
+        label = modality.label
         if not self.series:
             self._refuse_unread(self.unread, label)
             held = ", ".join(sorted({what for _, what in self.objects}))
@@ -77,7 +77,7 @@ class Examination:
 
     def read(self, modality: Modality) -> RawImage:
         """The image of a modality, as float32. Raises InputRefused."""
-        label = modality.value.upper()
+        label = modality.label
         series, notes = self.chosen(modality)
         stack = self.stack(series, label)
         self._refuse_strays(series, stack, label)
@@ -163,7 +163,7 @@ def read_dicom(path: Path, modality: Modality) -> RawImage:
     Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
     is not read.
     """
-    with opened(path, modality.value.upper()) as examination:
+    with opened(path, modality.label) as examination:
         return examination.read(modality)
 
 
@@ -174,7 +174,7 @@ def shown_in(folder: Path) -> frozenset[Modality]:
     """
     with opened(folder, "DICOM") as examination:
         kinds = {str(series.kind) for series in examination.series}
-        shown = frozenset(modality for modality in Modality if modality.value.upper() in kinds)
+        shown = frozenset(modality for modality in Modality if modality.label in kinds)
         if not shown:
             examination._refuse_unread(examination.unread, "DICOM")
         return shown

@@ -122,7 +122,7 @@ def series_of(frames: Iterable[Frame]) -> list[Series]:
 
 def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Series, list[str]]:
     """The one series that shows a modality, and what to say of the choice. Raises InputRefused, listing what there is."""
-    label = modality.value.upper()
+    label = modality.label
     fitting = [each for each in series if each.kind == _SHOWS[modality]]
     good = [each for each in fitting if not each.unfit(modality)]
     if modality is Modality.DWI:
@@ -183,7 +183,7 @@ def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -
         return []
     words = sorted(f"{each.title} [{each.unfit(modality) or 'not the nearest'}]" for each in others)
     more = f"; and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
-    return [f"{modality.value.upper()}: passed over: {'; '.join(words[:_MOST_LISTED])}{more}"]
+    return [f"{modality.label}: passed over: {'; '.join(words[:_MOST_LISTED])}{more}"]
 
 
 def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:

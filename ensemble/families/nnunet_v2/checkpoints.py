@@ -4,30 +4,57 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.checkpoints import read_checkpoint, unwrapped
+from ensemble.families.folds import WHOLE_V2, fold_folders
+from ensemble.families.nnunet_v2.plans import NnunetPlans, read_plans
+from ensemble.weights.checkpoints import checkpoint_of, unwrapped
+from ensemble.weights.folder import listing
 from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
 
 CHECKPOINT, PACKED_CHECKPOINT = "checkpoint_final.pth", f"checkpoint_final{SUFFIX}"
 
 
+@dataclass(frozen=True)
+class Model:
+    """A trained-model folder, read whole."""
+
+    folder: Path
+    plans: NnunetPlans
+    checkpoints: Mapping[Path, Mapping[str, Any]]
+    """What `read_fold` gives of each fold."""
+
+
+def read_model(folder: Path) -> Model:
+    """Read a model folder. Raises WeightsBroken for what is missing, damaged, contradictory or not supported."""
+    checkpoints = {path: read_fold(path) for path in checkpoint_paths(folder)}
+    names = {path: configuration_of(content) for path, content in checkpoints.items()}
+    if len(set(names.values())) > 1:
+        raise WeightsBroken(
+            "the folds of a model folder were trained in different configurations",
+            where=folder,
+            found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
+            do="keep one configuration a folder",
+        )
+    return Model(folder, read_plans(folder, next(iter(names.values()))), checkpoints)
+
+
 def checkpoint_paths(folder: Path) -> list[Path]:
     """The numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them. Raises WeightsBroken when there is none."""
+    numbered = [fold for name, fold in fold_folders(folder, WHOLE_V2).items() if name != "all"]
     for name in (CHECKPOINT, PACKED_CHECKPOINT):
-        numbered = [path for path in folder.glob(f"fold_*/{name}") if path.parent.name[5:].isdecimal()]
-        numbered.sort(key=lambda path: int(path.parent.name[5:]))
-        if paths := numbered or list(folder.glob(f"fold_all/{name}")):
-            return paths
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["no such folder"]
+        for folds in (numbered, [folder / WHOLE_V2]):
+            if paths := [fold / name for fold in folds if (fold / name).exists()]:
+                return paths
     raise WeightsBroken(
         f"a model folder holds no fold_*/{CHECKPOINT}",
         where=folder,
-        found=", ".join(names[:8]) or "an empty folder",
+        found=listing(folder),
         do="give a complete nnU-Net v2 model folder",
     )
 
@@ -43,15 +70,7 @@ def read_fold(path: Path) -> dict[str, Any]:
             return {"network_weights": weights} | {key: json.loads(text) for key, text in metadata.items()}
         except ValueError as error:
             raise WeightsBroken("packed weights are damaged", where=path, found=str(error)) from error
-    content = read_checkpoint(path)
-    if not isinstance(content.get("network_weights"), dict):
-        raise WeightsBroken(
-            "a checkpoint is not of nnU-Net v2",
-            where=path,
-            found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected network_weights",
-            do="give the checkpoint_final.pth that nnU-Net v2 wrote",
-        )
-    return content
+    return checkpoint_of("nnU-Net v2", path, "network_weights", CHECKPOINT)
 
 
 def configuration_of(checkpoint: Mapping[str, Any]) -> str | None:

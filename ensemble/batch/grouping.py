@@ -1,0 +1,102 @@
+"""Which images belong to one case, and what it is called; never one case of images that are named differently."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from ensemble.batch.layouts import FoundCase, Image, missing
+from ensemble.errors import InputRefused
+from ensemble.readers.names import ARCHIVE, image_suffix
+from ensemble.types import Modality
+
+
+def names_of(groups: Mapping[tuple[str, ...], list[Image]], taken: set[str]) -> dict[tuple[str, ...], str]:
+    """What to call the case of each group: by its BIDS labels where they tell it from all others, else by where it lies."""
+    holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for image in (image for images in groups.values() for image in images if image.labels):
+        holders[image.labels[0]].add(image.holder)
+    short = {group: max(image.labels for image in images) or group for group, images in groups.items()}
+    often = Counter(short.values())
+    names = {}
+    for group, labels in short.items():
+        alone = often[labels] == 1 and "/".join(labels) not in taken
+        alone = alone and all(len(holders[label]) < 2 for label in labels[:1])
+        names[group] = "/".join(labels if alone else group)
+    return names
+
+
+def is_missing(dicom: Image, images: list[Image]) -> bool:
+    """Whether something named like DICOM is there, and the image files beside it, of one case by their names, lack its modality."""
+    alike = [image for image in images if not image.prefix or not dicom.prefix or image.prefix == dicom.prefix]
+    if any(image.modality is dicom.modality for image in alike):
+        return False
+    inner = [path for path in dicom.path.rglob("*") if path.is_file()] if dicom.path.is_dir() else [dicom.path]
+    # a folder of image files is named by modality too, and an archive in a contract's folder speaks for itself
+    others = (image_suffix(path) or path.suffix.lower() == ARCHIVE for path in inner if path != dicom.path)
+    return bool(inner) and not any(others)
+
+
+def cases_of(below: str, root: str, images: list[Image]) -> Iterator[FoundCase]:
+    """One case, or one for each prefix where a folder holds the images of several; never one of images that are named differently.
+
+    It is called by where it lies below the root, or by the root.
+    """
+    name = below or root
+    if odd := next((image for image in images if image.at_odds), None):
+        refused = InputRefused(
+            "a file's name and its folder name different cases",
+            where=odd.path,
+            do="put it where it belongs, or name the files of each case in a CSV worklist",
+        )
+        yield FoundCase(name, {image.modality: image.path for image in images}, refused)
+        return
+    prefixes = sorted({image.prefix for image in images})
+    distinct = len({image.modality for image in images}) == len(images)
+    if distinct and len(named := [prefix for prefix in prefixes if prefix]) > 1:
+        refused = InputRefused(
+            "the names of several cases lie where the images of one are expected",
+            where=images[0].path.parent,
+            found=f"{', '.join(sorted(image.path.name for image in images))}: begin with {', '.join(named)}",
+            do="let the names of one case begin alike, or name the files of each case in a CSV worklist",
+        )
+        yield FoundCase(name, {image.modality: image.path for image in images}, refused)
+    elif distinct or len(prefixes) == 1:
+        yield _case(name, images)
+    else:
+        for prefix in prefixes:
+            inner = "/".join(part for part in (below, prefix) if part)
+            yield _case(inner or root, [image for image in images if image.prefix == prefix])
+
+
+def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
+    """The cases in the order of their names; those that share a name as one that is refused."""
+    by_name: dict[str, list[FoundCase]] = defaultdict(list)
+    for case in cases:
+        by_name[case.name].append(case)
+    for name, same in sorted(by_name.items()):
+        if len(same) == 1:
+            yield same[0]
+            continue
+        files = [case.files for case in same if case.files]
+        refused = InputRefused(
+            f"{len(same)} cases have one name",
+            where=name,
+            found=", ".join(str(path) for of_one in files for path in of_one.values()),
+            do="rename files or folders of one of them, or name the cases in a CSV worklist",
+        )
+        yield FoundCase(name, files[0] if files else {}, refused)
+
+
+def _case(name: str, images: list[Image]) -> FoundCase:
+    for modality in Modality:
+        if len(several := [image.path for image in images if image.modality is modality]) > 1:
+            refused = InputRefused(
+                f"there is more than one {modality.label} image",
+                where=several[0].parent,
+                found=", ".join(sorted(path.name for path in several)),
+                do="leave exactly one, or name the files to take in a CSV worklist",
+            )
+            return FoundCase(name, {image.modality: image.path for image in images}, refused)
+    files = {modality: image.path for modality in Modality for image in images if image.modality is modality}
+    return FoundCase(name, files, missing(files, images[0].path.parent))

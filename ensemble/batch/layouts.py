@@ -1,0 +1,114 @@
+"""How datasets are laid out: which image of which case a path holds, by its place and name. The one place that knows layouts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ensemble.contract.isles22 import INPUT_SLUGS
+from ensemble.errors import InputRefused
+from ensemble.readers.names import ARCHIVE, image_suffix, stem
+from ensemble.types import Modality
+
+_BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
+_MODALITY = re.compile(r"^(?P<case>.*?)(?:^|[_\-. ])(?P<modality>dwi|adc|flair)$", re.IGNORECASE)
+#: Folders that say what an image is, not whose.
+_KINDS = {"anat", "dwi", "adc", "flair"}
+_SLUGS = {slug: modality for modality, slug in INPUT_SLUGS.items()}
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """A case of a dataset, before anything of it is read."""
+
+    name: str
+    """What its dataset calls it; unique there."""
+    files: Mapping[Modality, Path] = field(default_factory=dict)
+    problem: InputRefused | None = None
+    """Why it can't be segmented, where that is known already."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file, and what its place and name say of it."""
+
+    path: Path
+    modality: Modality
+    group: tuple[str, ...]
+    """Images of one group belong to one case, unless a modality comes up twice."""
+    prefix: str = ""
+    """What the file's name says of its case, for groups that hold several."""
+    labels: tuple[str, ...] = ()
+    """The BIDS labels of its case, where its name has some."""
+    holder: tuple[str, ...] = ()
+    """What holds its subject's folder, then: several may (sites, say), and count alike."""
+    at_odds: bool = False
+    """Whether the folders that it lies in have other labels than its name."""
+
+
+def what_it_holds(path: Path, root: Path) -> Image | None:
+    """The image of a case that a path holds, by its place and name; None for anything else.
+
+    A path that is no image file is taken for a folder or an archive of DICOM.
+    """
+    folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else dicom_name(path)
+    one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE
+    if name in _SLUGS and folders[-1:] == ("images",) and not one_file:
+        return Image(path, _SLUGS[name], folders[:-1])
+    if len(folders) >= 2 and folders[-2] == "images" and folders[-1] in _SLUGS and one_file:
+        return Image(path, _SLUGS[folders[-1]], folders[:-2])
+    match = _MODALITY.match(name)
+    if match is None:
+        return None
+    modality = Modality(match["modality"].lower())
+    return _labelled(path, modality, folders, match["case"]) or Image(path, modality, folders, match["case"])
+
+
+def _labelled(path: Path, modality: Modality, folders: tuple[str, ...], name: str) -> Image | None:
+    """An image whose name begins with BIDS labels; None for others."""
+    own = _BIDS.match(name)
+    if own is None:
+        return None
+    subjects = [number for number, folder in enumerate(folders) if _BIDS.match(folder)]
+    if subjects:
+        holder, inner, prefix = folders[: subjects[-1]], folders[subjects[-1] :], ""
+    else:
+        about = [folder.lower() in _KINDS or folder.startswith("ses-") for folder in folders]
+        at = max((number for number, only in enumerate(about, start=1) if not only), default=0)
+        # without a folder of its own, a subject is told by its whole name but what BIDS knows ("run-1")
+        rest = [part for part in name[own.end() :].split("_") if part and "-" not in part]
+        holder, inner, prefix = folders[:at], ("sub-" + own["subject"], *folders[at:]), "_".join(rest)
+    outer = _BIDS.match(inner[0])
+    assert outer is not None
+    sessions = [folder[4:] for folder in inner[1:] if folder.startswith("ses-")]
+    said = [session for session in (outer["session"], *sessions, own["session"]) if session]
+    labels = ("sub-" + outer["subject"], *("ses-" + session for session in said[:1]))
+    group = (*holder, inner[0], *(() if outer["session"] else labels[1:]))
+    at_odds = len(set(said)) > 1 or own["subject"] != outer["subject"]
+    return Image(path, modality, group, prefix, labels, holder, at_odds)
+
+
+def by_name(path: Path) -> Modality | None:
+    """The modality that a folder or an archive of DICOM is named by, or that the contract means by its name."""
+    match = _MODALITY.match(dicom_name(path))
+    return _SLUGS.get(path.name) or (Modality(match["modality"].lower()) if match else None)
+
+
+def dicom_name(path: Path) -> str:
+    """The name of a folder, or of an archive without its ending."""
+    return path.stem if path.suffix.lower() == ARCHIVE else path.name
+
+
+def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
+    """What to say of a case without DWI or ADC."""
+    for modality in (Modality.DWI, Modality.ADC):
+        if modality not in files:
+            return InputRefused(
+                f"there is no {modality.label} image",
+                where=where,
+                found=", ".join(str(path.name) for path in files.values()),
+                do="DWI and ADC are both needed",
+            )
+    return None

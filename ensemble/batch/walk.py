@@ -1,0 +1,69 @@
+"""The folders of a dataset: which are looked into, and which stand where a case is expected."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ensemble.batch.layouts import FoundCase
+from ensemble.errors import InputRefused
+
+#: Folders beside the cases: of a BIDS dataset, and our own.
+_NO_CASES = {"derivatives", "sourcedata", "code", "stimuli", "phenotype"}
+
+
+def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and the names in them, links followed but no folder entered twice; hidden ones and those without cases are not entered."""
+    entered: set[str] = set()
+    for top, inner, names in os.walk(root, onerror=unreadable.append, followlinks=True):
+        folder = Path(top)
+        if (real := os.path.realpath(top)) in entered or (folder != root and _is_derivative(folder)):
+            inner.clear()
+            continue
+        entered.add(real)
+        inner[:] = sorted(
+            name for name in inner if not name.startswith(".") and name not in _NO_CASES and folder / name != out
+        )
+        yield folder, sorted(name for name in names if not name.startswith("."))
+
+
+def _is_derivative(folder: Path) -> bool:
+    """Whether a folder says of itself that it holds results: ours of another time, for example."""
+    try:
+        described = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and described.get("DatasetType") == "derivative"
+
+
+def case_folders(root: Path, folders: Iterable[Path]) -> Iterator[Path]:
+    """Folders that stand where a case is expected: sessions and subjects of a BIDS tree, else whatever lies directly below the root."""
+    inner = [folder for folder in folders if folder != root]
+    subjects = [folder for folder in inner if folder.name.startswith("sub-")]
+    sessions = [folder for folder in inner if folder.name.startswith("ses-") and folder.parent in subjects]
+    yield from sessions
+    yield from (folder for folder in subjects if folder not in {session.parent for session in sessions})
+    if not subjects:
+        yield from (folder for folder in inner if folder.parent == root)
+
+
+def unreadable_folder(error: OSError, root: Path) -> FoundCase:
+    """A folder that can't be looked into, as a case with a problem. Raises the error where it is the root."""
+    folder = Path(error.filename)
+    if folder == root:
+        raise error
+    refused = InputRefused(
+        "the folder can't be read",
+        where=folder,
+        found=f"{error.strerror} (we run as user {os.getuid()})",
+        do="give this user the right to read it",
+    )
+    return FoundCase(folder.relative_to(root).as_posix(), problem=refused)
+
+
+def names_in(folder: Path) -> str:
+    """For a message: what a folder holds."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "an empty folder"

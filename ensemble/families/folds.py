@@ -1,0 +1,20 @@
+"""The folders of a model's folds, as nnU-Net of either version lays them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: What the two versions call the folder of the fold that is trained on all cases.
+WHOLE_V1, WHOLE_V2 = "all", "fold_all"
+
+
+def fold_folders(folder: Path, whole: str) -> dict[str, Path]:
+    """The numbered folds (`fold_0`, ...) in their order; or the one trained on all cases, which is called `whole`."""
+    numbered = {
+        path.name[5:]: path
+        for path in folder.glob("fold_*")
+        if path.is_dir() and path.name[5:].isascii() and path.name[5:].isdecimal()
+    }
+    if numbered:
+        return {name: numbered[name] for name in sorted(numbered, key=int)}
+    return {"all": folder / whole} if (folder / whole).is_dir() else {}

@@ -1,0 +1,82 @@
+"""The family `seals`: nnU-Net v1 trained-model folders, those of DeepISLES' archive among them. Imports no torch until it must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ensemble.families.base import Family, InferenceSettings, Member, Network, Shown, Unsupported
+from ensemble.families.folds import WHOLE_V1, fold_folders
+from ensemble.families.nnunet_v1.folder import PACKED_PLANS, PACKED_WEIGHTS, PLANS, WEIGHTS, read_v1_folder
+from ensemble.families.spec import MemberSpec
+from ensemble.families.tree import WeightsTree
+from ensemble.publish import write_json
+
+if TYPE_CHECKING:
+    from ensemble.weights.packed import Precision
+
+#: The folder of DeepISLES' archive that holds the winner's networks, the name they vote under, and the images they take.
+_SEALS, _SEALS_NAME, _SEALS_CHANNELS = "SEALS", "seals", ("DWI", "ADC")
+#: nnU-Net v1 puts each configuration into a folder of this name; only its 3d_fullres networks can be used.
+_OTHERS = ("2d", "3d_lowres", "3d_cascade_fullres")
+
+
+class NnunetV1(Family):
+    """nnU-Net v1, as SEALS uses it."""
+
+    kind = "seals"
+    layout = "the SEALS folder of DeepISLES' weights"
+    suffixes = frozenset({".model", ".pkl"})
+
+    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
+        """Model folders, also such as have lost part of their files."""
+        of_weights = {fold.parent for fold in tree.folders_with(WEIGHTS)}
+        of_plans = {folder for folder in tree.folders_with(PLANS) if self.folds(folder)}
+        for folder in sorted(of_weights | of_plans):
+            if not folder.is_relative_to(tree.root):
+                continue  # the weights folder is that of a single fold
+            if (configuration := _configuration(folder, tree.root)) in _OTHERS:
+                yield Unsupported(tree.name_of(folder), folder, f"nnU-Net v1, {configuration}")
+            elif _SEALS in folder.resolve().parts:
+                yield MemberSpec(_SEALS_NAME, self.kind, folder, _SEALS_CHANNELS)
+            else:
+                yield MemberSpec(tree.name_of(folder), self.kind, folder)
+
+    def folds(self, folder: Path) -> tuple[str, ...]:
+        """By the names of its folders."""
+        return tuple(fold_folders(folder, WHOLE_V1))
+
+    def describe(self, folder: Path) -> Shown:
+        """What plans and the folds' own descriptions say."""
+        plans = read_v1_folder(folder).plans
+        return Shown(plans.modalities, plans.spacing_mm)
+
+    def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
+        """See `member.py`."""
+        from ensemble.families.nnunet_v1.member import SealsMember
+
+        return SealsMember.load(spec, settings)
+
+    def networks(self, folder: Path) -> Sequence[Network]:
+        """One a fold."""
+        from ensemble.families.nnunet_v1.member import networks_of
+
+        return networks_of(read_v1_folder(folder))
+
+    def pack(self, source: Path, target: Path, precision: Precision) -> None:
+        """Each fold's weights as safetensors, and the plans as JSON."""
+        from ensemble.families.nnunet_v1.checkpoints import pack_v1_fold
+
+        folder = read_v1_folder(source)
+        for path in folder.weights.values():
+            fold = target / path.parent.name
+            fold.mkdir()
+            pack_v1_fold(path, fold / PACKED_WEIGHTS, precision)
+        write_json(folder.plans.as_json(), target / PACKED_PLANS)
+
+
+def _configuration(folder: Path, weights: Path) -> str:
+    """The part of a path .../nnUNet/<configuration>/<task>/<trainer__plans> that names the configuration; empty elsewhere."""
+    parts = folder.relative_to(weights.parent).parts
+    return parts[-3] if len(parts) >= 3 else ""

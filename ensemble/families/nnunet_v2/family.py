@@ -1,0 +1,82 @@
+"""The family `nnunet`: nnU-Net v2 trained-model folders at any depth of a weights folder. Imports no torch until networks are wanted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import Family, InferenceSettings, Member, Network, Shown
+from ensemble.families.folds import WHOLE_V2, fold_folders
+from ensemble.families.nnunet_v2.plans import read_plans
+from ensemble.families.spec import MemberSpec
+from ensemble.families.tree import WeightsTree
+
+if TYPE_CHECKING:
+    from ensemble.weights.packed import Precision
+
+#: Key of dataset.json under which a member says how it wants its images, as a manifest entry would.
+OWN_WORDS = "isles_ensemble"
+
+
+class NnunetV2(Family):
+    """nnU-Net v2."""
+
+    kind = "nnunet"
+    layout = "nnU-Net v2 model folders (dataset.json, plans.json, fold_*/checkpoint_final.pth)"
+    suffixes = frozenset({".pth"})
+
+    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec]:
+        """Folders with plans.json and dataset.json; one made for physical intensities says so itself, so that it is never run on others."""
+        for folder in sorted(tree.folders_with("plans.json") & tree.folders_with("dataset.json")):
+            yield _spec(folder, tree)
+
+    def folds(self, folder: Path) -> tuple[str, ...]:
+        """By the names of its folders."""
+        return tuple(fold_folders(folder, WHOLE_V2))
+
+    def describe(self, folder: Path) -> Shown:
+        """What plans.json and dataset.json say."""
+        plans = read_plans(folder, None)
+        return Shown(plans.channel_names, plans.spacing_mm)
+
+    def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
+        """See `member.py`."""
+        from ensemble.families.nnunet_v2.member import NnunetMember
+
+        return NnunetMember.load(spec, settings)
+
+    def networks(self, folder: Path) -> Sequence[Network]:
+        """One a fold."""
+        from ensemble.families.nnunet_v2.checkpoints import read_model
+        from ensemble.families.nnunet_v2.member import networks_of
+
+        return networks_of(read_model(folder))
+
+    def pack(self, source: Path, target: Path, precision: Precision) -> None:
+        """Each fold's checkpoint as safetensors, and the two JSON files."""
+        from ensemble.families.nnunet_v2.checkpoints import PACKED_CHECKPOINT, checkpoint_paths, pack_fold
+
+        for path in checkpoint_paths(source):
+            fold = target / path.parent.name
+            fold.mkdir()
+            pack_fold(path, fold / PACKED_CHECKPOINT, precision)
+        for name in ("dataset.json", "plans.json"):
+            shutil.copyfile(source / name, target / name)
+
+
+def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:
+    dataset = folder / "dataset.json"
+    try:
+        own = json.loads(dataset.read_text(encoding="utf-8")).get(OWN_WORDS, {})
+        return MemberSpec.from_json({**own, "name": tree.name_of(folder), "kind": NnunetV2.kind}, folder)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsBroken(
+            "dataset.json can't be read",
+            where=dataset,
+            found=f"{type(error).__name__}: {error}",
+            do="give the file that stood beside these weights",
+        ) from error

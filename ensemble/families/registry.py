@@ -1,0 +1,37 @@
+"""The families: a row each. What is done with weights of any kind loops over these. Imports no torch."""
+
+from __future__ import annotations
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import Discovery, Family
+from ensemble.families.nnunet_v1.family import NnunetV1
+from ensemble.families.nnunet_v2.family import NnunetV2
+from ensemble.families.recognised import Recognised
+from ensemble.families.spec import MemberSpec
+
+#: Kinds of members, by the manifest's words. A folder that two of them recognise is of the first one's kind.
+FAMILIES: tuple[Family, ...] = (NnunetV2(), NnunetV1())
+#: What is told of and does not vote yet; a family takes its row's place.
+RECOGNISED: tuple[Discovery, ...] = (
+    Recognised("NVAUTO", ".ts", "TorchScript networks"),
+    Recognised("FACTORIZER", ".ckpt", "Lightning checkpoints"),
+)
+#: Endings of the files of packed members.
+PACKED_SUFFIXES = frozenset({".json", ".safetensors", ".onnx"})
+
+
+def family_of(spec: MemberSpec) -> Family:
+    """The family of a member. Raises WeightsBroken for a kind that is none."""
+    for family in FAMILIES:
+        if family.kind == spec.kind:
+            return family
+    raise WeightsBroken(
+        f"member {spec.name} is of unknown kind {spec.kind!r}",
+        where=spec.folder,
+        found=f"known: {', '.join(family.kind for family in FAMILIES)}",
+    )
+
+
+def weight_suffixes() -> frozenset[str]:
+    """Endings of all files that bear on what any member predicts."""
+    return PACKED_SUFFIXES.union(*(family.suffixes for family in (*FAMILIES, *RECOGNISED)))

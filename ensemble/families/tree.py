@@ -1,0 +1,37 @@
+"""A weights folder and every file below it, walked once, for those who recognise members in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.families.names import name_of_path
+from ensemble.weights.folder import files_of
+
+
+@dataclass(frozen=True)
+class WeightsTree:
+    """The folder and its files."""
+
+    root: Path
+    files: tuple[Path, ...]
+    """Sorted."""
+
+    @classmethod
+    def read(cls, root: Path) -> WeightsTree:
+        """Walk a folder. Raises WeightsBroken where a folder in it can't be read."""
+        return cls(root, files_of(root))
+
+    def named(self, name: str) -> list[Path]:
+        """The files of a name."""
+        return [path for path in self.files if path.name == name]
+
+    def folders_with(self, name: str) -> set[Path]:
+        """The folders that hold a file of a name."""
+        return {path.parent for path in self.named(name)}
+
+    def name_of(self, folder: Path) -> str:
+        """The name that a member in a folder gets from its path."""
+        return name_of_path(
+            self.root.resolve().name if folder == self.root else folder.relative_to(self.root).as_posix()
+        )

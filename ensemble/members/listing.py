@@ -1,0 +1,52 @@
+"""What a member's files say of it before they are loaded. Imports no torch: listing members is cheap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ensemble.errors import WeightsBroken
+from ensemble.families.base import Shown
+from ensemble.families.registry import family_of
+from ensemble.families.spec import MemberSpec
+from ensemble.weights.folder import files_of, readable
+
+
+@dataclass(frozen=True)
+class Description:
+    """One member, for a table."""
+
+    folds: tuple[str, ...]
+    """Names of its folds: "0", "1", ... or "all"."""
+    images: tuple[str, ...]
+    """What its channels show, each modality once."""
+    spacing_mm: tuple[float, ...]
+    """That its networks work at; in-plane for 2-D networks."""
+    size_bytes: int
+    """Of all its files."""
+    remarks: tuple[str, ...]
+    """What is missing or odd."""
+
+
+def describe(spec: MemberSpec) -> Description:
+    """Read the cheap files of a member. What they don't say is empty, with a remark: whether a member loads, loading it tells.
+
+    Raises WeightsBroken for a folder that can't be read.
+    """
+    with readable(spec.folder):
+        size = sum(path.stat().st_size for path in files_of(spec.folder) if path.is_file())
+        shown, folds = Shown((), ()), tuple[str, ...]()
+        try:
+            family = family_of(spec)
+            folds = family.folds(spec.folder)
+            shown, remarks = family.describe(spec.folder), _missing_folds(folds)
+        except WeightsBroken as error:
+            remarks = (f"{error.what}: {error.found or error.where}",)
+    modalities = dict.fromkeys(channel.partition("[")[0].strip().upper() for channel in spec.channels or shown.channels)
+    return Description(folds, tuple(modalities), spec.spacing_mm or shown.spacing_mm, size, remarks)
+
+
+def _missing_folds(folds: tuple[str, ...]) -> tuple[str, ...]:
+    """Folds are numbered from 0; a gap is no error, but another prediction than that of the whole model."""
+    numbers = {int(fold) for fold in folds if fold.isdecimal()}
+    gaps = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
+    return (f"without fold {', '.join(map(str, gaps))}",) if gaps else ()

@@ -1,0 +1,126 @@
+"""What is written of a case: every kind of output is a row of ROLES or MEMBER_ROLES here, and stands nowhere else.
+
+`layouts` say where an artifact lies and what it is called, `formats` how its payload becomes bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ensemble.config import Extras
+from ensemble.outputs.formats import FORMATS
+
+if TYPE_CHECKING:
+    from ensemble.families.base import MemberPrediction
+    from ensemble.pipeline import Ensemble, Result
+    from ensemble.readers.base import RawCase
+
+Source = TypeVar("Source")
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A case as it was read, what came of it, and by whom."""
+
+    raw: RawCase
+    result: Result
+    ensemble: Ensemble
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What ran and what came of it, ready for JSON."""
+        from ensemble.outputs.report.run_report import build_report
+
+        return build_report(self.raw, self.result, self.ensemble)
+
+
+@dataclass(frozen=True)
+class Role(Generic[Source]):
+    """A kind of output."""
+
+    name: str
+    """The file's name, unless a layout has a better one. Letters and digits, so that no member's name before it can run into it."""
+    format: str
+    """A row of FORMATS."""
+    option: str
+    """The field of Extras that asks for it; empty for what is always written."""
+    payload: Callable[[Source], Any]
+    """What the format writes."""
+
+    def __post_init__(self) -> None:
+        options = {"", *Extras.__dataclass_fields__}
+        if not re.fullmatch(r"[a-z0-9]+", self.name) or self.format not in FORMATS or self.option not in options:
+            raise ValueError(
+                f"no role can be called {self.name!r}, written as {self.format!r}, asked for by {self.option!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One output of one case."""
+
+    role: Role[Any]
+    member: str = ""
+    """Whose it is; empty for the case's own."""
+    payload: Any = None
+
+    def file_name(self, image_suffix: str) -> str:
+        """The role and the format's ending; images end in `image_suffix`."""
+        return self.role.name + (FORMATS[self.role.format].suffix or image_suffix)
+
+
+def _overlay(case: Segmented) -> bytes:
+    from ensemble.outputs.report.figure import draw_overlay  # matplotlib takes a second to import
+
+    picture = io.BytesIO()
+    draw_overlay(case.result, picture)
+    return picture.getvalue()
+
+
+def _page(case: Segmented) -> str:
+    from ensemble.outputs.report.page import case_page
+
+    return case_page(case.report, case.result)
+
+
+MASK: Role[Segmented] = Role("mask", "image", "", lambda case: case.result.fused.mask)
+REPORT: Role[Segmented] = Role("report", "json", "report", lambda case: case.report)
+PAGE: Role[Segmented] = Role("report", "html", "report", _page)
+OVERLAY: Role[Segmented] = Role("overlay", "png", "report", _overlay)
+#: Of the case.
+ROLES: tuple[Role[Segmented], ...] = (
+    MASK,
+    Role("probability", "image", "save_probabilities", lambda case: case.result.fused.mean),
+    Role("votes", "image", "save_member_masks", lambda case: case.result.fused.votes),
+    REPORT,
+    PAGE,
+    OVERLAY,
+)
+#: Of each member that voted.
+MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
+    Role("mask", "image", "save_member_masks", lambda prediction: prediction.mask),
+    Role("probability", "image", "save_probabilities", lambda prediction: prediction.probability),
+)
+
+
+def kinds(member: str) -> list[Artifact]:
+    """One of every kind, without payload: of the case, and of a member."""
+    return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
+
+
+def artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
+    """What is to be written of a case: what is always, and what `extras` ask for."""
+    wanted = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
+    predictions = [outcome.prediction for outcome in case.result.outcomes if outcome.prediction is not None]
+    for role in _asked(MEMBER_ROLES, extras):
+        wanted += [Artifact(role, prediction.member, role.payload(prediction)) for prediction in predictions]
+    return wanted
+
+
+def _asked(roles: Collection[Role[Source]], extras: Extras) -> list[Role[Source]]:
+    return [role for role in roles if not role.option or getattr(extras, role.option)]

@@ -1,0 +1,32 @@
+"""Volumes as image files of any kind that SimpleITK writes; the ending of the name says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ensemble.streams import native_stderr_to_log
+from ensemble.volume import Volume, from_sitk, to_sitk
+
+#: Formats keep geometry in few digits; more than this is another place.
+MOST_ROUNDING_VOXELS = 0.01
+
+
+def write(volume: Volume, path: Path) -> None:
+    """Write a volume, compressed, with geometry and nothing else in its header; read it back, since a full disk can go unnoticed.
+
+    Raises OSError when the file does not hold what was written, ValueError when its format can't hold the volume's geometry.
+    """
+    image = to_sitk(volume)
+    try:
+        with native_stderr_to_log():
+            sitk.WriteImage(image, str(path), useCompression=True)
+            back = from_sitk(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise OSError(f"{path.name} could not be written: {str(error).splitlines()[-1].strip()}") from error
+    if not np.array_equal(back.array, sitk.GetArrayViewFromImage(image), equal_nan=True):
+        raise OSError(f"{path.name} does not read back as it was written: is the disk full?")
+    if not volume.grid.distance_voxels(back.grid) < MOST_ROUNDING_VOXELS:
+        raise ValueError(f"{path.suffix} can't hold this geometry: {volume.grid}")

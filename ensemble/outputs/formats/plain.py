@@ -1,0 +1,19 @@
+"""Bytes and text as they are, everything else as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ensemble.publish import write_json
+from ensemble.streams import printable
+
+
+def write(payload: Any, path: Path) -> None:
+    """Write bytes, text (UTF-8), or what JSON can hold."""
+    if isinstance(payload, bytes):
+        path.write_bytes(payload)
+    elif isinstance(payload, str):
+        path.write_text(printable(payload), encoding="utf-8")
+    else:
+        write_json(payload, path)

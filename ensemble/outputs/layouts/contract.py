@@ -1,0 +1,82 @@
+"""The layout of the contract: the mask in the folder of its interface, `results.json`, and whatever else was asked for at the root.
+
+`results.json` is the index by which a later run knows what to replace: the platform lets nothing else tell of the mask (below
+`/output/images` lie images only), and it lists the extras where there are some. Without, it is the platform's to the letter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble.config import Extras
+from ensemble.errors import UsageError
+from ensemble.outputs.artifacts import MASK, Artifact, Segmented, artifacts, kinds
+from ensemble.outputs.layouts.folder import Folder
+from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
+from ensemble.outputs.layouts.layout import placed, write
+from ensemble.publish import publish, write_json
+from ensemble.readers.names import image_suffix
+
+OUTPUT_SLUG = "stroke-lesion-segmentation"
+MASKS = f"images/{OUTPUT_SLUG}"
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The platform's place for the mask; the rest as `run` has it."""
+
+    mask_name: str
+
+    def place(self, artifact: Artifact) -> str:
+        if artifact.role is MASK:
+            return f"{MASKS}/{self.mask_name}"
+        return Folder(".mha").place(artifact)
+
+
+def earlier_masks(output_root: Path) -> list[str]:
+    """Places, below the output root, of the masks that an earlier run's `results.json` lists; none when there is no such file."""
+    try:
+        cases = json.loads((output_root / RESULTS).read_text(encoding="utf-8"))
+        names = [
+            str(output["filename"]) for case in cases for output in case["outputs"] if output["slug"] == OUTPUT_SLUG
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [f"{MASKS}/{name}" for name in names if name == Path(name).name]
+
+
+def refuse_unknown_masks(output_root: Path, mask_name: str) -> None:
+    """Raise UsageError for a mask beside that of this case that no `results.json` lists: the platform rejects two."""
+    known = {*earlier_masks(output_root), f"{MASKS}/{mask_name}"}
+    masks = [path for path in (output_root / MASKS).glob("*") if image_suffix(path)]
+    if unknown := sorted(path.name for path in masks if f"{MASKS}/{path.name}" not in known):
+        raise UsageError(
+            "another mask lies where that of this case belongs",
+            where=output_root / MASKS,
+            found=", ".join(unknown),
+            do="move it away, or give another output folder",
+        )
+
+
+def publish_case(
+    case: Segmented, extras: Extras, output_root: Path, mask_name: str, results: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put the outputs of a case below the output root, all or none, in place of those of an earlier one; `results` is the content of
+    `results.json`. Raises UsageError when they can't be written."""
+    layout = Contract(mask_name)
+    places = placed(artifacts(case, extras), layout)
+    beside = sorted(set(places) - {f"{MASKS}/{mask_name}"})
+    replaces = (*earlier_masks(output_root), *earlier_outputs(output_root))
+    with publish(output_root, replaces=replaces) as staging:
+        write(places, staging)
+        write_json([{**entry, WRITTEN: beside} if beside else entry for entry in results], staging / RESULTS)
+
+
+def patterns() -> list[str]:
+    """Where outputs may lie, whatever case and members are called: all that is known of those of a process that was killed."""
+    return [RESULTS, *map(Contract("*.mha").place, kinds("*"))]

@@ -1,0 +1,36 @@
+"""The layout of `run`: `mask.nii.gz`, `report.json` and so on in a folder of the user's, each member's outputs in `members/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ensemble.config import Extras
+from ensemble.outputs.artifacts import REPORT, Artifact, Segmented, artifacts
+from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
+from ensemble.outputs.layouts.layout import placed, write
+from ensemble.publish import publish
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Everything is called by its role."""
+
+    image_suffix: str
+
+    def place(self, artifact: Artifact) -> str:
+        name = artifact.file_name(self.image_suffix)
+        return f"members/{artifact.member}_{name}" if artifact.member else name
+
+
+def publish_case(case: Segmented, extras: Extras, root: Path, image_suffix: str) -> None:
+    """Put the outputs of a case into a folder, all or none, in place of those of an earlier one.
+
+    The report lists them all: it is the index by which a later run knows what to replace. Raises UsageError when they can't be written.
+    """
+    places = placed(artifacts(case, extras), Folder(image_suffix))
+    for place, artifact in places.items():
+        if artifact.role is REPORT:
+            places[place] = replace(artifact, payload=artifact.payload | {WRITTEN: sorted(places)})
+    with publish(root, replaces=earlier_outputs(root, "mask.nii.gz", "mask.mha", "mask.nrrd")) as staging:
+        write(places, staging)

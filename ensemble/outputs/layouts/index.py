@@ -1,0 +1,56 @@
+"""Which outputs of an earlier run stand in a folder: told by the index that it wrote with them, not by what files are called.
+
+The index is a list of places in a file that is there anyway, and is the last to appear: `report.json` of `run`, and `results.json` of
+the contract, where no file may lie that the platform doesn't know. (Each case of a batch has a folder of its own, which is replaced whole.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ensemble.outputs.layouts.layout import is_inside
+
+#: Key of the index in those files.
+WRITTEN = "written"
+_HOLDERS = ("report.json", "results.json")
+_IMAGES = ("nii.gz", "mha", "nrrd")
+#: What the first version wrote beside a mask, which had no index, as patterns. Nothing joins them: what is new has an index.
+_WITHOUT_INDEX = (
+    *(f"{name}.{ending}" for name in ("probability", "votes") for ending in _IMAGES),
+    *(f"members/**/*_{name}.{ending}" for name in ("mask", "probability") for ending in _IMAGES),
+    *("report.json", "report.html", "overlay.png"),
+)
+
+
+def earlier_outputs(root: Path, *masks: str) -> list[str]:
+    """The files below `root` that an earlier run wrote, relative to it: those that its index lists.
+
+    Without an index, those that have names as the first version gave them, and `masks`.
+    """
+    places = [place for name in _HOLDERS for place in _listed(root / name)]
+    if not places:
+        found = (path for pattern in (*masks, *_WITHOUT_INDEX) for path in sorted(root.glob(pattern)))
+        places = [path.relative_to(root).as_posix() for path in found]
+    return [place for place in dict.fromkeys(places) if _stands(root, place)]
+
+
+def _listed(holder: Path) -> Iterator[str]:
+    try:
+        content: Any = json.loads(holder.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    for entry in content if isinstance(content, list) else [content]:
+        places = entry.get(WRITTEN) if isinstance(entry, dict) else None
+        yield from (place for place in (places if isinstance(places, list) else ()) if isinstance(place, str))
+
+
+def _stands(root: Path, place: str) -> bool:
+    """Whether a file is there, and really below the root: an index is a file that anybody may have written, and folders may be links."""
+    try:
+        path = root / place
+        return is_inside(place) and path.is_file() and path.parent.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,50 @@
+"""What every layout is: it says where each artifact of a case lies. And how they are written there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from ensemble.outputs.artifacts import Artifact
+from ensemble.outputs.formats import FORMATS
+
+
+class Layout(Protocol):
+    """Places and names of the outputs of one case."""
+
+    def place(self, artifact: Artifact) -> str:
+        """The file of an artifact, below the folder that is written to, with `/` between its parts."""
+
+
+def placed(artifacts: Iterable[Artifact], layout: Layout) -> dict[str, Artifact]:
+    """Each artifact by its place. Raises ValueError for a place that leaves the folder, and for two that meet on some file system."""
+    places: dict[str, Artifact] = {}
+    for artifact in artifacts:
+        place = layout.place(artifact)
+        if not is_inside(place):
+            raise ValueError(f"{place!r} is no place below a folder")
+        if meets := [other for other in places if _meet(place, other)]:
+            raise ValueError(f"two outputs have one place: {place!r}, {meets[0]!r}")
+        places[place] = artifact
+    return places
+
+
+def write(places: Mapping[str, Artifact], folder: Path) -> None:
+    """Write artifacts to their places below a folder. Raises OSError, and ValueError for what a format can't hold."""
+    for place, artifact in places.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        FORMATS[artifact.role.format].write(artifact.payload, path)
+
+
+def is_inside(place: str) -> bool:
+    """Whether a relative path names a file below the folder that it is relative to."""
+    path = PurePosixPath(place)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in place
+
+
+def _meet(place: str, other: str) -> bool:
+    """Whether two places are one, be it but for capitals, or one lies below the other."""
+    one, two = PurePosixPath(place.casefold()), PurePosixPath(other.casefold())
+    return one == two or one in two.parents or two in one.parents

@@ -1,0 +1,76 @@
+"""What lies outside the brain: values that are no numbers, noise, and the edges of the field of view."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ensemble.errors import InputRefused
+from ensemble.prepare.brain import above_background
+from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.resample import resample_volume
+from ensemble.types import Modality
+
+#: Share of the voxels outside the brain that may be other than 0, as after interpolation at its rim; more is noise.
+NOISY_BACKGROUND = 0.05
+#: Area of brain on a face of the image from which on it is cut off.
+_CUT_MM2 = 400.0
+
+
+def not_numbers(case: Draft) -> Stepped:
+    """Values that are no numbers, or hot, stay 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
+    notes = []
+    for modality, bad in case.unusable.items():
+        other = case.adc if modality is Modality.DWI else case.dwi
+        tissue = case.dwi.like(case.brain & above_background(other.array))
+        count = int(bad.where.array.sum())
+        what = (
+            "NaN or infinite"
+            if not bad.hot
+            else "far hotter than any tissue"
+            if bad.hot == count
+            else "NaN, infinite or far too hot"
+        )
+        # tissue on the image's own grid: no bad voxel can slip between those of a coarser one
+        there = resample_volume(tissue, bad.where.grid, linear=False).array
+        if inside := int((there[bad.where.array] > 0).sum()):
+            raise InputRefused(
+                f"the {modality.label} image holds values that are {'not numbers' if not bad.hot else 'none of tissue'}",
+                where=case.paths[modality],
+                found=f"{count} of {there.size} voxels are {what}, {inside} of them in brain tissue",
+                do="export it again",
+            )
+        notes.append(Note(f"{modality.label}: {count} voxels without tissue were {what}: set to 0", modality))
+    return case, tuple(notes)
+
+
+def background(case: Draft) -> Stepped:
+    """Zeros outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0."""
+    notes, outside, images = [], ~case.brain, dict(case.images)
+    for modality in (modality for modality in Modality if modality in case.images):
+        image = case.images[modality]
+        noisy = float((image.array[outside] != 0).mean()) if outside.any() else 0.0
+        if noisy > NOISY_BACKGROUND:
+            images[modality] = image.like(np.where(case.brain, image.array, np.float32(0)))
+            text = f"{modality.label}: {noisy:.0%} of what lies outside the brain was not 0: set to 0"
+            notes.append(Note(text, modality))
+    return replace(case, images=images), tuple(notes)
+
+
+def edges(case: Draft) -> Stepped:
+    """Say so when the brain is cut off by the field of view; below, where the brain stem leaves it, that is as it should be."""
+    canonical = case.dwi.grid.canonical()
+    array = canonical.apply(case.brain)
+    faces = {
+        "top": array[-1],
+        "front": array[:, 0],
+        "back": array[:, -1],
+        "right": array[:, :, 0],
+        "left": array[:, :, -1],
+    }
+    spacing = canonical.spacing(case.dwi.grid.spacing_zyx_mm)
+    areas = {"top": spacing[1] * spacing[2], "front": spacing[0] * spacing[2], "back": spacing[0] * spacing[2]}
+    cut = [name for name, face in faces.items() if face.sum() * areas.get(name, spacing[0] * spacing[1]) > _CUT_MM2]
+    text = f"the brain reaches the edge of the image ({', '.join(cut)}): what lies beyond is not segmented"
+    return case, (Note(text),) if cut else ()

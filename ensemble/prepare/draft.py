@@ -1,0 +1,83 @@
+"""A case on its way through the steps of preparation, the form that every step has, and what steps note."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.config import RunConfig, SkullStrip
+from ensemble.types import BoolArray, Modality
+from ensemble.volume import Volume
+
+
+def _nowhere() -> BoolArray:
+    return np.zeros((0, 0, 0), bool)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What was changed, or looks odd."""
+
+    text: str
+    """One sentence."""
+    image: Modality | None = None
+    """That it is about; None for the case as a whole."""
+    step: str = ""
+    """That noted it: a function of `case.STEPS`, or "readers"."""
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Where an image held no numbers, or none of a head, and how many of these are hot. It is 0 there meanwhile."""
+
+    where: Volume
+    """bool, on the image's own grid."""
+    hot: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The case so far."""
+
+    name: str
+    paths: Mapping[Modality, Path]
+    """Of the images' files, for messages."""
+    images: Mapping[Modality, Volume]
+    """float32, as read; each on its own grid until a step brings it onto that of DWI."""
+    skull_strip: SkullStrip = "auto"
+    device: str = "cpu"
+    """Where HD-BET runs if it must."""
+    brain_ml: tuple[float, float] = RunConfig.brain_ml
+    """Volume that a brain may have."""
+    unusable: Mapping[Modality, Unusable] = field(default_factory=dict)
+    """Of the images that had such values."""
+    covered: BoolArray = field(default_factory=_nowhere)
+    """Where ADC has data on the DWI grid; of no size until it lies there."""
+    brain: BoolArray = field(default_factory=_nowhere)
+    """On the DWI grid; of no size until it is found."""
+    stripped: bool = False
+    """Whether a skull was taken off."""
+    physical: Mapping[Modality, Volume] = field(default_factory=dict)
+    """float32, normalised by tissue."""
+
+    @property
+    def dwi(self) -> Volume:
+        """The image on whose grid everything will lie."""
+        return self.images[Modality.DWI]
+
+    @property
+    def adc(self) -> Volume:
+        """The ADC map."""
+        return self.images[Modality.ADC]
+
+    def with_image(self, modality: Modality, volume: Volume) -> Draft:
+        """The case with another volume in the place of an image."""
+        return replace(self, images={**self.images, modality: volume})
+
+
+Stepped = tuple[Draft, tuple[Note, ...]]
+#: A step takes the case so far, and gives the case after it with what it noted. Raises InputRefused when that can't be segmented safely.
+Step = Callable[[Draft], Stepped]

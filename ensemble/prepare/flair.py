@@ -1,0 +1,53 @@
+"""FLAIR onto the DWI grid: by its header, or registered besides (`registration.py`): it is taken minutes apart, and patients move."""
+
+from __future__ import annotations
+
+from ensemble.errors import InputRefused
+from ensemble.prepare.brain import brain_mask
+from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.prepare.grids import covered_by
+from ensemble.prepare.registration import register
+from ensemble.prepare.scale import refuse_no_brain
+from ensemble.prepare.skull import must_strip
+from ensemble.resample import resample_volume
+from ensemble.types import Modality
+
+#: FLAIR must cover at least this fraction of the brain to say anything about it; less than the second is remarked upon.
+MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
+
+
+def flair_size(case: Draft) -> Stepped:
+    """Refuse a FLAIR that is extracted, as the DWI is, and by its header of a size that no brain has."""
+    flair = case.images.get(Modality.FLAIR)
+    if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
+        shown = brain_mask(flair.array, flair.array)
+        refuse_no_brain(shown, flair.grid, "brain on FLAIR", case.paths[Modality.FLAIR], case.brain_ml)
+    return case, ()
+
+
+def flair_grid(case: Draft) -> Stepped:
+    """FLAIR on the DWI grid: registered where that aligns it better than its header does; refused where it shows another place."""
+    flair = case.images.get(Modality.FLAIR)
+    if flair is None:
+        return case, ()
+    grid, there, notes = case.dwi.grid, flair.grid, []
+    coverage = float(covered_by(there, grid)[case.brain].mean())
+    if coverage < MIN_FLAIR_COVERAGE:
+        raise InputRefused(
+            "FLAIR and DWI show different places",
+            where=case.paths[Modality.FLAIR],
+            found=f"FLAIR covers {coverage:.0%} of the brain on DWI: FLAIR {there.describe()}; DWI {grid.describe()}",
+            do="give the FLAIR of this examination, or leave it out",
+        )
+    if coverage < WHOLE_FLAIR_COVERAGE:
+        notes.append(f"FLAIR covers only {coverage:.0%} of the brain: 0 elsewhere")
+    same = grid.distance_voxels(there) <= 1e-3
+    placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
+    found = register(flair, placed, case.dwi, case.brain)
+    source = f"(linear, from {there.describe()})"
+    if found.transform is not None:
+        notes.append(f"FLAIR registered to DWI: {found.summary}; resampled {source}")
+        placed = resample_volume(flair, grid, transform=found.transform)
+    elif not same:
+        notes.append(f"FLAIR resampled onto the DWI grid by its header {source}; registration: {found.summary}")
+    return case.with_image(Modality.FLAIR, placed), tuple(Note(text, Modality.FLAIR) for text in notes)

@@ -1,0 +1,59 @@
+"""The first steps: DWI and ADC are there, each image holds a picture made of numbers, and no two are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from ensemble.errors import InputRefused
+from ensemble.prepare.draft import Draft, Stepped, Unusable
+from ensemble.prepare.hot import is_constant, unusable
+from ensemble.types import Modality
+
+
+def complete(case: Draft) -> Stepped:
+    """Refuse a case without DWI or ADC."""
+    for modality in (Modality.DWI, Modality.ADC):
+        if modality not in case.images:
+            raise InputRefused(f"case {case.name} has no {modality.label} image", do="DWI and ADC are both needed")
+    return case, ()
+
+
+def numbers(case: Draft) -> Stepped:
+    """Put 0 for what is no number, or none of a head, for now (`background.not_numbers` judges); refuse images that hold no picture."""
+    marked, images = {}, dict(case.images)
+    for modality, image in case.images.items():
+        bad = unusable(image.array)
+        if bad.all():
+            raise InputRefused(
+                f"the {modality.label} image holds values that are not numbers",
+                where=case.paths[modality],
+                found="every voxel is NaN or infinite",
+                do="export it again",
+            )
+        if is_constant(image.array, ~bad):
+            raise InputRefused(
+                f"the {modality.label} image is constant",
+                where=case.paths[modality],
+                found=f"every voxel is {np.median(image.array[~bad]):g}, or all but a few",
+                do="check the export",
+            )
+        if bad.any():
+            marked[modality] = Unusable(image.like(bad), int((bad & np.isfinite(image.array)).sum()))
+            images[modality] = image.like(np.where(bad, np.float32(0), image.array))
+    return replace(case, images=images, unusable=marked), ()
+
+
+def distinct(case: Draft) -> Stepped:
+    """Refuse an image that is given twice."""
+    for first, second in combinations([modality for modality in Modality if modality in case.images], 2):
+        if np.array_equal(case.images[first].array, case.images[second].array):
+            raise InputRefused(
+                f"{first.label} and {second.label} are the same image",
+                where=case.paths[second],
+                found=f"the voxels of {case.paths[first]}",
+                do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
+            )
+    return case, ()

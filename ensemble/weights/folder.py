@@ -1,0 +1,50 @@
+"""Folders of weights: all files below one, and what to say where it can't be read. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ensemble.config import files_below
+from ensemble.errors import WeightsBroken
+
+_MOST_LISTED = 8
+
+
+def files_of(folder: Path) -> tuple[Path, ...]:
+    """Every file below a folder, sorted; none where there is no folder.
+
+    Raises WeightsBroken where anything in it can't be read: nothing is passed over in silence.
+    """
+    with readable(folder):
+        if not folder.is_dir():
+            return ()
+        files = sorted(files_below(folder, hidden=True))
+        for path in {path.parent: path for path in files}.values():
+            path.lstat()  # a folder may be listed, and not entered
+        return tuple(files)
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn errors of the file system into WeightsBroken, naming what can't be read."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsBroken(
+            "a file or folder of the weights can't be read",
+            where=error.filename or folder,
+            found=f"{error.strerror or error} (we run as user {os.getuid()})",
+            do="let this user read the weights folder and all that lies in it (chmod -R a+rX), or take out what is no weights",
+        ) from error
+
+
+def listing(folder: Path) -> str:
+    """The first names in a folder, for messages. Raises WeightsBroken where it can't be read."""
+    with readable(folder):
+        if not folder.is_dir():
+            return "no such folder"
+        names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:_MOST_LISTED]) + (" ..." if len(names) > _MOST_LISTED else "") or "an empty folder"

@@ -1,0 +1,139 @@
+"""What the summary says of results whose reports are of another version: as much as they hold, and no less of the others."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batch_runs
+from batch_runs import run_batch, write_case
+from conftest import StubMember, phantom_case, tree
+from ensemble.batch.summary import EARLIER, GONE, Row, rows, write_summary
+from ensemble.config import Extras
+from ensemble.evaluate.pairs import find_pairs
+from ensemble.outputs.artifacts import Segmented
+from ensemble.outputs.layouts.bids import write_case as write_results
+from ensemble.outputs.layouts.places import Place
+from ensemble.outputs.report.run_report import SCHEMA, build_report
+from ensemble.pipeline import Ensemble, segment
+from ensemble.progress import Silent
+
+PLACE = Place("a")
+MISSING = object()
+#: What a field may hold that is of another version, or was edited by hand.
+ODD = (MISSING, None, "text", 5, True, [], [None, 3], {}, {"x": "y"}, float("nan"), float("inf"), 10**400, -1)
+#: Of the fields that a summary reads, the way there.
+READ = (
+    "case",
+    "case.name",
+    "case.files",
+    "case.files.dwi",
+    "lesion",
+    "lesion.volume_ml",
+    "lesion.count",
+    "agreement",
+    "fusion",
+)
+READ += (
+    "fusion.voters",
+    "repairs",
+    "seconds",
+    "seconds.prepare",
+    "batch.key",
+    "batch.inputs",
+    "schema",
+    "members",
+    "tool",
+)
+
+
+@pytest.fixture
+def done(tmp_path: Path, stub_ensemble: Callable[..., Ensemble]) -> Path:
+    """A tree with one result; its report."""
+    raw, ensemble = phantom_case(), stub_ensemble(StubMember("one"), StubMember("two"))
+    case = Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
+    write_results(tmp_path / "out", tmp_path / "scratch", PLACE, case, Extras(), {"key": "x"})
+    return tmp_path / "out" / PLACE.folder / "report.json"
+
+
+def altered(report: dict[str, Any], field: str, value: object) -> dict[str, Any]:
+    report = copy.deepcopy(report)
+    *outer, last = field.split(".")
+    holder = report
+    for name in outer:
+        holder = holder[name]
+    if value is MISSING:
+        holder.pop(last, None)
+    else:
+        holder[last] = value
+    return report
+
+
+def summarised(root: Path, places: dict[str, Place]) -> Row:
+    """The one row, after the table was written and read."""
+    (row,) = rows(root, places, {})
+    write_summary(root, root, [row])
+    with (root / "summary.csv").open(newline="") as file:
+        (read,) = csv.DictReader(file)
+    assert read == {name: "" if value is None else str(value) for name, value in asdict(row).items()}
+    assert "a</a>" in (root / "index.html").read_text() or row.case != "a"
+    return row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", READ)
+def test_a_field_that_is_missing_or_of_another_kind_costs_only_itself(done: Path, field: str) -> None:
+    whole = json.loads(done.read_text())
+    root, full = done.parent.parent, summarised(done.parent.parent, {"a": PLACE})
+    for value in ODD:
+        done.write_text(json.dumps(altered(whole, field, value)))
+        row = summarised(root, {"a": PLACE})
+        assert (row.case, row.status, row.mask) == ("a", EARLIER, "sub-a/sub-a_space-dwi_label-lesion_mask.nii.gz")
+        for column, of in (
+            ("volume_ml", "lesion"),
+            ("lesions", "lesion"),
+            ("agreement", "agreement"),
+            ("voters", "fusion"),
+        ):
+            if not field.startswith(of):
+                assert getattr(row, column) == getattr(full, column) not in (None, "")
+        assert summarised(root, {}).status == GONE
+        find_pairs(root, root)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "null", "{}", '{"batch": []}', '{"batch": {"outputs": []}}', "[" * 9000]
+)
+def test_a_report_that_is_none_is_no_result(done: Path, text: str) -> None:
+    done.write_text(text)
+    assert rows(done.parent.parent, {"a": PLACE}, {}) == [Row("a", "a", "", "not done")]
+    assert rows(done.parent.parent, {}, {}) == []
+
+
+def test_a_result_without_key_is_made_anew_and_one_without_fields_is_kept(tmp_path: Path, weights: Path) -> None:
+    write_case(tmp_path / "data" / "a")
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
+    path = tmp_path / "out" / "sub-a" / "report.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({"batch": whole["batch"]}))
+    before = tree(tmp_path / "out" / "sub-a")
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
+    assert tree(tmp_path / "out" / "sub-a") == before
+    row = batch_runs.rows(tmp_path / "out")["a"]
+    assert (row["status"], row["lesions"], row["seconds"]) == ("done", "", "")
+    path.write_text(json.dumps(altered(whole, "batch.key", MISSING)))
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
+    assert json.loads(path.read_text())["batch"]["key"] == whole["batch"]["key"]
+
+
+def test_a_report_says_its_version_first(stub_ensemble: Callable[..., Ensemble]) -> None:
+    raw, ensemble = phantom_case(), stub_ensemble(StubMember("one"))
+    report = build_report(raw, segment(raw, ensemble, Silent()), ensemble)
+    assert next(iter(report.items())) == ("schema", SCHEMA)
