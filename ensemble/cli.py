@@ -76,6 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import sole_writer
     from ensemble.outputs.artifacts import Segmented
     from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.foreign import refuse_foreign
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
     from ensemble.progress import watcher
@@ -87,6 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_case(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
     with sole_writer(options.out):
+        refuse_foreign(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
         ensemble = load(config)
         with closing(watcher()) as watching:
@@ -139,9 +141,11 @@ def _members(options: argparse.Namespace) -> int:
 
 def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.run import batch
+    from ensemble.folders import sole_writer
 
     extras = _extras(options, report=options.report)
-    return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
+    with sole_writer(options.out, shared=True):
+        return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

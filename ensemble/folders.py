@@ -36,8 +36,10 @@ _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
 
 
 @contextmanager
-def sole_writer(root: Path) -> Iterator[None]:
+def sole_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
     """Let nobody else in who writes to `root` while the block lasts; a folder that was made for it goes again if it stays empty.
+
+    Who comes `shared` lets others in who do: batches agree among themselves on who does which case.
 
     The lock is a `flock` on the folder itself: it leaves no file, holds by whatever path and in every container that mounts the folder,
     and ends with the process, however that ends. Where the file system knows no locks, that is noted. Raises UsageError when another
@@ -45,7 +47,7 @@ def sole_writer(root: Path) -> Iterator[None]:
     """
     made: list[Path] = []
     try:
-        descriptor = _locked_folder(root, made)
+        descriptor = _locked_folder(root, made, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except BlockingIOError as error:
         raise UsageError(
             "somebody else is writing to the output folder",
@@ -62,7 +64,7 @@ def sole_writer(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked_folder(root: Path, made: list[Path]) -> int:
+def _locked_folder(root: Path, made: list[Path], how: int) -> int:
     """Make a folder if need be (then noting it and those above in `made`) and lock it. Raises BlockingIOError when somebody has it."""
     while True:
         made += [folder for folder in (root, *root.parents) if not folder.exists() and folder not in made]
@@ -72,7 +74,7 @@ def _locked_folder(root: Path, made: list[Path]) -> int:
         except FileNotFoundError:  # whoever had made it took it away
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), root.stat()):
                 return descriptor
         except FileNotFoundError:

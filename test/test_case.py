@@ -207,6 +207,7 @@ def test_of_several_faults_the_first_steps_is_told() -> None:
         "adc_coverage",
         "plausible",
         "brain_size",
+        "related",
         "flair_size",
         "flair_grid",
         "not_numbers",

@@ -389,3 +389,17 @@ def test_nothing_to_compare_is_refused_and_nothing_written(masks: tuple[Path, Pa
     for arguments in ((masks[0], tmp_path / "others"), (masks[0], tmp_path / "none"), (tmp_path, masks[1])):
         assert main(["evaluate", *map(str, arguments), "--out", str(tmp_path / "out" / "m.csv")]) in (2, 3)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("side", ["p", "t"])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_mask_that_fills_the_image_is_none(tmp_path: Path, side: str, inverted: bool) -> None:
+    """Ones everywhere, or inside and outside exchanged: it was measured."""
+    lesion = np.zeros((6, 6, 6), np.uint8)
+    lesion[2:4, 2:4, 2:4] = 1
+    grid = replace(GRID, size=(6, 6, 6))
+    for name in ("p", "t"):
+        odd = 1 - lesion if inverted else np.ones_like(lesion)
+        write_image(odd if name == side else lesion, tmp_path / name / "1.nii.gz", grid)
+    with pytest.raises(InputRefused, match="no mask of a lesion"):
+        score(find_pairs(tmp_path / "p", tmp_path / "t")[0][0])

@@ -180,3 +180,15 @@ def test_an_adc_on_another_grid_with_a_hot_voxel_in_the_air() -> None:
     image = replace(raw.images[ADC], volume=resample_volume(raw.images[ADC].volume, grid), path=Path("adc.mha"))
     raw = replace(raw, images={**raw.images, ADC: image})
     alike(prepare(spoilt(raw, ADC, lambda a: a.__setitem__((1, 1, 1), 2.0**32))), prepare(raw))
+
+
+def test_a_dwi_whose_brightest_values_became_negative_is_refused() -> None:
+    """Unsigned 16 bits read as signed: the lesion was lost, and the mask empty."""
+    raw = phantom_case()
+    wrapped = spoilt(raw, DWI, lambda a: a.__setitem__(..., (a * 70).astype(np.uint16).view(np.int16)))
+    assert (wrapped.images[DWI].volume.array < 0).any()
+    with pytest.raises(InputRefused, match="negative values"):
+        prepare(wrapped)
+    prepare(spoilt(raw, DWI, lambda a: a.__setitem__(..., (a * 40).astype(np.uint16).view(np.int16))))
+    ringing = spoilt(raw, DWI, lambda a: a.__setitem__((slice(None), slice(None), slice(3, 6)), -30.0))
+    prepare(ringing)

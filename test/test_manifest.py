@@ -245,3 +245,13 @@ def test_folders_that_are_found_get_names_that_are_safe_and_their_own(tmp_path: 
     assert (found["site_a"], found["..x"]) == ("site_a", "..x")
     assert found["site/a"].startswith("site__a")
     assert [spec.name for spec in find_members(tmp_path, (found["b"],))] == [found["b"]]
+
+
+@pytest.mark.parametrize("channels", [[1, 2], [["DWI"]], "DWI", {"DWI": "ADC"}, 5, [None]])
+def test_channels_that_are_no_names_are_broken_weights(tmp_path: Path, channels: object) -> None:
+    """Numbers ended in a traceback."""
+    entry = {"name": "a", "kind": "nnunet", "folder": "a", "channels": channels}
+    (tmp_path / "manifest.json").write_text(json.dumps({"members": [entry]}))
+    with pytest.raises(WeightsBroken, match="manifest can't be read") as broken:
+        find_members(tmp_path)
+    assert "channels" in broken.value.found

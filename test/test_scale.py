@@ -282,3 +282,21 @@ def test_the_range_is_part_of_the_report() -> None:
     with pytest.raises(UsageError):
         RunConfig(brain_ml=(0.0, -1.0))
     assert WeightsBroken.exit_code == 4
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 0.5), (1, 1, 0.4), (0.5, 1, 1.5), (0.5, 1, 2), (1.3, 1.3, 0.5)])
+def test_a_whole_brain_of_no_brains_shape_is_refused(factors: tuple[float, float, float]) -> None:
+    """Slices 1 mm apart for 2 halve the lesion's volume, and the brain's is still that of a child."""
+    raw = scaled(factors, DWI, ADC)
+    raw = replace(raw, images={m: raw.images[m] for m in (DWI, ADC)})
+    with pytest.raises(InputRefused, match="shape|size") as refusal:
+        prepare(raw, "never", brain_ml=(300.0, 4000.0))
+    assert "slice spacing" in refusal.value.do
+
+
+@pytest.mark.parametrize("slices", [slice(6, 16), slice(0, 11), slice(12, None)])
+def test_a_slab_has_any_shape(slices: slice) -> None:
+    raw = phantom_case()
+    grid = replace(GRID, size=(40, 48, len(range(24)[slices])))
+    images = {m: replace(i, volume=Volume(i.volume.array[slices], grid)) for m, i in raw.images.items()}
+    prepare(replace(raw, images=images), "never")

@@ -135,6 +135,50 @@ def test_an_empty_volume_is_named(empty: float, shell: int) -> None:
     assert f"volume {shell + 1} (b = 1000) of {shell + 1}" in refusal.value.found
 
 
+@pytest.mark.parametrize("sign", ["negative", "negative but for a voxel"])
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_negative_volume_is_named(sign: str, at: int) -> None:
+    """It ended in a traceback."""
+    images = head()
+    volumes = [images["b0"], *images["directions"]]
+    volumes[at] = -volumes[at] - 1
+    volumes[at][5, 5, 5] *= -1 if "voxel" in sign else 1
+    if at == 0 and sign == "negative":
+        chosen(volumes, [0, 1000, 1000, 1000])  # nobody needs a b0
+        return
+    with pytest.raises(InputRefused) as refusal:
+        chosen(volumes, [0, 1000, 1000, 1000])
+    assert f"volume {at + 1} (b" in refusal.value.found
+
+
+def test_a_shell_of_which_half_shows_something_else_is_refused() -> None:
+    """The median of such a shell lies between: none of its volumes is far from it."""
+    images = head(count=4)
+    one, two, three, _ = images["directions"]
+    for odd in (images["b0"], images["adc"], one * 2.4, one / 2.4):
+        for shell in ([one, two, odd, odd], [one, two, odd, odd * 1.02], [odd, odd, odd, one, two, three]):
+            with pytest.raises(InputRefused, match="do not show the same"):
+                chosen([images["b0"] * 3, *shell], [0, *[1000] * len(shell)])
+
+
+@pytest.mark.parametrize("true", [(0, 1000, 500), (0, 2000, 1000), (500, 0), (300, 0), (0, 700, 1000, 300)])
+def test_shells_in_another_order_than_their_b_values_are_refused(true: tuple[int, ...]) -> None:
+    """Ascending b-values stand beside volumes of b `true`: only the lowest was looked at, and only if it was below 250."""
+    volumes = {b: head(float(b))["directions"][0] if b else head()["b0"] for b in true}
+    ascending: list[float] = sorted(true) if len(true) > 2 else [500, 1000]
+    with pytest.raises(InputRefused, match="in another order"):
+        chosen([volumes[b] for b in true], ascending)
+    chosen([volumes[b] for b in sorted(true)], ascending)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.25])
+def test_shells_in_order_are_read(noise: float) -> None:
+    shells = (50, 300, 700, 1000, 1400, 2000, 3000)
+    volumes = [head()["b0"], *(head(float(b), noise)["directions"][0] for b in shells)]
+    for last in range(4, len(volumes) + 1):
+        chosen(volumes[:last], [0, *shells[: last - 1]])
+
+
 def test_volumes_in_another_order_than_their_b_values_are_refused() -> None:
     images = head()
     trace = images["directions"][0]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ensemble.errors import InputRefused
+from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.pairs import find_pairs
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score, score
@@ -27,8 +27,9 @@ def evaluate(predictions: Path, truths: Path, out: Path) -> int:
     """Measure every case with a true mask. Returns how many could not be measured.
 
     Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; all or none. Raises
-    InputRefused when there is nothing to measure.
+    InputRefused when there is nothing to measure, UsageError when something else would be replaced.
     """
+    _refuse_foreign(out)
     pairs, without_truth = find_pairs(predictions, truths)
     scores: list[Score] = []
     refused: list[tuple[str, InputRefused]] = []
@@ -49,6 +50,21 @@ def evaluate(predictions: Path, truths: Path, out: Path) -> int:
         draw_plots(scores, staging / f"{out.stem}_plots.png")
     _tell(scores, summaries, refused, without_truth, out)
     return len(refused)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch."""
+    ours = {out: (*_PER_CASE, "status"), out.with_name(f"{out.stem}_summary.csv"): tuple(Summary.__dataclass_fields__)}
+    for path, columns in ours.items():
+        if path.is_file() and path.stat().st_size and _first_line(path) != ",".join(columns):
+            raise UsageError(
+                "a file that is no result of evaluate would be replaced", where=path, do="name another file as --out"
+            )
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(10_000).decode(errors="replace").rstrip()
 
 
 def _tell(

@@ -14,6 +14,8 @@ from ensemble.metrics import detected_lesions, dice, lesion_f1, volume_ml
 from ensemble.readers.stored import not_3d, read_stored
 from ensemble.volume import Volume
 
+#: Share of an image that a lesion may fill.
+_MOST_OF_IMAGE = 0.5
 #: The measures of ISLES'22.
 MEASURES = ("dice", "lesion_f1", "avd_ml", "alcd")
 
@@ -97,7 +99,15 @@ def read_mask(path: Path, label: str) -> Volume:
             found=f"{len(found)} values {numbers}" + f", {odd} voxels NaN or infinite" * bool(odd),
             do="give 0 outside the lesion and one other value inside",
         )
-    return Volume(values != 0, stored.grid)
+    mask = values != 0
+    if (share := float(mask.mean())) > _MOST_OF_IMAGE:
+        raise InputRefused(
+            f"the {label} is no mask of a lesion",
+            where=path,
+            found=f"{share:.0%} of the image lies inside",
+            do="give 0 outside the lesion and one other value inside, not the other way round",
+        )
+    return Volume(mask, stored.grid)
 
 
 def _only_two(pair: Pair) -> tuple[Path, Path]:

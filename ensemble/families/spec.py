@@ -52,7 +52,7 @@ class MemberSpec:
             name=entry["name"],
             kind=str(entry["kind"]),
             folder=folder,
-            channels=tuple(channels) if channels is not None else None,
+            channels=_texts(channels) if channels is not None else None,
             intensities=_choice(entry, "intensities", ("native", "physical")),
             orientation=_choice(entry, "orientation", ("native", "canonical")),
             spacing_mm=tuple(float(mm) for mm in entry.get("spacing_mm", ())),
@@ -72,6 +72,12 @@ class MemberSpec:
             "licence": self.licence,
             "sha256": dict(self.sha256),
         }
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"channels is {value!r}, no list of names such as DWI")
+    return tuple(value)
 
 
 def _choice(entry: Mapping[str, Any], key: str, allowed: tuple[str, str]) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ensemble.config import Registration, RunConfig, SkullStrip
 from ensemble.geometry import Grid
 from ensemble.prepare.adc import with_adc
+from ensemble.prepare.agreement import related
 from ensemble.prepare.background import background, edges, not_numbers
 from ensemble.prepare.draft import Draft, Note, Step
 from ensemble.prepare.flair import flair_grid, flair_size
@@ -32,6 +33,7 @@ STEPS: tuple[Step, ...] = (
     adc_coverage,
     plausible,
     brain_size,
+    related,
     flair_size,
     flair_grid,
     not_numbers,

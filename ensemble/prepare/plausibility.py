@@ -40,6 +40,9 @@ _TISSUE_ADC, _BIN, _FIRST, _FLUID, _LAST, _LEAST_VOXELS, _ENOUGH_VOXELS = 0.8, 0
 _EXPONENTIAL = 0.75
 #: Share of the brain at the very highest value from which on an image is clipped; and the level below which that hides lesions.
 _CLIPPED_SHARE, _LESIONS_HIDDEN = 0.005, 1.5
+#: How far below 0 (in units of tissue) no interpolation takes a DWI, and the share of the brain that may lie there (real and simulated
+#: ones: none).
+_NEGATIVE, _NEGATIVE_SHARE = 0.5, 5e-4
 #: Share of the brain in which one of the images may hold nothing: remarked upon, and refused.
 _SOME_EMPTY, _MOSTLY_EMPTY = 0.05, 0.2
 
@@ -72,6 +75,7 @@ def refuse_implausible(
     """
     inside = _Inside(_in_levels(dwi, brain), _in_levels(adc, brain))
     empty = _refuse_empty(dwi, adc, brain, where)
+    _refuse_negative(inside.dwi, where)
     _refuse_swapped(inside, where)
     _refuse_unweighted(_rise(inside, dwi, adc, brain, core), where)
     _refuse_exponential(_Inside(*_core(dwi, adc, brain)), where)
@@ -124,6 +128,18 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
         if empty > _SOME_EMPTY:
             notes.append(Note(f"{modality.label} is 0 or negative in {empty:.0%} of the brain", modality))
     return notes
+
+
+def _refuse_negative(dwi: FloatArray, where: str) -> None:
+    """Raise InputRefused for a DWI whose brightest values have come out negative: no magnitude is, and a lesion would be lost."""
+    share = float((dwi < -_NEGATIVE).mean())
+    if share > _NEGATIVE_SHARE:
+        raise InputRefused(
+            "the DWI holds negative values that no magnitude has",
+            where=where,
+            found=f"{share:.2%} of the brain is below -{_NEGATIVE:g} times tissue, {float(dwi.min()):.3g} times at the lowest",
+            do="export it again: values beyond 32767 become negative where 16 bits with a sign hold them",
+        )
 
 
 def _refuse_swapped(inside: _Inside, where: str) -> None:

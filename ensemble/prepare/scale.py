@@ -27,6 +27,9 @@ USUAL_BRAIN_ML: Range = (600.0, 2200.0)
 _LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
 #: Within so many mm lies 99 % of the smallest and the largest brain of `BRAIN_ML` along any axis (adults: 120 to 190 mm; a slab: less).
 _BRAIN_MM, _MOST_OF_IT = (30.0, 250.0), 0.99
+#: Longest axis of a whole brain in units of its shortest (1.1 to 1.55); and the share of its largest section in which one is cut off, which
+#: whole ones end with 0.07 of at most, slabs with 0.25 to 1.
+_MOST_UNEQUAL, _CUT_SHARE = 2.1, 0.25
 #: Voxel sizes of one matrix that differ by more than this share are two scales.
 _SAME_SCALE = 0.01
 #: What headers are mistaken in, by the factor on lengths that this gives.
@@ -101,11 +104,22 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
         raise _refusal(f"the {what} has a size that no brain has", where, found)
+    if max(lengths) > _MOST_UNEQUAL * min(lengths) and not any(_is_cut(brain, axis) for axis in range(3)):
+        size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
+        found = f"it measures {size} mm along x, y, z and is nowhere cut off, with voxels of {_spacing(grid)} mm"
+        raise _refusal(f"the {what} has a shape that no brain has", where, found)
     if USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
         return ()
     hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
     usual = f"a brain {USUAL_BRAIN_ML[0]:.0f} to {USUAL_BRAIN_ML[1]:.0f} ml"
     return (Note(f"the foreground measures {volume:.0f} ml, {usual}: {hint}"),)
+
+
+def _is_cut(brain: BoolArray, axis: int) -> bool:
+    """Whether a brain begins or ends along an axis with much of itself, as a slab does."""
+    areas = brain.sum(axis=tuple({0, 1, 2} - {axis}))
+    ends = areas[np.flatnonzero(areas)[[0, -1]]]
+    return bool(ends.max() > _CUT_SHARE * areas.max())
 
 
 def _length(brain: BoolArray, axis: int) -> int:

@@ -26,6 +26,8 @@ _MEDIAN_DIFFERENCE, _VOXEL_DIFFERENCE, _ODD_SHARE = 0.75, 0.8, 0.05
 _LEAST_ALIKE, _LEAST_ALIKE_MEDIAN = -0.1, 0.1
 #: By how much (1e-3 mm^2/s) a volume of low b may seem to lie beyond the weighted one; and how many times that may be darker.
 _MOST_REVERSED, _MOST_TIMES_DARKER = 0.1, 50.0
+#: From so much (s/mm^2) on, b-values of other shells tell which volume is the brighter one.
+_OTHER_SHELL = 250.0
 
 
 def diffusion_weighted(
@@ -54,12 +56,14 @@ def diffusion_weighted(
     refuse = _Refusal(path, b_values, f"correct {b_file}" if b_file else "correct the b-values")
     if empty := [number for number in shell if _is_empty(volumes[number])]:
         raise refuse("a volume of the DWI is empty", empty, "holds one value in all voxels")
+    if len(shell) > 1 and (none := [number for number in shell if not (volumes[number] > 0).any()]):
+        raise refuse("a volume of the DWI has no signal", none, "holds nothing positive")
     if len(shell) > 1:
         _refuse_at_odds(np.asarray(volumes)[shell], shell, b, refuse)
     weighted = volumes[shell[0]] if len(shell) == 1 else _geometric_mean(np.asarray(volumes, np.float32)[shell])
-    low = min(range(len(b_values)), key=lambda number: b_values[number])
-    if b_values[low] < DIFFUSION_B[0] / 2 and not _is_empty(volumes[low]):
-        _refuse_unweighted(weighted, volumes[low], b - b_values[low], low, refuse)
+    for number, value in enumerate(b_values):
+        if abs(value - b) > _OTHER_SHELL and not _is_empty(volumes[number]) and (volumes[number] > 0).any():
+            _refuse_reversed(weighted, volumes[number], b - value, number, refuse)
     if len(shell) == 1:
         return weighted, f"DWI: volume {shell[0] + 1} of {len(volumes)}, b = {b:g} s/mm^2"
     note = f"DWI: geometric mean of {len(shell)} of {len(volumes)} volumes, those of b = {b:g} s/mm^2"
@@ -150,8 +154,10 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
     others = logs[::-1] if len(logs) == 2 else np.broadcast_to(np.median(logs, axis=0), logs.shape)
     least = _LEAST_ALIKE if len(logs) == 2 else _LEAST_ALIKE_MEDIAN
     worst: tuple[float, int, str] | None = None
+    levels: list[float] = []
     for number, log, other in zip(numbers, logs, others, strict=True):
         level, alike, odd = _agreement(log, other, _VOXEL_DIFFERENCE * b / 1000)
+        levels.append(level)
         for badness, found in (
             (abs(level) / (_MEDIAN_DIFFERENCE * b / 1000), f"{np.exp(level):.3g} times the signal of the others"),
             (1 + least - alike, f"bright and dark do not follow the others (rank correlation {alike:.2f})"),
@@ -159,21 +165,35 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
         ):
             if badness > 1 and (worst is None or badness > worst[0]):
                 worst = badness, number, found
+    if worst is None and len(logs) > 2:
+        _refuse_two_halves(levels, numbers, b, refuse)
     if worst is not None:
         named = numbers if len(numbers) == 2 else [worst[1]]
         raise refuse("volumes of one b-value do not show the same", named, worst[2])
 
 
-def _refuse_unweighted(weighted: AnyArray, low: AnyArray, difference: float, number: int, refuse: _Refusal) -> None:
-    """Raise InputRefused where the weighted volume is clearly brighter than one of a b-value that is lower by `difference`, or the same.
+def _refuse_two_halves(levels: Sequence[float], numbers: Sequence[int], b: float, refuse: _Refusal) -> None:
+    """Raise InputRefused where half of a shell's volumes are much brighter than the others: the median of all lies between."""
+    order = np.argsort(levels)
+    steps = np.diff(np.take(levels, order))
+    if (step := float(steps.max())) > _MEDIAN_DIFFERENCE * b / 1000:
+        at = int(steps.argmax())
+        found = f"{np.exp(step):.3g} times the signal of the other"
+        raise refuse("volumes of one b-value do not show the same", [numbers[order[at + 1]], numbers[order[at]]], found)
+
+
+def _refuse_reversed(weighted: AnyArray, other: AnyArray, difference: float, number: int, refuse: _Refusal) -> None:
+    """Raise InputRefused where the weighted volume is clearly brighter than one whose b-value is lower by `difference`, or the same, or
+    clearly darker than one of a higher b-value.
 
     Volumes that are only alike pass: a few slices at the end of a head hold little tissue (a public GE series: 1.01), and a b0 in the place
     of the DWI is told from the whole image later.
     """
-    level = _agreement(_log_signal(weighted), _log_signal(low), np.inf)[0]
-    if not level <= _MOST_REVERSED * difference / 1000 or np.array_equal(weighted, low):
+    level = _agreement(_log_signal(weighted), _log_signal(other), np.inf)[0]
+    if not level * np.sign(difference) <= _MOST_REVERSED * abs(difference) / 1000 or np.array_equal(weighted, other):
+        than = f"a volume of {'low' if difference > 0 else 'high'} b-value is no {'brighter' if difference > 0 else 'darker'}"
         raise refuse(
-            "a volume of low b-value is no brighter than the diffusion-weighted one: volumes or b-values in another order?",
+            f"{than} than the diffusion-weighted one: volumes or b-values in another order?",
             [number],
             f"{np.exp(-level):.3g} times the signal; diffusion weighting takes signal away",
         )
@@ -195,6 +215,12 @@ def _bright(volume: FloatArray) -> float:
     return float(np.percentile(signal, 95)) if signal.size else 0.0
 
 
+def _bright_log(log: FloatArray) -> float:
+    """The logarithm of signal above which a head is bright; infinite where nothing rises above the floor."""
+    signal = log[log > log.min()]
+    return float(np.percentile(signal, 95) + np.log(_DARK)) if signal.size else float("inf")
+
+
 def _agreement(log: FloatArray, other: FloatArray, limit: float) -> tuple[float, float, float]:
     """How a volume agrees with another, both as logarithms: median difference where both have signal; rank correlation there; and the
     share of voxels in either's foreground that differ from all neighbours in the other by more than `limit` beside that."""
@@ -204,10 +230,14 @@ def _agreement(log: FloatArray, other: FloatArray, limit: float) -> tuple[float,
     step = 2 if min(log.shape[1:]) >= 96 else 1
     thin = (slice(None), slice(None, None, step), slice(None, None, step))
     here, there = log[thin], other[thin]
-    bright = [values > np.percentile(values[values > values.min()], 95) + np.log(_DARK) for values in (here, there)]
+    bright = [values > _bright_log(values) for values in (here, there)]
     both, either = bright[0] & bright[1], bright[0] | bright[1]
     if not both.any():
-        return float(np.median(here[bright[0]]) - np.median(there[bright[1]])), -1.0, 1.0
+        return (
+            float(_bright_log(here) - _bright_log(there)) if all(each.any() for each in bright) else np.inf,
+            -1.0,
+            1.0,
+        )
     level = float(np.median(here[both] - there[both]))
     ranks = [rankdata(values[both]) for values in (here, there)]
     alike = 1.0 if min(map(np.ptp, ranks)) == 0 else float(np.corrcoef(*ranks)[0, 1])
