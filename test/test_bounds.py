@@ -281,6 +281,20 @@ def test_a_checkpoint_that_asks_for_memory_by_a_call_is_refused(tmp_path: Path) 
         assert_refused(outcome, 4)
 
 
+def test_a_checkpoint_of_python_2_is_read_and_one_that_copies_itself_is_not(tmp_path: Path) -> None:
+    """Python 2 pickled an ordered dictionary as a call with its items, HD-BET's weights among them."""
+    items = b"](" + b"".join(b"](X\x05\x00\x00\x00%05dK\x01e" % number for number in range(1000)) + b"e"
+    header = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    storages = pickle.dumps([], 2)
+    path = tmp_path / "0.model"
+    path.write_bytes(header + b"\x80\x02ccollections\nOrderedDict\n" + items + b"\x85R." + storages)
+    assert len(read_checkpoint(path)) == 1000
+    copies = b"ccollections\nOrderedDict\nh\x01\x85R0" * 1000
+    path.write_bytes(header + b"\x80\x02" + items + b"q\x01" + copies + b"." + storages)
+    outcome = contained(lambda: read_checkpoint(path))
+    assert_refused(outcome, 4)
+
+
 def test_a_pickle_that_repeats_a_call_is_refused(tmp_path: Path) -> None:
     text = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20) + b"q\x01"
     call = b"c_codecs\nencode\nh\x01X\x06\x00\x00\x00latin1\x86R"

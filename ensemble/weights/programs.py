@@ -19,6 +19,8 @@ _NAMED = re.compile(
     r"|collections\.OrderedDict|_codecs\.encode|numpy\.dtype|numpy\.dtypes\.\w+|numpy\.(_core|core)\.multiarray\.scalar"
 )
 _DICTIONARY, _ENCODE = "collections.OrderedDict", "_codecs.encode"
+#: Of one item of a dictionary, roughly.
+_ITEM_BYTES = 100
 _NOTHING, _MARK, _VALUE = "()", "(", ""
 
 
@@ -27,9 +29,9 @@ def refuse_greedy(program: BinaryIO) -> None:
     more than the file holds, and for what is no pickle."""
     stack: list[str] = []
     memo: dict[int, str] = {}
-    longest = encoded = 0
+    longest = encoded = filled = 0
     try:
-        for opcode, argument, _ in pickletools.genops(program):
+        for opcode, argument, position in pickletools.genops(program):
             if isinstance(argument, str | bytes):
                 longest = max(longest, len(argument))
             if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and isinstance(argument, int):
@@ -38,7 +40,13 @@ def refuse_greedy(program: BinaryIO) -> None:
             if opcode.name == "REDUCE":
                 arguments, function = stack[-1], stack[-2]
                 encoded += function == _ENCODE
-                if (function == _DICTIONARY and arguments != _NOTHING) or encoded * longest > MOST_MADE_BYTES:
+                if (
+                    function == _DICTIONARY and arguments != _NOTHING
+                ):  # Python 2 wrote a dictionary as a list of its items
+                    filled += _ITEM_BYTES * (
+                        position or 0
+                    )  # a list can't have more items than the program has bytes so far
+                if filled + encoded * longest > MOST_MADE_BYTES:
                     raise pickle.UnpicklingError("it makes far more of itself than a checkpoint takes")
             _pop(stack, opcode)
             stack += _pushed(opcode, argument, memo)
