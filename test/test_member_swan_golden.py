@@ -27,6 +27,7 @@ from ensemble.inference.session_torch import TorchSession
 from ensemble.prepare.case import prepare
 from ensemble.readers.imagefile import read_case
 from ensemble.types import AnyArray, FloatArray, Modality, ignore_progress
+from ensemble.volume import from_sitk
 from swan_folders import PUBLISHED, filled
 
 SETTINGS = InferenceSettings()
@@ -51,7 +52,7 @@ def window() -> torch.Tensor:
         folder / "adc.nii.gz",
         shared("golden/swan/inputs/flair_registered_isles22_0009.nii.gz"),
     )
-    grid = read_case("0009", {Modality.DWI: paths[0]}).images[Modality.DWI].volume.grid
+    grid = from_sitk(sitk.ReadImage(str(paths[0]))).grid
     return to_network([image(path) for path in paths], grid)[None, :, 32:96, 16:80, 9:73].contiguous()
 
 

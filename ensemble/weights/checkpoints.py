@@ -167,10 +167,10 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
         if is_out_of_memory(error):
             raise
         raise WeightsBroken(
-            "a checkpoint does not fit the network that its plans describe",
+            "a checkpoint does not fit the network that the files beside it describe",
             where=path,
             found="; ".join(line.strip()[:200] for line in str(error).splitlines()[1:4]),
-            do="keep plans.json, dataset.json and checkpoint of one training together",
+            do="keep the files of one training together, as its trainer (or the publisher) named them",
         ) from error
 
 
