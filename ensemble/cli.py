@@ -14,6 +14,7 @@ from typing import Literal
 
 from ensemble.config import Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
+from ensemble.memory import told
 from ensemble.options import parse, run_config
 from ensemble.streams import last_word, messages_to_stdout, report_failure
 
@@ -50,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report_failure(UserError(f"the Python package {error.name} is not installed", do=do))
         return UserError.exit_code
     except Exception as error:
-        report_failure(error)
-        return 1
+        report_failure(as_told := told(error))
+        return as_told.exit_code if isinstance(as_told, UserError) else 1
     finally:
         _flush()
 

@@ -17,9 +17,12 @@ class UserError(Exception):
         self.where = str(where)
         self.found = found
         self.do = do
+        self.notes: tuple[str, ...] = ()
+        """What was chosen or found odd before: it may explain the rest."""
 
     def __str__(self) -> str:
-        labelled = (("", self.what), ("where: ", self.where), ("found: ", self.found), ("do: ", self.do))
+        labelled = [("", self.what), ("where: ", self.where), ("found: ", self.found), ("do: ", self.do)]
+        labelled += [("note: ", note) for note in self.notes]
         return "\n  ".join(label + text for label, text in labelled if text)
 
 
@@ -39,6 +42,12 @@ class WeightsBroken(UserError):
     """Member weights are missing, damaged, tampered with, or of a kind that we don't read."""
 
     exit_code = 4
+
+
+class OutOfMemory(UserError):
+    """There is not enough memory; the code is that of a process which the system kills for its memory."""
+
+    exit_code = 137
 
 
 class MembersFailed(UserError):

@@ -1,12 +1,42 @@
-"""Keep freed memory inside the process. Standard library only; called once, by a program, not by the library."""
+"""Freed memory kept inside the process, and memory that ran out told from bugs. Standard library only."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import re
 import sys
+
+from ensemble.errors import OutOfMemory, UserError
 
 # <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+#: How libraries say it that have no class of errors for it: PyTorch's allocators, ITK, the C++ library, oneDNN, the dynamic linker;
+#: and threads that find no room for their stacks.
+_SAID = re.compile(
+    r"out of memory|not enough memory|(can't|cannot|unable to|failed to) allocate|bad_alloc|DefaultCPUAllocator"
+    r"|could not create a primitive(?! descriptor)|could not create a memory|failed to map segment"
+    r"|unable to (join|create) thread|can't start new thread",
+    re.I,
+)
+MORE_MEMORY = "give the process more memory (docker run --memory), or end what else uses it"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, whatever library raised it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError | ImportError) and _SAID.search(str(error)) is not None
+
+
+def told(error: Exception) -> Exception:
+    """An error as a user is to see it: memory that ran out is no bug."""
+    if isinstance(error, UserError) or not is_out_of_memory(error):
+        return error
+    found = (str(error) or type(error).__name__).splitlines()[0]
+    return OutOfMemory("there is not enough memory", found=found[:200], do=MORE_MEMORY)
 
 
 def keep_freed_memory() -> None:

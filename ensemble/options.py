@@ -33,7 +33,7 @@ and the mask and results.json appear below --output. Every option is also read f
 ISLES_MIN_MEMBERS, and so on; what stands on the command line wins.
 
 exit codes: 0 done; 2 wrong usage, or the output folder can't be written or is in use; 3 input refused; 4 weights missing or
-broken; 5 too few members voted; 1 a bug.
+broken; 5 too few members voted; 137 out of memory; 1 a bug.
 On any other code than 0 the output folder is left as it was (batch: what was done stays, each case whole or absent).
 
 For research only. Not a medical device."""
@@ -104,7 +104,12 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         help="diffusion-weighted image (b about 1000 s/mm^2): an image file, or a folder or .zip of DICOM, as for ADC and FLAIR",
     )
     _add(
-        run, "--adc", type=Path, needed=True, metavar="FILE", help="apparent diffusion coefficient map, any usual unit"
+        run,
+        "--adc",
+        type=Path,
+        metavar="FILE",
+        help="apparent diffusion coefficient map, any usual unit; without, it is computed if the DWI holds b0 and b about 1000 with their"
+        " b-values (.bval, or DICOM)",
     )
     _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image; members that need it don't vote without")
     _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")
@@ -156,7 +161,8 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         "batch",
         "segment every case of a dataset",
         "Segment every case of a BIDS tree, of a folder with <case>/{dwi,adc,flair}.* or <case>/images/dwi-brain-mri/...,"
-        " or of a .csv with the columns case, dwi, adc, flair. Writes BIDS derivatives, summary.csv and index.html. A case that fails"
+        " or of a .csv with the columns case, dwi, adc, flair (a DWI that holds b0 as well, with its b-values, needs"
+        " no ADC). Writes BIDS derivatives, summary.csv and index.html. A case that fails"
         " is recorded and the rest goes on; the exit code is then the failed cases' worst. What is complete stays so whatever"
         " happens, and calling again does the rest; several calls may share one output folder.",
     )

@@ -21,6 +21,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.fusion import Fused, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
+from ensemble.memory import is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.base import RawCase
@@ -152,7 +153,7 @@ def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watche
     except Exception as error:
         # whatever a member raises is an outcome on record; whether the others may vote is policy
         log.exception("member %s failed", member.name)
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{'not enough memory: ' * is_out_of_memory(error)}{type(error).__name__}: {error}"
         return MemberOutcome(member.name, "failed", time.perf_counter() - started, reason)
     return MemberOutcome(member.name, "voted", time.perf_counter() - started, prediction.remark, prediction)
 

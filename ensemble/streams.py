@@ -98,10 +98,15 @@ class _Catcher:
             self._asking += 1
             if self._asking > 1:
                 return
-            with suppress(OSError):  # else there is no stderr to keep clean
-                self._kept = os.dup(2)
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115
-                os.dup2(self._file.fileno(), 2)
+            with suppress(OSError):  # no folder for temporary files, or no stderr: then nothing is caught
+                file = tempfile.TemporaryFile()  # noqa: SIM115
+                try:
+                    self._kept = os.dup(2)
+                except OSError:
+                    file.close()
+                    raise
+                self._file = file
+                os.dup2(file.fileno(), 2)
 
     def end(self) -> None:
         with self._lock:

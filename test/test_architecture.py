@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 #: Top to bottom; a module or package may import its own row and those above.
 LAYERS = (
-    ("errors", "types", "processors", "memory", "streams", "folders", "hosting"),
+    ("errors", "types", "processors", "memory", "streams", "folders", "hosting", "files"),
     ("config",),
     ("geometry",),
     ("volume",),

@@ -44,8 +44,8 @@ def test_the_last_line_of_stderr_says_what_where_and_what_to_do(tmp_path: Path) 
 
 
 def test_wrong_usage_has_a_last_word_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--dwi", "a"]) == 2
-    assert "--adc" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["run", "--adc", "a"]) == 2
+    assert "--dwi, --out" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_help_and_success_leave_stderr_alone(capsys: pytest.CaptureFixture[str]) -> None:

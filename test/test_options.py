@@ -47,7 +47,7 @@ def test_every_option_of_run_can_come_from_the_environment() -> None:
         (["--fusion", "median"], {}, "invalid choice"),
         (["--no-such-option"], {}, "unrecognized"),
         (["walk"], {}, "invalid choice"),
-        (["run", "--dwi", "d"], {}, "--adc, --out"),
+        (["run", "--adc", "a"], {}, "--dwi, --out"),
         ([], {"ISLES_FUSION": "median"}, "ISLES_FUSION"),
         ([], {"ISLES_MIN_MEMBERS": "two"}, "ISLES_MIN_MEMBERS"),
         ([], {"ISLES_REPORT": "maybe"}, "ISLES_REPORT"),

@@ -5,8 +5,9 @@ Nothing that looks like a case is passed over: a folder without usable images, o
 
 from __future__ import annotations
 
-import os
+import logging
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from ensemble.batch.grouping import cases_of, is_missing, names_of, refuse_equal_names
@@ -14,9 +15,13 @@ from ensemble.batch.layouts import FoundCase, Image, by_name, missing, what_it_h
 from ensemble.batch.walk import case_folders, names_in, unreadable_folder, walk
 from ensemble.batch.worklist import read_worklist
 from ensemble.errors import InputRefused
+from ensemble.files import hindrance, is_there, refuse_no_file
 from ensemble.readers.dicom.read import is_dicom, shown_in
 from ensemble.readers.names import image_suffix
+from ensemble.readers.sources import is_annexed, real_path
 from ensemble.types import Modality
+
+log = logging.getLogger(__name__)
 
 
 def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
@@ -25,14 +30,13 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
     Raises InputRefused when it does not exist, can't be read, or holds no case.
     """
     try:
+        if is_there(dataset) and not dataset.is_dir():
+            refuse_no_file(dataset)
         found = read_worklist(dataset) if dataset.is_file() else _look_through(dataset, out)
     except OSError as error:
-        raise InputRefused(
-            "the dataset can't be read",
-            where=error.filename or dataset,
-            found=f"{error.strerror} (we run as user {os.getuid()})",
-            do="check the path and its permissions",
-        ) from error
+        where = Path(error.filename or dataset)
+        why = hindrance(where, error)
+        raise InputRefused("the dataset can't be read", where=where, found=why.said, do=why.do) from error
     if not any(case.files for case in found):
         raise InputRefused(
             "the dataset holds no case",
@@ -67,7 +71,17 @@ def _look_through(root: Path, out: Path) -> tuple[FoundCase, ...]:
     cases += [unreadable_folder(error, root) for error in unreadable]
     for group, name in names_of(groups, {case.name for case in cases}).items():
         cases += cases_of(name, root.name, groups[group])
+    _remark_on_links(cases, root)
     return tuple(refuse_equal_names(cases))
+
+
+def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
+    """Say it where images are read through links that leave the dataset: of files or of folders, but for git-annex's own."""
+    real = {path: real_path(path) for case in cases for path in case.files.values()}
+    leaving = [path for path, at in real.items() if not at.is_relative_to(root) and not is_annexed(at)]
+    if leaving:
+        first = f"{leaving[0].relative_to(root)} is {real[leaving[0]]}"
+        log.info("note: links that leave the dataset are followed, for %d images: %s", len(leaving), first)
 
 
 def _without_image_files(folder: Path, root: Path) -> FoundCase:

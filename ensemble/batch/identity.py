@@ -13,6 +13,7 @@ from ensemble import __version__
 from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
+from ensemble.files import hindrance
 from ensemble.members.manifest import file_sha256
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
@@ -59,9 +60,8 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = Path(error.filename or path)
+        why = hindrance(where, error)
         raise InputRefused(
-            f"the {modality.label} image can't be read",
-            where=error.filename or path,
-            found=error.strerror or type(error).__name__,
-            do="check that it is there, and its permissions",
+            f"the {modality.label} image can't be read", where=where, found=why.said, do=why.do
         ) from error

@@ -10,6 +10,8 @@ from pathlib import Path
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
+from ensemble.readers.sources import may_tell_b_values
+from ensemble.readers.volumes import no_adc
 from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
@@ -102,13 +104,13 @@ def dicom_name(path: Path) -> str:
 
 
 def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
-    """What to say of a case without DWI or ADC."""
-    for modality in (Modality.DWI, Modality.ADC):
-        if modality not in files:
-            return InputRefused(
-                f"there is no {modality.label} image",
-                where=where,
-                found=", ".join(str(path.name) for path in files.values()),
-                do="DWI and ADC are both needed",
-            )
-    return None
+    """What to say of a case without DWI, or without an ADC that could not be computed either."""
+    if Modality.DWI in files:
+        known = Modality.ADC in files or may_tell_b_values(files[Modality.DWI])
+        return None if known else no_adc(files[Modality.DWI], "its b-values are not known")
+    return InputRefused(
+        "there is no DWI image",
+        where=where,
+        found=", ".join(str(path.name) for path in files.values()),
+        do="DWI and ADC are both needed, or a DWI that holds b0 as well, with its b-values",
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ensemble.batch.layouts import FoundCase
 from ensemble.errors import InputRefused
+from ensemble.files import hindrance, read_json
 
 #: Folders beside the cases: of a BIDS dataset, and our own.
 _NO_CASES = {"derivatives", "sourcedata", "code", "stimuli", "phenotype"}
@@ -32,7 +32,7 @@ def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Pat
 def _is_derivative(folder: Path) -> bool:
     """Whether a folder says of itself that it holds results: ours of another time, for example."""
     try:
-        described = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+        described = read_json(folder / "dataset_description.json")
     except (OSError, ValueError):
         return False
     return isinstance(described, dict) and described.get("DatasetType") == "derivative"
@@ -54,11 +54,12 @@ def unreadable_folder(error: OSError, root: Path) -> FoundCase:
     folder = Path(error.filename)
     if folder == root:
         raise error
+    why = hindrance(folder, error)
     refused = InputRefused(
         "the folder can't be read",
         where=folder,
-        found=f"{error.strerror} (we run as user {os.getuid()})",
-        do="give this user the right to read it",
+        found=why.said,
+        do=why.do,
     )
     return FoundCase(folder.relative_to(root).as_posix(), problem=refused)
 

@@ -16,6 +16,7 @@ from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
 from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
+from ensemble.memory import told
 from ensemble.outputs.artifacts import Segmented
 from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
 from ensemble.outputs.layouts.places import Place
@@ -207,6 +208,7 @@ def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Ex
     """
     if isinstance(error, UsageError | WeightsBroken):
         raise error
+    error = told(error)
     if isinstance(error, UserError):
         message, code = str(error), error.exit_code
     else:

@@ -12,7 +12,7 @@ from ensemble.types import Modality
 
 
 def read_worklist(path: Path) -> tuple[FoundCase, ...]:
-    """Cases of a table with the columns case (may be missing), dwi, adc and flair (may be missing or empty); paths are relative to it."""
+    """Cases of a table with the columns dwi, case, adc and flair (which may be missing or empty); paths are relative to it."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
@@ -22,13 +22,8 @@ def read_worklist(path: Path) -> tuple[FoundCase, ...]:
         raise InputRefused(
             "the worklist is no table of text", where=path, found=str(error), do="save it as CSV, UTF-8"
         ) from error
-    if not {"dwi", "adc"} <= columns:
-        raise InputRefused(
-            "the worklist lacks columns",
-            where=path,
-            found=", ".join(sorted(columns)) or "no row",
-            do="name the columns case, dwi, adc, flair in the first line",
-        )
+    if "dwi" not in columns:
+        raise _lacks_columns(path, columns)
     cases: dict[str, FoundCase] = {}
     for row in rows:
         cells = {
@@ -46,4 +41,15 @@ def read_worklist(path: Path) -> tuple[FoundCase, ...]:
                 do="give each row its own name in the column case",
             )
         cases[name] = FoundCase(name, files, missing(files, path))
+    if "adc" not in columns and all(case.problem for case in cases.values()):
+        raise _lacks_columns(path, columns)
     return tuple(cases[name] for name in sorted(cases))
+
+
+def _lacks_columns(path: Path, columns: set[str]) -> InputRefused:
+    return InputRefused(
+        "the worklist lacks columns",
+        where=path,
+        found=", ".join(sorted(columns)) or "no row",
+        do="name the columns case, dwi, adc, flair in the first line; only a DWI that holds b0 as well, with its b-values, needs no adc",
+    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
+from ensemble.files import hindrance, is_there, lacks_rights, read_json
 from ensemble.outputs.layouts.contract import OUTPUT_SLUG
 from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
-from ensemble.readers.sources import Stamp, stamps
+from ensemble.readers.sources import Stamp, may_tell_b_values, stamps
 from ensemble.types import Modality
 
 #: Interface slug of each input image; its folder is /input/images/<slug>.
@@ -77,11 +76,14 @@ def find_inputs(root: Path) -> ContractCase:
         files = _find_images(root)
         return ContractCase(files, stamps(files.values()))
     except OSError as error:
+        where = Path(error.filename or root)
+        why = hindrance(where, error)
+        rights = "give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)"
         raise InputRefused(
             "the input folder can't be read",
-            where=error.filename or root,
-            found=f"{error.strerror} (we run as user {os.getuid()})",
-            do="give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)",
+            where=where,
+            found=why.said,
+            do=rights if lacks_rights(error) else why.do,
         ) from error
 
 
@@ -94,7 +96,8 @@ def _find_images(root: Path) -> dict[Modality, Path]:
     files: dict[Modality, Path] = {}
     for modality, slug in INPUT_SLUGS.items():
         folder = root / listed.get(slug, Path("images") / slug)
-        must_exist = slug in listed or modality is not Modality.FLAIR
+        computed = modality is Modality.ADC and may_tell_b_values(files[Modality.DWI])  # who reads the DWI tells
+        must_exist = slug in listed or not (modality is Modality.FLAIR or computed)
         if (image := _only_image(folder, modality, must_exist)) is not None:
             files[modality] = image
     return files
@@ -104,9 +107,13 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
     """The one image file in a folder; None when there is none and none is needed."""
     label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-    images = [path for path in present if path.is_file() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
+    # links to nowhere and what else is no file, too: who reads it says so
+    images = [path for path in present if not path.is_dir() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
     if not images and any(
-        path.is_dir() or path.suffix.lower() in SLICE_SUFFIXES or (path.is_file() and begins_as_dicom(path))
+        path.is_dir()
+        or path.suffix.lower() in SLICE_SUFFIXES
+        or not path.exists()
+        or (path.is_file() and begins_as_dicom(path))
         for path in present
     ):
         return folder  # of DICOM files, or of such folders
@@ -135,10 +142,10 @@ def _listed_folders(inputs_json: Path) -> dict[str, Path]:
 
     Entries name their socket as `interface` (until mid-2025), `socket` (since), or both.
     """
-    if not inputs_json.is_file():
+    if not is_there(inputs_json):
         return {}
     try:
-        entries = json.loads(inputs_json.read_text(encoding="utf-8"))
+        entries = read_json(inputs_json)
         sockets = [entry.get("socket") or entry["interface"] for entry in entries]
         return {
             socket["slug"]: _inside(Path(socket["relative_path"]))

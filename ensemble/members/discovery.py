@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from ensemble.families.base import Unsupported
 from ensemble.families.names import distinct
 from ensemble.families.spec import PACKED, MemberSpec
 from ensemble.families.tree import WeightsTree
+from ensemble.files import is_there, read_json
 from ensemble.weights.folder import readable
 
 
@@ -41,7 +41,7 @@ def packed_member(path: Path) -> MemberSpec:
     """The member that a packed folder's `member.json` describes. Raises WeightsBroken."""
     try:
         return MemberSpec.from_json(packed_entry(path.parent), path.parent)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(
             "the description of a packed member can't be read",
             where=path,
@@ -53,7 +53,7 @@ def packed_member(path: Path) -> MemberSpec:
 def packed_entry(folder: Path) -> dict[str, Any]:
     """The manifest entry in a packed folder; empty where there is none. Raises ValueError for what is no JSON object."""
     path = folder / PACKED
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return dict(read_json(path)) if is_there(path) else {}
 
 
 def _recognised(tree: WeightsTree) -> list[MemberSpec | Unsupported]:

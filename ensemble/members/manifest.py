@@ -6,7 +6,6 @@ A folder with a `manifest.json` says so itself; otherwise its layout is recognis
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
 from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.files import is_there, open_file, read_json
 from ensemble.members.discovery import members_by_layout, packed_entry, unsupported_by_layout
 from ensemble.weights.folder import files_of, listing, readable
 
@@ -31,7 +31,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
                 "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
             )
         manifest = weights / MANIFEST
-        found = _from_manifest(manifest) if manifest.is_file() else members_by_layout(weights)
+        found = _from_manifest(manifest) if is_there(manifest) else members_by_layout(weights)
     if not found:
         others = ", ".join(f"{other.name} (not supported yet)" for other in find_unsupported(weights))
         *layouts, last = (f"with {what}" for what in (f"a {MANIFEST}", *(f.layout for f in registry.FAMILIES)))
@@ -54,7 +54,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
 def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
     """Known weights in a weights folder that can't be used yet; none where a manifest says what is to be used."""
-    return () if (weights / MANIFEST).is_file() else unsupported_by_layout(weights)
+    return () if is_there(weights / MANIFEST) else unsupported_by_layout(weights)
 
 
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
@@ -106,18 +106,18 @@ def _digest(path: Path) -> str:
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
     try:
-        entries = json.loads(manifest.read_text(encoding="utf-8"))["members"]
+        entries = read_json(manifest)["members"]
         specs = tuple(_of_manifest(entry, _inside(manifest.parent, str(entry["folder"]))) for entry in entries)
         if len({spec.name.lower() for spec in specs}) < len(specs):  # some file systems know no capitals
             raise ValueError("two members have the same name, and only one of them could vote")
         return specs
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(
             "the weights manifest can't be read",
             where=manifest,

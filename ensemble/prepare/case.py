@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ensemble.config import RunConfig, SkullStrip
 from ensemble.geometry import Grid
+from ensemble.prepare.adc import with_adc
 from ensemble.prepare.agreement import related
 from ensemble.prepare.background import background, edges, not_numbers
 from ensemble.prepare.draft import Draft, Note, Step
@@ -17,7 +18,7 @@ from ensemble.prepare.plausibility import plausible
 from ensemble.prepare.scale import brain_size, scale
 from ensemble.prepare.skull import brain
 from ensemble.prepare.units import levels
-from ensemble.readers.base import RawCase
+from ensemble.readers.base import RawCase, with_readers_notes
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
@@ -69,6 +70,7 @@ class PreparedCase:
         return frozenset(self.images)
 
 
+@with_readers_notes
 def prepare(
     raw: RawCase,
     skull_strip: SkullStrip = "auto",
@@ -79,6 +81,7 @@ def prepare(
 
     `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does. `brain_ml` is the volume that a brain may have.
     """
+    raw = with_adc(raw)
     paths = {modality: image.path for modality, image in raw.images.items()}
     images = {modality: image.volume for modality, image in raw.images.items()}
     case = Draft(raw.name, paths, images, skull_strip, device, brain_ml)

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
-from ensemble.types import Modality
+from ensemble.errors import InputRefused
+from ensemble.types import FloatArray, Modality
 from ensemble.volume import Volume
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class LowB:
+    """The image of lowest b-value beside a DWI, in the same file or series: what an ADC can be computed of."""
+
+    array: FloatArray
+    """(z, y, x), float32, on the DWI's grid."""
+    b: float
+    """Its b-value, and that of the DWI, s/mm^2."""
+    dwi_b: float
 
 
 @dataclass(frozen=True)
@@ -20,6 +38,8 @@ class RawImage:
     """float32, each image on its own grid."""
     notes: tuple[str, ...] = ()
     """What the reader chose or found odd, one sentence each."""
+    low_b: LowB | None = None
+    """Beside a DWI, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -30,3 +50,24 @@ class RawCase:
     images: Mapping[Modality, RawImage]
     seconds: float = 0.0
     """How long reading took."""
+
+
+@contextmanager
+def noted(notes: Iterable[str]) -> Iterator[None]:
+    """Let what was noted before go with a refusal: it may explain it."""
+    try:
+        yield
+    except InputRefused as refused:
+        refused.notes = tuple(dict.fromkeys((*notes, *refused.notes)))
+        raise
+
+
+def with_readers_notes(step: Callable[Concatenate[RawCase, P], R]) -> Callable[Concatenate[RawCase, P], R]:
+    """A step of a case whose refusals say what its readers have noted."""
+
+    @wraps(step)
+    def noting(raw: RawCase, *arguments: P.args, **options: P.kwargs) -> R:
+        with noted(note for image in raw.images.values() for note in image.notes):
+            return step(raw, *arguments, **options)
+
+    return noting

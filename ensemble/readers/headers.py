@@ -7,7 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from ensemble.files import open_file
 
 #: Endings of MetaImage and NRRD files.
 TEXT_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -35,6 +37,12 @@ class TextHeader:
     oddity: str = ""
     """What no sound header has, and libraries answer with a crash or with a guess."""
 
+    @property
+    def leads_out(self) -> bool:
+        """Whether the file that is to hold the voxels lies elsewhere than in the header's folder or below it."""
+        named = PurePath(self.data_file)
+        return named.is_absolute() or ".." in named.parts
+
     def voxels_of(self, path: Path) -> tuple[Path, int]:
         """The file that holds the voxels of the image at `path`, and where they begin in it."""
         return (path.parent / self.data_file, 0) if self.data_file else (path, self.end)
@@ -45,7 +53,7 @@ def text_header(path: Path) -> TextHeader | None:
     kind = path.suffix.lower()
     if kind not in TEXT_HEADERS:
         return None
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(_LONGEST)
     if kind in (".mha", ".mhd"):
         if (last := _METAIMAGE_END.search(head)) is None:

@@ -10,23 +10,30 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.readers.base import RawCase, RawImage
+from ensemble.files import hindrance, is_there, read_bounded
+from ensemble.readers.base import LowB, RawCase, RawImage
 from ensemble.readers.dicom.read import Examination, is_dicom, opened, read_dicom
 from ensemble.readers.names import stem
 from ensemble.readers.native import straightened
+from ensemble.readers.sources import link_notes
 from ensemble.readers.stored import StoredImage, not_3d, read_stored
-from ensemble.readers.volumes import diffusion_weighted
+from ensemble.readers.volumes import diffusion_weighted, low_b
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
 #: More than any scanner's gradients give, in s/mm^2.
 _MOST_B = 1e5
+#: More than any file of b-values holds.
+_MOST_B_BYTES = 1 << 20
 #: File names that say what an image shows, not whose it is.
 _GENERIC = {"dwi", "b1000", "dwi_b1000", "trace", "diffusion", "image"}
 
 
 def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
-    """Read one file, DICOM folder or archive a modality. Raises InputRefused naming the first that can't be read."""
+    """Read one file, DICOM folder or archive a modality; without ADC, also what one can be computed of.
+
+    Raises InputRefused naming the first that can't be read, or why no ADC can be computed.
+    """
     started = time.perf_counter()
     for path in files.values():
         # one folder or archive may hold several series; one file is one image
@@ -36,29 +43,31 @@ def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
     with ExitStack() as open_ones:
         examinations: dict[Path, Examination] = {}  # headers of one folder are read once, whatever is taken of it
         for modality, path in files.items():
+            with_low_b = modality is Modality.DWI and Modality.ADC not in files
             if is_dicom(path):
                 if path not in examinations:
                     examinations[path] = open_ones.enter_context(opened(path, modality.label))
-                images[modality] = examinations[path].read(modality)
+                images[modality] = examinations[path].read(modality, with_low_b=with_low_b)
             else:
-                images[modality] = read_image(path, modality)
+                images[modality] = read_image(path, modality, with_low_b=with_low_b)
     return RawCase(name, images, time.perf_counter() - started)
 
 
-def read_image(path: Path, modality: Modality) -> RawImage:
-    """Read a whole 3-D scalar image as float32; of a 4-D file the one volume, or of a DWI the diffusion-weighted one.
+def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
+    """Read a whole 3-D scalar image as float32; of a 4-D file the one volume, or of a DWI the diffusion-weighted one (and the one of lowest
+    b-value, if that is asked for).
 
     Raises InputRefused when the file is missing, of a kind that is not read, truncated or damaged, not 3-D and scalar, or when its
     header names no place in the world. A folder or .zip is read as DICOM.
     """
     label = modality.label
     if is_dicom(path):
-        return read_dicom(path, modality)
+        return read_dicom(path, modality, with_low_b=with_low_b)
     stored = read_stored(path, label)
-    notes = list(stored.remarks)
-    array = _single_volume(stored, path, modality, notes)
+    notes = [*stored.remarks, *link_notes(path, label)]
+    array, low = _single_volume(stored, path, modality, notes, with_low_b=with_low_b)
     grid = straightened(stored.grid, path, label, notes)
-    return RawImage(path, Volume(array, grid), tuple(notes))
+    return RawImage(path, Volume(array, grid), tuple(notes), low)
 
 
 def case_name(dwi: Path) -> str:
@@ -67,8 +76,10 @@ def case_name(dwi: Path) -> str:
     return folder if name.lower() in _GENERIC and folder else name
 
 
-def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: list[str]) -> AnyArray:
-    """The one volume (z, y, x) of an image that shows the modality, as float32."""
+def _single_volume(
+    stored: StoredImage, path: Path, modality: Modality, notes: list[str], *, with_low_b: bool
+) -> tuple[AnyArray, LowB | None]:
+    """The one volume (z, y, x) of an image that shows the modality, as float32; and that of lowest b-value beside it, where asked for."""
     label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)
     if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
@@ -78,6 +89,7 @@ def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: l
     b_values = _b_values(b_file, count) if modality is Modality.DWI else None
     if len(size) == 4 and count == 1:
         values = values[0]
+    volumes = values if values.ndim == 4 else values[None]
     if values.ndim == 3 and b_values is not None:
         values, note = diffusion_weighted(values[None], b_values, path, b_file.name)
         notes.append(note)
@@ -93,19 +105,24 @@ def _single_volume(stored: StoredImage, path: Path, modality: Modality, notes: l
             found=f"size {' x '.join(map(str, size))}",
             do="give the whole volume",
         )
-    return values
+    return values, low_b(volumes, b_values, path) if with_low_b else None
 
 
 def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
     """The b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
-    if not beside.is_file():
+    if not is_there(beside):
         return None
     try:
-        b_values = [float(text) for text in beside.read_text(encoding="ascii").split()]
+        b_values = [float(text) for text in read_bounded(beside, _MOST_B_BYTES).decode("ascii").split()]
         problem = (
             "" if len(b_values) == volumes else f"{len(b_values)} numbers for {volumes} volume{'s' * (volumes > 1)}"
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        why = hindrance(beside, error)
+        raise InputRefused(
+            f"the DWI's file of b-values {why.what}", where=beside, found=why.found, do=why.do
+        ) from error
+    except ValueError as error:
         problem = str(error)
     if problem or not all(0 <= b <= _MOST_B for b in b_values):
         raise InputRefused(

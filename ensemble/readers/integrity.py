@@ -5,7 +5,6 @@ Fields: MetaImage (itk.org/Wiki/MetaIO), NRRD (teem.sourceforge.net/nrrd/format.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import re
@@ -16,7 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ensemble.errors import InputRefused
+from ensemble.files import hindrance, open_file, refuse_no_file
+from ensemble.geometry import MOST_VOXELS
 from ensemble.readers.headers import TEXT_HEADERS, TextHeader, text_header
+from ensemble.readers.inflate import Inflated
 from ensemble.streams import printable
 
 #: What reading damaged files raises.
@@ -34,6 +36,9 @@ _NRRD_AXES = ("domain", "space", "time", "???", "none")
 _SEVERAL_FILES = {".mhd": re.compile(r"LIST|.*%"), ".nhdr": re.compile(r"LIST|.*%\d*d")}
 #: Bytes of a MetaImage's elements; long ones are read as of 4 bytes.
 _ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+#: Bytes of an NRRD's voxels, by names of types without "unsigned" and "int"; others are short ones.
+_NRRD_BYTES = {"double": 8, "float": 4, "int": 4, "short": 2, "long long": 8, "longlong": 8}
+_NRRD_BYTES |= {f"{sign}int{bits}{end}": bits // 8 for sign in ("", "u") for bits in (16, 32, 64) for end in ("", "_t")}
 #: Of the axes that MetaIO has room for.
 _MOST_AXES = 10
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
@@ -41,12 +46,18 @@ _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 #: A compressed file may hold this much more than its header says (extensions, padding); beyond, it is not what it says.
 MOST_SURPLUS = 1 << 28
+#: Deflate makes a byte of 1032 at most (zlib's technical details): what is announced beyond that is not there. A scan inflates to some 2 to
+#: 100 times its size, a mask to more: beyond the second, what is large is none, and would take gigabytes of memory.
+MOST_INFLATION, _MOST_SCAN_INFLATION, _FREE_BYTES = 1032, 200, 256 << 20
+#: Lines that may stand before an NRRD file's voxels.
+_MOST_LINES = 1 << 16
 
 
 def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
     """What is odd about a file, one sentence each, as far as ITK would not say so.
 
-    Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be.
+    Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
+    the file can't be read.
     """
     remarks: list[str] = []
     try:
@@ -56,14 +67,23 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
             raise unreadable(path, label, "no MetaImage or NRRD header")
         if header is not None:
             if header.oddity:
-                raise damaged(path, label, header.oddity)
+                raise odd_header(path, label, header.oddity)
             _refuse_scattered(header, path, label)
+            metaimage = path.suffix.lower() in (".mha", ".mhd")
+            if odd := _odd_numbers(header, metaimage=metaimage):
+                raise odd_header(path, label, odd)
             _refuse_without_voxel_size(header, path, label)
             if not any(key in header.fields for key in _ORIENTATIONS):
                 remarks.append("its header says nothing of orientation: axes taken as they are stored")
-            metaimage = path.suffix.lower() in (".mha", ".mhd")
-            found = (_metaimage_damage if metaimage else _nrrd_damage)(header, path)
+            size = tuple(map(int, header.fields.get("DimSize" if metaimage else "sizes", "").split()))
+            if header.fields.get("encoding", "raw").lower() != "raw" or _true(header.fields, "CompressedData"):
+                refuse_too_large(size, path, label)  # before all of it is inflated to see whether it is whole
+                source, start = header.voxels_of(path)
+                refuse_bomb(math.prod(size) * _voxel_bytes(header), source.stat().st_size - start, path, label)
+            found = (_metaimage_data_damage if metaimage else _nrrd_damage)(header, path)
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
+            raise
         found = str(error) or type(error).__name__
     if found:
         raise damaged(path, label, found)
@@ -80,6 +100,27 @@ def damaged(path: Path, label: str, found: str) -> InputRefused:
     )
 
 
+def odd_header(path: Path, label: str, found: str) -> InputRefused:
+    """What to tell of a file that may well be whole, and whose header says what can't be, or is not read."""
+    return InputRefused(
+        f"the {label} image's header can't be used",
+        where=path,
+        found=printable(found),
+        do="export or convert it again with a tool that writes this part of the header",
+    )
+
+
+def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
+    """Raise InputRefused for more voxels than any brain scan has."""
+    if math.prod(size) > MOST_VOXELS:
+        raise InputRefused(
+            f"the {label} image is too large to be a brain scan",
+            where=path,
+            found=f"size {' x '.join(map(str, size))}",
+            do="check the header; crop or resample it if it is right",
+        )
+
+
 def unreadable(path: Path, label: str, found: str) -> InputRefused:
     """What to tell of a file that is no image of the kind that its name says."""
     return InputRefused(
@@ -90,8 +131,22 @@ def unreadable(path: Path, label: str, found: str) -> InputRefused:
     )
 
 
+def refuse_bomb(needed: int, present: int, path: Path, label: str) -> None:
+    """Raise InputRefused for an image of `needed` bytes in `present` ones of compressed data, where that is as no scan inflates."""
+    if present * MOST_INFLATION < needed:
+        raise damaged(path, label, f"{present} bytes (compressed), which can't hold {needed}")
+    if needed > _MOST_SCAN_INFLATION * present + _FREE_BYTES:
+        raise InputRefused(
+            f"the {label} image would inflate to {needed / present:.0f} times its size, as no scan does",
+            where=path,
+            found=f"{needed / 1e6:.0f} MB in {present / 1e6:.1f} MB",
+            do="look whether it is empty; export it again, cropped to the head, or with fewer bytes a voxel",
+        )
+
+
 def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
-    """Raise InputRefused for voxels in other files than `source_files` tells of: should one change, nobody would notice."""
+    """Raise InputRefused for voxels in other files than `source_files` tells of, or outside of the header's folder, or in no file: should
+    one change, nobody would notice, and a header that came from elsewhere could show any file of this machine."""
     several = _SEVERAL_FILES.get(path.suffix.lower())
     if header.data_file and (several is None or several.match(header.data_file)):
         raise InputRefused(
@@ -100,6 +155,21 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
             found=printable(header.data_file[:80]),
             do="convert it to a single .mha, .nrrd or .nii.gz",
         )
+    if header.data_file and header.leads_out:
+        raise InputRefused(
+            f"the {label} image's header points out of its folder",
+            where=path,
+            found=printable(header.data_file[:200]),
+            do="lay the file with the voxels beside it, and name it without a path; or convert both to a single .mha, .nrrd or .nii.gz",
+        )
+    if header.data_file:
+        data = path.parent / header.data_file
+        try:
+            refuse_no_file(data)
+        except OSError as error:
+            why = hindrance(data, error)
+            what = f"the file with the {label} image's voxels, which its header names, {why.what}"
+            raise InputRefused(what, where=data, found=why.found, do=why.do) from error
 
 
 def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> None:
@@ -130,11 +200,25 @@ def _is_size(text: str) -> bool:
     return all(map(math.isfinite, numbers)) and any(numbers)
 
 
-def _metaimage_damage(header: TextHeader, path: Path) -> str:
-    """What is wrong with a MetaImage file; empty when nothing is, or when ITK will refuse it anyway."""
-    axes = header.fields.get("NDims", "")
+def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
+    """A field of the header that holds what can't be; empty where none does. Raises ValueError for what is no number."""
+    key = "NDims" if metaimage else "dimension"
+    axes = header.fields.get(key, "")
     if not axes.isdecimal() or not 0 < int(axes) <= _MOST_AXES:  # ITK asks for memory for all of them, and dies
-        return f"NDims = {axes}" if axes else "no NDims"
+        return f"{key} = {axes}" if axes else f"no {key}"
+    sizes = [int(number) for number in header.fields.get("DimSize" if metaimage else "sizes", "").split()]
+    if any(size < 1 for size in sizes):
+        return f"size {' x '.join(map(str, sizes))}"
+    if metaimage:
+        return _odd_metaimage_number(header)
+    lines, skipped = (int(header.fields.get(key, 0)) for key in ("lineskip", "byteskip"))
+    if not 0 <= lines <= _MOST_LINES:
+        return f"line skip: {lines}"
+    return "" if -1 <= skipped <= MOST_SURPLUS else f"byte skip: {skipped}"
+
+
+def _odd_metaimage_number(header: TextHeader) -> str:
+    """A number of a MetaImage header that can't be; empty where none is so, or where ITK will refuse it anyway."""
     for key in _METAIMAGE_NUMBERS:
         numbers = [float(number) for number in header.fields.get(key, "").split()]
         positive = key in ("ElementSpacing", "ElementSize")
@@ -143,7 +227,7 @@ def _metaimage_damage(header: TextHeader, path: Path) -> str:
     for key, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
         if float(header.fields.get(key, neutral)) != neutral:
             return f"{key} = {header.fields[key]}, which is not applied: store the values themselves"
-    return _metaimage_data_damage(header, path)
+    return ""
 
 
 def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
@@ -151,13 +235,13 @@ def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
     fields = header.fields
     kind = _ELEMENT_TYPE.fullmatch(fields.get("ElementType", ""))
     size = [int(number) for number in fields.get("DimSize", "").split()]
-    if kind is None or kind[1] not in _ELEMENT_BYTES or not size or min(size) < 1 or not _true(fields, "BinaryData"):
+    if kind is None or kind[1] not in _ELEMENT_BYTES or not size or not _true(fields, "BinaryData"):
         return ""
     needed = math.prod(size) * _ELEMENT_BYTES[kind[1]] * int(fields.get("ElementNumberOfChannels", 1))
     skipped = int(fields.get("HeaderSize", 0))
     source, start = header.voxels_of(path)
     start = skipped if skipped > 0 else start
-    with source.open("rb") as file:
+    with open_file(source) as file:
         present = file.seek(0, os.SEEK_END) - start
         file.seek(start)
         if not _true(fields, "CompressedData"):
@@ -173,7 +257,7 @@ def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
 def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
     """What is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
     stream, given = zlib.decompressobj(wbits=47), 0
-    while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 16))):
+    while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 14))):
         left -= len(block)
         given += len(stream.decompress(block))
     if given != needed:
@@ -185,17 +269,26 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
     """What is wrong with an NRRD file's compressed voxels: ITK counts them, but does not always read on to their checksum."""
     if header.fields.get("encoding", "").lower() not in ("gz", "gzip"):
         return ""
-    most = math.prod(int(number) for number in header.fields.get("sizes", "").split()) * 8 + MOST_SURPLUS
+    voxels = math.prod(int(number) for number in header.fields.get("sizes", "").split())
+    most = voxels * 8 + MOST_SURPLUS
     source, start = header.voxels_of(path)
-    with source.open("rb") as file:
+    with open_file(source) as file:
         file.seek(start)
         for _ in range(int(header.fields.get("lineskip", 0))):
-            file.readline()
+            if not file.readline(MOST_SURPLUS):
+                return "fewer lines than are to be skipped"
         given = 0
-        with gzip.open(file) as voxels:
-            while given < most and (block := voxels.read(1 << 20)):
-                given += len(block)
+        stream = Inflated(file)
+        while given < most and (block := stream.read(1 << 20)):
+            given += len(block)
     return f"more than {given} bytes of voxels" if given >= most else ""
+
+
+def _voxel_bytes(header: TextHeader) -> int:
+    """Bytes that a voxel takes, as far as its type is known; else one."""
+    if (kind := _ELEMENT_TYPE.fullmatch(header.fields.get("ElementType", ""))) is not None:
+        return _ELEMENT_BYTES.get(kind[1], 1) * int(header.fields.get("ElementNumberOfChannels", 1))
+    return _NRRD_BYTES.get(header.fields.get("type", "").lower().removeprefix("unsigned ").removesuffix(" int"), 1)
 
 
 def _true(fields: Mapping[str, str], key: str) -> bool:

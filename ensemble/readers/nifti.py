@@ -6,7 +6,6 @@ none for 1, and reads neither NIfTI-2 nor what is compressed but not called so. 
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import tempfile
@@ -18,7 +17,10 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ensemble.readers.integrity import MOST_SURPLUS
+from ensemble.files import open_file
+from ensemble.readers.inflate import Inflated
+from ensemble.readers.integrity import MOST_SURPLUS, refuse_bomb
+from ensemble.readers.native import SKEW
 from ensemble.types import AnyArray
 
 #: A struct format and a byte offset.
@@ -29,8 +31,10 @@ _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 7
 _SEVERAL = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "RGBA"}
 #: The two places that a NIfTI header may name must agree to this, in voxels: viewers differ in which one they take.
 _MOST_APART_VOXELS = 0.5
-#: Deviation of a matrix's columns from right angles (as cosines), and of their lengths from the voxel size (as share).
-_SKEW, _STRETCH = 1e-3, 0.01
+#: Deviation of the lengths of a matrix's columns from the voxel size, as share.
+_STRETCH = 0.01
+#: What ITK takes for right angles in an sform; beyond (1e-4), it takes the qform or refuses the file.
+_ITK_SKEW = 5e-5
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ class Nifti:
             return found
         if not math.isfinite(offset) or offset < layout.length + 4:
             return f"data that begin at byte {offset}, inside the header"
+        if offset > MOST_SURPLUS:
+            return f"data that begin at byte {offset:.0f}"
         return self._voxel_fault()
 
     def _voxel_fault(self) -> str:
@@ -137,10 +143,21 @@ class Nifti:
         unset = slope == 0 or (math.isnan(slope) and (intercept == 0 or math.isnan(intercept)))
         if not unset and not (math.isfinite(slope) and math.isfinite(intercept)):
             return f"values scaled by {slope:g} and {intercept:g} (scl_slope, scl_inter)"
+        return ""
+
+    def shortfall(self) -> str:
+        """What is missing of the voxels, as far as that can be told before memory is asked for; empty where nothing is."""
         present = self.path.stat().st_size
-        if code in _TYPES and not self.compressed and present < self._needed:  # before memory is asked for
+        if int(self.read(self.layout.datatype)[0]) not in _TYPES:
+            return ""
+        if not self.compressed and present < self._needed:
             return f"{present} bytes of {self._needed} (uncompressed)"
         return ""
+
+    def refuse_bomb(self, label: str) -> None:
+        """Raise InputRefused where it inflates as no scan does."""
+        if self.compressed:
+            refuse_bomb(self._needed, self.path.stat().st_size, self.path, label)
 
     @property
     def _kind(self) -> np.dtype[Any]:
@@ -160,8 +177,9 @@ class Nifti:
         content, offset, needed = stored.view(np.uint8).data, int(self.read(self.layout.vox_offset)[0]), self._needed
         with self.open() as file:
             present = _skip(file, offset)
-            while present < needed and (more := file.readinto(content[present - offset :])):  # type: ignore[attr-defined]
-                present += more
+            while present < needed and (block := file.read(min(needed - present, 1 << 20))):
+                content[present - offset : present - offset + len(block)] = block
+                present += len(block)
             while present < needed + MOST_SURPLUS and (block := file.read(1 << 20)):  # to gzip's checksum, at its end
                 present += len(block)
         if present < needed:
@@ -174,8 +192,29 @@ class Nifti:
     def place_for_itk(self) -> Iterator[Path]:
         """A file with the header and no voxels, from which ITK can tell where the image lies; for as long as the block lasts."""
         with tempfile.TemporaryDirectory() as folder:
-            (path := Path(folder) / "header.nii").write_bytes(self._as_nifti1() + bytes(4))
+            header = bytearray(self._as_nifti1() + bytes(4))
+            if (axes := self._skewed_axes()) is not None:
+                left, _, right = np.linalg.svd(axes)
+                sform = np.reshape(self.read(self.layout.srow), (3, 4))
+                straight = np.column_stack([left @ right * np.linalg.norm(sform[:, :3], axis=0), sform[:, 3]])
+                order, old = (self.order if self.layout is _LAYOUTS[348] else "<"), _LAYOUTS[348]
+                struct.pack_into(order + old.srow[0], header, old.srow[1], *straight.ravel())
+                struct.pack_into(order + old.codes[0], header, old.codes[1], 0, 1)
+            (path := Path(folder) / "header.nii").write_bytes(header)
             yield path
+
+    def direction(self) -> tuple[float, ...] | None:
+        """The direction cosines (LPS, row by row) where the sform's axes are not quite at right angles, so that ITK would not take them."""
+        axes = self._skewed_axes()
+        return None if axes is None else tuple((np.diag((-1.0, -1.0, 1.0)) @ axes + 0.0).ravel().tolist())
+
+    def _skewed_axes(self) -> AnyArray | None:
+        """The sform's unit vectors (RAS, in columns) where they are not quite at right angles."""
+        if self.read(self.layout.codes)[1] <= 0 or len(self.size) < 3:
+            return None
+        sform = np.reshape(self.read(self.layout.srow), (3, 4))[:, :3]
+        axes = sform / np.linalg.norm(sform, axis=0)
+        return axes if np.abs(axes.T @ axes - np.eye(3)).max() > _ITK_SKEW else None
 
     def _as_nifti1(self) -> bytes:
         """The header; of NIfTI-2, its fields of place, size and type as NIfTI-1 has them. Raises struct.error for what does not fit."""
@@ -191,8 +230,10 @@ class Nifti:
         struct.pack_into(old.magic[0], header, old.magic[1], old.its_magic)
         return bytes(header)
 
-    def open(self) -> BinaryIO:
-        return cast(BinaryIO, gzip.open(self.path)) if self.compressed else self.path.open("rb")
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        with open_file(self.path) as file:
+            yield cast(BinaryIO, Inflated(file)) if self.compressed else file
 
 
 def nifti(path: Path) -> Nifti | None:
@@ -200,11 +241,11 @@ def nifti(path: Path) -> Nifti | None:
 
     Raises OSError, EOFError or zlib.error for a damaged file.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         begin = file.read(540)
     if compressed := begin[:2] == b"\x1f\x8b":
-        with gzip.open(path) as unpacked:
-            begin = unpacked.read(540)
+        with open_file(path) as file:
+            begin = Inflated(file).exactly(540)
     for order in "<>":
         size = struct.unpack(order + "i", begin[:4])[0] if len(begin) >= 4 else 0
         layout = _LAYOUTS.get(size)
@@ -236,7 +277,7 @@ def _misplaced(
     if not (lengths > 0).all():
         return "an sform that flattens the image"
     unit = sform[:, :3] / lengths
-    if np.abs(unit.T @ unit - np.eye(3)).max() > _SKEW:
+    if np.abs(unit.T @ unit - np.eye(3)).max() > SKEW:
         return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
     if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
         return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"

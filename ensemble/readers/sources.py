@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ensemble.files import is_there
 from ensemble.readers.headers import text_header
-from ensemble.readers.names import stem
+from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES, stem
 
 #: What tells a file from another in its place: inode, size, time of change.
 Stamp = tuple[int, int, int]
@@ -21,14 +22,53 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
     """
     if path.is_dir():
         for folder, _, names in sorted(os.walk(path)):
-            yield from ((Path(folder, name).relative_to(path).as_posix(), Path(folder, name)) for name in sorted(names))
+            files = (Path(folder, name) for name in sorted(names))
+            yield from ((file.relative_to(path).as_posix(), file) for file in files if file.is_file())
         return
     yield path.name, path
-    if (b_values := path.with_name(stem(path) + ".bval")).is_file():
+    if is_there(b_values := path.with_name(stem(path) + ".bval")):
         yield b_values.name, b_values
     header = text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
-    if header is not None and header.data_file and (data := path.parent / header.data_file).is_file():
-        yield header.data_file, data
+    if header is not None and header.data_file and not header.leads_out:
+        data = path.parent / header.data_file
+        if is_there(data):
+            yield header.data_file, data
+
+
+def may_tell_b_values(dwi: Path) -> bool:
+    """Whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval. Without, no ADC can be computed."""
+    dicom = dwi.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or os.path.isdir(dwi)  # noqa: PTH112 (Path.is_dir raises for some names)
+    return dicom or is_there(dwi.with_name(stem(dwi) + ".bval"))
+
+
+def link_notes(path: Path, label: str) -> list[str]:
+    """What to say of an image that is read through links: where they lead out of their folder, or out of a folder of DICOM.
+
+    Those of git-annex and DataLad, which keep the content of files in a store of the data set, are not mentioned.
+    """
+    if path.is_symlink() and _leaves(path, path.parent):
+        return [f"{label}: read through a link to {real_path(path)}"]
+    folder = path if path.is_dir() else path.parent
+    files = [file for _, file in source_files(path)]
+    leaving = [file for file in files if file.is_symlink() and _leaves(file, folder)]
+    if not leaving:
+        return []
+    return [f"{label}: {len(leaving)} of its files are links out of its folder, the first to {real_path(leaving[0])}"]
+
+
+def _leaves(path: Path, folder: Path) -> bool:
+    real = real_path(path)
+    return not real.is_relative_to(real_path(folder)) and not is_annexed(real)
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads, all links followed; one that leads back to itself included."""
+    return Path(os.path.realpath(path))
+
+
+def is_annexed(real: Path) -> bool:
+    """Whether a file's real path lies in a store of git-annex."""
+    return ".git" in real.parts and ("annex", "objects") in zip(real.parts, real.parts[1:], strict=False)
 
 
 def stamps(images: Iterable[Path]) -> dict[Path, Stamp | None]:
@@ -40,6 +80,6 @@ def stamp(path: Path) -> Stamp | None:
     """None when nothing is there."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns

@@ -5,23 +5,25 @@ Nothing is replaced on the way: what is no number stays none, for those to see w
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
+from ensemble.files import open_file, unopened
 from ensemble.geometry import Grid
-from ensemble.readers.integrity import DAMAGE, damaged, remarks_or_refusal, unreadable
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.readers.content import refuse_other_content
+from ensemble.readers.integrity import DAMAGE, damaged, odd_header, refuse_too_large, remarks_or_refusal, unreadable
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
-from ensemble.readers.native import MOST_VOXELS, last_line
+from ensemble.readers.native import last_line
 from ensemble.readers.nifti import Nifti, nifti
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray
@@ -74,32 +76,50 @@ def read_stored(path: Path, label: str) -> StoredImage:
         header = nifti(path)
         if header is not None:
             return _read_nifti(header, label)
-        if image_suffix(path) in (".nii", ".nii.gz"):
-            raise unreadable(path, label, "no NIfTI header, compressed or not")
+        refuse_other_content(path, label)
+        remarks = remarks_or_refusal(path, label)
     except (*DAMAGE, MemoryError) as error:
-        raise damaged(path, label, str(error) or type(error).__name__) from error
-    remarks = remarks_or_refusal(path, label)
+        raise _refusal(path, label, error) from error
     try:
         with _plain_name(path) as plain, native_stderr_to_log():
             grid = _grid(plain, path, label)
             image = sitk.ReadImage(str(plain), imageIO=_READERS[image_suffix(plain)])
             return StoredImage(sitk.GetArrayFromImage(image), grid, remarks=remarks)
     except (RuntimeError, MemoryError, OverflowError) as error:
-        raise unreadable(path, label, last_line(error)) from error
+        raise _refused_by_itk(path, label, error) from error
+
+
+def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
+    """What to tell of a file whose bytes could not be read to their end: for want of memory, because of the disk, or of the bytes."""
+    if is_out_of_memory(error):
+        return too_little_memory(path, label)
+    if isinstance(error, OSError) and error.errno is not None:
+        return unopened(f"the {label} image", path, error)
+    return damaged(path, label, str(error) or type(error).__name__)
+
+
+def too_little_memory(path: Path, label: str) -> InputRefused:
+    """What to tell of an image that does not fit into memory, damaged or not."""
+    do = f"{MORE_MEMORY}; or give the one volume of b about 1000 s/mm^2, cropped to the head"
+    return InputRefused(f"there is not enough memory to read the {label} image", where=path, do=do)
 
 
 def _read_nifti(header: Nifti, label: str) -> StoredImage:
     remarks: list[str] = []
     if found := header.fault(remarks):
+        raise odd_header(header.path, label, found)
+    if found := header.shortfall():
         raise damaged(header.path, label, found)
-    _refuse_too_large(header.size, header.path, label)
+    refuse_too_large(header.size, header.path, label)
     if header.not_scalar:
         raise _not_scalar(header.path, label, header.not_scalar)
+    header.refuse_bomb(label)
     try:
         with header.place_for_itk() as plain, native_stderr_to_log():
             grid = _grid(plain, header.path, label)
+            grid = replace(grid, direction=header.direction() or grid.direction)
     except (RuntimeError, struct.error) as error:
-        raise unreadable(header.path, label, last_line(error)) from error
+        raise _refused_by_itk(header.path, label, error) from error
     if not header.size[:3] == grid.size or len(header.size) > 4:
         raise not_3d(header.path, label, header.size)
     return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
@@ -113,7 +133,7 @@ def _grid(plain: Path, path: Path, label: str) -> Grid:
     reader.ReadImageInformation()
     size, axes = reader.GetSize(), reader.GetDimension()
     # before memory is asked for that a damaged header claims to need
-    _refuse_too_large((*size, reader.GetNumberOfComponents()), path, label)
+    refuse_too_large((*size, reader.GetNumberOfComponents()), path, label)
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     if reader.GetNumberOfComponents() != 1 or "complex" in kind:
         raise _not_scalar(path, label, f"{reader.GetNumberOfComponents()} components of {kind}")
@@ -136,14 +156,10 @@ def _not_scalar(path: Path, label: str, found: str) -> InputRefused:
     return InputRefused(f"the {label} image is not scalar", where=path, found=found, do="give one grey value a voxel")
 
 
-def _refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
-    if math.prod(size) > MOST_VOXELS:
-        raise InputRefused(
-            f"the {label} image is too large to be a brain scan",
-            where=path,
-            found=f"size {_by(size)}",
-            do="check the header; crop or resample it if it is right",
-        )
+def _refused_by_itk(path: Path, label: str, error: Exception) -> InputRefused:
+    if is_out_of_memory(error):
+        return too_little_memory(path, label)
+    return unreadable(path, label, last_line(error))
 
 
 def _by(size: tuple[int, ...]) -> str:
@@ -154,17 +170,10 @@ def _refuse_unreadable(path: Path, label: str) -> None:
     """Say what stands between us and the file's bytes."""
     kinds = ", ".join(IMAGE_SUFFIXES)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             first = file.read(1)
-    except FileNotFoundError as error:
-        raise InputRefused(f"the {label} image does not exist", where=path, do="check the path") from error
     except OSError as error:
-        raise InputRefused(
-            f"the {label} image can't be opened",
-            where=path,
-            found=f"{error.strerror} (we run as user {os.getuid()})",
-            do="check the permissions of the file and of the folders above it",
-        ) from error
+        raise unopened(f"the {label} image", path, error) from error
     if not first:
         raise InputRefused(f"the {label} image is an empty file", where=path, do="copy or export it again")
     if not image_suffix(path):

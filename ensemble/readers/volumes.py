@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
+from ensemble.readers.base import LowB
 from ensemble.types import AnyArray, FloatArray
 
 #: b-values in s/mm^2: what a stroke protocol calls diffusion-weighted, what it aims at, and how far values of one shell differ.
 DIFFUSION_B, USUAL_B, SAME_SHELL = (500.0, 2000.0), 1000.0, 60.0
 
+#: What counts as without weighting for an ADC, and how far such volumes of one acquisition differ.
+LOW_B, _SAME_LOW = 100.0, 20.0
 #: Signals below this share of the brightest are air, noise or fluid, and tell nothing.
 _DARK, _FLOOR = 0.2, 0.02
 #: By how much (1e-3 mm^2/s) diffusion may differ: between two directions in the median of a head, where it hardly does, so that a volume
@@ -49,8 +52,7 @@ def diffusion_weighted(
             found=f"b-values {_listed(b_values)} s/mm^2",
             do=f"give one with b between {DIFFUSION_B[0]:.0f} and {DIFFUSION_B[1]:.0f}{unit}",
         )
-    b = min(usable, key=lambda value: (abs(value - USUAL_B), value))
-    shell = [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
+    b, shell = _shell(b_values, usable)
     refuse = _Refusal(path, b_values, f"correct {b_file}" if b_file else "correct the b-values")
     if empty := [number for number in shell if _is_empty(volumes[number])]:
         raise refuse("a volume of the DWI is empty", empty, "holds one value in all voxels")
@@ -69,6 +71,49 @@ def diffusion_weighted(
         n for n, at in enumerate(shell) if any(np.array_equal(volumes[at], volumes[before]) for before in shell[:n])
     ]
     return weighted, note + f"; {len(twice)} of them stand there twice" * bool(twice)
+
+
+def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, list[int]]:
+    """The usable b-value that is nearest to 1000, and the volumes of its shell."""
+    b = min(usable, key=lambda value: (abs(value - USUAL_B), value))
+    return b, [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
+
+
+def low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowB:
+    """The mean of the volumes (n, z, y, x) of lowest b-value, beside what `diffusion_weighted` has chosen.
+
+    Raises InputRefused where there is none, or where they do not show the same.
+    """
+    if b_values is None:
+        alone = (
+            "it holds one volume" if len(volumes) == 1 else f"the b-values of its {len(volumes)} volumes are not known"
+        )
+        raise no_adc(path, alone)
+    usable = [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]]
+    _, shell = _shell(b_values, usable)
+    lowest = min(b_values)
+    if lowest > LOW_B:
+        held = "it holds one volume" if len(volumes) == 1 else "it holds no volume of b = 0"
+        raise no_adc(path, f"{held}; b = {_listed(b_values)} s/mm^2")
+    low = [number for number, value in enumerate(b_values) if value - lowest <= _SAME_LOW]
+    refuse = _Refusal(path, b_values, "correct the b-values")
+    if empty := [number for number in low if _is_empty(volumes[number])]:
+        raise refuse("a volume of the DWI is empty", empty, "holds one value in all voxels")
+    if len(low) > 1:
+        _refuse_at_odds(np.asarray(volumes)[low], low, USUAL_B, refuse)
+    array = np.asarray(volumes, np.float32)[low].mean(axis=0)
+    return LowB(array, *(float(np.mean([b_values[number] for number in numbers])) for numbers in (low, shell)))
+
+
+def no_adc(path: Path, found: str) -> InputRefused:
+    """What to tell where no ADC is given and none can be computed."""
+    return InputRefused(
+        "there is no ADC image",
+        where=path,
+        found=f"none can be computed from the DWI: {found}",
+        do="give the ADC map (--adc; images/adc-brain-mri in the contract), or a DWI that holds b0 and b about 1000 s/mm^2 with its"
+        " b-values: an image file with its .bval, or a DICOM series",
+    )
 
 
 class _Refusal:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ensemble.config import Extras, RunConfig
 from ensemble.errors import UserError
 from ensemble.hosting import host
+from ensemble.memory import told
 from ensemble.streams import log_failure
 
 if TYPE_CHECKING:
@@ -73,9 +74,10 @@ class Failed:
     @classmethod
     def of(cls, error: Exception) -> Failed:
         """An error as a message."""
+        error = told(error)
         if not isinstance(error, UserError):
             return cls(f"a bug in the tool, please report it: {type(error).__name__}: {error}")
-        details = {"where": error.where, "found": error.found, "do": error.do}
+        details = {"where": error.where, "found": error.found, "do": error.do, "notes": "; ".join(error.notes)}
         return cls(error.what, error.exit_code, {name: text for name, text in details.items() if text})
 
     def __str__(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import readable
-from ensemble.weights.pickles import latin1
+from ensemble.files import hindrance, open_file
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.weights.pickles import ForbiddenName
+from ensemble.weights.programs import refuse_greedy
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
 #: What torch's restricted unpickler says of a name that it does not admit, and what any reader says of damaged bytes.
 _FORBIDDEN = re.compile(r"(?:GLOBAL|function|class) (\S+)")
+#: The program of a checkpoint, in bytes: names and shapes of tensors, a trainer's logs. Pickles in a file of the format before archives.
+_MOST_PROGRAM_BYTES, _PICKLES = 64 << 20, 5
+#: Names that one tensor may go by (nnU-Net's encoder goes by four).
+_MOST_NAMES = 8
 _UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -31,6 +38,7 @@ _UNREADABLE = (
     IndexError,
     AttributeError,
     zipfile.BadZipFile,
+    RecursionError,
 )
 
 
@@ -42,31 +50,84 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises WeightsBroken for files that are missing, damaged, or hold anything else.
     """
-    if not path.is_file():
-        raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
-    with readable(path):
-        start = _start(path)
+    try:
+        open_file(path).close()
+    except OSError as error:
+        why = hindrance(path, error)
+        what = "a checkpoint is missing" if isinstance(error, FileNotFoundError) else f"a checkpoint {why.what}"
+        raise WeightsBroken(what, where=path, found=why.found, do="restore the weights folder") from error
     archive = zipfile.is_zipfile(path)
     try:
+        _refuse_greedy(path, archive=archive)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except _UNREADABLE as error:
-        if wanted := _FORBIDDEN.search(str(error)):
+        if not isinstance(loaded, dict):
+            raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
+        _refuse_more_than_the_file(loaded, path)
+    except (*_UNREADABLE, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise WeightsBroken(
+                "there is not enough memory to load a checkpoint", where=path, do=MORE_MEMORY
+            ) from error
+        wanted = str(error) if isinstance(error, ForbiddenName) else _forbidden(error)
+        if wanted:
             raise WeightsBroken(
                 "a checkpoint holds more than tensors and plain values; it was not loaded",
                 where=path,
-                found=f"it asks for {wanted[1]}",
+                found=f"it asks for {wanted}",
                 do="use the file that its trainer wrote; a checkpoint that needs other code to load can't be trusted",
             ) from error
         raise WeightsBroken(
             "a checkpoint is damaged, or is none",
             where=path,
-            found=f"{type(error).__name__}: {error}"[:200] if archive else f"a file that starts with {start!r}",
+            found=f"{type(error).__name__}: {error}"[:200] if archive else f"a file that starts with {_start(path)!r}",
             do="copy or download it again",
         ) from error
-    if not isinstance(loaded, dict):
-        raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
     return loaded
+
+
+def _refuse_greedy(path: Path, *, archive: bool) -> None:
+    """Raise UnpicklingError for a file that would make far more than it holds: by compression, or by calls."""
+    if not archive:
+        with path.open("rb") as file:
+            for _ in range(_PICKLES):
+                refuse_greedy(file)
+        return
+    with zipfile.ZipFile(path) as checkpoint:
+        for member in checkpoint.infolist():
+            program = member.filename.endswith("data.pkl")
+            if member.compress_type != zipfile.ZIP_STORED or (program and member.file_size > _MOST_PROGRAM_BYTES):
+                found = f"{member.filename} takes {member.file_size} bytes of {member.compress_size}"
+                raise pickle.UnpicklingError(f"{found}; torch.save compresses nothing")
+            if program:
+                refuse_greedy(io.BytesIO(checkpoint.read(member)))
+
+
+def _refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
+    """Raise WeightsBroken where tensors, which may overlap and repeat themselves in the file, are together far larger than it is."""
+    size = path.stat().st_size
+    total, largest = 0, ("", 0)
+    for name, tensor in _tensors(content, "", set()):
+        needed = tensor.numel() * tensor.element_size()
+        total, largest = total + needed, max(largest, (name, needed), key=lambda pair: pair[1])
+    if largest[1] > size or total > _MOST_NAMES * size:
+        raise WeightsBroken(
+            "a checkpoint holds tensors that are larger than the file",
+            where=path,
+            found=f"{total / 1e6:.0f} MB in a file of {size / 1e6:.1f} MB; the largest is {largest[0]}, {largest[1] / 1e6:.0f} MB",
+            do="copy or download it again; a trainer writes each of its weights once",
+        )
+
+
+def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors in dictionaries, lists and tuples, each container once, with where they stand."""
+    if torch.is_tensor(content):
+        yield name, content
+    if not isinstance(content, dict | list | tuple) or id(content) in seen:
+        return
+    seen.add(id(content))
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield from _tensors(value, f"{name}.{key}".strip("."), seen)
 
 
 def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
@@ -120,6 +181,12 @@ def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
+def _forbidden(error: Exception) -> str:
+    """The name that torch's unpickler did not admit; empty where it failed otherwise."""
+    found = _FORBIDDEN.search(str(error))
+    return found[1] if found else ""
+
+
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(20)
@@ -137,7 +204,6 @@ def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
 _NUMPY_SCALARS: list[Any] = [
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (latin1, "_codecs.encode"),
     np.dtype,
     *sorted({type(np.dtype(code)) for code in "?bhilqBHILQefd"}, key=lambda kind: kind.__name__),
 ]

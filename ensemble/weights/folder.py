@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ensemble.config import files_below
 from ensemble.errors import WeightsBroken
+from ensemble.files import hindrance, lacks_rights
 
 _MOST_LISTED = 8
 
@@ -33,11 +33,14 @@ def readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = Path(error.filename or folder)
+        why = hindrance(where, error)
+        rights = "let this user read the weights folder and all that lies in it (chmod -R a+rX), or take out what is no weights"
         raise WeightsBroken(
             "a file or folder of the weights can't be read",
-            where=error.filename or folder,
-            found=f"{error.strerror or error} (we run as user {os.getuid()})",
-            do="let this user read the weights folder and all that lies in it (chmod -R a+rX), or take out what is no weights",
+            where=where,
+            found=why.said,
+            do=rights if lacks_rights(error) else why.do,
         ) from error
 
 

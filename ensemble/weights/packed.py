@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ensemble.errors import WeightsBroken
+from ensemble.files import hindrance, open_file, parse_json
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
 
 SUFFIX = ".safetensors"
 Precision = Literal["fp32", "fp16"]
@@ -23,12 +25,20 @@ _ALIASES = "aliases"
 def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors (on the CPU, mapped from the file) and metadata. Raises WeightsBroken for files that are missing or damaged."""
     try:
+        open_file(path).close()
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             metadata = dict(file.metadata() or {})
-        aliases: dict[str, str] = json.loads(metadata.pop(_ALIASES, "{}"))
+        aliases: dict[str, str] = parse_json(metadata.pop(_ALIASES, "{}"))
         return tensors | {name: tensors[first] for name, first in aliases.items()}, metadata
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise WeightsBroken("there is not enough memory for packed weights", where=path, do=MORE_MEMORY) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            why = hindrance(path, error)
+            raise WeightsBroken(
+                f"a file of packed weights {why.what}", where=path, found=why.found, do=why.do
+            ) from error
         raise WeightsBroken(
             "packed weights are missing or damaged",
             where=path,

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ensemble.errors import WeightsBroken
+from ensemble.files import hindrance, open_file
 
 #: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
 MOST_BYTES = 16 * 2**20
+#: What a pickle's own calls may make, in bytes: one value is cheaply named again and again. And what a number in a list takes.
+MOST_MADE_BYTES, _NUMBER_BYTES = 64 * 2**20, 32
 _BYTE_ORDERS = ("<", ">", "|", "=")
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -45,9 +51,9 @@ def read_pickle(path: Path) -> Any:
     plain value.
     """
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise pickle.UnpicklingError(f"{size} bytes, far more than the description of a model takes")
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            if (size := path.stat().st_size) > MOST_BYTES:
+                raise pickle.UnpicklingError(f"{size} bytes, far more than the description of a model takes")
             return _plain(_PlainUnpickler(file, encoding="latin1").load(), {})
     except ForbiddenName as error:
         raise WeightsBroken(
@@ -57,12 +63,28 @@ def read_pickle(path: Path) -> Any:
             do="use the file that nnU-Net wrote; a description that needs other code to load can't be trusted",
         ) from error
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            why = hindrance(path, error)
+            raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error
         raise WeightsBroken(
             "a pickle is missing, damaged, or is none",
             where=path,
             found=f"{type(error).__name__}: {error}"[:200],
             do="copy or download it again",
         ) from error
+
+
+class _Allowance:
+    """What a pickle may still make."""
+
+    def __init__(self) -> None:
+        self._left = MOST_MADE_BYTES
+
+    def spend(self, size: int) -> None:
+        """Raise UnpicklingError where it makes far more than it holds."""
+        self._left -= size
+        if self._left < 0:
+            raise pickle.UnpicklingError("it makes far more of itself than the description of a model takes")
 
 
 class _Dtype:
@@ -82,16 +104,18 @@ class _Dtype:
 class _Array:
     """Stands in for `numpy.ndarray`, made empty and filled by the state that follows in the pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowance: _Allowance) -> None:
         self.values: Any = []
+        self._allowance = allowance
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        self.values = _numbers(data, dtype, tuple(shape), "F" if fortran else "C")
+        self.values = _numbers(self._allowance, data, dtype, tuple(shape), "F" if fortran else "C")
 
 
-def _numbers(data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
+def _numbers(allowance: _Allowance, data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
     """The numbers in an array's bytes as (nested) lists. numpy checks that bytes and shape agree."""
+    allowance.spend(_NUMBER_BYTES * sum(accumulate(map(abs, shape), mul)))  # lists of lists of none, too
     flat = np.frombuffer(_as_bytes(data), dtype.kind)
     return flat.reshape(shape, order="F" if order == "F" else "C").tolist()
 
@@ -101,32 +125,33 @@ def _as_bytes(data: bytes | str) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
 
-def _dtype(code: str, *_: Any) -> _Dtype:
+def _dtype(allowance: _Allowance, code: str, *_: Any) -> _Dtype:
     return _Dtype(code)
 
 
-def _empty_array(*_: Any) -> _Array:
-    return _Array()
+def _empty_array(allowance: _Allowance, *_: Any) -> _Array:
+    return _Array(allowance)
 
 
-def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    array = _Array()
-    array.values = _numbers(data, dtype, shape, order)
+def _array_from_buffer(allowance: _Allowance, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array(allowance)
+    array.values = _numbers(allowance, data, dtype, shape, order)
     return array
 
 
-def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
-    return _numbers(data, dtype, (1,), "C")[0]
+def _scalar(allowance: _Allowance, dtype: _Dtype, data: bytes | str) -> Any:
+    return _numbers(allowance, data, dtype, (1,), "C")[0]
 
 
-def latin1(text: str, encoding: str) -> bytes:
+def _latin1(allowance: _Allowance, text: str, encoding: str) -> bytes:
     """How pickle protocol 2 spells bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
+    allowance.spend(len(text))
     return text.encode("latin1")
 
 
-def _dictionary() -> dict[Any, Any]:
+def _dictionary(allowance: _Allowance) -> dict[Any, Any]:
     return {}
 
 
@@ -141,17 +166,21 @@ _STAND_INS: Mapping[str, Callable[..., Any]] = {
     "numpy.core.numeric._frombuffer": _array_from_buffer,
     "numpy._core.numeric._frombuffer": _array_from_buffer,
     "collections.OrderedDict": _dictionary,
-    "_codecs.encode": latin1,
+    "_codecs.encode": _latin1,
 }
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """An unpickler that imports nothing."""
 
+    def __init__(self, file: BinaryIO, *, encoding: str) -> None:
+        super().__init__(file, encoding=encoding)
+        self._allowance = _Allowance()
+
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name. Raises ForbiddenName where there is none."""
         try:
-            return _STAND_INS[f"{module}.{name}"]
+            return partial(_STAND_INS[f"{module}.{name}"], self._allowance)
         except KeyError:
             raise ForbiddenName(f"{module}.{name}") from None
 

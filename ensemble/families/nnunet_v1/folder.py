@@ -5,7 +5,6 @@ A packed folder has `fold_*/model_final_checkpoint.safetensors` and `plans.json`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from ensemble.errors import WeightsBroken
 from ensemble.families.folds import WHOLE_V1, fold_folders
 from ensemble.families.nnunet_v1.plans import V1Plans, from_json, parse_plans
+from ensemble.files import read_json
 from ensemble.weights.folder import listing
 from ensemble.weights.pickles import read_pickle
 
@@ -44,7 +44,7 @@ def read_v1_folder(folder: Path) -> V1Folder:
             f"a model folder holds no fold_*/{WEIGHTS}", where=folder, found=listing(folder), do=_REMEDY
         )
     if (packed := folder / PACKED_PLANS).is_file():
-        plans = _parsed(packed, lambda: from_json(json.loads(packed.read_text(encoding="utf-8"))))
+        plans = _parsed(packed, lambda: from_json(read_json(packed)))
         return V1Folder(plans, weights)
     descriptions = {name: path.with_name(f"{path.name}.pkl") for name, path in weights.items()}
     by_fold = {name: _described(path) for name, path in descriptions.items()}

@@ -13,6 +13,7 @@ import torch
 from ensemble.errors import WeightsBroken
 from ensemble.families.folds import WHOLE_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import NnunetPlans, read_plans
+from ensemble.files import parse_json
 from ensemble.weights.checkpoints import checkpoint_of, unwrapped
 from ensemble.weights.folder import listing
 from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
@@ -67,7 +68,7 @@ def read_fold(path: Path) -> dict[str, Any]:
     if path.suffix == SUFFIX:
         weights, metadata = read_packed(path)
         try:
-            return {"network_weights": weights} | {key: json.loads(text) for key, text in metadata.items()}
+            return {"network_weights": weights} | {key: parse_json(text) for key, text in metadata.items()}
         except ValueError as error:
             raise WeightsBroken("packed weights are damaged", where=path, found=str(error)) from error
     return checkpoint_of("nnU-Net v2", path, "network_weights", CHECKPOINT)

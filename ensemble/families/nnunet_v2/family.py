@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ensemble.families.folds import WHOLE_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import read_plans
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
+from ensemble.files import read_json
 
 if TYPE_CHECKING:
     from ensemble.weights.packed import Precision
@@ -71,9 +71,9 @@ class NnunetV2(Family):
 def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:
     dataset = folder / "dataset.json"
     try:
-        own = json.loads(dataset.read_text(encoding="utf-8")).get(OWN_WORDS, {})
+        own = read_json(dataset).get(OWN_WORDS, {})
         return MemberSpec.from_json({**own, "name": tree.name_of(folder), "kind": NnunetV2.kind}, folder)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(
             "dataset.json can't be read",
             where=dataset,

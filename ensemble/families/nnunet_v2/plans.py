@@ -5,7 +5,6 @@ Formats: nnunetv2 2.0 to 2.8 (`plans_handler.py`, `label_handling.py`), old plan
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.unet import window_bytes
+from ensemble.files import read_json
 from ensemble.resample import ArrayResampling
 
 #: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
@@ -34,6 +34,9 @@ NORMALISATION_STATISTICS: Mapping[str, tuple[str, ...]] = {
     "RescaleTo01Normalization": (),
     "RGBTo01Normalization": (),
 }
+
+#: More than any argument of a network is, and more blocks than any stage, or stages than any network, has.
+_MOST_NUMBER, _MOST_BLOCKS = 8192, 64
 
 T = TypeVar("T")
 
@@ -132,6 +135,7 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
     if len(patch) not in (2, 3):
         raise plans.broken(f"patch_size has {len(patch)} axes")
     architecture = plans.read("architecture", lambda: _architecture(chosen))
+    plans.read("architecture", lambda: _check_numbers(architecture.kwargs, ""))
     plans.read("patch_size", lambda: _check_patch(patch, architecture))
     return NnunetPlans(
         configuration=name,
@@ -157,7 +161,7 @@ class _JsonFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError, RecursionError) as error:
             raise WeightsBroken(
                 f"{path.name} can't be read",
@@ -173,7 +177,7 @@ class _JsonFile:
         """What `parse` makes of a key, its complaints as WeightsBroken."""
         try:
             return parse()
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
             missing = isinstance(error, KeyError)
             raise self.broken(f"{key}: {'no or unknown ' if missing else ''}{error}") from error
 
@@ -264,6 +268,20 @@ def _resampling(chosen: Mapping[str, Any], key: str) -> ArrayResampling:
     return ArrayResampling.from_plans(str(chosen[key]), dict(chosen[f"{key}_kwargs"]))
 
 
+def _check_numbers(value: Any, key: str) -> None:
+    """Raise ValueError for numbers that no planner writes, in a network's arguments: they would take memory and time without end."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_numbers(inner, str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_numbers(inner, key)
+    elif isinstance(value, int | float):
+        most = _MOST_BLOCKS if key.startswith(("n_conv_per_stage", "n_blocks_per_stage", "n_stages")) else _MOST_NUMBER
+        if not 0 <= value <= most:
+            raise ValueError(f"{key} {str(value)[:20]} is not within 0 to {most}")
+
+
 def _check_patch(patch: Sequence[int], architecture: Architecture) -> None:
     """Raise ValueError for windows that the network can't halve as often as it does."""
     for axis, (length, factor) in enumerate(zip(patch, _strides(architecture, len(patch)), strict=True)):
@@ -294,7 +312,7 @@ def _architecture(chosen: Mapping[str, Any]) -> Architecture:
     if "architecture" in chosen:
         block = chosen["architecture"]
         return Architecture(
-            str(block["network_class_name"]), dict(block["arch_kwargs"]), tuple(block["_kw_requires_import"])
+            str(block["network_class_name"]), dict(block["arch_kwargs"]), tuple(map(str, block["_kw_requires_import"]))
         )
     return _old_architecture(chosen)
 

@@ -14,6 +14,7 @@ from ensemble import __version__
 from ensemble.config import Extras
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import distinct
+from ensemble.files import parse_json, read_json
 from ensemble.folders import unwritable
 from ensemble.outputs.artifacts import MASK, REPORT, Artifact, Segmented, artifacts, kinds
 from ensemble.outputs.layouts.layout import placed, write
@@ -110,7 +111,7 @@ def read_report(root: Path, place: Place) -> dict[str, Any] | None:
     outputs, `batch.outputs`, may be missing or be something else."""
     folder = root / place.folder
     try:
-        report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        report: dict[str, Any] = read_json(folder / REPORT_FILE)
         outputs = report["batch"]["outputs"]
         whole = all((folder / name).stat().st_size == size for name, size in outputs.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -148,7 +149,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
     folder that can be read."""
     described = root / "dataset_description.json"
     try:
-        makers = json.loads(described.read_text(encoding="utf-8"))["GeneratedBy"]
+        makers = parse_json(described.read_text(encoding="utf-8"))["GeneratedBy"]
         ours = any(maker["Name"] == _TOOL for maker in makers)
     except FileNotFoundError:
         ours = True
@@ -156,7 +157,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
         raise UsageError("the output folder is a file, or lies below one", where=root, do="give a folder") from error
     except OSError as error:
         raise unwritable(root, error) from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours or root.resolve() == dataset.resolve():
         raise UsageError(

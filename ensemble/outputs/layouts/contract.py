@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ensemble.config import Extras
 from ensemble.errors import UsageError
+from ensemble.files import read_json
 from ensemble.outputs.artifacts import MASK, Artifact, Segmented, artifacts, kinds
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
@@ -41,7 +41,7 @@ class Contract:
 def earlier_masks(output_root: Path) -> list[str]:
     """Places, below the output root, of the masks that an earlier run's `results.json` lists; none when there is no such file."""
     try:
-        cases = json.loads((output_root / RESULTS).read_text(encoding="utf-8"))
+        cases = read_json(output_root / RESULTS)
         names = [
             str(output["filename"]) for case in cases for output in case["outputs"] if output["slug"] == OUTPUT_SLUG
         ]

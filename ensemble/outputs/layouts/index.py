@@ -6,11 +6,11 @@ the contract, where no file may lie that the platform doesn't know. (Each case o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ensemble.files import read_json
 from ensemble.outputs.layouts.layout import is_inside
 
 #: Key of the index in those files.
@@ -39,7 +39,7 @@ def earlier_outputs(root: Path, *masks: str) -> list[str]:
 
 def _listed(holder: Path) -> Iterator[str]:
     try:
-        content: Any = json.loads(holder.read_text(encoding="utf-8"))
+        content: Any = read_json(holder)
     except (OSError, ValueError, RecursionError):
         return
     for entry in content if isinstance(content, list) else [content]:

@@ -15,6 +15,7 @@ from ensemble.metrics import dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.readers.base import RawCase
 from ensemble.streams import all_printable
+from ensemble.types import Modality
 
 #: Grows when a field of the report changes its meaning or goes, not when one joins (docs/guide.md lists them).
 SCHEMA = 1
@@ -32,7 +33,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "case": {
             "name": raw.name,
-            "files": {str(modality): str(image.path) for modality, image in raw.images.items()},
+            "files": _files(raw),
             "grid": {
                 "size_xyz": list(grid.size),
                 "spacing_mm_xyz": list(grid.spacing_mm),
@@ -57,6 +58,14 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
     }
     spelt: dict[str, Any] = all_printable(report)
     return spelt
+
+
+def _files(raw: RawCase) -> dict[str, str]:
+    """What each image was read from; an ADC that was not given was computed."""
+    files = {str(modality): str(image.path) for modality, image in raw.images.items()}
+    if Modality.ADC not in raw.images:
+        files[str(Modality.ADC)] = f"computed from {raw.images[Modality.DWI].path}"
+    return files
 
 
 def agreement(result: Result) -> float | None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from zlib import error as ZlibError
 
 from ensemble.errors import InputRefused
+from ensemble.files import is_there, open_file, refuse_no_file, unopened
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES
 
 #: Of one examination; more is an archive of patients, not a case.
 MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 4 << 30
+#: An archive may inflate to so many times its size, and this beside; images of a head do by 2 to 20. And what names its files is shorter.
+_MOST_INFLATION, _FREE_BYTES, _MOST_DIRECTORY_BYTES = 100, 64 << 20, 16 << 20
+#: The end of an archive (APPNOTE.TXT 4.3.14 to 4.3.16): how long the last record may be, and where it tells how long the directory is.
+_LONGEST_END, _END, _END_64 = 1 << 17, b"PK\5\6", b"PK\6\6"
 _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
 
 
@@ -24,7 +31,7 @@ def is_dicom(path: Path) -> bool:
 
 def begins_as_dicom(path: Path) -> bool:
     """Whether a file begins as one of DICOM does, whatever its name. Raises OSError."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(132)[128:] == b"DICM"
 
 
@@ -42,8 +49,10 @@ def files_of(path: Path, label: str) -> Iterator[list[Path]]:
         yield _listing(path, path, label)
         return
     if path.suffix.lower() in SLICE_SUFFIXES:
-        if not path.exists():
-            raise InputRefused(f"the {label} image does not exist", where=path, do="check the path")
+        try:
+            refuse_no_file(path)
+        except OSError as error:
+            raise unopened(f"the {label} image", path, error) from error
         yield [path]
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -53,20 +62,22 @@ def files_of(path: Path, label: str) -> Iterator[list[Path]]:
 
 def _unpack(path: Path, folder: str, label: str) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        file = open_file(path)
+    except OSError as error:
+        raise unopened(f"the {label} image", path, error) from error
+    try:
+        with file, zipfile.ZipFile(_with_short_directory(file, path, label)) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-            unpacked = sum(member.file_size for member in members)
-            if len(members) > MOST_FILES or unpacked > MOST_UNPACKED_BYTES:
-                raise InputRefused(
-                    f"the {label} archive is too large for one examination",
-                    where=path,
-                    found=f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked",
-                    do="pack the series of this case alone",
-                )
+            _refuse_too_much(members, path, label)
             archive.extractall(folder, members)
-    except FileNotFoundError as error:
-        raise InputRefused(f"the {label} image does not exist", where=path, do="check the path") from error
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputRefused(
+                f"the {label} archive can't be unpacked",
+                where=path,
+                found=error.strerror or str(error),
+                do="free space in the folder for temporary files (TMPDIR), or unpack it yourself and give the folder",
+            ) from error
         raise InputRefused(
             f"the {label} archive is damaged, or can't be unpacked",
             where=path,
@@ -75,11 +86,48 @@ def _unpack(path: Path, folder: str, label: str) -> None:
         ) from error
 
 
+def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
+    """The file, if its directory is no longer than so many files need: each entry takes memory. Raises InputRefused."""
+    size = file.seek(0, 2)
+    file.seek(max(size - _LONGEST_END, 0))
+    end = file.read()
+    length = 0
+    if (at := end.rfind(_END)) >= 0 and len(end) >= at + 16:
+        (length,) = struct.unpack_from("<I", end, at + 12)
+    if (at := end.rfind(_END_64)) >= 0 and len(end) >= at + 48:
+        length = max(length if length != 0xFFFFFFFF else 0, *struct.unpack_from("<Q", end, at + 40))
+    if min(length, size) > _MOST_DIRECTORY_BYTES:
+        raise _too_large(path, label, f"names of files that take {min(length, size) / 1e6:.0f} MB")
+    file.seek(0)
+    return file
+
+
+def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> None:
+    """Raise InputRefused for an archive that would fill the disk, by what it says itself: no more is unpacked than that."""
+    unpacked, packed = sum(member.file_size for member in members), path.stat().st_size
+    if len(members) > MOST_FILES or unpacked > MOST_UNPACKED_BYTES:
+        raise _too_large(path, label, f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked")
+    if unpacked > _MOST_INFLATION * packed + _FREE_BYTES:
+        raise InputRefused(
+            f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, as images do not",
+            where=path,
+            found=f"{unpacked / 1e6:.0f} MB in {packed / 1e6:.1f} MB",
+            do="pack the series anew, or give their folder",
+        )
+
+
+def _too_large(path: Path, label: str, found: str) -> InputRefused:
+    what = f"the {label} archive is too large for one examination"
+    return InputRefused(what, where=path, found=found, do="pack the series of this case alone")
+
+
 def _listing(folder: Path, path: Path, label: str) -> list[Path]:
-    files = [
+    files = [  # links to nowhere, too: slices may be missing there
         file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.name.startswith(".") and file.name.upper() != "DICOMDIR"
+        if (file.is_file() or (is_there(file) and not file.exists()))
+        and not file.name.startswith(".")
+        and file.name.upper() != "DICOMDIR"
     ]
     if len(files) > MOST_FILES:
         raise InputRefused(

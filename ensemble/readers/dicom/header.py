@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from ensemble.files import open_file, refuse_no_file
 from ensemble.readers.dicom import facts
 from ensemble.readers.names import SLICE_SUFFIXES
 
@@ -38,8 +39,9 @@ MOST_ITEMS = 700_000
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 #: File meta information, which names the transfer syntax, ends before this.
 _MOST_META_BYTES = 1 << 10
-#: A deflated data set may grow to this.
-_MOST_INFLATED_BYTES = 1 << 30
+#: A deflated data set may grow to this, and to so many times its size beside some that are free; its header is sought in its beginning.
+_MOST_INFLATED_BYTES, _MOST_INFLATION, _FREE_BYTES = 1 << 30, 100, 64 << 20
+_HEADER_BYTES = (_SMALL_BYTES, _FREE_BYTES)
 _LONG_VR = (b"OB", b"OW", b"UN", b"OF", b"OD")
 #: How a data set without preamble begins: a small element of group 0002 or 0008, little endian.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
@@ -91,6 +93,7 @@ class _Bounded(io.BufferedReader):
 
 def read_header(path: Path) -> Header | None:
     """The header of a file; None for a file that is no DICOM. Raises NoDicom for one that only looks like it, and OSError."""
+    refuse_no_file(path)
     with path.open("rb", buffering=0) as file:
         begin = file.read(132)
         with_preamble = begin[128:] == b"DICM"
@@ -115,9 +118,10 @@ def read_header(path: Path) -> Header | None:
     return header
 
 
-def inflated(path: Path) -> bytes:
-    """The data set of a deflated file, behind its file meta information. Raises one of `facts.MALFORMED`."""
-    return _inflate(path.read_bytes())
+def inflated(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a deflated file as an explicit one. Raises one of `facts.MALFORMED`."""
+    with open_file(path) as file:
+        return _inflate(file.read(), most)[0]
 
 
 def _begins_like(begin: bytes) -> bool:
@@ -131,9 +135,23 @@ def _parse(stream: Any, size: int) -> Header:
     begin = stream.read(_MOST_META_BYTES)
     stream.seek(0)
     deflated = begin[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in begin
-    if deflated:
-        content = _inflate(stream.read())
-        stream, size = io.BytesIO(content), len(content)
+    if not deflated:
+        return _parse_explicit(stream, size)
+    packed = stream.read()
+    for most in _HEADER_BYTES:
+        content, size = _inflate(packed, most)
+        try:
+            header = _parse_explicit(io.BytesIO(content), size)
+        except facts.MALFORMED:
+            if size <= most or most == _HEADER_BYTES[-1]:
+                raise
+            continue
+        if header.pixels is not None or size <= most:
+            break
+    return replace(header, syntax=DeflatedExplicitVRLittleEndian)
+
+
+def _parse_explicit(stream: Any, size: int) -> Header:
     _refuse_too_many_items(stream)
     dataset = read_partial(
         stream, _at_pixels, force=True, specific_tags=facts.TAGS
@@ -143,7 +161,7 @@ def _parse(stream: Any, size: int) -> Header:
         implicit, little = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     pixels = _pixel_element(stream, syntax)
-    return Header(dataset, DeflatedExplicitVRLittleEndian if deflated else syntax, pixels, size)
+    return Header(dataset, syntax, pixels, size)
 
 
 def _refuse_too_many_items(stream: Any) -> None:
@@ -160,21 +178,28 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
     return tag in facts.PIXEL_DATA
 
 
-def _inflate(content: bytes) -> bytes:
-    """A deflated file as an explicit one."""
+def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
+    """The first `most` bytes of a deflated file as an explicit one, and how many it has in all.
+
+    Raises ValueError where it grows as no image does, or has no end.
+    """
     stream = io.BytesIO(content)
     stream.seek(132)
     pydicom.filereader._read_file_meta_info(stream)
     head = content[: stream.tell()].replace(
         DeflatedExplicitVRLittleEndian.encode(), ExplicitVRLittleEndian.encode() + b"\0\0\0"
     )
-    packed = zlib.decompressobj(-zlib.MAX_WBITS)
-    body = packed.decompress(content[stream.tell() :], _MOST_INFLATED_BYTES)
-    if packed.unconsumed_tail:
-        raise ValueError(f"more than {_MOST_INFLATED_BYTES} bytes when inflated")
+    packed, kept, count = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(head), len(head)
+    limit = min(_MOST_INFLATED_BYTES, _FREE_BYTES + _MOST_INFLATION * len(content))
+    while not packed.eof and (block := stream.read(1 << 14)):
+        body = packed.decompress(block)
+        kept += body[: max(most - len(kept), 0)]
+        count += len(body)
+        if count > limit:
+            raise ValueError(f"more than {limit} bytes when inflated, of {len(content)}")
     if not packed.eof:
         raise ValueError("a deflated data set without its end")
-    return head + body
+    return bytes(kept), count
 
 
 def _pixel_element(stream: Any, syntax: UID) -> Element | None:

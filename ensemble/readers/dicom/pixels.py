@@ -16,6 +16,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import RLELossless
 
 from ensemble.errors import InputRefused
+from ensemble.files import open_file
 from ensemble.readers.dicom import header
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, Stored
@@ -106,8 +107,9 @@ class _Frames:
 
     def __init__(self, path: Path, stored: Stored) -> None:
         self._stored = stored
-        self._content = header.inflated(path) if stored.deflated else b""
-        self._file = None if stored.deflated else path.open("rb")
+        needed = stored.start + stored.frames * stored.frame_bytes
+        self._content = header.inflated(path, needed) if stored.deflated else b""
+        self._file = None if stored.deflated else open_file(path)
         self._encapsulated = self._read_encapsulated() if stored.length is None else b""
 
     def __enter__(self) -> _Frames:
@@ -188,13 +190,23 @@ class _Frames:
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Columns and rows that a JPEG, JPEG-LS or JPEG 2000 stream says it holds; None where it does not say. What it says is allocated."""
+    """Columns and rows that a JPEG, JPEG-LS or JPEG 2000 stream says it holds; None where it does not say. What it says is allocated.
+
+    Raises ValueError for one of several components, each of which would be allocated.
+    """
     if (at := frame.find(_JPEG_2000_SIZE, 0, 1024)) >= 0:
         right, bottom, left, top = (int.from_bytes(frame[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
+        _refuse_components(int.from_bytes(frame[at + 40 : at + 42], "big"))
         return right - left, bottom - top
     at = 2
     while frame[:2] == b"\xff\xd8" and at + 9 <= len(frame) and frame[at] == 0xFF:
         if frame[at + 1] in _FRAME_MARKERS:
+            _refuse_components(int.from_bytes(frame[at + 9 : at + 10], "big"))
             return int.from_bytes(frame[at + 7 : at + 9], "big"), int.from_bytes(frame[at + 5 : at + 7], "big")
         at += 1 if frame[at + 1] == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return None
+
+
+def _refuse_components(count: int) -> None:
+    if count > 1:
+        raise ValueError(f"{count} components in an image of one")

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.readers.base import RawImage
+from ensemble.files import hindrance
+from ensemble.readers.base import RawImage, noted
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
 from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
@@ -24,7 +25,8 @@ from ensemble.readers.dicom.series import Series, choose, series_of
 from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
 from ensemble.readers.names import ARCHIVE
 from ensemble.readers.native import straightened
-from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted
+from ensemble.readers.sources import link_notes
+from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted, low_b
 from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -75,10 +77,14 @@ class Examination:
         """A series in order. Raises InputRefused."""
         return stack_of(series, self.path, label, self.place_of)
 
-    def read(self, modality: Modality) -> RawImage:
-        """The image of a modality, as float32. Raises InputRefused."""
-        label = modality.label
+    def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
+        """The image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
         series, notes = self.chosen(modality)
+        with noted(notes):
+            return self._read(series, modality, notes, with_low_b=with_low_b)
+
+    def _read(self, series: Series, modality: Modality, notes: list[str], *, with_low_b: bool) -> RawImage:
+        label = modality.label
         stack = self.stack(series, label)
         self._refuse_strays(series, stack, label)
         if modality is Modality.DWI:
@@ -97,11 +103,12 @@ class Examination:
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
             array, note = diffusion_weighted(volumes, stack.b_values, self.path)
             notes += [note] if len(volumes) > 1 else []
-        notes += [f"{label}: {note}" for note in stack.notes]
+        low = low_b(volumes, stack.b_values, self.path) if with_low_b else None
+        notes += [f"{label}: {note}" for note in stack.notes] + link_notes(self.path, label)
         if any(frame.instance.stored is not None and frame.instance.stored.inverted for frame in series.frames):
             notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
         grid = straightened(stack.grid, self.path, label, notes)
-        return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes))
+        return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes), low)
 
     def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
         for file, problem in unread[:1]:
@@ -157,14 +164,14 @@ class Examination:
         ]
 
 
-def read_dicom(path: Path, modality: Modality) -> RawImage:
+def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
     """Read the series of a folder (subfolders included) or .zip that shows a modality, as float32.
 
     Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
     is not read.
     """
     with opened(path, modality.label) as examination:
-        return examination.read(modality)
+        return examination.read(modality, with_low_b=with_low_b)
 
 
 def shown_in(folder: Path) -> frozenset[Modality]:
@@ -192,7 +199,7 @@ def opened(path: Path, label: str) -> Iterator[Examination]:
                 header = read_header(file)
                 found = [] if header is None else frames_of(file, header)
             except (NoDicom, *MALFORMED) as error:
-                unread.append((file, _why_unread(error)))
+                unread.append((file, _why_unread(file, error)))
                 continue
             if found and found[0].instance.stored is None:
                 objects.append((file, found[0].instance.other))
@@ -201,9 +208,10 @@ def opened(path: Path, label: str) -> Iterator[Examination]:
         yield Examination(path, tuple(series_of(frames)), tuple(objects), tuple(unread))
 
 
-def _why_unread(error: Exception) -> Problem:
+def _why_unread(file: Path, error: Exception) -> Problem:
     if isinstance(error, OSError):
-        return Problem("can't be opened", error.strerror or type(error).__name__, "check its permissions")
+        why = hindrance(file, error)
+        return Problem(why.what, why.found, why.do)
     found = (str(error) or type(error).__name__).splitlines()[0]
     return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
 

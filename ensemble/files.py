@@ -1,0 +1,132 @@
+"""Files as strangers hand them over: only regular ones are opened, only so much is read, and why one can't be is told apart."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from ensemble.errors import InputRefused
+
+#: More than any description of a model, of a data set or of a run; a longer one is none.
+MOST_JSON_BYTES = 32 << 20
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISDIR, "a folder"),
+)
+_RIGHTS = (errno.EACCES, errno.EPERM)
+_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN)
+_FETCH = "fetch what it stands for (git annex get, datalad get), or give the file itself"
+
+
+class NoFile(OSError):
+    """What stands there is no regular file: it might keep its reader waiting, or never end."""
+
+
+@dataclass(frozen=True)
+class Hindrance:
+    """Why a file can't be read, for a user."""
+
+    what: str
+    """The end of a sentence that begins with what the file is."""
+    found: str
+    do: str
+
+    @property
+    def said(self) -> str:
+        """What it is, and what was found, in one."""
+        return f"it {self.what}: {self.found}" if self.found else f"it {self.what}"
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file, links followed, for reading. Raises OSError; NoFile for what is none."""
+    refuse_no_file(path)
+    return path.open("rb")
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raise NoFile for what is there and is no regular file; OSError where nothing is there."""
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:  # a NUL in the name, as a table may hold
+        raise OSError(errno.EINVAL, "no name that a file can have", str(path)) from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for has_kind, name in _KINDS if has_kind(mode)), "no file")
+        raise NoFile(errno.EINVAL, f"{kind}, which is no file", str(path))
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything bears the name, a link to nowhere too."""
+    return os.path.lexists(path)
+
+
+def dangling_link(path: Path) -> str:
+    """What the link points to that keeps a path, or a folder above it, from being there; empty where none does."""
+    for place in (path, *path.parents):
+        if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (Path's raise where rights are lacking)
+            return os.fspath(place.readlink())
+    return ""
+
+
+def lacks_rights(error: OSError) -> bool:
+    """Whether it is for want of rights that something can't be read."""
+    return error.errno in _RIGHTS
+
+
+def hindrance(path: Path, error: OSError) -> Hindrance:
+    """Why a file can't be read. Rights are named only where it is for want of rights."""
+    user, said = f"(we run as user {os.getuid()})", error.strerror or str(error) or type(error).__name__
+    if isinstance(error, NoFile):
+        return Hindrance("is no file", said, "give a regular file")
+    if error.errno == errno.ELOOP:
+        return Hindrance("is a link that leads back to itself", said, "give the file itself")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if target := dangling_link(path):
+            return Hindrance("is a link to what is not there", f"it points to {target}", _FETCH)
+        return Hindrance("does not exist", "", "check the path")
+    if lacks_rights(error):
+        do = "give this user the right to read it, and to enter the folders above it"
+        return Hindrance("can't be opened", f"{said} {user}", do)
+    if error.errno == errno.ENAMETOOLONG:
+        return Hindrance("can't be opened", said, "give it a shorter name")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return Hindrance("can't be opened", said, "raise the limit of open files (ulimit -n)")
+    if error.errno in _DISK:
+        return Hindrance("can't be read", said, "check the disk or network share that it lies on, and try again")
+    return Hindrance("can't be read", said, "copy it elsewhere, and try again")
+
+
+def unopened(subject: str, path: Path, error: OSError) -> InputRefused:
+    """What to tell of an input file (`subject`: "the DWI image") that can't be read."""
+    why = hindrance(path, error)
+    return InputRefused(f"{subject} {why.what}", where=path, found=why.found, do=why.do)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a regular file. Raises OSError, and ValueError where there are more than `most`."""
+    with open_file(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most} bytes")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, and ValueError for what is no JSON, or longer or nested deeper than any is."""
+    return parse_json(read_bounded(path, MOST_JSON_BYTES).decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text says. Raises ValueError for what is none, or nested deeper than any is."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -1,0 +1,73 @@
+"""What a file holds by its first bytes, where that is another thing than its name says."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+from ensemble.errors import InputRefused
+from ensemble.files import open_file
+from ensemble.readers.inflate import Inflated
+from ensemble.readers.integrity import damaged, unreadable
+from ensemble.readers.names import image_suffix
+
+_BEGIN = 1024
+_NAME = "give it the name of what it is"
+_AGAIN = "download the image itself"
+#: First bytes (a pattern), what holds them, and what to do. The first that fits counts.
+_CONTENTS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
+    (
+        re.compile(rb"/?(\.git/)?annex/objects/"),
+        "a pointer of git-annex",
+        "fetch the file itself: git annex get, or datalad get",
+    ),
+    (re.compile(rb".{128}DICM", re.S), "DICOM", f"{_NAME} (.dcm), or give the folder of its series"),
+    (re.compile(rb"NRRD000\d"), "NRRD", f"{_NAME} (.nrrd, or .nhdr for a header alone)"),
+    (
+        re.compile(rb"\s*(ObjectType|NDims|Comment|ElementType)[ \t]*[=:]"),
+        "MetaImage",
+        f"{_NAME} (.mha, or .mhd for a header alone)",
+    ),
+    (re.compile(rb"PK\x03\x04"), "a zip archive", f"{_NAME} (.zip) if it holds DICOM, or unpack it"),
+    (re.compile(rb"\x1f\x8b"), "a gzip file", "unpack it, and name it by what it holds"),
+    (re.compile(rb"\x89HDF\r\n|CDF[\x01\x02]"), "HDF5 or netCDF (MINC)", "convert it: mnc2nii, or nibabel"),
+    (re.compile(rb"BZh\d1AY|\xfd7zXZ|7z\xbc\xaf|Rar!"), "an archive", "unpack it, and give the image in it"),
+    (
+        re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0{4}|II\*\0|MM\0\*|%PDF", re.S),
+        "a picture or document",
+        "give the image as the scanner made it",
+    ),
+    (re.compile(rb"\s*<(!DOCTYPE|html|\?xml)", re.I), "a web page", f"{_AGAIN}: what was saved is a page about it"),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "JSON", "give the image that it stands beside"),
+)
+_OWN = {".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".nhdr": "NRRD"}
+
+
+def refuse_other_content(path: Path, label: str) -> None:
+    """Raise InputRefused for a file, known to be no NIfTI, that does not begin as its name says. Raises OSError."""
+    suffix = image_suffix(path)
+    with open_file(path) as file:
+        begin = file.read(_BEGIN)
+    named = f"in a file called {suffix}"
+    if begin[:2] == b"\x1f\x8b":
+        try:
+            with open_file(path) as file:
+                begin, named = Inflated(file).exactly(_BEGIN), f"compressed, {named}"
+        except (EOFError, ValueError, zlib.error) as error:
+            raise damaged(path, label, str(error) or type(error).__name__) from error
+    compressed = named.startswith("compressed")
+    for pattern, what, do in _CONTENTS:
+        if not pattern.match(begin):
+            continue
+        if what == _OWN.get(suffix) and not compressed:
+            return
+        raise InputRefused(
+            f"the {label} file does not hold what its name says",
+            where=path,
+            found=f"{what}, {named}",
+            do=f"unpack it, and {do}" if compressed else do,
+        )
+    if suffix not in _OWN or compressed:
+        raise unreadable(path, label, f"no NIfTI header, compressed or not, but {begin[:16]!r}")

@@ -1,0 +1,60 @@
+"""A call in a process of its own: what it raised, how long it took, and how much memory it grew by."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ensemble.errors import UserError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call."""
+
+    kind: str
+    """Class of what it raised; empty when it returned."""
+    text: str
+    exit_code: int
+    """Of a UserError; 0 when it returned, 1 for anything else."""
+    grown_mb: float
+    seconds: float
+
+
+def contained(call: Callable[[], object], seconds: int = 30) -> Outcome:
+    """Make a call in a forked process, which ends after so many seconds: a call that hangs fails the test."""
+    reading, writing = os.pipe()
+    started = time.monotonic()
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        kind, text, code = "", "", 0
+        try:
+            call()
+        except BaseException as error:
+            kind, text, code = type(error).__name__, str(error), error.exit_code if isinstance(error, UserError) else 1
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump((kind, text, code, grown), pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    assert not os.WIFSIGNALED(status), f"it hung, or was killed by signal {os.WTERMSIG(status)}"
+    kind, text, code, grown = pickle.loads(answer)
+    return Outcome(kind, text, code, grown, time.monotonic() - started)
+
+
+def assert_refused(outcome: Outcome, exit_code: int, *said: str, most_mb: float = 150, most_s: float = 8) -> None:
+    """That a call was refused with a code and some words, without much memory or time."""
+    assert outcome.exit_code == exit_code, outcome
+    assert all(words in outcome.text for words in said), outcome
+    assert outcome.grown_mb < most_mb, outcome
+    assert outcome.seconds < most_s, outcome
