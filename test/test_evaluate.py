@@ -403,3 +403,18 @@ def test_a_mask_that_fills_the_image_is_none(tmp_path: Path, side: str, inverted
         write_image(odd if name == side else lesion, tmp_path / name / "1.nii.gz", grid)
     with pytest.raises(InputRefused, match="no mask of a lesion"):
         score(find_pairs(tmp_path / "p", tmp_path / "t")[0][0])
+
+
+def test_equal_labels_of_two_sites_are_two_cases(tmp_path: Path) -> None:
+    """Site A's sub-1 was measured against site B's, where one was not segmented and the other not drawn."""
+    mask = np.zeros(GRID.shape_zyx, np.uint8)
+    mask[3:6, 3:6, 3:6] = 1
+    for place in ("p/A/sub-1", "p/B/sub-2", "p/B/sub-3", "t/B/sub-1", "t/A/sub-2", "t/B/sub-3"):
+        write_image(mask, tmp_path / f"{place}_space-{place[0]}_mask.nii.gz")
+    pairs, without = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert [(pair.case, len(pair.predictions)) for pair in pairs] == [("sub-1", 0), ("sub-2", 0), ("sub-3", 1)]
+    assert without == ["sub-1", "sub-2"]
+    for place in ("q/first/sub-1", "r/second/sub-1"):  # folders that only one tree has say nothing
+        write_image(mask, tmp_path / f"{place}_space-{place[0]}_mask.nii.gz")
+    ((pair,), _) = find_pairs(tmp_path / "q", tmp_path / "r")
+    assert len(pair.predictions) == 1

@@ -8,7 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,13 @@ class _Mask:
     entities: Entities | None
 
     @property
+    def above(self) -> Name:
+        """The folders above its case, but for those of subject and session."""
+        return tuple(
+            part for part in self.names[0][:-1] if not _SUBJECT.fullmatch(part) and not _SESSION.fullmatch(part)
+        )
+
+    @property
     def case(self) -> str:
         """What to call its case."""
         return bids.group(0) if (bids := _BIDS.match(stem(self.path))) else "/".join(self.names[0])
@@ -92,7 +99,8 @@ def find_pairs(predictions: Path, truths: Path) -> tuple[list[Pair], list[str]]:
     predicted = _masks(predictions)
     true = [mask for mask in _masks(truths) if inner == outer or not mask.path.resolve().is_relative_to(inner)]
     pairs: list[Pair] = []
-    for related in (_stored, _named, _named_below, _same_entities):
+    sites = {part for mask in true for part in mask.above} & {part for mask in predicted for part in mask.above}
+    for related in (_stored, _named, _named_below, partial(_same_entities, sites=sites)):
         groups = _groups(true, predicted, related)
         pairs += [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
         taken = {mask for group in groups for side in group for mask in side}
@@ -123,8 +131,9 @@ def _named_below(mask: _Mask, whole: bool) -> Iterable[Any]:
     return mask.names if whole else {name[start:] for name in mask.names for start in range(len(name))}
 
 
-def _same_entities(mask: _Mask, whole: bool) -> Iterable[Any]:
-    return [mask.entities] if mask.entities else []
+def _same_entities(mask: _Mask, whole: bool, sites: set[str]) -> Iterable[Any]:
+    """Entities, of one site: a folder that both trees have says whose subjects it holds, and each site may have a sub-01."""
+    return [(mask.entities, tuple(part for part in mask.above if part in sites))] if mask.entities else []
 
 
 def _groups(

@@ -8,9 +8,13 @@ from itertools import combinations
 import numpy as np
 
 from ensemble.errors import InputRefused
+from ensemble.prepare.brain import above_background
 from ensemble.prepare.draft import Draft, Stepped, Unusable
 from ensemble.prepare.hot import is_constant, unusable
-from ensemble.types import Modality
+from ensemble.types import FloatArray, Modality
+
+#: Share of an image's outer faces that must have one value to say what air has.
+_ALL_AROUND = 0.9
 
 
 def complete(case: Draft) -> Stepped:
@@ -40,6 +44,13 @@ def numbers(case: Draft) -> Stepped:
                 found=f"every voxel is {np.median(image.array[~bad]):g}, or all but a few",
                 do="check the export",
             )
+        if modality is not Modality.ADC and (level := _level_of_air(image.array)):
+            raise InputRefused(
+                f"the background of the {modality.label} image is not 0",
+                where=case.paths[modality],
+                found=f"{level:g} all around, as much as tissue may have: shifted or inverted values",
+                do="export it again with the values of the scanner, and 0 outside the brain",
+            )
         if bad.any():
             marked[modality] = Unusable(image.like(bad), int((bad & np.isfinite(image.array)).sum()))
             images[modality] = image.like(np.where(bad, np.float32(0), image.array))
@@ -57,3 +68,12 @@ def distinct(case: Draft) -> Stepped:
                 do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
             )
     return case, ()
+
+
+def _level_of_air(array: FloatArray) -> float:
+    """The one value on nearly all of an image's outer faces (z, y, x) where that is as high as tissue's; else 0."""
+    faces = np.concatenate([array.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
+    level = float(np.median(faces))
+    if not level > 0 or (faces == level).mean() < _ALL_AROUND or not (array == level).any():
+        return 0.0
+    return level if above_background(array)[array == level].any() else 0.0
