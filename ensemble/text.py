@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 
 #: Control and format characters (escape sequences, bidirectional overrides, zero width), line and paragraph separators.
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp")
+#: Looked up now: Python opens a file for it, of which there may be none left when the log must say so.
+_escaped = codecs.getencoder("unicode_escape")
 #: With what a cell begins that spreadsheets take for a formula.
 _FORMULA = tuple(
     "=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
@@ -44,4 +47,4 @@ def _spelt(character: str) -> str:
     kind = unicodedata.category(character)
     if kind == "Cs":
         return "\N{REPLACEMENT CHARACTER}"
-    return character.encode("unicode_escape").decode("ascii") if kind in _UNSEEN else character
+    return _escaped(character)[0].decode("ascii") if kind in _UNSEEN else character

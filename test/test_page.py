@@ -217,8 +217,8 @@ def test_lesions_have_their_volume_place_and_slices(stub_ensemble: Build) -> Non
 
 def large_case(shape: tuple[int, int, int]) -> RawCase:
     """Noise in an ellipsoid that fills the grid: the hardest to compress that can come."""
-    mm = (1.5e6 / (0.52 * np.prod(shape))) ** (1 / 3)  # 1.5 l, as a brain
-    grid = Grid(shape[::-1], (mm, mm, mm), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))  # type: ignore[arg-type]
+    x, y, z = (mm / points for mm, points in zip((140.0, 170.0, 120.0), shape[::-1], strict=True))  # 1.5 l, as a brain
+    grid = Grid(shape[::-1], (x, y, z), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))  # type: ignore[arg-type]
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     head, rng = x**2 + y**2 + z**2 < 1, np.random.default_rng(0)
     images = {}

@@ -171,7 +171,8 @@ def test_a_flair_that_is_interpolated_for_published_members_loses_its_skull_befo
     images = sample(flair=True).change(padded(12, 12, 8, 12, 12, 6)).images
     dwi, adc, brain = extracted()
     flair = from_sitk(images[FLAIR])
-    bright = flair.like(np.where(flair.array > 0, flair.array, np.float32(1e4)))
+    skull = ndimage.binary_dilation(flair.array > 0, iterations=4) & (flair.array == 0)
+    bright = flair.like(np.where(skull, np.float32(1e4), flair.array))
     case = raw(dwi, adc)
     case = RawCase(case.name, {**case.images, FLAIR: RawImage(Path("flair.mha"), bright)})
     result, _ = prepared(case, brain, "always", monkeypatch)
