@@ -221,9 +221,9 @@ def large_case(shape: tuple[int, int, int]) -> RawCase:
     grid = Grid(shape[::-1], (x, y, z), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))  # type: ignore[arg-type]
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     head, rng = x**2 + y**2 + z**2 < 1, np.random.default_rng(0)
-    images = {}
-    for modality, level in ((Modality.DWI, 300), (Modality.ADC, 800), (Modality.FLAIR, 200)):
-        array = np.where(head, level * (1 + rng.normal(0, 0.1, shape)), 0).astype(np.float32)
+    images, shared = {}, rng.normal(0, 0.07, shape)  # by which an ADC belongs to its DWI
+    for modality, level, sign in ((Modality.DWI, 300, 1), (Modality.ADC, 800, -1), (Modality.FLAIR, 200, 0)):
+        array = np.where(head, level * (1 + sign * shared + rng.normal(0, 0.07, shape)), 0).astype(np.float32)
         images[modality] = RawImage(Path("x"), Volume(array, grid))
     lesion = gaussian_filter(rng.normal(size=shape), 3) > 0.03
     images[Modality.DWI].volume.array[lesion & head] *= 2
