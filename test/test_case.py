@@ -241,16 +241,13 @@ def test_a_step_changes_no_case_that_it_is_given() -> None:
         case = after
 
 
-@pytest.mark.parametrize("modality", [DWI, FLAIR])
 @pytest.mark.parametrize("change", [lambda a: a + 50, lambda a: a + 5000, lambda a: 1000 - a])
-def test_values_that_are_shifted_or_inverted_are_refused(
-    modality: Modality, change: Callable[[AnyArray], AnyArray]
-) -> None:
+def test_a_dwi_of_shifted_or_inverted_values_is_refused(change: Callable[[AnyArray], AnyArray]) -> None:
     """As by a wrong scl_inter: contrast is lost, and lesions with it."""
     raw = phantom_case(flair=True)
-    image = raw.images[modality]
+    image = raw.images[DWI]
     odd = replace(image, volume=image.volume.like(change(image.volume.array).astype(np.float32)))
-    with pytest.raises(InputRefused, match=f"background of the {modality.label} image is not 0"):
-        prepare(replace(raw, images={**raw.images, modality: odd}))
+    with pytest.raises(InputRefused, match="background of the DWI image is not 0"):
+        prepare(replace(raw, images={**raw.images, DWI: odd}))
     faint = replace(image, volume=image.volume.like(np.maximum(image.volume.array, np.float32(2))))
-    prepare(replace(raw, images={**raw.images, modality: faint}))
+    prepare(replace(raw, images={**raw.images, DWI: faint}))

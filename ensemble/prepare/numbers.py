@@ -44,7 +44,7 @@ def numbers(case: Draft) -> Stepped:
                 found=f"every voxel is {np.median(image.array[~bad]):g}, or all but a few",
                 do="check the export",
             )
-        if modality is not Modality.ADC and (level := _level_of_air(image.array)):
+        if modality is Modality.DWI and (level := _level_of_air(image.array)):
             raise InputRefused(
                 f"the background of the {modality.label} image is not 0",
                 where=case.paths[modality],
