@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,17 @@ SHARED = REPOSITORY.parent / "shared"
 #: About 11 degrees about x: the headers of real scans are rarely straight.
 OBLIQUE = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.2)), -float(np.sin(0.2)), 0.0, float(np.sin(0.2)), float(np.cos(0.2)))
 GRID = Grid(size=(40, 48, 24), spacing_mm=(4.0, 4.0, 5.0), origin_mm=(-80.0, -70.5, 12.25), direction=OBLIQUE)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_end_with_their_test() -> Iterator[None]:
+    """A command under test lets the log write to the stdout of that test, which is closed afterwards."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    for handler in root.handlers[:]:
+        if handler not in before:
+            root.removeHandler(handler)
 
 
 def shared(relative: str) -> Path:
