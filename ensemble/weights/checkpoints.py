@@ -15,7 +15,8 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.files import is_there, open_file
-from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.memory import is_out_of_memory
+from ensemble.weights.damage import UNREADABLE, damage
 from ensemble.weights.folder import readable
 from ensemble.weights.pickles import ForbiddenName
 from ensemble.weights.programs import refuse_greedy
@@ -28,19 +29,6 @@ _FORBIDDEN = re.compile(r"(?:GLOBAL|function|class) (\S+)")
 _MOST_PROGRAM_BYTES, _PICKLES = 64 << 20, 5
 #: Names that one tensor may go by (nnU-Net's encoder goes by four).
 _MOST_NAMES = 8
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    zipfile.BadZipFile,
-    RecursionError,
-)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -60,11 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(loaded, dict):
             raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
         refuse_more_than_the_file(loaded, path)
-    except (*_UNREADABLE, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise WeightsBroken(
-                "there is not enough memory to load a checkpoint", where=path, do=MORE_MEMORY
-            ) from error
+    except UNREADABLE as error:
         wanted = str(error) if isinstance(error, ForbiddenName) else _forbidden(error)
         if wanted:
             raise WeightsBroken(
@@ -73,12 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 found=f"it asks for {wanted}",
                 do="use the file that its trainer wrote; a checkpoint that needs other code to load can't be trusted",
             ) from error
-        raise WeightsBroken(
-            "a checkpoint is damaged, or is none",
-            where=path,
-            found=f"{type(error).__name__}: {error}"[:200] if archive else f"a file that starts with {_start(path)!r}",
-            do="copy or download it again",
-        ) from error
+        found = "" if archive else f"a file that starts with {_start(path)!r}"
+        raise damage(path, "a checkpoint", "load", error, found) from error
     return loaded
 
 

@@ -10,8 +10,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unopened
+from ensemble.weights.damage import damage_told
 
 #: Pickles of trainers hold settings and optimizer states without their tensors: some 100 KB.
 MOST_BYTES = 64 * 2**20
@@ -37,20 +36,6 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,  # NotImplementedError and RecursionError among them
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    OverflowError,
-    MemoryError,
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
     refuse_unopened(path)
-    with _damage_told(path), zipfile.ZipFile(path) as archive:
+    with damage_told(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
         folder = _folder(archive)
         content = _unpickler(io.BytesIO(_bytes(archive, f"{folder}data.pkl", MOST_BYTES))).load()
         state = content.get("state_dict") if isinstance(content, dict) else None
@@ -87,23 +72,6 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         found=f"{keys or 'nothing'}; expected state_dict",
         do="give the .ckpt that Lightning wrote",
     )
-
-
-@contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _UNREADABLE as error:
-        if is_out_of_memory(error):
-            raise WeightsBroken(
-                "there is not enough memory to load a checkpoint", where=path, do=MORE_MEMORY
-            ) from error
-        raise WeightsBroken(
-            "a checkpoint is damaged, or is none",
-            where=path,
-            found=f"{type(error).__name__}: {error}"[:200],
-            do="copy or download it again",
-        ) from error
 
 
 def _folder(archive: zipfile.ZipFile) -> str:

@@ -19,26 +19,13 @@ import numpy as np
 from ensemble.errors import WeightsBroken
 from ensemble.files import hindrance, open_file
 from ensemble.memory import MORE_MEMORY
+from ensemble.weights.damage import UNREADABLE
 
 #: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
 MOST_BYTES = 16 * 2**20
 #: What a pickle's own calls may make, in bytes: one value is cheaply named again and again. And what a number in a list takes.
 MOST_MADE_BYTES, _NUMBER_BYTES = 64 * 2**20, 32
 _BYTE_ORDERS = ("<", ">", "|", "=")
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    ImportError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
 
 
 class ForbiddenName(pickle.UnpicklingError):
@@ -63,7 +50,7 @@ def read_pickle(path: Path) -> Any:
             found=f"it asks for {error}",
             do="use the file that nnU-Net wrote; a description that needs other code to load can't be trusted",
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             why = hindrance(path, error)
             raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error

@@ -17,8 +17,8 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.files import open_file
-from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.checkpoints import refuse_more_than_the_file
+from ensemble.weights.damage import damage_told
 from ensemble.weights.folder import readable
 
 _STORAGES = {
@@ -31,22 +31,6 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 _MOST_CODE_BYTES = 64 * 2**20
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    NotImplementedError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
 
 
 @dataclass
@@ -78,10 +62,11 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
 
     Raises WeightsBroken for what is missing, damaged, none, or holds more than modules and tensors."""
     try:
-        with readable(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
-            archive = _read(file, weights)
-        refuse_more_than_the_file(archive.parameters, path)
-        return archive
+        with damage_told(path, "a TorchScript file", "read"):
+            with readable(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
+                archive = _read(file, weights)
+            refuse_more_than_the_file(archive.parameters, path)
+            return archive
     except _Forbidden as error:
         raise WeightsBroken(
             "a TorchScript file holds more than modules and tensors",
@@ -89,20 +74,9 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
             found=f"it asks for {error}",
             do="use the file that was published",
         ) from error
-    except _UNREADABLE as error:
-        if is_out_of_memory(error):
-            raise WeightsBroken(
-                "there is not enough memory to read a TorchScript file", where=path, do=MORE_MEMORY
-            ) from error
-        raise WeightsBroken(
-            "a TorchScript file is damaged, or is none",
-            where=path,
-            found=f"{type(error).__name__}: {error}"[:200],
-            do="copy or download it again",
-        ) from error
 
 
-class _Forbidden(pickle.UnpicklingError):
+class _Forbidden(Exception):
     """A pickle asks for something that is no module or tensor."""
 
 

@@ -1,0 +1,49 @@
+"""What reading a file of weights raises when the file is damaged or hostile, and what a user is told then. Imports no torch."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ensemble.errors import WeightsBroken
+from ensemble.memory import MORE_MEMORY, is_out_of_memory
+
+#: What readers of pickles, archives and tensors say of bytes that make no sense.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,  # NotImplementedError and RecursionError among them
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def damage(path: Path, what: str, doing: str, error: BaseException, found: str = "") -> WeightsBroken:
+    """What to tell of a file (`what`: "a checkpoint") that was not read to its end (`doing`: "load"); `found` is the error by default."""
+    if is_out_of_memory(error):
+        return WeightsBroken(f"there is not enough memory to {doing} {what}", where=path, do=MORE_MEMORY)
+    return WeightsBroken(
+        f"{what} is damaged, or is none",
+        where=path,
+        found=found or f"{type(error).__name__}: {error}"[:200],
+        do="copy or download it again",
+    )
+
+
+@contextmanager
+def damage_told(path: Path, what: str, doing: str) -> Iterator[None]:
+    """Turn what reading a damaged file raises into WeightsBroken."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise damage(path, what, doing, error) from error
