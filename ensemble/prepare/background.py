@@ -8,7 +8,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.prepare.draft import Draft, Late, Note, Stepped
 from ensemble.resample import resample_volume
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
@@ -51,11 +51,12 @@ def background(case: Draft) -> Stepped:
 
     Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
     """
-    notes, outside, images, as_read = [], ~case.brain, dict(case.images), {**case.images, **case.as_read}
+    notes, outside, images = [], ~case.brain, dict(case.images)
+    as_read: dict[Modality, Volume | Late] = {**case.images, **case.as_read}
     for modality in (modality for modality in Modality if modality in case.images):
         image = case.images[modality]
         if case.stripped and modality not in case.as_read:
-            as_read[modality] = _cleared(as_read[modality], case.brain)
+            as_read[modality] = _cleared(image, case.brain)
         noisy = float((image.array[outside] != 0).mean()) if outside.any() else 0.0
         if noisy > NOISY_BACKGROUND:
             images[modality] = _cleared(image, case.brain)

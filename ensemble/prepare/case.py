@@ -10,7 +10,7 @@ from ensemble.geometry import Grid
 from ensemble.prepare.adc import with_adc
 from ensemble.prepare.agreement import related
 from ensemble.prepare.background import background, edges, not_numbers
-from ensemble.prepare.draft import Draft, Note, Step
+from ensemble.prepare.draft import Draft, Note, Step, WhenAsked
 from ensemble.prepare.flair import flair_grid, flair_size
 from ensemble.prepare.grids import adc_coverage, adc_grid
 from ensemble.prepare.numbers import complete, distinct, numbers
@@ -51,7 +51,8 @@ class PreparedCase:
     images: Mapping[Modality, Volume]
     """float32, intensities as read; 0 outside the brain where noise lay there: members crop to, and normalise by, what is not 0."""
     as_read: Mapping[Modality, Volume]
-    """The same with whatever lies outside the brain, as published members know it; 0 there only if a skull was stripped."""
+    """The same with whatever lies outside the brain, as published members know it; 0 there only if a skull was stripped. FLAIR is
+    interpolated when it is asked for."""
     physical: Mapping[Modality, Volume]
     """float32, normalised by tissue: 1 is normal brain (see `prepare/units.py`), 0 is outside the brain."""
     brain: Volume
@@ -96,7 +97,7 @@ def prepare(
     return PreparedCase(
         name=case.name,
         images={modality: case.images[modality] for modality in Modality if modality in case.images},
-        as_read={modality: case.as_read[modality] for modality in Modality if modality in case.images},
+        as_read=WhenAsked({modality: case.as_read[modality] for modality in Modality if modality in case.images}),
         physical=case.physical,
         brain=case.dwi.like(case.brain),
         repairs=tuple(note.text for note in notes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,28 @@ import numpy as np
 from ensemble.config import Registration, RunConfig, SkullStrip
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
+
+#: Makes an image that only some members want.
+Late = Callable[[], Volume]
+
+
+class WhenAsked(Mapping[Modality, Volume]):
+    """Images of which the late ones are made when they are asked for first, and then kept."""
+
+    def __init__(self, images: Mapping[Modality, Volume | Late]) -> None:
+        self._images = dict(images)
+
+    def __getitem__(self, modality: Modality) -> Volume:
+        image = self._images[modality]
+        if not isinstance(image, Volume):
+            image = self._images[modality] = image()
+        return image
+
+    def __iter__(self) -> Iterator[Modality]:
+        return iter(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
 
 
 def _nowhere() -> BoolArray:
@@ -62,7 +84,7 @@ class Draft:
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False
     """Whether a skull was taken off."""
-    as_read: Mapping[Modality, Volume] = field(default_factory=dict)
+    as_read: Mapping[Modality, Volume | Late] = field(default_factory=dict)
     """The images before a noisy background was cleared; without skull where one was stripped. Until then at most FLAIR (see `flair`)."""
     physical: Mapping[Modality, Volume] = field(default_factory=dict)
     """float32, normalised by tissue."""
