@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from ensemble.errors import UsageError
+from ensemble.files import read_json
+from ensemble.outputs.artifacts import REPORT, Artifact, kinds
+from ensemble.outputs.layouts.folder import MEMBERS, Folder
+from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.names import image_suffix
 
-#: What `run` writes, as patterns; of those with a star only images.
-_OURS = ("mask.*", "probability.*", "votes.*", "members/**/*", "report.json", "report.html", "overlay.png")
-_TOOL = "isles-ensemble"
+#: What `run` may write, as patterns: all kinds of a case's outputs, and whatever lies where those of members do. Of patterns only images.
+_OURS = (*(Folder(".*").place(kind) for kind in kinds("*") if not kind.member), f"{MEMBERS}/**/*")
 
 
 def refuse_foreign(root: Path, inputs: Iterable[Path]) -> None:
@@ -34,6 +36,6 @@ def refuse_foreign(root: Path, inputs: Iterable[Path]) -> None:
 
 def _has_our_report(root: Path) -> bool:
     try:
-        return bool(json.loads((root / "report.json").read_text(encoding="utf-8"))["tool"]["name"] == _TOOL)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return bool(read_json(root / Artifact(REPORT).file_name(""))["tool"]["name"] == TOOL)
+    except (OSError, ValueError, KeyError, TypeError):
         return False

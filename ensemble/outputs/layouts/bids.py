@@ -19,7 +19,7 @@ from ensemble.folders import unwritable
 from ensemble.outputs.artifacts import MASK, REPORT, Artifact, Segmented, artifacts, kinds
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.outputs.layouts.places import Place
-from ensemble.outputs.report.run_report import RESEARCH_USE
+from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish_folder, replace_text, write_json
 from ensemble.readers.base import RawCase
 from ensemble.streams import all_printable, printable
@@ -35,7 +35,6 @@ _NAMES = {
     "probability": ("space-dwi_label-lesion", "probseg", "Mean lesion probability of the voters"),
     "votes": ("space-dwi_desc-votes", "dseg", "How many members voted lesion"),
 }
-_TOOL = "isles-ensemble"
 _README = f"""\
 # Ischemic stroke lesions, segmented by isles-ensemble
 
@@ -150,7 +149,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
     described = root / "dataset_description.json"
     try:
         makers = parse_json(described.read_text(encoding="utf-8"))["GeneratedBy"]
-        ours = any(maker["Name"] == _TOOL for maker in makers)
+        ours = any(maker["Name"] == TOOL for maker in makers)
     except FileNotFoundError:
         ours = True
     except NotADirectoryError as error:
@@ -179,7 +178,7 @@ def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
         "Name": "Ischemic stroke lesions",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": _TOOL, "Version": __version__, "Description": RESEARCH_USE}],
+        "GeneratedBy": [{"Name": TOOL, "Version": __version__, "Description": RESEARCH_USE}],
         "SourceDatasets": [{"URL": dataset.resolve().as_uri()}],
     }
     for name, text in (

@@ -11,6 +11,9 @@ from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.publish import publish
 
+#: Where the outputs of members lie.
+MEMBERS = "members"
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -20,7 +23,7 @@ class Folder:
 
     def place(self, artifact: Artifact) -> str:
         name = artifact.file_name(self.image_suffix)
-        return f"members/{artifact.member}_{name}" if artifact.member else name
+        return f"{MEMBERS}/{artifact.member}_{name}" if artifact.member else name
 
 
 def publish_case(case: Segmented, extras: Extras, root: Path, image_suffix: str) -> None:

@@ -19,6 +19,8 @@ from ensemble.types import Modality
 
 #: Grows when a field of the report changes its meaning or goes, not when one joins (docs/guide.md lists them).
 SCHEMA = 1
+#: What made a result, as reports and BIDS descriptions name it.
+TOOL = "isles-ensemble"
 RESEARCH_USE = "For research only. Not a medical device; no clinical decision may rest on this output."
 _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gpu")
 
@@ -28,7 +30,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
     grid = result.case.grid
     report: dict[str, Any] = {
         "schema": SCHEMA,
-        "tool": {"name": "isles-ensemble", "version": __version__},
+        "tool": {"name": TOOL, "version": __version__},
         "notice": RESEARCH_USE,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "case": {
