@@ -16,6 +16,7 @@ from ensemble.memory import MORE_MEMORY
 
 #: More than any description of a model, of a data set or of a run; a longer one is none.
 MOST_JSON_BYTES = 32 << 20
+_MOST_NAMES = 8
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -133,3 +134,9 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def first_names(folder: Path) -> str:
+    """For a message: the first names in a folder. Raises OSError."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:_MOST_NAMES]) + (" ..." if len(names) > _MOST_NAMES else "") or "an empty folder"

@@ -13,10 +13,10 @@ from pathlib import Path
 from ensemble.batch.channels import NEEDS_DESCRIPTION, Channels, numbered
 from ensemble.batch.grouping import cases_of, is_missing, names_of, refuse_equal_names
 from ensemble.batch.layouts import FoundCase, Image, by_name, missing, what_it_holds
-from ensemble.batch.walk import case_folders, names_in, unreadable_folder, walk
+from ensemble.batch.walk import case_folders, unreadable_folder, walk
 from ensemble.batch.worklist import read_worklist
 from ensemble.errors import InputRefused
-from ensemble.files import hindrance, is_there, refuse_no_file
+from ensemble.files import first_names, hindrance, is_there, refuse_no_file
 from ensemble.readers.dicom.read import is_dicom, shown_in
 from ensemble.readers.names import image_suffix
 from ensemble.readers.sources import is_annexed, real_path
@@ -42,7 +42,7 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
         raise InputRefused(
             "the dataset holds no case",
             where=dataset,
-            found=names_in(dataset) if dataset.is_dir() else "no row names a file",
+            found=first_names(dataset) if dataset.is_dir() else "no row names a file",
             do=f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
             if dataset.is_dir() and any(map(numbered, dataset.rglob("*")))
             else "give a BIDS tree, a folder of <case>/dwi.*, adc.* (flair.*), a folder of <case>/images/dwi-brain-mri/...,"
@@ -114,7 +114,7 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
     refused = InputRefused(
         "there is no DWI and no ADC image",
         where=folder,
-        found=names_in(folder),
+        found=first_names(folder),
         do=NEEDS_DESCRIPTION if unclear else "add them, or remove the folder",
     )
     return FoundCase(name, problem=refused)

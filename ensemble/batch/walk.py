@@ -67,9 +67,3 @@ def unreadable_folder(error: OSError, root: Path) -> FoundCase:
         do=why.do,
     )
     return FoundCase(folder.relative_to(root).as_posix(), problem=refused)
-
-
-def names_in(folder: Path) -> str:
-    """For a message: what a folder holds."""
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "an empty folder"

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from ensemble.config import files_below
 from ensemble.errors import WeightsBroken
-from ensemble.files import hindrance, lacks_rights
-
-_MOST_LISTED = 8
+from ensemble.files import first_names, hindrance, lacks_rights
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
@@ -49,5 +47,4 @@ def listing(folder: Path) -> str:
     with readable(folder):
         if not folder.is_dir():
             return "no such folder"
-        names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:_MOST_LISTED]) + (" ..." if len(names) > _MOST_LISTED else "") or "an empty folder"
+        return first_names(folder)
