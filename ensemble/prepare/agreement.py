@@ -19,10 +19,9 @@ from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 
 #: Grey levels that each image is reduced to, equally frequent ones.
 _LEVELS = 16
-#: Least mutual information (nats) of DWI and ADC: 0.06 to 1 in simulated patients, 0 for noise, beside its bias.
+#: Least mutual information (nats) of DWI and ADC; noise has 0, beside its bias. What patients have, prints `benchmarks.margins`.
 _LEAST_INFORMATION = 0.005
 #: How far to look for a better place (mm): a displacement of less than half of it is not noticed; and how much better one must be.
-#: In simulated patients and real ones, the best place elsewhere has 0.07 to 0.81 times the information.
 _STEP_MM, _BETTER = 6.0, 1.2
 
 
@@ -35,10 +34,7 @@ def related(case: Draft) -> Stepped:
 
 def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str) -> None:
     """Raise InputRefused for a DWI and ADC (z, y, x) that have nothing in common, or more so when ADC is mirrored or displaced."""
-    (box,) = ndimage.find_objects(brain.astype(np.uint8))
-    inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)
-    one, other = _levels(dwi[box], inside), _levels(adc[box], inside)
-    here = _information(one, other, inside)
+    here, elsewhere = information(dwi, adc, brain, spacing_zyx_mm)
     if here < _LEAST_INFORMATION:
         raise InputRefused(
             "DWI and ADC have nothing in common",
@@ -46,8 +42,7 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
             found=f"mutual information of {max(here, 0):.3f} nats within the brain, where {_LEAST_INFORMATION} is the least",
             do="give the ADC map that was computed from this DWI: not a mask, nor a map of another patient",
         )
-    for how, move in _moves(spacing_zyx_mm):
-        there = _information(one, move(other), inside & move(inside))
+    for how, there in elsewhere:
         if there > _BETTER * here:
             raise InputRefused(
                 "the ADC map does not lie on the DWI",
@@ -55,6 +50,17 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
                 found=f"it fits better {how}: mutual information {there:.3f} instead of {here:.3f} nats",
                 do="check the conversion of both (orientation, order of slices), and give the ADC map that was computed from this DWI",
             )
+
+
+def information(
+    dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple
+) -> tuple[float, Iterator[tuple[str, float]]]:
+    """Mutual information (nats) of DWI and ADC (z, y, x) within the brain where they lie, and with ADC elsewhere: how, and how much."""
+    (box,) = ndimage.find_objects(brain.astype(np.uint8))
+    inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)
+    one, other = _levels(dwi[box], inside), _levels(adc[box], inside)
+    elsewhere = ((how, _shared(one, move(other), inside & move(inside))) for how, move in _moves(spacing_zyx_mm))
+    return _shared(one, other, inside), elsewhere
 
 
 def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[str, Callable[[AnyArray], AnyArray]]]:
@@ -75,7 +81,7 @@ def _levels(image: FloatArray, inside: BoolArray) -> AnyArray:
     return np.searchsorted(limits, image, "right")
 
 
-def _information(one: AnyArray, other: AnyArray, inside: BoolArray) -> float:
+def _shared(one: AnyArray, other: AnyArray, inside: BoolArray) -> float:
     """Mutual information (nats) of two images in levels, less what chance adds to it (Miller 1955)."""
     counts = np.bincount(_LEVELS * one[inside] + other[inside], minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS)
     if not (total := counts.sum()):

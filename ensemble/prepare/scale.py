@@ -27,8 +27,8 @@ USUAL_BRAIN_ML: Range = (600.0, 2200.0)
 _LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
 #: Within so many mm lies 99 % of the smallest and the largest brain of `BRAIN_ML` along any axis (adults: 120 to 190 mm; a slab: less).
 _BRAIN_MM, _MOST_OF_IT = (30.0, 250.0), 0.99
-#: Longest axis of a whole brain in units of its shortest (1.1 to 1.55); and the share of its largest section in which one is cut off, which
-#: whole ones end with 0.07 of at most, slabs with 0.25 to 1.
+#: Longest axis of a whole brain in units of its shortest; and the share of its largest section in which one is cut off. What whole brains
+#: have, prints `benchmarks.margins`; slabs end with 0.25 to 1 of their largest section.
 _MOST_UNEQUAL, _CUT_SHARE = 2.1, 0.25
 #: Voxel sizes of one matrix that differ by more than this share are two scales.
 _SAME_SCALE = 0.01
@@ -96,7 +96,7 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
     if not low <= volume <= high:
         found = f"{volume:.3g} ml, with voxels of {_spacing(grid)} mm; a brain has {low:g} to {high:g} ml"
         raise _refusal(f"the {what} has a size that no brain has", where, found, volume, brain_ml)
-    lengths = [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
+    lengths = axes_mm(brain, grid)
     shortest, longest = (
         mm * (now / usual) ** (1 / 3) for mm, now, usual in zip(_BRAIN_MM, brain_ml, BRAIN_ML, strict=True)
     )
@@ -104,7 +104,7 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
         raise _refusal(f"the {what} has a size that no brain has", where, found)
-    if max(lengths) > _MOST_UNEQUAL * min(lengths) and not any(_is_cut(brain, axis) for axis in range(3)):
+    if max(lengths) > _MOST_UNEQUAL * min(lengths) and cut_share(brain) <= _CUT_SHARE:
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z and is nowhere cut off, with voxels of {_spacing(grid)} mm"
         raise _refusal(f"the {what} has a shape that no brain has", where, found)
@@ -115,11 +115,15 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
     return (Note(f"the foreground measures {volume:.0f} ml, {usual}: {hint}"),)
 
 
-def _is_cut(brain: BoolArray, axis: int) -> bool:
-    """Whether a brain begins or ends along an axis with much of itself, as a slab does."""
-    areas = brain.sum(axis=tuple({0, 1, 2} - {axis}))
-    ends = areas[np.flatnonzero(areas)[[0, -1]]]
-    return bool(ends.max() > _CUT_SHARE * areas.max())
+def axes_mm(brain: BoolArray, grid: Grid) -> list[float]:
+    """How long most of a brain (z, y, x) is along each axis of its array."""
+    return [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
+
+
+def cut_share(brain: BoolArray) -> float:
+    """The largest first or last section of a brain, of any axis, as a share of the largest section of that axis: much in a slab."""
+    sections = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    return max(float(areas[np.flatnonzero(areas)[[0, -1]]].max() / areas.max()) for areas in sections)
 
 
 def _length(brain: BoolArray, axis: int) -> int:
