@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ensemble.errors import WeightsBroken
 from ensemble.families.names import problem_of
 
 #: The file in which a packed member says of itself what a manifest entry says.
@@ -78,6 +79,17 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"channels is {value!r}, no list of names such as DWI")
     return tuple(value)
+
+
+def refuse_other_images(spec: MemberSpec) -> None:
+    """Raise WeightsBroken for a manifest that asks for other images than those as read, which alone these networks know."""
+    if (spec.intensities, spec.orientation) != ("native", "native"):
+        raise WeightsBroken(
+            f"member {spec.name} takes images as they are",
+            where=spec.folder,
+            found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
+            do="leave both out of the manifest, or write native",
+        )
 
 
 def _choice(entry: Mapping[str, Any], key: str, allowed: tuple[str, str]) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
+from ensemble.weights.archives import folder_of, stored
 from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unopened
 from ensemble.weights.damage import damage_told
 
@@ -57,14 +58,14 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     """
     refuse_unopened(path)
     with damage_told(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
-        folder = _folder(archive)
-        content = _unpickler(io.BytesIO(_bytes(archive, f"{folder}data.pkl", MOST_BYTES))).load()
+        folder = folder_of(archive)
+        content = _unpickler(io.BytesIO(stored(archive, f"{folder}data.pkl", MOST_BYTES))).load()
         state = content.get("state_dict") if isinstance(content, dict) else None
         if isinstance(state, dict) and state:
-            stored = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
-            tensors = dict(_tensors(archive, folder, stored, path.stat().st_size))
+            told = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
+            tensors = dict(_tensors(archive, folder, told, path.stat().st_size))
             refuse_more_than_the_file(tensors, path)
-            return {str(name): tensors[name] for name in stored}
+            return {str(name): tensors[name] for name in told}
     keys = ", ".join(sorted(map(str, content))[:10]) if isinstance(content, dict) else type(content).__name__
     raise WeightsBroken(
         "a checkpoint is not of PyTorch Lightning",
@@ -74,48 +75,28 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     )
 
 
-def _folder(archive: zipfile.ZipFile) -> str:
-    """The one folder of the archive, which is named as the file was or "archive", with its slash."""
-    found = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
-    if len(found) != 1:
-        raise pickle.UnpicklingError(f"{len(found)} files data.pkl in the archive")
-    folder = found[0].removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist() and _bytes(archive, f"{folder}byteorder", 16) != b"little":
-        raise pickle.UnpicklingError("its numbers are not little-endian")
-    return folder
-
-
-def _bytes(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A file of the archive, its checksum verified. torch.save compresses nothing, so that no file is larger than it looks."""
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
-        raise pickle.UnpicklingError(f"{name} is compressed, or of {info.file_size} bytes")
-    return archive.read(info)
-
-
 def _tensors(
     archive: zipfile.ZipFile, folder: str, state: Mapping[Any, _Stored], size: int
 ) -> Iterable[tuple[Any, torch.Tensor]]:
     """The tensors of a state dictionary; what shares bytes in the file, of `size`, is read once, a storage at a time."""
     by_key: dict[str, list[Any]] = {}
-    for name, stored in state.items():
-        by_key.setdefault(stored.key, []).append(name)
+    for name, told in state.items():
+        by_key.setdefault(told.key, []).append(name)
     whole = sum(archive.getinfo(f"{folder}data/{key}").file_size for key in by_key)
     if whole > size:
         raise pickle.UnpicklingError("its parts are together larger than the file")
     for key, names in by_key.items():
-        entry = f"{folder}data/{key}"
-        data = bytearray(_bytes(archive, entry, archive.getinfo(entry).file_size))
+        data = bytearray(stored(archive, f"{folder}data/{key}"))
         for name in names:
             yield name, _tensor(data, state[name])
 
 
-def _tensor(data: bytearray, stored: _Stored) -> torch.Tensor:
+def _tensor(data: bytearray, told: _Stored) -> torch.Tensor:
     """A tensor on its bytes. Raises RuntimeError or ValueError where it reaches beyond them, or repeats them to look larger than it is."""
-    flat = torch.frombuffer(data, dtype=stored.dtype) if data else torch.empty(0, dtype=stored.dtype)
-    if math.prod(stored.size) > flat.numel():
-        raise ValueError(f"a tensor of {stored.size} in {len(data)} bytes")
-    return torch.as_strided(flat, stored.size, stored.stride, stored.offset)
+    flat = torch.frombuffer(data, dtype=told.dtype) if data else torch.empty(0, dtype=told.dtype)
+    if math.prod(told.size) > flat.numel():
+        raise ValueError(f"a tensor of {told.size} in {len(data)} bytes")
+    return torch.as_strided(flat, told.size, told.stride, told.offset)
 
 
 def _unpickler(file: Any) -> pickle.Unpickler:

@@ -23,7 +23,7 @@ from ensemble.families.nnunet_v1.plans import V1Plans
 from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import fit_for, open_sessions
-from ensemble.families.spec import MemberSpec
+from ensemble.families.spec import MemberSpec, refuse_other_images
 from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
@@ -54,13 +54,7 @@ class SealsMember:
 
         Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
         """
-        if (spec.intensities, spec.orientation) != ("native", "native"):
-            raise WeightsBroken(
-                f"member {spec.name} takes images as they are",
-                where=spec.folder,
-                found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
-                do="leave both out of the manifest, or write native",
-            )
+        refuse_other_images(spec)
         folder = read_v1_folder(spec.folder)
         modalities = _modalities(spec, folder.plans)
         sessions = open_sessions(spec, networks_of(folder), settings)

@@ -6,6 +6,7 @@ The archive is a zip of `data.pkl` (a tree of modules, with tensors that point t
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.files import open_file
+from ensemble.weights.archives import folder_of, stored
 from ensemble.weights.checkpoints import refuse_more_than_the_file
 from ensemble.weights.damage import damage_told
 from ensemble.weights.folder import readable
@@ -81,22 +83,19 @@ class _Forbidden(Exception):
 
 
 def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
-    (pickled,) = [name for name in file.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-    top = pickled.partition("/")[0]
-    names = set(file.namelist())
-    if f"{top}/byteorder" in names and file.read(f"{top}/byteorder") != b"little":
-        raise ValueError("big-endian numbers")
+    folder = folder_of(file)
     texts = [
-        info for info in file.infolist() if info.filename.startswith(f"{top}/code/") and info.filename.endswith(".py")
+        info for info in file.infolist() if info.filename.startswith(f"{folder}code/") and info.filename.endswith(".py")
     ]
     if sum(info.file_size for info in texts) > _MOST_CODE_BYTES:
         raise ValueError("more code than a network has")
     code = {
-        info.filename.removeprefix(f"{top}/code/").removesuffix(".py").replace("/", "."): file.read(info).decode()
+        info.filename.removeprefix(f"{folder}code/").removesuffix(".py").replace("/", "."): file.read(info).decode()
         for info in texts
     }
-    constants = _Unpickler(file, top, "constants", weights).load() if f"{top}/constants.pkl" in names else ()
-    root = _Unpickler(file, top, "data", weights).load()
+    has_constants = f"{folder}constants.pkl" in file.namelist()
+    constants = _Unpickler(file, f"{folder}constants", weights).load() if has_constants else ()
+    root = _Unpickler(file, f"{folder}data", weights).load()
     if not isinstance(root, Module):
         raise ValueError(f"{type(root).__name__} in the place of a network")
     return Archive(root, code, tuple(constants), dict(_tensors(root, "")))
@@ -105,12 +104,10 @@ def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
 class _Unpickler(pickle.Unpickler):
     """Admits the archive's own classes, tensors and lists."""
 
-    def __init__(self, file: zipfile.ZipFile, top: str, name: str, weights: bool) -> None:
-        program = file.getinfo(f"{top}/{name}.pkl")
-        if program.compress_type != zipfile.ZIP_STORED or program.file_size > _MOST_CODE_BYTES:
-            raise ValueError(f"{program.filename} takes {program.file_size} bytes of {program.compress_size}")
-        super().__init__(file.open(program))
-        self._file, self._place, self._weights = file, f"{top}/{name}/", weights
+    def __init__(self, file: zipfile.ZipFile, name: str, weights: bool) -> None:
+        """`name` is that of the pickle without its ending, and of the folder of its tensors."""
+        super().__init__(io.BytesIO(stored(file, f"{name}.pkl", _MOST_CODE_BYTES)))
+        self._file, self._place, self._weights = file, f"{name}/", weights
         self._classes: dict[str, type[Module]] = {}
         self._storages: dict[str, torch.Tensor] = {}
 
@@ -131,10 +128,7 @@ class _Unpickler(pickle.Unpickler):
         if not self._weights:
             return torch.empty(int(count), dtype=dtype, device="meta")
         if key not in self._storages:
-            info = self._file.getinfo(self._place + str(key))
-            if info.compress_type != zipfile.ZIP_STORED:  # so that no small file asks for much memory
-                raise ValueError("compressed tensors")
-            content = bytearray(self._file.read(info))
+            content = bytearray(stored(self._file, self._place + str(key)))
             self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         if len(self._storages[key]) < int(count):
             raise ValueError(f"tensor data {key} of {len(self._storages[key])} numbers, {count} expected")

@@ -22,7 +22,7 @@ from ensemble.families.nvauto.rebuild import read_form, rebuilt
 from ensemble.families.nvauto.script import ScriptSession, refuse_code
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import InTurn, in_turn, opened
-from ensemble.families.spec import MemberSpec
+from ensemble.families.spec import MemberSpec, refuse_other_images
 from ensemble.families.unet import memory_of, window_bytes
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindow, predict
@@ -129,13 +129,7 @@ def _opened(network: Network, settings: InferenceSettings) -> LoadedSession:
 
 
 def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:
-    if (spec.intensities, spec.orientation) != ("native", "native"):
-        raise WeightsBroken(
-            f"member {spec.name} takes images as they are",
-            where=spec.folder,
-            found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
-            do="leave both out of the manifest, or write native",
-        )
+    refuse_other_images(spec)
     try:
         channels = [parse_channel(name) for name in spec.channels] if spec.channels else []
         if any(channel.offset or channel.optional for channel in channels):
