@@ -24,7 +24,7 @@ from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.prepare.case import PreparedCase, prepare_for
 from ensemble.readers.base import RawCase
 from ensemble.types import FloatArray
 
@@ -116,13 +116,7 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare", watcher):
-        case = prepare(
-            raw,
-            ensemble.config.skull_strip,
-            ensemble.settings.device,
-            ensemble.config.brain_ml,
-            ensemble.config.registration,
-        )
+        case = prepare_for(raw, ensemble.config, ensemble.settings.device)
     return predict(case, ensemble, watcher, seconds)
 
 

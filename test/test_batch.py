@@ -110,11 +110,11 @@ def test_a_bug_in_one_case_does_not_stop_the_others(
 ) -> None:
     from ensemble.batch import work
 
-    data, really = tmp_path / "data", work.prepare
+    data, really = tmp_path / "data", work.prepare_for
     for name in "abc":
         write_case(data / name)
     calls = iter(range(9))
-    monkeypatch.setattr(work, "prepare", lambda *given: really(*given) if next(calls) != 1 else 1 / 0)
+    monkeypatch.setattr(work, "prepare_for", lambda *given: really(*given) if next(calls) != 1 else 1 / 0)
     assert run_batch(data, tmp_path / "out", weights) == 1
     assert {case: row["status"] for case, row in rows(tmp_path / "out").items()} == {
         "a": "done",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from conftest import GRID, phantom_case, phantom_lesion
+from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
+from ensemble.prepare import case as prepare_case
 from ensemble.prepare.case import STEPS, prepare
 from ensemble.prepare.draft import Draft
 from ensemble.readers.base import RawCase
@@ -251,3 +254,15 @@ def test_a_dwi_of_shifted_or_inverted_values_is_refused(change: Callable[[AnyArr
         prepare(replace(raw, images={**raw.images, DWI: odd}))
     faint = replace(image, volume=image.volume.like(np.maximum(image.volume.array, np.float32(2))))
     prepare(replace(raw, images={**raw.images, DWI: faint}))
+
+
+def test_a_case_is_prepared_as_a_run_s_choices_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`members check --compare` had left --registration out."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(prepare_case, "prepare", lambda *choices: asked.append(choices))
+    config = RunConfig(skull_strip="never", brain_ml=(100.0, 900.0), registration="never")
+    prepare_case.prepare_for(phantom_case(), config, "cuda")
+    (given,) = asked
+    assert given[1:] == ("never", "cuda", (100.0, 900.0), "never")
+    chosen = set(inspect.signature(prepare).parameters) - {"raw", "device"}
+    assert len(given) == len(chosen) + 2, "every choice of `prepare` is one of a run"

@@ -21,7 +21,7 @@ from ensemble.outputs.artifacts import Segmented
 from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.prepare.case import PreparedCase, prepare_for
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
 from ensemble.readers.sources import Stamp, stamp
@@ -162,9 +162,7 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
                 raw = _noting(read_case(case.name, case.files), case)
                 _refuse_changed(case, before)
                 started = time.perf_counter()
-                prepared = prepare(
-                    raw, job.config.skull_strip, job.device, job.config.brain_ml, job.config.registration
-                )
+                prepared = prepare_for(raw, job.config, job.device)
                 seconds = round(time.perf_counter() - started, 3)
                 outcome = _Task(case, place, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:

@@ -103,3 +103,8 @@ def prepare(
         repairs=tuple(note.text for note in notes),
         notes=tuple(notes),
     )
+
+
+def prepare_for(raw: RawCase, config: RunConfig, device: str) -> PreparedCase:
+    """Prepare a case as a run's choices say. Raises as `prepare` does."""
+    return prepare(raw, config.skull_strip, device, config.brain_ml, config.registration)

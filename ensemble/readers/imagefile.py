@@ -92,11 +92,8 @@ def _single_volume(
     if len(size) == 4 and count == 1:
         values = values[0]
     volumes = values if values.ndim == 4 else values[None]
-    if values.ndim == 3 and b_values is not None:
-        values, note = diffusion_weighted(values[None], b_values, path, b_file.name)
-        notes.append(note)
-    elif values.ndim == 4 and modality is Modality.DWI:
-        values, note = diffusion_weighted(values, b_values, path, b_file.name)
+    if modality is Modality.DWI and (values.ndim == 4 or b_values is not None):
+        values, note = diffusion_weighted(volumes, b_values, path, b_file.name)
         notes.append(note)
     if values.ndim != 3:
         raise not_3d(path, label, size)

@@ -82,7 +82,7 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
     """
     from ensemble.inference.device import resolve_device
     from ensemble.metrics import dice
-    from ensemble.prepare.case import prepare
+    from ensemble.prepare.case import prepare_for
     from ensemble.readers.imagefile import read_case
 
     peers = {spec.name: peer for spec in specs if (peer := family_of(spec).peer()) is not None}
@@ -93,8 +93,8 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
             found=", ".join(f"{spec.name} is of kind {spec.kind}" for spec in specs),
             do="give nnU-Net v2 model folders (--weights, --members), or leave --compare out",
         )
-    settings = InferenceSettings(resolve_device(config.device), config.tta, config.precision, config.session)
-    case = prepare(read_case(name, files), config.skull_strip, settings.device, config.brain_ml)
+    settings = InferenceSettings.of(config, resolve_device(config.device))
+    case = prepare_for(read_case(name, files), config, settings.device)
     for spec in specs:
         if spec.name not in peers:
             log.info("%s: not compared, of kind %s", spec.name, spec.kind)
