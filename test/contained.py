@@ -9,6 +9,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from ensemble.errors import UserError
 
 
@@ -32,6 +34,7 @@ def contained(call: Callable[[], object], seconds: int = 30) -> Outcome:
     if (child := os.fork()) == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(seconds)
+        torch.set_num_threads(1)  # a forked process has none of the threads that its parent's OpenMP would wait for
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         kind, text, code = "", "", 0
         try:

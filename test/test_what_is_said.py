@@ -274,7 +274,7 @@ def test_a_checkpoint_that_does_not_fit_into_memory_is_not_damaged(
     assert "damaged" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("stage", ["ensemble.pipeline.prepare", "ensemble.pipeline.fuse", "ensemble.pipeline.load"])
+@pytest.mark.parametrize("stage", ["ensemble.pipeline.prepare_for", "ensemble.pipeline.fuse", "ensemble.pipeline.load"])
 def test_running_out_of_memory_is_no_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stage: str
 ) -> None:
@@ -303,7 +303,7 @@ def test_running_out_of_memory_is_no_bug_in_a_batch(tmp_path: Path, monkeypatch:
     def fail(*arguments: object, **options: object) -> object:
         raise MemoryError
 
-    monkeypatch.setattr("ensemble.batch.work.prepare", fail)
+    monkeypatch.setattr("ensemble.batch.work.prepare_for", fail)
     assert run_batch(tmp_path / "set", tmp_path / "out", write_weights(tmp_path / "weights")) == 137
     table = (tmp_path / "out" / "summary.csv").read_text()
     assert "not enough memory" in table
