@@ -26,7 +26,7 @@ NAME = "sample-stroke-case.mha"
 
 def done(*command: object, cwd: Path) -> str:
     """Run a command outside the repository. Returns what it printed."""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "2"}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
