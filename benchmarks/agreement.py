@@ -22,7 +22,7 @@ import torch
 
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.families.base import InferenceSettings, MemberPrediction
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.fusion import fuse
 from ensemble.inference import engine
 from ensemble.members.manifest import find_members
@@ -108,7 +108,7 @@ def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], li
     """All modes of all members in all cases; prints each row."""
     rows: list[Row] = []
     windows: list[WindowSeen] = []
-    members = [NnunetMember.load(spec, InferenceSettings()) for spec in find_members(weights)]
+    members = [NnunetV2Member.load(spec, InferenceSettings()) for spec in find_members(weights)]
     for case in cases:
         predictions: dict[str, dict[str, MemberPrediction]] = {mode: {} for mode in MODES}
         for member in members:
@@ -129,10 +129,10 @@ def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], li
     return rows, windows
 
 
-def predict(member: NnunetMember, case: PreparedCase, mode: str) -> MemberPrediction:
+def predict(member: NnunetV2Member, case: PreparedCase, mode: str) -> MemberPrediction:
     """One member's prediction in one of MODES."""
     if mode == "bf16":
-        member = replace(member, sessions=tuple(session.quick for session in member.sessions))
+        member = replace(member, sessions=tuple(session.reduced_precision for session in member.sessions))
     tta: Any = "mirror" if mode == "bf16" else mode
     return member.predict(case, InferenceSettings(tta=tta), ignore_progress)
 
@@ -176,14 +176,14 @@ def _groups(windows: list[WindowSeen]) -> dict[str, list[WindowSeen]]:
     return groups
 
 
-def _windows(member: NnunetMember, case: PreparedCase) -> Iterator[WindowSeen]:
+def _windows(member: NnunetV2Member, case: PreparedCase) -> Iterator[WindowSeen]:
     """Each window of a case by the plain pass and by all flips, in gated mirroring's arithmetic."""
     seen: list[tuple[float, int, int]] = []
     original = engine._answers
 
-    def spy(windows: Any, runner: Any, how: Any, passes: Any) -> torch.Tensor:
+    def spy(windows: Any, runner: Any, config: Any, passes: Any) -> torch.Tensor:
         plain = runner(windows, [()])
-        answers = original(windows, runner, replace(how, certainty=1.1), passes)
+        answers = original(windows, runner, replace(config, certainty=1.1), passes)
         for one, all_flips in zip(plain.softmax(1), answers.softmax(1), strict=True):
             here, there = one[0] < 0.5, all_flips[0] < 0.5
             seen.append((float(one.amax(0).min()), int(there.sum()), int((here != there).sum())))
@@ -199,7 +199,9 @@ def _windows(member: NnunetMember, case: PreparedCase) -> Iterator[WindowSeen]:
 
 
 def _fused(predictions: dict[str, MemberPrediction]) -> np.ndarray:
-    return fuse({name: p.probability for name, p in predictions.items()}, "majority", RunConfig.speck_ml).mask.array
+    return fuse(
+        {name: p.probability for name, p in predictions.items()}, "majority", RunConfig.min_lesion_ml
+    ).mask.array
 
 
 def _row(

@@ -19,12 +19,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ensemble.batch import run
-from ensemble.config import Extras, RunConfig
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.inference.device import describe_device
-from ensemble.pipeline import load, predict
+from ensemble.pipeline import load, segment_prepared
 from ensemble.prepare.case import prepare
-from ensemble.progress import Silent
-from ensemble.readers.imagefile import read_case
+from ensemble.progress import SilentWatcher
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality
 
 _SAMPLE = Path(__file__).resolve().parent.parent / "test" / "sample" / "input" / "images"
@@ -43,15 +43,15 @@ def main() -> None:
         for modality, file in files.items():
             shutil.copy(file, data / f"p{number:03d}" / f"{modality}.mha")
     ensemble = load(config)
-    case = prepare(read_case("sample", files))
-    predict(case, ensemble, Silent())  # the first one is slower
+    case = prepare(read_files("sample", files))
+    segment_prepared(case, ensemble, SilentWatcher())  # the first one is slower
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(options.cases):
-        predict(case, ensemble, Silent())
+        segment_prepared(case, ensemble, SilentWatcher())
     pure, pure_cpu = (time.perf_counter() - wall) / options.cases, (time.process_time() - cpu) / options.cases
     with patch.object(run, "load", lambda config: ensemble):
         wall, cpu = time.perf_counter(), time.process_time()
-        code = run.batch(data, out, config, Extras(report=options.report))
+        code = run.batch(data, out, config, ExtraOutputs(report=options.report))
     batch, batch_cpu = (time.perf_counter() - wall) / options.cases, (time.process_time() - cpu) / options.cases
     print(f"{options.cases} copies of the sample case, {describe_device(ensemble.settings.device)}, TTA {config.tta}")
     print(f"networks alone: {pure:.2f} s a case ({pure_cpu:.2f} CPU s)")

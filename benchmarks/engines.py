@@ -21,11 +21,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.families.base import InferenceSettings
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.members.manifest import find_members
 from ensemble.metrics import dice
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, Modality
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,8 +121,8 @@ def compare(
     """Run the modes in turn, `rounds` times; the first round of each is not counted when there are several."""
     scratch.mkdir(parents=True, exist_ok=True)
     (spec,) = find_members(weights, (member,))
-    loaded = NnunetMember.load(spec, InferenceSettings())
-    case = prepare(read_case("benchmark", dict(files)))
+    loaded = NnunetV2Member.load(spec, InferenceSettings())
+    case = prepare(read_files("benchmark", dict(files)))
     channels = _channel_files(loaded, case, scratch)
     packed = _packed(weights, member, scratch) if any(mode.session != "torch" for mode in modes) else weights
     workers, results = {}, {mode.name: Measured(mode.name) for mode in modes}
@@ -183,7 +183,7 @@ def table(results: Sequence[Measured]) -> list[dict[str, Any]]:
     return rows
 
 
-def _channel_files(member: NnunetMember, case: PreparedCase, scratch: Path) -> list[str]:
+def _channel_files(member: NnunetV2Member, case: PreparedCase, scratch: Path) -> list[str]:
     """The member's input channels as NIfTI files in the axes that its networks expect."""
     orientation = member._orientation(case.grid)
     z, y, x = orientation.spacing(case.grid.spacing_zyx_mm)

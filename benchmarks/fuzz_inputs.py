@@ -39,14 +39,14 @@ import SimpleITK as sitk
 from ensemble.config import RunConfig
 from ensemble.errors import UserError
 from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, Modality
 
 SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".zip")
 SURPLUS_BYTES, SECONDS = 2 << 30, 60
 #: Share of the flips that hit the beginning, where headers are.
 _HEADER, _HEADER_BYTES = 0.5, 700
-LEAST_MASKS = 0.2
+MIN_MASKS = 0.2
 MASK, REFUSED, FAILED = "mask", "refused", "failed"
 
 
@@ -138,12 +138,12 @@ def _write_case(work: Path) -> None:
     shape = (20, 56, 48)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     head = (x / 0.85) ** 2 + (y / 0.9) ** 2 + (z / 0.9) ** 2 < 1
-    fluid = (x / 0.25) ** 2 + (y / 0.4) ** 2 + (z / 0.4) ** 2 < 1
+    csf = (x / 0.25) ** 2 + (y / 0.4) ** 2 + (z / 0.4) ** 2 < 1
     lesion = (x - 0.5) ** 2 + (y + 0.2) ** 2 + z**2 < 0.04
     noise = np.random.default_rng(0).normal(1, 0.03, shape)
     arrays = {
-        Modality.DWI: head * np.where(lesion, 600, np.where(fluid, 100, 300)) * noise,
-        Modality.ADC: head * np.where(lesion, 400, np.where(fluid, 3000, 800)) * noise,
+        Modality.DWI: head * np.where(lesion, 600, np.where(csf, 100, 300)) * noise,
+        Modality.ADC: head * np.where(lesion, 400, np.where(csf, 3000, 800)) * noise,
     }
     for modality, array in arrays.items():
         image = sitk.GetImageFromArray(array.round().astype(np.int16))
@@ -280,14 +280,16 @@ NIFTI_FIELDS = (
 
 def _segment(files: dict[Modality, Path], networks: bool) -> AnyArray:
     """The mask; raises whatever goes wrong."""
-    raw = read_case("fuzz", files)
+    raw = read_files("fuzz", files)
     if networks:
         from ensemble.pipeline import load, segment
-        from ensemble.progress import Silent
+        from ensemble.progress import SilentWatcher
 
-        return segment(raw, load(RunConfig(device="cpu", tta="none", skull_strip="never")), Silent()).fused.mask.array
+        return segment(
+            raw, load(RunConfig(device="cpu", tta="none", skull_strip="never")), SilentWatcher()
+        ).fused.mask.array
     case = prepare(raw, "never")
-    return (case.physical[Modality.DWI].array > 1.5) & (case.physical[Modality.ADC].array < 0.75)
+    return (case.tissue_normalized[Modality.DWI].array > 1.5) & (case.tissue_normalized[Modality.ADC].array < 0.75)
 
 
 def _segment_and_peak(files: dict[Modality, Path]) -> int:
@@ -345,7 +347,7 @@ def main() -> None:
     print("refused by:", *(f"  {count} {check}" for check, count in ends.checks.most_common()), sep="\n")
     seconds = time.perf_counter() - started
     print(f"{options.tries} tries (seed {options.seed}) in {seconds:.0f} s: {_listed(ends.counts)}")
-    sys.exit(bool(ends.failures) or ends.counts[MASK] < LEAST_MASKS * options.tries)
+    sys.exit(bool(ends.failures) or ends.counts[MASK] < MIN_MASKS * options.tries)
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.pipeline import load, segment
-from ensemble.progress import Silent
-from ensemble.readers.imagefile import read_case
+from ensemble.progress import SilentWatcher
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality
 
 
@@ -31,13 +31,13 @@ def main() -> int:
         print("no GPU: nothing was measured")
         return 2
     ensemble = load(RunConfig(weights=options.weights, device="cuda"))
-    raw = read_case("benchmark", {m: path for m in Modality if (path := getattr(options, m.value))})
+    raw = read_files("benchmark", {m: path for m in Modality if (path := getattr(options, m.value))})
     for _ in range(2):
-        segment(raw, ensemble, Silent())
+        segment(raw, ensemble, SilentWatcher())
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         started = time.perf_counter()
-        result = segment(raw, ensemble, Silent())
+        result = segment(raw, ensemble, SilentWatcher())
         torch.cuda.synchronize()
         wall = time.perf_counter() - started
     busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6

@@ -67,7 +67,7 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
 
     from benchmarks.seals_full_size import _made_case
     from ensemble.families.base import InferenceSettings
-    from ensemble.families.nnunet_v2.member import NnunetMember
+    from ensemble.families.nnunet_v2.member import NnunetV2Member
     from ensemble.members.manifest import find_members
     from ensemble.types import ignore_progress
     from ensemble.weights.checkpoints import read_checkpoint
@@ -75,7 +75,7 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     torch.set_num_threads(threads)
     (spec,) = find_members(folder, (member,))
     settings = InferenceSettings(tta="none")
-    loaded = NnunetMember.load(spec, settings)
+    loaded = NnunetV2Member.load(spec, settings)
     case = _made_case(shape, spacing_mm=2.0)
     before = peak_mb()
     wall, cpu = time.perf_counter(), time.process_time()

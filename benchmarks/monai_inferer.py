@@ -24,7 +24,7 @@ def compare(threads: int, rounds: int, device: str) -> dict[str, Any]:
     from monai.inferers import SlidingWindowInferer
     from monai.networks.nets import SegResNet
 
-    from ensemble.inference.engine import SlidingWindow, predict
+    from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
     from ensemble.inference.session_torch import TorchSession
 
     torch.set_num_threads(threads)
@@ -43,10 +43,10 @@ def compare(threads: int, rounds: int, device: str) -> dict[str, Any]:
         return answer[0]
 
     def ours_run() -> torch.Tensor:
-        return predict(image, [lambda windows: script(windows)], SlidingWindow(WINDOW))
+        return sliding_window_inference(image, [lambda windows: script(windows)], SlidingWindowConfig(WINDOW))
 
     def ours_session() -> torch.Tensor:
-        return predict(image, [session], SlidingWindow(WINDOW))
+        return sliding_window_inference(image, [session], SlidingWindowConfig(WINDOW))
 
     runs: dict[str, Callable[[], torch.Tensor]] = {
         "MONAI SlidingWindowInferer": monai_run,

@@ -25,10 +25,10 @@ import torch
 
 from ensemble.families.base import InferenceSettings
 from ensemble.families.channels import neighbouring_slices
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality, ignore_progress
 
 
@@ -36,10 +36,10 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     files = {modality: path for modality in Modality if (path := getattr(options, modality.value))}
-    case = prepare(read_case("benchmark", files))
+    case = prepare(read_files("benchmark", files))
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or _made_folder(Path(scratch), options)
-        member = NnunetMember.load(MemberSpec("benchmark", "nnunet", folder), InferenceSettings(tta=options.tta))
+        member = NnunetV2Member.load(MemberSpec("benchmark", "nnunet", folder), InferenceSettings(tta=options.tta))
         reference = _reference(folder, options.tta)
         ours, theirs = [], []
         for turn in range(options.rounds):
@@ -102,11 +102,11 @@ def _made_folder(scratch: Path, options: argparse.Namespace) -> Path:
     return build_folder(scratch, spec)
 
 
-def _ours(member: NnunetMember, case: PreparedCase, tta: Any) -> np.ndarray:
+def _ours(member: NnunetV2Member, case: PreparedCase, tta: Any) -> np.ndarray:
     return member.predict(case, InferenceSettings(tta=tta), ignore_progress).probability.array
 
 
-def _theirs(reference: Any, member: NnunetMember, case: PreparedCase) -> np.ndarray:
+def _theirs(reference: Any, member: NnunetV2Member, case: PreparedCase) -> np.ndarray:
     images = np.stack([neighbouring_slices(case.images[c.modality].array, c.offset) for c in member.channels])
     properties = {"spacing": list(case.grid.spacing_zyx_mm)}
     probabilities: np.ndarray = reference.predict_single_npy_array(images, properties, None, None, True)[1]

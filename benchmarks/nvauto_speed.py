@@ -24,17 +24,17 @@ import torch
 from benchmarks.memory import peak_mb
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto.member import BLENDING, CHANNELS, WINDOW, NvautoMember
-from ensemble.families.nvauto.network import Form, build_network
-from ensemble.families.nvauto.processing import Respacing, normalised
+from ensemble.families.nvauto.network import SegResNetConfig, build_network
+from ensemble.families.nvauto.processing import ResampleTo1Mm, normalised
 from ensemble.families.spec import MemberSpec
 from ensemble.families.unet import window_bytes
 from ensemble.inference.device import describe_device, resolve_device
-from ensemble.inference.engine import SlidingWindow, predict
+from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.pack import pack
 from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -60,8 +60,8 @@ def _stages(options: argparse.Namespace) -> None:
     (record,) = (options.golden / "outputs" / options.case.name).glob("timings_stats.json")
     theirs = json.loads(record.read_text())
     images = {modality: options.case / f"{modality}.nii.gz" for modality in (Modality.DWI, Modality.ADC)}
-    case = prepare(read_case(options.case.name, images))
-    respacing = Respacing.of(case.grid)
+    case = prepare(read_files(options.case.name, images))
+    respacing = ResampleTo1Mm.of(case.grid)
     stacked = torch.from_numpy(np.stack([case.as_read[modality].array.transpose() for modality in CHANNELS]))
     settings = InferenceSettings(allow_torchscript=not options.packed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,10 +71,10 @@ def _stages(options: argparse.Namespace) -> None:
         member = NvautoMember.load(MemberSpec("nvauto", "nvauto", folder), settings)
     image, spent = _timed(lambda: normalised(respacing.forward(stacked)))
     print(f"preprocess      {spent:6.1f} s   peer {theirs['preprocess']:6.1f} s")
-    how = SlidingWindow(WINDOW, blending=BLENDING)
+    how = SlidingWindowConfig(WINDOW, blending=BLENDING)
     for number, session in enumerate(member.sessions):
         peer = theirs[f"model{number}"]
-        logits, spent = _timed(partial(predict, image, [session], how))
+        logits, spent = _timed(partial(sliding_window_inference, image, [session], how))
         print(f"model{number} windows  {spent:6.1f} s   peer {peer['sliding_s']:6.1f} s   ({session.arithmetic})")
         _, spent = _timed(partial(respacing.back, logits.softmax(0)))
         print(f"model{number} back     {spent:6.1f} s   peer {peer['invert_s']:6.1f} s")
@@ -87,7 +87,9 @@ def _full_size(options: argparse.Namespace) -> None:
     with torch.device("meta"):
         like = SegResNet(spatial_dims=3, init_filters=32, in_channels=2, out_channels=2)
     shapes = {name: tuple(tensor.shape) for name, tensor in like.state_dict().items()}
-    form = Form("SegResNet", "group", 8, 1e-5, "relu", 0.0, "linear", ((2, 2, 2),) * 3, channels=2, features=32)
+    form = SegResNetConfig(
+        "SegResNet", "group", 8, 1e-5, "relu", 0.0, "linear", ((2, 2, 2),) * 3, channels=2, features=32
+    )
     network = build_network(form, shapes).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in network.parameters():

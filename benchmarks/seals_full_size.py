@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.memory import peak_mb
 from ensemble.families.base import InferenceSettings
-from ensemble.families.nnunet_v1.member import SealsMember
+from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.session_torch import TorchSession
@@ -45,7 +45,7 @@ def main() -> None:
             (weights,) = pack(weights, Path(scratch) / "packed", options.packed)
         (spec,) = find_members(weights)
         before, started = peak_mb(), time.perf_counter()
-        member = SealsMember.load(spec, settings)
+        member = NnunetV1Member.load(spec, settings)
         loading = time.perf_counter() - started
     session = member.sessions[0]
     assert isinstance(session, TorchSession)
@@ -85,7 +85,7 @@ def _options() -> argparse.Namespace:
 def _made_weights(scratch: Path, folds: int) -> Path:
     """A model folder with the network that nnU-Net v1 plans for DWI and ADC at 1 mm."""
     sys.path.insert(0, str(TEST))
-    from v1_folders import PUBLISHED, V1Spec, build_v1_folder
+    from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
 
     spec = V1Spec(
         patch=(128, 128, 128),

@@ -20,10 +20,10 @@ import SimpleITK as sitk
 import torch
 
 from ensemble.families.base import InferenceSettings
-from ensemble.families.nnunet_v1.member import SealsMember
+from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.members.manifest import find_members
 from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality, ignore_progress
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -42,9 +42,9 @@ def main() -> None:
     imported = time.process_time()
     (spec,) = find_members(golden / "weights")
     settings = InferenceSettings(device="cpu", tta=options.tta)
-    member = SealsMember.load(spec, settings)
+    member = NnunetV1Member.load(spec, settings)
     loaded = time.process_time()
-    case = prepare(read_case(CASE, {Modality.DWI: images / "dwi.nii.gz", Modality.ADC: images / "adc.nii.gz"}))
+    case = prepare(read_files(CASE, {Modality.DWI: images / "dwi.nii.gz", Modality.ADC: images / "adc.nii.gz"}))
     prepared, started = time.process_time(), time.perf_counter()
     probability = member.predict(case, settings, ignore_progress).probability.array
     wall, predicted = time.perf_counter() - started, time.process_time()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_GROWTH_MB = 50
+MAX_GROWTH_MB = 50
 
 
 def main() -> int:
@@ -81,8 +81,8 @@ def _load(server: subprocess.Popen[bytes], port: int, calls: int, most_seconds: 
         f" 95 % {ordered[int(0.95 * len(ordered))]:.2f} s, slowest {ordered[-1]:.2f} s"
     )
     print(f"median of the first quarter {first:.2f} s, of the last {last:.2f} s")
-    print(f"memory: {memory[-1]:.0f} MB, {growth:+.0f} MB since the tenth call (limit {MOST_GROWTH_MB} MB)")
-    return int(growth >= MOST_GROWTH_MB or last > first * 4 / 3)
+    print(f"memory: {memory[-1]:.0f} MB, {growth:+.0f} MB since the tenth call (limit {MAX_GROWTH_MB} MB)")
+    return int(growth >= MAX_GROWTH_MB or last > first * 4 / 3)
 
 
 def _port(server: subprocess.Popen[bytes], log: Path) -> int:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.skull_strip [--shared ../shared] [--case isles22_0009]
 
-The head is a released case with a synthetic skull around its brain (test/heads.py): fluid, bone, fat-suppressed scalp, noisy air. Prints
+The head is a released case with a synthetic skull around its brain (test/heads.py): CSF, bone, fat-suppressed scalp, noisy air. Prints
 wall and CPU seconds, and the Dice of HD-BET's mask with the released extraction. The other released cases must be left alone.
 """
 
@@ -22,7 +22,7 @@ from ensemble.config import RunConfig
 from ensemble.metrics import dice
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.skull import must_strip, strip
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality
 from heads import with_skull
 
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     for folder in sorted(path for path in (options.shared / "cases").iterdir() if path.is_dir()):
         files = {m: next(folder.glob(f"{m}.[nm]*")) for m in (Modality.DWI, Modality.ADC)}
-        raw = read_case(folder.name, files)
+        raw = read_files(folder.name, files)
         dwi, adc = (raw.images[m].volume for m in (Modality.DWI, Modality.ADC))
         started = time.process_time()
         stripped, _ = must_strip("auto", dwi)

@@ -28,7 +28,7 @@ from ensemble.families.swan.member import SwanMember
 from ensemble.metrics import dice
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.prepare.registration import register
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.resample import resample_volume
 from ensemble.types import BoolArray, FloatArray, Modality, ignore_progress
 from ensemble.volume import Volume, from_sitk, to_sitk
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = options.shared / "cases" / CASE
-    raw = read_case(CASE, {modality: folder / f"{modality}.nii.gz" for modality in Modality})
+    raw = read_files(CASE, {modality: folder / f"{modality}.nii.gz" for modality in Modality})
     case = prepare(raw, registration="never")
     recorded = _read(options.shared / f"golden/swan/inputs/flair_registered_{CASE}.nii.gz")
     truth = _read(folder / "lesion_gt.nii.gz").array > 0

@@ -51,8 +51,8 @@ from training.simulate import SHARED, brighten_plexus, emphasise_tracts
 from training.tissues import ParameterMaps, parameter_maps
 
 FIRST_SEED = 990_000
-LEAST_REFUSED = 0.95
-#: Around the brain: how far out (mm); proton density, T1, T2 (ms), ADC (1e-3 mm^2/s) of fluid, bone, scalp.
+MIN_REFUSED = 0.95
+#: Around the brain: how far out (mm); proton density, T1, T2 (ms), ADC (1e-3 mm^2/s) of CSF, bone, scalp.
 _FLUID_MM, _BONE_MM, _SCALP_MM = 2.5, 9.0, 15.0
 
 
@@ -169,7 +169,7 @@ def _with_head(
     t2_tr: float,
     draw: Draw,
 ) -> tuple[Tensor, Tensor]:
-    """Fluid, bone and scalp around the brain, with room around the head; scalp is fat, more or less suppressed on diffusion images."""
+    """CSF, bone and scalp around the brain, with room around the head; scalp is fat, more or less suppressed on diffusion images."""
     margin = [max(1, round(24 / mm)) for mm in spacing]
     pad = [n for m in reversed(margin) for n in (m, m)]
     signals = torch.nn.functional.pad(signals * brain, pad)
@@ -236,7 +236,7 @@ def main() -> None:
     for name in ("dwi", "b0", "t2"):
         print(f"{name}: {counts[f'{name} refused']} of {counts[name]} refused")
     others = counts["b0"] + counts["t2"]
-    sys.exit(bool(counts["dwi refused"] or counts["b0 refused"] + counts["t2 refused"] < LEAST_REFUSED * others))
+    sys.exit(bool(counts["dwi refused"] or counts["b0 refused"] + counts["t2 refused"] < MIN_REFUSED * others))
 
 
 if __name__ == "__main__":

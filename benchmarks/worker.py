@@ -46,8 +46,8 @@ def _ours(job: Mapping[str, Any]) -> tuple[Run, dict[str, float]]:
     from ensemble.config import RunConfig
     from ensemble.outputs.formats.image import write as write_volume
     from ensemble.pipeline import load, segment
-    from ensemble.progress import Silent
-    from ensemble.readers.imagefile import read_case
+    from ensemble.progress import SilentWatcher
+    from ensemble.readers.imagefile import read_files
     from ensemble.types import Modality
 
     _threads(job["threads"])
@@ -60,9 +60,9 @@ def _ours(job: Mapping[str, Any]) -> tuple[Run, dict[str, float]]:
 
     def run(mask: Path) -> dict[str, float]:
         started = time.process_time()
-        raw = read_case("benchmark", files)
+        raw = read_files("benchmark", files)
         read = time.process_time()
-        result = segment(raw, ensemble, Silent())
+        result = segment(raw, ensemble, SilentWatcher())
         segmented = time.process_time()
         write_volume(result.fused.mask, mask)
         return {"read cpu": read - started, **result.seconds, "write cpu": time.process_time() - segmented}

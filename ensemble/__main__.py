@@ -3,7 +3,7 @@
 import sys
 
 from ensemble.memory import keep_freed_memory
-from ensemble.processors import limit_threads
+from ensemble.threads import limit_threads
 
 
 def main() -> int:

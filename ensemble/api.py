@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     precision: Precision
     session: SessionKind
     fusion: FusionMethod
-    speck_ml: float
+    min_lesion_ml: float
     min_members: int | None
     skull_strip: SkullStrip
     registration: Registration
@@ -79,6 +79,6 @@ def segment(case: RawCase, ensemble: Ensemble, watcher: Watcher | None = None) -
     Raises InputRefused when the images can't be segmented safely, MembersFailed when too few members voted.
     """
     from ensemble import pipeline
-    from ensemble.progress import Silent
+    from ensemble.progress import SilentWatcher
 
-    return pipeline.segment(case, ensemble, watcher or Silent())
+    return pipeline.segment(case, ensemble, watcher or SilentWatcher())

@@ -12,19 +12,19 @@ from contextlib import closing
 from types import FrameType
 from typing import Literal
 
-from ensemble.config import Extras, Precision
+from ensemble.config import ExtraOutputs, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
-from ensemble.memory import told
+from ensemble.logging_setup import report_failure, set_up_logging, write_final_error_line
+from ensemble.memory import as_user_error
 from ensemble.options import parse, run_config
 from ensemble.program import command
-from ensemble.streams import last_word, messages_to_stdout, report_failure
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code that `--help` lists; a bug keeps its traceback and gives 1."""
-    messages_to_stdout()
+    set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report_failure(UserError(f"the Python package {error.name} is not installed", do=do))
         return UserError.exit_code
     except Exception as error:
-        report_failure(as_told := told(error))
+        report_failure(as_told := as_user_error(error))
         return as_told.exit_code if isinstance(as_told, UserError) else 1
     finally:
         _flush()
@@ -61,53 +61,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _contract(options: argparse.Namespace) -> int:
     from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
-    from ensemble.folders import sole_writer
+    from ensemble.folders import exclusive_writer
     from ensemble.pipeline import load
-    from ensemble.progress import Lines
+    from ensemble.progress import LogLines
 
     config, extras = run_config(options), _extras(options, report=options.report)
     found = find_inputs(options.input)
-    with sole_writer(options.output):
-        result = run_case(found, options.output, lambda: load(config), extras, Lines())
+    with exclusive_writer(options.output):
+        result = run_case(found, options.output, lambda: load(config), extras, LogLines())
     log.info("lesions: %d, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from ensemble.folders import sole_writer
-    from ensemble.outputs.artifacts import Segmented
+    from ensemble.folders import exclusive_writer
+    from ensemble.outputs.artifacts import SegmentedCase
     from ensemble.outputs.closing_lines import summary
     from ensemble.outputs.foreign import refuse_foreign
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
-    from ensemble.progress import watcher
+    from ensemble.progress import default_watcher
     from ensemble.publish import check_writable
-    from ensemble.readers.imagefile import case_name, read_case
+    from ensemble.readers.imagefile import case_name, read_files
     from ensemble.types import Modality
 
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
-    raw = read_case(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
-    with sole_writer(options.out):
+    raw = read_files(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    with exclusive_writer(options.out):
         refuse_foreign(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
         ensemble = load(config)
-        with closing(watcher()) as watching:
+        with closing(default_watcher()) as watching:
             result = segment(raw, ensemble, watching)
-        publish_case(Segmented(raw, result, ensemble), extras, options.out, suffix)
+        publish_case(SegmentedCase(raw, result, ensemble), extras, options.out, suffix)
     for line in summary(result, options.out, suffix).split("\n"):
         log.info("%s", line)
     return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from ensemble.progress import Lines
-    from ensemble.serve.serve import Place, serve
-    from ensemble.serve.worker import Setup
+    from ensemble.progress import LogLines
+    from ensemble.serve.serve import ServerConfig, serve
+    from ensemble.serve.worker import WorkerConfig
 
     level = logging.DEBUG if options.verbose else logging.INFO
-    setup = Setup(run_config(options), _extras(options, report=options.report), Lines(), level)
-    return serve(setup, Place(options.input, options.output, options.host, options.port, options.longest_wait))
+    setup = WorkerConfig(run_config(options), _extras(options, report=options.report), LogLines(), level)
+    return serve(setup, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait))
 
 
 def _members(options: argparse.Namespace) -> int:
@@ -142,10 +142,10 @@ def _members(options: argparse.Namespace) -> int:
 
 def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.run import batch
-    from ensemble.folders import sole_writer
+    from ensemble.folders import exclusive_writer
 
     extras = _extras(options, report=options.report)
-    with sole_writer(options.out, shared=True):
+    with exclusive_writer(options.out, shared=True):
         return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
 
 
@@ -161,7 +161,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from ensemble.outputs.report.inspect import as_json, as_lines, check_destination, refusal, save_volume
     from ensemble.readers.base import RawImage
     from ensemble.readers.inspect import inspect
-    from ensemble.streams import all_printable
+    from ensemble.text import all_printable
     from ensemble.types import Modality
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
@@ -181,7 +181,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if written is not None and not options.json:
         log.info("written: %s", written)
     if refused := refusal(finding, asked):
-        last_word(f"error: {refused}")
+        write_final_error_line(f"error: {refused}")
         return InputRefused.exit_code
     return 0
 
@@ -192,8 +192,8 @@ def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
     return "fp16" if choice == "fp16" else "fp32"
 
 
-def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
-    return Extras(report, options.save_probabilities, options.save_member_masks)
+def _extras(options: argparse.Namespace, *, report: bool) -> ExtraOutputs:
+    return ExtraOutputs(report, options.save_probabilities, options.save_member_masks)
 
 
 def _flush() -> None:

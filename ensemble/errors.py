@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ensemble.text import OurLines, in_one_line, visible
+from ensemble.text import TrustedLines, in_one_line, visible
 
 
 class UserError(Exception):
@@ -30,7 +30,7 @@ class UserError(Exception):
             ("do: ", in_one_line(self.do)),
             *(("note: ", in_one_line(note)) for note in self.notes),
         ]
-        return OurLines("\n  ".join(label + text for label, text in labelled if text))
+        return TrustedLines("\n  ".join(label + text for label, text in labelled if text))
 
 
 class UsageError(UserError):

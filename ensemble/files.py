@@ -15,8 +15,8 @@ from ensemble.errors import InputRefused
 from ensemble.memory import MORE_MEMORY
 
 #: More than any description of a model, of a data set or of a run; a longer one is none.
-MOST_JSON_BYTES = 32 << 20
-_MOST_NAMES = 8
+MAX_JSON_BYTES = 32 << 20
+_MAX_NAMES = 8
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -29,12 +29,12 @@ _DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV
 _FETCH = "fetch what it stands for (git annex get, datalad get), or give the file itself"
 
 
-class NoFile(OSError):
+class NotARegularFile(OSError):
     """What stands there is no regular file: it might keep its reader waiting, or never end."""
 
 
 @dataclass(frozen=True)
-class Hindrance:
+class UnreadableReason:
     """Why a file can't be read, for a user."""
 
     what: str
@@ -49,23 +49,23 @@ class Hindrance:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file, links followed, for reading. Raises OSError; NoFile for what is none."""
-    refuse_no_file(path)
+    """Open a regular file, links followed, for reading. Raises OSError; NotARegularFile for what is none."""
+    refuse_irregular_file(path)
     return path.open("rb")
 
 
-def refuse_no_file(path: Path) -> None:
-    """Raise NoFile for what is there and is no regular file; OSError where nothing is there."""
+def refuse_irregular_file(path: Path) -> None:
+    """Raise NotARegularFile for what is there and is no regular file; OSError where nothing is there."""
     try:
         mode = path.stat().st_mode
     except ValueError as error:  # a NUL in the name, as a table may hold
         raise OSError(errno.EINVAL, "no name that a file can have", str(path)) from error
     if not stat.S_ISREG(mode):
         kind = next((name for has_kind, name in _KINDS if has_kind(mode)), "no file")
-        raise NoFile(errno.EINVAL, f"{kind}, which is no file", str(path))
+        raise NotARegularFile(errno.EINVAL, f"{kind}, which is no file", str(path))
 
 
-def is_there(path: Path) -> bool:
+def lexists(path: Path) -> bool:
     """Whether anything bears the name, a link to nowhere too."""
     return os.path.lexists(path)
 
@@ -83,34 +83,34 @@ def lacks_rights(error: OSError) -> bool:
     return error.errno in _RIGHTS
 
 
-def hindrance(path: Path, error: OSError) -> Hindrance:
+def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
     """Why a file can't be read. Rights are named only where it is for want of rights."""
     user, said = f"(we run as user {os.getuid()})", error.strerror or str(error) or type(error).__name__
-    if isinstance(error, NoFile):
-        return Hindrance("is no file", said, "give a regular file")
+    if isinstance(error, NotARegularFile):
+        return UnreadableReason("is no file", said, "give a regular file")
     if error.errno == errno.ELOOP:
-        return Hindrance("is a link that leads back to itself", said, "give the file itself")
+        return UnreadableReason("is a link that leads back to itself", said, "give the file itself")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if target := dangling_link(path):
-            return Hindrance("is a link to what is not there", f"it points to {target}", _FETCH)
-        return Hindrance("does not exist", "", "check the path")
+            return UnreadableReason("is a link to what is not there", f"it points to {target}", _FETCH)
+        return UnreadableReason("does not exist", "", "check the path")
     if lacks_rights(error):
         do = "give this user the right to read it, and to enter the folders above it"
-        return Hindrance("can't be opened", f"{said} {user}", do)
+        return UnreadableReason("can't be opened", f"{said} {user}", do)
     if error.errno == errno.ENOMEM:
-        return Hindrance("does not fit into memory", said, MORE_MEMORY)
+        return UnreadableReason("does not fit into memory", said, MORE_MEMORY)
     if error.errno == errno.ENAMETOOLONG:
-        return Hindrance("can't be opened", said, "give it a shorter name")
+        return UnreadableReason("can't be opened", said, "give it a shorter name")
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return Hindrance("can't be opened", said, "raise the limit of open files (ulimit -n)")
+        return UnreadableReason("can't be opened", said, "raise the limit of open files (ulimit -n)")
     if error.errno in _DISK:
-        return Hindrance("can't be read", said, "check the disk or network share that it lies on, and try again")
-    return Hindrance("can't be read", said, "copy it elsewhere, and try again")
+        return UnreadableReason("can't be read", said, "check the disk or network share that it lies on, and try again")
+    return UnreadableReason("can't be read", said, "copy it elsewhere, and try again")
 
 
-def unopened(subject: str, path: Path, error: OSError) -> InputRefused:
+def cannot_open_error(subject: str, path: Path, error: OSError) -> InputRefused:
     """What to tell of an input file (`subject`: "the DWI image") that can't be read."""
-    why = hindrance(path, error)
+    why = unreadable_reason(path, error)
     return InputRefused(f"{subject} {why.what}", where=path, found=why.found, do=why.do)
 
 
@@ -125,7 +125,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises OSError, and ValueError for what is no JSON, or longer or nested deeper than any is."""
-    return parse_json(read_bounded(path, MOST_JSON_BYTES).decode("utf-8"))
+    return parse_json(read_bounded(path, MAX_JSON_BYTES).decode("utf-8"))
 
 
 def parse_json(text: str) -> Any:
@@ -139,4 +139,4 @@ def parse_json(text: str) -> Any:
 def first_names(folder: Path) -> str:
     """For a message: the first names in a folder. Raises OSError."""
     names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:_MOST_NAMES]) + (" ..." if len(names) > _MOST_NAMES else "") or "an empty folder"
+    return ", ".join(names[:_MAX_NAMES]) + (" ..." if len(names) > _MAX_NAMES else "") or "an empty folder"

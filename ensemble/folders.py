@@ -36,7 +36,7 @@ _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
 
 
 @contextmanager
-def sole_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
+def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
     """Let nobody else in who writes to `root` while the block lasts; a folder that was made for it goes again if it stays empty.
 
     Who comes `shared` lets others in who do: batches agree among themselves on who does which case.

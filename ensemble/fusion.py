@@ -15,7 +15,7 @@ from ensemble.volume import Volume
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedPrediction:
     """What the voting members say together."""
 
     mask: Volume
@@ -25,14 +25,14 @@ class Fused:
     votes: Volume
     """uint8, number of voters with p > 0.5 in each voxel: the agreement map."""
     voters: tuple[str, ...]
-    specks: int = 0
+    dropped_components: int = 0
     """Number of small lesions that were left out of the mask, because no voxel of theirs had all votes."""
 
 
-def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, speck_ml: float = 0.0) -> Fused:
+def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, min_lesion_ml: float = 0.0) -> FusedPrediction:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid).
 
-    Lesions below `speck_ml` (ml) without a voxel in which all voters agree are left out of the mask.
+    Lesions below `min_lesion_ml` (ml) without a voxel in which all voters agree are left out of the mask.
     Raises ValueError when there is none, or when they lie on different grids.
     """
     if not probabilities:
@@ -45,8 +45,10 @@ def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, speck_ml: fl
     ballots = np.stack([volume.array > 0.5 for volume in volumes])
     votes = ballots.sum(axis=0, dtype=np.uint8)
     like, grid = volumes[0].like, volumes[0].grid
-    mask, specks = without_specks(_mask(ballots, votes, mean, method), ballots, speck_ml / grid.voxel_ml)
-    return Fused(like(mask), like(mean), like(votes), voters, specks)
+    mask, dropped = drop_small_disputed_components(
+        _mask(ballots, votes, mean, method), ballots, min_lesion_ml / grid.voxel_ml
+    )
+    return FusedPrediction(like(mask), like(mean), like(votes), voters, dropped)
 
 
 def _mask(ballots: BoolArray, votes: FloatArray, mean: FloatArray, method: FusionMethod) -> BoolArray:
@@ -61,12 +63,12 @@ def _mask(ballots: BoolArray, votes: FloatArray, mean: FloatArray, method: Fusio
             assert_never(method)
 
 
-def without_specks(mask: BoolArray, ballots: BoolArray, least_voxels: float) -> tuple[BoolArray, int]:
+def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
     """The mask (z, y, x) without its 26-connected components of fewer voxels in none of which all `ballots` (voters, z, y, x) are
     true, and how many those are.
     """
     labels, _ = lesion_components(mask)
-    small = np.bincount(labels.ravel()) < least_voxels
+    small = np.bincount(labels.ravel()) < min_voxels
     small[labels[ballots.all(axis=0)]] = False
     small[0] = False
     return np.asarray(mask & ~small[labels]), int(small.sum())

@@ -21,14 +21,14 @@ Triple = tuple[float, float, float]
 #: Headers of one acquisition that differ by less than this are the same but for rounding, in voxels.
 ROUNDING_VOXELS = 0.05
 #: Largest deviation of a direction matrix's columns from unit length and right angles (as cosines): headers may give three digits.
-MOST_SKEW = 2e-3
+MAX_SKEW = 2e-3
 #: More voxels than any brain image has, in all and along an axis; a damaged header or plan may ask for as many as it likes.
-MOST_VOXELS, MOST_ALONG_AXIS = 150_000_000, 8192
+MAX_VOXELS, MAX_ALONG_AXIS = 150_000_000, 8192
 
 
-def is_too_large(shape: Sequence[int], most: int = MOST_VOXELS) -> bool:
+def is_too_large(shape: Sequence[int], most: int = MAX_VOXELS) -> bool:
     """Whether a lattice has more voxels than any brain image: asked before memory is."""
-    return prod(shape) > most or max(shape) > MOST_ALONG_AXIS
+    return prod(shape) > most or max(shape) > MAX_ALONG_AXIS
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Grid:
         if not (spacing > 0).all():
             raise refused
         axes = affine[:3, :3] / spacing
-        if np.abs(axes.T @ axes - np.eye(3)).max() > MOST_SKEW:
+        if np.abs(axes.T @ axes - np.eye(3)).max() > MAX_SKEW:
             raise refused
         to_lps = np.diag([-1.0, -1.0, 1.0])
         mm, origin = spacing.tolist(), (to_lps @ affine[:3, 3] + 0.0).tolist()

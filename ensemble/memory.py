@@ -32,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return plain and _SAID.search(str(error)) is not None
 
 
-def told(error: Exception) -> Exception:
+def as_user_error(error: Exception) -> Exception:
     """An error as a user is to see it: memory that ran out is no bug."""
     if isinstance(error, UserError) or not is_out_of_memory(error):
         return error

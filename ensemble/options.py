@@ -286,12 +286,13 @@ def _common() -> _Parser:
     )
     _add(
         group,
-        "--speck-ml",
+        "--min-lesion-ml",
+        former="--speck-ml",
         type=float,
         metavar="ML",
-        default=RunConfig.speck_ml,
+        default=RunConfig.min_lesion_ml,
         help="leave out lesions below this volume without a voxel in which all members agree; 0 keeps all"
-        f" (default: {RunConfig.speck_ml})",
+        f" (default: {RunConfig.min_lesion_ml})",
     )
     _add(
         group,
@@ -339,17 +340,27 @@ def _common() -> _Parser:
 
 
 def _add(
-    group: Any, name: str, *, flag: bool = False, needed: bool = False, default: Any = None, **settings: Any
+    group: Any,
+    name: str,
+    *,
+    former: str = "",
+    flag: bool = False,
+    needed: bool = False,
+    default: Any = None,
+    **settings: Any,
 ) -> None:
     """Add an option that remembers its default, whether it is needed, and that it can come from the environment.
+
+    `former` is what the option was called by earlier versions: it is still understood, as is its variable.
 
     Argparse itself gets no default (SUPPRESS), so that it tells what was stated from what was not.
     """
     if flag:
         settings |= {"action": argparse.BooleanOptionalAction}
         default = bool(default)
-    action = group.add_argument(name, default=argparse.SUPPRESS, **settings)
-    action.fallback, action.needed = default, needed
+    names = [name, former] if former else [name]
+    action = group.add_argument(*names, default=argparse.SUPPRESS, **settings)
+    action.fallback, action.needed, action.former = default, needed, former
 
 
 def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -360,7 +371,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
     """Values of `ISLES_...` variables, read as the parser's options would be."""
     values: dict[str, Any] = {}
     for action in parser._actions:
-        variable = _variable(action)
+        variable = next((name for name in _variables(action) if environment.get(name)), _variables(action)[0])
         text = environment.get(variable, "")
         if not hasattr(action, "fallback") or not text:  # an empty variable is as good as none
             continue
@@ -398,14 +409,22 @@ def service_links(environment: Mapping[str, str]) -> list[str]:
 
 def _refuse_unknown(environment: Mapping[str, str], parsers: Sequence[argparse.ArgumentParser]) -> None:
     """A misspelt variable that is silently ignored would change what is segmented and how."""
-    known = {_variable(action) for parser in parsers for action in parser._actions if hasattr(action, "fallback")}
+    known = {
+        name
+        for parser in parsers
+        for action in parser._actions
+        if hasattr(action, "fallback")
+        for name in _variables(action)
+    }
     unknown = sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
     if unknown:
         raise UsageError(f"no option is called {', '.join(unknown)}", do=f"use one of: {', '.join(sorted(known))}")
 
 
-def _variable(action: argparse.Action) -> str:
-    return ENVIRONMENT_PREFIX + action.dest.upper()
+def _variables(action: argparse.Action) -> list[str]:
+    """Return the variables that stand for an option: that of its name, then that of its former one."""
+    names = [action.dest, getattr(action, "former", "").removeprefix("--").replace("-", "_")]
+    return [ENVIRONMENT_PREFIX + name.upper() for name in names if name]
 
 
 def _boolean(text: str) -> bool:

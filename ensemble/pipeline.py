@@ -18,13 +18,13 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.families.base import InferenceSettings, Member, MemberPrediction
 from ensemble.families.spec import MemberSpec
-from ensemble.fusion import Fused, fuse
+from ensemble.fusion import FusedPrediction, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
-from ensemble.prepare.case import PreparedCase, prepare_for
+from ensemble.prepare.case import PreparedCase, prepare_for_run
 from ensemble.readers.base import RawCase
 from ensemble.types import FloatArray
 from ensemble.volume import Volume
@@ -77,7 +77,7 @@ class Result:
 
     case: PreparedCase
     outcomes: tuple[MemberOutcome, ...]
-    fused: Fused
+    fused: FusedPrediction
     lesion_ml: float
     lesion_count: int
     seconds: dict[str, float] = field(default_factory=dict)
@@ -127,11 +127,11 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare", watcher):
-        case = prepare_for(raw, ensemble.config, ensemble.settings.device)
-    return predict(case, ensemble, watcher, seconds)
+        case = prepare_for_run(raw, ensemble.config, ensemble.settings.device)
+    return segment_prepared(case, ensemble, watcher, seconds)
 
 
-def predict(
+def segment_prepared(
     case: PreparedCase, ensemble: Ensemble, watcher: Watcher, spent: Mapping[str, float] | None = None
 ) -> Result:
     """Segment a prepared case; `spent` is what earlier stages took. Raises as `segment` does."""
@@ -141,19 +141,21 @@ def predict(
     outcomes: list[MemberOutcome] = []
     for member in ensemble.members:
         with _timed(seconds, f"member {member.name}", watcher):
-            outcomes.append(_ask(member, case, ensemble.settings, watcher))
+            outcomes.append(_predict_member(member, case, ensemble.settings, watcher))
     _require_votes(outcomes, ensemble.config.min_members)
     with _timed(seconds, "fuse", watcher):
         predictions = {o.member: o.prediction.probability for o in outcomes if o.prediction is not None}
-        fused = fuse(predictions, ensemble.config.fusion, ensemble.config.speck_ml)
+        fused = fuse(predictions, ensemble.config.fusion, ensemble.config.min_lesion_ml)
         mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
-        if fused.specks:
-            log.info("note: %d disputed speck(s) left out: in no voxel do all members agree", fused.specks)
+        if fused.dropped_components:
+            log.info(
+                "note: %d small disputed lesion(s) left out: in no voxel do all members agree", fused.dropped_components
+            )
         result = Result(case, tuple(outcomes), fused, volume_ml(mask, spacing), lesion_count(mask), seconds)
     return result
 
 
-def _ask(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
+def _predict_member(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
     """One member's prediction; or why there is none."""
     if missing := member.requires - case.modalities:
         needs = ", ".join(sorted(modality.label for modality in missing))

@@ -9,7 +9,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-class Lines:
+class LogLines:
     """One log line a stage."""
 
     def stage(self, name: str) -> None:
@@ -22,7 +22,7 @@ class Lines:
         """Nothing to take away."""
 
 
-class Silent:
+class SilentWatcher:
     """Nobody is watching."""
 
     def stage(self, name: str) -> None: ...
@@ -30,7 +30,7 @@ class Silent:
     def windows(self, done: int, total: int) -> None: ...
 
 
-class Bar:
+class WindowBar:
     """A progress bar a stage, on stderr."""
 
     def __init__(self) -> None:
@@ -56,6 +56,6 @@ class Bar:
             self._bar = None
 
 
-def watcher() -> Bar | Lines:
+def default_watcher() -> WindowBar | LogLines:
     """A bar when a person is watching stderr, lines otherwise."""
-    return Bar() if sys.stderr is not None and sys.stderr.isatty() else Lines()
+    return WindowBar() if sys.stderr is not None and sys.stderr.isatty() else LogLines()

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from ensemble.config import STAGING
 from ensemble.folders import remove_empty, unwritable
-from ensemble.streams import printable
+from ensemble.text import printable
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
+from typing import Any
 
 #: Control and format characters (escape sequences, bidirectional overrides, zero width), line and paragraph separators.
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp")
@@ -16,7 +17,7 @@ _FORMULA = tuple(
 )
 
 
-class OurLines(str):
+class TrustedLines(str):
     """Text of several lines of ours, in which all that came from outside has been made visible."""
 
 
@@ -35,7 +36,7 @@ def in_one_line(text: str) -> str:
     return visible(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
 
 
-def cell(value: object) -> object:
+def spreadsheet_cell(value: object) -> object:
     """What stands in a table for spreadsheets: numbers as they are, text visible and never a formula (an apostrophe is put before it)."""
     if not isinstance(value, str):
         return value
@@ -48,3 +49,17 @@ def _spelt(character: str) -> str:
     if kind == "Cs":
         return "\N{REPLACEMENT CHARACTER}"
     return _escaped(character)[0].decode("ascii") if kind in _UNSEEN else character
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file's name that are none (Latin-1, say) reach Python as lone surrogates, and become U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def all_printable(content: Any) -> Any:
+    """The same for every text, keys included, in what is to become JSON."""
+    if isinstance(content, dict):
+        return {all_printable(key): all_printable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [all_printable(value) for value in content]
+    return printable(content) if isinstance(content, str) else content

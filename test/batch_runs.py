@@ -17,7 +17,7 @@ from unittest.mock import patch
 from conftest import StubMember, phantom_arrays, write_image
 from ensemble.batch import run
 from ensemble.batch.run import batch
-from ensemble.config import Extras, RunConfig
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.spec import MemberSpec
 from ensemble.pipeline import Ensemble
@@ -91,7 +91,7 @@ def run_batch(
     *,
     resume: bool = True,
     report: bool = False,
-    extras: Extras | None = None,
+    extras: ExtraOutputs | None = None,
     diary: Path | None = None,
     seconds: float = 0.0,
     config: dict[str, Any] | None = None,
@@ -99,7 +99,7 @@ def run_batch(
     """`batch` with members that call bright voxels lesions."""
     settings = RunConfig(**{"weights": weights, "device": "cpu", **(config or {})})
     with patch.object(run, "load", partial(_load, diary=diary, seconds=seconds)):
-        return batch(dataset, out, settings, extras or Extras(report=report), resume=resume)
+        return batch(dataset, out, settings, extras or ExtraOutputs(report=report), resume=resume)
 
 
 def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:

@@ -116,7 +116,7 @@ class StubMember:
         progress(1, 1)
         if self._error is not None:
             raise self._error
-        dwi = case.physical[Modality.DWI]
+        dwi = case.tissue_normalized[Modality.DWI]
         return MemberPrediction(self.name, dwi.like(np.clip(dwi.array - self._level + 0.5, 0, 1)), networks=1)
 
 
@@ -142,7 +142,7 @@ def weights(tmp_path: Path) -> Path:
     return write_weights(tmp_path / "weights")
 
 
-def last_word(errors: str) -> str:
+def write_final_error_line(errors: str) -> str:
     """The one line that a failure writes to stderr, as the platform shows it."""
     (line,) = errors.splitlines()
     assert line.startswith("error: ")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import Family, InferenceSettings, Member, MemberPrediction, Network, Shown
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, MemberPrediction, NetworkSpec
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
 from ensemble.prepare.case import PreparedCase
@@ -35,13 +35,13 @@ class Threshold(Family):
     def folds(self, folder: Path) -> tuple[str, ...]:
         return ("all",)
 
-    def describe(self, folder: Path) -> Shown:
-        return Shown(("DWI",), tuple(_content(folder)["spacing_mm"]))
+    def describe(self, folder: Path) -> MemberDescription:
+        return MemberDescription(("DWI",), tuple(_content(folder)["spacing_mm"]))
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
         return ThresholdMember(spec.name, float(_content(spec.folder)["level"]))
 
-    def networks(self, folder: Path) -> Sequence[Network]:
+    def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         return ()
 
     def pack(self, source: Path, target: Path, precision: str) -> None:
@@ -64,7 +64,7 @@ class ThresholdMember:
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
         progress(1, 1)
-        dwi = case.physical[Modality.DWI]
+        dwi = case.tissue_normalized[Modality.DWI]
         return MemberPrediction(self.name, dwi.like(np.clip(dwi.array - self.level + 0.5, 0, 1)), networks=1)
 
 

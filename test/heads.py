@@ -8,7 +8,7 @@ from scipy import ndimage
 from ensemble.prepare.plausibility import tissue_level
 from ensemble.types import AnyArray, BoolArray
 
-#: Layers around the brain: how far out they reach (mm), DWI and ADC in units of normal tissue (fluid, bone, fat-suppressed scalp).
+#: Layers around the brain: how far out they reach (mm), DWI and ADC in units of normal tissue (CSF, bone, fat-suppressed scalp).
 LAYERS = ((2.5, 0.35, 3.5), (9.0, 0.03, 0.3), (15.0, 0.3, 1.5))
 #: Magnitude noise of air, in units of normal tissue.
 NOISE = 0.04
@@ -17,7 +17,7 @@ NOISE = 0.04
 def with_skull(
     dwi: AnyArray, adc: AnyArray, brain: BoolArray, spacing_zyx_mm: tuple[float, float, float], *, noise: bool = True
 ) -> tuple[AnyArray, AnyArray]:
-    """DWI and ADC (z, y, x) of the same head with fluid, bone and scalp around the brain; in noisy air, or in air that is 0."""
+    """DWI and ADC (z, y, x) of the same head with CSF, bone and scalp around the brain; in noisy air, or in air that is 0."""
     draw = np.random.default_rng(5)
     distance = ndimage.distance_transform_edt(~brain, spacing_zyx_mm)
     head_dwi, head_adc = np.where(brain, dwi, 0), np.where(brain, adc, 0)

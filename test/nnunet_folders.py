@@ -190,7 +190,9 @@ def small_case(
     images = _images(3, shape, seed)
     volumes = {modality: Volume(image, grid) for modality, image in zip(Modality, images, strict=True)}
     brain = Volume(images[0] > 0, grid)
-    return PreparedCase(name="small", images=volumes, as_read=volumes, physical=volumes, brain=brain, repairs=())
+    return PreparedCase(
+        name="small", images=volumes, as_read=volumes, tissue_normalized=volumes, brain=brain, repairs=()
+    )
 
 
 def _images(count: int, shape: tuple[int, int, int], seed: int) -> np.ndarray:

@@ -67,10 +67,10 @@ def sample(*, flair: bool = False) -> Case:
 
 
 class Rule(StubMember):
-    """A member whose every voxel depends on DWI and ADC there, in physical intensities, and on nothing else."""
+    """A member whose every voxel depends on DWI and ADC there, in tissue-normalised intensities, and on nothing else."""
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        dwi, adc = case.physical[DWI], case.physical[ADC]
+        dwi, adc = case.tissue_normalized[DWI], case.tissue_normalized[ADC]
         damage = np.minimum(dwi.array - 1.35, 0.85 - adc.array)
         return MemberPrediction(self.name, dwi.like(np.clip(damage + 0.5, 0, 1).astype(np.float32)), networks=1)
 

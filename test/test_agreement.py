@@ -19,7 +19,7 @@ DRAW = np.random.default_rng(0)
 
 
 def whole() -> tuple[AnyArray, AnyArray, BoolArray]:
-    """A brain with fluid and an infarct on one side."""
+    """A brain with CSF and an infarct on one side."""
     dwi, adc, inside = scanned(1000, lesion_share=0.05)
     return dwi, 1000 * adc, inside
 
@@ -64,13 +64,13 @@ def test_an_adc_that_lies_elsewhere_than_its_header_says(how: str) -> None:
 
 
 @pytest.mark.parametrize("b", [500, 1000, 2000])
-@pytest.mark.parametrize("fluid_share", [0.0, 0.05])
+@pytest.mark.parametrize("csf_share", [0.0, 0.05])
 @pytest.mark.parametrize("lesion_share", [0.0, 0.2])
 @pytest.mark.parametrize("noise", [0.02, 0.15])
-def test_an_adc_of_this_dwi(b: float, fluid_share: float, lesion_share: float, noise: float) -> None:
-    dwi, adc, inside = scanned(b, fluid_share=fluid_share, lesion_share=lesion_share, noise=noise)
+def test_an_adc_of_this_dwi(b: float, csf_share: float, lesion_share: float, noise: float) -> None:
+    dwi, adc, inside = scanned(b, csf_share=csf_share, lesion_share=lesion_share, noise=noise)
     ask(dwi, adc, inside)
-    if fluid_share:  # else there is nothing but noise to go by
+    if csf_share:  # else there is nothing but noise to go by
         ask(dwi, np.roll(adc, 1, 2), inside)
     ask(dwi, np.round(adc * 50), inside)
     ask(dwi[:9], adc[:9], inside[:9])

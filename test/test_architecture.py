@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 #: Top to bottom; a module or package may import its own row and those above.
 LAYERS = (
-    ("text", "errors", "types", "processors", "memory", "streams", "folders", "hosting", "files", "program"),
+    ("text", "errors", "types", "threads", "memory", "logging_setup", "folders", "child_process", "files", "program"),
     ("config",),
     ("geometry",),
     ("volume",),

@@ -17,10 +17,10 @@ import SimpleITK as sitk
 import ensemble.publish
 from batch_runs import BROKEN, comparable, rows, run_batch, write_case, write_dataset
 from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_image
-from ensemble.batch.progress import show
+from ensemble.batch.case_loop import Outcome
+from ensemble.batch.progress import open_progress
 from ensemble.batch.run import batch
-from ensemble.batch.work import Outcome
-from ensemble.config import Extras, RunConfig
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.metrics import dice
 from ensemble.types import Modality
@@ -90,9 +90,9 @@ def test_good_cases_are_done_and_bad_ones_explained(
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ensemble.batch import work
+    from ensemble.batch import case_loop
 
-    data, really = tmp_path / "data", work.read_case
+    data, really = tmp_path / "data", case_loop.read_case
     write_case(data / "a")
 
     def read(name: str, files: dict[Modality, Path]) -> object:
@@ -100,7 +100,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         write_image(phantom_arrays()[DWI] * 2, files[DWI])
         return raw
 
-    monkeypatch.setattr(work, "read_case", read)
+    monkeypatch.setattr(case_loop, "read_case", read)
     assert run_batch(data, tmp_path / "out", weights) == 3
     assert "changed while it was read" in rows(tmp_path / "out")["a"]["message"]
 
@@ -108,13 +108,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 def test_a_bug_in_one_case_does_not_stop_the_others(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ensemble.batch import work
+    from ensemble.batch import case_loop
 
-    data, really = tmp_path / "data", work.prepare_for
+    data, really = tmp_path / "data", case_loop.prepare_for_run
     for name in "abc":
         write_case(data / name)
     calls = iter(range(9))
-    monkeypatch.setattr(work, "prepare_for", lambda *given: really(*given) if next(calls) != 1 else 1 / 0)
+    monkeypatch.setattr(case_loop, "prepare_for_run", lambda *given: really(*given) if next(calls) != 1 else 1 / 0)
     assert run_batch(data, tmp_path / "out", weights) == 1
     assert {case: row["status"] for case, row in rows(tmp_path / "out").items()} == {
         "a": "done",
@@ -168,7 +168,7 @@ def test_a_bar_shows_how_far_it_is_and_what_failed(monkeypatch: pytest.MonkeyPat
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        shown = show(3)
+        shown = open_progress(3)
         for case, status in (("a", "done"), ("b", "failed"), ("c", "kept")):
             shown.tell(Outcome(case, status))  # type: ignore[arg-type]
         shown.close()
@@ -185,5 +185,5 @@ def test_a_bar_shows_how_far_it_is_and_what_failed(monkeypatch: pytest.MonkeyPat
 def test_broken_weights_end_the_batch_before_it_begins(tmp_path: Path) -> None:
     write_case(tmp_path / "data" / "a")
     with pytest.raises(WeightsBroken):
-        batch(tmp_path / "data", tmp_path / "out", RunConfig(weights=tmp_path / "none"), Extras())
+        batch(tmp_path / "data", tmp_path / "out", RunConfig(weights=tmp_path / "none"), ExtraOutputs())
     assert not (tmp_path / "out").exists()

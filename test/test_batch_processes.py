@@ -14,27 +14,27 @@ import pytest
 from batch_runs import comparable, rows, run_batch, start_batch, touch, write_case, write_dataset
 from conftest import tree, write_contract_case
 from ensemble.batch import workers
-from ensemble.batch.claims import Session
+from ensemble.batch.case_loop import BatchPlan
+from ensemble.batch.claims import BatchClaims
 from ensemble.batch.run import batch
-from ensemble.batch.work import Job
 from ensemble.batch.workers import gpus
 from ensemble.cli import main
-from ensemble.config import Extras, RunConfig
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
-from ensemble.outputs.layouts.places import Place
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 
 
 def test_a_case_belongs_to_one_at_a_time_and_failures_are_shared(tmp_path: Path) -> None:
-    first, second, other = (Session(tmp_path, recipe) for recipe in ("x", "x", "y"))
-    lock = first.claim(Place("1"))
+    first, second, other = (BatchClaims(tmp_path, recipe) for recipe in ("x", "x", "y"))
+    lock = first.claim(BidsEntities("1"))
     assert lock is not None
-    assert second.claim(Place("1")) is None
-    first.note_failure(Place("1"), {"message": "x", "exit_code": 3})
+    assert second.claim(BidsEntities("1")) is None
+    first.note_failure(BidsEntities("1"), {"message": "x", "exit_code": 3})
     first.release(lock)
-    assert second.failure(Place("1")) == {"message": "x", "exit_code": 3}
-    assert other.failure(Place("1")) is None, "with other options it may succeed"
+    assert second.failure(BidsEntities("1")) == {"message": "x", "exit_code": 3}
+    assert other.failure(BidsEntities("1")) is None, "with other options it may succeed"
     other.leave()
-    assert second.claim(Place("1")) is not None
+    assert second.claim(BidsEntities("1")) is not None
     first.leave()
     assert (tmp_path / ".batch").exists(), "somebody is still there"
     second.leave()
@@ -43,7 +43,7 @@ def test_a_case_belongs_to_one_at_a_time_and_failures_are_shared(tmp_path: Path)
 
 def test_what_a_dead_process_left_is_gone_with_the_next_session(tmp_path: Path) -> None:
     touch(tmp_path, ".batch/unfinished-x/mask", ".batch/notes-x/sub-1.json", ".batch/session.lock")
-    session = Session(tmp_path, "x")
+    session = BatchClaims(tmp_path, "x")
     assert set(tree(tmp_path)) == {".batch", ".batch/session.lock"}
     session.leave()
 
@@ -66,7 +66,7 @@ def test_an_error_of_the_system_in_a_process_for_a_gpu_is_told_as_in_one_process
     said: list[UsageError] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "out").touch()
-    job = Job(tmp_path / "out", RunConfig(), Extras(), {})
+    job = BatchPlan(tmp_path / "out", RunConfig(), ExtraOutputs(), {})
     workers._serve("", job, [], SimpleNamespace(send=said.append))  # type: ignore[arg-type]
     assert [error.exit_code for error in said] == [2]
     assert "Not a directory" in str(said[0]) or "File exists" in str(said[0])
@@ -138,9 +138,9 @@ def test_a_process_takes_over_from_one_that_is_killed(tmp_path: Path, weights: P
 def test_an_interrupted_batch_says_what_is_not_done(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ensemble.batch import work
+    from ensemble.batch import case_loop
 
-    data, really, calls = tmp_path / "data", work.predict, iter(range(9))
+    data, really, calls = tmp_path / "data", case_loop.predict, iter(range(9))
     for name in "abcd":
         write_case(data / name)
 
@@ -149,7 +149,7 @@ def test_an_interrupted_batch_says_what_is_not_done(
             raise KeyboardInterrupt
         return really(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(work, "predict", predict)
+    monkeypatch.setattr(case_loop, "predict", predict)
     with pytest.raises(KeyboardInterrupt):
         run_batch(data, tmp_path / "out", weights)
     statuses = {case: row["status"] for case, row in rows(tmp_path / "out").items()}
@@ -158,7 +158,7 @@ def test_an_interrupted_batch_says_what_is_not_done(
     assert not (tmp_path / "out" / ".batch").exists()
     monkeypatch.undo()
     assert run_batch(data, tmp_path / "out", weights) == 0
-    monkeypatch.setattr(work, "predict", predict)
+    monkeypatch.setattr(case_loop, "predict", predict)
     calls = iter((2,))
     with pytest.raises(KeyboardInterrupt):
         run_batch(data, tmp_path / "out", weights, resume=False)
@@ -183,7 +183,7 @@ def test_the_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixtur
     digests = json.loads((tmp_path / "one" / "sub-p1" / "report.json").read_text())["members"][0]["weights_sha256"]
     assert len(digests) == 3
     config = RunConfig(weights=real, device="cpu", tta="none")
-    extras = Extras(save_probabilities=True, save_member_masks=True)
+    extras = ExtraOutputs(save_probabilities=True, save_member_masks=True)
     assert batch(tmp_path / "data", tmp_path / "two", config, extras, workers=("", "")) == 0
     assert comparable(tmp_path / "two") == comparable(tmp_path / "one")
     assert main(["batch", str(tmp_path / "data"), str(tmp_path / "one"), *common, "--no-resume"]) == 0

@@ -16,16 +16,16 @@ import batch_runs
 from batch_runs import run_batch, write_case
 from conftest import StubMember, phantom_case, tree
 from ensemble.batch.summary import EARLIER, GONE, Row, rows, write_summary
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.evaluate.pairs import find_pairs
-from ensemble.outputs.artifacts import Segmented
+from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.layouts.bids import write_case as write_results
-from ensemble.outputs.layouts.places import Place
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.outputs.report.run_report import SCHEMA, build_report
 from ensemble.pipeline import Ensemble, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 
-PLACE = Place("a")
+PLACE = BidsEntities("a")
 MISSING = object()
 #: What a field may hold that is of another version, or was edited by hand.
 ODD = (MISSING, None, "text", 5, True, [], [None, 3], {}, {"x": "y"}, float("nan"), float("inf"), 10**400, -1)
@@ -58,8 +58,8 @@ READ += (
 def done(tmp_path: Path, stub_ensemble: Callable[..., Ensemble]) -> Path:
     """A tree with one result; its report."""
     raw, ensemble = phantom_case(), stub_ensemble(StubMember("one"), StubMember("two"))
-    case = Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
-    write_results(tmp_path / "out", tmp_path / "scratch", PLACE, case, Extras(), {"key": "x"})
+    case = SegmentedCase(raw, segment(raw, ensemble, SilentWatcher()), ensemble)
+    write_results(tmp_path / "out", tmp_path / "scratch", PLACE, case, ExtraOutputs(), {"key": "x"})
     return tmp_path / "out" / PLACE.folder / "report.json"
 
 
@@ -76,7 +76,7 @@ def altered(report: dict[str, Any], field: str, value: object) -> dict[str, Any]
     return report
 
 
-def summarised(root: Path, places: dict[str, Place]) -> Row:
+def summarised(root: Path, places: dict[str, BidsEntities]) -> Row:
     """The one row, after the table was written and read."""
     (row,) = rows(root, places, {})
     write_summary(root, root, [row])
@@ -135,5 +135,5 @@ def test_a_result_without_key_is_made_anew_and_one_without_fields_is_kept(tmp_pa
 
 def test_a_report_says_its_version_first(stub_ensemble: Callable[..., Ensemble]) -> None:
     raw, ensemble = phantom_case(), stub_ensemble(StubMember("one"))
-    report = build_report(raw, segment(raw, ensemble, Silent()), ensemble)
+    report = build_report(raw, segment(raw, ensemble, SilentWatcher()), ensemble)
     assert next(iter(report.items())) == ("schema", SCHEMA)

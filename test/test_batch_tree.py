@@ -16,21 +16,21 @@ import pytest
 
 from batch_runs import comparable, rows, run_batch, touch, write_case
 from conftest import StubMember, phantom_case, tree
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
-from ensemble.outputs.artifacts import Segmented
+from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.layouts.bids import write_case as write_results
-from ensemble.outputs.layouts.places import Place, assign_places
+from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
 from ensemble.pipeline import Ensemble, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 
 
 def test_names_become_bids_labels_and_never_meet() -> None:
     names = ["sub-01/ses-a", "sub-02", "case_01", "case 02", "case-02", "Case02", "日本", "sub-01", "x/ses-1"]
-    places = assign_places(names)
-    assert places["sub-01/ses-a"] == Place("01", "a")
-    assert places["sub-02"] == Place("02")
-    assert places["case_01"] == Place("case01")
+    places = assign_entities(names)
+    assert places["sub-01/ses-a"] == BidsEntities("01", "a")
+    assert places["sub-02"] == BidsEntities("02")
+    assert places["case_01"] == BidsEntities("case01")
     assert places["sub-01"].subject.startswith("01x"), "would stand around the sessions of the other sub-01"
     folders = [place.folder.as_posix().lower() for place in places.values()]
     assert len(set(folders)) == len(names)
@@ -40,10 +40,10 @@ def test_names_become_bids_labels_and_never_meet() -> None:
 
 def test_names_of_any_length_have_places_of_their_own() -> None:
     names = ["a" * 260 + "1", "a" * 260 + "2", "sub-" + "b" * 90 + "/ses-" + "c" * 260, "sub-" + "b" * 90 + "/ses-c"]
-    places = assign_places(names)
+    places = assign_entities(names)
     assert len({place.folder for place in places.values()}) == len(names)
     assert max(len(place.prefix) for place in places.values()) < 130
-    assert places[names[3]] == Place("b" * 90, "c"), "what fits stays as it is"
+    assert places[names[3]] == BidsEntities("b" * 90, "c"), "what fits stays as it is"
 
 
 def test_what_is_not_ours_is_not_replaced(tmp_path: Path, weights: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_tree_passes_the_bids_validator(tmp_path: Path, weights: Path) -> No
     for name in ("sub-1_ses-a", "case 2"):
         write_case(tmp_path / "data" / name)
     write_case(tmp_path / "data" / "sub-3" / "ses-b")
-    extras = Extras(report=True, save_probabilities=True, save_member_masks=True)
+    extras = ExtraOutputs(report=True, save_probabilities=True, save_member_masks=True)
     assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 0
 
     def errors() -> set[str]:
@@ -116,12 +116,12 @@ def test_members_whose_names_have_the_same_letters_do_not_share_a_file(
 ) -> None:
     names = ("site_a", "site-a", "siteA", "b", "_", "..-")
     ensemble = stub_ensemble(*(StubMember(name, level=1.2 + number / 5) for number, name in enumerate(names)))
-    result, extras = segment(phantom_case(), ensemble, Silent()), Extras(save_member_masks=True)
-    place = Place("1")
+    result, extras = segment(phantom_case(), ensemble, SilentWatcher()), ExtraOutputs(save_member_masks=True)
+    place = BidsEntities("1")
     for members in (range(6), range(2)):
         some = replace(result, outcomes=tuple(result.outcomes[number] for number in members))
         write_results(
-            tmp_path / "out", tmp_path / "s", place, Segmented(phantom_case(), some, ensemble), extras, {"key": "x"}
+            tmp_path / "out", tmp_path / "s", place, SegmentedCase(phantom_case(), some, ensemble), extras, {"key": "x"}
         )
         folder = tmp_path / "out" / place.folder
         masks = [path.name.lower() for path in folder.glob("*_desc-*_mask.nii.gz")]

@@ -123,9 +123,9 @@ def test_nothing_is_changed_in_place() -> None:
 def test_normal_tissue_is_one() -> None:
     case = prepare(phantom_case(flair=True))
     for modality in Modality:
-        inside = case.physical[modality].array[case.brain.array]
+        inside = case.tissue_normalized[modality].array[case.brain.array]
         assert np.median(inside) == pytest.approx(1.0, abs=0.05)
-        assert not case.physical[modality].array[~case.brain.array].any()
+        assert not case.tissue_normalized[modality].array[~case.brain.array].any()
 
 
 @pytest.mark.parametrize(("scale", "hint"), [(1.25, "skull still there"), (0.7, "brain missing")])
@@ -150,7 +150,7 @@ def test_no_half_of_a_brain_in_two_pieces_is_lost() -> None:
     lesion[:, :, 24:26] = False
     assert lesion.any()
     assert case.brain.array[lesion].all()
-    assert np.median(case.physical[DWI].array[lesion]) > 1.8
+    assert np.median(case.tissue_normalized[DWI].array[lesion]) > 1.8
 
 
 @pytest.mark.parametrize(("first", "second"), [(DWI, ADC), (DWI, FLAIR), (ADC, FLAIR)])
@@ -261,7 +261,7 @@ def test_a_case_is_prepared_as_a_run_s_choices_say(monkeypatch: pytest.MonkeyPat
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(prepare_case, "prepare", lambda *choices: asked.append(choices))
     config = RunConfig(skull_strip="never", brain_ml=(100.0, 900.0), registration="never")
-    prepare_case.prepare_for(phantom_case(), config, "cuda")
+    prepare_case.prepare_for_run(phantom_case(), config, "cuda")
     (given,) = asked
     assert given[1:] == ("never", "cuda", (100.0, 900.0), "never")
     chosen = set(inspect.signature(prepare).parameters) - {"raw", "device"}

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from conftest import GRID, REPOSITORY, last_word, phantom_arrays, tree, write_contract_case, write_image
+from conftest import GRID, REPOSITORY, phantom_arrays, tree, write_contract_case, write_final_error_line, write_image
 from ensemble.cli import main
-from ensemble.families.nnunet_v2.member import NnunetMember
-from ensemble.folders import sole_writer
+from ensemble.families.nnunet_v2.member import NnunetV2Member
+from ensemble.folders import exclusive_writer
 from ensemble.types import Modality
 from ensemble.volume import grid_of
 from nnunet_folders import FolderSpec, build_folder
@@ -184,7 +184,7 @@ def test_bad_input_is_refused_with_3(
     assert names in said
     assert "\n  do: " in said
     assert "Traceback" not in said
-    assert last_word(errors)
+    assert write_final_error_line(errors)
     assert tree(tmp_path / "out") == {"results.json": b"of an earlier case"}
 
 
@@ -203,7 +203,7 @@ def test_a_path_that_leads_nowhere_is_refused(
     said, errors = capfd.readouterr()
     assert message in said
     assert "Traceback" not in said
-    assert last_word(errors)
+    assert write_final_error_line(errors)
 
 
 FIRST = Path("first/nnUNetTrainer__nnUNetPlans__3d_fullres")
@@ -228,7 +228,7 @@ def test_broken_weights_are_4(
     said, errors = capfd.readouterr()
     assert message in said
     assert "Traceback" not in said
-    assert last_word(errors)
+    assert write_final_error_line(errors)
     assert not (tmp_path / "out").exists()
 
 
@@ -265,14 +265,14 @@ def test_a_member_that_raises_is_5_unless_fewer_votes_are_accepted(
     tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_contract_case(tmp_path / "in", flair=True)
-    really = NnunetMember.predict
+    really = NnunetV2Member.predict
 
-    def predict(self: NnunetMember, *arguments: object) -> object:
+    def predict(self: NnunetV2Member, *arguments: object) -> object:
         if self.name == "second":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return really(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(NnunetMember, "predict", predict)
+    monkeypatch.setattr(NnunetV2Member, "predict", predict)
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 5
     said = capfd.readouterr().out
     assert "1 of 2 members voted, at least 2 must" in said
@@ -292,7 +292,7 @@ def test_a_bug_is_1_and_keeps_its_traceback(
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 1
     said, errors = capfd.readouterr()
     assert "ZeroDivisionError" in said
-    assert last_word(errors)
+    assert write_final_error_line(errors)
     assert not (tmp_path / "out").exists()
 
 
@@ -302,7 +302,7 @@ def test_wrong_usage_is_2(
 ) -> None:
     write_contract_case(tmp_path / "in")
     assert contract(tmp_path / "in", tmp_path / "out", weights, *arguments) == 2
-    assert last_word(capfd.readouterr().err)
+    assert write_final_error_line(capfd.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
@@ -339,13 +339,13 @@ def test_a_second_writer_to_one_output_folder_is_2(
     write_contract_case(tmp_path / "in")
     files = ["--dwi", str(dwi_file(tmp_path / "in")), "--adc", str(adc_file(tmp_path / "in"))]
     (tmp_path / "alias").symlink_to(tmp_path / "out")
-    with sole_writer(tmp_path / "out"):
+    with exclusive_writer(tmp_path / "out"):
         assert contract(tmp_path / "in", tmp_path / "alias", weights) == 2
         assert main(["run", *files, "--out", str(tmp_path / "out"), "--weights", str(weights)]) == 2
         assert tree(tmp_path / "out") == {}
     said, errors = capfd.readouterr()
     assert said.count("somebody else is writing") == 2
-    assert [last_word(line).count("somebody else is writing") for line in errors.splitlines()] == [1, 1]
+    assert [write_final_error_line(line).count("somebody else is writing") for line in errors.splitlines()] == [1, 1]
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 0
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 0, "one after the other is no fault"
     assert {name for name in tree(tmp_path / "out") if "." in name} == {

@@ -22,7 +22,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.adc import with_adc
 from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
@@ -51,7 +51,7 @@ def four_d(path: Path, b_values: Sequence[float], *, factors: Sequence[float] = 
 
 
 def computed(dwi: Path) -> tuple[AnyArray, tuple[str, ...]]:
-    image = with_adc(read_case("x", {Modality.DWI: dwi})).images[Modality.ADC]
+    image = with_adc(read_files("x", {Modality.DWI: dwi})).images[Modality.ADC]
     return image.volume.array, image.notes
 
 
@@ -127,7 +127,7 @@ def test_where_no_adc_can_be_computed_both_ways_are_named(
 ) -> None:
     path = four_d(tmp_path / "dwi.nii.gz", b_values, bval=bval)
     with pytest.raises(InputRefused, match="there is no ADC image") as refusal:
-        read_case("x", {Modality.DWI: path})
+        read_files("x", {Modality.DWI: path})
     assert why in refusal.value.found
     assert "--adc" in refusal.value.do
     assert ".bval" in refusal.value.do
@@ -136,7 +136,7 @@ def test_where_no_adc_can_be_computed_both_ways_are_named(
 def test_an_adc_that_is_given_is_the_one_that_is_used(tmp_path: Path) -> None:
     dwi = four_d(tmp_path / "dwi.nii.gz", (0, 1000))
     adc = write_image((ADC * 1.25).astype(np.float32), tmp_path / "adc.nii.gz")
-    raw = read_case("x", {Modality.DWI: dwi, Modality.ADC: adc})
+    raw = read_files("x", {Modality.DWI: dwi, Modality.ADC: adc})
     case = prepare(raw)
     assert with_adc(raw) is raw
     assert np.array_equal(case.images[Modality.ADC].array, (ADC * 1.25).astype(np.float32))
@@ -146,11 +146,11 @@ def test_an_adc_that_is_given_is_the_one_that_is_used(tmp_path: Path) -> None:
 def test_the_lesion_is_the_same_by_either_adc(tmp_path: Path) -> None:
     dwi = four_d(tmp_path / "dwi.nii.gz", (0, 1000))
     adc = write_image(ADC, tmp_path / "adc.nii.gz")
-    given = prepare(read_case("x", {Modality.DWI: dwi, Modality.ADC: adc}))
-    made = prepare(read_case("x", {Modality.DWI: dwi}))
+    given = prepare(read_files("x", {Modality.DWI: dwi, Modality.ADC: adc}))
+    made = prepare(read_files("x", {Modality.DWI: dwi}))
     assert np.array_equal(given.brain.array, made.brain.array)
     for modality in (Modality.DWI, Modality.ADC):
-        assert np.abs(given.physical[modality].array - made.physical[modality].array).max() < 1e-3
+        assert np.abs(given.tissue_normalized[modality].array - made.tissue_normalized[modality].array).max() < 1e-3
     assert any(note.startswith("ADC: computed") for note in made.repairs)
 
 

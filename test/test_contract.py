@@ -13,14 +13,14 @@ import pytest
 import SimpleITK as sitk
 
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.outputs.layouts.contract import earlier_masks
 from ensemble.pipeline import Ensemble
-from ensemble.progress import Silent
-from ensemble.readers.imagefile import read_case
+from ensemble.progress import SilentWatcher
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality
 from ensemble.volume import grid_of
 
@@ -29,9 +29,9 @@ DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
 SLUGS = {DWI: "dwi-brain-mri", ADC: "adc-brain-mri", FLAIR: "flair-brain-mri"}
 
 
-def run(root: Path, output: Path, ensemble: Ensemble, extras: Extras | None = None) -> None:
+def run(root: Path, output: Path, ensemble: Ensemble, extras: ExtraOutputs | None = None) -> None:
     found = find_inputs(root)
-    execute(found, read_case(found.name, found.files), output, ensemble, extras or Extras(), Silent())
+    execute(found, read_files(found.name, found.files), output, ensemble, extras or ExtraOutputs(), SilentWatcher())
 
 
 def test_mask_and_results_are_exactly_the_contracts(tmp_path: Path, stub_ensemble: Build) -> None:
@@ -79,7 +79,7 @@ def test_a_dwi_of_another_format_gives_an_mha_mask(tmp_path: Path, stub_ensemble
 
 def test_extras_lie_beside_the_mask_when_asked_for(tmp_path: Path, stub_ensemble: Build) -> None:
     ensemble = stub_ensemble(StubMember("a"), StubMember("b", level=9.0))
-    extras = Extras(report=True, save_probabilities=True, save_member_masks=True)
+    extras = ExtraOutputs(report=True, save_probabilities=True, save_member_masks=True)
     run(write_contract_case(tmp_path / "in"), tmp_path / "out", ensemble, extras)
     assert {name for name in tree(tmp_path / "out") if "." in name} == {
         "images/stroke-lesion-segmentation/case-1.mha",
@@ -184,7 +184,7 @@ def test_missing_and_surplus_images_are_refused(
 
 
 def test_the_outputs_of_an_earlier_case_go(tmp_path: Path, stub_ensemble: Build) -> None:
-    ensemble, extras = stub_ensemble(StubMember("a")), Extras(report=True, save_member_masks=True)
+    ensemble, extras = stub_ensemble(StubMember("a")), ExtraOutputs(report=True, save_member_masks=True)
     run(write_contract_case(tmp_path / "one", name="first[1]"), tmp_path / "out", ensemble, extras)
     (tmp_path / "out" / "images" / "mine.mha").write_text("of somebody else")
     run(write_contract_case(tmp_path / "two", name="second"), tmp_path / "out", ensemble)
@@ -211,10 +211,10 @@ def test_a_mask_of_which_nothing_is_known_is_not_joined_by_another(tmp_path: Pat
 
 
 def test_extras_of_other_members_and_options_go(tmp_path: Path, stub_ensemble: Build) -> None:
-    root, extras = write_contract_case(tmp_path / "in"), Extras(save_probabilities=True, save_member_masks=True)
+    root, extras = write_contract_case(tmp_path / "in"), ExtraOutputs(save_probabilities=True, save_member_masks=True)
     run(root, tmp_path / "out", stub_ensemble(StubMember("a"), StubMember(".b"), StubMember("A-B.c_")), extras)
     assert len(list((tmp_path / "out" / "members").iterdir())) == 6
-    run(root, tmp_path / "out", stub_ensemble(StubMember("d")), Extras(save_member_masks=True))
+    run(root, tmp_path / "out", stub_ensemble(StubMember("d")), ExtraOutputs(save_member_masks=True))
     assert {name for name in tree(tmp_path / "out") if name.endswith(".mha") and "stroke" not in name} == {
         "votes.mha",
         "members/d_mask.mha",
@@ -269,10 +269,10 @@ def test_inputs_that_change_while_a_case_runs_are_refused(
     tmp_path: Path, stub_ensemble: Build, spoil: Callable[[Path], object]
 ) -> None:
     found = find_inputs(write_contract_case(tmp_path / "in"))
-    raw = read_case(found.name, found.files)
+    raw = read_files(found.name, found.files)
     adc = found.files[ADC]
     (adc.parent / "other").write_text("something else")
     spoil(adc)
     with pytest.raises(InputRefused, match="while the case was being segmented"):
-        execute(found, raw, tmp_path / "out", stub_ensemble(StubMember("a")), Extras(), Silent())
+        execute(found, raw, tmp_path / "out", stub_ensemble(StubMember("a")), ExtraOutputs(), SilentWatcher())
     assert not (tmp_path / "out").exists()

@@ -219,6 +219,6 @@ def test_an_archive_writes_nowhere_but_its_own_folder(tmp_path: Path) -> None:
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(WEIGHTED, tmp_path / "a", description="dwi")
-    monkeypatch.setattr("ensemble.readers.dicom.files.MOST_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr("ensemble.readers.dicom.files.MAX_UNPACKED_BYTES", 1000)
     with pytest.raises(InputRefused, match="too large"):
         read_image(zipped(tmp_path / "a"), DWI)

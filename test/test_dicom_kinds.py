@@ -34,7 +34,7 @@ from dicom_files import (
     write_tiles,
 )
 from ensemble.errors import InputRefused
-from ensemble.readers.dicom.facts import Kind, named_kind
+from ensemble.readers.dicom.facts import SeriesKind, named_kind
 from ensemble.readers.imagefile import read_image
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -313,21 +313,21 @@ def test_what_is_no_dwi_is_refused_by_name(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        (Kind.ADC, "DWI_ADCmap;isoADC diff;diff_ADCs;Diffusionskoeffizient;coeficiente de difusion aparente;Average DC;DTI AvDC"),
-        (Kind.EXPONENTIAL, "DWI eADCmap;exADC;exp-ADC;DWI attenuation"),
-        (Kind.ANISOTROPY, "DTI_FAmap;diff ColFA;fractional anisotropy"),
-        (Kind.DIFFUSIVITY, "diff_MK;DTI RD;DTI_L1;DTI nMD;DWI mask;diff stdev;DTI colour map;DWI_S0"),
-        (Kind.COMPUTED, "diff_CALC_BVAL;cDWI 1000;Synthetic DWI;calculated b1500"),
-        (Kind.PROJECTION, "DWI MIP;SWI_minIP"),
-        (Kind.PHASE, "Pha_Images"),
-        (Kind.OTHER, "t2_tse;T2W;T2* GRE;PD axial;gre_field_mapping;B0 map;DSC_EPI;relCBV;Mag_Images;T1map;QSM;STIR"),
-        (Kind.FLAIR, "t2_flair;t2_tirm_dark-fluid;t2_spc_da-fl_sag"),
-        (Kind.DWI, "Ax DWI;ep2d_diff_mddw_20;diff_3scan_trace;DTI_64;T2 b1000;DWI_reverse_phase;b1000 head;diff_headcoil;DWI_rAP"),
-        (Kind.UNKNOWN, ";head;ax;headcoil"),
+        (SeriesKind.ADC, "DWI_ADCmap;isoADC diff;diff_ADCs;Diffusionskoeffizient;coeficiente de difusion aparente;Average DC;DTI AvDC"),
+        (SeriesKind.EXPONENTIAL, "DWI eADCmap;exADC;exp-ADC;DWI attenuation"),
+        (SeriesKind.ANISOTROPY, "DTI_FAmap;diff ColFA;fractional anisotropy"),
+        (SeriesKind.DIFFUSIVITY, "diff_MK;DTI RD;DTI_L1;DTI nMD;DWI mask;diff stdev;DTI colour map;DWI_S0"),
+        (SeriesKind.COMPUTED, "diff_CALC_BVAL;cDWI 1000;Synthetic DWI;calculated b1500"),
+        (SeriesKind.PROJECTION, "DWI MIP;SWI_minIP"),
+        (SeriesKind.PHASE, "Pha_Images"),
+        (SeriesKind.OTHER, "t2_tse;T2W;T2* GRE;PD axial;gre_field_mapping;B0 map;DSC_EPI;relCBV;Mag_Images;T1map;QSM;STIR"),
+        (SeriesKind.FLAIR, "t2_flair;t2_tirm_dark-fluid;t2_spc_da-fl_sag"),
+        (SeriesKind.DWI, "Ax DWI;ep2d_diff_mddw_20;diff_3scan_trace;DTI_64;T2 b1000;DWI_reverse_phase;b1000 head;diff_headcoil;DWI_rAP"),
+        (SeriesKind.UNKNOWN, ";head;ax;headcoil"),
     ],
     ids=lambda value: "" if isinstance(value, str) and ";" in value else str(value),
 )  # fmt: skip
-def test_names_tell_kinds(kind: Kind, names: str) -> None:
+def test_names_tell_kinds(kind: SeriesKind, names: str) -> None:
     """In the words of several vendors and languages, of images that tell no b-value."""
     assert {name: named_kind([name], 0, weighted=False) for name in names.split(";")} == dict.fromkeys(
         names.split(";"), kind
@@ -935,7 +935,7 @@ def test_a_deflated_file_may_not_grow_without_bound(tmp_path: Path, monkeypatch:
     files = write_series(WEIGHTED, tmp_path / "a", b=1000)
     for path in files:
         recoded(path, DeflatedExplicitVRLittleEndian)
-    monkeypatch.setattr("ensemble.readers.dicom.header._MOST_INFLATED_BYTES", 500)
+    monkeypatch.setattr("ensemble.readers.dicom.header._MAX_INFLATED_BYTES", 500)
     with pytest.raises(InputRefused, match="damaged"):
         read_image(tmp_path / "a", DWI)
 

@@ -24,9 +24,9 @@ from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import find_pairs
 from ensemble.evaluate.scores import Score, measure, score
 from ensemble.evaluate.statistics import summarise
-from ensemble.outputs.layouts.places import assign_places
+from ensemble.outputs.layouts.bids_entities import assign_entities
 from ensemble.readers.names import stem
-from ensemble.streams import printable
+from ensemble.text import printable
 from ensemble.types import AnyArray, Modality
 
 SPACING_ZYX_MM = (5.0, 2.0, 1.5)
@@ -358,7 +358,7 @@ def test_the_tree_of_a_batch_matches_its_data_set(tmp_path: Path, layout: str, t
     assert [case.problem for case in cases] == [None] * len(TREES[layout])
     expected = {}
     for case in cases:
-        place = assign_places([case.name for case in cases])[case.name]
+        place = assign_entities([case.name for case in cases])[case.name]
         mask = out / place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz"
         touch(mask.parent, mask.name)
         files = {modality.value: printable(str(path)) for modality, path in case.files.items()}

@@ -21,10 +21,10 @@ from ensemble.members.manifest import find_members, find_unsupported, open_membe
 from ensemble.members.pack import pack
 from ensemble.metrics import dice
 from ensemble.pipeline import load, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from example_family import FILE, Threshold, Unpackable, write_threshold
 from nnunet_folders import build_folder
-from v1_folders import PUBLISHED, V1Spec, build_v1_folder
+from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
 
 ARGUMENTS = ("--device", "cpu", "--weights")
 
@@ -76,7 +76,7 @@ def test_a_kind_without_a_packed_form_says_so(tmp_path: Path, monkeypatch: pytes
 def test_the_example_votes_beside_another_family(tmp_path: Path) -> None:
     write_threshold(tmp_path / "weights" / "low", 1.4)
     write_threshold(tmp_path / "weights" / "high", 1.6)
-    result = segment(phantom_case(), load(RunConfig(weights=tmp_path / "weights", device="cpu")), Silent())
+    result = segment(phantom_case(), load(RunConfig(weights=tmp_path / "weights", device="cpu")), SilentWatcher())
     assert [(outcome.member, outcome.status) for outcome in result.outcomes] == [("high", "voted"), ("low", "voted")]
     assert dice(phantom_lesion(), result.fused.mask.array) > 0.98
     build_folder(tmp_path / "weights")

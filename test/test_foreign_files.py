@@ -11,7 +11,7 @@ import pytest
 from conftest import GRID, phantom_arrays, tree, write_image
 from ensemble.cli import main
 from ensemble.errors import UsageError
-from ensemble.folders import sole_writer
+from ensemble.folders import exclusive_writer
 from ensemble.outputs.foreign import refuse_foreign
 from ensemble.types import Modality
 
@@ -79,12 +79,12 @@ def test_a_batch_and_a_run_do_not_write_to_one_folder(tmp_path: Path, capfd: pyt
     """Both ended with 0; batches among themselves share a folder."""
     case_files(tmp_path / "data" / "p1")
     out = tmp_path / "out"
-    with sole_writer(out):
+    with exclusive_writer(out):
         assert main(["batch", str(tmp_path / "data"), str(out), "--device", "cpu"]) == 2
         assert tree(out) == {}
     assert "somebody else is writing" in capfd.readouterr().err
-    with sole_writer(out, shared=True):
-        with sole_writer(out, shared=True):
+    with exclusive_writer(out, shared=True):
+        with exclusive_writer(out, shared=True):
             pass
         assert main(["run", *case_files(tmp_path / "in"), "--out", str(out), "--device", "cpu"]) == 2
     assert "somebody else is writing" in capfd.readouterr().err

@@ -98,13 +98,13 @@ def test_small_lesions_need_a_voxel_in_which_all_agree() -> None:
     grid = Grid((12, 1, 1), (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     members = {str(number): Volume(array, grid) for number, array in enumerate(line)}
 
-    def found(speck_ml: float) -> tuple[list[int], int]:
-        fused = fuse(members, "majority", speck_ml)
-        return np.flatnonzero(fused.mask.array).tolist(), fused.specks
+    def found(min_lesion_ml: float) -> tuple[list[int], int]:
+        fused = fuse(members, "majority", min_lesion_ml)
+        return np.flatnonzero(fused.mask.array).tolist(), fused.dropped_components
 
     assert found(0.0) == ([0, 1, 4, 5, 8, 9, 10], 0)
     assert found(2.0) == ([0, 1, 4, 5, 8, 9, 10], 0)
     assert found(2.5) == ([4, 5, 8, 9, 10], 1)
     assert found(9.0) == ([4, 5], 2)
     alone = fuse({"0": members["0"]}, "majority", 9.0)
-    assert (int(alone.mask.array.sum()), alone.specks) == (4, 0)  # one voter always agrees with itself
+    assert (int(alone.mask.array.sum()), alone.dropped_components) == (4, 0)  # one voter always agrees with itself

@@ -17,23 +17,23 @@ import torch
 
 from ensemble.cli import main
 from ensemble.families.base import InferenceSettings, Member
-from ensemble.families.nnunet_v1.member import SealsMember
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v1.member import NnunetV1Member
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.inference import capacity, engine
 from ensemble.inference.device import exact
-from ensemble.inference.engine import Average, SlidingWindow, Tta
+from ensemble.inference.engine import Average, MirrorMode, SlidingWindowConfig
 from ensemble.inference.session_torch import TorchSession
 from ensemble.metrics import dice
 from ensemble.prepare import hdbet_unet, skull
 from ensemble.types import Modality, ignore_progress
 from ensemble.weights import checkpoints
 from nnunet_folders import FolderSpec, build_folder, small_case
+from nnunet_v1_folders import V1Spec, build_v1_folder
 from pretend_gpu import PretendGpu
 from test_inference_fused import unet
 from test_member_nnunet import TWO_D
 from test_sample import IMAGES
-from v1_folders import V1Spec, build_v1_folder
 
 #: Of the answers' range; float16 has 11 binary digits, bfloat16 8.
 TOLERANCE = {"fp32": 1e-5, "fp16": 0.01, "bf16": 0.05}
@@ -102,15 +102,15 @@ def test_windows(gpu: Gpu, kind: str, norm: str, dims: int, precision: Any, buff
     network = unet(kind, dims, norm)
     image = torch.randn((3, 4, 24, 20) if dims == 2 else (3, 20, 24, 20), generator=torch.Generator().manual_seed(3))
     window, axes = ((1, 16, 16), (1, 2)) if dims == 2 else ((16, 16, 16), (0, 2))
-    for tta, average in ((Tta.MIRROR, Average.LOGITS), (Tta.GATED, Average.PROBABILITIES)):
-        how = SlidingWindow(window, axes, tta, average, batch_size=3)
+    for tta, average in ((MirrorMode.MIRROR, Average.LOGITS), (MirrorMode.GATED, Average.PROBABILITIES)):
+        how = SlidingWindowConfig(window, axes, tta, average, batch_size=3)
         plain = TorchSession(copy.deepcopy(network), dims=dims, device="cpu", precision="fp32")
-        expected = engine.predict(image, [plain, plain], how)
+        expected = engine.sliding_window_inference(image, [plain, plain], how)
         with gpu():
             session = TorchSession(copy.deepcopy(network), dims=dims, device="cuda", precision=precision)
             assert not session.fused
             assert all(gpu.holds(tensor) for tensor in session.network.state_dict().values() if tensor.ndim)
-            answer = engine.predict(image.to(buffers), [session, session], how)
+            answer = engine.sliding_window_inference(image.to(buffers), [session, session], how)
             assert gpu.holds(answer) == (buffers == "cuda")
             given = answer.cpu()
         assert float((given - expected).abs().max()) <= TOLERANCE[precision] * float(expected.abs().max())
@@ -118,8 +118,8 @@ def test_windows(gpu: Gpu, kind: str, norm: str, dims: int, precision: Any, buff
 
 def test_what_does_not_fit_is_gathered_on_the_cpu(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     network = unet("PlainConvUNet", 3)
-    image, how = torch.randn(3, 20, 24, 20), SlidingWindow((16, 16, 16), batch_size=4)
-    expected = engine.predict(image, [TorchSession(copy.deepcopy(network), dims=3, device="cpu")], how)
+    image, how = torch.randn(3, 20, 24, 20), SlidingWindowConfig((16, 16, 16), batch_size=4)
+    expected = engine.sliding_window_inference(image, [TorchSession(copy.deepcopy(network), dims=3, device="cpu")], how)
     refused = []
 
     class Full(TorchSession):
@@ -130,7 +130,9 @@ def test_what_does_not_fit_is_gathered_on_the_cpu(gpu: Gpu, monkeypatch: pytest.
             return super().__call__(windows)
 
     with gpu():
-        answer = engine.predict(image.to("cuda"), [Full(network, dims=3, device="cuda", precision="fp32")], how)
+        answer = engine.sliding_window_inference(
+            image.to("cuda"), [Full(network, dims=3, device="cuda", precision="fp32")], how
+        )
         assert gpu.holds(answer)
         given = answer.cpu()
     assert refused == [4, 2, 1, 4, 2]  # with the image on the GPU, then with it on the CPU
@@ -158,8 +160,8 @@ def test_members(gpu: Gpu, name: str, tta: Any, tmp_path: Path) -> None:
 
     def member(settings: InferenceSettings) -> Member:
         if isinstance(spec, V1Spec):
-            return SealsMember.load(MemberSpec("m", "seals", folder), settings)
-        return NnunetMember.load(MemberSpec("m", "nnunet", folder), settings)
+            return NnunetV1Member.load(MemberSpec("m", "seals", folder), settings)
+        return NnunetV2Member.load(MemberSpec("m", "nnunet", folder), settings)
 
     folder = build_v1_folder(tmp_path, spec) if isinstance(spec, V1Spec) else build_folder(tmp_path, spec)
     on_cpu = InferenceSettings(tta=tta, precision="fp32")
@@ -202,9 +204,9 @@ def test_the_skull_is_stripped_there(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(checkpoints, "load_weights", lambda network, weights, path: None)
     monkeypatch.setattr(skull, "_checkpoint", lambda: tmp_path)
     dwi = next(iter(small_case((22, 40, 36), (2.0, 2.0, 2.0)).images.values()))
-    expected = skull._predict(dwi, "cpu")
+    expected = skull._brain_probability(dwi, "cpu")
     with gpu():
-        given = skull._predict(dwi, "cuda")
+        given = skull._brain_probability(dwi, "cuda")
     assert expected.any()
     assert dice(expected, given) >= 0.99
 

@@ -45,7 +45,7 @@ def alike(case: PreparedCase, other: PreparedCase) -> None:
     assert np.array_equal(case.brain.array, other.brain.array)
     for modality in case.modalities:
         np.testing.assert_array_equal(case.images[modality].array, other.images[modality].array)
-        np.testing.assert_array_equal(case.physical[modality].array, other.physical[modality].array)
+        np.testing.assert_array_equal(case.tissue_normalized[modality].array, other.tissue_normalized[modality].array)
 
 
 @pytest.mark.slow
@@ -92,7 +92,9 @@ def test_voxels_a_little_hot_move_no_level(value: float) -> None:
         same[11:14, 23:26, 19:22] = False
         assert same.sum() > 0.99 * plain.brain.array.sum()
         for other in Modality:
-            np.testing.assert_allclose(case.physical[other].array[same], plain.physical[other].array[same], rtol=2e-3)
+            np.testing.assert_allclose(
+                case.tissue_normalized[other].array[same], plain.tissue_normalized[other].array[same], rtol=2e-3
+            )
 
 
 @pytest.mark.parametrize("value", HOT)

@@ -17,7 +17,7 @@ from ensemble.inference.fused import (
     InstanceNormalisation,
     MeanPool,
     _moments,
-    fuse,
+    fuse_layers,
     in_precision,
     replace_pools,
 )
@@ -74,7 +74,7 @@ def layout(dims: int) -> torch.memory_format:
 def test_fused_is_the_same_function(norm: str, kind: str, dims: int) -> None:
     network, inputs = unet(kind, dims, norm), windows(dims)
     before = copy.deepcopy(network.state_dict())
-    expected, fused = network(inputs), fuse(network)
+    expected, fused = network(inputs), fuse_layers(network)
     assert fused is not None
     norms = (nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d)
     assert not [layer for layer in fused.modules() if isinstance(layer, norms)]
@@ -111,7 +111,7 @@ def test_fused_is_the_same_function(norm: str, kind: str, dims: int) -> None:
     ],
 )
 def test_what_cannot_be_fused_is_left_alone(network: nn.Module) -> None:
-    assert fuse(network) is None
+    assert fuse_layers(network) is None
 
 
 @torch.inference_mode()
@@ -121,7 +121,7 @@ def test_activations_other_than_leaky_relu() -> None:
             nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), activation, nn.Conv2d(4, 2, 1)
         ).eval()
         inputs = windows(2)
-        fused = fuse(network)
+        fused = fuse_layers(network)
         assert fused is not None
         torch.testing.assert_close(fused(inputs.contiguous(memory_format=torch.channels_last)), network(inputs))
 
@@ -133,7 +133,7 @@ def test_a_mean_before_a_convolution_becomes_part_of_it() -> None:
             nn.AvgPool3d(stride, stride), nn.Sequential(nn.Conv3d(3, 16, 1), nn.BatchNorm3d(16)), nn.Conv3d(16, 2, 1)
         ).eval()
         inputs = torch.randn((2, 3, 7, 9, 8), generator=torch.Generator().manual_seed(2))
-        fused = fuse(network)
+        fused = fuse_layers(network)
         assert fused is not None
         assert not [layer for layer in fused.modules() if isinstance(layer, MeanPool | nn.AvgPool3d)]
         given = fused(inputs.contiguous(memory_format=torch.channels_last_3d))
@@ -141,7 +141,7 @@ def test_a_mean_before_a_convolution_becomes_part_of_it() -> None:
     two = nn.Sequential(nn.Conv3d(3, 16, 1), nn.Conv3d(16, 16, 1))
     for left in (nn.Conv3d(3, 16, 1, stride=2), nn.Conv3d(3, 16, 1, padding=1), nn.Conv3d(3, 16, 3), two):
         network = nn.Sequential(nn.AvgPool3d(2, 2), left).eval()
-        fused = fuse(network)
+        fused = fuse_layers(network)
         assert fused is not None
         assert [layer for layer in fused.modules() if isinstance(layer, MeanPool)]
         given = fused(inputs.contiguous(memory_format=torch.channels_last_3d))
@@ -241,7 +241,7 @@ def test_a_fused_network_that_fails_is_not_used(monkeypatch, caplog) -> None:
 def test_bfloat16_leaves_strides_alone_that_skip_voxels() -> None:
     """oneDNN writes beyond its memory there."""
     conv = nn.Conv3d(24, 12, (1, 1, 3), (3, 1, 1), (0, 0, 1))
-    fused = fuse(nn.Sequential(conv))
+    fused = fuse_layers(nn.Sequential(conv))
     assert fused is not None
     maps = torch.randn((2, 24, 30, 4, 10), generator=torch.Generator().manual_seed(6))
     with torch.inference_mode():
@@ -255,7 +255,7 @@ def test_a_fused_network_that_is_wrong_on_this_processor_is_not_used(monkeypatch
     def slightly_wrong(plain: nn.Module) -> nn.Module | None:
         other = copy.deepcopy(plain)
         next(layer for layer in other.modules() if isinstance(layer, nn.BatchNorm2d)).eps = 0.1
-        return fuse(other)
+        return fuse_layers(other)
 
     monkeypatch.setattr(session_torch, "fuse", slightly_wrong)
     session = TorchSession(network, dims=2, device="cpu", probe=(8, 8))
@@ -279,7 +279,7 @@ def test_bfloat16_is_close_and_only_on_request(kind: str) -> None:
 
 
 def in_bfloat16(conv: nn.Module, maps: torch.Tensor) -> torch.Tensor:
-    fused = fuse(nn.Sequential(conv))
+    fused = fuse_layers(nn.Sequential(conv))
     assert fused is not None
     with torch.inference_mode():
         result: torch.Tensor = in_precision(fused, torch.bfloat16)(maps.contiguous(memory_format=layout(2)))
@@ -365,21 +365,21 @@ def test_residual_networks_run_in_bfloat16_on_the_cpu(monkeypatch: pytest.Monkey
 def test_quick_session_is_coarser_only_where_the_hardware_is_faster(monkeypatch) -> None:
     session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: True)
-    assert session.quick.precision == "bf16"
+    assert session.reduced_precision.precision == "bf16"
     assert session.precision == "fp32"
-    assert session.quick is session.quick
+    assert session.reduced_precision is session.reduced_precision
     shared = [
         [layer._weights for layer in one.network.modules() if isinstance(layer, FusedConvolution)]
-        for one in (session, session.quick)
+        for one in (session, session.reduced_precision)
     ]
     assert shared[0]
     assert all(first is second for first, second in zip(*shared, strict=True)), "weights are held twice"
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: False)
     session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
-    assert session.quick is session
+    assert session.reduced_precision is session
     monkeypatch.setattr(session_torch, "fuse", lambda network: None)
     plain = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu")
-    assert plain.quick is plain
+    assert plain.reduced_precision is plain
     assert not has_fast_bfloat16(torch.device("cuda"))
     assert not has_bfloat16(torch.device("cuda"))
     assert has_bfloat16(torch.device("cpu")) or not has_fast_bfloat16(torch.device("cpu"))

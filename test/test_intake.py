@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 import odd_inputs as odd
-from conftest import last_word, tree
+from conftest import tree, write_final_error_line
 from dicom_files import write_series
 from ensemble.cli import main
 from ensemble.config import RunConfig
@@ -345,7 +345,7 @@ def test_broken_inputs_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert code == 3, said
     assert message in said
     assert "Traceback" not in said
-    assert " ".join(message.split()) in last_word(errors)
+    assert " ".join(message.split()) in write_final_error_line(errors)
     assert tree(tmp_path / "out") == {"results.json": b"of an earlier case"}
 
 

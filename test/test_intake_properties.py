@@ -17,7 +17,7 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble, load, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import Modality
 from ensemble.volume import from_sitk, to_sitk
@@ -40,7 +40,7 @@ def rule() -> Ensemble:
 
 def mask_of(case: Case, ensemble: Ensemble) -> sitk.Image:
     images = {m: RawImage(Path(f"{m}.mha"), from_sitk(sitk.Cast(i, sitk.sitkFloat32))) for m, i in case.images.items()}
-    return to_sitk(segment(RawCase("case", images), ensemble, Silent()).fused.mask)
+    return to_sitk(segment(RawCase("case", images), ensemble, SilentWatcher()).fused.mask)
 
 
 @cache

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from ensemble.cli import main
 from ensemble.errors import InputRefused
-from ensemble.streams import last_word, only_warnings, report_failure
+from ensemble.logging_setup import only_warnings, report_failure, write_final_error_line
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_text_of_several_lines_and_odd_bytes_stays_one_line(capsys: pytest.Captu
 
 def test_a_closed_stderr_is_no_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    last_word("nobody reads this")
+    write_final_error_line("nobody reads this")
 
 
 def test_a_batch_with_failed_cases_says_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

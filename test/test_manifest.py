@@ -29,7 +29,7 @@ def test_entries_are_read(tmp_path: Path) -> None:
     full = ENTRY | {
         "name": "b",
         "channels": ["DWI", "ADC"],
-        "intensities": "physical",
+        "intensities": "tissue_normalized",
         "orientation": "canonical",
         "spacing_mm": [2, 2, 2],
         "licence": "Apache-2.0",
@@ -42,12 +42,18 @@ def test_entries_are_read(tmp_path: Path) -> None:
         "nnunet",
         tmp_path / "a",
         ("DWI", "ADC"),
-        "physical",
+        "tissue_normalized",
         "canonical",
         (2.0, 2.0, 2.0),
         "Apache-2.0",
         {"plans.json": "00"},
     )
+
+
+def test_the_former_word_for_intensities_is_still_read(tmp_path: Path) -> None:
+    (spec,) = find_members(write_manifest(tmp_path, ENTRY | {"intensities": "physical"}))
+    assert spec.intensities == "tissue_normalized"
+    assert spec.as_json()["intensities"] == "tissue_normalized"
 
 
 def test_members_are_chosen_by_name(tmp_path: Path) -> None:
@@ -150,14 +156,16 @@ def test_a_fold_that_was_slipped_in_is_noticed(tmp_path: Path) -> None:
 
 
 def test_shipped_folders_say_themselves_what_they_need(tmp_path: Path) -> None:
-    """Without the manifest, networks made for physical intensities must not be run on raw ones."""
+    """Without the manifest, networks made for tissue-normalised intensities must not be run on raw ones."""
     for spec in find_members(SHIPPED_WEIGHTS):
         target = tmp_path / spec.name
         target.mkdir()
         for name in ("plans.json", "dataset.json"):
             (target / name).write_bytes((spec.folder / name).read_bytes())
     found = {spec.name: (spec.intensities, spec.orientation) for spec in find_members(tmp_path)}
-    assert found == dict.fromkeys((spec.name for spec in find_members(SHIPPED_WEIGHTS)), ("physical", "canonical"))
+    assert found == dict.fromkeys(
+        (spec.name for spec in find_members(SHIPPED_WEIGHTS)), ("tissue_normalized", "canonical")
+    )
 
 
 @pytest.mark.parametrize(

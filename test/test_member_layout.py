@@ -16,9 +16,9 @@ from ensemble.members.listing import describe
 from ensemble.members.manifest import find_members, find_unsupported
 from ensemble.members.pack import pack
 from ensemble.pipeline import load, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from nnunet_folders import build_folder
-from v1_folders import PUBLISHED, V1Spec, build_v1_folder
+from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_members_check_says_what_is_missing_and_goes_on(archive: Path, capsys: p
 def test_a_case_runs_on_the_archive(tmp_path: Path) -> None:
     build_v1_folder(tmp_path / PUBLISHED, V1Spec(folds=("fold_0", "fold_1"), features=2, patch=(64, 96, 80)))
     ensemble = load(RunConfig(weights=tmp_path, device="cpu", tta="none"))
-    result = segment(phantom_case(), ensemble, Silent())
+    result = segment(phantom_case(), ensemble, SilentWatcher())
     assert [(outcome.member, outcome.status) for outcome in result.outcomes] == [("seals", "voted")]
     prediction = result.outcomes[0].prediction
     assert prediction is not None

@@ -20,10 +20,10 @@ import torch
 
 from conftest import shared
 from ensemble.families.base import InferenceSettings
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality, ignore_progress
 from ensemble.volume import to_sitk
 from nnunet_folders import SPLINE_DATA, SPLINE_LOGITS, FolderSpec, build_folder, small_case
@@ -186,7 +186,7 @@ def test_real_cases(name, spacing, tmp_path, monkeypatch):
     """Coarse networks of random weights: here it is the images that are real."""
     folder = shared(f"cases/{name}")
     files = {modality: next(folder.glob(f"{modality}.[nm]*")) for modality in Modality}
-    case = prepare(read_case(name, files))
+    case = prepare(read_files(name, files))
     spec = FolderSpec(
         channels=("DWI", "ADC", "FLAIR"),
         schemes=("ZScoreNormalization",) * 3,
@@ -206,7 +206,7 @@ def test_real_cases(name, spacing, tmp_path, monkeypatch):
 
 def ours(folder: Path, case: PreparedCase) -> np.ndarray:
     """Our member's probability (z, y, x)."""
-    member = NnunetMember.load(MemberSpec("small", "nnunet", folder), InferenceSettings())
+    member = NnunetV2Member.load(MemberSpec("small", "nnunet", folder), InferenceSettings())
     prediction = member.predict(case, InferenceSettings(), ignore_progress)
     assert prediction.probability.grid == case.grid
     assert prediction.probability.array.dtype == np.float32

@@ -18,7 +18,7 @@ from conftest import shared
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference import session_torch
@@ -32,8 +32,8 @@ from nnunet_folders import FolderSpec, build_folder, small_case
 SMALL = FolderSpec(patch=(8, 16, 16), mirror_axes=(2,), strides=((1, 1, 1), (2, 2, 2)))
 
 
-def load(folder: Path, **manifest: Any) -> NnunetMember:
-    return NnunetMember.load(MemberSpec("small", "nnunet", folder, **manifest), InferenceSettings())
+def load(folder: Path, **manifest: Any) -> NnunetV2Member:
+    return NnunetV2Member.load(MemberSpec("small", "nnunet", folder, **manifest), InferenceSettings())
 
 
 def probability(folder: Path, case: PreparedCase, tta: Any = "mirror", **manifest: Any) -> np.ndarray:
@@ -113,8 +113,8 @@ def test_progress_ends_at_all_windows(folder, case):
 
 def test_physical_intensities_are_taken_when_the_manifest_says_so(folder, case):
     doubled = {modality: volume.like(volume.array**2) for modality, volume in case.images.items()}
-    other = replace(case, physical=doubled)
-    native, physical = probability(folder, other), probability(folder, other, intensities="physical")
+    other = replace(case, tissue_normalized=doubled)
+    native, physical = probability(folder, other), probability(folder, other, intensities="tissue_normalized")
     np.testing.assert_array_equal(native, probability(folder, case))
     np.testing.assert_array_equal(physical, probability(folder, replace(case, images=doubled)))
     assert np.abs(native - physical).max() > 1e-3
@@ -140,7 +140,7 @@ def test_canonical_orientation_makes_the_prediction_independent_of_the_files_axe
         modality: Volume(np.ascontiguousarray(volume.array.transpose(1, 0, 2)[:, :, ::-1]), grid)
         for modality, volume in straight.images.items()
     }
-    turned = replace(straight, images=stored, physical=stored)
+    turned = replace(straight, images=stored, tissue_normalized=stored)
     back = probability(folder, turned, orientation="canonical")[:, :, ::-1].transpose(1, 0, 2)
     np.testing.assert_array_equal(back, probability(folder, straight, orientation="canonical"))
     assert np.abs(probability(folder, turned)[:, :, ::-1].transpose(1, 0, 2) - back).max() > 1e-3

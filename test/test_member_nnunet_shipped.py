@@ -8,7 +8,7 @@ import torch
 
 from conftest import REPOSITORY
 from ensemble.families.base import InferenceSettings
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.members.manifest import find_members
 from ensemble.types import ignore_progress
@@ -25,7 +25,7 @@ def shipped() -> list[MemberSpec]:
 def test_same_as_nnunet(spec: MemberSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     case = small_case((20, 40, 36), (4.0, 3.0, 3.0))
     settings = InferenceSettings(tta="none")
-    member = NnunetMember.load(spec, settings)
+    member = NnunetV2Member.load(spec, settings)
     probability = member.predict(case, settings, ignore_progress).probability.array
     # what nnUNetPredictor is to be given is what the manifest says: these intensities, these slices (the case's axes are canonical)
     images = member._images(case, case.grid.canonical())

@@ -26,8 +26,8 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto import member as nvauto
 from ensemble.families.nvauto.archive import read_archive
 from ensemble.families.nvauto.member import NvautoMember, networks_of
-from ensemble.families.nvauto.processing import Respacing, _solved, normalised
-from ensemble.families.nvauto.rebuild import pack_network, rebuilt
+from ensemble.families.nvauto.processing import ResampleTo1Mm, _solved, normalised
+from ensemble.families.nvauto.rebuild import pack_network, rebuild_network
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.engine import NonFiniteLogits
 from ensemble.members.listing import describe
@@ -37,13 +37,13 @@ from ensemble.metrics import dice
 from ensemble.options import parse, run_config
 from ensemble.pipeline import load, segment
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from ensemble.readers.stored import read_stored
 from ensemble.types import AnyArray, Modality, ignore_progress
 from nnunet_folders import small_case
+from nnunet_v1_folders import PUBLISHED as SEALS
+from nnunet_v1_folders import build_v1_folder
 from nvauto_files import PUBLISHED, Tiny, save_script, write_tiny
-from v1_folders import PUBLISHED as SEALS
-from v1_folders import build_v1_folder
 
 ADC, DWI = Modality.ADC, Modality.DWI
 ALLOWED = InferenceSettings(allow_torchscript=True)
@@ -179,7 +179,7 @@ def test_a_case_runs_on_the_archive(tmp_path: Path, capsys: pytest.CaptureFixtur
     (told,) = report["members"]
     assert (told["member"] if "member" in told else told["name"]) == "nvauto"
     ensemble = load(RunConfig(weights=tmp_path / "w", device="cpu", allow_torchscript=True))
-    result = segment(phantom_case(), ensemble, Silent())
+    result = segment(phantom_case(), ensemble, SilentWatcher())
     assert dice(phantom_lesion(), result.fused.mask.array) > 0.9
 
 
@@ -187,7 +187,7 @@ def test_a_case_runs_on_the_archive(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_same_as_the_plain_steps(tmp_path: Path) -> None:
     """Networks that see each voxel by itself, on voxels of 2 mm: the lattice of 1 mm has each voxel of the image."""
     folder, case = write_tiny(tmp_path, (0, 1, 4)), small_case()
-    respacing = Respacing.of(case.grid)
+    respacing = ResampleTo1Mm.of(case.grid)
     assert respacing.fine_size == (71, 79, 43)
     images = torch.from_numpy(np.stack([case.as_read[modality].array.transpose() for modality in (ADC, DWI)]))
     fine = normalised(respacing.forward(images))
@@ -291,7 +291,7 @@ def test_broken_files_are_told(tmp_path: Path, fault: str) -> None:
             script.unlink()
     else:
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello" * 99}[fault])
-    for use in (lambda: NvautoMember.load(MemberSpec("n", "nvauto", folder), ALLOWED), lambda: rebuilt(path)):
+    for use in (lambda: NvautoMember.load(MemberSpec("n", "nvauto", folder), ALLOWED), lambda: rebuild_network(path)):
         with pytest.raises(WeightsBroken) as error:
             use()
         assert error.value.do
@@ -303,7 +303,7 @@ def test_broken_files_are_told(tmp_path: Path, fault: str) -> None:
         {"channels": ("DWI",)},
         {"channels": ("DWI", "ADC[-1]")},
         {"channels": ("T1", "T2")},
-        {"intensities": "physical"},
+        {"intensities": "tissue_normalized"},
         {"orientation": "canonical"},
     ],
 )
@@ -426,7 +426,7 @@ def test_monais_networks_are_rebuilt_from_their_parameters(tmp_path: Path, kind:
     network, path = segresnet(kind), write_segresnet(tmp_path, kind) / "model0.ts"
     (tmp_path / "packed").mkdir()
     pack_network(path, tmp_path / "packed", "fp32")
-    ours = rebuilt(tmp_path / "packed" / "network.safetensors").eval()
+    ours = rebuild_network(tmp_path / "packed" / "network.safetensors").eval()
     assert ours.state_dict().keys() == network.state_dict().keys()
     windows = torch.randn(2, 2, 16, 24, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -569,7 +569,7 @@ def test_a_niftis_stored_affine_is_kept_to_its_last_bit(tmp_path: Path, unit: st
 
 def test_an_image_of_1_mm_is_left_as_it_is() -> None:
     case = small_case((9, 8, 7), (1.0, 1.0, 1.0))
-    respacing, images = Respacing.of(case.grid), torch.randn(2, 7, 8, 9)
+    respacing, images = ResampleTo1Mm.of(case.grid), torch.randn(2, 7, 8, 9)
     assert respacing.fine_size == (7, 8, 9)
     assert torch.equal(respacing.forward(images), images)
     assert torch.equal(respacing.back(images), images)
@@ -579,7 +579,7 @@ def test_an_image_of_1_mm_is_left_as_it_is() -> None:
 def test_any_spacing_comes_to_1_mm_and_back(spacing: tuple[float, float, float]) -> None:
     """A plane through the image is the same plane at 1 mm."""
     case = small_case((7, 21, 24), spacing)
-    respacing = Respacing.of(case.grid)
+    respacing = ResampleTo1Mm.of(case.grid)
     z, y, x = np.meshgrid(*[np.arange(n) * mm for n, mm in zip((7, 21, 24), spacing, strict=True)], indexing="ij")
     plane = torch.from_numpy((2 * x - y + 0.5 * z).transpose().astype(np.float32))[None]
     fine = respacing.forward(plane)
@@ -592,7 +592,7 @@ def test_any_spacing_comes_to_1_mm_and_back(spacing: tuple[float, float, float])
 def test_a_case_too_large_for_1_mm_is_refused() -> None:
     grid = replace(small_case().grid, size=(900, 900, 200))
     with pytest.raises(Exception, match="too large"):
-        Respacing.of(grid)
+        ResampleTo1Mm.of(grid)
 
 
 def test_the_phantom_needs_no_flair(tmp_path: Path) -> None:

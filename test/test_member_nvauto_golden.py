@@ -19,13 +19,13 @@ from ensemble.cli import main
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto import rebuild
 from ensemble.families.nvauto.member import BLENDING, CHANNELS, WINDOW, NvautoMember, networks_of
-from ensemble.families.nvauto.processing import Respacing, normalised
-from ensemble.families.sessions import opened
+from ensemble.families.nvauto.processing import ResampleTo1Mm, normalised
+from ensemble.families.sessions import open_session
 from ensemble.families.spec import MemberSpec
-from ensemble.inference.engine import SlidingWindow, predict
+from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.members.pack import pack
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, Modality, ignore_progress
 from ensemble.weights.checkpoints import load_weights
 from nvauto_files import PUBLISHED
@@ -44,13 +44,13 @@ def scripts() -> Path:
 
 def golden_case() -> PreparedCase:
     folder = shared(f"cases/{CASE}")
-    return prepare(read_case(CASE, {m: folder / f"{m}.nii.gz" for m in (Modality.DWI, Modality.ADC)}))
+    return prepare(read_files(CASE, {m: folder / f"{m}.nii.gz" for m in (Modality.DWI, Modality.ADC)}))
 
 
 def golden_input() -> torch.Tensor:
     case = golden_case()
     images = np.stack([case.as_read[modality].array.transpose() for modality in CHANNELS])
-    return normalised(Respacing.of(case.grid).forward(torch.from_numpy(images)))
+    return normalised(ResampleTo1Mm.of(case.grid).forward(torch.from_numpy(images)))
 
 
 def assert_agreement(probability: AnyArray, mask: AnyArray) -> None:
@@ -71,7 +71,7 @@ def test_golden_input() -> None:
     ours = golden_input().numpy()
     with np.load(golden("input_1mm.npz")) as file:
         assert ours.shape == tuple(file["shape"])
-        np.testing.assert_array_equal(Respacing.of(golden_case().grid).fine_affine, file["affine"])
+        np.testing.assert_array_equal(ResampleTo1Mm.of(golden_case().grid).fine_affine, file["affine"])
         for part, theirs in (
             (ours[:, ::4, ::4, ::4], file["stride4"]),
             (ours[:, 90:130, 90:130, 60:92], file["block"]),
@@ -118,11 +118,11 @@ def test_the_comparison_fails_when_one_weight_is_perturbed(tmp_path: Path, monke
             head[head.abs().argmax()] *= 1.1
 
     pack(scripts(), tmp_path / "packed", "fp32")
-    image, how = golden_input(), SlidingWindow(WINDOW, blending=BLENDING)
+    image, how = golden_input(), SlidingWindowConfig(WINDOW, blending=BLENDING)
 
     def difference() -> float:
         network = networks_of(tmp_path / "packed")[1]
-        logits = predict(image, [opened(network, InferenceSettings())], how)
+        logits = sliding_window_inference(image, [open_session(network, InferenceSettings())], how)
         with np.load(golden("per_model.npz")) as file:
             block = np.abs(logits[:, 98:122, 98:122, 68:84].numpy() - file["logits_1mm_block_model1"]).max()
             softmax = logits.softmax(0)[1, ::4, ::4, ::4].numpy()

@@ -19,8 +19,8 @@ from skimage.transform import resize
 from conftest import phantom_arrays, shared, write_image
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings
-from ensemble.families.nnunet_v1.member import SealsMember
-from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v1.member import NnunetV1Member
+from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
 from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
 from ensemble.families.probability import lesion_probability
@@ -29,13 +29,13 @@ from ensemble.geometry import Grid
 from ensemble.inference import session_torch
 from ensemble.inference.tiling import Tiling, gaussian_importance
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality, ignore_progress
 from ensemble.volume import Volume
 from ensemble.weights.pickles import read_pickle
 from nnunet_folders import small_case
-from v1_folders import (
+from nnunet_v1_folders import (
     V1Spec,
     build_v1_folder,
     random_network,
@@ -48,11 +48,11 @@ DWI, ADC = Modality.DWI, Modality.ADC
 SETTINGS = InferenceSettings()
 
 
-def loaded(folder: Path, **spec: Any) -> SealsMember:
-    return SealsMember.load(MemberSpec("seals", "seals", folder, **spec), SETTINGS)
+def loaded(folder: Path, **spec: Any) -> NnunetV1Member:
+    return NnunetV1Member.load(MemberSpec("seals", "seals", folder, **spec), SETTINGS)
 
 
-def probability(member: SealsMember, case: PreparedCase, settings: InferenceSettings = SETTINGS) -> AnyArray:
+def probability(member: NnunetV1Member, case: PreparedCase, settings: InferenceSettings = SETTINGS) -> AnyArray:
     return member.predict(case, settings, ignore_progress).probability.array
 
 
@@ -196,7 +196,7 @@ def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
             DWI: write_image(dwi.astype(dtype), tmp_path / f"{dtype.__name__}.nii.gz", grid),
             ADC: write_image(adc, tmp_path / "adc.nii.gz", grid),
         }
-        cases.append(prepare(read_case("case", files), brain_ml=(50.0, 2500.0)))
+        cases.append(prepare(read_files("case", files), brain_ml=(50.0, 2500.0)))
     fine = resample_volume(cases[0].images[DWI], respaced(grid)).array
     assert (fine % 1 != 0).any()
     member = loaded(build_v1_folder(tmp_path / "model"))
@@ -237,7 +237,7 @@ def test_parameter_names_are_those_of_nnunet_v1() -> None:
 
 def test_the_full_size_network_is_that_of_the_planner() -> None:
     plans = read_pickle(shared("golden/seals_v1/plans_full_planner_output.pkl"))
-    network = build_generic_unet(parse_plans({"init": (), "name": "nnUNetTrainerV2", "plans": plans}))
+    network = build_nnunet_v1_network(parse_plans({"init": (), "name": "nnUNetTrainerV2", "plans": plans}))
     assert sum(parameter.numel() for parameter in network.parameters()) == 31_195_648
 
 
@@ -291,7 +291,7 @@ def test_images_named_by_the_manifest(tmp_path: Path) -> None:
         with pytest.raises(WeightsBroken, match="not clear which images"):
             loaded(folder, channels=channels)
     with pytest.raises(WeightsBroken, match="takes images as they are"):
-        loaded(folder, channels=("DWI", "ADC"), intensities="physical")
+        loaded(folder, channels=("DWI", "ADC"), intensities="tissue_normalized")
 
 
 WEIGHTS, DESCRIPTION = "fold_0/model_final_checkpoint.model", "fold_0/model_final_checkpoint.model.pkl"

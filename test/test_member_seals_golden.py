@@ -13,32 +13,32 @@ import torch
 from conftest import shared
 from ensemble.errors import WeightsBroken
 from ensemble.families.nnunet_v1 import member as seals
-from ensemble.families.nnunet_v1.member import SealsMember
-from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v1.member import NnunetV1Member
+from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
 from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
 from ensemble.families.probability import lesion_probability
-from ensemble.inference.engine import predict
+from ensemble.inference.engine import sliding_window_inference
 from ensemble.inference.tiling import Tiling
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.pickles import read_pickle
+from nnunet_v1_folders import PUBLISHED, V1Spec, v1_description
 from test_member_seals import SETTINGS, WEIGHTS, loaded, probability
-from v1_folders import PUBLISHED, V1Spec, v1_description
 
 DWI, ADC = Modality.DWI, Modality.ADC
 
 
-def golden_member() -> SealsMember:
+def golden_member() -> NnunetV1Member:
     return loaded(shared("golden/seals_v1/weights") / PUBLISHED)
 
 
 def golden_case() -> PreparedCase:
     folder = shared("cases/isles22_0009")
-    return prepare(read_case("isles22_0009", {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}))
+    return prepare(read_files("isles22_0009", {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}))
 
 
 def golden_softmax() -> AnyArray:
@@ -72,7 +72,7 @@ def test_golden_preprocessing() -> None:
     np.testing.assert_allclose(array[:, *inside], expected, rtol=1e-5)
 
 
-def golden_part(member: SealsMember) -> tuple[AnyArray, AnyArray, AnyArray]:
+def golden_part(member: NnunetV1Member) -> tuple[AnyArray, AnyArray, AnyArray]:
     """(our probability, the peer's softmax, the peer's mask) in a part of the case, at the cost of eight of its windows.
 
     Windows overlap, and eight that are neighbours have voxels which no other window covers. Of these parts, the one with most lesion.
@@ -94,7 +94,9 @@ def golden_part(member: SealsMember) -> tuple[AnyArray, AnyArray, AnyArray]:
     lesions, pairs, native = max(parts, key=lambda part: part[0])
     assert lesions > 50
     seen = tuple(slice(start, stop) for start, stop, _, _ in pairs)
-    answer = predict(torch.from_numpy(array[:, *seen].copy()), member.sessions, member.windows(SETTINGS)).numpy()
+    answer = sliding_window_inference(
+        torch.from_numpy(array[:, *seen].copy()), member.sessions, member.windows(SETTINGS)
+    ).numpy()
     whole = np.zeros((2, *array.shape[1:]), np.float32)
     whole[:, *seen] = answer
     ours = lesion_probability(to_image(whole, placement, member.plans, fine, case.grid))
@@ -147,7 +149,7 @@ def test_published_weights_load_exactly() -> None:
     """All names and shapes of the peer's network, the heads of deep supervision included."""
     checkpoint = shared("golden/seals_v1/weights") / PUBLISHED / WEIGHTS
     state = torch.load(checkpoint, weights_only=False)["state_dict"]
-    network = build_generic_unet(parse_plans(read_pickle(checkpoint.with_name(f"{checkpoint.name}.pkl"))))
+    network = build_nnunet_v1_network(parse_plans(read_pickle(checkpoint.with_name(f"{checkpoint.name}.pkl"))))
     load_weights(network, state, checkpoint)
     assert {f"module.{name}" for name in network.state_dict()} == set(state)
     with pytest.raises(WeightsBroken, match="does not fit"):

@@ -129,7 +129,7 @@ def test_a_network_of_none_or_two_files_is_refused(tmp_path: Path, harm: Callabl
         {"channels": ("ADC", "DWI", "FLAIR")},
         {"channels": ("DWI", "ADC", "FLAIR?")},
         {"channels": ("DWI", "ADC", "T1")},
-        {"intensities": "physical"},
+        {"intensities": "tissue_normalized"},
         {"orientation": "canonical"},
         {"spacing_mm": (1.0, 1.0, 1.0)},
     ],

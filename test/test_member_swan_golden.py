@@ -14,7 +14,7 @@ import torch
 
 from conftest import shared
 from ensemble.cli import main
-from ensemble.families.base import InferenceSettings, Network
+from ensemble.families.base import InferenceSettings, NetworkSpec
 from ensemble.families.spec import MemberSpec
 from ensemble.families.swan import member as swan
 from ensemble.families.swan.checkpoints import networks_of
@@ -25,7 +25,7 @@ from ensemble.families.swan.processing import to_network
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
 from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, FloatArray, Modality, ignore_progress
 from ensemble.volume import from_sitk
 from swan_folders import PUBLISHED, filled
@@ -56,7 +56,7 @@ def window() -> torch.Tensor:
     return to_network([image(path) for path in paths], grid)[None, :, 32:96, 16:80, 9:73].contiguous()
 
 
-def published(kind: str, fold: str = "0") -> Network:
+def published(kind: str, fold: str = "0") -> NetworkSpec:
     folder = read_swan_folder(shared("golden/swan/weights") / PUBLISHED)
     return networks_of(folder)[list(folder.weights).index((fold, kind))]
 
@@ -115,7 +115,12 @@ class Remembered:
     """A session that answers the same window once: ten networks of four different files are asked, and seven tests."""
 
     def __init__(self, session: LoadedSession) -> None:
-        self.session, self.device, self.arithmetic, self.quick = session, session.device, session.arithmetic, self
+        self.session, self.device, self.arithmetic, self.reduced_precision = (
+            session,
+            session.device,
+            session.arithmetic,
+            self,
+        )
         self.answers: dict[int, torch.Tensor] = {}
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
@@ -139,10 +144,12 @@ def weights(tmp_path: Path, remembered: dict[bytes, Remembered], monkeypatch: py
     for fold, same in enumerate((0, 1, 0, 1, 0)):
         (folder / f"fold{fold}").symlink_to((source / f"fold{same}").resolve())
 
-    def opened(_: MemberSpec, networks: Sequence[Network], settings: InferenceSettings) -> tuple[LoadedSession, ...]:
+    def opened(
+        _: MemberSpec, networks: Sequence[NetworkSpec], settings: InferenceSettings
+    ) -> tuple[LoadedSession, ...]:
         return tuple(known(network) for network in networks)
 
-    def known(network: Network) -> Remembered:
+    def known(network: NetworkSpec) -> Remembered:
         key = network.weights.read_bytes()
         if key not in remembered:
             remembered[key] = Remembered(TorchSession(network.build(), dims=3, device="cpu"))
@@ -170,7 +177,7 @@ def assert_agreement(probability: AnyArray, mask: AnyArray) -> None:
 
 
 def test_input_of_the_networks() -> None:
-    case = prepare(read_case("aniso", files()), registration="never")
+    case = prepare(read_files("aniso", files()), registration="never")
     array = to_network([case.as_read[modality].array for modality in Modality], case.grid)
     with golden("aniso_eval/input") as file:
         np.testing.assert_allclose(array, file["input_2mm"], atol=1e-5)
@@ -179,7 +186,7 @@ def test_input_of_the_networks() -> None:
 
 @pytest.mark.slow
 def test_golden_case(weights: Path) -> None:
-    case = prepare(read_case("aniso", files()), registration="never")
+    case = prepare(read_files("aniso", files()), registration="never")
     member = SwanMember.load(MemberSpec("swan", "swan", weights / PUBLISHED), SETTINGS)
     prediction = member.predict(case, SETTINGS, ignore_progress)
     assert (prediction.networks, prediction.remark) == (10, "")
@@ -196,7 +203,7 @@ def test_golden_case_by_the_command(weights: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_comparison_fails_when_one_weight_is_perturbed(weights: Path) -> None:
-    case = prepare(read_case("aniso", files()), registration="never")
+    case = prepare(read_files("aniso", files()), registration="never")
     member = SwanMember.load(MemberSpec("swan", "swan", weights / PUBLISHED), SETTINGS)
     network = published("resunet").build()
     with torch.no_grad():

@@ -68,7 +68,7 @@ class Stub:
 def test_a_difference_is_told(
     members: Path, case: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference.NnunetItself, "installed", lambda: reference.NnunetItself(Stub, "stub 1"))
+    monkeypatch.setattr(reference.NnunetV2Reference, "installed", lambda: reference.NnunetV2Reference(Stub, "stub 1"))
     assert check(members, case) == 0
     said = capsys.readouterr().out
     assert ": beside stub 1 on case: mask Dice 0.00000" in said
@@ -80,7 +80,7 @@ def test_a_difference_is_told(
 def test_packed_members_are_compared_too(
     members: Path, case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reference.NnunetItself, "installed", lambda: reference.NnunetItself(Stub, "stub 1"))
+    monkeypatch.setattr(reference.NnunetV2Reference, "installed", lambda: reference.NnunetV2Reference(Stub, "stub 1"))
     assert main(["members", "pack", str(members), str(tmp_path / "packed")]) == 0
     assert check(tmp_path / "packed", case) == 0
     assert "beside stub 1" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from ensemble.members.pack import pack
 from ensemble.types import AnyArray, ignore_progress
 from ensemble.weights.packed import read_packed, write_packed
 from nnunet_folders import FolderSpec, build_folder, small_case
-from v1_folders import PUBLISHED, V1Spec, build_v1_folder
+from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
 
 SETTINGS = InferenceSettings(tta="none")
 CASE = small_case((14, 22, 18), (2.0, 2.0, 2.0))
@@ -112,7 +112,7 @@ def test_a_manifest_keeps_what_it_says(tmp_path: Path) -> None:
         "kind": "nnunet",
         "folder": folder.name,
         "channels": ["ADC", "DWI[+1]"],
-        "intensities": "physical",
+        "intensities": "tissue_normalized",
     }
     manifest = {"members": [entry | {"licence": "CC0-1.0", "orientation": "canonical"}]}
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
@@ -122,7 +122,7 @@ def test_a_manifest_keeps_what_it_says(tmp_path: Path) -> None:
     )
     (spec,) = find_members(tmp_path / "b")
     assert (spec.name, spec.channels) == ("y", ("ADC", "DWI[+1]"))
-    assert (spec.intensities, spec.orientation, spec.licence) == ("physical", "canonical", "CC0-1.0")
+    assert (spec.intensities, spec.orientation, spec.licence) == ("tissue_normalized", "canonical", "CC0-1.0")
     (expected,) = find_members(tmp_path / "a")
     np.testing.assert_array_equal(
         probability(open_member(spec, SETTINGS)), probability(open_member(expected, SETTINGS))

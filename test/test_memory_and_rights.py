@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from conftest import StubMember, phantom_case
+from ensemble.child_process import run_child
 from ensemble.errors import MembersFailed, OutOfMemory, UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.folders import unwritable
-from ensemble.hosting import host
+from ensemble.logging_setup import log_failure, report_failure
 from ensemble.members.manifest import open_member
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.pipeline import Ensemble, segment
-from ensemble.progress import Silent
-from ensemble.streams import log_failure, report_failure
+from ensemble.progress import SilentWatcher
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.folder import readable
 from ensemble.weights.pickles import read_pickle
@@ -97,7 +97,7 @@ def test_a_member_without_room_says_memory_and_what_to_do(
 ) -> None:
     ensemble = stub_ensemble(StubMember("large", error=NO_MEMORY[2]))
     with pytest.raises(MembersFailed) as failure, caplog.at_level(logging.INFO, "ensemble"):
-        segment(phantom_case(), ensemble, Silent())
+        segment(phantom_case(), ensemble, SilentWatcher())
     assert "not enough memory" in failure.value.found
     assert MORE_MEMORY in failure.value.do
     assert "Traceback" not in caplog.text
@@ -108,7 +108,7 @@ def _starve() -> None:
 
 
 def test_a_process_without_room_ends_as_if_killed_for_memory(capfd: pytest.CaptureFixture[str]) -> None:
-    process = multiprocessing.get_context("forkserver").Process(target=host, args=(_starve, logging.INFO))
+    process = multiprocessing.get_context("forkserver").Process(target=run_child, args=(_starve, logging.INFO))
     process.start()
     process.join()
     assert process.exitcode == OutOfMemory.exit_code

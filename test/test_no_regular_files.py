@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from batch_runs import run_batch, write_weights
-from conftest import GRID, last_word, phantom_arrays, phantom_lesion, write_contract_case, write_image
+from conftest import GRID, phantom_arrays, phantom_lesion, write_contract_case, write_final_error_line, write_image
 from contained import assert_refused, contained
 from dicom_files import write_series
 from ensemble.batch.find import find_cases
@@ -22,7 +22,7 @@ from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused
 from ensemble.evaluate.scores import read_mask
 from ensemble.members.manifest import find_members
-from ensemble.readers.imagefile import read_case, read_image
+from ensemble.readers.imagefile import read_files, read_image
 from ensemble.readers.inspect import inspect
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -119,7 +119,7 @@ def test_the_contract_refuses_what_is_no_regular_file(tmp_path: Path, kind: str,
 
     def read() -> None:
         found = find_inputs(root)
-        read_case(found.name, found.files)
+        read_files(found.name, found.files)
 
     outcome = contained(read, seconds=10)
     assert_refused(outcome, 3, KINDS[kind][1])
@@ -243,7 +243,7 @@ def test_a_dangling_link_is_no_missing_image(tmp_path: Path, capfd: pytest.Captu
     (dwi := root / "images" / "dwi-brain-mri" / "case-1.mha").unlink()
     dwi.symlink_to("../gone.mha")
     assert main(["--input", str(root), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 3
-    word = last_word(capfd.readouterr().err)
+    word = write_final_error_line(capfd.readouterr().err)
     assert all(said in word for said in ("link to what is not there", "gone.mha", str(dwi)))
 
 

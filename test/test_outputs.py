@@ -10,26 +10,26 @@ from typing import Any
 import pytest
 
 from conftest import StubMember, phantom_case, tree, write_contract_case
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
 from ensemble.outputs import artifacts as outputs
-from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, Segmented, artifacts
+from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, SegmentedCase, artifacts
 from ensemble.outputs.layouts import bids
 from ensemble.outputs.layouts.bids import Bids, write_case
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.outputs.layouts.contract import Contract, patterns
 from ensemble.outputs.layouts.folder import Folder, publish_case
 from ensemble.outputs.layouts.index import earlier_outputs
 from ensemble.outputs.layouts.layout import Layout, placed, write
-from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, segment
-from ensemble.progress import Silent
-from ensemble.readers.imagefile import read_case
+from ensemble.progress import SilentWatcher
+from ensemble.readers.imagefile import read_files
 from ensemble.serve.output_folder import OutputFolder
 from flat_layout import Flat
 
 Build = Callable[..., Ensemble]
-ALL = Extras(report=True, save_probabilities=True, save_member_masks=True)
+ALL = ExtraOutputs(report=True, save_probabilities=True, save_member_masks=True)
 #: Names that members may have, and that look like something else.
 NAMES = (
     "a",
@@ -56,9 +56,9 @@ LAYOUTS: dict[str, Layout] = {
 FINDINGS: Role[Any] = Role("findings", "json", "", lambda case: {"lesions": case.result.lesion_count})
 
 
-def segmented(build: Build, *names: str) -> Segmented:
+def segmented(build: Build, *names: str) -> SegmentedCase:
     raw, ensemble = phantom_case(), build(*map(StubMember, names))
-    return Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
+    return SegmentedCase(raw, segment(raw, ensemble, SilentWatcher()), ensemble)
 
 
 def files(folder: Path) -> set[str]:
@@ -121,13 +121,13 @@ def test_a_new_kind_of_output_is_one_row(tmp_path: Path, stub_ensemble: Build, m
     case = segmented(stub_ensemble, "a")
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "ROLES", (*ROLES, FINDINGS))
-        publish_case(case, Extras(report=True), tmp_path / "run", ".nii.gz")
+        publish_case(case, ExtraOutputs(report=True), tmp_path / "run", ".nii.gz")
         assert json.loads((tmp_path / "run" / "findings.json").read_text()) == {"lesions": 1}
         found = find_inputs(write_contract_case(tmp_path / "in"))
-        raw = read_case(found.name, found.files)
-        execute(found, raw, tmp_path / "contract", case.ensemble, Extras(), Silent())
+        raw = read_files(found.name, found.files)
+        execute(found, raw, tmp_path / "contract", case.ensemble, ExtraOutputs(), SilentWatcher())
         assert "findings.json" in files(tmp_path / "contract")
-        write_case(tmp_path / "batch", tmp_path / "scratch", Place("1"), case, Extras(), {"key": "x"})
+        write_case(tmp_path / "batch", tmp_path / "scratch", BidsEntities("1"), case, ExtraOutputs(), {"key": "x"})
         assert (tmp_path / "batch" / "sub-1" / "findings.json").is_file()
         assert "**/findings.json" in bids._no_bids()
         folder = OutputFolder()
@@ -136,9 +136,9 @@ def test_a_new_kind_of_output_is_one_row(tmp_path: Path, stub_ensemble: Build, m
         (tmp_path / "server" / "findings.json").write_text("of a process that was killed")
         folder.restore()
         assert not (tmp_path / "server").exists()
-    publish_case(case, Extras(report=True), tmp_path / "run", ".nii.gz")
+    publish_case(case, ExtraOutputs(report=True), tmp_path / "run", ".nii.gz")
     assert "findings.json" not in files(tmp_path / "run"), "a later version without it replaces it, too"
-    execute(found, raw, tmp_path / "contract", case.ensemble, Extras(), Silent())
+    execute(found, raw, tmp_path / "contract", case.ensemble, ExtraOutputs(), SilentWatcher())
     assert "findings.json" not in files(tmp_path / "contract")
 
 
@@ -150,7 +150,7 @@ def test_the_index_lists_what_was_written_and_a_later_run_replaces_that_alone(
     for mine in ("votes.nrrd", "mask.nrrd", "members/other_mask.mha", "members/deep/c_mask.mha"):
         (tmp_path / mine).parent.mkdir(exist_ok=True)
         (tmp_path / mine).write_text("mine")
-    publish_case(segmented(stub_ensemble, "b"), Extras(report=True), tmp_path, ".nii.gz")
+    publish_case(segmented(stub_ensemble, "b"), ExtraOutputs(report=True), tmp_path, ".nii.gz")
     mine_still = {"votes.nrrd", "mask.nrrd", "members/other_mask.mha", "members/deep/c_mask.mha"}
     assert files(tmp_path) == {"mask.nii.gz", "report.json", "report.html", "overlay.png"} | mine_still
     assert set(listed(tmp_path)) == files(tmp_path) - mine_still
@@ -169,7 +169,7 @@ def test_outputs_of_a_version_without_index_are_replaced_by_their_names(
         (tmp_path / name).write_text("old")
     if report is not None:
         (tmp_path / "report.json").write_text(report)
-    publish_case(segmented(stub_ensemble, "a"), Extras(report=True), tmp_path, ".nii.gz")
+    publish_case(segmented(stub_ensemble, "a"), ExtraOutputs(report=True), tmp_path, ".nii.gz")
     assert files(tmp_path) == {
         "mask.nii.gz",
         "report.json",
@@ -204,14 +204,14 @@ def test_the_contracts_results_are_the_platforms_and_list_extras_only_where_ther
     tmp_path: Path, stub_ensemble: Build
 ) -> None:
     found = find_inputs(write_contract_case(tmp_path / "in"))
-    raw, ensemble = read_case(found.name, found.files), stub_ensemble(StubMember("a"))
-    execute(found, raw, tmp_path / "out", ensemble, Extras(save_member_masks=True), Silent())
+    raw, ensemble = read_files(found.name, found.files), stub_ensemble(StubMember("a"))
+    execute(found, raw, tmp_path / "out", ensemble, ExtraOutputs(save_member_masks=True), SilentWatcher())
     (results,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results.pop("written") == ["members/a_mask.mha", "votes.mha"]
     assert [results] == found.results
     assert files(tmp_path / "out" / "images") == {"stroke-lesion-segmentation/case-1.mha"}
     (tmp_path / "out" / "probability.mha").write_text("mine")
-    execute(found, raw, tmp_path / "out", ensemble, Extras(), Silent())
+    execute(found, raw, tmp_path / "out", ensemble, ExtraOutputs(), SilentWatcher())
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found.results
     assert files(tmp_path / "out") == {
         "results.json",

@@ -23,10 +23,10 @@ from scipy.ndimage import gaussian_filter
 
 from conftest import StubMember, phantom_case
 from ensemble.geometry import Grid
-from ensemble.outputs.report.page import MOST_LOSSLESS_VOXELS, case_page, index_page, lesion_table
+from ensemble.outputs.report.page import MAX_LOSSLESS_VOXELS, case_page, index_page, lesion_table
 from ensemble.outputs.report.run_report import build_report
 from ensemble.pipeline import Ensemble, Result, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -78,7 +78,7 @@ def open_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
 def result(stub_ensemble: Build) -> tuple[Result, Ensemble]:
     members = (StubMember("a", level=1.3), StubMember("b", level=1.9), StubMember(HOSTILE, level=1.5))
     ensemble = stub_ensemble(*members, StubMember("broken", error=RuntimeError(HOSTILE)), min_members=1)
-    return segment(replace(phantom_case(flair=True), name=HOSTILE), ensemble, Silent()), ensemble
+    return segment(replace(phantom_case(flair=True), name=HOSTILE), ensemble, SilentWatcher()), ensemble
 
 
 def written(result: Result, ensemble: Ensemble, path: Path) -> Path:
@@ -186,7 +186,7 @@ def test_a_page_without_lesion_or_flair(
     tmp_path: Path, open_page: Callable[[Path], Page], stub_ensemble: Build
 ) -> None:
     ensemble = stub_ensemble(StubMember("a", level=9.0))
-    healthy = segment(phantom_case(), ensemble, Silent())
+    healthy = segment(phantom_case(), ensemble, SilentWatcher())
     page = open_page(written(healthy, ensemble, tmp_path / "case.html"))
     assert "No lesion was found" in page.locator("#lesions").inner_text()
     assert page.locator("#panels canvas").count() == 2
@@ -196,7 +196,7 @@ def test_a_page_without_lesion_or_flair(
 def test_lesions_have_their_volume_place_and_slices(stub_ensemble: Build) -> None:
     """Two boxes at known places, on a grid whose axes run the other way."""
     grid = Grid((20, 24, 16), (3.0, 2.0, 5.0), (30.0, 40.0, -20.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
-    result = segment(phantom_case(), stub_ensemble(StubMember("a")), Silent())
+    result = segment(phantom_case(), stub_ensemble(StubMember("a")), SilentWatcher())
     mask = np.zeros(grid.shape_zyx, bool)
     mask[2:4, 10:13, 5:9] = True
     mask[10, 3, 2] = True
@@ -234,10 +234,10 @@ def large_case(shape: tuple[int, int, int]) -> RawCase:
 @pytest.mark.parametrize(("shape", "limit_mb"), [((73, 128, 128), 8), ((100, 220, 220), 12)])
 def test_pages_stay_small(tmp_path: Path, stub_ensemble: Build, shape: tuple[int, int, int], limit_mb: float) -> None:
     ensemble = stub_ensemble(*(StubMember(name, level=1.4 + 0.1 * k) for k, name in enumerate("abc")))
-    result = segment(large_case(shape), ensemble, Silent())
+    result = segment(large_case(shape), ensemble, SilentWatcher())
     size = written(result, ensemble, tmp_path / "case.html").stat().st_size
     assert 100_000 < size < limit_mb * 1e6
-    lossy = np.prod(shape) > 1.1 * MOST_LOSSLESS_VOXELS
+    lossy = np.prod(shape) > 1.1 * MAX_LOSSLESS_VOXELS
     assert ("data:image/jpeg" in (tmp_path / "case.html").read_text()) == lossy
 
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import shared
 from ensemble.errors import WeightsBroken
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.weights.pickles import MOST_BYTES, read_pickle
-from v1_folders import V1Spec, v1_description, write_numpy1_pickle, write_pickle
+from ensemble.weights.pickles import MAX_BYTES, read_pickle
+from nnunet_v1_folders import V1Spec, v1_description, write_numpy1_pickle, write_pickle
 
 CONTENT = OrderedDict(
     spacing=np.array([1.0, 2.5, 3.0]),
@@ -129,7 +129,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
 
 def test_oversized_and_self_containing_pickles_end(tmp_path: Path) -> None:
     with (tmp_path / "large.pkl").open("wb") as file:
-        file.truncate(MOST_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     circle: list[Any] = []
     circle.append(circle)
     write_pickle(circle, tmp_path / "circle.pkl")

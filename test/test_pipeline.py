@@ -14,7 +14,7 @@ from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.families.base import MemberPrediction
 from ensemble.metrics import dice
 from ensemble.pipeline import Ensemble, load, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
@@ -23,7 +23,7 @@ BOOM = RuntimeError("CUDA out of memory")
 
 
 def test_a_case_is_segmented(stub_ensemble: Build) -> None:
-    result = segment(phantom_case(), stub_ensemble(StubMember("a"), StubMember("b")), Silent())
+    result = segment(phantom_case(), stub_ensemble(StubMember("a"), StubMember("b")), SilentWatcher())
     assert dice(phantom_lesion(), result.fused.mask.array) > 0.98
     assert result.fused.mask.grid == GRID
     assert result.lesion_count == 1
@@ -33,16 +33,19 @@ def test_a_case_is_segmented(stub_ensemble: Build) -> None:
 
 
 def test_a_healthy_case_gives_an_empty_mask(stub_ensemble: Build) -> None:
-    result = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), Silent())
+    result = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), SilentWatcher())
     assert not result.fused.mask.array.any()
     assert (result.lesion_count, result.lesion_ml) == (0, 0.0)
 
 
 def test_a_member_that_needs_flair_is_not_applicable_without(stub_ensemble: Build) -> None:
     ensemble = stub_ensemble(StubMember("a"), StubMember("f", needs=(Modality.FLAIR,)))
-    outcomes = segment(phantom_case(), ensemble, Silent()).outcomes
+    outcomes = segment(phantom_case(), ensemble, SilentWatcher()).outcomes
     assert [(o.status, o.reason) for o in outcomes] == [("voted", ""), ("not applicable", "needs FLAIR")]
-    assert [o.status for o in segment(phantom_case(flair=True), ensemble, Silent()).outcomes] == ["voted", "voted"]
+    assert [o.status for o in segment(phantom_case(flair=True), ensemble, SilentWatcher()).outcomes] == [
+        "voted",
+        "voted",
+    ]
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
@@ -50,14 +53,14 @@ def test_a_member_that_raises_ends_the_run(stub_ensemble: Build, position: int) 
     members = [StubMember(name) for name in "abc"]
     members[position] = StubMember("abc"[position], error=BOOM)
     with pytest.raises(MembersFailed, match="2 of 3 members voted, at least 3 must") as failure:
-        segment(phantom_case(), stub_ensemble(*members), Silent())
+        segment(phantom_case(), stub_ensemble(*members), SilentWatcher())
     assert "RuntimeError: CUDA out of memory" in failure.value.found
     assert failure.value.exit_code == 5
 
 
 def test_the_others_may_vote_when_the_user_says_so(stub_ensemble: Build) -> None:
     ensemble = stub_ensemble(StubMember("a"), StubMember("b", error=BOOM), min_members=1)
-    result = segment(phantom_case(), ensemble, Silent())
+    result = segment(phantom_case(), ensemble, SilentWatcher())
     assert result.fused.voters == ("a",)
     assert result.outcomes[1].status == "failed"
     assert result.outcomes[1].prediction is None
@@ -76,7 +79,7 @@ def test_the_others_may_vote_when_the_user_says_so(stub_ensemble: Build) -> None
 )
 def test_too_few_votes(stub_ensemble: Build, members: list[StubMember], min_members: int | None) -> None:
     with pytest.raises(MembersFailed):
-        segment(phantom_case(), stub_ensemble(*members, min_members=min_members), Silent())
+        segment(phantom_case(), stub_ensemble(*members, min_members=min_members), SilentWatcher())
 
 
 def test_more_votes_than_there_are_members_are_wrong_usage() -> None:
@@ -89,7 +92,7 @@ def test_more_votes_than_there_are_members_are_wrong_usage() -> None:
 def test_a_refused_input_is_no_member_failure(stub_ensemble: Build) -> None:
     refusing = StubMember("a", error=InputRefused("too small for this member"))
     with pytest.raises(InputRefused, match="too small"):
-        segment(phantom_case(), stub_ensemble(refusing, StubMember("b"), min_members=1), Silent())
+        segment(phantom_case(), stub_ensemble(refusing, StubMember("b"), min_members=1), SilentWatcher())
 
 
 def test_a_prediction_on_another_grid_is_a_failure(stub_ensemble: Build) -> None:
@@ -99,12 +102,14 @@ def test_a_prediction_on_another_grid_is_a_failure(stub_ensemble: Build) -> None
             return MemberPrediction(self.name, Volume(np.zeros(GRID.shape_zyx, np.float32), there), 1)
 
     with pytest.raises(MembersFailed, match="0 of 1"):
-        segment(phantom_case(), stub_ensemble(Elsewhere("a")), Silent())
+        segment(phantom_case(), stub_ensemble(Elsewhere("a")), SilentWatcher())
 
 
 def test_an_interrupt_is_no_member_failure(stub_ensemble: Build) -> None:
     with pytest.raises(KeyboardInterrupt):
-        segment(phantom_case(), stub_ensemble(StubMember("a", error=KeyboardInterrupt()), min_members=1), Silent())  # type: ignore[arg-type]
+        segment(
+            phantom_case(), stub_ensemble(StubMember("a", error=KeyboardInterrupt()), min_members=1), SilentWatcher()
+        )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1.5])
@@ -116,5 +121,5 @@ def test_what_is_no_probability_is_no_vote(stub_ensemble: Build, value: float) -
             return MemberPrediction(self.name, Volume(array, GRID), 1)
 
     with pytest.raises(MembersFailed, match="1 of 2") as failure:
-        segment(phantom_case(), stub_ensemble(StubMember("a"), Broken("b")), Silent())
+        segment(phantom_case(), stub_ensemble(StubMember("a"), Broken("b")), SilentWatcher())
     assert "no probabilities" in failure.value.found

@@ -13,15 +13,15 @@ from ensemble.types import AnyArray, BoolArray
 
 
 def head(lesion_share: float = 0.0) -> tuple[AnyArray, AnyArray, BoolArray]:
-    """DWI, ADC and mask of a ball of tissue around fluid; the lesion is a cap of the ball, as bright and dark as lesions get."""
+    """DWI, ADC and mask of a ball of tissue around CSF; the lesion is a cap of the ball, as bright and dark as lesions get."""
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, 48)] * 3, indexing="ij")
     radius = np.sqrt(z**2 + y**2 + x**2)
-    brain, fluid = radius < 0.9, radius < 0.42
-    lesion = brain & ~fluid & (z > np.quantile(z[brain], 1 - lesion_share) if lesion_share else np.zeros_like(brain))
+    brain, csf = radius < 0.9, radius < 0.42
+    lesion = brain & ~csf & (z > np.quantile(z[brain], 1 - lesion_share) if lesion_share else np.zeros_like(brain))
     draw = np.random.default_rng(1)
     noise = 1 + draw.normal(0, 0.1, (2, *brain.shape))
-    dwi = brain * np.where(fluid, 100.0, np.where(lesion, 2.0 * 300, 300.0)) * noise[0]
-    adc = brain * np.where(fluid, 3.0, np.where(lesion, 0.45 * 0.8, 0.8)) * noise[1]
+    dwi = brain * np.where(csf, 100.0, np.where(lesion, 2.0 * 300, 300.0)) * noise[0]
+    adc = brain * np.where(csf, 3.0, np.where(lesion, 0.45 * 0.8, 0.8)) * noise[1]
     return dwi.astype(np.float32), adc.astype(np.float32), brain
 
 

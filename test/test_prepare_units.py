@@ -9,20 +9,20 @@ import SimpleITK as sitk
 from conftest import shared
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.units import CLIP, adc_mode, adc_to_um2_per_ms, physical_intensities
+from ensemble.prepare.units import CLIP, adc_mode, adc_to_um2_per_ms, normalize_by_tissue
 from ensemble.types import AnyArray, Modality
 
 TISSUE_ADC = 0.8  # 1e-3 mm^2/s
 
 
 def head() -> tuple[AnyArray, AnyArray, AnyArray]:
-    """DWI, ADC (1e-3 mm^2/s) and the mask of a ball of tissue around a ball of fluid, with noise."""
+    """DWI, ADC (1e-3 mm^2/s) and the mask of a ball of tissue around a ball of CSF, with noise."""
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, 40)] * 3, indexing="ij")
     radius = np.sqrt(z**2 + y**2 + x**2)
-    brain, fluid = radius < 0.9, radius < 0.45
+    brain, csf = radius < 0.9, radius < 0.45
     noise = 1 + np.random.default_rng(1).normal(0, 0.05, brain.shape)
-    dwi = brain * np.where(fluid, 90.0, 300.0) * noise
-    adc = brain * np.where(fluid, 3.0, TISSUE_ADC) * noise
+    dwi = brain * np.where(csf, 90.0, 300.0) * noise
+    adc = brain * np.where(csf, 3.0, TISSUE_ADC) * noise
     return dwi.astype(np.float32), adc.astype(np.float32), brain
 
 
@@ -47,7 +47,7 @@ def test_the_mode_is_the_tissues_not_the_fluids() -> None:
 @pytest.mark.parametrize(("dwi_gain", "adc_scale"), [(1.0, 1.0), (0.01, 1e-3), (37.0, 1e3)])
 def test_tissue_is_one_whatever_gain_and_unit(dwi_gain: float, adc_scale: float) -> None:
     dwi, adc, brain = head()
-    images = physical_intensities(dwi * dwi_gain, adc * adc_scale, dwi * 7, brain)
+    images = normalize_by_tissue(dwi * dwi_gain, adc * adc_scale, dwi * 7, brain)
     tissue = brain & (adc > 0.6) & (adc < 1.0)
     for modality in Modality:
         assert np.median(images[modality][tissue]) == pytest.approx(1.0, abs=0.03)
@@ -59,7 +59,7 @@ def test_values_are_clipped_and_inputs_left_alone() -> None:
     dwi, adc, brain = head()
     dwi[20, 20, 35], adc[20, 20, 34] = 1e6, -5.0
     before = dwi.copy(), adc.copy()
-    images = physical_intensities(dwi, adc, None, brain)
+    images = normalize_by_tissue(dwi, adc, None, brain)
     assert Modality.FLAIR not in images
     assert images[Modality.DWI].max() == CLIP[Modality.DWI][1]
     assert images[Modality.ADC].min() == 0.0
@@ -71,7 +71,7 @@ def test_flair_may_miss_part_of_the_brain() -> None:
     dwi, adc, brain = head()
     flair = dwi.copy()
     flair[:18] = 0
-    images = physical_intensities(dwi, adc, flair, brain)
+    images = normalize_by_tissue(dwi, adc, flair, brain)
     tissue = brain & (adc > 0.6) & (adc < 1.0)
     tissue[:18] = False
     assert np.median(images[Modality.FLAIR][tissue]) == pytest.approx(1.0, abs=0.03)
@@ -80,7 +80,7 @@ def test_flair_may_miss_part_of_the_brain() -> None:
 def test_a_modality_without_signal_is_refused() -> None:
     dwi, adc, brain = head()
     with pytest.raises(InputRefused, match="FLAIR"):
-        physical_intensities(dwi, adc, np.zeros_like(dwi), brain)
+        normalize_by_tissue(dwi, adc, np.zeros_like(dwi), brain)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ def test_real_cases(case: str, ending: str, factor: float) -> None:
     assert 1000 < brain.sum() * voxel_ml < 1900
     assert adc_to_um2_per_ms(adc, brain) == factor
     assert 0.65 < adc_mode(adc * factor, brain) < 0.95
-    images = physical_intensities(dwi, adc, None, brain)
+    images = normalize_by_tissue(dwi, adc, None, brain)
     tissue = np.abs(images[Modality.ADC] - 1) < 0.15
     assert np.median(images[Modality.DWI][tissue]) == pytest.approx(1.0, abs=0.05)

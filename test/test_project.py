@@ -49,7 +49,7 @@ def test_files_that_contributing_names_exist() -> None:
         "ensemble/readers/stored.py": ("_READERS",),
         "ensemble/prepare/case.py": ("STEPS",),
         "ensemble/outputs/artifacts.py": ("ROLES", "MEMBER_ROLES"),
-        "ensemble/config.py": ("Extras", "RunConfig", "SessionKind"),
+        "ensemble/config.py": ("ExtraOutputs", "RunConfig", "SessionKind"),
     }.items():
         for symbol in symbols:
             assert f"`{symbol}`" in text

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import ensemble.publish
 from conftest import GRID, REPOSITORY, phantom_lesion, tree
 from ensemble.errors import UsageError
-from ensemble.folders import sole_writer
+from ensemble.folders import exclusive_writer
 from ensemble.outputs.formats.image import write as write_volume
 from ensemble.publish import check_writable, publish, replace_text, write_json
 from ensemble.volume import Volume, grid_of
@@ -217,22 +217,22 @@ def test_asking_whether_a_place_is_writable_changes_nothing(tmp_path: Path) -> N
 def test_a_second_writer_is_refused_by_whatever_path_it_comes(tmp_path: Path) -> None:
     out, alias = tmp_path / "out", tmp_path / "alias"
     alias.symlink_to(out)
-    with sole_writer(out):
+    with exclusive_writer(out):
         for path in (out, alias, tmp_path / "x" / ".." / "out", out / "."):
             (tmp_path / "x").mkdir(exist_ok=True)
-            with pytest.raises(UsageError, match="somebody else") as refusal, sole_writer(path):
+            with pytest.raises(UsageError, match="somebody else") as refusal, exclusive_writer(path):
                 raise AssertionError
             assert refusal.value.exit_code == 2
-        with sole_writer(tmp_path / "other"), publish(out) as staging:
+        with exclusive_writer(tmp_path / "other"), publish(out) as staging:
             (staging / "mask").touch()
     assert set(tree(tmp_path)) == {"alias", "out", "out/mask", "x"}
-    with sole_writer(alias):
+    with exclusive_writer(alias):
         pass
     assert set(tree(tmp_path)) == {"alias", "out", "out/mask", "x"}
 
 
 def test_a_folder_made_for_outputs_that_never_came_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), sole_writer(tmp_path / "a" / "b"):
+    with pytest.raises(RuntimeError), exclusive_writer(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
         raise RuntimeError
     assert tree(tmp_path) == {}
@@ -249,7 +249,7 @@ def test_who_is_refused_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.M
         really(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UsageError, match="somebody else"), sole_writer(out):
+    with pytest.raises(UsageError, match="somebody else"), exclusive_writer(out):
         pass
     os.close(others[0])
     assert set(tree(tmp_path)) == {"out"}
@@ -264,9 +264,9 @@ def test_a_folder_that_its_maker_took_away_is_made_anew(tmp_path: Path, monkeypa
         really(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with sole_writer(out):
+    with exclusive_writer(out):
         monkeypatch.undo()
-        with pytest.raises(UsageError, match="somebody else"), sole_writer(out):
+        with pytest.raises(UsageError, match="somebody else"), exclusive_writer(out):
             pass
 
 
@@ -274,13 +274,13 @@ def test_a_killed_writer_leaves_neither_lock_nor_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom ensemble.folders import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom ensemble.folders import exclusive_writer\n"
+        "with exclusive_writer(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, out], cwd=REPOSITORY, check=False)
     assert done.returncode == -signal.SIGKILL
     assert tree(out) == {}
-    with sole_writer(out):
+    with exclusive_writer(out):
         pass
 
 
@@ -292,7 +292,7 @@ def test_a_file_system_without_locks_is_noted_and_no_obstacle(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with caplog.at_level("INFO"), sole_writer(tmp_path / "out"):
+    with caplog.at_level("INFO"), exclusive_writer(tmp_path / "out"):
         pass
     assert "can't be locked" in caplog.text
 
@@ -300,11 +300,11 @@ def test_a_file_system_without_locks_is_noted_and_no_obstacle(
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_read_is_no_place_for_outputs(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=0o300)
-    with pytest.raises(UsageError, match="can't be written"), sole_writer(tmp_path / "out"):
+    with pytest.raises(UsageError, match="can't be written"), exclusive_writer(tmp_path / "out"):
         pass
 
 
 def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(UsageError, match="can't be written"), sole_writer(tmp_path / "out"):
+    with pytest.raises(UsageError, match="can't be written"), exclusive_writer(tmp_path / "out"):
         pass

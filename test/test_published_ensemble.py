@@ -16,13 +16,13 @@ from conftest import phantom_arrays, write_contract_case, write_image
 from ensemble.cli import main
 from ensemble.readers.imagefile import read_image
 from ensemble.types import AnyArray, Modality
+from nnunet_v1_folders import PUBLISHED as SEALS
+from nnunet_v1_folders import V1Spec, build_v1_folder
 from nvauto_files import PUBLISHED as NVAUTO
 from nvauto_files import save_script, write_tiny
 from swan_folders import PUBLISHED as SWAN
 from swan_folders import build_swan_folder
 from test_serve import serving
-from v1_folders import PUBLISHED as SEALS
-from v1_folders import V1Spec, build_v1_folder
 
 NETWORKS = {"seals": 1, "nvauto": 2, "swan": 2}
 OPTIONS = ("--device", "cpu", "--tta", "none", "--allow-torchscript")
@@ -81,7 +81,7 @@ def array(path: Path) -> AnyArray:
 def test_a_case_gets_the_majority_of_the_three(
     tmp_path: Path, archive: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, members = run(tmp_path, archive, "--save-member-masks", "--speck-ml", "0")
+    code, members = run(tmp_path, archive, "--save-member-masks", "--min-lesion-ml", "0")
     said = capfd.readouterr()
     assert (code, said.err) == (0, "")
     assert all(f"note: member {name}: without fold" in said.out for name in NETWORKS)

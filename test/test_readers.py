@@ -21,11 +21,11 @@ from scipy.spatial.transform import Rotation
 from conftest import GRID, phantom_arrays, write_image
 from ensemble.errors import InputRefused
 from ensemble.outputs.formats.image import write as write_volume
-from ensemble.readers.imagefile import case_name, read_case, read_image
+from ensemble.readers.b_values import select_dwi
+from ensemble.readers.geometry_checks import orthonormalize_direction
+from ensemble.readers.imagefile import case_name, read_files, read_image
 from ensemble.readers.names import image_suffix, stem
-from ensemble.readers.native import straightened
 from ensemble.readers.sources import source_files
-from ensemble.readers.volumes import diffusion_weighted
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume, to_sitk
 
@@ -334,7 +334,7 @@ def test_a_file_that_may_not_be_opened_is_not_called_damaged(tmp_path: Path, mon
 def test_one_file_for_two_modalities_is_refused(tmp_path: Path) -> None:
     path = write_image(DWI, tmp_path / "dwi.mha")
     with pytest.raises(InputRefused, match="two modalities"):
-        read_case("x", {Modality.DWI: path, Modality.ADC: path})
+        read_files("x", {Modality.DWI: path, Modality.ADC: path})
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ def test_the_file_of_b_values_that_is_asked_for_is_the_one_that_is_read(tmp_path
 def test_what_is_no_number_in_one_direction_is_none_in_their_mean(value: float) -> None:
     directions = np.stack([DWI * 3, DWI / 2, DWI, DWI * 2])
     directions[2, 12, 24, 20] = value
-    mean, _ = diffusion_weighted(directions, [0, 1000, 1000, 1000], Path("dwi.nii"))
+    mean, _ = select_dwi(directions, [0, 1000, 1000, 1000], Path("dwi.nii"))
     assert np.argwhere(~np.isfinite(mean)).tolist() == [[12, 24, 20]]
     assert np.allclose(np.nan_to_num(mean[DWI > 0]), np.where(np.isnan(mean), 0, DWI)[DWI > 0], rtol=1e-5)
     assert not mean[DWI == 0].any()
@@ -515,7 +515,7 @@ def test_what_straight_axes_move_is_noted_where_it_is_more_than_rounding(
 def test_a_straight_grid_is_left_as_it_is(cast: type) -> None:
     for seed in range(20):
         grid = replace(GRID, direction=tuple(np.asarray(oblique(seed, 20), cast).astype(float).tolist()))
-        assert straightened(grid, Path("a.mha"), "DWI", notes := []) is grid
+        assert orthonormalize_direction(grid, Path("a.mha"), "DWI", notes := []) is grid
         assert notes == []
 
 

@@ -15,7 +15,7 @@ from ensemble.geometry import Grid
 from ensemble.prepare import registration
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.case import prepare
-from ensemble.prepare.registration import Registration, register
+from ensemble.prepare.registration import RegistrationResult, register
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, BoolArray
@@ -29,7 +29,7 @@ def case() -> tuple[Volume, Volume, BoolArray]:
     return from_sitk(images[FLAIR]), dwi, brain_mask(dwi.array, adc.array)
 
 
-def registered(flair: Volume, dwi: Volume, brain: BoolArray) -> Registration:
+def registered(flair: Volume, dwi: Volume, brain: BoolArray) -> RegistrationResult:
     return register(flair, resample_volume(flair, dwi.grid), dwi, brain)
 
 

@@ -13,15 +13,15 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 
 from conftest import StubMember, phantom_case
-from ensemble.config import Extras
-from ensemble.outputs.artifacts import Segmented, artifacts
+from ensemble.config import ExtraOutputs
+from ensemble.outputs.artifacts import SegmentedCase, artifacts
 from ensemble.outputs.closing_lines import summary
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.outputs.report.figure import draw_overlay
 from ensemble.outputs.report.run_report import build_report
 from ensemble.pipeline import Ensemble, Result, segment
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from ensemble.types import Modality
 from ensemble.volume import from_sitk, to_sitk
 
@@ -36,7 +36,7 @@ def ensemble(stub_ensemble: Build) -> Ensemble:
 
 @pytest.fixture
 def result(ensemble: Ensemble) -> Result:
-    return segment(phantom_case(), ensemble, Silent())
+    return segment(phantom_case(), ensemble, SilentWatcher())
 
 
 def test_report_is_json_and_says_what_became_of_each_member(ensemble: Ensemble, result: Result) -> None:
@@ -65,7 +65,7 @@ def test_the_picture_outlines_the_lesion_and_only_a_lesion(
 ) -> None:
     draw_overlay(result, tmp_path / "lesion.png")
     assert red_pixels(tmp_path / "lesion.png") > 200
-    healthy = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), Silent())
+    healthy = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), SilentWatcher())
     draw_overlay(healthy, tmp_path / "healthy.png")
     assert red_pixels(tmp_path / "healthy.png") == 0
 
@@ -82,7 +82,7 @@ def test_the_patients_left_is_on_the_right_whatever_the_axes(
     for modality, image in raw.images.items():
         turned = sitk.Flip(sitk.PermuteAxes(to_sitk(image.volume), order), flips, False)
         images[modality] = replace(image, volume=from_sitk(turned))
-    result = segment(replace(raw, images=images), stub_ensemble(StubMember("a")), Silent())
+    result = segment(replace(raw, images=images), stub_ensemble(StubMember("a")), SilentWatcher())
     draw_overlay(result, tmp_path / "overlay.png")
     r, g, b = np.moveaxis(imread(tmp_path / "overlay.png")[..., :3], -1, 0)
     red = (r > 0.9) & (g < 0.4) & (b < 0.4)
@@ -101,8 +101,8 @@ def test_a_name_with_dollars_is_only_a_name(tmp_path: Path, result: Result) -> N
 def test_a_name_that_is_no_text_is_shown_as_far_as_it_goes(tmp_path: Path, ensemble: Ensemble, result: Result) -> None:
     name = "fall\udce4"  # what Python makes of a file name in Latin-1
     made = replace(result, case=replace(result.case, name=name, repairs=(f"{name}: turned",)))
-    case = Segmented(replace(phantom_case(), name=name), made, ensemble)
-    write(placed(artifacts(case, Extras(report=True)), Folder(".mha")), tmp_path)
+    case = SegmentedCase(replace(phantom_case(), name=name), made, ensemble)
+    write(placed(artifacts(case, ExtraOutputs(report=True)), Folder(".mha")), tmp_path)
     assert red_pixels(tmp_path / "overlay.png") > 200
     assert "fall\ufffd: turned" in (tmp_path / "report.html").read_text(encoding="utf-8")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

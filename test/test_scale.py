@@ -27,7 +27,7 @@ from ensemble.resample import ArrayResampling, resample_volume
 from ensemble.types import Modality
 from ensemble.volume import Volume
 from nnunet_folders import FolderSpec, build_folder
-from v1_folders import V1Spec, build_v1_folder
+from nnunet_v1_folders import V1Spec, build_v1_folder
 
 DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
 ALL = (DWI, ADC, FLAIR)
@@ -50,7 +50,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("a network ran")
 
-    monkeypatch.setattr(skull, "_predict", never)
+    monkeypatch.setattr(skull, "_brain_probability", never)
 
 
 @pytest.mark.parametrize("strip", ["auto", "always", "never"])
@@ -101,11 +101,11 @@ def test_an_extracted_flair_of_no_brains_size_is_refused(factors: tuple[float, f
 
 def test_hd_bets_brain_has_the_same_range(monkeypatch: pytest.MonkeyPatch) -> None:
     brain = phantom_arrays()[DWI] > 0
-    monkeypatch.setattr(skull, "_predict", lambda *_: brain)
+    monkeypatch.setattr(skull, "_brain_probability", lambda *_: brain)
     prepare(phantom_case(), "always")
     with pytest.raises(InputRefused, match="brain was not found"):
         prepare(phantom_case(), "always", brain_ml=(300.0, 1000.0))
-    monkeypatch.setattr(skull, "_predict", lambda *_: brain & (np.arange(len(brain)) > 17)[:, None, None])
+    monkeypatch.setattr(skull, "_brain_probability", lambda *_: brain & (np.arange(len(brain)) > 17)[:, None, None])
     with pytest.raises(InputRefused, match="brain was not found"):
         prepare(phantom_case(), "always")
 
@@ -164,9 +164,9 @@ def test_units_that_a_nifti_header_names_count(
         changed.header.set_xyzt_units(units)
         nibabel.save(changed, path)
         files.append(path)
-    from ensemble.readers.imagefile import read_case
+    from ensemble.readers.imagefile import read_files
 
-    raw = read_case("units", {DWI: files[0], ADC: files[1]})
+    raw = read_files("units", {DWI: files[0], ADC: files[1]})
     if code:
         with pytest.raises(InputRefused) as refusal:
             prepare(raw)
@@ -255,11 +255,11 @@ def test_no_lattice_is_resampled_that_no_memory_holds() -> None:
 
 def test_a_case_too_large_for_a_member_is_refused(tmp_path: Path) -> None:
     """A member that suits a brain meets an image that is none."""
-    from ensemble.families.nnunet_v2.member import NnunetMember
+    from ensemble.families.nnunet_v2.member import NnunetV2Member
     from ensemble.types import ignore_progress
 
     member = open_member(find_members(build_folder(tmp_path, SMALL))[0], InferenceSettings())
-    assert isinstance(member, NnunetMember)
+    assert isinstance(member, NnunetV2Member)
     case = prepare(phantom_case())
     grid = replace(GRID, spacing_mm=(400.0, 400.0, 500.0))
     huge = replace(case, images={m: Volume(v.array, grid) for m, v in case.images.items()})

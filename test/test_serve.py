@@ -24,10 +24,10 @@ import SimpleITK as sitk
 
 from conftest import REPOSITORY, slowness, tree, write_contract_case
 from ensemble.cli import main
-from ensemble.folders import sole_writer
+from ensemble.folders import exclusive_writer
 from ensemble.serve.serve import _listen
 from ensemble.serve.supervisor import Supervisor, Unavailable
-from ensemble.serve.worker import Done, Job, Ready
+from ensemble.serve.worker import Done, InvokeRequest, Ready
 from nnunet_folders import FolderSpec, build_folder
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ISLES_")}
@@ -246,7 +246,7 @@ def test_a_call_leaves_alone_what_another_process_is_writing(tmp_path: Path, wei
     with serving(tmp_path, weights, "--members", "first", "--tta", "none", fails=True) as server:
         assert server.invoke()[0] == 201
         before = tree(server.output)
-        with sole_writer(server.output):
+        with exclusive_writer(server.output):
             status, body = server.invoke()
             assert (status, body["exit_code"]) == (500, 2)
             assert "somebody else" in body["error"]["what"]
@@ -444,11 +444,11 @@ def test_a_port_that_can_not_be_is_wrong_usage(weights: Path, capfd: pytest.Capt
 @pytest.mark.parametrize("patience_s", [0, 0.5])
 def test_a_free_turn_is_had_without_waiting(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
     async def ask() -> tuple[Any, str]:
-        supervisor, job = Supervisor(None), Job(Path(), Path())  # type: ignore[arg-type]
+        supervisor, job = Supervisor(None), InvokeRequest(Path(), Path())  # type: ignore[arg-type]
         supervisor.ready = Ready({}, ())
         release = asyncio.Event()
 
-        async def run(job: Job) -> Done:
+        async def run(job: InvokeRequest) -> Done:
             await release.wait()
             return Done({})
 

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from conftest import write_contract_case
-from ensemble.serve.limits import MOST_CONNECTIONS, OnceAWhile, most_connections
-from ensemble.serve.supervisor import MOST_WAITING, Supervisor, Unavailable
-from ensemble.serve.worker import Done, Job, Ready
+from ensemble.serve.limits import MAX_CONNECTIONS, RateLimitFilter, max_connections
+from ensemble.serve.supervisor import MAX_WAITING, Supervisor, Unavailable
+from ensemble.serve.worker import Done, InvokeRequest, Ready
 from test_serve import Running, serving, slow_weights, weights  # noqa: F401
 
 HOSTILE = 1000
 #: Open files that the server may have.
 FILES = 256
-MOST_GROWTH = 50 << 20
+MAX_GROWTH = 50 << 20
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def test_a_thousand_strangers_do_not_keep_health_from_answering(tmp_path: Path, 
                 open_ones.enter_context(connect(server, kinds[number % len(kinds)]))
                 if number % 100 == 99:
                     assert server.ask("GET", "/health")[0] == 200  # among all of them, none of which has gone
-            assert resident(server) - before < MOST_GROWTH
+            assert resident(server) - before < MAX_GROWTH
         assert server.ask("GET", "/health")[0] == 200
         assert len(server.lines) - lines < 20, server.lines[lines:]
 
@@ -110,32 +110,32 @@ def test_callers_that_hung_up_lose_their_turn(tmp_path: Path, slow_weights: Path
 
 def test_only_so_many_calls_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> list[Any]:
-        supervisor, job, release = Supervisor(None), Job(Path(), Path()), asyncio.Event()  # type: ignore[arg-type]
+        supervisor, job, release = Supervisor(None), InvokeRequest(Path(), Path()), asyncio.Event()  # type: ignore[arg-type]
         supervisor.ready = Ready({}, ())
         supervisor._settled.set()
 
-        async def run(job: Job) -> Done:
+        async def run(job: InvokeRequest) -> Done:
             await release.wait()
             return Done({})
 
         monkeypatch.setattr(supervisor, "_run", run)
-        calls = [asyncio.create_task(supervisor.segment(job, 60)) for _ in range(1 + MOST_WAITING)]
+        calls = [asyncio.create_task(supervisor.segment(job, 60)) for _ in range(1 + MAX_WAITING)]
         await asyncio.sleep(0.05)
-        with pytest.raises(Unavailable, match=f"{MOST_WAITING} calls are waiting already"):
+        with pytest.raises(Unavailable, match=f"{MAX_WAITING} calls are waiting already"):
             await supervisor.segment(job, 60)
         release.set()
         return await asyncio.gather(*calls)
 
-    assert asyncio.run(ask()) == [Done({})] * (1 + MOST_WAITING)
+    assert asyncio.run(ask()) == [Done({})] * (1 + MAX_WAITING)
 
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_a_turn_is_free_again_when_its_caller_has_gone(monkeypatch: pytest.MonkeyPatch, loaded: bool) -> None:
     async def ask() -> Any:
-        supervisor, job = Supervisor(None), Job(Path(), Path())  # type: ignore[arg-type]
+        supervisor, job = Supervisor(None), InvokeRequest(Path(), Path())  # type: ignore[arg-type]
         release = asyncio.Event()
 
-        async def run(job: Job) -> Done:
+        async def run(job: InvokeRequest) -> Done:
             await release.wait()
             return Done({})
 
@@ -162,15 +162,15 @@ def test_a_turn_is_free_again_when_its_caller_has_gone(monkeypatch: pytest.Monke
 
 
 def test_connections_leave_room_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    for files, most in ((64, 8), (256, 64), (1 << 20, MOST_CONNECTIONS)):
+    for files, most in ((64, 8), (256, 64), (1 << 20, MAX_CONNECTIONS)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert most_connections() == most
+        assert max_connections() == most
 
 
 def test_the_log_tells_the_same_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    told = OnceAWhile()
+    told = RateLimitFilter()
 
     def record(message: str) -> logging.LogRecord:
         return logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, message, (), None)

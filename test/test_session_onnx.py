@@ -20,7 +20,7 @@ from ensemble.members.manifest import file_sha256, find_members, open_member
 from ensemble.members.pack import pack
 from ensemble.types import AnyArray, ignore_progress
 from nnunet_folders import FolderSpec, build_folder, small_case
-from v1_folders import PUBLISHED, V1Spec, build_v1_folder
+from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
 
 ONNX = InferenceSettings(tta="none", session="onnx")
 TORCH = replace(ONNX, session="torch")

@@ -58,7 +58,7 @@ def prepared(
     case: RawCase, brain: AnyArray, choice: SkullStrip, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[PreparedCase, int]:
     extractor = Extractor(brain)
-    monkeypatch.setattr(skull, "_predict", extractor)
+    monkeypatch.setattr(skull, "_brain_probability", extractor)
     return prepare(case, choice), extractor.calls
 
 
@@ -69,7 +69,7 @@ def test_auto_strips_a_head(monkeypatch: pytest.MonkeyPatch, noise: bool) -> Non
     result, calls = prepared(case, brain, "auto", monkeypatch)
     assert calls == 1
     assert np.array_equal(result.brain.array, brain)
-    assert not result.physical[DWI].array[~brain].any()
+    assert not result.tissue_normalized[DWI].array[~brain].any()
     assert not result.images[DWI].array[~brain].any()
     assert not result.as_read[DWI].array[~brain].any()
     assert any("skull stripped by HD-BET" in repair for repair in result.repairs)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ensemble.batch.progress import Show
+from ensemble.batch.case_loop import Outcome
+from ensemble.batch.progress import BatchProgress
 from ensemble.batch.summary import Row, write_summary
-from ensemble.batch.work import Outcome
 from ensemble.errors import InputRefused
+from ensemble.logging_setup import log_failure, set_up_logging, write_final_error_line
 from ensemble.serve.worker import Failed
-from ensemble.streams import last_word, log_failure, messages_to_stdout
-from ensemble.text import cell, visible
+from ensemble.text import spreadsheet_cell, visible
 
 #: Escape sequences, line breaks of all kinds, bidirectional overrides, zero widths, a tag, a byte that is no UTF-8.
 HOSTILE = "a\x1b[2K\rb\nlesions: 0, 0.000 ml\x85\u2028\u2029\u202e\u2066\u200b\ufeff\x9b\x07\U000e0041\udce9\x00\tz"
@@ -43,7 +43,7 @@ def forged(lines: list[str]) -> list[str]:
 
 
 def test_a_folders_name_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
-    messages_to_stdout()
+    set_up_logging()
     log = logging.getLogger("ensemble.x")
     log.info("note: %s", HOSTILE)
     log.info("in %s: %d, %.2f", Path(HOSTILE.replace("\0", "")), 3, 0.5)
@@ -55,12 +55,12 @@ def test_a_folders_name_forges_no_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_an_error_keeps_its_own_lines_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
-    messages_to_stdout()
+    set_up_logging()
     refused = InputRefused(f"the {HOSTILE} image", where=HOSTILE, found=HOSTILE, do="look")
     log_failure(refused)
     logging.getLogger("ensemble.x").info("%s", Failed.of(refused))
-    last_word(f"error: {refused}")
-    Show(1).tell(Outcome(HOSTILE, "failed", str(refused), 3))
+    write_final_error_line(f"error: {refused}")
+    BatchProgress(1).tell(Outcome(HOSTILE, "failed", str(refused), 3))
     lines = shown(capsys)
     assert not forged(lines)
     assert [line.split(":")[0] for line in lines if line.startswith("  ")].count("  where") == 2
@@ -68,7 +68,7 @@ def test_an_error_keeps_its_own_lines_and_no_others(capsys: pytest.CaptureFixtur
 
 
 def test_a_traceback_and_what_libraries_say_forge_no_line(capsys: pytest.CaptureFixture[str]) -> None:
-    messages_to_stdout()
+    set_up_logging()
     try:
         raise ValueError(HOSTILE)
     except ValueError as error:
@@ -81,7 +81,7 @@ def test_a_traceback_and_what_libraries_say_forge_no_line(capsys: pytest.Capture
 
 
 def test_the_last_word_is_one_line_that_acts_on_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    last_word(f"error: {HOSTILE}")
+    write_final_error_line(f"error: {HOSTILE}")
     assert len(shown(capsys)) == 2
 
 
@@ -117,5 +117,5 @@ def test_what_can_be_seen_stays_as_it_is() -> None:
         "\N{COMBINING ACUTE ACCENT}e",
     ):
         assert visible(text) == text
-        assert cell(text) == text
-    assert [cell(value) for value in (-1.5, 3, None, "", "a=b")] == [-1.5, 3, None, "", "a=b"]
+        assert spreadsheet_cell(text) == text
+    assert [spreadsheet_cell(value) for value in (-1.5, 3, None, "", "a=b")] == [-1.5, 3, None, "", "a=b"]

@@ -102,8 +102,8 @@ def test_inserted_lesions_are_bright_in_tissue_only_and_leave_the_rest() -> None
         assert torch.equal(images, before)
         assert not label[images[0] == 0].any()
         assert not changed[2].any()  # a missing FLAIR stays missing
-        fluid = images[1] > 2
-        assert torch.equal(changed[0][fluid], images[0][fluid])
+        csf = images[1] > 2
+        assert torch.equal(changed[0][csf], images[0][csf])
         if label.any():
             lesioned += 1
             assert float(changed[0][label > 0].mean()) > 1.1 * float(images[0][label > 0].mean())

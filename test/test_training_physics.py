@@ -42,9 +42,9 @@ def test_flair_nulls_fluid_at_its_inversion_time() -> None:
     t1, tr = 4300.0, 9000.0
     null = t1 * math.log(2 / (1 + math.exp(-tr / t1)))
     protocol = FlairProtocol(te_ms=100, tr_ms=tr, ti_ms=null)
-    fluid = inversion_recovery(uniform_maps(1.0, t1, 1500), protocol)
+    csf = inversion_recovery(uniform_maps(1.0, t1, 1500), protocol)
     white = inversion_recovery(uniform_maps(0.7, 1000, 72), protocol)
-    assert fluid.max() < 1e-4
+    assert csf.max() < 1e-4
     assert white.min() > 0.1
 
 
@@ -159,10 +159,10 @@ def test_damage_changes_parameters_by_its_factors() -> None:
 
 
 def test_the_table_orders_tissues_as_the_literature_does() -> None:
-    white, cortex, fluid, pallidum = (TISSUES[t] for t in (Tissue.WHITE, Tissue.CORTEX, Tissue.FLUID, Tissue.PALLIDUM))
-    assert white.adc < cortex.adc < 1.0 < 2.8 < fluid.adc < 3.2
-    assert pallidum.t2_ms < white.t2_ms < cortex.t2_ms < fluid.t2_ms
-    assert white.t1_ms < cortex.t1_ms < fluid.t1_ms
+    white, cortex, csf, pallidum = (TISSUES[t] for t in (Tissue.WHITE, Tissue.CORTEX, Tissue.CSF, Tissue.PALLIDUM))
+    assert white.adc < cortex.adc < 1.0 < 2.8 < csf.adc < 3.2
+    assert pallidum.t2_ms < white.t2_ms < cortex.t2_ms < csf.t2_ms
+    assert white.t1_ms < cortex.t1_ms < csf.t1_ms
 
 
 @pytest.mark.parametrize("contrast", [1.5, 2.0, 2.5])

@@ -16,7 +16,7 @@ from ensemble.prepare import skull
 from ensemble.prepare.case import prepare
 from ensemble.prepare.plausibility import refuse_implausible
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, BoolArray, Modality
 from ensemble.volume import Volume
 
@@ -25,35 +25,35 @@ GRID = Grid((56, 64, 40), (3.0, 3.0, 4.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 
 NO_DWI = "not diffusion-weighted"
 
 
-def brain(fluid_share: float = 0.05, lesion_share: float = 0.0) -> tuple[AnyArray, AnyArray, BoolArray]:
-    """Share of fluid (0-1, blurred), log of the ADC's factor in a lesion, and mask of an ellipsoid with ventricles."""
+def brain(csf_share: float = 0.05, lesion_share: float = 0.0) -> tuple[AnyArray, AnyArray, BoolArray]:
+    """Share of CSF (0-1, blurred), log of the ADC's factor in a lesion, and mask of an ellipsoid with ventricles."""
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in GRID.shape_zyx], indexing="ij")
     inside = (x / 0.9) ** 2 + (y / 0.92) ** 2 + (z / 0.9) ** 2 < 1
     radius = (x / 0.5) ** 2 + (y / 0.9) ** 2 + (z / 0.6) ** 2
-    edge = float(np.quantile(radius[inside], fluid_share))
-    fluid = np.clip(0.5 + 4 * (edge - radius) / max(edge, 0.05), 0, 1) if fluid_share else np.zeros_like(radius)
+    edge = float(np.quantile(radius[inside], csf_share))
+    csf = np.clip(0.5 + 4 * (edge - radius) / max(edge, 0.05), 0, 1) if csf_share else np.zeros_like(radius)
     lesion = x > np.quantile(x[inside], 1 - lesion_share) if lesion_share else np.zeros_like(inside)
-    return fluid, np.where(lesion & (fluid < 0.5), np.log(0.5), 0.0), inside
+    return csf, np.where(lesion & (csf < 0.5), np.log(0.5), 0.0), inside
 
 
 def scanned(
     b: float,
     te_ms: float = 85,
     *,
-    fluid_share: float = 0.05,
+    csf_share: float = 0.05,
     lesion_share: float = 0.0,
     noise: float = 0.04,
     given_b: float | None = None,
 ) -> tuple[AnyArray, AnyArray, BoolArray]:
     """An image of b = `given_b` (default: b) and the ADC map that b0 and b give, with noise."""
-    fluid, log_adc, inside = brain(fluid_share, lesion_share)
+    csf, log_adc, inside = brain(csf_share, lesion_share)
     draw = np.random.default_rng(3)
     adc = 0.8 * np.exp(log_adc + 0.05 * draw.standard_normal(inside.shape))
     tissue = 0.75 * 0.95 * np.exp(-te_ms / (80 * (1 - 0.3 * log_adc)))
     water = 0.7 * np.exp(-te_ms / 1200)
 
     def signal(b: float) -> AnyArray:
-        clean = (1 - fluid) * tissue * np.exp(-b * 1e-3 * adc) + fluid * water * np.exp(-b * 3e-3)
+        clean = (1 - csf) * tissue * np.exp(-b * 1e-3 * adc) + csf * water * np.exp(-b * 3e-3)
         sigma = noise * float(np.median(tissue * np.exp(-b * 0.8e-3)))
         return np.hypot(clean + sigma * draw.standard_normal(clean.shape), sigma * draw.standard_normal(clean.shape))
 
@@ -74,10 +74,10 @@ def with_scalp(dwi: AnyArray, adc: AnyArray, inside: BoolArray, fat: float) -> t
 
 
 @pytest.mark.parametrize("te_ms", [60, 85, 110])
-@pytest.mark.parametrize("fluid_share", [0.004, 0.03, 0.12])
+@pytest.mark.parametrize("csf_share", [0.004, 0.03, 0.12])
 @pytest.mark.parametrize("lesion_share", [0.0, 0.2])
-def test_a_b0_in_the_place_of_a_dwi(te_ms: float, fluid_share: float, lesion_share: float) -> None:
-    image, adc, inside = scanned(1000, te_ms, fluid_share=fluid_share, lesion_share=lesion_share, given_b=0)
+def test_a_b0_in_the_place_of_a_dwi(te_ms: float, csf_share: float, lesion_share: float) -> None:
+    image, adc, inside = scanned(1000, te_ms, csf_share=csf_share, lesion_share=lesion_share, given_b=0)
     with pytest.raises(InputRefused, match=NO_DWI) as refusal:
         refuse_implausible(image, adc, inside, "here")
     assert "b about 1000" in refusal.value.do
@@ -86,15 +86,13 @@ def test_a_b0_in_the_place_of_a_dwi(te_ms: float, fluid_share: float, lesion_sha
 @pytest.mark.slow
 @pytest.mark.parametrize("b", [500, 700, 1000, 2000])
 @pytest.mark.parametrize("te_ms", [60, 85, 110])
-@pytest.mark.parametrize("fluid_share", [0.0, 0.004, 0.03, 0.12])
+@pytest.mark.parametrize("csf_share", [0.0, 0.004, 0.03, 0.12])
 @pytest.mark.parametrize("lesion_share", [0.0, 0.2])
 @pytest.mark.parametrize("noise", [0.02, 0.1])
-def test_no_dwi_is_taken_for_a_b0(
-    b: float, te_ms: float, fluid_share: float, lesion_share: float, noise: float
-) -> None:
-    if b > 1000 and lesion_share and fluid_share < 0.01:
-        pytest.skip("240 ml of infarct in a brain without fluid looks like swapped images")
-    image, adc, inside = scanned(b, te_ms, fluid_share=fluid_share, lesion_share=lesion_share, noise=noise)
+def test_no_dwi_is_taken_for_a_b0(b: float, te_ms: float, csf_share: float, lesion_share: float, noise: float) -> None:
+    if b > 1000 and lesion_share and csf_share < 0.01:
+        pytest.skip("240 ml of infarct in a brain without CSF looks like swapped images")
+    image, adc, inside = scanned(b, te_ms, csf_share=csf_share, lesion_share=lesion_share, noise=noise)
     refuse_implausible(image, adc, inside, "here")
 
 
@@ -146,10 +144,10 @@ def test_real_b0_images_are_refused_and_their_dwi_is_not(monkeypatch: pytest.Mon
         head = ndimage.binary_fill_holes(above_background(dwi.array))
         return np.asarray(ndimage.distance_transform_edt(head, dwi.grid.spacing_zyx_mm) > 28)
 
-    monkeypatch.setattr(skull, "_predict", deep)
-    prepare(read_case(name, {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
+    monkeypatch.setattr(skull, "_brain_probability", deep)
+    prepare(read_files(name, {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
     with pytest.raises(InputRefused, match=NO_DWI):
-        prepare(read_case(name, {DWI: folder / "b0.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
+        prepare(read_files(name, {DWI: folder / "b0.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
 
 
 @pytest.mark.slow

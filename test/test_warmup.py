@@ -11,7 +11,7 @@ import pytest
 from conftest import StubMember
 from ensemble.config import SkullStrip
 from ensemble.families.base import InferenceSettings, MemberPrediction
-from ensemble.inference.engine import Tta
+from ensemble.inference.engine import MirrorMode
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import PreparedCase
 from ensemble.serve import warmup
@@ -40,7 +40,7 @@ def test_every_member_runs_once_without_mirroring(
     members = Recorder("a"), Recorder("b", needs=(Modality.FLAIR,))
     with caplog.at_level(logging.WARNING):
         warmup.warm_up(stub_ensemble(*members, tta="mirror", skull_strip=skull_strip))
-    assert [member.asked for member in members] == [[(Tta.NONE.value, frozenset(Modality))]] * 2
+    assert [member.asked for member in members] == [[(MirrorMode.NONE.value, frozenset(Modality))]] * 2
     assert not caplog.records
 
 
@@ -53,7 +53,7 @@ def test_a_member_that_fails_is_no_reason_to_end(stub_ensemble: Build, caplog: p
 def test_it_ends_when_time_is_up(
     stub_ensemble: Build, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(warmup, "LONGEST_S", -1.0)
+    monkeypatch.setattr(warmup, "WARM_UP_LIMIT_S", -1.0)
     member = Recorder("a")
     with caplog.at_level(logging.INFO):
         warmup.warm_up(stub_ensemble(member))

@@ -15,20 +15,28 @@ import SimpleITK as sitk
 import torch
 
 from batch_runs import run_batch, write_weights
-from conftest import GRID, StubMember, last_word, phantom_arrays, phantom_case, write_contract_case, write_image
+from conftest import (
+    GRID,
+    StubMember,
+    phantom_arrays,
+    phantom_case,
+    write_contract_case,
+    write_final_error_line,
+    write_image,
+)
 from dicom_files import write_series
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, OutOfMemory, UserError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.files import hindrance
-from ensemble.memory import is_out_of_memory, told
+from ensemble.files import unreadable_reason
+from ensemble.logging_setup import native_stderr_to_log
+from ensemble.memory import as_user_error, is_out_of_memory
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_case, read_image
+from ensemble.readers.imagefile import read_files, read_image
 from ensemble.serve.worker import Failed
-from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
 from ensemble.volume import Volume
 from ensemble.weights.checkpoints import read_checkpoint
@@ -150,7 +158,7 @@ def test_the_limit_of_skew_is_the_same_in_every_kind_of_file(
     ],
 )
 def test_rights_are_blamed_only_for_rights(tmp_path: Path, number: int, rights: bool) -> None:
-    why = hindrance(tmp_path / "x", OSError(number, os.strerror(number), str(tmp_path / "x")))
+    why = unreadable_reason(tmp_path / "x", OSError(number, os.strerror(number), str(tmp_path / "x")))
     words = f"{why.what} {why.found} {why.do}"
     assert ("right" in words) is rights
     assert ("we run as user" in words) is rights
@@ -182,7 +190,7 @@ def test_what_the_reader_noted_survives_a_later_refusal(tmp_path: Path) -> None:
     """ADC lies elsewhere since its header says nothing: "covers 12 %" alone sends people looking in the wrong place."""
     dwi = write_image(DWI, tmp_path / "dwi.nii")
     adc = without_orientation(write_image(ARRAYS[Modality.ADC], tmp_path / "adc.nii"))
-    raw = read_case("x", {Modality.DWI: dwi, Modality.ADC: adc})
+    raw = read_files("x", {Modality.DWI: dwi, Modality.ADC: adc})
     with pytest.raises(InputRefused) as refusal:
         prepare(raw)
     assert "NIfTI codes 0" in str(refusal.value)
@@ -199,7 +207,7 @@ def test_it_survives_in_every_outlet(tmp_path: Path, capfd: pytest.CaptureFixtur
     capfd.readouterr()
     given = ["--dwi", str(folder / "dwi.nii"), "--adc", str(folder / "adc.nii"), "--out", str(tmp_path / "run")]
     assert main(["run", *given, "--device", "cpu", "--skull-strip", "never"]) == 3
-    assert "NIfTI codes 0" in last_word(capfd.readouterr().err)
+    assert "NIfTI codes 0" in write_final_error_line(capfd.readouterr().err)
     refused = InputRefused("x")
     refused.notes = ("DWI: odd", "ADC: odd")
     assert "ADC: odd" in str(Failed.of(refused))
@@ -231,12 +239,12 @@ MEMORY = (
 @pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)
 def test_memory_that_ran_out_is_told(error: Exception) -> None:
     assert is_out_of_memory(error)
-    as_told = told(error)
+    as_told = as_user_error(error)
     assert isinstance(as_told, OutOfMemory)
     assert as_told.exit_code == 137
     assert "memory" in as_told.do
     assert not is_out_of_memory(ValueError("out of memory is a phrase"))
-    assert told(refused := InputRefused("x")) is refused
+    assert as_user_error(refused := InputRefused("x")) is refused
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)
@@ -274,7 +282,9 @@ def test_a_checkpoint_that_does_not_fit_into_memory_is_not_damaged(
     assert "damaged" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("stage", ["ensemble.pipeline.prepare_for", "ensemble.pipeline.fuse", "ensemble.pipeline.load"])
+@pytest.mark.parametrize(
+    "stage", ["ensemble.pipeline.prepare_for_run", "ensemble.pipeline.fuse", "ensemble.pipeline.load"]
+)
 def test_running_out_of_memory_is_no_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stage: str
 ) -> None:
@@ -292,7 +302,7 @@ def test_running_out_of_memory_is_no_bug(
     code = main(["--input", str(root), "--output", str(tmp_path / "out"), "--device", "cpu"])
     captured = capfd.readouterr()
     assert code == 137
-    assert "not enough memory" in last_word(captured.err)
+    assert "not enough memory" in write_final_error_line(captured.err)
     assert "bug" not in captured.out + captured.err
 
 
@@ -303,7 +313,7 @@ def test_running_out_of_memory_is_no_bug_in_a_batch(tmp_path: Path, monkeypatch:
     def fail(*arguments: object, **options: object) -> object:
         raise MemoryError
 
-    monkeypatch.setattr("ensemble.batch.work.prepare_for", fail)
+    monkeypatch.setattr("ensemble.batch.case_loop.prepare_for_run", fail)
     assert run_batch(tmp_path / "set", tmp_path / "out", write_weights(tmp_path / "weights")) == 137
     table = (tmp_path / "out" / "summary.csv").read_text()
     assert "not enough memory" in table

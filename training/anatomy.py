@@ -65,7 +65,7 @@ def _head(labels: np.ndarray, lut: np.ndarray) -> Anatomy:
                 to_class[number] = tissue
     classes = to_class[lut[labels]].transpose(2, 1, 0)[:, :, ::-1]
     tensor = torch.from_numpy(classes.copy())
-    solid = (tensor > 0) & (tensor != Tissue.FLUID)
+    solid = (tensor > 0) & (tensor != Tissue.CSF)
     tensor = tensor[bounding_box(solid, MARGIN_MM)].contiguous()
     return Anatomy(tensor, tract_map(tensor))
 
@@ -172,7 +172,7 @@ def random_person(head: Anatomy, draw: Draw) -> Person:
         F.grid_sample(head.classes[None, None].float(), grid, mode="nearest", align_corners=True)[0, 0].round().long()
     )
     tract = F.grid_sample(head.tract[None, None], grid, mode="bilinear", align_corners=True)[0, 0]
-    box = bounding_box((classes > 0) & (classes != Tissue.FLUID), MARGIN_MM)
+    box = bounding_box((classes > 0) & (classes != Tissue.CSF), MARGIN_MM)
     return Person(age_sulci(classes[box], draw), tract[box], coordinates[box], (size[0], size[1], size[2]))
 
 
@@ -217,13 +217,13 @@ def _deformed_grid(size: torch.Size, draw: Draw) -> Tensor:
 
 
 def age_sulci(classes: Tensor, draw: Draw) -> Tensor:
-    """Widen or close the sulci: fluid grows where its blurred share exceeds a threshold that varies over the head."""
-    fluid = (classes == Tissue.FLUID).float()
-    share = blur(fluid, 1.2)
+    """Widen or close the sulci: CSF grows where its blurred share exceeds a threshold that varies over the head."""
+    csf = (classes == Tissue.CSF).float()
+    share = blur(csf, 1.2)
     threshold = draw.uniform(0.3, 0.6) + 0.05 * draw.field(classes.shape, 40.0)[0]
     cortical = (classes == Tissue.CORTEX) | (classes == Tissue.WHITE)
-    aged = torch.where(cortical & (share > threshold), int(Tissue.FLUID), classes)
-    closes = (fluid > 0) & (share < threshold - 0.12) & (blur((classes == Tissue.CORTEX).float(), 1.2) > 0.3)
+    aged = torch.where(cortical & (share > threshold), int(Tissue.CSF), classes)
+    closes = (csf > 0) & (share < threshold - 0.12) & (blur((classes == Tissue.CORTEX).float(), 1.2) > 0.3)
     aged = torch.where(closes, int(Tissue.CORTEX), aged)
     ventricle = blur((classes == Tissue.VENTRICLE).float(), 1.5)
     wide = draw.uniform(0.2, 0.6)
@@ -231,8 +231,8 @@ def age_sulci(classes: Tensor, draw: Draw) -> Tensor:
 
 
 def brain_hull(classes: Tensor, draw: Draw) -> Tensor:
-    """The mask (0/1 float) of a skull-stripping tool: brain and the fluid of its sulci, its rim a little random."""
-    solid = ((classes > 0) & (classes != Tissue.FLUID)).float()
+    """The mask (0/1 float) of a skull-stripping tool: brain and the CSF of its sulci, its rim a little random."""
+    solid = ((classes > 0) & (classes != Tissue.CSF)).float()
     threshold = draw.uniform(0.28, 0.5) + 0.04 * draw.field(classes.shape, 25.0)[0]
     hull = (blur(solid, draw.uniform(2.5, 5.0)) > threshold) | (blur(solid, 7.0) > 0.62)
     return (hull & (classes > 0)).float()

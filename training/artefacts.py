@@ -114,7 +114,7 @@ def rim_gain(mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Gain (>= 0.3) on DWI from pile-up near the skull base, and the factor on ADC, cheap enough for every training step.
 
     ADC, a ratio, should not see pile-up; in patients the bright rims of the frontal and occipital poles often show a low ADC all
-    the same (b0 and DWI are distorted differently by eddy currents, and fluid is pushed out), so some bands lower it.
+    the same (b0 and DWI are distorted differently by eddy currents, and CSF is pushed out), so some bands lower it.
 
     Args:
         mask: brain (z, y, x) 0/1 on any grid, y to anterior; bands follow the mask's rim and are nearly symmetric.

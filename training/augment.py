@@ -10,7 +10,7 @@ from training.artefacts import box_of, rim_gain
 from training.draw import Draw
 
 DWI, ADC = 0, 1
-SOLID = 1.3  # ADC of tissue, relative to normal; above lies fluid
+SOLID = 1.3  # ADC of tissue, relative to normal; above lies CSF
 Place = tuple[float, float, float]
 CAPSULE = ((0.05, 0.0, 0.34), (0.2, 0.12, 0.07))  # place and spread in shares of the brain's box (z, y, |x|)
 

@@ -18,10 +18,10 @@ from scipy import ndimage, optimize
 from ensemble.config import RunConfig
 from ensemble.geometry import Triple
 from ensemble.memory import keep_freed_memory
-from ensemble.pipeline import Ensemble, load, predict
+from ensemble.pipeline import Ensemble, load, segment_prepared
 from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.progress import Silent
-from ensemble.readers.imagefile import read_case
+from ensemble.progress import SilentWatcher
+from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, FloatArray, Modality
 from training.evaluate import Truth, real_cases
 from training.simulate import ISOTROPIC_MM, SHARED, isotropic
@@ -36,7 +36,7 @@ class Background:
 
     name: str
     images: FloatArray
-    """(3: DWI, ADC, FLAIR; z, y, x), physically normalised, y to anterior; FLAIR is 0 everywhere where there is none."""
+    """(3: DWI, ADC, FLAIR; z, y, x), tissue-normalised, y to anterior; FLAIR is 0 everywhere where there is none."""
     spacing_mm: Triple
     """(z, y, x)"""
 
@@ -44,7 +44,7 @@ class Background:
 def volunteers(folder: Path) -> Iterator[Background]:
     """Whole heads: `<name>/dwi.nii.gz` and `adc.nii.gz`, stripped by HD-BET where the product finds a skull."""
     for head in sorted(path for path in folder.iterdir() if path.is_dir()):
-        raw = read_case(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
+        raw = read_files(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
         images, spacing = _canonical(prepare(raw))
         yield Background(f"volunteer_{head.name}", images, spacing)
 
@@ -67,7 +67,9 @@ def hemispheres(folder: Path) -> Iterator[Background]:
 
 
 def _lesion(truth: Truth, case: PreparedCase, ensemble: Ensemble) -> AnyArray:
-    return truth.mask if truth.mask is not None else predict(case, ensemble, Silent()).fused.mask.array > 0
+    return (
+        truth.mask if truth.mask is not None else segment_prepared(case, ensemble, SilentWatcher()).fused.mask.array > 0
+    )
 
 
 def _canonical(case: PreparedCase) -> tuple[FloatArray, Triple]:
@@ -75,7 +77,8 @@ def _canonical(case: PreparedCase) -> tuple[FloatArray, Triple]:
     turn = case.grid.canonical()
     empty = np.zeros(case.grid.shape_zyx, np.float32)
     arrays = [
-        case.physical[m].array if m in case.physical else empty for m in (Modality.DWI, Modality.ADC, Modality.FLAIR)
+        case.tissue_normalized[m].array if m in case.tissue_normalized else empty
+        for m in (Modality.DWI, Modality.ADC, Modality.FLAIR)
     ]
     return _anterior(turn.apply(np.stack(arrays))), turn.spacing(case.grid.spacing_zyx_mm)
 

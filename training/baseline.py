@@ -27,7 +27,7 @@ class ThresholdRule:
 
     def mask(self, case: PreparedCase) -> AnyArray:
         """The rule's mask (z, y, x) of a case."""
-        dwi, adc = case.physical[Modality.DWI].array, case.physical[Modality.ADC].array
+        dwi, adc = case.tissue_normalized[Modality.DWI].array, case.tissue_normalized[Modality.ADC].array
         return np.asarray((dwi > self.dwi_above) & (adc < self.adc_below) & case.brain.array)
 
 

@@ -28,9 +28,9 @@ from ensemble.memory import keep_freed_memory
 from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
 from ensemble.pipeline import Ensemble, Result, load, segment
 from ensemble.prepare.case import PreparedCase
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.imagefile import read_case, read_image
+from ensemble.readers.imagefile import read_files, read_image
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 from training.acquisition import Acquired
@@ -104,13 +104,13 @@ def real_cases(folder: Path) -> Iterator[Truth]:
         }
         images = {modality: files[modality.value] for modality in Modality if modality.value in files}
         truth = read_image(files["lesion_gt"], Modality.DWI).volume.array > 0 if "lesion_gt" in files else None
-        yield Truth(read_case(case.name, images), truth)
+        yield Truth(read_files(case.name, images), truth)
 
 
 def lesion_free_heads(folder: Path) -> Iterator[Truth]:
     """Folders that hold `dwi.nii.gz` and `adc.nii.gz` of volunteers, with skull."""
     for head in sorted(path for path in folder.iterdir() if path.is_dir()):
-        raw = read_case(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
+        raw = read_files(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
         yield Truth(raw, np.zeros(raw.images[Modality.DWI].volume.array.shape, bool))
 
 
@@ -133,7 +133,7 @@ def found_lesions(truth: Truth, tta: str, result: Result) -> list[Found]:
     """How much of each true lesion each mask holds."""
     if truth.mask is None or not truth.mask.any():
         return []
-    dwi, adc = (result.case.physical[m].array for m in (Modality.DWI, Modality.ADC))
+    dwi, adc = (result.case.tissue_normalized[m].array for m in (Modality.DWI, Modality.ADC))
     components, count = ndimage.label(truth.mask, structure=np.ones((3, 3, 3)))
     rows = []
     for number in range(1, count + 1):
@@ -213,7 +213,7 @@ def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -
     seen: list[Seen] = []
     for truth in cases:
         started = time.perf_counter()
-        result = segment(truth.raw, ensemble, Silent())
+        result = segment(truth.raw, ensemble, SilentWatcher())
         new = scores_of(truth, group, tta, result, time.perf_counter() - started)
         rows += new
         seen.append(Seen(truth, group, result.case, found_lesions(truth, tta, result)))
@@ -349,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulated", type=int, default=0, help="how many cases of the simulated validation set")
     parser.add_argument("--tta", default="mirror,none", help="for real cases: mirror, none or both")
     parser.add_argument("--simulated-tta", default="none")
-    parser.add_argument("--speck-ml", type=float, default=RunConfig.speck_ml, help="as of process.py")
+    parser.add_argument("--min-lesion-ml", type=float, default=RunConfig.min_lesion_ml, help="as of process.py")
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--csv", type=Path, help="where to write every number")
@@ -364,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan += [("normal", tta) for tta in options.tta.split(",") if options.normals]
     plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]
     for group, tta in plan:
-        config = RunConfig(options.weights, members, options.device, _tta(tta), speck_ml=options.speck_ml)
+        config = RunConfig(options.weights, members, options.device, _tta(tta), min_lesion_ml=options.min_lesion_ml)
         ensemble = load(config)
         rows, cases_seen = evaluate(_cases(group, options), group, ensemble, tta)
         scores += rows

@@ -33,7 +33,7 @@ from training.outlines import outline
 
 DWI, ADC, FLAIR = 0, 1, 2
 LESION_FREE_SHARE, EMBOLI_ONLY_SHARE = 0.15, 0.45
-FLUID_FROM, FLUID_FULLY = 1.3, 1.8  # ADC, times normal tissue
+CSF_FROM, CSF_FULLY = 1.3, 1.8  # ADC, times normal tissue
 FLAIR_TE_MS = 110.0
 Spacing = tuple[float, float, float]
 
@@ -42,14 +42,14 @@ def with_lesions(images: Tensor, spacing_mm: Spacing, library: LesionLibrary, dr
     """The brain with new infarcts, and the label (float 0/1; z, y, x) that a reader would draw.
 
     Args:
-        images: (2 or 3: DWI, ADC, FLAIR; z, y, x), physically normalised, 0 outside the brain; y to anterior, x to the left.
+        images: (2 or 3: DWI, ADC, FLAIR; z, y, x), tissue-normalised, 0 outside the brain; y to anterior, x to the left.
         spacing_mm: (z, y, x).
     """
     images = images.clone()
     brain = images[DWI] > 0
     share = torch.zeros_like(images[DWI])
     if not draw.chance(LESION_FREE_SHARE):
-        tissue = ((FLUID_FULLY - images[ADC]) / (FLUID_FULLY - FLUID_FROM)).clamp(0, 1) * brain
+        tissue = ((CSF_FULLY - images[ADC]) / (CSF_FULLY - CSF_FROM)).clamp(0, 1) * brain
         for where, stage, strength in _draw_lesions(tissue, brain, spacing_mm, library, draw):
             share = torch.maximum(share, where)
             _damage(images, where * strength, stage)

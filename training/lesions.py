@@ -21,9 +21,9 @@ from torch import Tensor
 
 from training.anatomy import Person, blur, material, to_grid_sample
 from training.draw import Draw
-from training.tissues import FLUID_CLASSES, ParameterMaps, Tissue
+from training.tissues import CSF_CLASSES, ParameterMaps, Tissue
 
-LEFT_OF_SHAPE = 0.8  # of a shape's volume, once fluid and other heads' sizes have taken their part
+LEFT_OF_SHAPE = 0.8  # of a shape's volume, once CSF and other heads' sizes have taken their part
 EMBOLUS_SPREAD = 0.4  # of the logarithm of radii
 OUTLINED_SHARE = 0.3  # of a lesion's full severity, from which on a reader outlines
 EMBOLI_ONLY_SHARE = 0.2  # of the patients with a lesion: a shower of emboli and nothing else
@@ -65,7 +65,7 @@ def load_lesions(shared: Path) -> LesionLibrary:
     with np.load(io.BytesIO(lzma.decompress(material(shared, MASKS).read_bytes()))) as archive:
         packed, shape = archive["packed"], tuple(int(n) for n in archive["shape"])
     volumes = np.bitwise_count(packed).sum(axis=1, dtype=np.int64) / 1000.0
-    # The MNI152 brain (without fluid) spans x -72..72, y -106..73, z -60..80 mm; the archive's affine is x = 78 - i,
+    # The MNI152 brain (without CSF) spans x -72..72, y -106..73, z -60..80 mm; the archive's affine is x = 78 - i,
     # y = j - 112, z = k - 50, so its lowest slices are cut off.
     box = ((0, 130), (6, 185), (6, 150))
     return LesionLibrary(packed, (shape[0], shape[1], shape[2]), volumes, box)
@@ -151,10 +151,10 @@ def draw_damage(person: Person, library: LesionLibrary, draw: Draw, lesion_free:
 
 
 def tissue_share(classes: Tensor) -> Tensor:
-    """1 in brain tissue, 0 in fluid and outside."""
+    """1 in brain tissue, 0 in CSF and outside."""
     dry = classes > 0
-    for fluid in FLUID_CLASSES:
-        dry &= classes != fluid
+    for csf in CSF_CLASSES:
+        dry &= classes != csf
     return dry.float()
 
 
@@ -329,7 +329,7 @@ def add_chronic(damage: Damage, person: Person, tissue: Tensor, library: LesionL
 
 
 def _add_scar(damage: Damage, window: tuple[slice, ...], shape: Tensor, draw: Draw) -> None:
-    """Gliosis around, fluid within: ADC 1.4-3.5 times normal, T2 1.5-8 times."""
+    """Gliosis around, CSF within: ADC 1.4-3.5 times normal, T2 1.5-8 times."""
     adc, t2 = math.log(draw.uniform(1.3, 3.3)) * shape, math.log(draw.uniform(1.4, 6.0)) * shape
     damage.log_adc[window] = torch.maximum(damage.log_adc[window], adc)
     damage.log_t2[window] = torch.maximum(damage.log_t2[window], t2)

@@ -20,7 +20,7 @@ def entry(spec: MemberSpec, weights: Path) -> dict[str, Any]:
         "kind": "nnunet",
         "folder": spec.name,
         "channels": list(spec.channels),
-        "intensities": "physical",
+        "intensities": "tissue_normalized",
         "orientation": "canonical",
         "spacing_mm": list(spec.spacing_mm),
         "licence": "Apache-2.0",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from ensemble.families.nnunet_v2.family import OWN_WORDS
+from ensemble.families.nnunet_v2.family import MEMBER_METADATA_KEY
 
 RESAMPLE = "resample_data_or_seg_to_shape"
 NEIGHBOURS = (0, -1, 1, -2, 2)  # slices that the 2.5-D member sees, its own first
@@ -86,12 +86,12 @@ def dataset_json(spec: MemberSpec) -> dict[str, Any]:
         "numTraining": 0,
         "file_ending": ".nii.gz",
         "description": "simulated patients (training/simulate.py)",
-        OWN_WORDS: {"intensities": "physical", "orientation": "canonical"},
+        MEMBER_METADATA_KEY: {"intensities": "tissue_normalized", "orientation": "canonical"},
     }
 
 
 def plans_json(spec: MemberSpec) -> dict[str, Any]:
-    """nnU-Net's plans. The images arrive physically normalised, hence NoNormalization; hence also BatchNorm, since
+    """nnU-Net's plans. The images arrive tissue-normalised, hence NoNormalization; hence also BatchNorm, since
     InstanceNorm would throw the absolute intensities away again.
     """
     return {

@@ -1,7 +1,7 @@
 """Labels as readers draw them: generous around emboli, along the visible border of large infarcts, blind to what noise hides.
 
 What ISLES'22's outlines look like: inside lesions above 0.3 ml the faintest tenth of the voxels has 1.09 times the background's DWI, the
-shell around them 1.00; 16 % of one lesion is fluid (closed over sulci); single bright voxels are outlined as 3 x 3.
+shell around them 1.00; 16 % of one lesion is CSF (closed over sulci); single bright voxels are outlined as 3 x 3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ensemble.types import AnyArray, BoolArray, FloatArray
 from training.draw import Draw
 
 SMALL_ML = 0.3  # components below this are widened, larger ones follow the visible border
-SPECK_ML = 0.1  # components below this are seen only where they are bright enough
+MIN_VISIBLE_ML = 0.1  # components below this are seen only where they are bright enough
 BOX = np.ones((3, 3, 3), dtype=bool)
 CROSS = ndimage.generate_binary_structure(3, 1)
 STEP_MM = 2.0  # how far an outline is widened
@@ -91,7 +91,7 @@ def outline(
 
 def seen(dwi: FloatArray, volume_ml: float, reader: Reader) -> bool:
     """Whether a component with these DWI values stands out: half of it beyond the border, a speck's brightest tenth well so."""
-    if volume_ml < SPECK_ML:
+    if volume_ml < MIN_VISIBLE_ML:
         return float(np.percentile(dwi, 90)) >= reader.sees
     return bool(dwi.size) and float(np.median(dwi)) >= reader.border
 

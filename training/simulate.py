@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ensemble.memory import keep_freed_memory
-from ensemble.prepare.units import physical_intensities
+from ensemble.prepare.units import normalize_by_tissue
 from ensemble.types import Modality
 from training.acquisition import Acquired, acquire, draw_spacing
 from training.anatomy import HELD_OUT_HEADS, TRAINING_HEADS, load_head, random_person
@@ -78,7 +78,7 @@ def brighten_plexus(maps: ParameterMaps, classes: torch.Tensor, draw: Draw) -> N
 def normalised(case: Acquired) -> tuple[np.ndarray, np.ndarray]:
     """Physical intensities as at inference: float16 (3: DWI, ADC, FLAIR; z, y, x), and uint8 labels (z, y, x)."""
     brain = case.brain.cpu().numpy()
-    images = physical_intensities(case.dwi.cpu().numpy(), case.adc.cpu().numpy(), case.flair.cpu().numpy(), brain)
+    images = normalize_by_tissue(case.dwi.cpu().numpy(), case.adc.cpu().numpy(), case.flair.cpu().numpy(), brain)
     stack = np.stack([images[m] for m in (Modality.DWI, Modality.ADC, Modality.FLAIR)])
     label = case.lesion.cpu().numpy()
     box = tuple(

@@ -2,7 +2,7 @@
 
 Sources: T1, T2: Stanisz et al., Magn Reson Med 2005 (grey matter T1 1820/T2 99 ms, white matter 1084/69 ms at 3 T);
 Wansapura et al., JMRI 1999 (regional T2 at 3 T: deep grey nuclei shortened by iron). ADC: Helenius et al., AJNR 2002 and
-Sener, 2001 (white matter 0.68-0.75, cortex 0.78-0.89, thalamus 0.73-0.78, cerebellum 0.66-0.75, fluid 2.9-3.2 in
+Sener, 2001 (white matter 0.68-0.75, cortex 0.78-0.89, thalamus 0.73-0.78, cerebellum 0.66-0.75, CSF 2.9-3.2 in
 1e-3 mm^2/s). Proton density: Abbas et al., 2015 (relative to water).
 """
 
@@ -23,7 +23,7 @@ class Tissue(IntEnum):
     OUTSIDE = 0
     WHITE = 1
     CORTEX = 2
-    FLUID = 3
+    CSF = 3
     CEREBELLAR_WHITE = 4
     CEREBELLAR_CORTEX = 5
     THALAMUS = 6
@@ -53,7 +53,7 @@ TISSUES: dict[Tissue, Parameters] = {
     Tissue.OUTSIDE: Parameters(0.0, 1000, 70, 0.8),
     Tissue.WHITE: Parameters(0.70, 1000, 72, 0.74),
     Tissue.CORTEX: Parameters(0.83, 1500, 92, 0.85),
-    Tissue.FLUID: Parameters(1.0, 4300, 1200, 3.0, 0.2, 0.04),
+    Tissue.CSF: Parameters(1.0, 4300, 1200, 3.0, 0.2, 0.04),
     Tissue.CEREBELLAR_WHITE: Parameters(0.72, 1000, 78, 0.70),
     Tissue.CEREBELLAR_CORTEX: Parameters(0.84, 1400, 95, 0.78),
     Tissue.THALAMUS: Parameters(0.78, 1250, 76, 0.76),
@@ -71,7 +71,7 @@ TISSUES: dict[Tissue, Parameters] = {
 FREESURFER: dict[Tissue, tuple[int, ...]] = {
     Tissue.WHITE: (2, 41, 77, 78, 79, 25, 57, 85, 251, 252, 253, 254, 255),
     Tissue.CORTEX: (3, 42, 26, 58),
-    Tissue.FLUID: (24, 30, 62, 15),
+    Tissue.CSF: (24, 30, 62, 15),
     Tissue.VENTRICLE: (4, 43, 5, 44, 14, 72),
     Tissue.CEREBELLAR_WHITE: (7, 46),
     Tissue.CEREBELLAR_CORTEX: (8, 47),
@@ -84,7 +84,7 @@ FREESURFER: dict[Tissue, tuple[int, ...]] = {
     Tissue.VENTRAL_DIENCEPHALON: (28, 60),
     Tissue.CHOROID_PLEXUS: (31, 63, 136, 137, 163, 164),
 }
-FLUID_CLASSES = (Tissue.FLUID, Tissue.VENTRICLE)
+CSF_CLASSES = (Tissue.CSF, Tissue.VENTRICLE)
 
 
 @dataclass
@@ -108,7 +108,7 @@ def parameter_maps(classes: Tensor, draw: Draw) -> ParameterMaps:
     for tissue in Tissue:
         p = TISSUES[tissue]
         t2 = p.t2_ms * draw.lognormal(1.0, p.t2_spread) * (1 + shared_t2)
-        adc = p.adc * draw.lognormal(1.0, p.adc_spread) * (1 if tissue in FLUID_CLASSES else 1 + shared_adc)
+        adc = p.adc * draw.lognormal(1.0, p.adc_spread) * (1 if tissue in CSF_CLASSES else 1 + shared_adc)
         rows.append([p.proton_density, p.t1_ms, t2, adc])
     table = torch.tensor(rows, device=classes.device)
     density, t1, t2_map, adc_map = (table[:, i][classes] for i in range(4))

@@ -10,7 +10,7 @@ from typing import Any
 from ensemble.errors import InputRefused
 from ensemble.families.channels import parse_channel
 from ensemble.files import read_json
-from ensemble.readers.names import Named, image_suffix, stem, what_it_shows
+from ensemble.readers.names import ParsedName, image_suffix, parse_image_name, stem
 from ensemble.types import Modality
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -28,13 +28,13 @@ class Channels:
         self._root = root
         self._known: dict[Path, Mapping[int, Modality]] = {}
 
-    def named(self, path: Path) -> Named | None:
+    def named(self, path: Path) -> ParsedName | None:
         """What an image file shows; None where its name or its channel says nothing. Raises InputRefused for a damaged `dataset.json`."""
         match = numbered(path)
         if match is None:
             return None
         modality = self._of(path.parent).get(int(match["channel"]))
-        return Named(modality, match["case"]) if modality else None
+        return ParsedName(modality, match["case"]) if modality else None
 
     def _of(self, folder: Path) -> Mapping[int, Modality]:
         """The channels of images in a folder: as the nearest description says, at most one folder above the root."""
@@ -75,7 +75,7 @@ def _described(path: Path) -> Mapping[int, Modality] | None:
 
 
 def _modality(channel: str) -> Modality | None:
-    named = what_it_shows(channel.strip().removesuffix("?"))
+    named = parse_image_name(channel.strip().removesuffix("?"))
     if named is not None:
         return named.modality
     try:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ensemble.batch.layouts import Image
-from ensemble.readers.volumes import USUAL_B
+from ensemble.batch.layouts import FoundImage
+from ensemble.readers.b_values import USUAL_B
 from ensemble.types import Modality
 
 
@@ -15,14 +15,14 @@ from ensemble.types import Modality
 class Choice:
     """The images of a case."""
 
-    taken: Mapping[Modality, Image]
-    undecided: Mapping[Modality, Sequence[Image]]
+    taken: Mapping[Modality, FoundImage]
+    undecided: Mapping[Modality, Sequence[FoundImage]]
     """Modalities with several images that nothing tells apart."""
     notes: Mapping[Modality, str]
     """What was chosen from what."""
 
 
-def choose(images: Sequence[Image]) -> Choice:
+def choose(images: Sequence[FoundImage]) -> Choice:
     """One image a modality: as acquired rather than derived; of DWIs beside an ADC the trace, or the one of b = 1000; of runs the last one
     that has both."""
     given = {modality: [image for image in images if image.modality is modality] for modality in Modality}
@@ -48,10 +48,10 @@ def choose(images: Sequence[Image]) -> Choice:
     )
 
 
-def _best(images: Sequence[Image], *, with_adc: bool) -> list[Image]:
+def _best(images: Sequence[FoundImage], *, with_adc: bool) -> list[FoundImage]:
     """The images of one modality that no other one is preferred to."""
 
-    def rank(image: Image) -> tuple[object, ...]:
+    def rank(image: FoundImage) -> tuple[object, ...]:
         if (
             image.modality is not Modality.DWI or not with_adc
         ):  # a DWI of more volumes may be what an ADC is computed of
@@ -64,7 +64,7 @@ def _best(images: Sequence[Image], *, with_adc: bool) -> list[Image]:
     return [image for image, its in zip(images, ranks, strict=True) if its == first]
 
 
-def _last_common_run(modalities: Sequence[Sequence[Image]]) -> int | None:
+def _last_common_run(modalities: Sequence[Sequence[FoundImage]]) -> int | None:
     """The highest run of which there is one image of each modality; None where anything but runs tells images apart."""
     runs: list[set[int]] = []
     for images in modalities:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.outputs.layouts.places import Place
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.publish import replace_text
 
 HIDDEN = ".batch"
@@ -29,7 +29,7 @@ class Lock:
     descriptor: int
 
 
-class Session:
+class BatchClaims:
     """This process's part in the work on an output folder."""
 
     def __init__(self, root: Path, recipe_key: str) -> None:
@@ -42,7 +42,7 @@ class Session:
         self._held: set[Lock] = set()
         self._presence = self._join()
 
-    def claim(self, place: Place) -> Lock | None:
+    def claim(self, place: BidsEntities) -> Lock | None:
         """The right to work on a case; None while another process has it."""
         lock = _lock(self.folder / "locks" / f"{place.prefix}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is not None:
@@ -54,23 +54,23 @@ class Session:
         self._held.discard(lock)
         os.close(lock.descriptor)
 
-    def note_done(self, place: Place) -> None:
+    def note_done(self, place: BidsEntities) -> None:
         """Tell the other processes of this session that a case was done in it."""
         path = self._notes / f"{place.prefix}.done"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    def is_done(self, place: Place) -> bool:
+    def is_done(self, place: BidsEntities) -> bool:
         """Whether a case was done in this session."""
         return (self._notes / f"{place.prefix}.done").exists()
 
-    def note_failure(self, place: Place, failure: dict[str, Any]) -> None:
+    def note_failure(self, place: BidsEntities, failure: dict[str, Any]) -> None:
         """Tell the other processes of this session that a case can't be done."""
         path = self._notes / f"{place.prefix}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(failure), path.parent)
 
-    def failure(self, place: Place) -> dict[str, Any] | None:
+    def failure(self, place: BidsEntities) -> dict[str, Any] | None:
         """What was noted of a case in this session."""
         with suppress(OSError, ValueError):
             noted: dict[str, Any] = json.loads((self._notes / f"{place.prefix}.json").read_text())

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from ensemble.batch.channels import NEEDS_DESCRIPTION, Channels, numbered
 from ensemble.batch.grouping import cases_of, is_missing, names_of, refuse_equal_names
-from ensemble.batch.layouts import FoundCase, Image, by_name, missing, what_it_holds
+from ensemble.batch.layouts import FoundCase, FoundImage, by_name, classify_path, missing
 from ensemble.batch.walk import case_folders, unreadable_folder, walk
 from ensemble.batch.worklist import read_worklist
 from ensemble.errors import InputRefused
-from ensemble.files import first_names, hindrance, is_there, refuse_no_file
-from ensemble.readers.dicom.read import is_dicom, shown_in
+from ensemble.files import first_names, lexists, refuse_irregular_file, unreadable_reason
+from ensemble.readers.dicom.read import is_dicom, modalities_in
 from ensemble.readers.names import image_suffix
 from ensemble.readers.sources import is_annexed, real_path
 from ensemble.types import Modality
@@ -31,12 +31,12 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
     Raises InputRefused when it does not exist, can't be read, or holds no case.
     """
     try:
-        if is_there(dataset) and not dataset.is_dir():
-            refuse_no_file(dataset)
+        if lexists(dataset) and not dataset.is_dir():
+            refuse_irregular_file(dataset)
         found = read_worklist(dataset) if dataset.is_file() else _look_through(dataset, out)
     except OSError as error:
         where = Path(error.filename or dataset)
-        why = hindrance(where, error)
+        why = unreadable_reason(where, error)
         raise InputRefused("the dataset can't be read", where=where, found=why.said, do=why.do) from error
     if not any(case.files for case in found):
         raise InputRefused(
@@ -67,18 +67,18 @@ def _look_through(root: Path, out: Path) -> tuple[FoundCase, ...]:
     root = root.resolve()
     if not root.is_dir():
         raise InputRefused("the dataset does not exist", where=root, do="check the path")
-    groups: dict[tuple[str, ...], list[Image]] = defaultdict(list)
-    dicom: dict[tuple[str, ...], list[Image]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[FoundImage]] = defaultdict(list)
+    dicom: dict[tuple[str, ...], list[FoundImage]] = defaultdict(list)
     folders: set[Path] = set()
     unreadable: list[OSError] = []
     channels = Channels(root)
     for folder, names in walk(root, out.resolve(), unreadable):
         folders.add(folder)
         for path in (folder / name for name in names):
-            if image_suffix(path) and (image := what_it_holds(path, root, channels)):
+            if image_suffix(path) and (image := classify_path(path, root, channels)):
                 groups[image.group].append(image)
         for path in (*([folder] if folder != root else []), *(folder / name for name in names)):
-            if not image_suffix(path) and (image := what_it_holds(path, root, channels)) and is_dicom(path):
+            if not image_suffix(path) and (image := classify_path(path, root, channels)) and is_dicom(path):
                 dicom[image.group].append(image)
     for group, images in groups.items():
         images += [image for image in dicom[group] if is_missing(image, images)]
@@ -104,7 +104,7 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
     """A case's folder in which no file is an image of a modality by its name: a case of DICOM, or one with a problem."""
     name = folder.relative_to(root).as_posix()
     try:
-        files = _dicom_by_name(folder) or dict.fromkeys(shown_in(folder), folder)
+        files = _dicom_by_name(folder) or dict.fromkeys(modalities_in(folder), folder)
     except InputRefused as problem:
         return FoundCase(name, problem=problem)
     if files:

@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from ensemble.batch.choice import choose
-from ensemble.batch.layouts import FoundCase, Image, missing
+from ensemble.batch.layouts import FoundCase, FoundImage, missing
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, image_suffix
 from ensemble.types import Modality
 
 
-def names_of(groups: Mapping[tuple[str, ...], list[Image]], taken: set[str]) -> dict[tuple[str, ...], str]:
+def names_of(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]) -> dict[tuple[str, ...], str]:
     """What to call the case of each group: by its BIDS labels where they tell it from all others, else by where it lies."""
     holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for image in (image for images in groups.values() for image in images if image.labels):
@@ -27,7 +27,7 @@ def names_of(groups: Mapping[tuple[str, ...], list[Image]], taken: set[str]) -> 
     return names
 
 
-def is_missing(dicom: Image, images: list[Image]) -> bool:
+def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
     """Whether something named like DICOM is there, and the image files beside it, of one case by their names, lack its modality."""
     alike = [image for image in images if not image.prefix or not dicom.prefix or image.prefix == dicom.prefix]
     if any(image.modality is dicom.modality for image in alike):
@@ -38,7 +38,7 @@ def is_missing(dicom: Image, images: list[Image]) -> bool:
     return bool(inner) and not any(others)
 
 
-def cases_of(below: str, root: str, images: list[Image]) -> Iterator[FoundCase]:
+def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundCase]:
     """One case, or one for each prefix where a folder holds the images of several; never one of images that are named differently.
 
     It is called by where it lies below the root, or by the root.
@@ -89,7 +89,7 @@ def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
         yield FoundCase(name, files[0] if files else {}, refused)
 
 
-def _case(name: str, images: list[Image]) -> FoundCase:
+def _case(name: str, images: list[FoundImage]) -> FoundCase:
     choice = choose(images)
     files = {modality: choice.taken[modality].path for modality in Modality if modality in choice.taken}
     for modality, several in choice.undecided.items():

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.config import Extras, RunConfig
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
-from ensemble.files import hindrance
+from ensemble.files import unreadable_reason
 from ensemble.members.manifest import file_sha256
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
@@ -23,7 +23,7 @@ _IMMATERIAL = {"weights", "device", "allow_torchscript"}
 
 
 def recipe(
-    specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: Extras
+    specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: ExtraOutputs
 ) -> dict[str, Any]:
     """Everything but the images that decides about a result: ready for JSON."""
     options = {name: value for name, value in config.as_json().items() if name not in _IMMATERIAL}
@@ -61,7 +61,7 @@ def _reading(modality: Modality, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = Path(error.filename or path)
-        why = hindrance(where, error)
+        why = unreadable_reason(where, error)
         raise InputRefused(
             f"the {modality.label} image can't be read", where=where, found=why.said, do=why.do
         ) from error

@@ -10,9 +10,9 @@ from pathlib import Path
 from ensemble.batch.channels import Channels
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
-from ensemble.readers.names import ARCHIVE, Named, image_suffix, stem, what_it_shows
+from ensemble.readers.b_values import DIFFUSION_B, no_adc_error
+from ensemble.readers.names import ARCHIVE, ParsedName, image_suffix, parse_image_name, stem
 from ensemble.readers.sources import may_tell_b_values
-from ensemble.readers.volumes import DIFFUSION_B, no_adc
 from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
@@ -36,7 +36,7 @@ class FoundCase:
 
 
 @dataclass(frozen=True)
-class Image:
+class FoundImage:
     """An image file, and what its place and name say of it."""
 
     path: Path
@@ -70,7 +70,7 @@ class Image:
         return _RUN.sub("", self.path.name)
 
 
-def what_it_holds(path: Path, root: Path, channels: Channels) -> Image | None:
+def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | None:
     """The image of a case that a path holds, by its place and name; None for anything else.
 
     A path that is no image file is taken for a folder or an archive of DICOM. Raises InputRefused as `Channels` does.
@@ -78,28 +78,28 @@ def what_it_holds(path: Path, root: Path, channels: Channels) -> Image | None:
     folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else dicom_name(path)
     one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE
     if name in _SLUGS and folders[-1:] == ("images",) and not one_file:
-        return Image(path, _SLUGS[name], folders[:-1])
+        return FoundImage(path, _SLUGS[name], folders[:-1])
     if len(folders) >= 2 and folders[-2] == "images" and folders[-1] in _SLUGS and one_file:
-        return Image(path, _SLUGS[folders[-1]], folders[:-2])
+        return FoundImage(path, _SLUGS[folders[-1]], folders[:-2])
     if numbered := channels.named(path):
         own = folders if folders[-1:] == (numbered.case,) else (*folders, numbered.case)
-        return _labelled(path, numbered, folders) or Image(path, numbered.modality, own)
+        return _labelled(path, numbered, folders) or FoundImage(path, numbered.modality, own)
     named = _named(name)
     if named is None:
         return None
     at = folders[:-1] if folders and folders[-1].lower() == named.modality else folders  # it says what, not whose
-    image = _labelled(path, named, folders) or Image(path, named.modality, at, named.case)
+    image = _labelled(path, named, folders) or FoundImage(path, named.modality, at, named.case)
     return replace(image, b=named.b, trace=named.trace, derived=named.derived)
 
 
-def _named(name: str) -> Named | None:
+def _named(name: str) -> ParsedName | None:
     """What a name says, unless it names a b-value at which no lesion stands out: that is no DWI for us."""
-    named = what_it_shows(name)
+    named = parse_image_name(name)
     weighted = named is None or named.b is None or DIFFUSION_B[0] <= named.b <= DIFFUSION_B[1]
     return named if weighted else None
 
 
-def _labelled(path: Path, named: Named, folders: tuple[str, ...]) -> Image | None:
+def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundImage | None:
     """An image whose name begins with BIDS labels; None for others."""
     name, own = named.case, _BIDS.match(named.case)
     if own is None:
@@ -120,7 +120,7 @@ def _labelled(path: Path, named: Named, folders: tuple[str, ...]) -> Image | Non
     labels = ("sub-" + outer["subject"], *("ses-" + session for session in said[:1]))
     group = (*holder, inner[0], *(() if outer["session"] else labels[1:]))
     at_odds = len(set(said)) > 1 or own["subject"] != outer["subject"]
-    return Image(path, named.modality, group, prefix, labels, holder, at_odds)
+    return FoundImage(path, named.modality, group, prefix, labels, holder, at_odds)
 
 
 def by_name(path: Path) -> Modality | None:
@@ -138,7 +138,7 @@ def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
     """What to say of a case without DWI, or without an ADC that could not be computed either."""
     if Modality.DWI in files:
         known = Modality.ADC in files or may_tell_b_values(files[Modality.DWI])
-        return None if known else no_adc(files[Modality.DWI], "its b-values are not known")
+        return None if known else no_adc_error(files[Modality.DWI], "its b-values are not known")
     return InputRefused(
         "there is no DWI image",
         where=where,

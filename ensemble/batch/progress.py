@@ -7,9 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ensemble.batch.work import Outcome
-from ensemble.progress import Silent
-from ensemble.text import OurLines
+from ensemble.batch.case_loop import Outcome
+from ensemble.progress import SilentWatcher
+from ensemble.text import TrustedLines
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Show(Silent):
+class BatchProgress(SilentWatcher):
     """Counts cases and says what became of each; off a terminal that is all."""
 
     def __init__(self, total: int) -> None:
@@ -30,14 +30,14 @@ class Show(Silent):
         text = {"done": "done", "kept": "complete already"}.get(outcome.status, outcome.message)
         log.log(
             logging.WARNING if outcome.status == "failed" else logging.INFO,
-            "[%d/%d] %s: %s", self.done, self.total, outcome.case, OurLines(text),
+            "[%d/%d] %s: %s", self.done, self.total, outcome.case, TrustedLines(text),
         )  # fmt: skip
 
     def close(self) -> None:
         """Nothing to take away."""
 
 
-class Bar(Show):
+class BatchBar(BatchProgress):
     """A bar on stderr; only failures get a line."""
 
     def __init__(self, total: int) -> None:
@@ -69,7 +69,7 @@ class Bar(Show):
         self.done += 1
         self.failed += outcome.status == "failed"
         if outcome.status == "failed":
-            log.warning("%s: %s", outcome.case, OurLines(outcome.message))
+            log.warning("%s: %s", outcome.case, TrustedLines(outcome.message))
         self._bar.update(self._task, completed=self.done, failed=self.failed)
 
     def close(self) -> None:
@@ -80,6 +80,6 @@ class Bar(Show):
         self._stream.close()
 
 
-def show(total: int) -> Show:
+def open_progress(total: int) -> BatchProgress:
     """A bar when a person is watching stderr, lines otherwise."""
-    return Bar(total) if sys.stderr is not None and sys.stderr.isatty() else Show(total)
+    return BatchBar(total) if sys.stderr is not None and sys.stderr.isatty() else BatchProgress(total)

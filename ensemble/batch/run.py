@@ -7,21 +7,21 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.batch.claims import Session
+from ensemble.batch.case_loop import BatchPlan, Outcome, segment_cases
+from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
-from ensemble.batch.progress import Show, show
+from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.summary import Row, rows, write_summary
-from ensemble.batch.work import Job, Outcome, work
 from ensemble.batch.workers import gpus, work_on_each
-from ensemble.config import Extras, RunConfig
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
+from ensemble.logging_setup import write_final_error_line
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.outputs.layouts.bids import describe_tree, refuse_foreign_tree
-from ensemble.outputs.layouts.places import assign_places
+from ensemble.outputs.layouts.bids_entities import assign_entities
 from ensemble.pipeline import load
-from ensemble.streams import last_word
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,13 @@ _WORST_FIRST = (1, 137, 4, 2, 5, 3)
 
 
 def batch(
-    dataset: Path, out: Path, config: RunConfig, extras: Extras, *, resume: bool = True, workers: tuple[str, ...] = ()
+    dataset: Path,
+    out: Path,
+    config: RunConfig,
+    extras: ExtraOutputs,
+    *,
+    resume: bool = True,
+    workers: tuple[str, ...] = (),
 ) -> int:
     """Segment every case of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
 
@@ -39,25 +45,25 @@ def batch(
     """
     refuse_foreign_tree(out, dataset)
     cases = find_cases(dataset, out)
-    places = assign_places([case.name for case in cases])
+    places = assign_entities([case.name for case in cases])
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
-    job = Job(out, config, extras, recipe(specs, digests, config, extras), resolve_device(config.device), resume)
+    job = BatchPlan(out, config, extras, recipe(specs, digests, config, extras), resolve_device(config.device), resume)
     workers = workers or gpus(config.device)
     outcomes: dict[str, Outcome] = {}
     try:
-        session = Session(out, result_key(job.recipe, {}))
+        session = BatchClaims(out, result_key(job.recipe, {}))
         try:
             describe_tree(out, session.folder, dataset)
             log.info("%d cases in %s", len(cases), dataset)
             paired = [(case, places[case.name]) for case in cases]
             try:
-                with closing(show(len(cases))) as shown:
+                with closing(open_progress(len(cases))) as shown:
                     tell = _Teller(outcomes, shown)
                     if len(workers) > 1:
                         work_on_each(workers, job, paired, tell)
                     else:
-                        work(job, session, paired, lambda: load(config), shown, tell)
+                        segment_cases(job, session, paired, lambda: load(config), shown, tell)
             finally:  # also what was interrupted has a summary
                 table = rows(out, places, outcomes)
                 write_summary(out, session.folder, table)
@@ -73,7 +79,7 @@ class _Teller:
     """Keeps the first outcome of each case, and passes it on: of processes that share the work, each has one for every case."""
 
     outcomes: dict[str, Outcome]
-    shown: Show
+    shown: BatchProgress
 
     def __call__(self, outcome: Outcome) -> None:
         if outcome.case not in self.outcomes:
@@ -90,6 +96,8 @@ def _close(out: Path, table: list[Row], outcomes: dict[str, Outcome]) -> int:
     for name in ("summary.csv", "index.html"):
         log.info("  %s", out / name)
     if counts["failed"]:
-        last_word(f"error: {counts['failed']} of {len(table)} cases failed: {out / 'summary.csv'} says why")
+        write_final_error_line(
+            f"error: {counts['failed']} of {len(table)} cases failed: {out / 'summary.csv'} says why"
+        )
     codes = {outcome.exit_code for outcome in outcomes.values() if outcome.status == "failed"}
     return next((code for code in _WORST_FIRST if code in codes), max(codes, default=0))

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ensemble.batch.work import Outcome
+from ensemble.batch.case_loop import Outcome
 from ensemble.outputs.layouts.bids import REPORT_FILE, mask_file, read_report
-from ensemble.outputs.layouts.places import Place
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.publish import replace_text
-from ensemble.text import cell
+from ensemble.text import spreadsheet_cell
 
 #: Cases of an earlier dataset whose results stand in the tree.
 GONE = "not in the dataset"
@@ -48,7 +48,7 @@ class Row:
     """Why it failed."""
 
 
-def rows(root: Path, places: Mapping[str, Place], outcomes: Mapping[str, Outcome]) -> list[Row]:
+def rows(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> list[Row]:
     """A row for each case of the dataset, and for each result in the tree that belongs to none."""
     table = []
     for name, place in places.items():
@@ -73,12 +73,12 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, tuple(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: cell(value) for key, value in asdict(row).items()} for row in table)
+    writer.writerows({key: spreadsheet_cell(value) for key, value in asdict(row).items()} for row in table)
     replace_text(root / "summary.csv", text.getvalue(), scratch)
     replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
 
 
-def _of_report(row: Row, report: Mapping[str, Any], place: Place, root: Path) -> Row:
+def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: Path) -> Row:
     """A row with what a report says; what it doesn't say, as one of another version may, stays empty."""
     page = place.folder / "report.html"
     spent = _said(report, dict, "seconds") or {}
@@ -115,8 +115,8 @@ def _number(found: object) -> float | None:
         return None
 
 
-def _standing(root: Path) -> set[Place]:
+def _standing(root: Path) -> set[BidsEntities]:
     """Places in which a result stands."""
     reports = [*root.glob(f"sub-*/{REPORT_FILE}"), *root.glob(f"sub-*/ses-*/{REPORT_FILE}")]
     labels = [[part.partition("-")[2] for part in report.parent.relative_to(root).parts] for report in reports]
-    return {Place(*label) for label in labels}
+    return {BidsEntities(*label) for label in labels}

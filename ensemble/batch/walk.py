@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ensemble.batch.layouts import FoundCase
 from ensemble.errors import InputRefused
-from ensemble.files import hindrance, read_json
+from ensemble.files import read_json, unreadable_reason
 
 #: Folders beside the cases: of a BIDS dataset, of nnU-Net's; and those that hold its images, which are no case's own.
 _NO_CASES = {"derivatives", "sourcedata", "code", "stimuli", "phenotype", "labelsTr", "labelsTs"}
@@ -59,7 +59,7 @@ def unreadable_folder(error: OSError, root: Path) -> FoundCase:
     folder = Path(error.filename)
     if folder == root:
         raise error
-    why = hindrance(folder, error)
+    why = unreadable_reason(folder, error)
     refused = InputRefused(
         "the folder can't be read",
         where=folder,

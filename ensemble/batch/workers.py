@@ -10,25 +10,25 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
 
-from ensemble.batch.claims import Session
+from ensemble.batch.case_loop import BatchPlan, Outcome, segment_cases
+from ensemble.batch.claims import BatchClaims
 from ensemble.batch.identity import result_key
 from ensemble.batch.layouts import FoundCase
-from ensemble.batch.work import Job, Outcome, work
+from ensemble.child_process import run_child
 from ensemble.config import Device
 from ensemble.errors import MembersFailed, OutOfMemory, UserError
 from ensemble.folders import unwritable
-from ensemble.hosting import host
 from ensemble.memory import MORE_MEMORY
-from ensemble.outputs.layouts.places import Place
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.pipeline import load
-from ensemble.progress import Silent
+from ensemble.progress import SilentWatcher
 
 log = logging.getLogger(__name__)
 
 #: Exit codes of a process that found no memory, or was killed for it.
 _FOR_MEMORY = (OutOfMemory.exit_code, -signal.SIGKILL)
 
-Cases = Sequence[tuple[FoundCase, Place]]
+Cases = Sequence[tuple[FoundCase, BidsEntities]]
 
 
 def gpus(device: Device) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def gpus(device: Device) -> tuple[str, ...]:
     return tuple(named.split(",")) if named else tuple(map(str, range(torch.cuda.device_count())))
 
 
-def work_on_each(visible: Sequence[str], job: Job, cases: Cases, tell: Callable[[Outcome], None]) -> None:
+def work_on_each(visible: Sequence[str], job: BatchPlan, cases: Cases, tell: Callable[[Outcome], None]) -> None:
     """Let a process for each entry of `visible` work until all cases have come to an end.
 
     A process that dies leaves its case to the others. Raises what a process raised that a user can act on; when all died MembersFailed, or
@@ -88,17 +88,17 @@ def work_on_each(visible: Sequence[str], job: Job, cases: Cases, tell: Callable[
             process.join()
 
 
-def _main(visible: str, job: Job, cases: Cases, tell: Connection, level: int) -> NoReturn:
-    host(lambda: _serve(visible, job, cases, tell), level)
+def _main(visible: str, job: BatchPlan, cases: Cases, tell: Connection, level: int) -> NoReturn:
+    run_child(lambda: _serve(visible, job, cases, tell), level)
 
 
-def _serve(visible: str, job: Job, cases: Cases, tell: Connection) -> None:
+def _serve(visible: str, job: BatchPlan, cases: Cases, tell: Connection) -> None:
     """What each process does."""
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
     try:
-        session = Session(job.root, result_key(job.recipe, {}))
+        session = BatchClaims(job.root, result_key(job.recipe, {}))
         try:
-            work(job, session, cases, lambda: load(job.config), Silent(), tell.send)
+            segment_cases(job, session, cases, lambda: load(job.config), SilentWatcher(), tell.send)
         finally:
             session.leave()
     except UserError as error:

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.contract.isles22 import ContractCase
-from ensemble.outputs.artifacts import Segmented
+from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.layouts.contract import publish_case, refuse_unknown_masks
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
 from ensemble.publish import check_writable
 from ensemble.readers.base import RawCase
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 
 
 def run_case(
-    found: ContractCase, output_root: Path, load: Callable[[], Ensemble], extras: Extras, watcher: Watcher
+    found: ContractCase, output_root: Path, load: Callable[[], Ensemble], extras: ExtraOutputs, watcher: Watcher
 ) -> Result:
-    """Read, segment and publish a case, for exec and invoke mode alike. Raises as `read_case`, `load` and `execute` do.
+    """Read, segment and publish a case, for exec and invoke mode alike. Raises as `read_files`, `load` and `execute` do.
 
     Networks come last, so that a bad file or folder is refused at once.
     """
     check_writable(output_root)
-    raw = read_case(found.name, found.files)
+    raw = read_files(found.name, found.files)
     return execute(found, raw, output_root, load(), extras, watcher)
 
 
 def execute(
-    found: ContractCase, raw: RawCase, output_root: Path, ensemble: Ensemble, extras: Extras, watcher: Watcher
+    found: ContractCase, raw: RawCase, output_root: Path, ensemble: Ensemble, extras: ExtraOutputs, watcher: Watcher
 ) -> Result:
     """Segment a case and publish its outputs, all or nothing; those of an earlier case in the same folder go.
 
@@ -37,5 +37,5 @@ def execute(
     refuse_unknown_masks(output_root, found.mask_name)
     result = segment(raw, ensemble, watcher)
     found.refuse_if_changed()
-    publish_case(Segmented(raw, result, ensemble), extras, output_root, found.mask_name, found.results)
+    publish_case(SegmentedCase(raw, result, ensemble), extras, output_root, found.mask_name, found.results)
     return result

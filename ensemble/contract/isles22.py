@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
-from ensemble.files import hindrance, is_there, lacks_rights, read_json
+from ensemble.files import lacks_rights, lexists, read_json, unreadable_reason
 from ensemble.outputs.layouts.contract import OUTPUT_SLUG
 from ensemble.readers.dicom.files import begins_as_dicom
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
@@ -77,7 +77,7 @@ def find_inputs(root: Path) -> ContractCase:
         return ContractCase(files, stamps(files.values()))
     except OSError as error:
         where = Path(error.filename or root)
-        why = hindrance(where, error)
+        why = unreadable_reason(where, error)
         rights = "give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)"
         raise InputRefused(
             "the input folder can't be read",
@@ -142,7 +142,7 @@ def _listed_folders(inputs_json: Path) -> dict[str, Path]:
 
     Entries name their socket as `interface` (until mid-2025), `socket` (since), or both.
     """
-    if not is_there(inputs_json):
+    if not lexists(inputs_json):
         return {}
     try:
         entries = read_json(inputs_json)

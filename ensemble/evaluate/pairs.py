@@ -15,7 +15,7 @@ from typing import Any
 from ensemble.errors import InputRefused
 from ensemble.files import read_json
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
-from ensemble.streams import printable
+from ensemble.text import printable
 
 _BIDS = re.compile(r"^sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?(?=_|$)")
 _SUBJECT, _SESSION = re.compile(r"sub-([A-Za-z0-9]+)"), re.compile(r"ses-([A-Za-z0-9]+)")

@@ -14,9 +14,9 @@ from ensemble.evaluate.pairs import find_pairs
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score, score
 from ensemble.evaluate.statistics import Summary, summarise
+from ensemble.logging_setup import write_final_error_line
 from ensemble.publish import publish
-from ensemble.streams import last_word
-from ensemble.text import cell
+from ensemble.text import spreadsheet_cell
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ def _tell(
     for case, error in refused:
         log.error("%s is not measured: %s", case, error)
     if refused:
-        last_word(f"error: {len(refused)} of {len(scores) + len(refused)} cases are not measured: {out} says why")
+        write_final_error_line(
+            f"error: {len(refused)} of {len(scores) + len(refused)} cases are not measured: {out} says why"
+        )
     if without_truth:
         log.info("no true mask, passed over: %s", ", ".join(without_truth))
     log.info("%d of %d cases measured", len(scores), len(scores) + len(refused))
@@ -94,5 +96,5 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()
         writer.writerows(
-            {key: f"{v:.6g}" if isinstance(v, float) else cell(v) for key, v in row.items()} for row in rows
+            {key: f"{v:.6g}" if isinstance(v, float) else spreadsheet_cell(v) for key, v in row.items()} for row in rows
         )

@@ -11,11 +11,11 @@ from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import Pair
 from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.metrics import detected_lesions, dice, lesion_f1, volume_ml
-from ensemble.readers.stored import not_3d, read_stored
+from ensemble.readers.stored import not_3d_error, read_stored
 from ensemble.volume import Volume
 
 #: Share of an image that a lesion may fill.
-_MOST_OF_IMAGE = 0.5
+_MAX_SHARE_OF_IMAGE = 0.5
 #: The measures of ISLES'22.
 MEASURES = ("dice", "lesion_f1", "avd_ml", "alcd")
 
@@ -87,7 +87,7 @@ def read_mask(path: Path, label: str) -> Volume:
     if values.ndim == 4 and len(values) == 1:
         values = values[0]
     if values.ndim != 3:
-        raise not_3d(path, label, values.shape[::-1])
+        raise not_3d_error(path, label, values.shape[::-1])
     found = np.unique(values)
     if len(found) > 2 or not np.isfinite(found).all() or found[0] < 0 or (len(found) == 2 and found[0] != 0):
         finite = found[np.isfinite(found)]
@@ -100,7 +100,7 @@ def read_mask(path: Path, label: str) -> Volume:
             do="give 0 outside the lesion and one other value inside",
         )
     mask = values != 0
-    if (share := float(mask.mean())) > _MOST_OF_IMAGE:
+    if (share := float(mask.mean())) > _MAX_SHARE_OF_IMAGE:
         raise InputRefused(
             f"the {label} is no mask of a lesion",
             where=path,

@@ -68,7 +68,7 @@ class MemberPrediction:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialProgress:
     """Tells how far one of several equal parts of the work has come."""
 
     progress: ProgressCallback
@@ -104,7 +104,7 @@ class Unsupported:
 
 
 @dataclass(frozen=True)
-class Shown:
+class MemberDescription:
     """What a member's cheap files say of its networks."""
 
     channels: tuple[str, ...]
@@ -118,7 +118,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSpec:
     """One network of a member (that of a fold), before it is built."""
 
     weights: Path
@@ -138,7 +138,7 @@ class Network:
     """Gives the network with its weights. Raises WeightsBroken."""
 
 
-class Peer(Protocol):
+class ReferenceProgram(Protocol):
     """The program that weights of a kind come from, running them itself."""
 
     @property
@@ -180,7 +180,7 @@ class Family(Discovery, Protocol):
         """Names of a member's folds: "0", "1", ... or "all"."""
 
     @abstractmethod
-    def describe(self, folder: Path) -> Shown:
+    def describe(self, folder: Path) -> MemberDescription:
         """What the cheap files of a member's folder say. Raises WeightsBroken."""
 
     @abstractmethod
@@ -188,13 +188,13 @@ class Family(Discovery, Protocol):
         """A member with its networks on the device. Raises WeightsBroken for what is missing, damaged or not supported."""
 
     @abstractmethod
-    def networks(self, folder: Path) -> Sequence[Network]:
+    def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """The networks of a member's folder, packed or not. Raises WeightsBroken."""
 
-    def pack(self, source: Path, target: Path, precision: packed.Precision) -> None:
+    def pack(self, source: Path, target: Path, precision: packed.PackedPrecision) -> None:
         """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError where there is no such form."""
         raise UsageError(f"members of kind {self.kind} can't be packed", where=source, do="use the folder as it is")
 
-    def peer(self) -> Peer | None:
+    def reference(self) -> ReferenceProgram | None:
         """The program that these weights come from, to compare with; None where there is none. Raises UsageError if it is not installed."""
         return None

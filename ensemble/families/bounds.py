@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import Network
-from ensemble.families.cropping import MOST_NETWORK_VOXELS
+from ensemble.families.base import NetworkSpec
+from ensemble.families.cropping import MAX_NETWORK_VOXELS
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import is_too_large
 
 #: Edge of a cube that holds a large brain, and a slice's thickness where a network keeps the image's own (mm).
 _BRAIN_MM, _SLICE_MM = 185.0, 1.0
 #: Activations of one window: what nnU-Net plans for the largest GPUs stays below.
-_MOST_WINDOW_BYTES = 24 * 2**30
+_MAX_WINDOW_BYTES = 24 * 2**30
 
 
-def refuse_too_much(spec: MemberSpec, network: Network) -> None:
+def refuse_too_much(spec: MemberSpec, network: NetworkSpec) -> None:
     """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds, or with voxels as large as a brain."""
     patch = network.patch
     for spacing in (network.spacing_mm, spec.spacing_mm):
@@ -28,9 +28,9 @@ def refuse_too_much(spec: MemberSpec, network: Network) -> None:
         # so many that they are too many, where division would overflow
         brain = [max(1, round(min(_BRAIN_MM / mm, 1e9))) for mm in whole] if finite else []
         lattice = [max(pair) for pair in zip(brain, window, strict=True)] if finite else []
-        if not finite or is_too_large(lattice, MOST_NETWORK_VOXELS):
+        if not finite or is_too_large(lattice, MAX_NETWORK_VOXELS):
             raise _refusal(spec, spacing, patch, f": a brain would have {_times(brain)} voxels" if finite else "")
-    if network.window_bytes > _MOST_WINDOW_BYTES:
+    if network.window_bytes > _MAX_WINDOW_BYTES:
         needed = f" and {network.memory_of}: {network.window_bytes / 2**30:.0f} GiB a window"
         raise _refusal(spec, network.spacing_mm, patch, needed)
 

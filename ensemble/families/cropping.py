@@ -13,11 +13,11 @@ from ensemble.types import BoolArray, FloatArray
 
 Box = tuple[slice, slice, slice]
 #: Voxels that networks go over: some 5 GB with images and answers (docs/architecture.md). Half a millimetre is within it.
-MOST_NETWORK_VOXELS = 64_000_000
+MAX_NETWORK_VOXELS = 64_000_000
 
 
 @dataclass(frozen=True)
-class Placement:
+class CropResampleGeometry:
     """The way back from a network's grid to the image's."""
 
     shape: tuple[int, int, int]
@@ -42,7 +42,7 @@ class Placement:
 
     def to_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
         """An array (channels, a, b, c) in the box, at the network's spacing. Raises InputRefused where that is larger than any brain."""
-        if is_too_large(shape := self.network_shape, MOST_NETWORK_VOXELS):
+        if is_too_large(shape := self.network_shape, MAX_NETWORK_VOXELS):
             spacing = " x ".join(f"{mm:.3g}" for mm in self.network_spacing_mm)
             raise InputRefused(
                 "the image is too large at the voxel size that a member works at",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 #: What the two versions call the folder of the fold that is trained on all cases.
-WHOLE_V1, WHOLE_V2 = "all", "fold_all"
+ALL_FOLDS_V1, ALL_FOLDS_V2 = "all", "fold_all"
 
 
 def fold_folders(folder: Path, whole: str) -> dict[str, Path]:

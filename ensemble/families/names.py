@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 #: File systems take 255 bytes for a file's name, and batches put a case's name before a member's.
-LONGEST = 100
+MAX_CHARACTERS = 100
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def problem_of(name: object) -> str:
     """What keeps something from being a member's name; empty when nothing does."""
-    if isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= LONGEST:
+    if isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= MAX_CHARACTERS:
         return ""
-    return f"the name {name!r} is none: letters, digits, '.', '_' and '-' only, {LONGEST} at most, not '.' or '..'"
+    return (
+        f"the name {name!r} is none: letters, digits, '.', '_' and '-' only, {MAX_CHARACTERS} at most, not '.' or '..'"
+    )
 
 
 def name_of_path(path: str) -> str:
@@ -39,4 +41,4 @@ def distinct(names: Sequence[str], origins: Sequence[str]) -> list[str]:
 
 def _with_digest(name: str, origin: str) -> str:
     digest = hashlib.sha256(origin.encode(errors="surrogateescape")).hexdigest()[:8]
-    return f"{name.strip('.')[-(LONGEST - 9) :]}x{digest}"
+    return f"{name.strip('.')[-(MAX_CHARACTERS - 9) :]}x{digest}"

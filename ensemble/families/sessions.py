@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ensemble.families.base import InferenceSettings, Network
+from ensemble.families.base import InferenceSettings, NetworkSpec
 from ensemble.families.bounds import refuse_too_much
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.precision import resolve_precision
@@ -17,25 +17,25 @@ from ensemble.weights.onnx_form import open_onnx
 #: Size of the weights' files up to which a member's networks all stay in memory (bytes).
 HELD_BYTES = 2**30
 
-Opener = Callable[[Network, InferenceSettings], LoadedSession]
+Opener = Callable[[NetworkSpec, InferenceSettings], LoadedSession]
 
 
 def open_sessions(
-    spec: MemberSpec, networks: Sequence[Network], settings: InferenceSettings
+    spec: MemberSpec, networks: Sequence[NetworkSpec], settings: InferenceSettings
 ) -> tuple[LoadedSession, ...]:
     """One session a network. Raises WeightsBroken, before any is built for numbers that no memory holds."""
     for network in networks:
         refuse_too_much(spec, network)
-    return tuple(opened(network, settings) for network in networks)
+    return tuple(open_session(network, settings) for network in networks)
 
 
-class InTurn:
+class SequentialSessions:
     """A member's networks as sessions, one after the other: held in memory, or opened from their files when their turn comes.
 
     What is held takes as much memory again as its files; `HELD_BYTES` is the limit, which five networks of SEALS' size keep.
     """
 
-    def __init__(self, networks: Sequence[Network], open_one: Callable[[Network], LoadedSession]) -> None:
+    def __init__(self, networks: Sequence[NetworkSpec], open_one: Callable[[NetworkSpec], LoadedSession]) -> None:
         """Opens each network once, so that what is broken is told before any case. Raises WeightsBroken."""
         self._networks, self._open = networks, open_one
         self._held: list[LoadedSession] = []
@@ -53,23 +53,23 @@ class InTurn:
         return iter(self._held) if self._held else map(self._open, self._networks)
 
 
-def in_turn(
-    spec: MemberSpec, networks: Sequence[Network], settings: InferenceSettings, open_one: Opener | None = None
-) -> InTurn:
+def open_sequential_sessions(
+    spec: MemberSpec, networks: Sequence[NetworkSpec], settings: InferenceSettings, open_one: Opener | None = None
+) -> SequentialSessions:
     """Sessions for members whose networks go over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
     for network in networks:
         refuse_too_much(spec, network)
-    return InTurn(networks, lambda network: (open_one or opened)(network, settings))
+    return SequentialSessions(networks, lambda network: (open_one or open_session)(network, settings))
 
 
-def fit_for(settings: InferenceSettings, sessions: tuple[LoadedSession, ...]) -> tuple[LoadedSession, ...]:
+def sessions_for_tta(settings: InferenceSettings, sessions: tuple[LoadedSession, ...]) -> tuple[LoadedSession, ...]:
     """A member's networks; in the fastest arithmetic where mirroring is gated, which promises less, unless a precision was given."""
     if settings.tta == "gated" and settings.precision == "auto":
-        return tuple(session.quick for session in sessions)
+        return tuple(session.reduced_precision for session in sessions)
     return sessions
 
 
-def opened(network: Network, settings: InferenceSettings) -> LoadedSession:
+def open_session(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
     """The session of one network. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
     if settings.session != "torch":

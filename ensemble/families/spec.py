@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from ensemble.errors import WeightsBroken
@@ -26,7 +27,7 @@ class MemberSpec:
     """Where its files are."""
     channels: tuple[str, ...] | None = None
     """What each input channel shows, for example ("DWI", "ADC", "DWI[-1]"); None means that its own files say so."""
-    intensities: Literal["native", "physical"] = "native"
+    intensities: Literal["native", "tissue_normalized"] = "native"
     """Whether it wants images as read, or tissue-normalised ones (see `prepare/units.py`)."""
     orientation: Literal["native", "canonical"] = "native"
     """Whether arrays are brought to the nearest LPS axes before the networks, and back afterwards."""
@@ -54,7 +55,9 @@ class MemberSpec:
             kind=str(entry["kind"]),
             folder=folder,
             channels=_texts(channels) if channels is not None else None,
-            intensities=_choice(entry, "intensities", ("native", "physical")),
+            intensities=_choice(
+                entry, "intensities", ("native", "tissue_normalized"), {"physical": "tissue_normalized"}
+            ),
             orientation=_choice(entry, "orientation", ("native", "canonical")),
             spacing_mm=tuple(float(mm) for mm in entry.get("spacing_mm", ())),
             licence=str(entry.get("licence", "")),
@@ -81,7 +84,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def refuse_other_images(spec: MemberSpec) -> None:
+def refuse_unfit_images(spec: MemberSpec) -> None:
     """Raise WeightsBroken for a manifest that asks for other images than those as read, which alone these networks know."""
     if (spec.intensities, spec.orientation) != ("native", "native"):
         raise WeightsBroken(
@@ -92,8 +95,12 @@ def refuse_other_images(spec: MemberSpec) -> None:
         )
 
 
-def _choice(entry: Mapping[str, Any], key: str, allowed: tuple[str, str]) -> Any:
+def _choice(
+    entry: Mapping[str, Any], key: str, allowed: tuple[str, str], former: Mapping[str, str] = MappingProxyType({})
+) -> Any:
+    """Return the entry's word; of a word that versions before used (`former`), the one of today. Raises ValueError."""
     value = entry.get(key, allowed[0])
+    value = former.get(value, value) if isinstance(value, str) else value
     if value not in allowed:
         raise ValueError(f"{key} is {value!r}, not one of {', '.join(allowed)}")
     return value

@@ -28,7 +28,7 @@ class Average(Enum):
     """Softmax over the classes, as nnU-Net version 1 and MONAI-style pipelines."""
 
 
-class Tta(Enum):
+class MirrorMode(Enum):
     """Which mirrored passes are made."""
 
     MIRROR = "mirror"
@@ -36,7 +36,7 @@ class Tta(Enum):
     NONE = "none"
     """Only the unmirrored one."""
     GATED = "gated"
-    """All of them in windows where the unmirrored pass leaves a doubt; see `SlidingWindow.certainty`."""
+    """All of them in windows where the unmirrored pass leaves a doubt; see `SlidingWindowConfig.certainty`."""
 
 
 class NonFiniteLogits(ArithmeticError):
@@ -44,14 +44,14 @@ class NonFiniteLogits(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class SlidingWindow:
+class SlidingWindowConfig:
     """How an image is cut into windows, and how the networks' answers are put together."""
 
     window: Shape
     """Voxels of a window along z, y, x; 1 along z for 2-D networks."""
     mirror_axes: tuple[int, ...] = ()
     """Spatial axes (0 z, 1 y, 2 x) along which mirrored images look alike to the networks."""
-    tta: Tta = Tta.MIRROR
+    tta: MirrorMode = MirrorMode.MIRROR
     """Which mirrored passes are made."""
     average: Average = Average.LOGITS
     """What is averaged."""
@@ -71,14 +71,14 @@ class SlidingWindow:
     @property
     def flips(self) -> list[Flip]:
         """The passes that may be made of each window, the plain one first."""
-        return all_flips(() if self.tta is Tta.NONE else self.mirror_axes)
+        return all_flips(() if self.tta is MirrorMode.NONE else self.mirror_axes)
 
 
 @torch.inference_mode()
-def predict(
+def sliding_window_inference(
     image: torch.Tensor,
     networks: Sequence[Session],
-    how: SlidingWindow,
+    config: SlidingWindowConfig,
     progress: ProgressCallback = ignore_progress,
 ) -> torch.Tensor:
     """Mean of the networks' answers for a whole image.
@@ -101,38 +101,38 @@ def predict(
     if not networks:
         raise ValueError("no networks to predict with")
     try:
-        return _predict(image, networks, how, progress)
+        return _inference(image, networks, config, progress)
     except torch.OutOfMemoryError:
         if image.device.type == "cpu":
             raise
         torch.cuda.empty_cache()
-        return _predict(image.cpu(), networks, how, progress).to(image.device)
+        return _inference(image.cpu(), networks, config, progress).to(image.device)
 
 
-def _predict(
+def _inference(
     image: torch.Tensor,
     networks: Sequence[Session],
-    how: SlidingWindow,
+    config: SlidingWindowConfig,
     progress: ProgressCallback,
 ) -> torch.Tensor:
     _, z, y, x = image.shape
-    tiling = Tiling((z, y, x), how.window, how.blending)
+    tiling = Tiling((z, y, x), config.window, config.blending)
     padded = _padded(image, tiling)
-    importance = torch.from_numpy(how.blending.weights(how.window)).to(image.device)
+    importance = torch.from_numpy(config.blending.weights(config.window)).to(image.device)
     weights = torch.zeros(tiling.padded, device=image.device)
     windows = tiling.windows()
-    passes = _Passes(len(windows) * len(how.flips), progress)
-    runner = _Runner(networks, how)
+    passes = _Passes(len(windows) * len(config.flips), progress)
+    runner = _Runner(networks, config)
     total: torch.Tensor | None = None
-    for batch in _batches(padded, windows, how.batch_size):
-        answers = _answers(torch.stack([padded[:, *window] for window in batch.distinct]), runner, how, passes)
+    for batch in _batches(padded, windows, config.batch_size):
+        answers = _answers(torch.stack([padded[:, *window] for window in batch.distinct]), runner, config, passes)
         answers.mul_(importance)
         if total is None:
             total = torch.zeros((answers.shape[1], *tiling.padded), device=image.device)
         for window, answer in batch.pairs(answers):
             total[:, *window] += answer
             weights[window] += importance
-        passes.add((len(batch.windows) - len(batch.distinct)) * len(how.flips))
+        passes.add((len(batch.windows) - len(batch.distinct)) * len(config.flips))
     assert total is not None  # there is at least one window
     return total.div_(weights)[:, *tiling.inside]
 
@@ -175,17 +175,21 @@ def _padded(image: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     return torch.nn.functional.pad(image, [n for pair in reversed(tiling.padding) for n in pair])
 
 
-def _answers(windows: torch.Tensor, runner: _Runner, how: SlidingWindow, passes: _Passes) -> torch.Tensor:
+def _answers(windows: torch.Tensor, runner: _Runner, config: SlidingWindowConfig, passes: _Passes) -> torch.Tensor:
     """Mean over networks and flips (N, K, Z, Y, X) for a batch of windows (N, C, Z, Y, X)."""
-    plain, *flips = how.flips
+    plain, *flips = config.flips
     first = runner(windows, [plain])
     passes.add(len(windows))
-    doubtful = _doubtful(first, how) if how.tta is Tta.GATED else torch.arange(len(windows), device=windows.device)
+    doubtful = (
+        _uncertain(first, config)
+        if config.tta is MirrorMode.GATED
+        else torch.arange(len(windows), device=windows.device)
+    )
     passes.add(len(flips) * (len(windows) - len(doubtful)))
     if not flips or len(doubtful) == 0:
         return first
     inputs, total = windows[doubtful], first[doubtful]
-    at_once = max(1, how.batch_size // len(inputs))
+    at_once = max(1, config.batch_size // len(inputs))
     for start in range(0, len(flips), at_once):
         together = flips[start : start + at_once]
         total += runner(inputs, together)
@@ -197,8 +201,8 @@ def _answers(windows: torch.Tensor, runner: _Runner, how: SlidingWindow, passes:
 class _Runner:
     """Networks, and how many windows they were seen to take at once."""
 
-    def __init__(self, networks: Sequence[Session], how: SlidingWindow) -> None:
-        self._networks, self._average, self._most = networks, how.average, how.batch_size
+    def __init__(self, networks: Sequence[Session], config: SlidingWindowConfig) -> None:
+        self._networks, self._average, self._most = networks, config.average, config.batch_size
 
     def __call__(self, windows: torch.Tensor, flips: Sequence[Flip]) -> torch.Tensor:
         """Sum over flips of the networks' mean answers (N, K, Z, Y, X) to windows (N, C, Z, Y, X), mirrored back."""
@@ -236,11 +240,11 @@ def _answer(network: Session, windows: torch.Tensor, average: Average) -> torch.
     return logits.softmax(1) if average is Average.PROBABILITIES else logits
 
 
-def _doubtful(answers: torch.Tensor, how: SlidingWindow) -> torch.Tensor:
-    """Indices of the windows (N, K, Z, Y, X) in which some voxel's likeliest class is less than `how.certainty` probable."""
-    probabilities = answers if how.average is Average.PROBABILITIES else answers.softmax(1)
+def _uncertain(answers: torch.Tensor, config: SlidingWindowConfig) -> torch.Tensor:
+    """Indices of the windows (N, K, Z, Y, X) in which some voxel's likeliest class is less than `config.certainty` probable."""
+    probabilities = answers if config.average is Average.PROBABILITIES else answers.softmax(1)
     likeliest = probabilities.amax(1).flatten(1)
-    return (likeliest.amin(1) < how.certainty).nonzero().flatten()
+    return (likeliest.amin(1) < config.certainty).nonzero().flatten()
 
 
 class _Passes:

@@ -29,7 +29,7 @@ _BLOCKS = 256
 _FEW_CHANNELS = 10
 
 
-def fuse(network: nn.Module) -> nn.Module | None:
+def fuse_layers(network: nn.Module) -> nn.Module | None:
     """A copy for inference on the CPU that takes and gives channels-last windows in float32; the network is left as it is. None where
     this can't be done: parameters outside of convolutions and foldable normalisations, or no oneDNN.
     """

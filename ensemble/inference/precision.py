@@ -14,11 +14,11 @@ import torch
 from ensemble.config import Precision as Choice
 from ensemble.errors import UsageError
 
-Precision = Literal["fp32", "fp16", "bf16"]
+ResolvedPrecision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def resolve_precision(choice: Choice, device: torch.device) -> Precision:
+def resolve_precision(choice: Choice, device: torch.device) -> ResolvedPrecision:
     """The arithmetic for a choice of the user. Raises UsageError for one that the device has not."""
     if choice == "auto":
         return "fp16" if device.type == "cuda" else "fp32"

@@ -27,5 +27,5 @@ class LoadedSession(Session, Protocol):
         """Precision, and what computes, in a few words."""
 
     @property
-    def quick(self) -> LoadedSession:
+    def reduced_precision(self) -> LoadedSession:
         """The same network in coarser arithmetic where that is much faster, else the session itself."""

@@ -69,7 +69,7 @@ class OnnxSession:
         return f"fp32, {self._session.get_providers()[0]}"
 
     @property
-    def quick(self) -> OnnxSession:
+    def reduced_precision(self) -> OnnxSession:
         """Itself: there is one arithmetic."""
         return self
 

@@ -11,8 +11,8 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from ensemble.inference.device import exact
-from ensemble.inference.fused import channels_last, fuse, in_precision, replace_pools
-from ensemble.inference.precision import DTYPES, Precision, has_fast_bfloat16, resolve_precision
+from ensemble.inference.fused import channels_last, fuse_layers, in_precision, replace_pools
+from ensemble.inference.precision import DTYPES, ResolvedPrecision, has_fast_bfloat16, resolve_precision
 from ensemble.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class TorchSession:
         *,
         dims: int,
         device: str | torch.device,
-        precision: Precision | None = None,
+        precision: ResolvedPrecision | None = None,
         probe: Sequence[int] = (64, 64, 64),
     ) -> None:
         """`probe` is the size of a small window that the network takes (z, y, x, or y, x): on it the fused form must agree."""
@@ -58,7 +58,7 @@ class TorchSession:
         return f"{self.precision}, fused" if self.fused else self.precision
 
     @property
-    def quick(self) -> TorchSession:
+    def reduced_precision(self) -> TorchSession:
         """The same network in the fastest arithmetic that the device has in hardware, exact or not: itself where that is its own."""
         return self._coarse if self.fused and self.precision == "fp32" and has_fast_bfloat16(self.device) else self
 
@@ -85,7 +85,7 @@ class TorchSession:
 
     def _fused(self, probe: Sequence[int]) -> torch.nn.Module | None:
         """The fused network, if there is one and it gives the plain network's answer here."""
-        fused = fuse(self.network)
+        fused = fuse_layers(self.network)
         if fused is None:
             return None
         channels = next(self.network.parameters()).shape[1]

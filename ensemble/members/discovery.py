@@ -13,11 +13,11 @@ from ensemble.families.base import Unsupported
 from ensemble.families.names import distinct
 from ensemble.families.spec import PACKED, MemberSpec
 from ensemble.families.tree import WeightsTree
-from ensemble.files import is_there, read_json
+from ensemble.files import lexists, read_json
 from ensemble.weights.folder import readable
 
 
-def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
+def members_by_folder_layout(weights: Path) -> tuple[MemberSpec, ...]:
     """Members in the weights folder itself or any folder below it, in the order of their paths. Raises WeightsBroken."""
     tree = WeightsTree.read(weights)
     found = {path.parent: packed_member(path) for path in tree.named(PACKED)}
@@ -32,7 +32,7 @@ def members_by_layout(weights: Path) -> tuple[MemberSpec, ...]:
     return tuple(replace(found[folder], name=name) for folder, name in zip(folders, told, strict=True))
 
 
-def unsupported_by_layout(weights: Path) -> tuple[Unsupported, ...]:
+def unsupported_by_folder_layout(weights: Path) -> tuple[Unsupported, ...]:
     """Weights below the folder that are known, and of no kind that can be used yet. Raises WeightsBroken."""
     return tuple(thing for thing in _recognised(WeightsTree.read(weights)) if isinstance(thing, Unsupported))
 
@@ -53,7 +53,7 @@ def packed_member(path: Path) -> MemberSpec:
 def packed_entry(folder: Path) -> dict[str, Any]:
     """The manifest entry in a packed folder; empty where there is none. Raises ValueError for what is no JSON object."""
     path = folder / PACKED
-    return dict(read_json(path)) if is_there(path) else {}
+    return dict(read_json(path)) if lexists(path) else {}
 
 
 def _recognised(tree: WeightsTree) -> list[MemberSpec | Unsupported]:

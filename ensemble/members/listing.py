@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import Shown
+from ensemble.families.base import MemberDescription
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
 from ensemble.weights.folder import files_of, readable
 
 
 @dataclass(frozen=True)
-class Description:
+class MemberSummary:
     """One member, for a table."""
 
     folds: tuple[str, ...]
@@ -27,14 +27,14 @@ class Description:
     """What is missing or odd."""
 
 
-def describe(spec: MemberSpec) -> Description:
+def describe(spec: MemberSpec) -> MemberSummary:
     """Read the cheap files of a member. What they don't say is empty, with a remark: whether a member loads, loading it tells.
 
     Raises WeightsBroken for a folder that can't be read.
     """
     with readable(spec.folder):
         size = sum(path.stat().st_size for path in files_of(spec.folder) if path.is_file())
-        shown, folds, remarks = Shown((), ()), tuple[str, ...](), tuple[str, ...]()
+        shown, folds, remarks = MemberDescription((), ()), tuple[str, ...](), tuple[str, ...]()
         try:
             family = family_of(spec)
             folds = family.folds(spec.folder)
@@ -43,7 +43,7 @@ def describe(spec: MemberSpec) -> Description:
         except WeightsBroken as error:
             remarks = (f"{error.what}: {error.found or error.where}",)
     modalities = dict.fromkeys(channel.partition("[")[0].strip().upper() for channel in spec.channels or shown.channels)
-    return Description(folds, tuple(modalities), spec.spacing_mm or shown.spacing_mm, size, remarks)
+    return MemberSummary(folds, tuple(modalities), spec.spacing_mm or shown.spacing_mm, size, remarks)
 
 
 def _missing_folds(folds: tuple[str, ...], published: int) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
 from ensemble.families.spec import PACKED, MemberSpec
-from ensemble.files import is_there, open_file, read_json
-from ensemble.members.discovery import members_by_layout, packed_entry, unsupported_by_layout
+from ensemble.files import lexists, open_file, read_json
+from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.folder import files_of, listing, readable
 
@@ -33,7 +33,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
                 "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
             )
         manifest = weights / MANIFEST
-        found = _from_manifest(manifest) if is_there(manifest) else members_by_layout(weights)
+        found = _from_manifest(manifest) if lexists(manifest) else members_by_folder_layout(weights)
     if not found:
         others = ", ".join(f"{other.name} (not supported yet)" for other in find_unsupported(weights))
         *layouts, last = (f"with {what}" for what in (f"a {MANIFEST}", *(f.layout for f in registry.FAMILIES)))
@@ -56,7 +56,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
 def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
     """Known weights in a weights folder that can't be used yet; none where a manifest says what is to be used."""
-    return () if is_there(weights / MANIFEST) else unsupported_by_layout(weights)
+    return () if lexists(weights / MANIFEST) else unsupported_by_folder_layout(weights)
 
 
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:

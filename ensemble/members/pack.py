@@ -11,18 +11,18 @@ from pathlib import Path
 from ensemble.errors import UsageError
 from ensemble.families.registry import family_of
 from ensemble.families.spec import PACKED, MemberSpec
-from ensemble.folders import sole_writer
+from ensemble.folders import exclusive_writer
 from ensemble.members.manifest import MANIFEST, file_sha256, find_members, verify_files
 from ensemble.publish import publish, write_json
 from ensemble.weights.folder import readable
 from ensemble.weights.onnx_form import write_onnx
-from ensemble.weights.packed import Precision
+from ensemble.weights.packed import PackedPrecision
 
 
 def pack(
     source: Path,
     destination: Path,
-    precision: Precision,
+    precision: PackedPrecision,
     names: tuple[str, ...] | None = None,
     *,
     onnx: bool = False,
@@ -38,7 +38,7 @@ def pack(
     specs = _beside(source) or find_members(source, names)
     alone = len(specs) == 1 and specs[0].folder.resolve() == source.resolve()
     places = ["." if alone else spec.name for spec in specs]
-    with sole_writer(destination):
+    with exclusive_writer(destination):
         if any(destination.iterdir()):
             raise UsageError("the destination of a packed member must be new or empty", where=destination)
         with publish(destination) as staging:
@@ -56,7 +56,7 @@ def _beside(source: Path) -> tuple[MemberSpec, ...]:
         return tuple(spec for spec in find_members(above[0]) if spec.folder.resolve() == source.resolve())
 
 
-def _pack_member(spec: MemberSpec, folder: Path, precision: Precision, onnx: bool) -> None:
+def _pack_member(spec: MemberSpec, folder: Path, precision: PackedPrecision, onnx: bool) -> None:
     verify_files(spec)
     folder.mkdir(parents=True, exist_ok=True)
     family = family_of(spec)

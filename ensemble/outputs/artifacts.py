@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.outputs.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Source = TypeVar("Source")
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmentedCase:
     """A case as it was read, what came of it, and by whom."""
 
     raw: RawCase
@@ -48,12 +48,12 @@ class Role(Generic[Source]):
     format: str
     """A row of FORMATS."""
     option: str
-    """The field of Extras that asks for it; empty for what is always written."""
+    """The field of ExtraOutputs that asks for it; empty for what is always written."""
     payload: Callable[[Source], Any]
     """What the format writes."""
 
     def __post_init__(self) -> None:
-        options = {"", *Extras.__dataclass_fields__}
+        options = {"", *ExtraOutputs.__dataclass_fields__}
         if not re.fullmatch(r"[a-z0-9]+", self.name) or self.format not in FORMATS or self.option not in options:
             raise ValueError(
                 f"no role can be called {self.name!r}, written as {self.format!r}, asked for by {self.option!r}"
@@ -74,7 +74,7 @@ class Artifact:
         return self.role.name + (FORMATS[self.role.format].suffix or image_suffix)
 
 
-def _overlay(case: Segmented) -> bytes:
+def _overlay(case: SegmentedCase) -> bytes:
     from ensemble.outputs.report.figure import draw_overlay  # matplotlib takes a second to import
 
     picture = io.BytesIO()
@@ -82,18 +82,18 @@ def _overlay(case: Segmented) -> bytes:
     return picture.getvalue()
 
 
-def _page(case: Segmented) -> str:
+def _page(case: SegmentedCase) -> str:
     from ensemble.outputs.report.page import case_page
 
     return case_page(case.report, case.result)
 
 
-MASK: Role[Segmented] = Role("mask", "image", "", lambda case: case.result.fused.mask)
-REPORT: Role[Segmented] = Role("report", "json", "report", lambda case: case.report)
-PAGE: Role[Segmented] = Role("report", "html", "report", _page)
-OVERLAY: Role[Segmented] = Role("overlay", "png", "report", _overlay)
+MASK: Role[SegmentedCase] = Role("mask", "image", "", lambda case: case.result.fused.mask)
+REPORT: Role[SegmentedCase] = Role("report", "json", "report", lambda case: case.report)
+PAGE: Role[SegmentedCase] = Role("report", "html", "report", _page)
+OVERLAY: Role[SegmentedCase] = Role("overlay", "png", "report", _overlay)
 #: Of the case.
-ROLES: tuple[Role[Segmented], ...] = (
+ROLES: tuple[Role[SegmentedCase], ...] = (
     MASK,
     Role("probability", "image", "save_probabilities", lambda case: case.result.fused.mean),
     Role("votes", "image", "save_member_masks", lambda case: case.result.fused.votes),
@@ -113,7 +113,7 @@ def kinds(member: str) -> list[Artifact]:
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 
-def artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
+def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     """What is to be written of a case: what is always, and what `extras` ask for."""
     wanted = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
     predictions = [outcome.prediction for outcome in case.result.outcomes if outcome.prediction is not None]
@@ -122,5 +122,5 @@ def artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
     return wanted
 
 
-def _asked(roles: Collection[Role[Source]], extras: Extras) -> list[Role[Source]]:
+def _asked(roles: Collection[Role[Source]], extras: ExtraOutputs) -> list[Role[Source]]:
     return [role for role in roles if not role.option or getattr(extras, role.option)]

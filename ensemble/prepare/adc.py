@@ -13,12 +13,12 @@ import numpy as np
 from scipy import ndimage
 
 from ensemble.prepare.brain import above_background
-from ensemble.readers.base import LowB, RawCase, RawImage
-from ensemble.readers.volumes import no_adc
+from ensemble.readers.b_values import no_adc_error
+from ensemble.readers.base import LowBImage, RawCase, RawImage
 from ensemble.types import BoolArray, FloatArray, Modality
 
 #: Largest ADC, in 1e-6 mm^2/s: free water at 37 degrees has 3000.
-MOST_ADC = 4000.0
+MAX_ADC = 4000.0
 #: Corners of a slice in which there is air, as a share of its edges; Rayleigh's median in units of sigma (sqrt(2 ln 2)).
 _CORNER, _RAYLEIGH_MEDIAN = 0.1, 1.1774
 #: Signals, smoothed over 3 x 3 voxels, that are none of air, in units of its sigma: the mean of air is 1.25, its scatter then 0.22.
@@ -31,7 +31,7 @@ def with_adc(raw: RawCase) -> RawCase:
     if Modality.ADC in raw.images or dwi is None:
         return raw
     if dwi.low_b is None:
-        raise no_adc(dwi.path, "no image of low b-value")
+        raise no_adc_error(dwi.path, "no image of low b-value")
     low = dwi.low_b
     note = (
         f"ADC: computed from b = {low.b:.4g} and b = {low.dwi_b:.4g} s/mm^2 of the DWI, as none was given"
@@ -42,12 +42,12 @@ def with_adc(raw: RawCase) -> RawCase:
     return replace(raw, images={modality: images[modality] for modality in Modality if modality in images})
 
 
-def _adc(dwi: FloatArray, low: LowB) -> FloatArray:
+def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
     """ADC (z, y, x) in 1e-6 mm^2/s: 0 in the air and where there is no signal, NaN where a signal is no number."""
     signal = _above_noise(low.array) & (dwi > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(low.array.astype(np.float64) / dwi) / (low.dwi_b - low.b) * 1e6
-    adc = np.where(signal, np.clip(ratio, 0, MOST_ADC), 0)
+    adc = np.where(signal, np.clip(ratio, 0, MAX_ADC), 0)
     adc[~np.isfinite(low.array) | ~np.isfinite(dwi)] = np.nan
     return adc.astype(np.float32)
 

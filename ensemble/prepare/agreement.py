@@ -14,18 +14,18 @@ from scipy import ndimage
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Triple
-from ensemble.prepare.draft import Draft, Stepped
+from ensemble.prepare.draft import Draft, StepResult
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 
 #: Grey levels that each image is reduced to, equally frequent ones.
 _LEVELS = 16
 #: Least mutual information (nats) of DWI and ADC; noise has 0, beside its bias. What patients have, prints `benchmarks.margins`.
-_LEAST_INFORMATION = 0.005
+_MIN_INFORMATION = 0.005
 #: How far to look for a better place (mm): a displacement of less than half of it is not noticed; and how much better one must be.
 _STEP_MM, _BETTER = 6.0, 1.2
 
 
-def related(case: Draft) -> Stepped:
+def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
     """Refuse an ADC map that does not belong to the DWI."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     refuse_unrelated(case.dwi.array, case.adc.array, case.brain, case.dwi.grid.spacing_zyx_mm, where)
@@ -35,11 +35,11 @@ def related(case: Draft) -> Stepped:
 def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str) -> None:
     """Raise InputRefused for a DWI and ADC (z, y, x) that have nothing in common, or more so when ADC is mirrored or displaced."""
     here, elsewhere = information(dwi, adc, brain, spacing_zyx_mm)
-    if here < _LEAST_INFORMATION:
+    if here < _MIN_INFORMATION:
         raise InputRefused(
             "DWI and ADC have nothing in common",
             where=where,
-            found=f"mutual information of {max(here, 0):.3f} nats within the brain, where {_LEAST_INFORMATION} is the least",
+            found=f"mutual information of {max(here, 0):.3f} nats within the brain, where {_MIN_INFORMATION} is the least",
             do="give the ADC map that was computed from this DWI: not a mask, nor a map of another patient",
         )
     for how, there in elsewhere:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Late, Note, Stepped
+from ensemble.prepare.draft import Draft, LazyVolume, Note, StepResult
 from ensemble.resample import resample_volume
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
@@ -19,7 +19,7 @@ NOISY_BACKGROUND = 0.05
 _CUT_MM2 = 400.0
 
 
-def not_numbers(case: Draft) -> Stepped:
+def zero_unusable_voxels(case: Draft) -> StepResult:
     """Values that are no numbers, or hot, stay 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
     notes = []
     for modality, bad in case.unusable.items():
@@ -46,13 +46,13 @@ def not_numbers(case: Draft) -> Stepped:
     return case, tuple(notes)
 
 
-def background(case: Draft) -> Stepped:
+def clear_background(case: Draft) -> StepResult:
     """Zeros outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0.
 
     Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
     """
     notes, outside, images = [], ~case.brain, dict(case.images)
-    as_read: dict[Modality, Volume | Late] = {**case.images, **case.as_read}
+    as_read: dict[Modality, Volume | LazyVolume] = {**case.images, **case.as_read}
     for modality in (modality for modality in Modality if modality in case.images):
         image = case.images[modality]
         if case.stripped and modality not in case.as_read:
@@ -70,7 +70,7 @@ def _cleared(image: Volume, brain: BoolArray) -> Volume:
     return image.like(np.where(brain, image.array, np.float32(0))) if image.array[~brain].any() else image
 
 
-def edges(case: Draft) -> Stepped:
+def note_cut_off_brain(case: Draft) -> StepResult:
     """Say so when the brain is cut off by the field of view; below, where the brain stem leaves it, that is as it should be."""
     canonical = case.dwi.grid.canonical()
     array = canonical.apply(case.brain)

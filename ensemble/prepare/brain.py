@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ensemble.prepare.hot import highest_plausible
+from ensemble.prepare.hot_voxels import highest_plausible
 
 # Fraction of the typical foreground value below which a voxel is background: far above resampling noise (1e-22 ... 1e-6)
 # and the overshoot of cubic interpolation at the mask's edge, far below cerebrospinal fluid on a b = 1000 s/mm^2 image (0.2-0.5).

@@ -8,38 +8,38 @@ from dataclasses import dataclass, replace
 from ensemble.config import Registration, RunConfig, SkullStrip
 from ensemble.geometry import Grid
 from ensemble.prepare.adc import with_adc
-from ensemble.prepare.agreement import related
-from ensemble.prepare.background import background, edges, not_numbers
-from ensemble.prepare.draft import Draft, Note, Step, WhenAsked
-from ensemble.prepare.flair import flair_grid, flair_size
-from ensemble.prepare.grids import adc_coverage, adc_grid
-from ensemble.prepare.numbers import complete, distinct, numbers
-from ensemble.prepare.plausibility import plausible
-from ensemble.prepare.scale import brain_size, scale
-from ensemble.prepare.skull import brain
-from ensemble.prepare.units import levels
-from ensemble.readers.base import RawCase, with_readers_notes
+from ensemble.prepare.agreement import check_adc_belongs_to_dwi
+from ensemble.prepare.background import clear_background, note_cut_off_brain, zero_unusable_voxels
+from ensemble.prepare.draft import Draft, LazyImages, Note, Step
+from ensemble.prepare.flair import align_flair, check_flair_size
+from ensemble.prepare.grids import align_adc, check_adc_coverage
+from ensemble.prepare.plausibility import check_plausibility
+from ensemble.prepare.scale import check_brain_volume, check_scale
+from ensemble.prepare.skull import extract_brain
+from ensemble.prepare.units import normalize_intensities
+from ensemble.prepare.values import check_complete, check_distinct, check_values
+from ensemble.readers.base import RawCase, attach_reader_notes
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
 #: In this order a case is checked and changed: of several faults, the first one's step refuses it.
 STEPS: tuple[Step, ...] = (
-    complete,
-    numbers,
-    distinct,
-    scale,
-    adc_grid,
-    brain,
-    adc_coverage,
-    plausible,
-    brain_size,
-    related,
-    flair_size,
-    flair_grid,
-    not_numbers,
-    background,
-    edges,
-    levels,
+    check_complete,
+    check_values,
+    check_distinct,
+    check_scale,
+    align_adc,
+    extract_brain,
+    check_adc_coverage,
+    check_plausibility,
+    check_brain_volume,
+    check_adc_belongs_to_dwi,
+    check_flair_size,
+    align_flair,
+    zero_unusable_voxels,
+    clear_background,
+    note_cut_off_brain,
+    normalize_intensities,
 )
 
 
@@ -53,7 +53,7 @@ class PreparedCase:
     as_read: Mapping[Modality, Volume]
     """The same with whatever lies outside the brain, as published members know it; 0 there only if a skull was stripped. FLAIR is
     interpolated when it is asked for."""
-    physical: Mapping[Modality, Volume]
+    tissue_normalized: Mapping[Modality, Volume]
     """float32, normalised by tissue: 1 is normal brain (see `prepare/units.py`), 0 is outside the brain."""
     brain: Volume
     """bool, the brain's foreground."""
@@ -73,7 +73,7 @@ class PreparedCase:
         return frozenset(self.images)
 
 
-@with_readers_notes
+@attach_reader_notes
 def prepare(
     raw: RawCase,
     skull_strip: SkullStrip = "auto",
@@ -97,14 +97,14 @@ def prepare(
     return PreparedCase(
         name=case.name,
         images={modality: case.images[modality] for modality in Modality if modality in case.images},
-        as_read=WhenAsked({modality: case.as_read[modality] for modality in Modality if modality in case.images}),
-        physical=case.physical,
+        as_read=LazyImages({modality: case.as_read[modality] for modality in Modality if modality in case.images}),
+        tissue_normalized=case.tissue_normalized,
         brain=case.dwi.like(case.brain),
         repairs=tuple(note.text for note in notes),
         notes=tuple(notes),
     )
 
 
-def prepare_for(raw: RawCase, config: RunConfig, device: str) -> PreparedCase:
+def prepare_for_run(raw: RawCase, config: RunConfig, device: str) -> PreparedCase:
     """Prepare a case as a run's choices say. Raises as `prepare` does."""
     return prepare(raw, config.skull_strip, device, config.brain_ml, config.registration)

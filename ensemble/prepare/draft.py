@@ -13,13 +13,13 @@ from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
 
 #: Makes an image that only some members want.
-Late = Callable[[], Volume]
+LazyVolume = Callable[[], Volume]
 
 
-class WhenAsked(Mapping[Modality, Volume]):
+class LazyImages(Mapping[Modality, Volume]):
     """Images of which the late ones are made when they are asked for first, and then kept."""
 
-    def __init__(self, images: Mapping[Modality, Volume | Late]) -> None:
+    def __init__(self, images: Mapping[Modality, Volume | LazyVolume]) -> None:
         self._images = dict(images)
 
     def __getitem__(self, modality: Modality) -> Volume:
@@ -52,7 +52,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Unusable:
+class UnusableVoxels:
     """Where an image held no numbers, or none of a head, and how many of these are hot. It is 0 there meanwhile."""
 
     where: Volume
@@ -76,7 +76,7 @@ class Draft:
     """Volume that a brain may have."""
     registration: Registration = "auto"
     """Whether FLAIR is registered."""
-    unusable: Mapping[Modality, Unusable] = field(default_factory=dict)
+    unusable: Mapping[Modality, UnusableVoxels] = field(default_factory=dict)
     """Of the images that had such values."""
     covered: BoolArray = field(default_factory=_nowhere)
     """Where ADC has data on the DWI grid; of no size until it lies there."""
@@ -84,9 +84,9 @@ class Draft:
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False
     """Whether a skull was taken off."""
-    as_read: Mapping[Modality, Volume | Late] = field(default_factory=dict)
+    as_read: Mapping[Modality, Volume | LazyVolume] = field(default_factory=dict)
     """The images before a noisy background was cleared; without skull where one was stripped. Until then at most FLAIR (see `flair`)."""
-    physical: Mapping[Modality, Volume] = field(default_factory=dict)
+    tissue_normalized: Mapping[Modality, Volume] = field(default_factory=dict)
     """float32, normalised by tissue."""
 
     @property
@@ -104,6 +104,6 @@ class Draft:
         return replace(self, images={**self.images, modality: volume})
 
 
-Stepped = tuple[Draft, tuple[Note, ...]]
+StepResult = tuple[Draft, tuple[Note, ...]]
 #: A step takes the case so far, and gives the case after it with what it noted. Raises InputRefused when that can't be segmented safely.
-Step = Callable[[Draft], Stepped]
+Step = Callable[[Draft], StepResult]

@@ -11,9 +11,9 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.prepare.draft import Draft, Note, StepResult
 from ensemble.prepare.grids import covered_by
-from ensemble.prepare.registration import Registration, register
+from ensemble.prepare.registration import RegistrationResult, register
 from ensemble.prepare.scale import refuse_no_brain
 from ensemble.prepare.skull import must_strip
 from ensemble.resample import resample_cubic, resample_volume
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
 
 
-def flair_size(case: Draft) -> Stepped:
+def check_flair_size(case: Draft) -> StepResult:
     """Refuse a FLAIR that is extracted, as the DWI is, and by its header of a size that no brain has."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
@@ -36,7 +36,7 @@ def flair_size(case: Draft) -> Stepped:
     return case, ()
 
 
-def flair_grid(case: Draft) -> Stepped:
+def align_flair(case: Draft) -> StepResult:
     """FLAIR on the DWI grid: registered where that aligns it better than its header does; refused where it shows another place.
 
     Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly.
@@ -58,7 +58,7 @@ def flair_grid(case: Draft) -> Stepped:
     same = grid.distance_voxels(there) <= 1e-3
     placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
     if case.registration == "never":
-        found = Registration(None, "not asked for (--registration never)")
+        found = RegistrationResult(None, "not asked for (--registration never)")
     else:
         found = register(flair, placed, case.dwi, case.brain)
     source = f"(linear, from {there.describe()})"

@@ -9,7 +9,7 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.geometry import ROUNDING_VOXELS, Grid
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.prepare.draft import Draft, Note, StepResult
 from ensemble.resample import resample_volume, resample_within
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
@@ -18,7 +18,7 @@ from ensemble.volume import Volume
 MIN_ADC_OVERLAP, MIN_ADC_COVERAGE, WHOLE_ADC_COVERAGE = 0.3, 0.9, 0.999
 
 
-def adc_grid(case: Draft) -> Stepped:
+def align_adc(case: Draft) -> StepResult:
     """ADC (float32) on the DWI grid, and where it has data there; refused when it shows another place."""
     adc, grid, there = case.adc, case.dwi.grid, case.adc.grid
     covered, text = np.ones(grid.shape_zyx, bool), ""
@@ -46,7 +46,7 @@ def adc_grid(case: Draft) -> Stepped:
     return replace(case.with_image(Modality.ADC, placed), covered=covered), (Note(text, Modality.ADC),) if text else ()
 
 
-def adc_coverage(case: Draft) -> Stepped:
+def check_adc_coverage(case: Draft) -> StepResult:
     """The part of the brain that ADC covers; refused when that is not most of it."""
     share = float(case.covered[case.brain].mean())
     if share < MIN_ADC_COVERAGE:

@@ -1,6 +1,6 @@
 """Whether DWI and ADC are what they are called: swapped, unweighted, exponential, clipped or half-empty images are refused.
 
-All of it rests on fluid: free water has an ADC four times that of tissue, and therefore is dark on DWI. Everything else that is as dark on
+All of it rests on CSF: free water has an ADC four times that of tissue, and therefore is dark on DWI. Everything else that is as dark on
 one and as bright on the other would be damage of a size and depth that no infarct has. How a b0 or T2 image is told from a DWI of low b by
 the signal equation, S = S0 exp(-b ADC), is in docs/adr/0017-scale-contrast-hot-voxels.md.
 """
@@ -14,29 +14,29 @@ from scipy import ndimage
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
-from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.prepare.draft import Draft, Note, StepResult
 from ensemble.types import BoolArray, FloatArray, Modality
 
 #: In units of each image's own tissue level: what is bright, what is dark, and what gives no signal.
 _BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
-#: Share of the brain that is bright on "DWI" and dark on "ADC" from which on it is no infarct but fluid on swapped images. Real
+#: Share of the brain that is bright on "DWI" and dark on "ADC" from which on it is no infarct but CSF on swapped images. Real
 #: images have 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
 _SWAPPED_SHARE, _SWAPPED_RATIO = 0.02, 3.0
-#: Share that is dark on DWI and bright on ADC from which on it is fluid in its place; on swapped images, so much bright infarct is rare.
-_FLUID_IN_PLACE = 0.004
-#: Share of the brain that must be fluid for the test of an exponential ADC.
-_ENOUGH_FLUID = 0.01
-#: Rise of log signal with ADC, in ms/um^2 (= 1e3 s/mm^2), from which on an image has no diffusion weighting. S0 rises from tissue to fluid,
+#: Share that is dark on DWI and bright on ADC from which on it is CSF in its place; on swapped images, so much bright infarct is rare.
+_CSF_IN_PLACE = 0.004
+#: Share of the brain that must be CSF for the test of an exponential ADC.
+_MIN_CSF = 0.01
+#: Rise of log signal with ADC, in ms/um^2 (= 1e3 s/mm^2), from which on an image has no diffusion weighting. S0 rises from tissue to CSF,
 #: which has the longer T2, by 0.17 to 1.0 in simulated patients (0.65 at most where b is low), and b is taken off: so 0.15 at b = 500.
-#: The second holds for the core of a brain alone, which has more of its fluid in whole voxels (0.26 at b = 500 in one of 150 patients).
+#: The second holds for the core of a brain alone, which has more of its CSF in whole voxels (0.26 at b = 500 in one of 150 patients).
 _RISING, _CORE_RISING = 0.16, 0.32
 #: What lies deeper than this is no skull and no scalp.
 _DEEP_MM = 20.0
 #: Share of the brain that its core must have to speak for it.
-_LEAST_CORE = 0.1
+_MIN_CORE = 0.1
 #: ADC of normal tissue (um^2/ms); bins of ADC in units of it, from where on they count, how far they must and may reach, and their voxels.
-_TISSUE_ADC, _BIN, _FIRST, _FLUID, _LAST, _LEAST_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 1.3, 1.8, 5.0, 10, 300
-#: ADC, in units of its level, where DWI is dark: fluid has 2-4 on a true map, less than tissue on an exponential one.
+_TISSUE_ADC, _BIN, _FIRST, _CSF, _LAST, _MIN_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 1.3, 1.8, 5.0, 10, 300
+#: ADC, in units of its level, where DWI is dark: CSF has 2-4 on a true map, less than tissue on an exponential one.
 _EXPONENTIAL = 0.75
 #: Share of the brain at the very highest value from which on an image is clipped; and the level below which that hides lesions.
 _CLIPPED_SHARE, _LESIONS_HIDDEN = 0.005, 1.5
@@ -55,7 +55,7 @@ class _Inside:
     adc: FloatArray
 
 
-def plausible(case: Draft) -> Stepped:
+def check_plausibility(case: Draft) -> StepResult:
     """Refuse a DWI and ADC that can't be what they are called."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     deep = None if case.stripped else _deep_part(case.brain, case.dwi.grid)
@@ -144,12 +144,12 @@ def _refuse_negative(dwi: FloatArray, where: str) -> None:
 
 def _refuse_swapped(inside: _Inside, where: str) -> None:
     damage_like = float(((inside.dwi > _BRIGHT) & (inside.adc < _DARK)).mean())
-    fluid_like = float(((inside.adc > _BRIGHT) & (inside.dwi < _DARK)).mean())
-    if damage_like > _SWAPPED_SHARE and fluid_like < min(_FLUID_IN_PLACE, damage_like / _SWAPPED_RATIO):
+    csf_like = float(((inside.adc > _BRIGHT) & (inside.dwi < _DARK)).mean())
+    if damage_like > _SWAPPED_SHARE and csf_like < min(_CSF_IN_PLACE, damage_like / _SWAPPED_RATIO):
         raise InputRefused(
             "DWI and ADC look swapped",
             where=where,
-            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC as only fluid is, the other way round",
+            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC as only CSF is, the other way round",
             do="give the ADC map as ADC and the diffusion-weighted image as DWI",
         )
 
@@ -157,7 +157,7 @@ def _refuse_swapped(inside: _Inside, where: str) -> None:
 def _rise(inside: _Inside, dwi: FloatArray, adc: FloatArray, brain: BoolArray, core: BoolArray | None) -> float:
     """`_rise_with_adc` of the brain; of its core, where that says otherwise, or so much that nothing else matters."""
     whole = _rise_with_adc(inside)
-    if core is None or core.sum() < _LEAST_CORE * brain.sum():
+    if core is None or core.sum() < _MIN_CORE * brain.sum():
         return whole
     deep = _rise_with_adc(_Inside(_in_levels(dwi, core), _in_levels(adc, core)))
     return deep if deep > _CORE_RISING else min(whole, deep) if np.isfinite(deep) else whole
@@ -168,15 +168,15 @@ def _refuse_unweighted(rise: float, where: str) -> None:
         raise InputRefused(
             "the DWI is not diffusion-weighted",
             where=where,
-            found=f"its signal rises with ADC, by {rise:.0%} per 1e-3 mm^2/s: fluid is brighter than tissue, as on a b0 or T2 image",
+            found=f"its signal rises with ADC, by {rise:.0%} per 1e-3 mm^2/s: CSF is brighter than tissue, as on a b0 or T2 image",
             do="give the image of b about 1000 s/mm^2, and the ADC map that was computed from it",
         )
 
 
 def _rise_with_adc(inside: _Inside) -> float:
-    """Slope of log DWI over ADC (ms/um^2) from tissue to fluid: that of log S0, less b; -inf where nothing is like fluid.
+    """Slope of log DWI over ADC (ms/um^2) from tissue to CSF: that of log S0, less b; -inf where nothing is like CSF.
 
-    Medians in bins of ADC, so that a few voxels of fluid count as much as many, and what shares a voxel with tissue counts too.
+    Medians in bins of ADC, so that a few voxels of CSF count as much as many, and what shares a voxel with tissue counts too.
     """
     tissue = inside.dwi[np.abs(inside.adc - 1) < 0.25]
     level = float(np.median(tissue)) if tissue.size else 0.0
@@ -186,8 +186,8 @@ def _rise_with_adc(inside: _Inside) -> float:
     adc, log_signal = inside.adc[used], np.log(inside.dwi[used] / level)
     bins = np.floor(adc / _BIN).astype(int)
     points = [(np.median(adc[at]), np.median(log_signal[at]), at.sum()) for at in (bins == n for n in np.unique(bins))]
-    beyond, rise, count = np.array([p for p in points if p[0] > _FIRST and p[2] >= _LEAST_VOXELS] or [(0, 0, 0)]).T
-    if len(beyond) < 2 or beyond.max() < _FLUID:
+    beyond, rise, count = np.array([p for p in points if p[0] > _FIRST and p[2] >= _MIN_VOXELS] or [(0, 0, 0)]).T
+    if len(beyond) < 2 or beyond.max() < _CSF:
         return -np.inf
     weight, beyond = np.sqrt(np.minimum(count, _ENOUGH_VOXELS)), beyond - 1
     return float((weight * beyond * rise).sum() / (weight * beyond**2).sum() / _TISSUE_ADC)
@@ -195,14 +195,14 @@ def _rise_with_adc(inside: _Inside) -> float:
 
 def _refuse_exponential(core: _Inside, where: str) -> None:
     dark = (core.dwi < _DARK) & (core.dwi > _NO_SIGNAL)  # bone and air say nothing
-    if not dark.size or dark.mean() < _ENOUGH_FLUID:
+    if not dark.size or dark.mean() < _MIN_CSF:
         return
     level = float(np.median(core.adc[dark]))
     if level < _EXPONENTIAL:
         raise InputRefused(
             "the ADC map is no map of diffusion coefficients",
             where=where,
-            found=f"where DWI is dark, as fluid is, it has {level:.2f} times the value of tissue",
+            found=f"where DWI is dark, as CSF is, it has {level:.2f} times the value of tissue",
             do="give the ADC map: not the exponential one (eADC), not a b0 or another DWI; let the skull be stripped if there is one",
         )
 

@@ -22,11 +22,11 @@ from ensemble.volume import Volume, to_sitk
 log = logging.getLogger(__name__)
 
 #: A patient who stays on the table moves less than this between two series (shift of the brain's centre, rotation).
-MOST_SHIFT_MM, MOST_TURN_DEGREES = 40.0, 25.0
+MAX_SHIFT_MM, MAX_TURN_DEGREES = 40.0, 25.0
 #: Gain of normalised mutual information (above its minimum of 1) that is no accident of interpolation, as a share.
-LEAST_GAIN = 0.02
+MIN_GAIN = 0.02
 #: Normalised mutual information below which two images show nothing in common (aligned FLAIR and DWI: 1.12 to 1.18).
-LEAST_INFORMATION = 1.04
+MIN_INFORMATION = 1.04
 _BINS, _SAMPLES, _SEED = 32, 40_000, 20220411
 #: Around the brain, so that its edge says where it is (mm).
 _MARGIN_MM = 6.0
@@ -35,7 +35,7 @@ _DETAIL_MM = 1.2
 
 
 @dataclass(frozen=True)
-class Registration:
+class RegistrationResult:
     """What came of a registration."""
 
     transform: sitk.Transform | None
@@ -44,7 +44,7 @@ class Registration:
     """One clause on it, for the report."""
 
 
-def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray) -> Registration:
+def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray) -> RegistrationResult:
     """Align `moving` to `fixed`.
 
     Args:
@@ -60,19 +60,19 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
     fixed = fixed.like(_without_peaks(fixed.array))
     transform = _optimised(moving, fixed, region, centre)
     if transform is None:
-        return Registration(None, "found no alignment")
+        return RegistrationResult(None, "found no alignment")
     shift, turn = _motion(transform)
     motion = f"moved by {shift:.1f} mm and {turn:.1f} degrees"
-    if shift > MOST_SHIFT_MM or turn > MOST_TURN_DEGREES:
-        return Registration(None, f"implausible ({motion}), not used")
+    if shift > MAX_SHIFT_MM or turn > MAX_TURN_DEGREES:
+        return RegistrationResult(None, f"implausible ({motion}), not used")
     moved = resample_volume(moving, fixed.grid, transform=transform).array
     before, after = (_information(fixed.array, _without_peaks(image), region) for image in (by_header.array, moved))
     gain = f"normalised mutual information {before:.4f} by header, {after:.4f} registered"
-    if max(before, after) < LEAST_INFORMATION:
-        return Registration(None, f"FLAIR and DWI have little in common, is it the same head? ({gain})")
-    if not after - 1 > (1 + LEAST_GAIN) * (before - 1):
-        return Registration(None, f"no better ({gain}), not used")
-    return Registration(transform, f"{motion} ({gain})")
+    if max(before, after) < MIN_INFORMATION:
+        return RegistrationResult(None, f"FLAIR and DWI have little in common, is it the same head? ({gain})")
+    if not after - 1 > (1 + MIN_GAIN) * (before - 1):
+        return RegistrationResult(None, f"no better ({gain}), not used")
+    return RegistrationResult(transform, f"{motion} ({gain})")
 
 
 def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArray) -> sitk.Euler3DTransform | None:

@@ -13,7 +13,7 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.prepare.draft import Draft, Note, StepResult
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
 
@@ -26,10 +26,10 @@ USUAL_BRAIN_ML: Range = (600.0, 2200.0)
 #: No field of view of a head is longer (mm), and no head with its neck has more than so many times the largest brain's volume.
 _LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
 #: Within so many mm lies 99 % of the smallest and the largest brain of `BRAIN_ML` along any axis (adults: 120 to 190 mm; a slab: less).
-_BRAIN_MM, _MOST_OF_IT = (30.0, 250.0), 0.99
+_BRAIN_MM, _EXTENT_SHARE = (30.0, 250.0), 0.99
 #: Longest axis of a whole brain in units of its shortest; and the share of its largest section in which one is cut off. What whole brains
 #: have, prints `benchmarks.margins`; slabs end with 0.25 to 1 of their largest section.
-_MOST_UNEQUAL, _CUT_SHARE = 2.1, 0.25
+_MAX_UNEQUAL, _CUT_SHARE = 2.1, 0.25
 #: Voxel sizes of one matrix that differ by more than this share are two scales.
 _SAME_SCALE = 0.01
 #: What headers are mistaken in, by the factor on lengths that this gives.
@@ -40,7 +40,7 @@ _DO = (
 )
 
 
-def scale(case: Draft) -> Stepped:
+def check_scale(case: Draft) -> StepResult:
     """Refuse images, by their headers, that are not as large as heads are, and an ADC map of another voxel size than the DWI's."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
@@ -48,7 +48,7 @@ def scale(case: Draft) -> Stepped:
     return case, ()
 
 
-def brain_size(case: Draft) -> Stepped:
+def check_brain_volume(case: Draft) -> StepResult:
     """Refuse a brain of a size that no brain has; note one that few have."""
     notes = refuse_no_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
     return case, notes
@@ -104,7 +104,7 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
         raise _refusal(f"the {what} has a size that no brain has", where, found)
-    if max(lengths) > _MOST_UNEQUAL * min(lengths) and cut_share(brain) <= _CUT_SHARE:
+    if max(lengths) > _MAX_UNEQUAL * min(lengths) and cut_share(brain) <= _CUT_SHARE:
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z and is nowhere cut off, with voxels of {_spacing(grid)} mm"
         raise _refusal(f"the {what} has a shape that no brain has", where, found)
@@ -129,7 +129,7 @@ def cut_share(brain: BoolArray) -> float:
 def _length(brain: BoolArray, axis: int) -> int:
     """Slices along an axis that hold most of the brain: what sticks out, a spinal cord say, does not count."""
     profile = np.cumsum(brain.sum(axis=tuple({0, 1, 2} - {axis})))
-    rest = (1 - _MOST_OF_IT) / 2 * profile[-1]
+    rest = (1 - _EXTENT_SHARE) / 2 * profile[-1]
     return int(np.searchsorted(profile, profile[-1] - rest) - np.searchsorted(profile, rest, "right")) + 1
 
 

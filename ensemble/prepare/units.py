@@ -13,23 +13,23 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ensemble.errors import InputRefused
-from ensemble.prepare.draft import Draft, Stepped
+from ensemble.prepare.draft import Draft, StepResult
 from ensemble.types import Modality
 
 # Factor to 1e-3 mm^2/s for the units that ADC maps come in: mm^2/s, 1e-3 mm^2/s and 1e-6 mm^2/s.
 ADC_UNIT_FACTORS = {"mm^2/s": 1e3, "1e-3 mm^2/s": 1.0, "1e-6 mm^2/s": 1e-3}
-# Brain medians (fluid included) of any plausible patient; normal tissue is 0.7-0.9, fluid 3.0 (in 1e-3 mm^2/s).
+# Brain medians (CSF included) of any plausible patient; normal tissue is 0.7-0.9, CSF 3.0 (in 1e-3 mm^2/s).
 PLAUSIBLE_MEDIAN_ADC = (0.3, 2.5)
 TISSUE_ADC_RANGE = (0.3, 1.6)
 TISSUE_HALF_WIDTH = 0.25  # of the ADC mode
 CLIP = {Modality.DWI: (0.0, 8.0), Modality.ADC: (0.0, 5.0), Modality.FLAIR: (0.0, 5.0)}
 
 
-def levels(case: Draft) -> Stepped:
+def normalize_intensities(case: Draft) -> StepResult:
     """Divide each image by the level of normal tissue."""
     arrays = {modality: volume.array for modality, volume in case.images.items()}
-    physical = physical_intensities(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain)
-    return replace(case, physical={modality: case.dwi.like(array) for modality, array in physical.items()}), ()
+    physical = normalize_by_tissue(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain)
+    return replace(case, tissue_normalized={modality: case.dwi.like(array) for modality, array in physical.items()}), ()
 
 
 def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
@@ -66,7 +66,7 @@ def adc_mode(adc_um2_per_ms: npt.NDArray[np.floating], brain: npt.NDArray[np.boo
     return float((edges[peak] + edges[peak + 1]) / 2)
 
 
-def physical_intensities(
+def normalize_by_tissue(
     dwi: npt.NDArray[np.floating],
     adc: npt.NDArray[np.floating],
     flair: npt.NDArray[np.floating] | None,

@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class LowB:
+class LowBImage:
     """The image of lowest b-value beside a DWI, in the same file or series: what an ADC can be computed of."""
 
     array: FloatArray
@@ -38,7 +38,7 @@ class RawImage:
     """float32, each image on its own grid."""
     notes: tuple[str, ...] = ()
     """What the reader chose or found odd, one sentence each."""
-    low_b: LowB | None = None
+    low_b: LowBImage | None = None
     """Beside a DWI, where it was asked for."""
 
 
@@ -53,7 +53,7 @@ class RawCase:
 
 
 @contextmanager
-def noted(notes: Iterable[str]) -> Iterator[None]:
+def attach_notes(notes: Iterable[str]) -> Iterator[None]:
     """Let what was noted before go with a refusal: it may explain it."""
     try:
         yield
@@ -62,12 +62,12 @@ def noted(notes: Iterable[str]) -> Iterator[None]:
         raise
 
 
-def with_readers_notes(step: Callable[Concatenate[RawCase, P], R]) -> Callable[Concatenate[RawCase, P], R]:
+def attach_reader_notes(step: Callable[Concatenate[RawCase, P], R]) -> Callable[Concatenate[RawCase, P], R]:
     """A step of a case whose refusals say what its readers have noted."""
 
     @wraps(step)
     def noting(raw: RawCase, *arguments: P.args, **options: P.kwargs) -> R:
-        with noted(note for image in raw.images.values() for note in image.notes):
+        with attach_notes(note for image in raw.images.values() for note in image.notes):
             return step(raw, *arguments, **options)
 
     return noting

@@ -9,7 +9,7 @@ from pathlib import Path
 from ensemble.errors import InputRefused
 from ensemble.files import open_file
 from ensemble.readers.inflate import Inflated
-from ensemble.readers.integrity import damaged, unreadable
+from ensemble.readers.integrity import damaged_file_error, unreadable_file_error
 from ensemble.readers.names import image_suffix
 
 _BEGIN = 1024
@@ -56,7 +56,7 @@ def refuse_other_content(path: Path, label: str) -> None:
             with open_file(path) as file:
                 begin, named = Inflated(file).exactly(_BEGIN), f"compressed, {named}"
         except (EOFError, ValueError, zlib.error) as error:
-            raise damaged(path, label, str(error) or type(error).__name__) from error
+            raise damaged_file_error(path, label, str(error) or type(error).__name__) from error
     compressed = named.startswith("compressed")
     for pattern, what, do in _CONTENTS:
         if not pattern.match(begin):
@@ -70,4 +70,4 @@ def refuse_other_content(path: Path, label: str) -> None:
             do=f"unpack it, and {do}" if compressed else do,
         )
     if suffix not in _OWN or compressed:
-        raise unreadable(path, label, f"no NIfTI header, compressed or not, but {begin[:16]!r}")
+        raise unreadable_file_error(path, label, f"no NIfTI header, compressed or not, but {begin[:16]!r}")

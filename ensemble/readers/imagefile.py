@@ -10,26 +10,26 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.files import hindrance, is_there, read_bounded
-from ensemble.readers.base import LowB, RawCase, RawImage
-from ensemble.readers.dicom.read import Examination, is_dicom, opened, read_dicom
-from ensemble.readers.names import stem, what_it_shows
-from ensemble.readers.native import straightened
+from ensemble.files import lexists, read_bounded, unreadable_reason
+from ensemble.readers.b_values import select_dwi, select_low_b
+from ensemble.readers.base import LowBImage, RawCase, RawImage
+from ensemble.readers.dicom.read import Examination, is_dicom, open_examination, read_dicom
+from ensemble.readers.geometry_checks import orthonormalize_direction
+from ensemble.readers.names import parse_image_name, stem
 from ensemble.readers.sources import link_notes
-from ensemble.readers.stored import StoredImage, not_3d, read_stored
-from ensemble.readers.volumes import diffusion_weighted, low_b
+from ensemble.readers.stored import StoredImage, not_3d_error, read_stored
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
 #: More than any scanner's gradients give, in s/mm^2.
-_MOST_B = 1e5
+_MAX_B = 1e5
 #: More than any file of b-values holds.
-_MOST_B_BYTES = 1 << 20
+_MAX_B_BYTES = 1 << 20
 #: File names that say what an image shows, not whose it is.
 _GENERIC = {"diffusion", "image"}
 
 
-def read_case(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
+def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
     """Read one file, DICOM folder or archive a modality; without ADC, also what one can be computed of.
 
     With `adc_is_held` the caller has an ADC map in memory, so that none will be computed.
@@ -48,7 +48,7 @@ def read_case(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = 
             with_low_b = modality is Modality.DWI and Modality.ADC not in files and not adc_is_held
             if is_dicom(path):
                 if path not in examinations:
-                    examinations[path] = open_ones.enter_context(opened(path, modality.label))
+                    examinations[path] = open_ones.enter_context(open_examination(path, modality.label))
                 images[modality] = examinations[path].read(modality, with_low_b=with_low_b)
             else:
                 images[modality] = read_image(path, modality, with_low_b=with_low_b)
@@ -68,21 +68,21 @@ def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
     stored = read_stored(path, label)
     notes = [*stored.remarks, *link_notes(path, label)]
     array, low = _single_volume(stored, path, modality, notes, with_low_b=with_low_b)
-    grid = straightened(stored.grid, path, label, notes)
+    grid = orthonormalize_direction(stored.grid, path, label, notes)
     return RawImage(path, Volume(array, grid), tuple(notes), low)
 
 
 def case_name(dwi: Path) -> str:
     """What to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
     name, folder = stem(dwi), dwi.absolute().parent.name
-    shown = what_it_shows(name)
+    shown = parse_image_name(name)
     generic = name.lower() in _GENERIC or (shown is not None and not shown.case)
     return folder if generic and folder else name
 
 
 def _single_volume(
     stored: StoredImage, path: Path, modality: Modality, notes: list[str], *, with_low_b: bool
-) -> tuple[AnyArray, LowB | None]:
+) -> tuple[AnyArray, LowBImage | None]:
     """The one volume (z, y, x) of an image that shows the modality, as float32; and that of lowest b-value beside it, where asked for."""
     label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)
@@ -95,10 +95,10 @@ def _single_volume(
         values = values[0]
     volumes = values if values.ndim == 4 else values[None]
     if modality is Modality.DWI and (values.ndim == 4 or b_values is not None):
-        values, note = diffusion_weighted(volumes, b_values, path, b_file.name)
+        values, note = select_dwi(volumes, b_values, path, b_file.name)
         notes.append(note)
     if values.ndim != 3:
-        raise not_3d(path, label, size)
+        raise not_3d_error(path, label, size)
     if min(values.shape) < 2:
         raise InputRefused(
             f"the {label} image is a single slice",
@@ -106,26 +106,26 @@ def _single_volume(
             found=f"size {' x '.join(map(str, size))}",
             do="give the whole volume",
         )
-    return values, low_b(volumes, b_values, path) if with_low_b else None
+    return values, select_low_b(volumes, b_values, path) if with_low_b else None
 
 
 def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
     """The b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
-    if not is_there(beside):
+    if not lexists(beside):
         return None
     try:
-        b_values = [float(text) for text in read_bounded(beside, _MOST_B_BYTES).decode("ascii").split()]
+        b_values = [float(text) for text in read_bounded(beside, _MAX_B_BYTES).decode("ascii").split()]
         problem = (
             "" if len(b_values) == volumes else f"{len(b_values)} numbers for {volumes} volume{'s' * (volumes > 1)}"
         )
     except OSError as error:
-        why = hindrance(beside, error)
+        why = unreadable_reason(beside, error)
         raise InputRefused(
             f"the DWI's file of b-values {why.what}", where=beside, found=why.found, do=why.do
         ) from error
     except ValueError as error:
         problem = str(error)
-    if problem or not all(0 <= b <= _MOST_B for b in b_values):
+    if problem or not all(0 <= b <= _MAX_B for b in b_values):
         raise InputRefused(
             "the DWI's file of b-values can't be understood",
             where=beside,

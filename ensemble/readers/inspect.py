@@ -9,7 +9,7 @@ from pathlib import Path
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
-from ensemble.readers.dicom.read import Examination, is_dicom, opened
+from ensemble.readers.dicom.read import Examination, is_dicom, open_examination
 from ensemble.readers.dicom.series import Series
 from ensemble.readers.imagefile import read_image
 from ensemble.types import Modality
@@ -68,7 +68,7 @@ def inspect(path: Path, asked: Modality | None) -> Finding:
     """
     if is_dicom(path):
         try:
-            with opened(path, asked.label if asked else _LABEL) as examination:
+            with open_examination(path, asked.label if asked else _LABEL) as examination:
                 return _of_examination(examination, asked)
         except InputRefused as refused:
             return Finding(path, True, dict.fromkeys((asked,) if asked else Modality, refused), {})

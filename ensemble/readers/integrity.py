@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ensemble.errors import InputRefused
-from ensemble.files import hindrance, open_file, refuse_no_file
-from ensemble.geometry import MOST_VOXELS
+from ensemble.files import open_file, refuse_irregular_file, unreadable_reason
+from ensemble.geometry import MAX_VOXELS
 from ensemble.readers.headers import TEXT_HEADERS, TextHeader, text_header
 from ensemble.readers.inflate import Inflated
-from ensemble.streams import printable
+from ensemble.text import printable
 
 #: What reading damaged files raises.
 DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
@@ -40,20 +40,20 @@ _ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "F
 _NRRD_BYTES = {"double": 8, "float": 4, "int": 4, "short": 2, "long long": 8, "longlong": 8}
 _NRRD_BYTES |= {f"{sign}int{bits}{end}": bits // 8 for sign in ("", "u") for bits in (16, 32, 64) for end in ("", "_t")}
 #: Of the axes that MetaIO has room for.
-_MOST_AXES = 10
+_MAX_AXES = 10
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 
 #: A compressed file may hold this much more than its header says (extensions, padding); beyond, it is not what it says.
-MOST_SURPLUS = 1 << 28
+MAX_SURPLUS = 1 << 28
 #: Deflate makes a byte of 1032 at most (zlib's technical details): what is announced beyond that is not there. A scan inflates to some 2 to
 #: 100 times its size, a mask to more: beyond the second, what is large is none, and would take gigabytes of memory.
-MOST_INFLATION, _MOST_SCAN_INFLATION, _FREE_BYTES = 1032, 200, 256 << 20
+MAX_INFLATION, _MAX_SCAN_INFLATION, _FREE_BYTES = 1032, 200, 256 << 20
 #: Lines that may stand before an NRRD file's voxels.
-_MOST_LINES = 1 << 16
+_MAX_LINES = 1 << 16
 
 
-def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
+def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
     """What is odd about a file, one sentence each, as far as ITK would not say so.
 
     Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
@@ -64,14 +64,14 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
         found = ""
         header = text_header(path)
         if header is None and path.suffix.lower() in TEXT_HEADERS:
-            raise unreadable(path, label, "no MetaImage or NRRD header")
+            raise unreadable_file_error(path, label, "no MetaImage or NRRD header")
         if header is not None:
             if header.oddity:
-                raise odd_header(path, label, header.oddity)
+                raise odd_header_error(path, label, header.oddity)
             _refuse_scattered(header, path, label)
             metaimage = path.suffix.lower() in (".mha", ".mhd")
             if odd := _odd_numbers(header, metaimage=metaimage):
-                raise odd_header(path, label, odd)
+                raise odd_header_error(path, label, odd)
             _refuse_without_voxel_size(header, path, label)
             if not any(key in header.fields for key in _ORIENTATIONS):
                 remarks.append("its header says nothing of orientation: axes taken as they are stored")
@@ -86,11 +86,11 @@ def remarks_or_refusal(path: Path, label: str) -> tuple[str, ...]:
             raise
         found = str(error) or type(error).__name__
     if found:
-        raise damaged(path, label, found)
+        raise damaged_file_error(path, label, found)
     return tuple(f"{label}: {remark}" for remark in remarks)
 
 
-def damaged(path: Path, label: str, found: str) -> InputRefused:
+def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
     """What to tell of a file that is not whole."""
     return InputRefused(
         f"the {label} image is damaged or truncated",
@@ -100,7 +100,7 @@ def damaged(path: Path, label: str, found: str) -> InputRefused:
     )
 
 
-def odd_header(path: Path, label: str, found: str) -> InputRefused:
+def odd_header_error(path: Path, label: str, found: str) -> InputRefused:
     """What to tell of a file that may well be whole, and whose header says what can't be, or is not read."""
     return InputRefused(
         f"the {label} image's header can't be used",
@@ -112,7 +112,7 @@ def odd_header(path: Path, label: str, found: str) -> InputRefused:
 
 def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
     """Raise InputRefused for more voxels than any brain scan has."""
-    if math.prod(size) > MOST_VOXELS:
+    if math.prod(size) > MAX_VOXELS:
         raise InputRefused(
             f"the {label} image is too large to be a brain scan",
             where=path,
@@ -121,7 +121,7 @@ def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
         )
 
 
-def unreadable(path: Path, label: str, found: str) -> InputRefused:
+def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
     """What to tell of a file that is no image of the kind that its name says."""
     return InputRefused(
         f"the {label} file is not a readable image, or is damaged",
@@ -133,9 +133,9 @@ def unreadable(path: Path, label: str, found: str) -> InputRefused:
 
 def refuse_bomb(needed: int, present: int, path: Path, label: str) -> None:
     """Raise InputRefused for an image of `needed` bytes in `present` ones of compressed data, where that is as no scan inflates."""
-    if present * MOST_INFLATION < needed:
-        raise damaged(path, label, f"{present} bytes (compressed), which can't hold {needed}")
-    if needed > _MOST_SCAN_INFLATION * present + _FREE_BYTES:
+    if present * MAX_INFLATION < needed:
+        raise damaged_file_error(path, label, f"{present} bytes (compressed), which can't hold {needed}")
+    if needed > _MAX_SCAN_INFLATION * present + _FREE_BYTES:
         raise InputRefused(
             f"the {label} image would inflate to {needed / present:.0f} times its size, as no scan does",
             where=path,
@@ -165,9 +165,9 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
     if header.data_file:
         data = path.parent / header.data_file
         try:
-            refuse_no_file(data)
+            refuse_irregular_file(data)
         except OSError as error:
-            why = hindrance(data, error)
+            why = unreadable_reason(data, error)
             what = f"the file with the {label} image's voxels, which its header names, {why.what}"
             raise InputRefused(what, where=data, found=why.found, do=why.do) from error
 
@@ -204,7 +204,7 @@ def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
     """A field of the header that holds what can't be; empty where none does. Raises ValueError for what is no number."""
     key = "NDims" if metaimage else "dimension"
     axes = header.fields.get(key, "")
-    if not axes.isdecimal() or not 0 < int(axes) <= _MOST_AXES:  # ITK asks for memory for all of them, and dies
+    if not axes.isdecimal() or not 0 < int(axes) <= _MAX_AXES:  # ITK asks for memory for all of them, and dies
         return f"{key} = {axes}" if axes else f"no {key}"
     sizes = [int(number) for number in header.fields.get("DimSize" if metaimage else "sizes", "").split()]
     if any(size < 1 for size in sizes):
@@ -212,9 +212,9 @@ def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
     if metaimage:
         return _odd_metaimage_number(header)
     lines, skipped = (int(header.fields.get(key, 0)) for key in ("lineskip", "byteskip"))
-    if not 0 <= lines <= _MOST_LINES:
+    if not 0 <= lines <= _MAX_LINES:
         return f"line skip: {lines}"
-    return "" if -1 <= skipped <= MOST_SURPLUS else f"byte skip: {skipped}"
+    return "" if -1 <= skipped <= MAX_SURPLUS else f"byte skip: {skipped}"
 
 
 def _odd_metaimage_number(header: TextHeader) -> str:
@@ -270,12 +270,12 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
     if header.fields.get("encoding", "").lower() not in ("gz", "gzip"):
         return ""
     voxels = math.prod(int(number) for number in header.fields.get("sizes", "").split())
-    most = voxels * 8 + MOST_SURPLUS
+    most = voxels * 8 + MAX_SURPLUS
     source, start = header.voxels_of(path)
     with open_file(source) as file:
         file.seek(start)
         for _ in range(int(header.fields.get("lineskip", 0))):
-            if not file.readline(MOST_SURPLUS):
+            if not file.readline(MAX_SURPLUS):
                 return "fewer lines than are to be skipped"
         given = 0
         stream = Inflated(file)

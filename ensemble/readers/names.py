@@ -37,7 +37,7 @@ def stem(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Named:
+class ParsedName:
     """What the name of an image says."""
 
     modality: Modality
@@ -51,7 +51,7 @@ class Named:
     """Whether something was done with the image since it was acquired (BIDS: space-, desc-)."""
 
 
-def what_it_shows(name: str) -> Named | None:
+def parse_image_name(name: str) -> ParsedName | None:
     """Read a name without its ending: by its last words (`17_dwi_b1000`, `17_ADC_map`), of a BIDS name also by its entities
     (`sub-1_rec-ADC_dwi`). None for what is no DWI, ADC or FLAIR: other maps, phases, or a name that says nothing.
     """
@@ -70,13 +70,13 @@ def what_it_shows(name: str) -> Named | None:
         return None
     derived = "space" in said or ("desc" in said and not _ABOUT_DWI.search(said["desc"]))
     if any(word in _FLAIR for word in words):
-        return Named(Modality.FLAIR, case, derived=derived)
+        return ParsedName(Modality.FLAIR, case, derived=derived)
     if any(word in _ADC for word in words) or any(_ABOUT_ADC.search(value) for value in about):
-        return Named(Modality.ADC, case, derived=derived)
+        return ParsedName(Modality.ADC, case, derived=derived)
     b_values = [float(digits) for text in (*words, *about) for digits in _B.findall(text)]
     b = b_values[0] if len(set(b_values)) == 1 else None
     trace = any("trace" in text.lower() for text in (*words, *about))
-    return Named(Modality.DWI, case, b, trace, derived)
+    return ParsedName(Modality.DWI, case, b, trace, derived)
 
 
 def _belongs(word: str, taken: Sequence[str]) -> bool:

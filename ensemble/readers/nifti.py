@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ensemble.files import open_file
-from ensemble.geometry import MOST_SKEW
+from ensemble.geometry import MAX_SKEW
 from ensemble.readers.inflate import Inflated
-from ensemble.readers.integrity import MOST_SURPLUS, refuse_bomb
+from ensemble.readers.integrity import MAX_SURPLUS, refuse_bomb
 from ensemble.types import AnyArray
 
 #: A struct format and a byte offset.
@@ -30,7 +30,7 @@ _Field = tuple[str, int]
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _SEVERAL = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "RGBA"}
 #: The two places that a NIfTI header may name must agree to this, in voxels: viewers differ in which one they take.
-_MOST_APART_VOXELS = 0.5
+_MAX_APART_VOXELS = 0.5
 #: Deviation of the lengths of a matrix's columns from the voxel size, as share.
 _STRETCH = 0.01
 #: What ITK takes for right angles in an sform; beyond (1e-4), it takes the qform or refuses the file.
@@ -134,7 +134,7 @@ class Nifti:
             return found
         if not math.isfinite(offset) or offset < layout.length + 4:
             return f"data that begin at byte {offset}, inside the header"
-        if offset > MOST_SURPLUS:
+        if offset > MAX_SURPLUS:
             return f"data that begin at byte {offset:.0f}"
         return self._voxel_fault()
 
@@ -185,11 +185,11 @@ class Nifti:
             while present < needed and (block := file.read(min(needed - present, 1 << 20))):
                 content[present - offset : present - offset + len(block)] = block
                 present += len(block)
-            while present < needed + MOST_SURPLUS and (block := file.read(1 << 20)):  # to gzip's checksum, at its end
+            while present < needed + MAX_SURPLUS and (block := file.read(1 << 20)):  # to gzip's checksum, at its end
                 present += len(block)
         if present < needed:
             raise ValueError(f"{present} bytes of {needed} (uncompressed)")
-        if present >= needed + MOST_SURPLUS:
+        if present >= needed + MAX_SURPLUS:
             raise ValueError(f"more than {present} bytes, where the header tells of {needed}")
         return stored.reshape(self.size[::-1])
 
@@ -282,7 +282,7 @@ def _misplaced(
     if not (lengths > 0).all():
         return "an sform that flattens the image"
     unit = sform[:, :3] / lengths
-    if np.abs(unit.T @ unit - np.eye(3)).max() > MOST_SKEW:
+    if np.abs(unit.T @ unit - np.eye(3)).max() > MAX_SKEW:
         return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
     if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
         return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"
@@ -290,7 +290,7 @@ def _misplaced(
         return ""
     ends = np.array([(x, y, z, 1) for x in (0, size[0] - 1) for y in (0, size[1] - 1) for z in (0, size[2] - 1)])
     apart = float((np.linalg.norm((sform - qform) @ ends.T, axis=0)).max() / min(voxel_mm))
-    if not apart <= _MOST_APART_VOXELS:
+    if not apart <= _MAX_APART_VOXELS:
         return f"two places, sform and qform, {apart:.3g} voxels apart: write the right one to both"
     return ""
 

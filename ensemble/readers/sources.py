@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ensemble.files import is_there
+from ensemble.files import lexists
 from ensemble.readers.headers import text_header
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES, stem
 
@@ -26,19 +26,19 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
             yield from ((file.relative_to(path).as_posix(), file) for file in files if file.is_file())
         return
     yield path.name, path
-    if is_there(b_values := path.with_name(stem(path) + ".bval")):
+    if lexists(b_values := path.with_name(stem(path) + ".bval")):
         yield b_values.name, b_values
     header = text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
     if header is not None and header.data_file and not header.leads_out:
         data = path.parent / header.data_file
-        if is_there(data):
+        if lexists(data):
             yield header.data_file, data
 
 
 def may_tell_b_values(dwi: Path) -> bool:
     """Whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval. Without, no ADC can be computed."""
     dicom = dwi.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or os.path.isdir(dwi)  # noqa: PTH112 (Path.is_dir raises for some names)
-    return dicom or is_there(dwi.with_name(stem(dwi) + ".bval"))
+    return dicom or lexists(dwi.with_name(stem(dwi) + ".bval"))
 
 
 def link_notes(path: Path, label: str) -> list[str]:

@@ -17,15 +17,22 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
-from ensemble.files import open_file, unopened
+from ensemble.files import cannot_open_error, open_file
 from ensemble.geometry import Grid
+from ensemble.logging_setup import native_stderr_to_log
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.readers.content import refuse_other_content
-from ensemble.readers.integrity import DAMAGE, damaged, odd_header, refuse_too_large, remarks_or_refusal, unreadable
+from ensemble.readers.geometry_checks import last_itk_line
+from ensemble.readers.integrity import (
+    DAMAGE,
+    check_file_integrity,
+    damaged_file_error,
+    odd_header_error,
+    refuse_too_large,
+    unreadable_file_error,
+)
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
-from ensemble.readers.native import last_line
 from ensemble.readers.nifti import Nifti, nifti
-from ensemble.streams import native_stderr_to_log
 from ensemble.types import AnyArray, FloatArray
 
 #: What reads each kind: left to choose by content, ITK would take a TIFF or an HDF5 file that is named .mha, with a geometry made up.
@@ -77,7 +84,7 @@ def read_stored(path: Path, label: str) -> StoredImage:
         if header is not None:
             return _read_nifti(header, label)
         refuse_other_content(path, label)
-        remarks = remarks_or_refusal(path, label)
+        remarks = check_file_integrity(path, label)
     except (*DAMAGE, MemoryError) as error:
         raise _refusal(path, label, error) from error
     try:
@@ -92,13 +99,13 @@ def read_stored(path: Path, label: str) -> StoredImage:
 def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
     """What to tell of a file whose bytes could not be read to their end: for want of memory, because of the disk, or of the bytes."""
     if is_out_of_memory(error):
-        return too_little_memory(path, label)
+        return out_of_memory_error(path, label)
     if isinstance(error, OSError) and error.errno is not None:
-        return unopened(f"the {label} image", path, error)
-    return damaged(path, label, str(error) or type(error).__name__)
+        return cannot_open_error(f"the {label} image", path, error)
+    return damaged_file_error(path, label, str(error) or type(error).__name__)
 
 
-def too_little_memory(path: Path, label: str) -> InputRefused:
+def out_of_memory_error(path: Path, label: str) -> InputRefused:
     """What to tell of an image that does not fit into memory, damaged or not."""
     do = f"{MORE_MEMORY}; or give the one volume of b about 1000 s/mm^2, cropped to the head"
     return InputRefused(f"there is not enough memory to read the {label} image", where=path, do=do)
@@ -107,9 +114,9 @@ def too_little_memory(path: Path, label: str) -> InputRefused:
 def _read_nifti(header: Nifti, label: str) -> StoredImage:
     remarks: list[str] = []
     if found := header.fault(remarks):
-        raise odd_header(header.path, label, found)
+        raise odd_header_error(header.path, label, found)
     if found := header.shortfall():
-        raise damaged(header.path, label, found)
+        raise damaged_file_error(header.path, label, found)
     refuse_too_large(header.size, header.path, label)
     if header.not_scalar:
         raise _not_scalar(header.path, label, header.not_scalar)
@@ -121,7 +128,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
     except (RuntimeError, struct.error) as error:
         raise _refused_by_itk(header.path, label, error) from error
     if not header.size[:3] == grid.size or len(header.size) > 4:
-        raise not_3d(header.path, label, header.size)
+        raise not_3d_error(header.path, label, header.size)
     lengths = None if header.sform is None else np.linalg.norm(np.reshape(header.sform, (3, 4))[:, :3], axis=0)
     if lengths is not None and np.allclose(lengths, grid.spacing_mm, rtol=1e-3):  # not where its unit is other than mm
         grid = replace(grid, sform=header.sform)
@@ -141,14 +148,14 @@ def _grid(plain: Path, path: Path, label: str) -> Grid:
     if reader.GetNumberOfComponents() != 1 or "complex" in kind:
         raise _not_scalar(path, label, f"{reader.GetNumberOfComponents()} components of {kind}")
     if axes not in (3, 4):
-        raise not_3d(path, label, size)
+        raise not_3d_error(path, label, size)
     direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3] + 0.0  # without negative zeros
     x, y, z = reader.GetSpacing()[:3]
     left, posterior, superior = (mm + 0.0 for mm in reader.GetOrigin()[:3])
     return Grid(size[:3], (x, y, z), (left, posterior, superior), tuple(direction.ravel().tolist()))
 
 
-def not_3d(path: Path, label: str, size: tuple[int, ...]) -> InputRefused:
+def not_3d_error(path: Path, label: str, size: tuple[int, ...]) -> InputRefused:
     """What to tell of an image of too few axes, or of several volumes where one belongs."""
     return InputRefused(
         f"the {label} image is not 3-D", where=path, found=f"size {_by(size)}", do="give one 3-D volume"
@@ -161,8 +168,8 @@ def _not_scalar(path: Path, label: str, found: str) -> InputRefused:
 
 def _refused_by_itk(path: Path, label: str, error: Exception) -> InputRefused:
     if is_out_of_memory(error):
-        return too_little_memory(path, label)
-    return unreadable(path, label, last_line(error))
+        return out_of_memory_error(path, label)
+    return unreadable_file_error(path, label, last_itk_line(error))
 
 
 def _by(size: tuple[int, ...]) -> str:
@@ -176,7 +183,7 @@ def _refuse_unreadable(path: Path, label: str) -> None:
         with open_file(path) as file:
             first = file.read(1)
     except OSError as error:
-        raise unopened(f"the {label} image", path, error) from error
+        raise cannot_open_error(f"the {label} image", path, error) from error
     if not first:
         raise InputRefused(f"the {label} image is an empty file", where=path, do="copy or export it again")
     if not image_suffix(path):

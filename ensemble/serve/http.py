@@ -14,20 +14,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from ensemble.errors import InputRefused
-from ensemble.serve.limits import OnceAWhile, bounded_protocol, most_connections
+from ensemble.logging_setup import write_final_error_line
+from ensemble.serve.limits import RateLimitFilter, bounded_protocol, max_connections
 from ensemble.serve.supervisor import Supervisor, Unavailable
-from ensemble.serve.worker import Done, Failed, Job
-from ensemble.streams import last_word
+from ensemble.serve.worker import Done, Failed, InvokeRequest
 
 #: How long one call of /health is held while members load; the platform allows 10 s.
 HEALTH_HOLD_S = 5.0
 #: How many calls of /health are held at a time; more of them are answered at once.
-MOST_HELD = 16
+MAX_HELD = 16
 #: How long open connections may take at the end; the platform's SIGKILL comes 5 s after its SIGTERM.
-FAREWELL_S = 3
+SHUTDOWN_S = 3
 
 
-def application(supervisor: Supervisor, job: Job, longest_wait_s: float) -> FastAPI:
+def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: float) -> FastAPI:
     """GET /health and POST /invoke, which segments `job` after waiting for its turn so long at most."""
 
     @asynccontextmanager
@@ -39,7 +39,7 @@ def application(supervisor: Supervisor, job: Job, longest_wait_s: float) -> Fast
     # a redirect counts as a failure, and the pages of documentation would load scripts from elsewhere
     app = FastAPI(title="isles-ensemble", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
 
-    held = asyncio.Semaphore(MOST_HELD)
+    held = asyncio.Semaphore(MAX_HELD)
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "members are being loaded, or can't be"}})
@@ -66,7 +66,7 @@ def application(supervisor: Supervisor, job: Job, longest_wait_s: float) -> Fast
             gone.cancel()
         if isinstance(answer, Done):
             return JSONResponse({"status": "complete"} | answer.summary, 201)
-        last_word(f"error: {answer}")  # the worker has logged it
+        write_final_error_line(f"error: {answer}")  # the worker has logged it
         return JSONResponse(_failure(answer), 422 if answer.exit_code == InputRefused.exit_code else 500)
 
     return app
@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
     """Ends its worker together with its connections, since calls that wait for the worker would hold it up."""
 
     def __init__(self, app: FastAPI, supervisor: Supervisor) -> None:
-        most = most_connections()
+        most = max_connections()
         super().__init__(
             uvicorn.Config(
                 app,
@@ -96,11 +96,11 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="on",
                 ws="none",
-                timeout_graceful_shutdown=FAREWELL_S,
+                timeout_graceful_shutdown=SHUTDOWN_S,
             )
         )
         for name in ("uvicorn.error", "asyncio"):  # who speak of strangers' mistakes
-            logging.getLogger(name).addFilter(OnceAWhile())
+            logging.getLogger(name).addFilter(RateLimitFilter())
         self.ended_by = 0
         """The signal that ended it."""
         self._supervisor = supervisor

@@ -12,17 +12,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 #: How long a connection may be open without a whole request.
 REQUEST_S = 10.0
 #: Connections beside one another, where the limit on open files allows it.
-MOST_CONNECTIONS = 256
+MAX_CONNECTIONS = 256
 #: Files that the server itself holds open, at most.
 _OWN_FILES = 64
 #: How often the log tells the same.
 _REPEAT_S = 60.0
 
 
-def most_connections() -> int:
+def max_connections() -> int:
     """How many connections the limit on open files has room for: as many again may have been accepted and not yet been counted."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(8, min(MOST_CONNECTIONS, (files - _OWN_FILES) // 3))
+    return max(8, min(MAX_CONNECTIONS, (files - _OWN_FILES) // 3))
 
 
 def bounded_protocol(most: int) -> type[H11Protocol]:
@@ -78,7 +78,7 @@ def _drop(connection: H11Protocol, waiting: dict[H11Protocol, None]) -> None:
     connection.transport.abort()
 
 
-class OnceAWhile(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets the same message pass once a minute, and then tells how often it came."""
 
     def __init__(self) -> None:

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import UsageError
+from ensemble.logging_setup import write_final_error_line
 from ensemble.serve.supervisor import Supervisor
-from ensemble.serve.worker import Job, Setup
-from ensemble.streams import last_word
+from ensemble.serve.worker import InvokeRequest, WorkerConfig
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerConfig:
     """Where the server listens, and where cases come from and go to."""
 
     input_root: Path
@@ -27,7 +27,7 @@ class Place:
     """How long a call waits while others are served."""
 
 
-def serve(setup: Setup, place: Place) -> int:
+def serve(setup: WorkerConfig, place: ServerConfig) -> int:
     """Serve until SIGTERM or SIGINT, or until the members prove unloadable. Returns the exit code.
 
     Raises UsageError when the port can't be had.
@@ -37,14 +37,16 @@ def serve(setup: Setup, place: Place) -> int:
     supervisor.start()  # so that torch is imported there while FastAPI is imported here
     from ensemble.serve.http import Server, application
 
-    server = Server(application(supervisor, Job(place.input_root, place.output_root), place.longest_wait_s), supervisor)
+    server = Server(
+        application(supervisor, InvokeRequest(place.input_root, place.output_root), place.longest_wait_s), supervisor
+    )
     log.info("listening on %s", _address(*listening.getsockname()[:2]))
     server.run(sockets=[listening])
     if (broken := supervisor.broken) is not None:
         where = broken.details.get("where") or broken.details.get("found", "")
         said = f"ended with exit code {broken.exit_code}: {broken.what}: {' '.join(where.split())}"
         log.error("%s", said)
-        last_word(said)
+        write_final_error_line(said)
         return broken.exit_code
     return 128 + server.ended_by
 

@@ -14,17 +14,17 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ensemble.errors import MembersFailed, UsageError, WeightsBroken
-from ensemble.folders import sole_writer
+from ensemble.folders import exclusive_writer
 from ensemble.serve.output_folder import OutputFolder
-from ensemble.serve.worker import Done, Failed, Job, Ready, Setup, work
-from ensemble.text import OurLines
+from ensemble.serve.worker import Done, Failed, InvokeRequest, Ready, WorkerConfig, serve_requests
+from ensemble.text import TrustedLines
 
 log = logging.getLogger(__name__)
 
 #: How long a worker may take to end by itself after SIGTERM. The platform's SIGKILL comes 5 s after its SIGTERM.
 GRACE_S = 1.0
 #: How many calls wait for their turn at a time; more of them are refused at once.
-MOST_WAITING = 16
+MAX_WAITING = 16
 _HUNG_UP = "the caller has hung up"
 
 
@@ -35,7 +35,7 @@ class Unavailable(Exception):
 class Supervisor:
     """One worker, and whoever waits for it. All its methods but `start` belong to the event loop's thread."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: WorkerConfig) -> None:
         self.ready: Ready | None = None
         """Set while the worker can take a case on."""
         self.broken: Failed | None = None
@@ -60,7 +60,7 @@ class Supervisor:
         ours, theirs = context.Pipe()
         self._started = time.monotonic()
         self._gone.clear()
-        self._process = context.Process(target=work, args=(theirs, self._setup), daemon=True, name="worker")
+        self._process = context.Process(target=serve_requests, args=(theirs, self._setup), daemon=True, name="worker")
         self._process.start()
         theirs.close()
         self._connection = ours
@@ -76,7 +76,9 @@ class Supervisor:
             await asyncio.wait_for(self._settled.wait(), seconds)
         return self.ready is not None
 
-    async def segment(self, job: Job, longest_wait_s: float, gone: asyncio.Future[None] | None = None) -> Done | Failed:
+    async def segment(
+        self, job: InvokeRequest, longest_wait_s: float, gone: asyncio.Future[None] | None = None
+    ) -> Done | Failed:
         """Segment a case when those before it are done.
 
         `gone` is done when nobody waits for the answer any more: the call then loses its turn, unless its case is being segmented.
@@ -90,7 +92,7 @@ class Supervisor:
                 raise Unavailable("the server is ending" if self._stopping else "the members are not loaded yet")
             if _is_done(gone):
                 raise Unavailable(_HUNG_UP)
-            with sole_writer(
+            with exclusive_writer(
                 job.output_root
             ):  # here, since what the worker leaves when it dies must be cleaned up under it, too
                 return await self._run(job)
@@ -104,7 +106,7 @@ class Supervisor:
         if not self._turn.locked():  # a turn that is free is had without waiting, 0 s included
             await self._turn.acquire()
             return
-        if self._waiting >= MOST_WAITING:
+        if self._waiting >= MAX_WAITING:
             raise Unavailable(f"{self._waiting} calls are waiting already")
         self._waiting += 1
         try:
@@ -128,7 +130,7 @@ class Supervisor:
             self._process.kill()
             await self._gone.wait()
 
-    async def _run(self, job: Job) -> Done | Failed:
+    async def _run(self, job: InvokeRequest) -> Done | Failed:
         assert self._connection is not None
         try:
             self._folder.begin(job.output_root)
@@ -186,7 +188,7 @@ class Supervisor:
             failure = Failed("the server was told to end in the midst of this case")
         else:
             failure = Failed("the process that segments died", MembersFailed.exit_code, _cause(self._process.exitcode))
-            log.error("error: %s", OurLines(failure))
+            log.error("error: %s", TrustedLines(failure))
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(failure)
         if self._stopping or self.broken:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.geometry import Grid
+from ensemble.logging_setup import only_warnings
 from ensemble.pipeline import Ensemble, segment
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.streams import only_warnings
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
 
 #: Warm-up ends after this long, before grand-challenge's 300 s are over: large networks on a CPU may take minutes for one window.
-LONGEST_S = 60.0
+WARM_UP_LIMIT_S = 60.0
 #: Small enough to lie in one window of any usual network, so that each is run once.
 _GRID = Grid(
     size=(24, 24, 12), spacing_mm=(4.0, 4.0, 5.0), origin_mm=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -38,9 +38,9 @@ def warm_up(ensemble: Ensemble) -> None:
     )
     try:
         with only_warnings():  # notes on a phantom would stand in the log of the first patient's job
-            segment(_phantom(), hurried, _Deadline(time.monotonic() + LONGEST_S))
+            segment(_phantom(), hurried, _Deadline(time.monotonic() + WARM_UP_LIMIT_S))
     except _Enough:
-        log.info("warm-up stopped after %.0f s", LONGEST_S)
+        log.info("warm-up stopped after %.0f s", WARM_UP_LIMIT_S)
     except Exception as error:
         log.warning("warm-up failed: %s", error)
 

@@ -17,29 +17,29 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ensemble.config import Extras, RunConfig
+from ensemble.child_process import run_child
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UserError
-from ensemble.hosting import host
-from ensemble.memory import told
-from ensemble.streams import log_failure
-from ensemble.text import OurLines, visible
+from ensemble.logging_setup import log_failure
+from ensemble.memory import as_user_error
+from ensemble.text import TrustedLines, visible
 
 if TYPE_CHECKING:
     from ensemble.pipeline import Ensemble, Watcher
 
 
 @dataclass(frozen=True)
-class Setup:
+class WorkerConfig:
     """What a worker needs to know before its first case."""
 
     config: RunConfig
-    extras: Extras
+    extras: ExtraOutputs
     watcher: Watcher
     log_level: int = logging.INFO
 
 
 @dataclass(frozen=True)
-class Job:
+class InvokeRequest:
     """One case."""
 
     input_root: Path
@@ -75,7 +75,7 @@ class Failed:
     @classmethod
     def of(cls, error: Exception) -> Failed:
         """An error as a message."""
-        error = told(error)
+        error = as_user_error(error)
         if not isinstance(error, UserError):
             return cls(f"a bug in the tool, please report it: {type(error).__name__}: {error}")
         details = {"where": error.where, "found": error.found, "do": error.do, "notes": "; ".join(error.notes)}
@@ -83,15 +83,15 @@ class Failed:
 
     def __str__(self) -> str:
         lines = [self.what, *(f"{name}: {text}" for name, text in self.details.items())]
-        return OurLines("\n  ".join(map(visible, lines)))
+        return TrustedLines("\n  ".join(map(visible, lines)))
 
 
-def work(connection: Connection, setup: Setup) -> NoReturn:
+def serve_requests(connection: Connection, setup: WorkerConfig) -> NoReturn:
     """Load, warm up, and segment what the parent sends until it closes the pipe. The main function of the process."""
-    host(lambda: _work(connection, setup), setup.log_level)
+    run_child(lambda: _serve_requests(connection, setup), setup.log_level)
 
 
-def _work(connection: Connection, setup: Setup) -> None:
+def _serve_requests(connection: Connection, setup: WorkerConfig) -> None:
     try:
         ensemble, ready = _load(setup)
     except Exception as error:
@@ -112,7 +112,7 @@ def _work(connection: Connection, setup: Setup) -> None:
         connection.send(answer)
 
 
-def _load(setup: Setup) -> tuple[Ensemble, Ready]:
+def _load(setup: WorkerConfig) -> tuple[Ensemble, Ready]:
     started = time.perf_counter()
     from ensemble.contract import execute  # noqa: F401  (imports belong to the start, not to the first case)
     from ensemble.pipeline import load
@@ -128,7 +128,7 @@ def _load(setup: Setup) -> tuple[Ensemble, Ready]:
     return ensemble, Ready(rounded, tuple(member.name for member in ensemble.members))
 
 
-def _segment(job: Job, ensemble: Ensemble, setup: Setup) -> dict[str, Any]:
+def _segment(job: InvokeRequest, ensemble: Ensemble, setup: WorkerConfig) -> dict[str, Any]:
     from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.files import is_there, open_file
+from ensemble.files import lexists, open_file
 from ensemble.memory import is_out_of_memory
-from ensemble.weights.damage import UNREADABLE, damage
+from ensemble.weights.damage import UNREADABLE, damaged_weights_error
 from ensemble.weights.folder import readable
 from ensemble.weights.pickles import ForbiddenName
 from ensemble.weights.programs import refuse_greedy
@@ -26,9 +26,9 @@ _WRAPPERS = ("module.", "_orig_mod.")
 #: What torch's restricted unpickler says of a name that it does not admit, and what any reader says of damaged bytes.
 _FORBIDDEN = re.compile(r"(?:GLOBAL|function|class) (\S+)")
 #: The program of a checkpoint, in bytes: names and shapes of tensors, a trainer's logs. Pickles in a file of the format before archives.
-_MOST_PROGRAM_BYTES, _PICKLES = 64 << 20, 5
+_MAX_PROGRAM_BYTES, _PICKLES = 64 << 20, 5
 #: Names that one tensor may go by (nnU-Net's encoder goes by four).
-_MOST_NAMES = 8
+_MAX_NAMES = 8
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,13 +58,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 do="use the file that its trainer wrote; a checkpoint that needs other code to load can't be trusted",
             ) from error
         found = "" if archive else f"a file that starts with {_start(path)!r}"
-        raise damage(path, "a checkpoint", "load", error, found) from error
+        raise damaged_weights_error(path, "a checkpoint", "load", error, found) from error
     return loaded
 
 
 def refuse_unopened(path: Path) -> None:
     """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is no file."""
-    if not is_there(path):
+    if not lexists(path):
         raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
     with readable(path):
         open_file(path).close()
@@ -80,7 +80,7 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
     with zipfile.ZipFile(path) as checkpoint:
         for member in checkpoint.infolist():
             program = member.filename.endswith("data.pkl")
-            if member.compress_type != zipfile.ZIP_STORED or (program and member.file_size > _MOST_PROGRAM_BYTES):
+            if member.compress_type != zipfile.ZIP_STORED or (program and member.file_size > _MAX_PROGRAM_BYTES):
                 found = f"{member.filename} takes {member.file_size} bytes of {member.compress_size}"
                 raise pickle.UnpicklingError(f"{found}; torch.save compresses nothing")
             if program:
@@ -94,7 +94,7 @@ def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
     for name, tensor in _tensors(content, "", set()):
         needed = tensor.numel() * tensor.element_size()
         total, largest = total + needed, max(largest, (name, needed), key=lambda pair: pair[1])
-    if largest[1] > size or total > _MOST_NAMES * size:
+    if largest[1] > size or total > _MAX_NAMES * size:
         raise WeightsBroken(
             "a checkpoint holds tensors that are larger than the file",
             where=path,

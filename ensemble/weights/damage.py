@@ -28,7 +28,7 @@ UNREADABLE = (
 )
 
 
-def damage(path: Path, what: str, doing: str, error: BaseException, found: str = "") -> WeightsBroken:
+def damaged_weights_error(path: Path, what: str, doing: str, error: BaseException, found: str = "") -> WeightsBroken:
     """What to tell of a file (`what`: "a checkpoint") that was not read to its end (`doing`: "load"); `found` is the error by default."""
     if is_out_of_memory(error):
         return WeightsBroken(f"there is not enough memory to {doing} {what}", where=path, do=MORE_MEMORY)
@@ -41,9 +41,9 @@ def damage(path: Path, what: str, doing: str, error: BaseException, found: str =
 
 
 @contextmanager
-def damage_told(path: Path, what: str, doing: str) -> Iterator[None]:
+def weights_errors(path: Path, what: str, doing: str) -> Iterator[None]:
     """Turn what reading a damaged file raises into WeightsBroken."""
     try:
         yield
     except UNREADABLE as error:
-        raise damage(path, what, doing, error) from error
+        raise damaged_weights_error(path, what, doing, error) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ensemble.config import files_below
 from ensemble.errors import WeightsBroken
-from ensemble.files import first_names, hindrance, lacks_rights
+from ensemble.files import first_names, lacks_rights, unreadable_reason
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
@@ -32,7 +32,7 @@ def readable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = Path(error.filename or folder)
-        why = hindrance(where, error)
+        why = unreadable_reason(where, error)
         rights = "let this user read the weights folder and all that lies in it (chmod -R a+rX), or take out what is no weights"
         raise WeightsBroken(
             "a file or folder of the weights can't be read",

@@ -20,11 +20,11 @@ import torch
 from ensemble.errors import WeightsBroken
 from ensemble.weights.archives import folder_of, stored
 from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unopened
-from ensemble.weights.damage import damage_told
+from ensemble.weights.damage import weights_errors
 
 #: Pickles of trainers hold settings and optimizer states without their tensors: some 100 KB.
-MOST_BYTES = 64 * 2**20
-_MOST_AXES = 8
+MAX_BYTES = 64 * 2**20
+_MAX_AXES = 8
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -57,9 +57,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
     refuse_unopened(path)
-    with damage_told(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
+    with weights_errors(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
         folder = folder_of(archive)
-        content = _unpickler(io.BytesIO(stored(archive, f"{folder}data.pkl", MOST_BYTES))).load()
+        content = _unpickler(io.BytesIO(stored(archive, f"{folder}data.pkl", MAX_BYTES))).load()
         state = content.get("state_dict") if isinstance(content, dict) else None
         if isinstance(state, dict) and state:
             told = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
@@ -118,7 +118,7 @@ def _unpickler(file: Any) -> pickle.Unpickler:
 
     def rebuild(storage: tuple[str, torch.dtype], offset: int, size: Any, stride: Any, *_: Any) -> _Stored:
         key, dtype = storage
-        if not len(size) == len(stride) <= _MOST_AXES:
+        if not len(size) == len(stride) <= _MAX_AXES:
             raise pickle.UnpicklingError(f"a tensor of {len(size)} axes")
         return _Stored(key, dtype, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
 

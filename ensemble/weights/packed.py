@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ensemble.errors import WeightsBroken
-from ensemble.files import hindrance, open_file, parse_json
+from ensemble.files import open_file, parse_json, unreadable_reason
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 
 SUFFIX = ".safetensors"
-Precision = Literal["fp32", "fp16"]
+PackedPrecision = Literal["fp32", "fp16"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 #: Metadata key of the names under which a network knows a tensor beside its first: {other name: first name}.
 _ALIASES = "aliases"
@@ -35,7 +35,7 @@ def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         if is_out_of_memory(error):
             raise WeightsBroken("there is not enough memory for packed weights", where=path, do=MORE_MEMORY) from error
         if isinstance(error, OSError) and error.errno is not None:
-            why = hindrance(path, error)
+            why = unreadable_reason(path, error)
             raise WeightsBroken(
                 f"a file of packed weights {why.what}", where=path, found=why.found, do=why.do
             ) from error
@@ -48,7 +48,7 @@ def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def write_packed(
-    path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str], precision: Precision
+    path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str], precision: PackedPrecision
 ) -> None:
     """Write weights of one network; a tensor that goes by several names is written once.
 
@@ -68,7 +68,7 @@ def write_packed(
     path.write_bytes(save(tensors, dict(metadata) | ({_ALIASES: json.dumps(aliases)} if aliases else {})))
 
 
-def _kept(name: str, tensor: torch.Tensor, precision: Precision) -> torch.Tensor:
+def _kept(name: str, tensor: torch.Tensor, precision: PackedPrecision) -> torch.Tensor:
     """A contiguous copy in the precision that is written."""
     if not tensor.is_floating_point():
         return tensor.clone(memory_format=torch.contiguous_format)

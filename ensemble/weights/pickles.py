@@ -17,14 +17,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ensemble.errors import WeightsBroken
-from ensemble.files import hindrance, open_file
+from ensemble.files import open_file, unreadable_reason
 from ensemble.memory import MORE_MEMORY
 from ensemble.weights.damage import UNREADABLE
 
 #: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
-MOST_BYTES = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 #: What a pickle's own calls may make, in bytes: one value is cheaply named again and again. And what a number in a list takes.
-MOST_MADE_BYTES, _NUMBER_BYTES = 64 * 2**20, 32
+MAX_MADE_BYTES, _NUMBER_BYTES = 64 * 2**20, 32
 _BYTE_ORDERS = ("<", ">", "|", "=")
 
 
@@ -40,7 +40,7 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with open_file(path) as file:
-            if (size := path.stat().st_size) > MOST_BYTES:
+            if (size := path.stat().st_size) > MAX_BYTES:
                 raise pickle.UnpicklingError(f"{size} bytes, far more than the description of a model takes")
             return _plain(_PlainUnpickler(file, encoding="latin1").load(), {})
     except ForbiddenName as error:
@@ -52,7 +52,7 @@ def read_pickle(path: Path) -> Any:
         ) from error
     except UNREADABLE as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            why = hindrance(path, error)
+            why = unreadable_reason(path, error)
             raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error
         if isinstance(error, MemoryError):
             raise WeightsBroken(
@@ -72,7 +72,7 @@ class _Allowance:
     """What a pickle may still make."""
 
     def __init__(self) -> None:
-        self._left = MOST_MADE_BYTES
+        self._left = MAX_MADE_BYTES
 
     def spend(self, size: int) -> None:
         """Raise UnpicklingError where it makes far more than it holds."""

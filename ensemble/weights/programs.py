@@ -10,7 +10,7 @@ import pickletools
 import re
 from typing import Any, BinaryIO
 
-from ensemble.weights.pickles import MOST_MADE_BYTES, ForbiddenName
+from ensemble.weights.pickles import MAX_MADE_BYTES, ForbiddenName
 
 #: What trainers' checkpoints name: tensors and their storages, types, devices, dictionaries, numpy scalars.
 _NAMED = re.compile(
@@ -46,7 +46,7 @@ def refuse_greedy(program: BinaryIO) -> None:
                     filled += _ITEM_BYTES * (
                         position or 0
                     )  # a list can't have more items than the program has bytes so far
-                if filled + encoded * longest > MOST_MADE_BYTES:
+                if filled + encoded * longest > MAX_MADE_BYTES:
                     raise pickle.UnpicklingError("it makes far more of itself than a checkpoint takes")
             _pop(stack, opcode)
             stack += _pushed(opcode, argument, memo)

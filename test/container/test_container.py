@@ -35,7 +35,7 @@ GPU = os.environ.get("CONTAINER_TEST_GPU") == "1"
 INVOKE_IMAGE = IMAGE.replace(":", "-invoke:") if ":" in IMAGE else f"{IMAGE}-invoke"
 LABEL = "org.grand-challenge.api-method"
 #: Of the image on a CPU base; with the platform's CUDA base it's that base and as much again.
-MOST_BYTES = 2.5e9
+MAX_BYTES = 2.5e9
 RESTRICTIONS = [
     *("--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "16g"),
     *("--memory-swap", "16g", "--pids-limit", "256", "--shm-size", "128m", "--read-only"),
@@ -172,7 +172,7 @@ def test_the_platforms_rules_for_images(image: str) -> None:
     assert inspect(image, ".Config.User").split(":")[0] not in ("", "0", "root")
     assert inspect(image, ".Architecture") == "amd64"
     if "BASE_IMAGE" in os.environ:
-        assert inspect(image, ".Size") < MOST_BYTES
+        assert inspect(image, ".Size") < MAX_BYTES
 
 
 def test_the_two_images_differ_in_label_and_command_only() -> None:
@@ -223,8 +223,8 @@ def test_exec_mode_refuses_a_bad_case(folders: Folders) -> None:
     fill(folders.input, truncate=True)
     done = run_exec(folders)
     assert done.returncode == 3
-    (last_word,) = done.stderr.splitlines()  # what the platform shows its user
-    assert f"/input/images/adc-brain-mri/{CASE}" in last_word
+    (write_final_error_line,) = done.stderr.splitlines()  # what the platform shows its user
+    assert f"/input/images/adc-brain-mri/{CASE}" in write_final_error_line
     assert f"/input/images/adc-brain-mri/{CASE}" in done.stdout
     assert tree(folders.output) == {}
 

@@ -9,10 +9,10 @@ import torch
 
 from ensemble.families.nnunet_v1.folder import WEIGHTS
 from ensemble.weights.checkpoints import checkpoint_of, unwrapped
-from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
+from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
 
-def read_v1_weights(path: Path) -> Mapping[str, torch.Tensor]:
+def read_nnunet_v1_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """The state dictionary in a `.model` file or its packed form. Raises WeightsBroken."""
     if path.suffix == SUFFIX:
         return read_packed(path)[0]
@@ -20,7 +20,7 @@ def read_v1_weights(path: Path) -> Mapping[str, torch.Tensor]:
     return state
 
 
-def pack_v1_fold(source: Path, target: Path, precision: Precision) -> None:
+def pack_nnunet_v1_fold(source: Path, target: Path, precision: PackedPrecision) -> None:
     """Write a fold's weights in packed form; names lose the prefixes of parallel training. Raises WeightsBroken."""
-    weights = {unwrapped(name): tensor for name, tensor in read_v1_weights(source).items()}
+    weights = {unwrapped(name): tensor for name, tensor in read_nnunet_v1_weights(source).items()}
     write_packed(target, weights, {}, precision)

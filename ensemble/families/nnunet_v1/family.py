@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.families.base import Family, InferenceSettings, Member, Network, Shown, Unsupported
-from ensemble.families.folds import WHOLE_V1, fold_folders
-from ensemble.families.nnunet_v1.folder import PACKED_PLANS, PACKED_WEIGHTS, PLANS, WEIGHTS, read_v1_folder
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, Unsupported
+from ensemble.families.folds import ALL_FOLDS_V1, fold_folders
+from ensemble.families.nnunet_v1.folder import PACKED_PLANS, PACKED_WEIGHTS, PLANS, WEIGHTS, read_nnunet_v1_folder
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
 from ensemble.publish import write_json
 
 if TYPE_CHECKING:
-    from ensemble.weights.packed import Precision
+    from ensemble.weights.packed import PackedPrecision
 
 #: The folder of DeepISLES' archive that holds the winner's networks, the name they vote under, the images they take, and their number.
 _SEALS, _SEALS_NAME, _SEALS_CHANNELS, _SEALS_FOLDS = "SEALS", "seals", ("DWI", "ADC"), 5
@@ -45,35 +45,35 @@ class NnunetV1(Family):
 
     def folds(self, folder: Path) -> tuple[str, ...]:
         """By the names of its folders."""
-        return tuple(fold_folders(folder, WHOLE_V1))
+        return tuple(fold_folders(folder, ALL_FOLDS_V1))
 
-    def describe(self, folder: Path) -> Shown:
+    def describe(self, folder: Path) -> MemberDescription:
         """What plans and the folds' own descriptions say."""
-        plans = read_v1_folder(folder).plans
+        plans = read_nnunet_v1_folder(folder).plans
         published = _SEALS_FOLDS if _SEALS in folder.resolve().parts else 0
-        return Shown(plans.modalities, plans.spacing_mm, published)
+        return MemberDescription(plans.modalities, plans.spacing_mm, published)
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
         """See `member.py`."""
-        from ensemble.families.nnunet_v1.member import SealsMember
+        from ensemble.families.nnunet_v1.member import NnunetV1Member
 
-        return SealsMember.load(spec, settings)
+        return NnunetV1Member.load(spec, settings)
 
-    def networks(self, folder: Path) -> Sequence[Network]:
+    def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """One a fold."""
         from ensemble.families.nnunet_v1.member import networks_of
 
-        return networks_of(read_v1_folder(folder))
+        return networks_of(read_nnunet_v1_folder(folder))
 
-    def pack(self, source: Path, target: Path, precision: Precision) -> None:
+    def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Each fold's weights as safetensors, and the plans as JSON."""
-        from ensemble.families.nnunet_v1.checkpoints import pack_v1_fold
+        from ensemble.families.nnunet_v1.checkpoints import pack_nnunet_v1_fold
 
-        folder = read_v1_folder(source)
+        folder = read_nnunet_v1_folder(source)
         for path in folder.weights.values():
             fold = target / path.parent.name
             fold.mkdir()
-            pack_v1_fold(path, fold / PACKED_WEIGHTS, precision)
+            pack_nnunet_v1_fold(path, fold / PACKED_WEIGHTS, precision)
         write_json(folder.plans.as_json(), target / PACKED_PLANS)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.folds import WHOLE_V1, fold_folders
-from ensemble.families.nnunet_v1.plans import V1Plans, from_json, parse_plans
+from ensemble.families.folds import ALL_FOLDS_V1, fold_folders
+from ensemble.families.nnunet_v1.plans import NnunetV1Plans, from_json, parse_plans
 from ensemble.files import read_json
 from ensemble.weights.folder import listing
 from ensemble.weights.pickles import read_pickle
@@ -25,27 +25,27 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class V1Folder:
+class NnunetV1Folder:
     """A model and where the weights of its folds are."""
 
-    plans: V1Plans
+    plans: NnunetV1Plans
     weights: Mapping[str, Path]
     """For each fold ("0", "1", ... or "all"), its weights."""
 
 
-def read_v1_folder(folder: Path) -> V1Folder:
+def read_nnunet_v1_folder(folder: Path) -> NnunetV1Folder:
     """Read all of a folder but the weights.
 
     Raises WeightsBroken, naming file and finding, for what is missing, damaged, contradictory or not supported.
     """
-    weights = {name: _weights_of(path) for name, path in fold_folders(folder, WHOLE_V1).items()}
+    weights = {name: _weights_of(path) for name, path in fold_folders(folder, ALL_FOLDS_V1).items()}
     if not weights:
         raise WeightsBroken(
             f"a model folder holds no fold_*/{WEIGHTS}", where=folder, found=listing(folder), do=_REMEDY
         )
     if (packed := folder / PACKED_PLANS).is_file():
         plans = _parsed(packed, lambda: from_json(read_json(packed)))
-        return V1Folder(plans, weights)
+        return NnunetV1Folder(plans, weights)
     descriptions = {name: path.with_name(f"{path.name}.pkl") for name, path in weights.items()}
     by_fold = {name: _described(path) for name, path in descriptions.items()}
     (first, plans), *others = by_fold.items()
@@ -58,7 +58,7 @@ def read_v1_folder(folder: Path) -> V1Folder:
                 do="keep one model a folder",
             )
     _check_plans_file(folder / PLANS, plans)
-    return V1Folder(plans, weights)
+    return NnunetV1Folder(plans, weights)
 
 
 def _weights_of(fold: Path) -> Path:
@@ -73,12 +73,12 @@ def _weights_of(fold: Path) -> Path:
     )
 
 
-def _described(path: Path) -> V1Plans:
+def _described(path: Path) -> NnunetV1Plans:
     description = read_pickle(path)
     return _parsed(path, lambda: parse_plans(description))
 
 
-def _parsed(path: Path, parse: Callable[[], V1Plans]) -> V1Plans:
+def _parsed(path: Path, parse: Callable[[], NnunetV1Plans]) -> NnunetV1Plans:
     try:
         return parse()
     except (
@@ -99,7 +99,7 @@ def _parsed(path: Path, parse: Callable[[], V1Plans]) -> V1Plans:
         ) from error
 
 
-def _check_plans_file(path: Path, plans: V1Plans) -> None:
+def _check_plans_file(path: Path, plans: NnunetV1Plans) -> None:
     """`plans.pkl` must speak of the same images; nnU-Net reads nothing else from it for a prediction."""
     content: Any = read_pickle(path)
     channels = content.get("num_modalities") if isinstance(content, dict) else None
@@ -112,6 +112,6 @@ def _check_plans_file(path: Path, plans: V1Plans) -> None:
         )
 
 
-def _difference(one: V1Plans, other: V1Plans) -> str:
+def _difference(one: NnunetV1Plans, other: NnunetV1Plans) -> str:
     mine, theirs = one.as_json(), other.as_json()
     return "; ".join(f"{key} {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key])

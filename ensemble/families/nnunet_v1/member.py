@@ -1,6 +1,6 @@
 """Member kind `seals`: nnU-Net v1 trained-model folders, used as DeepISLES uses those of SEALS, the ISLES'22 winner.
 
-The published checkpoints (de la Rosa et al., DeepISLES; Gao et al., SEALS) drop in unchanged and give the peer's mask.
+The published checkpoints (de la Rosa et al., DeepISLES; Gao et al., SEALS) drop in unchanged and give DeepISLES' mask.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from torch import nn
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction, Network, Part
+from ensemble.families.base import InferenceSettings, MemberPrediction, NetworkSpec, PartialProgress
 from ensemble.families.channels import parse_channel
-from ensemble.families.nnunet_v1.checkpoints import read_v1_weights
-from ensemble.families.nnunet_v1.folder import V1Folder, read_v1_folder
-from ensemble.families.nnunet_v1.network import build_generic_unet
-from ensemble.families.nnunet_v1.plans import V1Plans
+from ensemble.families.nnunet_v1.checkpoints import read_nnunet_v1_weights
+from ensemble.families.nnunet_v1.folder import NnunetV1Folder, read_nnunet_v1_folder
+from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
+from ensemble.families.nnunet_v1.plans import NnunetV1Plans
 from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
 from ensemble.families.probability import lesion_probability
-from ensemble.families.sessions import fit_for, open_sessions
-from ensemble.families.spec import MemberSpec, refuse_other_images
+from ensemble.families.sessions import open_sessions, sessions_for_tta
+from ensemble.families.spec import MemberSpec, refuse_unfit_images
 from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
-from ensemble.inference.engine import Average, SlidingWindow, Tta, predict
+from ensemble.inference.engine import Average, MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.session import LoadedSession
 from ensemble.prepare.case import PreparedCase
 from ensemble.resample import resample_volume
@@ -38,24 +38,24 @@ MIRROR_AXES = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class SealsMember:
+class NnunetV1Member:
     """A trained model with the networks of all its folds in memory."""
 
     spec: MemberSpec
-    plans: V1Plans
+    plans: NnunetV1Plans
     modalities: tuple[Modality, ...]
     """What each input channel shows."""
     sessions: tuple[LoadedSession, ...]
     """One for each fold."""
 
     @classmethod
-    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> SealsMember:
+    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV1Member:
         """Read a model folder and put its networks onto the device.
 
         Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
         """
-        refuse_other_images(spec)
-        folder = read_v1_folder(spec.folder)
+        refuse_unfit_images(spec)
+        folder = read_nnunet_v1_folder(spec.folder)
         modalities = _modalities(spec, folder.plans)
         sessions = open_sessions(spec, networks_of(folder), settings)
         return cls(spec, folder.plans, modalities, sessions)
@@ -77,23 +77,25 @@ class SealsMember:
         """
         fine = respaced(case.grid)
         array, placement = to_network(self._images(case, fine), self.plans)
-        sessions = fit_for(settings, self.sessions)
+        sessions = sessions_for_tta(settings, self.sessions)
         device = sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
         image, windows = torch.from_numpy(array).to(buffers), self.windows(settings)
         total = np.zeros((2, *case.grid.shape_zyx), np.float32)
         for fold, session in enumerate(sessions):
-            softmax = predict(image, [session], windows, Part(progress, fold, len(sessions)))
+            softmax = sliding_window_inference(
+                image, [session], windows, PartialProgress(progress, fold, len(sessions))
+            )
             total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
         probability = lesion_probability(total / np.float32(len(sessions)))
         volume = case.images[Modality.DWI].like(probability)
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
 
-    def windows(self, settings: InferenceSettings) -> SlidingWindow:
+    def windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
         """How its networks go over an image."""
         together = windows_at_once(self.plans.window_bytes, len(self.plans.patch), self.sessions[0].device)
-        return SlidingWindow(
-            self.plans.patch, MIRROR_AXES, Tta(settings.tta), Average.PROBABILITIES, batch_size=together
+        return SlidingWindowConfig(
+            self.plans.patch, MIRROR_AXES, MirrorMode(settings.tta), Average.PROBABILITIES, batch_size=together
         )
 
     def _images(self, case: PreparedCase, fine: Grid) -> FloatArray:
@@ -101,7 +103,7 @@ class SealsMember:
         return np.stack([resample_volume(case.as_read[modality], fine).array for modality in self.modalities])
 
 
-def _modalities(spec: MemberSpec, plans: V1Plans) -> tuple[Modality, ...]:
+def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
     names = spec.channels or plans.modalities
     try:
         channels = [parse_channel(name) for name in names]
@@ -121,11 +123,11 @@ def _modalities(spec: MemberSpec, plans: V1Plans) -> tuple[Modality, ...]:
     return tuple(channel.modality for channel in channels)
 
 
-def networks_of(folder: V1Folder) -> tuple[Network, ...]:
+def networks_of(folder: NnunetV1Folder) -> tuple[NetworkSpec, ...]:
     """The networks of a model's folds."""
     plans = folder.plans
     return tuple(
-        Network(
+        NetworkSpec(
             weights=path,
             channels=len(plans.modalities),
             spacing_mm=plans.spacing_mm,
@@ -139,7 +141,7 @@ def networks_of(folder: V1Folder) -> tuple[Network, ...]:
     )
 
 
-def _with_weights(plans: V1Plans, path: Path) -> nn.Module:
-    network = build_generic_unet(plans)
-    load_weights(network, read_v1_weights(path), path)
+def _with_weights(plans: NnunetV1Plans, path: Path) -> nn.Module:
+    network = build_nnunet_v1_network(plans)
+    load_weights(network, read_nnunet_v1_weights(path), path)
     return network

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ensemble.families.nnunet_v1.plans import MOST_FEATURES, Sizes, V1Plans
+from ensemble.families.nnunet_v1.plans import MAX_FEATURES, NnunetV1Plans, Sizes
 
 SLOPE = 0.01
 
@@ -44,16 +44,16 @@ class StackedConvs(nn.Module):
         return stacked
 
 
-class GenericUNet(nn.Module):
+class NnunetV1Network(nn.Module):
     """Logits of background and lesion for windows whose sizes the poolings divide.
 
     Attributes are named as in nnU-Net v1: context is the way down (bottleneck last), `tu` the upsampling, localization the way up.
     """
 
-    def __init__(self, channels: int, classes: int, plans: V1Plans) -> None:
+    def __init__(self, channels: int, classes: int, plans: NnunetV1Plans) -> None:
         super().__init__()
         levels, convolutions = len(plans.pools), plans.convolutions
-        features = [min(plans.base_features * 2**level, MOST_FEATURES) for level in range(levels + 1)]
+        features = [min(plans.base_features * 2**level, MAX_FEATURES) for level in range(levels + 1)]
         strides: list[Sizes] = [(1, 1, 1), *plans.pools]
         down: list[nn.Module] = [
             StackedConvs(inputs, outputs, convolutions, kernel, stride)
@@ -98,7 +98,7 @@ class GenericUNet(nn.Module):
         return logits
 
 
-def build_generic_unet(plans: V1Plans) -> GenericUNet:
+def build_nnunet_v1_network(plans: NnunetV1Plans) -> NnunetV1Network:
     """The network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them."""
     with torch.device("meta"):
-        return GenericUNet(len(plans.modalities), 2, plans)
+        return NnunetV1Network(len(plans.modalities), 2, plans)

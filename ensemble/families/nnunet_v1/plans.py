@@ -22,13 +22,13 @@ OTHER_TRAINERS = re.compile(
     r"BN|FRN|GN|GeLU|ReLU|Mish|NoNormalization|Resenc|Regions|Cascade|noMirroring|noDA|resample33", re.IGNORECASE
 )
 #: nnU-Net gives no stage more feature maps than this.
-MOST_FEATURES = 320
-_MOST_POOLINGS, _MOST_CONVOLUTIONS, _MOST_WINDOW = 10, 8, 1024
+MAX_FEATURES = 320
+_MAX_POOLINGS, _MAX_CONVOLUTIONS, _MAX_WINDOW = 10, 8, 1024
 _NO_NORMALISATION, _TRAINED_FOR_CT = "noNorm", ("CT", "CT2")
 
 
 @dataclass(frozen=True)
-class V1Plans:
+class NnunetV1Plans:
     """The 3-D network of one nnU-Net v1 model, and the images it wants."""
 
     trainer: str
@@ -42,7 +42,7 @@ class V1Plans:
     transpose_forward: Sizes
     """The (z, y, x) axis that becomes the network's first, second, third one."""
     base_features: int
-    """Feature maps of the first stage; each stage doubles them, up to MOST_FEATURES."""
+    """Feature maps of the first stage; each stage doubles them, up to MAX_FEATURES."""
     convolutions: int
     """Convolutions of each stage."""
     pools: tuple[Sizes, ...]
@@ -72,7 +72,7 @@ class V1Plans:
         return asdict(self)
 
 
-def parse_plans(description: Mapping[str, Any]) -> V1Plans:
+def parse_plans(description: Mapping[str, Any]) -> NnunetV1Plans:
     """Read the plain values of a `.model.pkl` (keys init, name, plans).
 
     Raises ValueError, KeyError, TypeError or IndexError for what is missing, contradictory or not supported.
@@ -85,10 +85,10 @@ def parse_plans(description: Mapping[str, Any]) -> V1Plans:
     stage = _stage(plans["plans_per_stage"], description["init"])
     channels = int(plans["num_modalities"])
     pools = _pools(stage)
-    read = V1Plans(
+    read = NnunetV1Plans(
         trainer=trainer,
         modalities=tuple(str(name) for name in _per_channel(plans["modalities"], channels)),
-        patch=_sizes(stage["patch_size"], _MOST_WINDOW),
+        patch=_sizes(stage["patch_size"], _MAX_WINDOW),
         spacing_mm=_spacing(stage["current_spacing"]),
         transpose_forward=_permutation(plans.get("transpose_forward") or (0, 1, 2)),
         base_features=int(plans["base_num_features"]),
@@ -103,12 +103,12 @@ def parse_plans(description: Mapping[str, Any]) -> V1Plans:
     return read
 
 
-def from_json(content: Mapping[str, Any]) -> V1Plans:
-    """Read what `V1Plans.as_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-    read = V1Plans(
+def from_json(content: Mapping[str, Any]) -> NnunetV1Plans:
+    """Read what `NnunetV1Plans.as_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    read = NnunetV1Plans(
         trainer=str(content["trainer"]),
         modalities=tuple(str(name) for name in content["modalities"]),
-        patch=_sizes(content["patch"], _MOST_WINDOW),
+        patch=_sizes(content["patch"], _MAX_WINDOW),
         spacing_mm=_spacing(content["spacing_mm"]),
         transpose_forward=_permutation(content["transpose_forward"]),
         base_features=int(content["base_features"]),
@@ -123,16 +123,16 @@ def from_json(content: Mapping[str, Any]) -> V1Plans:
     return read
 
 
-def check_plans(plans: V1Plans) -> None:
+def check_plans(plans: NnunetV1Plans) -> None:
     """Raise ValueError for numbers that make no network, or one that no planner writes (before it takes all memory)."""
     channels = len(plans.modalities)
     if not channels or len(plans.normalise) != channels or len(plans.use_mask) != channels:
         raise ValueError(f"{channels} modalities, {len(plans.normalise)} schemes, {len(plans.use_mask)} masks")
-    if not 0 < plans.base_features <= MOST_FEATURES:
-        raise ValueError(f"base_num_features {plans.base_features} is not within 1 to {MOST_FEATURES}")
-    if not 2 <= plans.convolutions <= _MOST_CONVOLUTIONS:
-        raise ValueError(f"conv_per_stage {plans.convolutions} is not within 2 to {_MOST_CONVOLUTIONS}")
-    if not 0 < len(plans.pools) <= _MOST_POOLINGS or len(plans.kernels) != len(plans.pools) + 1:
+    if not 0 < plans.base_features <= MAX_FEATURES:
+        raise ValueError(f"base_num_features {plans.base_features} is not within 1 to {MAX_FEATURES}")
+    if not 2 <= plans.convolutions <= _MAX_CONVOLUTIONS:
+        raise ValueError(f"conv_per_stage {plans.convolutions} is not within 2 to {_MAX_CONVOLUTIONS}")
+    if not 0 < len(plans.pools) <= _MAX_POOLINGS or len(plans.kernels) != len(plans.pools) + 1:
         raise ValueError(f"{len(plans.pools)} poolings, {len(plans.kernels)} kernels")
     if even := [kernel for kernel in plans.kernels if not set(kernel) <= {1, 3}]:
         raise ValueError(f"kernel {even[0]}; nnU-Net pads only kernels of 1 and 3")

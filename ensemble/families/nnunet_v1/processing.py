@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.families.cropping import Placement, bounding_box, nonzero_region
-from ensemble.families.nnunet_v1.plans import V1Plans
+from ensemble.families.cropping import CropResampleGeometry, bounding_box, nonzero_region
+from ensemble.families.nnunet_v1.plans import NnunetV1Plans
 from ensemble.geometry import Grid, Triple
 from ensemble.resample import ArrayResampling, resample_volume
 from ensemble.types import BoolArray, FloatArray
@@ -29,7 +29,7 @@ def respaced(grid: Grid) -> Grid:
     return Grid((x, y, z), SPACING_MM, grid.origin_mm, grid.direction)
 
 
-def to_network(images: FloatArray, plans: V1Plans) -> tuple[FloatArray, Placement]:
+def to_network(images: FloatArray, plans: NnunetV1Plans) -> tuple[FloatArray, CropResampleGeometry]:
     """Bring images (channels, z, y, x) at 1 mm to the network's axes, region, spacing and intensities.
 
     Returns the float32 array (channels, a, b, c) and the way back. nnU-Net v1 resamples first, then normalises.
@@ -38,7 +38,7 @@ def to_network(images: FloatArray, plans: V1Plans) -> tuple[FloatArray, Placemen
     transposed = images.transpose(0, *[axis + 1 for axis in order])
     region = nonzero_region(transposed)
     box = bounding_box(region)
-    placement = Placement(region.shape, box, SPACING_MM, plans.spacing_mm, order)
+    placement = CropResampleGeometry(region.shape, box, SPACING_MM, plans.spacing_mm, order)
     array = placement.to_network(transposed[:, *box].astype(np.float32), _IMAGES)
     inside = placement.to_network(region[None, *box].astype(np.float32), _REGION)[0] >= 0.5
     for channel, scaled, masked in zip(array, plans.normalise, plans.use_mask, strict=True):
@@ -56,7 +56,9 @@ def _normalise(image: FloatArray, region: BoolArray | None) -> None:
         image[~region] = 0
 
 
-def to_image(softmax: FloatArray, placement: Placement, plans: V1Plans, fine: Grid, grid: Grid) -> FloatArray:
+def to_image(
+    softmax: FloatArray, placement: CropResampleGeometry, plans: NnunetV1Plans, fine: Grid, grid: Grid
+) -> FloatArray:
     """Softmax (background and lesion, z, y, x) float32 on the image's grid, from a network's (2, a, b, c).
 
     `fine` is the grid at 1 mm. Outside of what the network saw all is background; beyond `fine`, both are 0.

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.folds import WHOLE_V2, fold_folders
-from ensemble.families.nnunet_v2.plans import NnunetPlans, read_plans
+from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
+from ensemble.families.nnunet_v2.plans import NnunetV2Plans, read_plans
 from ensemble.files import parse_json
 from ensemble.weights.checkpoints import checkpoint_of, unwrapped
 from ensemble.weights.folder import listing
-from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
+from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
 CHECKPOINT, PACKED_CHECKPOINT = "checkpoint_final.pth", f"checkpoint_final{SUFFIX}"
 
@@ -26,7 +26,7 @@ class Model:
     """A trained-model folder, read whole."""
 
     folder: Path
-    plans: NnunetPlans
+    plans: NnunetV2Plans
     checkpoints: Mapping[Path, Mapping[str, Any]]
     """What `read_fold` gives of each fold."""
 
@@ -47,9 +47,9 @@ def read_model(folder: Path) -> Model:
 
 def checkpoint_paths(folder: Path) -> list[Path]:
     """The numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them. Raises WeightsBroken when there is none."""
-    numbered = [fold for name, fold in fold_folders(folder, WHOLE_V2).items() if name != "all"]
+    numbered = [fold for name, fold in fold_folders(folder, ALL_FOLDS_V2).items() if name != "all"]
     for name in (CHECKPOINT, PACKED_CHECKPOINT):
-        for folds in (numbered, [folder / WHOLE_V2]):
+        for folds in (numbered, [folder / ALL_FOLDS_V2]):
             if paths := [fold / name for fold in folds if (fold / name).exists()]:
                 return paths
     raise WeightsBroken(
@@ -81,7 +81,7 @@ def configuration_of(checkpoint: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def pack_fold(source: Path, target: Path, precision: Precision) -> None:
+def pack_fold(source: Path, target: Path, precision: PackedPrecision) -> None:
     """Write a checkpoint's weights, and what `read_fold` gives beside them. Raises WeightsBroken."""
     content = read_fold(source)
     kept = {

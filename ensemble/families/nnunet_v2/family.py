@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import Family, InferenceSettings, Member, Network, Peer, Shown
-from ensemble.families.folds import WHOLE_V2, fold_folders
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, ReferenceProgram
+from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import read_plans
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
 from ensemble.files import read_json
 
 if TYPE_CHECKING:
-    from ensemble.weights.packed import Precision
+    from ensemble.weights.packed import PackedPrecision
 
 #: Key of dataset.json under which a member says how it wants its images, as a manifest entry would.
-OWN_WORDS = "isles_ensemble"
+MEMBER_METADATA_KEY = "isles_ensemble"
 
 
 class NnunetV2(Family):
@@ -30,33 +30,33 @@ class NnunetV2(Family):
     suffixes = frozenset({".pth"})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec]:
-        """Folders with plans.json and dataset.json; one made for physical intensities says so itself, so that it is never run on others."""
+        """Find folders with plans.json and dataset.json. One made for tissue-normalised intensities says so, and is run on no others."""
         for folder in sorted(tree.folders_with("plans.json") & tree.folders_with("dataset.json")):
             yield _spec(folder, tree)
 
     def folds(self, folder: Path) -> tuple[str, ...]:
         """By the names of its folders."""
-        return tuple(fold_folders(folder, WHOLE_V2))
+        return tuple(fold_folders(folder, ALL_FOLDS_V2))
 
-    def describe(self, folder: Path) -> Shown:
+    def describe(self, folder: Path) -> MemberDescription:
         """What plans.json and dataset.json say."""
         plans = read_plans(folder, None)
-        return Shown(plans.channel_names, plans.spacing_mm)
+        return MemberDescription(plans.channel_names, plans.spacing_mm)
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
         """See `member.py`."""
-        from ensemble.families.nnunet_v2.member import NnunetMember
+        from ensemble.families.nnunet_v2.member import NnunetV2Member
 
-        return NnunetMember.load(spec, settings)
+        return NnunetV2Member.load(spec, settings)
 
-    def networks(self, folder: Path) -> Sequence[Network]:
+    def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """One a fold."""
         from ensemble.families.nnunet_v2.checkpoints import read_model
         from ensemble.families.nnunet_v2.member import networks_of
 
         return networks_of(read_model(folder))
 
-    def pack(self, source: Path, target: Path, precision: Precision) -> None:
+    def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Each fold's checkpoint as safetensors, and the two JSON files."""
         from ensemble.families.nnunet_v2.checkpoints import PACKED_CHECKPOINT, checkpoint_paths, pack_fold
 
@@ -67,17 +67,17 @@ class NnunetV2(Family):
         for name in ("dataset.json", "plans.json"):
             shutil.copyfile(source / name, target / name)
 
-    def peer(self) -> Peer:
+    def reference(self) -> ReferenceProgram:
         """See `reference.py`."""
-        from ensemble.families.nnunet_v2.reference import NnunetItself
+        from ensemble.families.nnunet_v2.reference import NnunetV2Reference
 
-        return NnunetItself.installed()
+        return NnunetV2Reference.installed()
 
 
 def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:
     dataset = folder / "dataset.json"
     try:
-        own = read_json(dataset).get(OWN_WORDS, {})
+        own = read_json(dataset).get(MEMBER_METADATA_KEY, {})
         return MemberSpec.from_json({**own, "name": tree.name_of(folder), "kind": NnunetV2.kind}, folder)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction, Network
+from ensemble.families.base import InferenceSettings, MemberPrediction, NetworkSpec
 from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.families.nnunet_v2.checkpoints import Model, read_model
 from ensemble.families.nnunet_v2.network import build_network
-from ensemble.families.nnunet_v2.plans import NnunetPlans
-from ensemble.families.nnunet_v2.processing import lesion_probability, to_network
-from ensemble.families.sessions import fit_for, open_sessions
+from ensemble.families.nnunet_v2.plans import NnunetV2Plans
+from ensemble.families.nnunet_v2.processing import lesion_probability_from_logits, to_network
+from ensemble.families.sessions import open_sessions, sessions_for_tta
 from ensemble.families.spec import MemberSpec
 from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid, Reorientation, Triple
 from ensemble.inference.capacity import buffer_device, windows_at_once
-from ensemble.inference.engine import SlidingWindow, Tta, predict
+from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.session import LoadedSession
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality, ProgressCallback
@@ -32,11 +32,11 @@ from ensemble.weights.checkpoints import load_weights
 
 
 @dataclass(frozen=True)
-class NnunetMember:
+class NnunetV2Member:
     """A trained model with the networks of all its folds in memory."""
 
     spec: MemberSpec
-    plans: NnunetPlans
+    plans: NnunetV2Plans
     channels: tuple[Channel, ...]
     """What each input channel shows."""
     mirror_axes: tuple[int, ...]
@@ -45,7 +45,7 @@ class NnunetMember:
     """One for each fold."""
 
     @classmethod
-    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetMember:
+    def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV2Member:
         """Read a model folder and put its networks onto the device.
 
         Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
@@ -83,9 +83,9 @@ class NnunetMember:
         array, placement = to_network(images, spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
-        sessions = fit_for(settings, self.sessions)
-        logits = predict(image, sessions, self._windows(settings), progress)
-        probability = orientation.undo(lesion_probability(logits.cpu().numpy(), placement, self.plans))
+        sessions = sessions_for_tta(settings, self.sessions)
+        logits = sliding_window_inference(image, sessions, self._windows(settings), progress)
+        probability = orientation.undo(lesion_probability_from_logits(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
         lacking = ", ".join(sorted(modality.label for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
@@ -105,7 +105,7 @@ class NnunetMember:
 
     def _images(self, case: PreparedCase, orientation: Reorientation) -> FloatArray:
         """The input channels (channels, z, y, x) float32 in the orientation that the networks expect."""
-        volumes = case.physical if self.spec.intensities == "physical" else case.images
+        volumes = case.tissue_normalized if self.spec.intensities == "tissue_normalized" else case.images
         nothing = np.zeros_like(volumes[Modality.DWI].array)
         arrays = {
             modality: volumes[modality].array if modality in volumes else nothing for modality in self._modalities
@@ -118,10 +118,10 @@ class NnunetMember:
             dtype=np.float32,
         )
 
-    def _windows(self, settings: InferenceSettings) -> SlidingWindow:
+    def _windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
         z, y, x = (1, *self.plans.patch) if self.plans.dims == 2 else self.plans.patch
         together = windows_at_once(self.plans.window_bytes, self.plans.dims, self.sessions[0].device)
-        return SlidingWindow((z, y, x), self.mirror_axes, Tta(settings.tta), batch_size=together)
+        return SlidingWindowConfig((z, y, x), self.mirror_axes, MirrorMode(settings.tta), batch_size=together)
 
 
 def _ras(grid: Grid) -> Reorientation:
@@ -130,7 +130,7 @@ def _ras(grid: Grid) -> Reorientation:
     return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
 
 
-def _channels(spec: MemberSpec, plans: NnunetPlans) -> tuple[Channel, ...]:
+def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
     names = spec.channels or plans.channel_names
     if len(names) != len(plans.channel_names):
         raise WeightsBroken(
@@ -159,7 +159,7 @@ def _mirror_axes(model: Model) -> tuple[int, ...]:
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
 
 
-def networks_of(model: Model) -> tuple[Network, ...]:
+def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
     """The networks of a model's folds. Raises WeightsBroken for plans that describe none."""
     plans = model.plans
     try:
@@ -167,7 +167,7 @@ def networks_of(model: Model) -> tuple[Network, ...]:
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise _unbuildable(model, f"features_per_stage: {type(error).__name__}: {error}") from error
     return tuple(
-        Network(
+        NetworkSpec(
             weights=path,
             channels=len(plans.channel_names),
             spacing_mm=plans.spacing_mm,

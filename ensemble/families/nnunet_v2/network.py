@@ -32,7 +32,7 @@ _PARTS: dict[str, Any] = {
         BottleneckD,
     )
 }
-_MOST_STAGES, _MOST_FEATURES = 16, 4096
+_MAX_STAGES, _MAX_FEATURES = 16, 4096
 
 
 def build_network(architecture: Architecture, channels: int, classes: int, trainer: str = "") -> torch.nn.Module:
@@ -80,7 +80,7 @@ def _check_size(kwargs: dict[str, Any]) -> None:
     stages = kwargs.get("n_stages", 0)
     features = kwargs.get("features_per_stage", 0)
     largest = max(features, default=0) if isinstance(features, list) else features
-    if not (isinstance(stages, int) and 0 < stages <= _MOST_STAGES):
-        raise ValueError(f"n_stages {stages!r} is not within 1 to {_MOST_STAGES}")
-    if not (isinstance(largest, int) and 0 < largest <= _MOST_FEATURES):
-        raise ValueError(f"features_per_stage {features!r} is not within 1 to {_MOST_FEATURES}")
+    if not (isinstance(stages, int) and 0 < stages <= _MAX_STAGES):
+        raise ValueError(f"n_stages {stages!r} is not within 1 to {_MAX_STAGES}")
+    if not (isinstance(largest, int) and 0 < largest <= _MAX_FEATURES):
+        raise ValueError(f"features_per_stage {features!r} is not within 1 to {_MAX_FEATURES}")

@@ -36,7 +36,7 @@ NORMALISATION_STATISTICS: Mapping[str, tuple[str, ...]] = {
 }
 
 #: More than any argument of a network is, and more blocks than any stage, or stages than any network, has.
-_MOST_NUMBER, _MOST_BLOCKS = 8192, 64
+_MAX_NUMBER, _MAX_BLOCKS = 8192, 64
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
-class NnunetPlans:
+class NnunetV2Plans:
     """One configuration of a trained model."""
 
     configuration: str
@@ -113,7 +113,7 @@ class NnunetPlans:
         return window_bytes(self.patch, self.features)
 
 
-def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
+def read_plans(folder: Path, configuration: str | None) -> NnunetV2Plans:
     """Read a model folder's JSON files.
 
     `configuration` is the one that the checkpoint names; without it the folder's name (trainer__plans__configuration) decides, or
@@ -137,7 +137,7 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetPlans:
     architecture = plans.read("architecture", lambda: _architecture(chosen))
     plans.read("architecture", lambda: _check_numbers(architecture.kwargs, ""))
     plans.read("patch_size", lambda: _check_patch(patch, architecture))
-    return NnunetPlans(
+    return NnunetV2Plans(
         configuration=name,
         patch=patch,
         spacing_mm=plans.read("spacing", lambda: _spacing(chosen["spacing"], len(patch))),
@@ -277,7 +277,7 @@ def _check_numbers(value: Any, key: str) -> None:
         for inner in value:
             _check_numbers(inner, key)
     elif isinstance(value, int | float):
-        most = _MOST_BLOCKS if key.startswith(("n_conv_per_stage", "n_blocks_per_stage", "n_stages")) else _MOST_NUMBER
+        most = _MAX_BLOCKS if key.startswith(("n_conv_per_stage", "n_blocks_per_stage", "n_stages")) else _MAX_NUMBER
         if not 0 <= value <= most:
             raise ValueError(f"{key} {str(value)[:20]} is not within 0 to {most}")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ensemble.families.cropping import Placement, bounding_box, nonzero_region
-from ensemble.families.nnunet_v2.plans import NnunetPlans, Normalisation
+from ensemble.families.cropping import CropResampleGeometry, bounding_box, nonzero_region
+from ensemble.families.nnunet_v2.plans import NnunetV2Plans, Normalisation
 from ensemble.geometry import Triple
 from ensemble.types import BoolArray, FloatArray
 
@@ -19,7 +19,9 @@ from ensemble.types import BoolArray, FloatArray
 EPSILON = 1e-8
 
 
-def to_network(images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetPlans) -> tuple[FloatArray, Placement]:
+def to_network(
+    images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetV2Plans
+) -> tuple[FloatArray, CropResampleGeometry]:
     """Bring images (channels, z, y, x) to the network's axes, region, intensities and spacing.
 
     Returns the float32 array (channels, a, b, c) and the way back. The images are left as they are.
@@ -35,11 +37,13 @@ def to_network(images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetPlans) -
     cropped = np.stack(
         [normalise(image[box], region[box], how) for image, how in zip(transposed, plans.normalisation, strict=True)]
     )
-    placement = Placement(region.shape, box, spacing, target, order)
+    placement = CropResampleGeometry(region.shape, box, spacing, target, order)
     return placement.to_network(cropped, plans.resample_image), placement
 
 
-def lesion_probability(logits: FloatArray, placement: Placement, plans: NnunetPlans) -> FloatArray:
+def lesion_probability_from_logits(
+    logits: FloatArray, placement: CropResampleGeometry, plans: NnunetV2Plans
+) -> FloatArray:
     """Probability (z, y, x) of the lesion classes on the image's grid, float32, from logits (classes, a, b, c).
 
     nnU-Net resamples logits, then applies softmax.

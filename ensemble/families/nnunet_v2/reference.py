@@ -18,7 +18,7 @@ import torch
 from ensemble.errors import UsageError
 from ensemble.families.base import InferenceSettings, Member
 from ensemble.families.nnunet_v2.checkpoints import CHECKPOINT, read_model
-from ensemble.families.nnunet_v2.member import NnunetMember
+from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray
 
@@ -26,14 +26,14 @@ _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 @dataclass(frozen=True)
-class NnunetItself:
+class NnunetV2Reference:
     """nnUNetPredictor."""
 
     predictor: Callable[..., Any]
     title: str
 
     @classmethod
-    def installed(cls) -> NnunetItself:
+    def installed(cls) -> NnunetV2Reference:
         """Import it. Raises UsageError where it is not installed."""
         for variable in _FOLDERS:
             os.environ.setdefault(variable, "unused")  # it complains on stdout otherwise
@@ -49,7 +49,7 @@ class NnunetItself:
 
     def probability(self, member: Member, case: PreparedCase, settings: InferenceSettings) -> FloatArray:
         """Lesion probability (z, y, x) on the DWI grid, on the images that the member sees. Raises what nnunetv2 raises."""
-        assert isinstance(member, NnunetMember)
+        assert isinstance(member, NnunetV2Member)
         images, spacing, orientation = member.network_input(case)
         device = torch.device(settings.device)
         predictor = self.predictor(

@@ -20,7 +20,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.files import open_file
 from ensemble.weights.archives import folder_of, stored
 from ensemble.weights.checkpoints import refuse_more_than_the_file
-from ensemble.weights.damage import damage_told
+from ensemble.weights.damage import weights_errors
 from ensemble.weights.folder import readable
 
 _STORAGES = {
@@ -32,7 +32,7 @@ _STORAGES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-_MOST_CODE_BYTES = 64 * 2**20
+_MAX_CODE_BYTES = 64 * 2**20
 
 
 @dataclass
@@ -64,7 +64,7 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
 
     Raises WeightsBroken for what is missing, damaged, none, or holds more than modules and tensors."""
     try:
-        with damage_told(path, "a TorchScript file", "read"):
+        with weights_errors(path, "a TorchScript file", "read"):
             with readable(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
                 archive = _read(file, weights)
             refuse_more_than_the_file(archive.parameters, path)
@@ -87,7 +87,7 @@ def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
     texts = [
         info for info in file.infolist() if info.filename.startswith(f"{folder}code/") and info.filename.endswith(".py")
     ]
-    if sum(info.file_size for info in texts) > _MOST_CODE_BYTES:
+    if sum(info.file_size for info in texts) > _MAX_CODE_BYTES:
         raise ValueError("more code than a network has")
     code = {
         info.filename.removeprefix(f"{folder}code/").removesuffix(".py").replace("/", "."): file.read(info).decode()
@@ -106,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: zipfile.ZipFile, name: str, weights: bool) -> None:
         """`name` is that of the pickle without its ending, and of the folder of its tensors."""
-        super().__init__(io.BytesIO(stored(file, f"{name}.pkl", _MOST_CODE_BYTES)))
+        super().__init__(io.BytesIO(stored(file, f"{name}.pkl", _MAX_CODE_BYTES)))
         self._file, self._place, self._weights = file, f"{name}/", weights
         self._classes: dict[str, type[Module]] = {}
         self._storages: dict[str, torch.Tensor] = {}

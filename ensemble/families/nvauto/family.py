@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.families.base import Family, InferenceSettings, Member, Network, Shown, Unsupported
-from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, is_script, network_files, networks_or_refusal
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, Unsupported
+from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, find_network_files, is_script, network_files
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
 
 if TYPE_CHECKING:
-    from ensemble.weights.packed import Precision
+    from ensemble.weights.packed import PackedPrecision
 
 #: The folder of DeepISLES' archive that holds the networks, the name they vote under, the images they take, and how many were published.
 _TEAM, _NAME, _CHANNELS, _PUBLISHED = "NVAUTO", "nvauto", ("ADC", "DWI"), 15
@@ -41,10 +41,10 @@ class Nvauto(Family):
         """The networks' numbers."""
         return tuple(map(str, network_files(folder)))
 
-    def describe(self, folder: Path) -> Shown:
+    def describe(self, folder: Path) -> MemberDescription:
         """The files themselves are not opened."""
-        networks_or_refusal(folder)
-        return Shown(_CHANNELS, (1.0, 1.0, 1.0), _PUBLISHED if _TEAM in folder.resolve().parts else 0)
+        find_network_files(folder)
+        return MemberDescription(_CHANNELS, (1.0, 1.0, 1.0), _PUBLISHED if _TEAM in folder.resolve().parts else 0)
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
         """See `member.py`."""
@@ -52,16 +52,16 @@ class Nvauto(Family):
 
         return NvautoMember.load(spec, settings)
 
-    def networks(self, folder: Path) -> Sequence[Network]:
+    def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """One a file."""
         from ensemble.families.nvauto.member import networks_of
 
         return networks_of(folder)
 
-    def pack(self, source: Path, target: Path, precision: Precision) -> None:
+    def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Each network's weights as safetensors and its form as JSON; no TorchScript is run for it."""
         from ensemble.families.nvauto.rebuild import pack_network
 
-        for number, path in networks_or_refusal(source).items():
+        for number, path in find_network_files(source).items():
             (place := target / f"model{number}").mkdir()
             pack_network(path, place, precision)

@@ -40,7 +40,7 @@ def network_files(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def networks_or_refusal(folder: Path) -> dict[int, Path]:
+def find_network_files(folder: Path) -> dict[int, Path]:
     """The same; raises WeightsBroken where there is none, too."""
     if not (found := network_files(folder)):
         raise WeightsBroken(

@@ -1,6 +1,6 @@
 """Member kind `nvauto`: the ensemble of NVAUTO (Myronenko, Siddiquee, Yang, He, Xu: ISLES'22), used as DeepISLES uses it.
 
-The published files drop in unchanged and give the peer's mask. Each network goes over the image at 1 mm; its softmax comes back to the DWI
+The published files drop in unchanged and give DeepISLES' mask. Each network goes over the image at 1 mm; its softmax comes back to the DWI
 grid, where networks are averaged.
 """
 
@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import InferenceSettings, MemberPrediction, Network, Part
+from ensemble.families.base import InferenceSettings, MemberPrediction, NetworkSpec, PartialProgress
 from ensemble.families.channels import parse_channel
-from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, networks_or_refusal
-from ensemble.families.nvauto.processing import SPACING_MM, Respacing, normalised
-from ensemble.families.nvauto.rebuild import read_form, rebuilt
+from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, find_network_files
+from ensemble.families.nvauto.processing import SPACING_MM, ResampleTo1Mm, normalised
+from ensemble.families.nvauto.rebuild import read_segresnet_config, rebuild_network
 from ensemble.families.nvauto.script import ScriptSession, refuse_code
 from ensemble.families.probability import lesion_probability
-from ensemble.families.sessions import InTurn, in_turn, opened
-from ensemble.families.spec import MemberSpec, refuse_other_images
+from ensemble.families.sessions import SequentialSessions, open_sequential_sessions, open_session
+from ensemble.families.spec import MemberSpec, refuse_unfit_images
 from ensemble.families.unet import memory_of, window_bytes
 from ensemble.inference.capacity import buffer_device, windows_at_once
-from ensemble.inference.engine import SlidingWindow, predict
+from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.tiling import Blending, Convention
@@ -45,7 +45,7 @@ class NvautoMember:
     spec: MemberSpec
     modalities: tuple[Modality, ...]
     """What each input channel shows."""
-    sessions: InTurn
+    sessions: SequentialSessions
     window_bytes: int
     """Memory that the activations of one window take."""
 
@@ -56,7 +56,7 @@ class NvautoMember:
         Raises WeightsBroken for TorchScript without permission, and for what is missing, damaged or not supported.
         """
         modalities = _modalities(spec)
-        files = list(networks_or_refusal(spec.folder).values())
+        files = list(find_network_files(spec.folder).values())
         if settings.session == "torch":
             refuse_code(spec, files, settings)
         networks = networks_of(spec.folder)
@@ -67,7 +67,7 @@ class NvautoMember:
                 found=f"{wrong[0].channels} in the network, {len(modalities)} images ({', '.join(spec.channels or CHANNELS)})",
                 do="use NVAUTO's own networks, which take ADC and DWI",
             )
-        sessions = in_turn(spec, networks, settings, _opened)
+        sessions = open_sequential_sessions(spec, networks, settings, _opened)
         return cls(spec, modalities, sessions, max(network.window_bytes for network in networks))
 
     @property
@@ -85,14 +85,14 @@ class NvautoMember:
 
         Networks stay on the device they were loaded to, or go through it in turn. Raises NonFiniteLogits, or what torch raises.
         """
-        respacing, device = Respacing.of(case.grid), self.sessions.device
+        respacing, device = ResampleTo1Mm.of(case.grid), self.sessions.device
         images = np.stack([case.as_read[modality].array.transpose() for modality in self.modalities], dtype=np.float32)
         fine = normalised(respacing.forward(torch.from_numpy(images)))
         fine = fine.to(buffer_device(fine[0].nbytes * (len(fine) + 3), device))
-        how = SlidingWindow(WINDOW, blending=BLENDING, batch_size=windows_at_once(self.window_bytes, 3, device))
+        how = SlidingWindowConfig(WINDOW, blending=BLENDING, batch_size=windows_at_once(self.window_bytes, 3, device))
         total = np.zeros((2, *case.grid.size), np.float32)
         for turn, session in enumerate(self.sessions):
-            logits = predict(fine, [session], how, Part(progress, turn, len(self.sessions)))
+            logits = sliding_window_inference(fine, [session], how, PartialProgress(progress, turn, len(self.sessions)))
             if len(logits) != 2:
                 raise ValueError(f"a network gives {len(logits)} classes, background and lesion are expected")
             total += respacing.back(logits.softmax(0).cpu()).numpy()
@@ -101,14 +101,14 @@ class NvautoMember:
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions.arithmetic)
 
 
-def networks_of(folder: Path) -> tuple[Network, ...]:
+def networks_of(folder: Path) -> tuple[NetworkSpec, ...]:
     """The networks of a folder, packed or not; no code of theirs is run before they are built. Raises WeightsBroken."""
-    return tuple(_network(path) for path in networks_or_refusal(folder).values())
+    return tuple(_network(path) for path in find_network_files(folder).values())
 
 
-def _network(path: Path) -> Network:
-    form = read_form(path)
-    return Network(
+def _network(path: Path) -> NetworkSpec:
+    form = read_segresnet_config(path)
+    return NetworkSpec(
         weights=path,
         channels=form.channels,
         spacing_mm=SPACING_MM,
@@ -116,20 +116,20 @@ def _network(path: Path) -> Network:
         smallest_window=form.smallest_window,
         window_bytes=window_bytes(WINDOW, form.features),
         memory_of=memory_of(form.features),
-        build=partial(rebuilt, path),
+        build=partial(rebuild_network, path),
     )
 
 
-def _opened(network: Network, settings: InferenceSettings) -> LoadedSession:
+def _opened(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
     if network.weights.suffix != SCRIPT_SUFFIX or settings.session != "torch":
-        return opened(network, settings)
+        return open_session(network, settings)
     device = torch.device(settings.device)
     precision = resolve_precision(settings.precision, device)
     return ScriptSession(network.weights, channels=network.channels, device=device, precision=precision)
 
 
 def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:
-    refuse_other_images(spec)
+    refuse_unfit_images(spec)
     try:
         channels = [parse_channel(name) for name in spec.channels] if spec.channels else []
         if any(channel.offset or channel.optional for channel in channels):

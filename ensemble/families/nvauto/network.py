@@ -1,8 +1,8 @@
 """MONAI's SegResNet and SegResNetDS, with the names of their parameters.
 
 Myronenko, 3D MRI brain tumor segmentation using autoencoder regularization, BrainLes 2018; `monai/networks/nets/segresnet.py` and
-`segresnet_ds.py` (MONAI 0.9 to 1.6). Sizes come from the weights' shapes, all else from a `Form`. The heads of deep supervision are
-here, so that weights fit exactly; only the last one speaks.
+`segresnet_ds.py` (MONAI 0.9 to 1.6). Sizes come from the weights' shapes, all else from a `SegResNetConfig`. The heads of deep supervision
+are here, so that weights fit exactly; only the output of the last one is used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import nn
 
 Shapes = Mapping[str, tuple[int, ...]]
 Sizes = tuple[int, int, int]
-Kind = Literal["SegResNet", "SegResNetDS"]
+SegResNetKind = Literal["SegResNet", "SegResNetDS"]
 _NORMS, _ACTIVATIONS, _UPSAMPLINGS = ("group", "batch", "instance"), ("relu", "leaky_relu"), ("linear", "deconv")
-_MOST_STRIDE, _MOST_LEVELS = 4, 10
+_MAX_STRIDE, _MAX_LEVELS = 4, 10
 
 
 @dataclass(frozen=True)
-class Form:
+class SegResNetConfig:
     """What the shapes of a network's weights don't say of it."""
 
-    network: Kind
+    network: SegResNetKind
     norm: str
     """group, batch or instance."""
     groups: int
@@ -55,7 +55,7 @@ class Form:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Form:
+    def from_json(cls, content: Mapping[str, Any]) -> SegResNetConfig:
         """Read them. Raises KeyError, TypeError or ValueError for what is no such network."""
         strides = tuple(tuple(int(n) for n in stride) for stride in content["strides"])
         form = cls(
@@ -75,8 +75,8 @@ class Form:
         for value, known in ((form.norm, _NORMS), (form.activation, _ACTIVATIONS), (form.upsampling, _UPSAMPLINGS)):
             if value not in known:
                 raise ValueError(f"{value!r} is none of {', '.join(known)}")
-        if not 0 < len(strides) <= _MOST_LEVELS or any(
-            len(stride) != 3 or not all(1 <= n <= _MOST_STRIDE for n in stride) for stride in strides
+        if not 0 < len(strides) <= _MAX_LEVELS or any(
+            len(stride) != 3 or not all(1 <= n <= _MAX_STRIDE for n in stride) for stride in strides
         ):
             raise ValueError(f"strides {strides}")
         if min(form.groups, form.channels, form.features) < 1 or not form.eps > 0:
@@ -86,7 +86,7 @@ class Form:
         return form
 
 
-def build_network(form: Form, shapes: Shapes) -> nn.Module:
+def build_network(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
     """The network, its weights to be set. Raises KeyError or ValueError for shapes that are no such network's."""
     with torch.device("meta"):
         return SegResNet(form, shapes) if form.network == "SegResNet" else SegResNetDS(form, shapes)
@@ -103,7 +103,7 @@ class GroupNorm(nn.GroupNorm):
 class SegResNet(nn.Module):
     """Logits for windows whose sizes the strides divide."""
 
-    def __init__(self, form: Form, shapes: Shapes) -> None:
+    def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()
         self.convInit = _wrapped(_convolution(shapes, "convInit.conv"))
         self.down_layers = nn.ModuleList()
@@ -145,7 +145,7 @@ class SegResNet(nn.Module):
 class SegResNetDS(nn.Module):
     """Logits for windows whose sizes the strides divide."""
 
-    def __init__(self, form: Form, shapes: Shapes) -> None:
+    def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()
         self.encoder = _Encoder(form, shapes)
         self.up_layers = nn.ModuleList()
@@ -170,7 +170,7 @@ class SegResNetDS(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, form: Form, shapes: Shapes) -> None:
+    def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()
         self.conv_init = _convolution(shapes, "encoder.conv_init")
         self.layers = nn.ModuleList()
@@ -195,7 +195,7 @@ class _Encoder(nn.Module):
 class _Block(nn.Module):
     """Normalisation, activation, convolution, twice, beside the maps themselves. In SegResNet convolutions are wrapped."""
 
-    def __init__(self, form: Form, shapes: Shapes, place: str, wrapper: str = "") -> None:
+    def __init__(self, form: SegResNetConfig, shapes: Shapes, place: str, wrapper: str = "") -> None:
         super().__init__()
         first, second = (_convolution(shapes, f"{place}.conv{n}{wrapper}") for n in (1, 2))
         self.norm1 = _norm(form, shapes, f"{place}.norm1", first.in_channels)
@@ -217,7 +217,7 @@ def _convolution(shapes: Shapes, place: str, stride: Sizes = (1, 1, 1)) -> nn.Co
     return nn.Conv3d(inputs, outputs, (x, y, z), stride, padding, bias=f"{place}.bias" in shapes)
 
 
-def _upsampling(form: Form, shapes: Shapes, place: str, stride: Sizes) -> nn.Module:
+def _upsampling(form: SegResNetConfig, shapes: Shapes, place: str, stride: Sizes) -> nn.Module:
     """MONAI's `UpSample`: its transposed convolutions are padded where their kernel was given, and is not the stride."""
     if form.upsampling == "deconv":
         inputs, outputs, *kernel = shapes[f"{place}.deconv.weight"]
@@ -241,7 +241,7 @@ def _upsampling(form: Form, shapes: Shapes, place: str, stride: Sizes) -> nn.Mod
     return nn.Sequential(OrderedDict(parts))
 
 
-def _norm(form: Form, shapes: Shapes, place: str, maps: int) -> nn.Module:
+def _norm(form: SegResNetConfig, shapes: Shapes, place: str, maps: int) -> nn.Module:
     affine = f"{place}.weight" in shapes
     if form.norm == "group":
         return GroupNorm(form.groups, maps, form.eps, affine)
@@ -250,7 +250,7 @@ def _norm(form: Form, shapes: Shapes, place: str, maps: int) -> nn.Module:
     return nn.InstanceNorm3d(maps, form.eps, affine=affine)
 
 
-def _activation(form: Form) -> nn.Module:
+def _activation(form: SegResNetConfig) -> nn.Module:
     return nn.LeakyReLU(form.slope, inplace=True) if form.activation == "leaky_relu" else nn.ReLU(inplace=True)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from ensemble.errors import InputRefused
-from ensemble.families.cropping import MOST_NETWORK_VOXELS
+from ensemble.families.cropping import MAX_NETWORK_VOXELS
 from ensemble.geometry import Grid, is_too_large
 from ensemble.types import FloatArray
 
@@ -24,7 +24,7 @@ _SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Respacing:
+class ResampleTo1Mm:
     """The way from an image's grid to the lattice of 1 mm that starts at the same corner, and back."""
 
     size: tuple[int, ...]
@@ -37,12 +37,12 @@ class Respacing:
     """At 1 mm, float32."""
 
     @classmethod
-    def of(cls, grid: Grid) -> Respacing:
+    def of(cls, grid: Grid) -> ResampleTo1Mm:
         """That of a DWI grid. Raises InputRefused where the lattice would be larger than any brain's."""
         affine = grid.affine_ras
         fine = _zoomed(affine, SPACING_MM)
         size = _fine_size(grid.size, affine, fine)
-        if is_too_large(size, MOST_NETWORK_VOXELS):
+        if is_too_large(size, MAX_NETWORK_VOXELS):
             raise InputRefused(
                 "the image is too large at the voxel size that a member works at",
                 found=f"{' x '.join(map(str, size))} voxels of 1 mm",

@@ -10,21 +10,21 @@ import torch
 from ensemble.errors import WeightsBroken
 from ensemble.families.nvauto.archive import Archive, Module, read_archive
 from ensemble.families.nvauto.folder import PACKED_FORM, PACKED_WEIGHTS, SCRIPT_SUFFIX
-from ensemble.families.nvauto.network import Form, Shapes, build_network
-from ensemble.families.nvauto.traced import Traced, Unreadable
+from ensemble.families.nvauto.network import SegResNetConfig, Shapes, build_network
+from ensemble.families.nvauto.traced import TracedModule, UnreadableTrace
 from ensemble.files import read_json
 from ensemble.publish import write_json
 from ensemble.weights.checkpoints import load_weights
-from ensemble.weights.packed import Precision, read_packed, write_packed
+from ensemble.weights.packed import PackedPrecision, read_packed, write_packed
 
 #: How far logits may lie apart, relative to their range; measured 1e-6.
 _TOLERANCE = 1e-4
 #: What is taken for a TorchScript network whose archive says nothing that we understand: only the memory hangs on it.
-_UNKNOWN = Form("SegResNet", "group", 8, 1e-5, "relu", 0.0, "linear", ((2, 2, 2),) * 4, 2, 32)
+_UNKNOWN = SegResNetConfig("SegResNet", "group", 8, 1e-5, "relu", 0.0, "linear", ((2, 2, 2),) * 4, 2, 32)
 _FAILURES = (ValueError, KeyError, TypeError, IndexError, RuntimeError, AttributeError, RecursionError, AssertionError)
 
 
-def read_form(path: Path) -> Form:
+def read_segresnet_config(path: Path) -> SegResNetConfig:
     """What a network is like, from its cheap files. Raises WeightsBroken for a packed one that does not say so."""
     if path.suffix != SCRIPT_SUFFIX:
         return _packed_form(path)
@@ -34,10 +34,10 @@ def read_form(path: Path) -> Form:
         features = max((len(tensor) for tensor in weights), default=_UNKNOWN.features)
     except WeightsBroken:
         features = _UNKNOWN.features
-    return Form(**(vars(_UNKNOWN) | {"features": features}))
+    return SegResNetConfig(**(vars(_UNKNOWN) | {"features": features}))
 
 
-def rebuilt(path: Path) -> torch.nn.Module:
+def rebuild_network(path: Path) -> torch.nn.Module:
     """The network of a file, packed or not, with its weights. Raises WeightsBroken."""
     if path.suffix == SCRIPT_SUFFIX:
         return _from_script(path)[0]
@@ -56,20 +56,20 @@ def rebuilt(path: Path) -> torch.nn.Module:
     return network
 
 
-def pack_network(path: Path, place: Path, precision: Precision) -> None:
+def pack_network(path: Path, place: Path, precision: PackedPrecision) -> None:
     """Write a network, packed or not, into a folder. Raises WeightsBroken for one that can't be rebuilt exactly."""
     if path.suffix == SCRIPT_SUFFIX:
         network, form = _from_script(path)
     else:
-        network, form = rebuilt(path), _packed_form(path)
+        network, form = rebuild_network(path), _packed_form(path)
     write_packed(place / PACKED_WEIGHTS, network.state_dict(), {}, precision)
     write_json(form.as_json(), place / PACKED_FORM)
 
 
-def _packed_form(path: Path) -> Form:
+def _packed_form(path: Path) -> SegResNetConfig:
     where = path.with_name(PACKED_FORM)
     try:
-        return Form.from_json(read_json(where))
+        return SegResNetConfig.from_json(read_json(where))
     except (OSError, *_FAILURES) as error:
         raise WeightsBroken(
             "the description of a packed network can't be read",
@@ -79,10 +79,10 @@ def _packed_form(path: Path) -> Form:
         ) from error
 
 
-def _from_script(path: Path) -> tuple[torch.nn.Module, Form]:
+def _from_script(path: Path) -> tuple[torch.nn.Module, SegResNetConfig]:
     archive = read_archive(path)
     try:
-        traced = Traced(archive)
+        traced = TracedModule(archive)
         shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in archive.parameters.items()}
         form = _form(archive, traced, shapes)
         network = build_network(form, shapes)
@@ -93,7 +93,7 @@ def _from_script(path: Path) -> tuple[torch.nn.Module, Form]:
             expected, answer = traced(window.clone()), network(window)
         apart = float((answer - expected).abs().max()) if answer.shape == expected.shape else float("inf")
         if not apart <= _TOLERANCE * max(1.0, float(expected.abs().max())):
-            raise Unreadable(f"its logits lie {apart:g} from those of the network rebuilt from its weights")
+            raise UnreadableTrace(f"its logits lie {apart:g} from those of the network rebuilt from its weights")
     except WeightsBroken as error:
         raise _not_ours(path, f"{error.what}: {error.found}") from error
     except _FAILURES as error:
@@ -111,7 +111,7 @@ def _not_ours(path: Path, found: str) -> WeightsBroken:
     )
 
 
-def _form(archive: Archive, traced: Traced, shapes: Shapes) -> Form:
+def _form(archive: Archive, traced: TracedModule, shapes: Shapes) -> SegResNetConfig:
     """What the archive's text says of its network. Raises ValueError or KeyError for one that is neither of the two."""
     if "encoder.conv_init.weight" in shapes:
         kind, first, block, down, up = (
@@ -154,10 +154,10 @@ def _form(archive: Archive, traced: Traced, shapes: Shapes) -> Form:
         "channels": channels,
         "features": features,
     }
-    return Form.from_json(content)
+    return SegResNetConfig.from_json(content)
 
 
-def _norm(traced: Traced, module: Module) -> tuple[str, int, float]:
+def _norm(traced: TracedModule, module: Module) -> tuple[str, int, float]:
     """Kind, groups, eps. Defaults at the end of a call are not written."""
     for kind, place in (("group", 4), ("batch", 7), ("instance", 7)):
         if (arguments := traced.arguments(module, f"{kind}_norm")) is not None:
@@ -166,7 +166,7 @@ def _norm(traced: Traced, module: Module) -> tuple[str, int, float]:
     raise ValueError(f"an unknown normalisation, {module.name}")
 
 
-def _activation(traced: Traced, module: Module) -> tuple[str, float]:
+def _activation(traced: TracedModule, module: Module) -> tuple[str, float]:
     """Kind and slope below 0."""
     for kind, default in (("relu", 0.0), ("leaky_relu", 0.01)):
         for name in (kind, f"{kind}_"):

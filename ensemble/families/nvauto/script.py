@@ -15,7 +15,7 @@ from ensemble.families.nvauto.folder import SCRIPT_SUFFIX
 from ensemble.families.spec import MemberSpec
 from ensemble.files import open_file
 from ensemble.inference.device import exact
-from ensemble.inference.precision import DTYPES, Precision
+from ensemble.inference.precision import DTYPES, ResolvedPrecision
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.program import command
 from ensemble.weights.folder import readable
@@ -46,7 +46,7 @@ def refuse_code(spec: MemberSpec, files: list[Path], settings: InferenceSettings
 class ScriptSession:
     """Runs a TorchScript network; below float32 by autocast, as its weights are float32, or in float32 where that does not work."""
 
-    def __init__(self, path: Path, *, channels: int, device: torch.device, precision: Precision) -> None:
+    def __init__(self, path: Path, *, channels: int, device: torch.device, precision: ResolvedPrecision) -> None:
         """Raises WeightsBroken for a file that PyTorch can't load."""
         self.device, self.precision = device, precision
         try:
@@ -74,7 +74,7 @@ class ScriptSession:
         return f"{self.precision}, TorchScript"
 
     @property
-    def quick(self) -> ScriptSession:
+    def reduced_precision(self) -> ScriptSession:
         """Itself: there is one arithmetic."""
         return self
 

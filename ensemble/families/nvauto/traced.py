@@ -14,11 +14,11 @@ from torch.nn import functional
 from ensemble.families.nvauto.archive import Archive, Module
 
 
-class Unreadable(ValueError):
+class UnreadableTrace(ValueError):
     """The text holds what no traced convolutional network does."""
 
 
-class Traced:
+class TracedModule:
     """An archive's network."""
 
     def __init__(self, archive: Archive) -> None:
@@ -43,7 +43,7 @@ class Traced:
             try:
                 tree = ast.parse(self._archive.code[place])
             except (SyntaxError, KeyError, ValueError) as error:
-                raise Unreadable(f"no code for {name}") from error
+                raise UnreadableTrace(f"no code for {name}") from error
             self._classes[place] = {
                 found.name: {f.name: f for f in found.body if isinstance(f, ast.FunctionDef)}
                 for found in tree.body
@@ -54,7 +54,7 @@ class Traced:
     def _call(self, module: Module, method: str, arguments: list[Any]) -> Any:
         function = self._methods(module.name).get(method)
         if function is None or len(function.args.args) != len(arguments) + 1:
-            raise Unreadable(f"{module.name}.{method} with {len(arguments)} arguments")
+            raise UnreadableTrace(f"{module.name}.{method} with {len(arguments)} arguments")
         names = dict(zip((argument.arg for argument in function.args.args), [module, *arguments], strict=True))
         for line in function.body:
             if isinstance(line, ast.Return):
@@ -66,7 +66,7 @@ class Traced:
             elif isinstance(line, ast.Expr):
                 self._value(line.value, names)
             else:
-                raise Unreadable(f"{type(line).__name__} in {module.name}")
+                raise UnreadableTrace(f"{type(line).__name__} in {module.name}")
         return None
 
     def _value(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
@@ -105,7 +105,7 @@ class Traced:
 
 def _held(module: Any, name: str) -> Any:
     if not isinstance(module, Module) or name not in module.held:
-        raise Unreadable(f"no {name} in {getattr(module, 'name', type(module).__name__)}")
+        raise UnreadableTrace(f"no {name} in {getattr(module, 'name', type(module).__name__)}")
     return module.held[name]
 
 
@@ -116,11 +116,11 @@ def _bind(target: ast.expr, value: Any, names: dict[str, Any]) -> None:
         for part, one in zip(target.elts, value, strict=True):
             _bind(part, one, names)
     else:
-        raise Unreadable(f"an assignment to {type(target).__name__}")
+        raise UnreadableTrace(f"an assignment to {type(target).__name__}")
 
 
 def _unknown(node: ast.expr) -> Any:
-    raise Unreadable(ast.unparse(node)[:80])
+    raise UnreadableTrace(ast.unparse(node)[:80])
 
 
 def _dotted(node: ast.expr) -> str:
@@ -143,7 +143,7 @@ def _convolution(maps: Any, weight: Any, bias: Any, *geometry: Any) -> torch.Ten
 
 def _batch_norm(maps: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: Any, *rest: Any) -> torch.Tensor:
     if training:
-        raise Unreadable("batch normalisation in training")
+        raise UnreadableTrace("batch normalisation in training")
     return functional.batch_norm(maps, mean, variance, weight, bias, False, rest[0], rest[1])
 
 
@@ -160,7 +160,7 @@ def _upsampled(mode: str) -> Callable[..., torch.Tensor]:
         align = {"align_corners": rest[0]} if mode == "trilinear" else {}
         factors = rest[-1] if isinstance(rest[-1], list) else None
         if (size is None) == (factors is None):
-            raise Unreadable("an upsampling without size or factors")
+            raise UnreadableTrace("an upsampling without size or factors")
         return functional.interpolate(maps, size=size, scale_factor=factors, mode=mode, **align)
 
     return upsample
@@ -168,7 +168,7 @@ def _upsampled(mode: str) -> Callable[..., torch.Tensor]:
 
 def _dropout(maps: Any, _: Any, training: Any) -> Any:
     if training:
-        raise Unreadable("dropout in training")
+        raise UnreadableTrace("dropout in training")
     return maps
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.base import Network
+from ensemble.families.base import NetworkSpec
 from ensemble.families.swan.folder import SwanFolder
 from ensemble.families.swan.network import ARCHITECTURES, CHANNELS, HEAD, WIDTHS, WINDOW
 from ensemble.families.unet import window_bytes
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.lightning import read_state
-from ensemble.weights.packed import SUFFIX, Precision, read_packed, write_packed
+from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
 SPACING_MM = (2.0, 2.0, 2.0)
 #: What Lightning's module calls the network.
@@ -33,15 +33,15 @@ def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
     return {name.removeprefix(_MODULE): tensor for name, tensor in read_state(path).items()}
 
 
-def pack_network(source: Path, target: Path, precision: Precision) -> None:
+def pack_network(source: Path, target: Path, precision: PackedPrecision) -> None:
     """Write a network's weights in packed form. Raises WeightsBroken."""
     write_packed(target, read_weights(source), {}, precision)
 
 
-def networks_of(folder: SwanFolder) -> tuple[Network, ...]:
+def networks_of(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
     """The networks of all folds: those of one kind after those of the other."""
     return tuple(
-        Network(
+        NetworkSpec(
             weights=path,
             channels=CHANNELS,
             spacing_mm=SPACING_MM,

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.families.base import Family, InferenceSettings, Member, Network, Shown, Unsupported
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, Unsupported
 from ensemble.families.spec import MemberSpec
 from ensemble.families.swan.folder import CHECKPOINTS, NETWORKS, PACKED, SUFFIX, fold_folders, read_swan_folder
 from ensemble.families.tree import WeightsTree
 
 if TYPE_CHECKING:
-    from ensemble.weights.packed import Precision
+    from ensemble.weights.packed import PackedPrecision
 
 #: The folder of DeepISLES' archive that holds them, and the name they vote under.
 _TEAM, _NAME = "FACTORIZER", "swan"
@@ -46,10 +46,10 @@ class Swan(Family):
         """By the names of its folders."""
         return tuple(fold_folders(folder))
 
-    def describe(self, folder: Path) -> Shown:
+    def describe(self, folder: Path) -> MemberDescription:
         """The same for all: what may differ is which networks are there."""
         missing = read_swan_folder(folder).missing
-        return Shown(_CHANNELS, (2.0, 2.0, 2.0), remarks=(missing,) if missing else ())
+        return MemberDescription(_CHANNELS, (2.0, 2.0, 2.0), remarks=(missing,) if missing else ())
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
         """See `member.py`."""
@@ -57,13 +57,13 @@ class Swan(Family):
 
         return SwanMember.load(spec, settings)
 
-    def networks(self, folder: Path) -> Sequence[Network]:
+    def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """One a fold and kind."""
         from ensemble.families.swan.checkpoints import networks_of
 
         return networks_of(read_swan_folder(folder))
 
-    def pack(self, source: Path, target: Path, precision: Precision) -> None:
+    def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Each network's weights as safetensors."""
         from ensemble.families.swan.checkpoints import pack_network
 

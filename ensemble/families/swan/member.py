@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.channels import Channel, parse_channel
-from ensemble.families.sessions import fit_for, open_sessions
+from ensemble.families.sessions import open_sessions, sessions_for_tta
 from ensemble.families.spec import MemberSpec
 from ensemble.families.swan.checkpoints import SPACING_MM, networks_of
 from ensemble.families.swan.folder import read_swan_folder
@@ -19,7 +19,7 @@ from ensemble.families.swan.network import WINDOW
 from ensemble.families.swan.processing import to_image, to_network
 from ensemble.families.unet import window_bytes
 from ensemble.inference.capacity import buffer_device, windows_at_once
-from ensemble.inference.engine import SlidingWindow, Tta, predict
+from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.tiling import Blending, Convention
 from ensemble.prepare.case import PreparedCase
@@ -63,19 +63,19 @@ class SwanMember:
         Networks stay on the device they were loaded to. Raises InputRefused, NonFiniteLogits, or what torch raises.
         """
         array = to_network([case.as_read[modality].array for modality in MODALITIES], case.grid)
-        sessions = fit_for(settings, self.sessions)
+        sessions = sessions_for_tta(settings, self.sessions)
         device = sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
-        logits = predict(array.to(buffers), sessions, self.windows, progress)
+        logits = sliding_window_inference(array.to(buffers), sessions, self.windows, progress)
         probability = to_image(logits[1] - logits[0], case.grid)
         volume = case.as_read[Modality.DWI].like(probability)
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, self.missing)
 
     @property
-    def windows(self) -> SlidingWindow:
+    def windows(self) -> SlidingWindowConfig:
         """How its networks go over an image; they were trained on mirrored images, and DeepISLES mirrors none."""
         together = windows_at_once(window_bytes(WINDOW, 32), 3, self.sessions[0].device)
-        return SlidingWindow(WINDOW, tta=Tta.NONE, blending=_BLENDING, batch_size=together)
+        return SlidingWindowConfig(WINDOW, tta=MirrorMode.NONE, blending=_BLENDING, batch_size=together)
 
 
 def _refuse_choices(spec: MemberSpec) -> None:

@@ -124,7 +124,7 @@ class FactorizerBlock(nn.Module):
         super().__init__()
         self.adapter = nn.Sequential(Linear(inputs, outputs, bias=False)) if inputs != outputs else nn.Identity()
         if places:
-            self.pos_embed = Places(outputs, places)
+            self.pos_embed = PositionalEmbedding(outputs, places)
         self.blocks = nn.ModuleDict(
             {name: Residual(LayerNorm(outputs), inner(outputs)) for name, inner in (("nmf", LowRank), ("mlp", MLP))}
         )
@@ -150,7 +150,7 @@ class Linear(nn.Module):
         return functional.linear(maps, self.linear.weight[..., 0], self.linear.bias)
 
 
-class Places(nn.Module):
+class PositionalEmbedding(nn.Module):
     """Adds what the network learned of each place."""
 
     def __init__(self, width: int, size: Sequence[int]) -> None:

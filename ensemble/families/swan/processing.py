@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from ensemble.errors import InputRefused
-from ensemble.families.cropping import MOST_NETWORK_VOXELS
+from ensemble.families.cropping import MAX_NETWORK_VOXELS
 from ensemble.families.swan.checkpoints import SPACING_MM
 from ensemble.geometry import Grid, is_too_large
 from ensemble.types import FloatArray
@@ -24,7 +24,7 @@ _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
     """Images (z, y, x) on a grid as the networks get them: (channels, x, y, z) float32. Raises InputRefused for one that is too large."""
     size = network_size(grid)
-    if is_too_large(size, MOST_NETWORK_VOXELS):
+    if is_too_large(size, MAX_NETWORK_VOXELS):
         raise InputRefused(
             "the image is too large at the voxel size that a member works at",
             found=f"{' x '.join(map(str, size))} voxels of 2 mm",

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ensemble.streams import native_stderr_to_log
+from ensemble.logging_setup import native_stderr_to_log
 from ensemble.volume import Volume, from_sitk, to_sitk
 
 #: Formats keep geometry in few digits; more than this is another place.
-MOST_ROUNDING_VOXELS = 0.01
+MAX_ROUNDING_VOXELS = 0.01
 
 
 def write(volume: Volume, path: Path) -> None:
@@ -28,5 +28,5 @@ def write(volume: Volume, path: Path) -> None:
         raise OSError(f"{path.name} could not be written: {str(error).splitlines()[-1].strip()}") from error
     if not np.array_equal(back.array, sitk.GetArrayViewFromImage(image), equal_nan=True):
         raise OSError(f"{path.name} does not read back as it was written: is the disk full?")
-    if not volume.grid.distance_voxels(back.grid) < MOST_ROUNDING_VOXELS:
+    if not volume.grid.distance_voxels(back.grid) < MAX_ROUNDING_VOXELS:
         raise ValueError(f"{path.suffix} can't hold this geometry: {volume.grid}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.publish import write_json
-from ensemble.streams import printable
+from ensemble.text import printable
 
 
 def write(payload: Any, path: Path) -> None:

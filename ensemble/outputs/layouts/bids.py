@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import distinct
 from ensemble.files import parse_json, read_json
 from ensemble.folders import unwritable
-from ensemble.outputs.artifacts import MASK, REPORT, Artifact, Segmented, artifacts, kinds
+from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, artifacts, kinds
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.outputs.layouts.layout import placed, write
-from ensemble.outputs.layouts.places import Place
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish_folder, replace_text, write_json
 from ensemble.readers.base import RawCase
-from ensemble.streams import all_printable, printable
+from ensemble.text import all_printable, printable
 from ensemble.types import Modality
 
 _IMAGES = ".nii.gz"
@@ -47,7 +47,12 @@ all cases, failed ones too. A folder is complete or not there.
 
 
 def write_case(
-    root: Path, scratch: Path, place: Place, case: Segmented, extras: Extras, made_of: Mapping[str, Any]
+    root: Path,
+    scratch: Path,
+    place: BidsEntities,
+    case: SegmentedCase,
+    extras: ExtraOutputs,
+    made_of: Mapping[str, Any],
 ) -> None:
     """Put the folder of a case in its place. `made_of` tells a rerun what the result was made of. Raises UsageError."""
     layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
@@ -84,7 +89,7 @@ def _names(artifact: Artifact) -> tuple[str, str, str] | None:
     return _NAMES.get(artifact.role.name) if artifact.role.format == "image" else None
 
 
-def mask_file(place: Place) -> str:
+def mask_file(place: BidsEntities) -> str:
     """The mask of a case, below the output folder."""
     return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
 
@@ -105,7 +110,7 @@ def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
     }
 
 
-def read_report(root: Path, place: Place) -> dict[str, Any] | None:
+def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
     """The report of a complete result of ours; None where there is none. It may be of another version: any field but the list of its
     outputs, `batch.outputs`, may be missing or be something else."""
     folder = root / place.folder
@@ -118,7 +123,7 @@ def read_report(root: Path, place: Place) -> dict[str, Any] | None:
     return report if whole else None
 
 
-def refuse_foreign(root: Path, place: Place) -> None:
+def refuse_foreign(root: Path, place: BidsEntities) -> None:
     """Raise InputRefused when something that is no result of ours stands in the place of a case: it must not be replaced."""
     folder = root / place.folder
     if not folder.exists() and not folder.is_symlink():
@@ -132,7 +137,7 @@ def refuse_foreign(root: Path, place: Place) -> None:
     )
 
 
-def set_aside(root: Path, place: Place) -> Path | None:
+def set_aside(root: Path, place: BidsEntities) -> Path | None:
     """Move a result that no longer holds out of the tree of results. Returns where to; None when there is nothing."""
     if not (root / place.folder / REPORT_FILE).is_file():
         return None

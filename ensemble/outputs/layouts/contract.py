@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.config import Extras
+from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
 from ensemble.files import read_json
-from ensemble.outputs.artifacts import MASK, Artifact, Segmented, artifacts, kinds
+from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, artifacts, kinds
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.layout import placed, write
@@ -64,7 +64,7 @@ def refuse_unknown_masks(output_root: Path, mask_name: str) -> None:
 
 
 def publish_case(
-    case: Segmented, extras: Extras, output_root: Path, mask_name: str, results: Sequence[Mapping[str, Any]]
+    case: SegmentedCase, extras: ExtraOutputs, output_root: Path, mask_name: str, results: Sequence[Mapping[str, Any]]
 ) -> None:
     """Put the outputs of a case below the output root, all or none, in place of those of an earlier one; `results` is the content of
     `results.json`. Raises UsageError when they can't be written."""

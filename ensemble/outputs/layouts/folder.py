@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ensemble.config import Extras
-from ensemble.outputs.artifacts import REPORT, Artifact, Segmented, artifacts
+from ensemble.config import ExtraOutputs
+from ensemble.outputs.artifacts import REPORT, Artifact, SegmentedCase, artifacts
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.layout import placed, write
 from ensemble.publish import publish
@@ -26,7 +26,7 @@ class Folder:
         return f"{MEMBERS}/{artifact.member}_{name}" if artifact.member else name
 
 
-def publish_case(case: Segmented, extras: Extras, root: Path, image_suffix: str) -> None:
+def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path, image_suffix: str) -> None:
     """Put the outputs of a case into a folder, all or none, in place of those of an earlier one.
 
     The report lists them all: it is the index by which a later run knows what to replace. Raises UsageError when they can't be written.

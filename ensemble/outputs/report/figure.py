@@ -35,7 +35,7 @@ def draw_overlay(result: Result, destination: Path | BinaryIO) -> None:
     axes = figure.subplots(len(_SHOWN), len(slices), squeeze=False)
     for row, modality in enumerate(_SHOWN):
         low, high = WINDOWS[modality]
-        image = canonical.apply(result.case.physical[modality].array)
+        image = canonical.apply(result.case.tissue_normalized[modality].array)
         for column, z in enumerate(slices):
             ax: Axes = axes[row, column]
             ax.imshow(image[z][box], cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[2])

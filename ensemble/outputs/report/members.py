@@ -19,7 +19,7 @@ from ensemble.types import Modality, ignore_progress
 log = logging.getLogger(__name__)
 
 #: Below this, masks of one network by two programs differ by more than rounding (nnU-Net adds up windows in float16).
-LEAST_DICE = 0.999
+MIN_DICE = 0.999
 _HEADINGS = ("name", "kind", "folds", "images", "spacing", "intensities", "licence", "size")
 
 
@@ -82,10 +82,10 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
     """
     from ensemble.inference.device import resolve_device
     from ensemble.metrics import dice
-    from ensemble.prepare.case import prepare_for
-    from ensemble.readers.imagefile import read_case
+    from ensemble.prepare.case import prepare_for_run
+    from ensemble.readers.imagefile import read_files
 
-    peers = {spec.name: peer for spec in specs if (peer := family_of(spec).peer()) is not None}
+    peers = {spec.name: peer for spec in specs if (peer := family_of(spec).reference()) is not None}
     if not peers:
         raise UsageError(
             "no member can be compared: only those of nnU-Net v2 can, with nnU-Net's own predictor",
@@ -94,7 +94,7 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
             do="give nnU-Net v2 model folders (--weights, --members), or leave --compare out",
         )
     settings = InferenceSettings.of(config, resolve_device(config.device))
-    case = prepare_for(read_case(name, files), config, settings.device)
+    case = prepare_for_run(read_files(name, files), config, settings.device)
     for spec in specs:
         if spec.name not in peers:
             log.info("%s: not compared, of kind %s", spec.name, spec.kind)
@@ -110,8 +110,8 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
             "%s: beside %s on %s: mask Dice %.5f, largest difference of probabilities %.2g",
             *(spec.name, peers[spec.name].title, case.name, same, largest),
         )
-        if not same >= LEAST_DICE:
-            log.warning("%s: the masks differ by more than rounding explains (Dice below %g)", spec.name, LEAST_DICE)
+        if not same >= MIN_DICE:
+            log.warning("%s: the masks differ by more than rounding explains (Dice below %g)", spec.name, MIN_DICE)
 
 
 def _ranges(folds: Sequence[str]) -> str:

@@ -27,14 +27,13 @@ from ensemble.metrics import lesion_components
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
-from ensemble.streams import printable
-from ensemble.text import visible
+from ensemble.text import printable, visible
 from ensemble.types import AnyArray
 
 #: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
-MOST_LOSSLESS_VOXELS = 4_000_000
+MAX_LOSSLESS_VOXELS = 4_000_000
 #: The mask and its voters share the 24 bits of a pixel.
-_MOST_VOTERS = 23
+_MAX_VOTERS = 23
 
 
 def case_page(report: Mapping[str, Any], result: Result) -> str:
@@ -108,16 +107,16 @@ def _viewer(result: Result) -> dict[str, Any]:
         return canonical.apply(array)[:, rows, columns]
 
     mask = cut(result.fused.mask.array)
-    layers = [o.prediction for o in result.outcomes if o.prediction is not None][:_MOST_VOTERS]
+    layers = [o.prediction for o in result.outcomes if o.prediction is not None][:_MAX_VOTERS]
     bits = mask.astype(np.uint32)
     for number, prediction in enumerate(layers, start=1):
         bits |= cut(prediction.mask.array).astype(np.uint32) << number
     area = mask.sum(axis=(1, 2))
     images = []
     for modality, window in WINDOWS.items():
-        if modality in result.case.physical:
-            grey = _grey(cut(result.case.physical[modality].array), window)
-            images.append({"name": modality.label, "sheet": _sheet(grey, lossless=grey.size <= MOST_LOSSLESS_VOXELS)})
+        if modality in result.case.tissue_normalized:
+            grey = _grey(cut(result.case.tissue_normalized[modality].array), window)
+            images.append({"name": modality.label, "sheet": _sheet(grey, lossless=grey.size <= MAX_LOSSLESS_VOXELS)})
     return {
         "slices": mask.shape[0],
         "height": mask.shape[1],

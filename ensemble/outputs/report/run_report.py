@@ -14,7 +14,7 @@ from ensemble.inference.device import describe_device
 from ensemble.metrics import dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.readers.base import RawCase
-from ensemble.streams import all_printable
+from ensemble.text import all_printable
 from ensemble.types import Modality
 
 #: Grows when a field of the report changes its meaning or goes, not when one joins (docs/guide.md lists them).
@@ -49,7 +49,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
         "fusion": {
             "method": ensemble.config.fusion,
             "voters": list(result.fused.voters),
-            "specks_left_out": result.fused.specks,
+            "specks_left_out": result.fused.dropped_components,
         },
         "members": [_member(outcome, ensemble, grid.spacing_zyx_mm) for outcome in result.outcomes],
         "repairs": list(result.case.repairs),

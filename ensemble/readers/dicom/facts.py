@@ -161,7 +161,7 @@ TAGS: list[BaseTag | int] = sorted(
 )
 
 
-class Kind(StrEnum):
+class SeriesKind(StrEnum):
     """What a series shows, as far as its header tells."""
 
     DWI = "DWI"
@@ -188,7 +188,7 @@ class Kind(StrEnum):
 class _Named:
     """How a kind of image is told."""
 
-    kind: Kind
+    kind: SeriesKind
     image_type: re.Pattern[str]
     """Of one value of ImageType or FrameType, in capitals."""
     text: re.Pattern[str]
@@ -197,7 +197,7 @@ class _Named:
     """In the derivation (DCM), CID 7203."""
 
 
-def _named(kind: Kind, image_type: str = "(?!)", text: str = "(?!)", code: str = "") -> _Named:
+def _named(kind: SeriesKind, image_type: str = "(?!)", text: str = "(?!)", code: str = "") -> _Named:
     return _Named(kind, re.compile(image_type), re.compile(text), code)
 
 
@@ -206,42 +206,44 @@ _ACQUIRED = "dwi|diff|dti|dki|ivim"
 #: Told by image type or derivation first, then by words; the first that fits.
 _MAPS = (
     _named(
-        Kind.EXPONENTIAL,
+        SeriesKind.EXPONENTIAL,
         r"E[-_]?ADC|EXP|EXP_?ADC|EXPONENTIAL|.*ATTNTD",
         r"(?<![a-z])e(x|xp)?[-_ ]?adc|(?<![a-z])d?exp(?![a-z])|expon|attenuat",
         "113045",
     ),
     _named(
-        Kind.ADC,
+        SeriesKind.ADC,
         r".*ADC.*|APPARENT.*",
         r"adc(?!oil)|app?arent|diff?us.*[ck]oef|[ck]oef.*diff?us|(?<![a-z])(average[-_ ]|av)dc(?![a-z])",
         "113041",
     ),
     _named(
-        Kind.ANISOTROPY,
+        SeriesKind.ANISOTROPY,
         r"FA|COLFA|FA_.*|(FRACT|RELAT).*ANISO.*|DIFFUSION_ANISO",
         r"(?<![a-z])(col|colou?r)?[-_ ]?fa(map)?(?![a-z0-9])|anisotrop|fractional.?aniso",
         "113044",
     ),
-    _named(Kind.TENSOR, r"TENSOR.*", r"(?<![a-z])tensor$"),
+    _named(SeriesKind.TENSOR, r"TENSOR.*", r"(?<![a-z])tensor$"),
     _named(
-        Kind.DIFFUSIVITY,
+        SeriesKind.DIFFUSIVITY,
         r"MD|EIGEN.*|KURTOSIS|VOLUME_RATIO|STD_?DEV.*|MASK",
         r"eigen|kurtos|mean.?diffusivity|(?<![a-z])n?md(?![a-z])"
         rf"|^(?=.*({_ACQUIRED})).*(?<![a-z])(mk|ak|rk|ad|rd|ra|vr|dec|l[123]|s0|maps?|masks?|error|residuals?|std\w*|ratio)(?![a-z])",
     ),
     _named(
-        Kind.COMPUTED,
+        SeriesKind.COMPUTED,
         "CALC_BVALUE|SYNTHETIC.*|COMPUTED.*",
         rf"calc[-_ ]?b|(?<![a-z])cdwi|(?<![a-z])(syn|synth\w*|computed|calculated)(?![a-z]).*({_ACQUIRED}|(?<![a-z])b)",
     ),
-    _named(Kind.PROJECTION, "MIP|MNIP|MINIP|PROJECTION IMAGE|MIN_IP|MAX_IP", r"(?<![a-z])(mip|mnip|minip)(?![a-z])"),
+    _named(
+        SeriesKind.PROJECTION, "MIP|MNIP|MINIP|PROJECTION IMAGE|MIN_IP|MAX_IP", r"(?<![a-z])(mip|mnip|minip)(?![a-z])"
+    ),
 )
 _UNLIKE = (
-    _named(Kind.LOCALIZER, "LOCALIZER", r"locali[sz]er|scout|survey"),
-    _named(Kind.PHASE, "P|P_.*|PHASE|PHASE[ _]MAP", r"(?<![a-z])(phase|pha_images?)(?![a-z])"),
-    _named(Kind.COMPLEX, "R|R_.*|REAL|I|I_.*|IMAG|IMAGINARY"),
-    _named(Kind.OTHER, "B0|B0[ _]MAP|SWI|SUBTRACT(ION)?|[TR][12]?[ _*]*MAP|R?CB[FV].*|MTT.*|TTP.*|TMAX.*"),
+    _named(SeriesKind.LOCALIZER, "LOCALIZER", r"locali[sz]er|scout|survey"),
+    _named(SeriesKind.PHASE, "P|P_.*|PHASE|PHASE[ _]MAP", r"(?<![a-z])(phase|pha_images?)(?![a-z])"),
+    _named(SeriesKind.COMPLEX, "R|R_.*|REAL|I|I_.*|IMAG|IMAGINARY"),
+    _named(SeriesKind.OTHER, "B0|B0[ _]MAP|SWI|SUBTRACT(ION)?|[TR][12]?[ _*]*MAP|R?CB[FV].*|MTT.*|TTP.*|TMAX.*"),
 )
 _FLAIR = re.compile(r"flair|tirm|dark.?fl|da-?fl|spc_ir")
 _DIFFUSION = re.compile(r"dwi|diff|trace|(?<![a-z])(dti|s?dw)(?![a-z])|(?<![a-z])b ?=? ?1000")
@@ -266,8 +268,8 @@ _CLASSES = (
     ("1.2.840.10008.5.1.4.1.1.104", "document"),
     ("1.2.840.10008.5.1.4.1.1.9", "waveform"),
     ("1.2.840.10008.5.1.4.1.1.4.2", "spectroscopy"),
-    ("1.2.840.10008.5.1.4.1.1.4.3", Kind.COLOUR),
-    ("1.2.840.10008.5.1.4.1.1.7", Kind.SCREENSHOT),
+    ("1.2.840.10008.5.1.4.1.1.4.3", SeriesKind.COLOUR),
+    ("1.2.840.10008.5.1.4.1.1.7", SeriesKind.SCREENSHOT),
 )
 #: Of values that are diffusivities (0028,1054).
 _DIFFUSIVITY_UNIT = re.compile(r"^adc|mm\^?[2²] */ *s")
@@ -282,40 +284,43 @@ def object_kind(sop_class: str) -> str:
     if not sop_class.startswith(_STANDARD_ROOT):
         return "object of a private class"
     return next(
-        (str(what) for root, what in _CLASSES if sop_class == root or sop_class.startswith(root + ".")), Kind.FOREIGN
+        (str(what) for root, what in _CLASSES if sop_class == root or sop_class.startswith(root + ".")),
+        SeriesKind.FOREIGN,
     )
 
 
-def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> Kind | None:
+def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | None:
     """The kind that image type or derivation tell for certain, of one frame; None where they say nothing of it."""
     flavours = image_type[2:]
     for named in (*_MAPS, *_UNLIKE):
         if any(named.image_type.fullmatch(value) for value in flavours) or (named.code and named.code in codes):
             return named.kind
-    return Kind.DWI if "TRACEW" in flavours else None
+    return SeriesKind.DWI if "TRACEW" in flavours else None
 
 
-def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> Kind:
+def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> SeriesKind:
     """The kind that description and protocol tell, the first of them that tells one; of images of so many b-values, or weighted by one.
 
     A map has no b-value, though a header may hold one: several make a series DWI, whatever its protocol is called.
     """
     kinds = [_kind_in(text.lower(), maps=shells < 2, weighted=weighted) for text in words]
-    return next((kind for kind in kinds if kind is not Kind.UNKNOWN), Kind.DWI if weighted else Kind.UNKNOWN)
+    return next(
+        (kind for kind in kinds if kind is not SeriesKind.UNKNOWN), SeriesKind.DWI if weighted else SeriesKind.UNKNOWN
+    )
 
 
-def _kind_in(text: str, *, maps: bool, weighted: bool) -> Kind:
+def _kind_in(text: str, *, maps: bool, weighted: bool) -> SeriesKind:
     for named in _MAPS if maps else ():
         if named.text.search(text):
             return named.kind
     if weighted:
-        return Kind.DWI
+        return SeriesKind.DWI
     if _FLAIR.search(text):
-        return Kind.FLAIR
+        return SeriesKind.FLAIR
     if _DIFFUSION.search(text):
-        return Kind.DWI
+        return SeriesKind.DWI
     unlike = next((named.kind for named in _UNLIKE if named.text.search(text)), None)
-    return unlike or (Kind.OTHER if _OTHER.search(text) else Kind.UNKNOWN)
+    return unlike or (SeriesKind.OTHER if _OTHER.search(text) else SeriesKind.UNKNOWN)
 
 
 def is_trace(image_type: Sequence[str], text: str) -> bool:

@@ -12,13 +12,13 @@ from typing import BinaryIO
 from zlib import error as ZlibError
 
 from ensemble.errors import InputRefused
-from ensemble.files import is_there, open_file, refuse_no_file, unopened
+from ensemble.files import cannot_open_error, lexists, open_file, refuse_irregular_file
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES
 
 #: Of one examination; more is an archive of patients, not a case.
-MOST_FILES, MOST_UNPACKED_BYTES = 20_000, 4 << 30
+MAX_FILES, MAX_UNPACKED_BYTES = 20_000, 4 << 30
 #: An archive may inflate to so many times its size, and this beside; images of a head do by 2 to 20. And what names its files is shorter.
-_MOST_INFLATION, _FREE_BYTES, _MOST_DIRECTORY_BYTES = 100, 64 << 20, 16 << 20
+_MAX_INFLATION, _FREE_BYTES, _MAX_DIRECTORY_BYTES = 100, 64 << 20, 16 << 20
 #: The end of an archive (APPNOTE.TXT 4.3.14 to 4.3.16): how long the last record may be, and where it tells how long the directory is.
 _LONGEST_END, _END, _END_64 = 1 << 17, b"PK\5\6", b"PK\6\6"
 _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
@@ -50,9 +50,9 @@ def files_of(path: Path, label: str) -> Iterator[list[Path]]:
         return
     if path.suffix.lower() in SLICE_SUFFIXES:
         try:
-            refuse_no_file(path)
+            refuse_irregular_file(path)
         except OSError as error:
-            raise unopened(f"the {label} image", path, error) from error
+            raise cannot_open_error(f"the {label} image", path, error) from error
         yield [path]
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def _unpack(path: Path, folder: str, label: str) -> None:
     try:
         file = open_file(path)
     except OSError as error:
-        raise unopened(f"the {label} image", path, error) from error
+        raise cannot_open_error(f"the {label} image", path, error) from error
     try:
         with file, zipfile.ZipFile(_with_short_directory(file, path, label)) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
@@ -96,7 +96,7 @@ def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
         (length,) = struct.unpack_from("<I", end, at + 12)
     if (at := end.rfind(_END_64)) >= 0 and len(end) >= at + 48:
         length = max(length if length != 0xFFFFFFFF else 0, *struct.unpack_from("<Q", end, at + 40))
-    if min(length, size) > _MOST_DIRECTORY_BYTES:
+    if min(length, size) > _MAX_DIRECTORY_BYTES:
         raise _too_large(path, label, f"names of files that take {min(length, size) / 1e6:.0f} MB")
     file.seek(0)
     return file
@@ -105,9 +105,9 @@ def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
 def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> None:
     """Raise InputRefused for an archive that would fill the disk, by what it says itself: no more is unpacked than that."""
     unpacked, packed = sum(member.file_size for member in members), path.stat().st_size
-    if len(members) > MOST_FILES or unpacked > MOST_UNPACKED_BYTES:
+    if len(members) > MAX_FILES or unpacked > MAX_UNPACKED_BYTES:
         raise _too_large(path, label, f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked")
-    if unpacked > _MOST_INFLATION * packed + _FREE_BYTES:
+    if unpacked > _MAX_INFLATION * packed + _FREE_BYTES:
         raise InputRefused(
             f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, as images do not",
             where=path,
@@ -125,11 +125,11 @@ def _listing(folder: Path, path: Path, label: str) -> list[Path]:
     files = [  # links to nowhere, too: slices may be missing there
         file
         for file in sorted(folder.rglob("*"))
-        if (file.is_file() or (is_there(file) and not file.exists()))
+        if (file.is_file() or (lexists(file) and not file.exists()))
         and not file.name.startswith(".")
         and file.name.upper() != "DICOMDIR"
     ]
-    if len(files) > MOST_FILES:
+    if len(files) > MAX_FILES:
         raise InputRefused(
             f"the {label} folder holds too many files for one examination",
             where=path,

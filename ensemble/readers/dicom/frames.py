@@ -22,16 +22,16 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from ensemble.readers.b_values import SAME_SHELL
 from ensemble.readers.dicom import facts
 from ensemble.readers.dicom.facts import MALFORMED, items_of, number_of, numbers_of, text_of, texts_of
 from ensemble.readers.dicom.header import Header
-from ensemble.readers.volumes import SAME_SHELL
-from ensemble.streams import printable
+from ensemble.text import printable
 
 CONVERT = "convert it with dcm2niix -p n and give the .nii.gz"
 AGAIN = "copy or export the series again"
 #: Frames of one file, and voxels along an axis of one; more is a damaged header.
-MOST_FRAMES, MOST_ROWS = 65_536, 16_384
+MAX_FRAMES, MAX_ROWS = 65_536, 16_384
 #: Transfer syntaxes that store pixels as they are.
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -50,7 +50,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPixels:
     """How the pixels of a file lie in it."""
 
     syntax: UID
@@ -70,7 +70,7 @@ class Stored:
     @property
     def is_sized(self) -> bool:
         """Whether the header tells a size that an image can have."""
-        return 1 <= self.rows <= MOST_ROWS and 1 <= self.columns <= MOST_ROWS and self.frames <= MOST_FRAMES
+        return 1 <= self.rows <= MAX_ROWS and 1 <= self.columns <= MAX_ROWS and self.frames <= MAX_FRAMES
 
     @property
     def frame_bytes(self) -> int:
@@ -111,7 +111,7 @@ class Instance:
     """Series description and protocol name, as far as there are such and they differ."""
     other: str
     """What it is where it can't be a grey MR image; empty where it may be one."""
-    stored: Stored | None
+    stored: StoredPixels | None
     problem: Problem | None = None
 
     @property
@@ -210,7 +210,7 @@ def _instance(path: Path, header: Header) -> Instance:
     samples = number_of(dataset, "SamplesPerPixel") or 1
     grey = text_of(dataset, "PhotometricInterpretation") or _GREY[1]
     if not other and (samples != 1 or grey not in _GREY):
-        other = facts.Kind.COLOUR
+        other = facts.SeriesKind.COLOUR
     number = number_of(dataset, "SeriesNumber")
     words = dict.fromkeys(printable(text_of(dataset, key)) for key in ("SeriesDescription", "ProtocolName"))
     return Instance(
@@ -226,7 +226,7 @@ def _instance(path: Path, header: Header) -> Instance:
     )
 
 
-def _stored(header: Header) -> tuple[Stored, Problem | None]:
+def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
     """How the pixels lie, and what is wrong with them."""
     dataset, pixels = header.dataset, header.pixels
 
@@ -235,7 +235,7 @@ def _stored(header: Header) -> tuple[Stored, Problem | None]:
         return otherwise if number is None else int(number)
 
     bits = whole("BitsAllocated", 16)
-    stored = Stored(
+    stored = StoredPixels(
         syntax=header.syntax,
         start=pixels.start if pixels else 0,
         length=pixels.length if pixels else 0,
@@ -415,7 +415,7 @@ def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         )
 
 
-def _tiles(stored: Stored, tiles: int, rows: int, columns: int) -> list[tuple[int, int]]:
+def _tiles(stored: StoredPixels, tiles: int, rows: int, columns: int) -> list[tuple[int, int]]:
     """Row and column at which each tile begins; none where so many don't fit."""
     if not 2 <= tiles <= rows * columns or stored.rows % rows or stored.columns % columns or stored.frames > 1:
         return []
@@ -499,7 +499,7 @@ def _capitals(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     return tuple(value.upper() for value in texts_of(dataset, keyword))
 
 
-def _pixels_of(frame: Frame) -> Stored:
+def _pixels_of(frame: Frame) -> StoredPixels:
     assert frame.instance.stored is not None
     return frame.instance.stored
 

@@ -24,7 +24,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from ensemble.files import open_file, refuse_no_file
+from ensemble.files import open_file, refuse_irregular_file
 from ensemble.readers.dicom import facts
 from ensemble.readers.names import SLICE_SUFFIXES
 
@@ -33,14 +33,14 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 #: A smaller file is taken into memory, a larger one read where it lies. No header reaches further than the second.
-_SMALL_BYTES, _MOST_HEADER_BYTES = 16 << 20, 256 << 20
+_SMALL_BYTES, _MAX_HEADER_BYTES = 16 << 20, 256 << 20
 #: Items of sequences that a header may have: 65,536 frames with ten groups each. Every one becomes an object of some 1.5 kB.
-MOST_ITEMS = 700_000
+MAX_ITEMS = 700_000
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 #: File meta information, which names the transfer syntax, ends before this.
-_MOST_META_BYTES = 1 << 10
+_MAX_META_BYTES = 1 << 10
 #: A deflated data set may grow to this, and to so many times its size beside some that are free; its header is sought in its beginning.
-_MOST_INFLATED_BYTES, _MOST_INFLATION, _FREE_BYTES = 1 << 30, 100, 64 << 20
+_MAX_INFLATED_BYTES, _MAX_INFLATION, _FREE_BYTES = 1 << 30, 100, 64 << 20
 _HEADER_BYTES = (_SMALL_BYTES, _FREE_BYTES)
 _LONG_VR = (b"OB", b"OW", b"UN", b"OF", b"OD")
 #: How a data set without preamble begins: a small element of group 0002 or 0008, little endian.
@@ -85,7 +85,7 @@ class _Bounded(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         at = self.tell()
-        if at > _MOST_HEADER_BYTES:
+        if at > _MAX_HEADER_BYTES:
             raise ValueError(f"no pixel data within {at} bytes")
         left = max(self._size - at, 0)
         return super().read(left if size is None or size < 0 else min(size, left))
@@ -93,7 +93,7 @@ class _Bounded(io.BufferedReader):
 
 def read_header(path: Path) -> Header | None:
     """The header of a file; None for a file that is no DICOM. Raises NoDicom for one that only looks like it, and OSError."""
-    refuse_no_file(path)
+    refuse_irregular_file(path)
     with path.open("rb", buffering=0) as file:
         begin = file.read(132)
         with_preamble = begin[128:] == b"DICM"
@@ -132,7 +132,7 @@ def _begins_like(begin: bytes) -> bool:
 
 
 def _parse(stream: Any, size: int) -> Header:
-    begin = stream.read(_MOST_META_BYTES)
+    begin = stream.read(_MAX_META_BYTES)
     stream.seek(0)
     deflated = begin[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in begin
     if not deflated:
@@ -167,11 +167,11 @@ def _parse_explicit(stream: Any, size: int) -> Header:
 def _refuse_too_many_items(stream: Any) -> None:
     """Raise ValueError before a header is parsed that would fill the memory."""
     items = at = 0
-    while at < _MOST_HEADER_BYTES and (block := stream.read(_SMALL_BYTES)):
+    while at < _MAX_HEADER_BYTES and (block := stream.read(_SMALL_BYTES)):
         items, at = items + sum(map(block.count, _ITEMS)), at + len(block)
     stream.seek(0)
-    if items > MOST_ITEMS:
-        raise ValueError(f"more than {MOST_ITEMS} items of sequences")
+    if items > MAX_ITEMS:
+        raise ValueError(f"more than {MAX_ITEMS} items of sequences")
 
 
 def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
@@ -190,7 +190,7 @@ def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
         DeflatedExplicitVRLittleEndian.encode(), ExplicitVRLittleEndian.encode() + b"\0\0\0"
     )
     packed, kept, count = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(head), len(head)
-    limit = min(_MOST_INFLATED_BYTES, _FREE_BYTES + _MOST_INFLATION * len(content))
+    limit = min(_MAX_INFLATED_BYTES, _FREE_BYTES + _MAX_INFLATION * len(content))
     while not packed.eof and (block := stream.read(1 << 14)):
         body = packed.decompress(block)
         kept += body[: max(most - len(kept), 0)]

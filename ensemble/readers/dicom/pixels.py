@@ -19,7 +19,7 @@ from ensemble.errors import InputRefused
 from ensemble.files import open_file
 from ensemble.readers.dicom import header
 from ensemble.readers.dicom.facts import MALFORMED
-from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, Stored
+from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, StoredPixels
 from ensemble.types import AnyArray, FloatArray
 
 #: Markers of a JPEG or JPEG-LS frame header (ISO 10918-1, 14495-1), and of a JPEG 2000 codestream's size (ISO 15444-1).
@@ -66,7 +66,7 @@ def refuse_unlike(copies: Sequence[tuple[Frame, Frame]], label: str, place_of: C
             )
 
 
-def _stored(frame: Frame) -> Stored:
+def _stored(frame: Frame) -> StoredPixels:
     assert frame.instance.stored is not None
     return frame.instance.stored
 
@@ -105,7 +105,7 @@ def _planes(path: Path, frames: Sequence[Frame], label: str, place_of: Callable[
 class _Frames:
     """The stored frames of a file, one by one. Its methods raise _Undecodable, or one of MALFORMED."""
 
-    def __init__(self, path: Path, stored: Stored) -> None:
+    def __init__(self, path: Path, stored: StoredPixels) -> None:
         self._stored = stored
         needed = stored.start + stored.frames * stored.frame_bytes
         self._content = header.inflated(path, needed) if stored.deflated else b""

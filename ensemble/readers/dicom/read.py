@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.files import hindrance
-from ensemble.readers.base import RawImage, noted
+from ensemble.files import unreadable_reason
+from ensemble.logging_setup import native_stderr_to_log
+from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b
+from ensemble.readers.base import RawImage, attach_notes
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
 from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
@@ -23,18 +25,16 @@ from ensemble.readers.dicom.header import NoDicom, read_header
 from ensemble.readers.dicom.pixels import read_pixels, refuse_unlike
 from ensemble.readers.dicom.series import Series, choose, series_of
 from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
+from ensemble.readers.geometry_checks import orthonormalize_direction
 from ensemble.readers.names import ARCHIVE
-from ensemble.readers.native import straightened
 from ensemble.readers.sources import link_notes
-from ensemble.readers.volumes import SAME_SHELL, diffusion_weighted, low_b
-from ensemble.streams import native_stderr_to_log
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
 #: How far from where a next slice would lie an image may lie to be one, in distances of slices.
 _NEXT_SLICE = 0.1
 
-__all__ = ["Examination", "is_dicom", "opened", "read_dicom", "shown_in"]
+__all__ = ["Examination", "is_dicom", "modalities_in", "open_examination", "read_dicom"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Examination:
     def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
         """The image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
         series, notes = self.chosen(modality)
-        with noted(notes):
+        with attach_notes(notes):
             return self._read(series, modality, notes, with_low_b=with_low_b)
 
     def _read(self, series: Series, modality: Modality, notes: list[str], *, with_low_b: bool) -> RawImage:
@@ -101,13 +101,13 @@ class Examination:
             refuse_unlike(series.copies, label, self.place_of)
         array = volumes[0]
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
-            array, note = diffusion_weighted(volumes, stack.b_values, self.path)
+            array, note = select_dwi(volumes, stack.b_values, self.path)
             notes += [note] if len(volumes) > 1 else []
-        low = low_b(volumes, stack.b_values, self.path) if with_low_b else None
+        low = select_low_b(volumes, stack.b_values, self.path) if with_low_b else None
         notes += [f"{label}: {note}" for note in stack.notes] + link_notes(self.path, label)
         if any(frame.instance.stored is not None and frame.instance.stored.inverted for frame in series.frames):
             notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
-        grid = straightened(stack.grid, self.path, label, notes)
+        grid = orthonormalize_direction(stack.grid, self.path, label, notes)
         return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes), low)
 
     def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
@@ -170,16 +170,16 @@ def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
     Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
     is not read.
     """
-    with opened(path, modality.label) as examination:
+    with open_examination(path, modality.label) as examination:
         return examination.read(modality, with_low_b=with_low_b)
 
 
-def shown_in(folder: Path) -> frozenset[Modality]:
+def modalities_in(folder: Path) -> frozenset[Modality]:
     """The modalities of which a folder (subfolders included) holds DICOM series, readable or not; empty where there is no DICOM.
 
     Raises InputRefused where nothing is to be found because files are damaged.
     """
-    with opened(folder, "DICOM") as examination:
+    with open_examination(folder, "DICOM") as examination:
         kinds = {str(series.kind) for series in examination.series}
         shown = frozenset(modality for modality in Modality if modality.label in kinds)
         if not shown:
@@ -188,7 +188,7 @@ def shown_in(folder: Path) -> frozenset[Modality]:
 
 
 @contextmanager
-def opened(path: Path, label: str) -> Iterator[Examination]:
+def open_examination(path: Path, label: str) -> Iterator[Examination]:
     """The headers of all files of a folder or archive, which is unpacked for as long as the block lasts. Raises InputRefused."""
     with files_of(path, label) as files:
         frames: list[Frame] = []
@@ -210,7 +210,7 @@ def opened(path: Path, label: str) -> Iterator[Examination]:
 
 def _why_unread(file: Path, error: Exception) -> Problem:
     if isinstance(error, OSError):
-        why = hindrance(file, error)
+        why = unreadable_reason(file, error)
         return Problem(why.what, why.found, why.do)
     found = (str(error) or type(error).__name__).splitlines()[0]
     return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")

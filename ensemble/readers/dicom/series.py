@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 
 from ensemble.errors import InputRefused
+from ensemble.readers.b_values import DIFFUSION_B, SAME_SHELL, USUAL_B
 from ensemble.readers.dicom import facts
-from ensemble.readers.dicom.facts import Kind
+from ensemble.readers.dicom.facts import SeriesKind
 from ensemble.readers.dicom.frames import CONVERT, Frame
-from ensemble.readers.volumes import DIFFUSION_B, SAME_SHELL, USUAL_B
 from ensemble.types import Modality
 
 #: Up to these, numbers of one series are the same: cosines of the axes, pixel spacing as a share of it.
 SAME_COSINE, SAME_SPACING = 1e-3, 1e-3
 #: Series that a note names; `inspect` lists all.
-_MOST_LISTED = 12
-_SHOWS = {Modality.DWI: Kind.DWI, Modality.ADC: Kind.ADC, Modality.FLAIR: Kind.FLAIR}
+_MAX_LISTED = 12
+_SHOWS = {Modality.DWI: SeriesKind.DWI, Modality.ADC: SeriesKind.ADC, Modality.FLAIR: SeriesKind.FLAIR}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +46,17 @@ class Series:
     @cached_property
     def told_b(self) -> tuple[float, ...]:
         """The b-values that frames tell, each once, in order; of a map none, whatever its header holds."""
-        maps = (Kind.ADC, Kind.EXPONENTIAL, Kind.ANISOTROPY, Kind.TENSOR, Kind.DIFFUSIVITY)
+        maps = (
+            SeriesKind.ADC,
+            SeriesKind.EXPONENTIAL,
+            SeriesKind.ANISOTROPY,
+            SeriesKind.TENSOR,
+            SeriesKind.DIFFUSIVITY,
+        )
         return () if self.kind in maps else tuple(sorted({frame.b for frame in self.frames if frame.b is not None}))
 
     @cached_property
-    def kind(self) -> Kind | str:
+    def kind(self) -> SeriesKind | str:
         """What the series shows."""
         first = self.frames[0]
         if first.instance.other:
@@ -77,7 +83,7 @@ class Series:
 
     def unfit(self, modality: Modality) -> str:
         """Why the series can't be a modality, in a few words; empty when it may be."""
-        if self.kind != _SHOWS[modality] and self.kind != Kind.UNKNOWN:
+        if self.kind != _SHOWS[modality] and self.kind != SeriesKind.UNKNOWN:
             return str(self.kind)
         if modality is Modality.DWI and self.told_b and self.usable_b is None:
             return f"b = {listed(self.told_b)} s/mm^2"
@@ -127,8 +133,8 @@ def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Se
     good = [each for each in fitting if not each.unfit(modality)]
     if modality is Modality.DWI:
         good = _preferred(good)
-    nameless = [each for each in series if not each.frames[0].instance.other and each.kind != Kind.LOCALIZER]
-    if not fitting and len(nameless) == 1 and nameless[0].kind == Kind.UNKNOWN:
+    nameless = [each for each in series if not each.frames[0].instance.other and each.kind != SeriesKind.LOCALIZER]
+    if not fitting and len(nameless) == 1 and nameless[0].kind == SeriesKind.UNKNOWN:
         fitting, good = nameless, [each for each in nameless if not each.unfit(modality)]
     if len(good) == 1:
         chosen = good[0]
@@ -177,13 +183,14 @@ def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -
     others = [
         each
         for each in series
-        if each is not chosen and str(each.kind) not in (*wanted, Kind.UNKNOWN, Kind.OTHER, Kind.LOCALIZER)
+        if each is not chosen
+        and str(each.kind) not in (*wanted, SeriesKind.UNKNOWN, SeriesKind.OTHER, SeriesKind.LOCALIZER)
     ]
     if not others:
         return []
     words = sorted(f"{each.title} [{each.unfit(modality) or 'not the nearest'}]" for each in others)
-    more = f"; and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
-    return [f"{modality.label}: passed over: {'; '.join(words[:_MOST_LISTED])}{more}"]
+    more = f"; and {len(words) - _MAX_LISTED} more" if len(words) > _MAX_LISTED else ""
+    return [f"{modality.label}: passed over: {'; '.join(words[:_MAX_LISTED])}{more}"]
 
 
 def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from child_processes import fail, report, sleep, start, talk_to_nobody
 from conftest import REPOSITORY
 from ensemble.batch import workers
 from ensemble.serve import worker
-from hosted import fail, report, sleep, start, talk_to_nobody
 
 
 def test_it_keeps_freed_memory_logs_and_leaves_ctrl_c_to_the_parent(capfd: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_sigterm_ends_it_as_an_error_would() -> None:
 
 def test_it_ends_with_a_parent_that_is_killed() -> None:
     code = (
-        "import hosted as t\nif __name__ == '__main__':\n"
+        "import child_processes as t\nif __name__ == '__main__':\n"
         "    process, pipe = t.start(t.sleep)\n    print(pipe.recv(), flush=True)\n    process.join()\n"
     )
     paths = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'test'}"}
@@ -70,15 +70,15 @@ def test_it_ends_with_a_parent_that_is_killed() -> None:
     assert not Path(f"/proc/{child}").exists()
 
 
-@pytest.mark.parametrize("begin", [worker.work, workers._main])
+@pytest.mark.parametrize("begin", [worker.serve_requests, workers._main])
 def test_server_and_batch_host_their_processes_by_this(
     begin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels: list[int] = []
     for module in (worker, workers):
         monkeypatch.setattr(module, "host", lambda work, level: levels.append(level))
-    if begin is worker.work:
-        begin(None, worker.Setup(None, None, None, log_level=7))  # type: ignore[arg-type]
+    if begin is worker.serve_requests:
+        begin(None, worker.WorkerConfig(None, None, None, log_level=7))  # type: ignore[arg-type]
     else:
         begin("", None, [], None, 7)
     assert levels == [7]

@@ -14,15 +14,15 @@ from types import FrameType
 from typing import NoReturn
 
 from ensemble.errors import UserError
-from ensemble.memory import keep_freed_memory, told
-from ensemble.streams import log_failure, messages_to_stdout
+from ensemble.logging_setup import log_failure, set_up_logging
+from ensemble.memory import as_user_error, keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def host(work: Callable[[], None], log_level: int) -> NoReturn:
+def run_child(work: Callable[[], None], log_level: int) -> NoReturn:
     """Be the main function of such a process: set it up as `process.py` sets up the parent, work, and end it.
 
     It keeps freed memory, logs as the parent does, and ends with it. Its exit code is 0, what a SystemExit or UserError says, or 1.
@@ -31,7 +31,7 @@ def host(work: Callable[[], None], log_level: int) -> NoReturn:
     try:
         _end_with_the_parent()
         keep_freed_memory()
-        messages_to_stdout(log_level)
+        set_up_logging(log_level)
         work()
         code = 0
     except SystemExit as end:
@@ -40,7 +40,7 @@ def host(work: Callable[[], None], log_level: int) -> NoReturn:
         pass
     except Exception as error:
         log_failure(error)
-        seen = told(error)
+        seen = as_user_error(error)
         code = seen.exit_code if isinstance(seen, UserError) else 1
     except BaseException:
         log.exception("this is a bug in the tool, please report it with the lines below")

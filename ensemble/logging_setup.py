@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -17,13 +16,13 @@ from copy import copy
 from typing import Any, BinaryIO
 
 from ensemble.errors import UserError
-from ensemble.memory import told
-from ensemble.text import OurLines, visible
+from ensemble.memory import as_user_error
+from ensemble.text import TrustedLines, visible
 
 log = logging.getLogger(__name__)
 
 
-def messages_to_stdout(level: int = logging.INFO) -> None:
+def set_up_logging(level: int = logging.INFO) -> None:
     """Our messages from `level` on, those of libraries from warnings on; names that stdout can't spell, or a reader who has gone, are
     no reason to fail."""
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, force=True)
@@ -40,7 +39,7 @@ def messages_to_stdout(level: int = logging.INFO) -> None:
 class _Visible(logging.Formatter):
     """Makes every record visible once: nothing that stands in for a `%s` may begin a line of its own, or move the cursor.
 
-    Line breaks count where they stand in a message of ours, in the text of a UserError or in OurLines.
+    Line breaks count where they stand in a message of ours, in the text of a UserError or in TrustedLines.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -64,13 +63,13 @@ def _as_argument(value: object) -> object:
     if value is None or isinstance(value, int | float):
         return value
     text = str(value)
-    ours = isinstance(value, UserError | OurLines)
+    ours = isinstance(value, UserError | TrustedLines)
     return visible(text, keep="\n") if ours else visible(text)
 
 
 def log_failure(error: Exception) -> None:
     """Log why a case or a call failed; of a bug the traceback, too. Call it while handling the error."""
-    error = told(error)
+    error = as_user_error(error)
     if isinstance(error, UserError):
         log.error("error: %s", error)
     else:
@@ -80,14 +79,16 @@ def log_failure(error: Exception) -> None:
 def report_failure(error: Exception) -> None:
     """Log it, and say it on stderr. Call it while handling the error."""
     log_failure(error)
-    error = told(error)
+    error = as_user_error(error)
     if isinstance(error, UserError):
-        last_word(f"error: {error}")
+        write_final_error_line(f"error: {error}")
     else:
-        last_word(f"error: a bug in the tool, please report it with the log: {type(error).__name__}: {error}")
+        write_final_error_line(
+            f"error: a bug in the tool, please report it with the log: {type(error).__name__}: {error}"
+        )
 
 
-def last_word(text: str) -> None:
+def write_final_error_line(text: str) -> None:
     """Write one line to stderr: what the platform shows of a job that failed."""
     if sys.stderr is None:  # started with it closed
         return
@@ -106,20 +107,6 @@ def only_warnings() -> Iterator[None]:
         yield
     finally:
         ours.setLevel(level)
-
-
-def printable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file's name that are none (Latin-1, say) reach Python as lone surrogates, and become U+FFFD."""
-    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def all_printable(content: Any) -> Any:
-    """The same for every text, keys included, in what is to become JSON."""
-    if isinstance(content, dict):
-        return {all_printable(key): all_printable(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [all_printable(value) for value in content]
-    return printable(content) if isinstance(content, str) else content
 
 
 class _Catcher:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.readers.base import LowB
+from ensemble.readers.base import LowBImage
 from ensemble.types import AnyArray, FloatArray
 
 #: b-values in s/mm^2: what a stroke protocol calls diffusion-weighted, what it aims at, and how far values of one shell differ.
@@ -16,21 +16,21 @@ DIFFUSION_B, USUAL_B, SAME_SHELL = (500.0, 2000.0), 1000.0, 60.0
 
 #: What counts as without weighting for an ADC, and how far such volumes of one acquisition differ.
 LOW_B, _SAME_LOW = 100.0, 20.0
-#: Signals below this share of the brightest are air, noise or fluid, and tell nothing.
+#: Signals below this share of the brightest are air, noise or CSF, and tell nothing.
 _DARK, _FLOOR = 0.2, 0.02
 #: By how much (1e-3 mm^2/s) diffusion may differ: between two directions in the median of a head, where it hardly does, so that a volume
 #: without weighting (0.8 in tissue) is always beyond it; and in one voxel, of whose neighbours one is like it, but in this share.
 _MEDIAN_DIFFERENCE, _VOXEL_DIFFERENCE, _ODD_SHARE = 0.75, 0.8, 0.05
 #: Least rank correlation of two volumes; of one with the median of several. ADC runs against its trace: at most -0.19 and 0.01 on simulated
 #: heads, where directions have at least 0.02 and 0.53 (b 1000 and 2000, signal to noise 4 and 20, with and without air).
-_LEAST_ALIKE, _LEAST_ALIKE_MEDIAN = -0.1, 0.1
+_MIN_ALIKE, _MIN_ALIKE_MEDIAN = -0.1, 0.1
 #: By how much (1e-3 mm^2/s) a volume of low b may seem to lie beyond the weighted one; and how many times that may be darker.
-_MOST_REVERSED, _MOST_TIMES_DARKER = 0.1, 50.0
+_MAX_REVERSED, _MAX_TIMES_DARKER = 0.1, 50.0
 #: From so much (s/mm^2) on, b-values of other shells tell which volume is the brighter one.
 _OTHER_SHELL = 250.0
 
 
-def diffusion_weighted(
+def select_dwi(
     volumes: AnyArray, b_values: Sequence[float] | None, path: Path, b_file: str = ""
 ) -> tuple[AnyArray, str]:
     """The diffusion-weighted image among volumes (n, z, y, x), and a sentence on how it was chosen.
@@ -79,8 +79,8 @@ def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, l
     return b, [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
 
 
-def low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowB:
-    """The mean of the volumes (n, z, y, x) of lowest b-value, beside what `diffusion_weighted` has chosen.
+def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowBImage:
+    """The mean of the volumes (n, z, y, x) of lowest b-value, beside what `select_dwi` has chosen.
 
     Raises InputRefused where there is none, or where they do not show the same.
     """
@@ -88,13 +88,13 @@ def low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> Lo
         alone = (
             "it holds one volume" if len(volumes) == 1 else f"the b-values of its {len(volumes)} volumes are not known"
         )
-        raise no_adc(path, alone)
+        raise no_adc_error(path, alone)
     usable = [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]]
     _, shell = _shell(b_values, usable)
     lowest = min(b_values)
     if lowest > LOW_B:
         held = "it holds one volume" if len(volumes) == 1 else "it holds no volume of b = 0"
-        raise no_adc(path, f"{held}; b = {_listed(b_values)} s/mm^2")
+        raise no_adc_error(path, f"{held}; b = {_listed(b_values)} s/mm^2")
     low = [number for number, value in enumerate(b_values) if value - lowest <= _SAME_LOW]
     refuse = _Refusal(path, b_values, "correct the b-values")
     if empty := [number for number in low if _is_empty(volumes[number])]:
@@ -102,10 +102,10 @@ def low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> Lo
     if len(low) > 1:
         _refuse_at_odds(np.asarray(volumes)[low], low, USUAL_B, refuse)
     array = np.asarray(volumes, np.float32)[low].mean(axis=0)
-    return LowB(array, *(float(np.mean([b_values[number] for number in numbers])) for numbers in (low, shell)))
+    return LowBImage(array, *(float(np.mean([b_values[number] for number in numbers])) for numbers in (low, shell)))
 
 
-def no_adc(path: Path, found: str) -> InputRefused:
+def no_adc_error(path: Path, found: str) -> InputRefused:
     """What to tell where no ADC is given and none can be computed."""
     return InputRefused(
         "there is no ADC image",
@@ -148,11 +148,11 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
     """Raise InputRefused unless all volumes of a shell show the same head with the same weighting.
 
     Signals of two directions differ by exp(-b (D1 - D2)): by little in the median of a head, by more in tracts only, and what is bright or
-    dark in one is so in the others (fluid is dark in all). Each volume is compared with the median of all; of two, with the other.
+    dark in one is so in the others (CSF is dark in all). Each volume is compared with the median of all; of two, with the other.
     """
     logs = np.stack([_log_signal(volume) for volume in volumes])
     others = logs[::-1] if len(logs) == 2 else np.broadcast_to(np.median(logs, axis=0), logs.shape)
-    least = _LEAST_ALIKE if len(logs) == 2 else _LEAST_ALIKE_MEDIAN
+    least = _MIN_ALIKE if len(logs) == 2 else _MIN_ALIKE_MEDIAN
     worst: tuple[float, int, str] | None = None
     levels: list[float] = []
     for number, log, other in zip(numbers, logs, others, strict=True):
@@ -190,7 +190,7 @@ def _refuse_reversed(weighted: AnyArray, other: AnyArray, difference: float, num
     of the DWI is told from the whole image later.
     """
     level = _agreement(_log_signal(weighted), _log_signal(other), np.inf)[0]
-    if not level * np.sign(difference) <= _MOST_REVERSED * abs(difference) / 1000 or np.array_equal(weighted, other):
+    if not level * np.sign(difference) <= _MAX_REVERSED * abs(difference) / 1000 or np.array_equal(weighted, other):
         than = f"a volume of {'low' if difference > 0 else 'high'} b-value is no {'brighter' if difference > 0 else 'darker'}"
         raise refuse(
             f"{than} than the diffusion-weighted one: volumes or b-values in another order?",
@@ -256,7 +256,7 @@ def _second_of_two(volumes: AnyArray, path: Path, b_file: str) -> tuple[AnyArray
             do=do,
         )
     first, second = (float(np.nanmean(np.abs(volume), dtype=np.float64)) for volume in volumes)
-    if not first / _MOST_TIMES_DARKER < second < first:
+    if not first / _MAX_TIMES_DARKER < second < first:
         raise InputRefused(
             "the DWI file holds two volumes, of which the second is no diffusion-weighted one",
             where=path,

@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ensemble.batch.claims import Lock, Session
+from ensemble.batch.claims import BatchClaims, Lock
 from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
-from ensemble.config import Extras, RunConfig
+from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
-from ensemble.memory import told
-from ensemble.outputs.artifacts import Segmented
+from ensemble.memory import as_user_error
+from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
-from ensemble.outputs.layouts.places import Place
-from ensemble.pipeline import Ensemble, Result, Watcher, predict
-from ensemble.prepare.case import PreparedCase, prepare_for
+from ensemble.outputs.layouts.bids_entities import BidsEntities
+from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
+from ensemble.prepare.case import PreparedCase, prepare_for_run
 from ensemble.readers.base import RawCase
-from ensemble.readers.imagefile import read_case
+from ensemble.readers.imagefile import read_files
 from ensemble.readers.sources import Stamp, stamp
 from ensemble.text import visible
 
@@ -34,12 +34,12 @@ _PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchPlan:
     """What is to be done with each case."""
 
     root: Path
     config: RunConfig
-    extras: Extras
+    extras: ExtraOutputs
     recipe: Mapping[str, Any]
     device: str = "cpu"
     """Where skulls are stripped, in torch's words."""
@@ -64,7 +64,7 @@ class _Task:
     """A case in work."""
 
     case: FoundCase
-    place: Place
+    place: BidsEntities
     lock: Lock
     raw: RawCase
     prepared: PreparedCase
@@ -74,10 +74,10 @@ class _Task:
     """Whether an earlier result, made of something else, stands in its place."""
 
 
-def work(
-    job: Job,
-    session: Session,
-    cases: Sequence[tuple[FoundCase, Place]],
+def segment_cases(
+    job: BatchPlan,
+    session: BatchClaims,
+    cases: Sequence[tuple[FoundCase, BidsEntities]],
     load: Callable[[], Ensemble],
     watcher: Watcher,
     tell: Callable[[Outcome], None],
@@ -135,7 +135,7 @@ def _ahead(
         yield item, future.result()
 
 
-def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | Outcome | None:
+def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities) -> _Task | Outcome | None:
     """Claim, look whether there is anything to do, read and prepare; None while another process has the case."""
     lock = session.claim(place)
     if lock is None:
@@ -159,10 +159,10 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
                 outcome = Outcome(case.name, "kept")
             else:
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
-                raw = _noting(read_case(case.name, case.files), case)
+                raw = _noting(read_files(case.name, case.files), case)
                 _refuse_changed(case, before)
                 started = time.perf_counter()
-                prepared = prepare_for(raw, job.config, job.device)
+                prepared = prepare_for_run(raw, job.config, job.device)
                 seconds = round(time.perf_counter() - started, 3)
                 outcome = _Task(case, place, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:
@@ -182,7 +182,7 @@ def _noting(raw: RawCase, case: FoundCase) -> RawCase:
     return replace(raw, images=images)
 
 
-def _is_left_over(job: Job, case: FoundCase, place: Place) -> bool:
+def _is_left_over(job: BatchPlan, case: FoundCase, place: BidsEntities) -> bool:
     """Whether an earlier result stands for images that are partly gone, or that make no case any more; with no image left it stays."""
     gone = [stamp(path) is None for path in case.files.values()]
     changed = not all(gone) and (any(gone) or case.problem is not None)
@@ -191,17 +191,19 @@ def _is_left_over(job: Job, case: FoundCase, place: Place) -> bool:
 
 def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensemble, Result | Exception]:
     try:
-        return ensemble, predict(task.prepared, ensemble, watcher, {"prepare": task.prepare_seconds})
+        return ensemble, segment_prepared(task.prepared, ensemble, watcher, {"prepare": task.prepare_seconds})
     except Exception as error:
         return ensemble, error
 
 
-def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result: Result | Exception) -> Outcome:
-    """Write a case, or note its failure, and let go of it. Raises as `work` does."""
+def _finish(
+    job: BatchPlan, session: BatchClaims, task: _Task, ensemble: Ensemble, result: Result | Exception
+) -> Outcome:
+    """Write a case, or note its failure, and let go of it. Raises as `segment_cases` does."""
     try:
         if isinstance(result, Exception):
             raise result
-        case = Segmented(task.raw, result, ensemble)
+        case = SegmentedCase(task.raw, result, ensemble)
         write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")
@@ -211,14 +213,16 @@ def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result:
         session.release(task.lock)
 
 
-def _failed(job: Job, session: Session, case: FoundCase, place: Place, error: Exception, *, stale: bool) -> Outcome:
+def _failed(
+    job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: Exception, *, stale: bool
+) -> Outcome:
     """Note a failure. A result that was made of something else must not pass for this case's: it moves aside.
 
     Raises what is no fault of the case: UsageError, WeightsBroken.
     """
     if isinstance(error, UsageError | WeightsBroken):
         raise error
-    error = told(error)
+    error = as_user_error(error)
     if isinstance(error, UserError):
         message, code = str(error), error.exit_code
     else:

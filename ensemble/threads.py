@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 #: Several libraries keep a pool each, and platforms allow as few as 128 processes and threads.
-MOST_THREADS = 24
+MAX_THREADS = 24
 #: Variables of OpenMP (PyTorch among others), OpenBLAS, MKL, numexpr and ITK.
 VARIABLES = (
     "OMP_NUM_THREADS",
@@ -21,7 +21,7 @@ VARIABLES = (
 )
 #: How often a thread of GNU's OpenMP (PyTorch's) looks for work before it sleeps. By default it looks for milliseconds, on a processor that
 #: others may want: beside one busy process on two processors that made the 2-D member take twice as long (docs/adr/0012).
-SPINS = "1000"
+OMP_SPIN_COUNT = "1000"
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu")
 
@@ -29,9 +29,9 @@ _QUOTA_V1 = Path("/sys/fs/cgroup/cpu")
 def limit_threads() -> None:
     """Set what the user has not set."""
     for variable in VARIABLES:
-        os.environ.setdefault(variable, str(min(available_processors(), MOST_THREADS)))
+        os.environ.setdefault(variable, str(min(available_processors(), MAX_THREADS)))
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", OMP_SPIN_COUNT)
 
 
 def available_processors() -> int:

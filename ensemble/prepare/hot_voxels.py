@@ -11,7 +11,7 @@ _HOT = 20.0
 #: Share of an image that may be so hot; a brain, in the widest field of view, is a larger one.
 _FEW = 0.005
 #: Share of an image that must differ from the rest, or it is constant.
-_LEAST_PICTURE = 1e-4
+_MIN_PICTURE = 1e-4
 
 
 def highest_plausible(image: AnyArray) -> float:
@@ -34,4 +34,4 @@ def unusable(image: AnyArray) -> BoolArray:
 def is_constant(image: AnyArray, usable: BoolArray) -> bool:
     """Whether an image (z, y, x) holds one value, but for a few voxels."""
     values = image[usable]
-    return bool(np.count_nonzero(values != np.median(values)) < max(1.0, _LEAST_PICTURE * image.size))
+    return bool(np.count_nonzero(values != np.median(values)) < max(1.0, _MIN_PICTURE * image.size))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
-from ensemble import processors
+from ensemble import threads
 
 
 @pytest.mark.parametrize(
@@ -32,39 +32,39 @@ def test_the_tighter_of_affinity_and_quota_counts(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(processors, "_QUOTA_V2", tmp_path / "cpu.max")
-    monkeypatch.setattr(processors, "_QUOTA_V1", tmp_path / "cpu")
+    monkeypatch.setattr(threads, "_QUOTA_V2", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads, "_QUOTA_V1", tmp_path / "cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert processors.available_processors() == expected
+    assert threads.available_processors() == expected
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in processors.VARIABLES:
+    for variable in threads.VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
-    monkeypatch.setattr(processors, "_cgroup_quota", lambda: None)
-    processors.limit_threads()
+    monkeypatch.setattr(threads, "_cgroup_quota", lambda: None)
+    threads.limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert os.environ["OPENBLAS_NUM_THREADS"] == str(processors.MOST_THREADS)
+    assert os.environ["OPENBLAS_NUM_THREADS"] == str(threads.MAX_THREADS)
 
 
 def test_threads_wait_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (*processors.VARIABLES, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    for variable in (*threads.VARIABLES, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(variable, "1")
         monkeypatch.delenv(variable)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    processors.limit_threads()
+    threads.limit_threads()
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    processors.limit_threads()
-    assert os.environ["GOMP_SPINCOUNT"] == processors.SPINS
+    threads.limit_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == threads.SPINS
 
 
 def test_the_entrypoint_sets_them_before_numpy_is_there() -> None:
     code = (
         "import sys, runpy\nsys.argv = ['process.py', '--version']\n"
-        "import ensemble.processors as p\n"
+        "import ensemble.threads as p\n"
         "def spy():\n    assert 'numpy' not in sys.modules\n    print('limited')\n"
         "p.limit_threads = spy\nrunpy.run_path('process.py', run_name='__main__')"
     )

@@ -17,7 +17,7 @@ _LONGEST = 100
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class BidsEntities:
     """The BIDS labels of a case."""
 
     subject: str
@@ -34,29 +34,29 @@ class Place:
         return "_".join(self.folder.parts)
 
 
-def assign_places(cases: Sequence[str]) -> dict[str, Place]:
+def assign_entities(cases: Sequence[str]) -> dict[str, BidsEntities]:
     """A place for each case, by the names of all, no two the same.
 
     BIDS labels are kept. Labels hold letters and digits only, so that other names lose the rest; where that makes two alike, leaves
     nothing, or too much for a file's name, a digest of the whole name is added.
     """
-    wanted = {name: _place(name) for name in cases}
+    wanted = {name: _entities(name) for name in cases}
     # names that differ in case only would meet on some file systems
     crowd = Counter(place.prefix.lower() for place in wanted.values())
     parents = {place.subject.lower() for place in wanted.values() if place.session}
 
-    def settled(name: str, place: Place) -> Place:
+    def settled(name: str, place: BidsEntities) -> BidsEntities:
         in_the_way = not place.session and place.subject.lower() in parents
         long = len(place.prefix) > _LONGEST
         if place.subject and crowd[place.prefix.lower()] == 1 and not in_the_way and not long:
             return place
         digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
-        return Place(f"{place.subject[:_LONGEST]}x{digest}", "" if long else place.session)
+        return BidsEntities(f"{place.subject[:_LONGEST]}x{digest}", "" if long else place.session)
 
     return {name: settled(name, place) for name, place in wanted.items()}
 
 
-def _place(name: str) -> Place:
+def _entities(name: str) -> BidsEntities:
     if bids := _BIDS.match(name):
-        return Place(bids["subject"], bids["session"] or "")
-    return Place(re.sub(r"[^A-Za-z0-9]", "", name.removeprefix("sub-")))
+        return BidsEntities(bids["subject"], bids["session"] or "")
+    return BidsEntities(re.sub(r"[^A-Za-z0-9]", "", name.removeprefix("sub-")))

@@ -9,9 +9,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
-from ensemble.geometry import MOST_SKEW, ROUNDING_VOXELS, Grid
-from ensemble.geometry import MOST_VOXELS as MOST_VOXELS
-from ensemble.streams import printable
+from ensemble.geometry import MAX_SKEW, ROUNDING_VOXELS, Grid
+from ensemble.geometry import MAX_VOXELS as MAX_VOXELS
+from ensemble.text import printable
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to stderr
 
@@ -19,7 +19,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to st
 _STRAIGHT = 1e-6
 
 
-def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
+def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
     """The grid with the rotation (or reflection) nearest to its direction; the grid itself where that is one.
 
     Other axes can't be written to NIfTI, so that the mask would lie elsewhere. What moves more than rounding does is noted. Raises
@@ -27,7 +27,7 @@ def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
     """
     direction = np.reshape(grid.direction, (3, 3))
     finite = bool(np.isfinite(grid.affine).all()) and min(grid.spacing_mm) > 0
-    if not finite or (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > MOST_SKEW:
+    if not finite or (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > MAX_SKEW:
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in grid.affine[:3])
         raise InputRefused(
             f"the {label} image's header names no place in the world",
@@ -46,7 +46,7 @@ def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
     return straight
 
 
-def last_line(error: Exception) -> str:
+def last_itk_line(error: Exception) -> str:
     """What an ITK error says at its end, which is the part for people."""
     lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

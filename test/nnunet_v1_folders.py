@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble.families.nnunet_v1.network import build_generic_unet
+from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
 
 #: Where DeepISLES' archive has the folder, below its `weights/`.
@@ -126,7 +126,7 @@ def v1_checkpoint(spec: V1Spec, seed: int) -> dict[str, Any]:
 def random_network(spec: V1Spec, seed: int) -> torch.nn.Module:
     """A network whose answers vary from voxel to voxel and lie on both sides of one half."""
     plain = V1Spec(**{**spec.__dict__, "classes": 1, "trainer": "nnUNetTrainerV2", "changed_plans": {}})
-    network = build_generic_unet(parse_plans(v1_description(plain))).to_empty(device="cpu")
+    network = build_nnunet_v1_network(parse_plans(v1_description(plain))).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter, rotate
 
 from conftest import phantom_arrays, write_image
 from ensemble.errors import InputRefused
+from ensemble.readers.b_values import select_dwi
 from ensemble.readers.imagefile import read_image
-from ensemble.readers.volumes import diffusion_weighted
 from ensemble.types import AnyArray, Modality
 
 PATH = Path("dwi.nii.gz")
@@ -21,22 +21,22 @@ PATH = Path("dwi.nii.gz")
 
 @cache
 def head(b: float = 1000.0, noise: float = 0.05, count: int = 3, seed: int = 0) -> dict[str, AnyArray]:
-    """b0, directions (count, z, y, x), and ADC (1e-6 mm^2/s) of a head with fluid, two kinds of tissue, tracts of any direction, and air.
+    """b0, directions (count, z, y, x), and ADC (1e-6 mm^2/s) of a head with CSF, two kinds of tissue, tracts of any direction, and air.
 
     Diffusion along tracts 1.7e-3, across 0.3e-3 mm^2/s (Pierpaoli et al., Radiology 1996); noise as a share of tissue's signal.
     """
     rng = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in (20, 64, 56)], indexing="ij")
     radius = np.sqrt((x / 0.68) ** 2 + (y / 0.9) ** 2 + (z / 1.1) ** 2)
-    fluid = ((np.abs(np.abs(x) - 0.18) < 0.1) & (np.abs(y + 0.25) < 0.3) & (np.abs(z) < 0.5)) | (
+    csf = ((np.abs(np.abs(x) - 0.18) < 0.1) & (np.abs(y + 0.25) < 0.3) & (np.abs(z) < 0.5)) | (
         (radius > 0.92) & (radius < 1)
     )
-    white = (radius < 0.7) & ~fluid
+    white = (radius < 0.7) & ~csf
     axes = np.stack([gaussian_filter(rng.standard_normal(x.shape), 5) for _ in range(3)])
     axes /= np.linalg.norm(axes, axis=0)
     along = np.where(white & (gaussian_filter(rng.standard_normal(x.shape), 4) > 0), 1.4, 0.0)
-    mean = np.where(fluid, 3.0, np.where(white, 0.72, 0.85))
-    proton = np.where(radius < 1, np.where(fluid, 2.2, np.where(white, 0.85, 1.1)), 0) * 800
+    mean = np.where(csf, 3.0, np.where(white, 0.72, 0.85))
+    proton = np.where(radius < 1, np.where(csf, 2.2, np.where(white, 0.85, 1.1)), 0) * 800
 
     def measured(signal: AnyArray) -> AnyArray:
         sigma = noise * 800 * np.exp(-0.8e-3 * b)
@@ -55,7 +55,7 @@ def head(b: float = 1000.0, noise: float = 0.05, count: int = 3, seed: int = 0) 
 
 
 def chosen(volumes: list[AnyArray], b_values: list[float]) -> tuple[AnyArray, str]:
-    return diffusion_weighted(np.stack(volumes), b_values, PATH, "dwi.bval")
+    return select_dwi(np.stack(volumes), b_values, PATH, "dwi.bval")
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_a_pair_whose_second_is_a_map_of_another_unit_is_refused() -> None:
     trace, adc = images["directions"][0], images["adc"]
     for scale in (1e-6, 1e-3, 10):
         with pytest.raises(InputRefused, match="no diffusion-weighted one"):
-            diffusion_weighted(np.stack([trace, adc * scale]), None, PATH)
+            select_dwi(np.stack([trace, adc * scale]), None, PATH)
 
 
 DWI = phantom_arrays()[Modality.DWI]

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
-from ensemble.hosting import host
+from ensemble.child_process import run_child
 
 MIB = 2**20
 
@@ -51,7 +51,7 @@ def sleep(pipe: Connection) -> None:
 
 
 def main(work: Callable[[Connection], None], pipe: Connection) -> None:
-    host(lambda: work(pipe), logging.DEBUG)
+    run_child(lambda: work(pipe), logging.DEBUG)
 
 
 def start(work: Callable[[Connection], None]) -> tuple[SpawnProcess, Connection]:

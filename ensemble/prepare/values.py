@@ -9,15 +9,15 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Stepped, Unusable
-from ensemble.prepare.hot import is_constant, unusable
+from ensemble.prepare.draft import Draft, StepResult, UnusableVoxels
+from ensemble.prepare.hot_voxels import is_constant, unusable
 from ensemble.types import FloatArray, Modality
 
 #: Share of an image's outer faces that must have one value to say what air has.
 _ALL_AROUND = 0.9
 
 
-def complete(case: Draft) -> Stepped:
+def check_complete(case: Draft) -> StepResult:
     """Refuse a case without DWI or ADC."""
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in case.images:
@@ -25,7 +25,7 @@ def complete(case: Draft) -> Stepped:
     return case, ()
 
 
-def numbers(case: Draft) -> Stepped:
+def check_values(case: Draft) -> StepResult:
     """Put 0 for what is no number, or none of a head, for now (`background.not_numbers` judges); refuse images that hold no picture."""
     marked, images = {}, dict(case.images)
     for modality, image in case.images.items():
@@ -44,7 +44,7 @@ def numbers(case: Draft) -> Stepped:
                 found=f"every voxel is {np.median(image.array[~bad]):g}, or all but a few",
                 do="check the export",
             )
-        if modality is Modality.DWI and (level := _level_of_air(image.array)):
+        if modality is Modality.DWI and (level := _air_level(image.array)):
             raise InputRefused(
                 f"the background of the {modality.label} image is not 0",
                 where=case.paths[modality],
@@ -52,12 +52,12 @@ def numbers(case: Draft) -> Stepped:
                 do="export it again with the values of the scanner, and 0 outside the brain",
             )
         if bad.any():
-            marked[modality] = Unusable(image.like(bad), int((bad & np.isfinite(image.array)).sum()))
+            marked[modality] = UnusableVoxels(image.like(bad), int((bad & np.isfinite(image.array)).sum()))
             images[modality] = image.like(np.where(bad, np.float32(0), image.array))
     return replace(case, images=images, unusable=marked), ()
 
 
-def distinct(case: Draft) -> Stepped:
+def check_distinct(case: Draft) -> StepResult:
     """Refuse an image that is given twice."""
     for first, second in combinations([modality for modality in Modality if modality in case.images], 2):
         if np.array_equal(case.images[first].array, case.images[second].array):
@@ -70,7 +70,7 @@ def distinct(case: Draft) -> Stepped:
     return case, ()
 
 
-def _level_of_air(array: FloatArray) -> float:
+def _air_level(array: FloatArray) -> float:
     """The one value on nearly all of an image's outer faces (z, y, x) where that is as high as tissue's; else 0."""
     faces = np.concatenate([array.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
     level = float(np.median(faces))
