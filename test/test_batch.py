@@ -92,7 +92,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 ) -> None:
     from ensemble.batch import case_loop
 
-    data, really = tmp_path / "data", case_loop.read_case
+    data, really = tmp_path / "data", case_loop.read_files
     write_case(data / "a")
 
     def read(name: str, files: dict[Modality, Path]) -> object:
@@ -100,7 +100,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         write_image(phantom_arrays()[DWI] * 2, files[DWI])
         return raw
 
-    monkeypatch.setattr(case_loop, "read_case", read)
+    monkeypatch.setattr(case_loop, "read_files", read)
     assert run_batch(data, tmp_path / "out", weights) == 3
     assert "changed while it was read" in rows(tmp_path / "out")["a"]["message"]
 

@@ -140,7 +140,7 @@ def test_an_interrupted_batch_says_what_is_not_done(
 ) -> None:
     from ensemble.batch import case_loop
 
-    data, really, calls = tmp_path / "data", case_loop.predict, iter(range(9))
+    data, really, calls = tmp_path / "data", case_loop.segment_prepared, iter(range(9))
     for name in "abcd":
         write_case(data / name)
 
@@ -149,7 +149,7 @@ def test_an_interrupted_batch_says_what_is_not_done(
             raise KeyboardInterrupt
         return really(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(case_loop, "predict", predict)
+    monkeypatch.setattr(case_loop, "segment_prepared", predict)
     with pytest.raises(KeyboardInterrupt):
         run_batch(data, tmp_path / "out", weights)
     statuses = {case: row["status"] for case, row in rows(tmp_path / "out").items()}
@@ -158,7 +158,7 @@ def test_an_interrupted_batch_says_what_is_not_done(
     assert not (tmp_path / "out" / ".batch").exists()
     monkeypatch.undo()
     assert run_batch(data, tmp_path / "out", weights) == 0
-    monkeypatch.setattr(case_loop, "predict", predict)
+    monkeypatch.setattr(case_loop, "segment_prepared", predict)
     calls = iter((2,))
     with pytest.raises(KeyboardInterrupt):
         run_batch(data, tmp_path / "out", weights, resume=False)

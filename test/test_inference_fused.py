@@ -232,7 +232,7 @@ def test_session_runs_fused_the_same_for_any_number_of_threads(dims: int) -> Non
 
 
 def test_a_fused_network_that_fails_is_not_used(monkeypatch, caplog) -> None:
-    monkeypatch.setattr(session_torch, "fuse", lambda network: nn.Conv2d(99, 2, 1))
+    monkeypatch.setattr(session_torch, "fuse_layers", lambda network: nn.Conv2d(99, 2, 1))
     session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
     assert not session.fused
     assert "plain one runs" in caplog.text
@@ -257,7 +257,7 @@ def test_a_fused_network_that_is_wrong_on_this_processor_is_not_used(monkeypatch
         next(layer for layer in other.modules() if isinstance(layer, nn.BatchNorm2d)).eps = 0.1
         return fuse_layers(other)
 
-    monkeypatch.setattr(session_torch, "fuse", slightly_wrong)
+    monkeypatch.setattr(session_torch, "fuse_layers", slightly_wrong)
     session = TorchSession(network, dims=2, device="cpu", probe=(8, 8))
     assert not session.fused
     assert "plain one runs" in caplog.text
@@ -336,7 +336,7 @@ def test_bfloat16_is_nearer_than_rounding_everything(kind: str, dims: int) -> No
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_held_weights_compute_what_autocast_does(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
+    monkeypatch.setattr(session_torch, "fuse_layers", lambda network: None)
     network = unet("PlainConvUNet", dims, "InstanceNorm")
     inputs = windows(3) if dims == 3 else windows(2)[:, :, None]
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -355,7 +355,7 @@ def test_held_weights_compute_what_autocast_does(dims: int, monkeypatch: pytest.
 
 def test_residual_networks_run_in_bfloat16_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch pools no bfloat16 volumes there."""
-    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
+    monkeypatch.setattr(session_torch, "fuse_layers", lambda network: None)
     network, inputs = unet("ResidualEncoderUNet", 3, "InstanceNorm"), windows(3)
     exact = TorchSession(copy.deepcopy(network), dims=3, device="cpu")(inputs)
     coarse = TorchSession(network, dims=3, device="cpu", precision="bf16")(inputs)
@@ -377,7 +377,7 @@ def test_quick_session_is_coarser_only_where_the_hardware_is_faster(monkeypatch)
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: False)
     session = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu", probe=(8, 8))
     assert session.reduced_precision is session
-    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
+    monkeypatch.setattr(session_torch, "fuse_layers", lambda network: None)
     plain = TorchSession(unet("PlainConvUNet", 2), dims=2, device="cpu")
     assert plain.reduced_precision is plain
     assert not has_fast_bfloat16(torch.device("cuda"))

@@ -461,5 +461,5 @@ def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_
         assert arithmetic(member, tta="gated", precision="fp32") == "fp32, fused"
         assert arithmetic(member, tta="mirror") == arithmetic(member, tta="none") == "fp32, fused"
     monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(session_torch, "fuse", lambda network: None)
+    monkeypatch.setattr(session_torch, "fuse_layers", lambda network: None)
     assert arithmetic(load(folder), tta="gated") == "fp32"
