@@ -1,4 +1,4 @@
-"""Which of several images of one modality is a case's, by what their names say; docs/guide.md has the rule. Where it decides nothing,
+"""Which of several images of one modality is a case's, by what their names say; docs/batch.md has the rule. Where it decides nothing,
 nothing is taken."""
 
 from __future__ import annotations

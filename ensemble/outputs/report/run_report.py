@@ -17,7 +17,7 @@ from ensemble.readers.base import RawCase
 from ensemble.text import all_printable
 from ensemble.types import Modality
 
-#: Grows when a field of the report changes its meaning or goes, not when one joins (docs/guide.md lists them).
+#: Grows when a field of the report changes its meaning or goes, not when one joins (docs/report.md lists them).
 SCHEMA = 1
 #: What made a result, as reports and BIDS descriptions name it.
 TOOL = "isles-ensemble"
