@@ -178,9 +178,9 @@ def test_every_repair_says_which_step_made_it_and_of_which_image() -> None:
     assert case.repairs == tuple(note.text for note in case.notes)
     assert [(note.step, note.image) for note in case.notes] == [
         ("readers", DWI),
-        ("flair_grid", FLAIR),
-        ("not_numbers", ADC),
-        ("background", FLAIR),
+        ("align_flair", FLAIR),
+        ("zero_unusable_voxels", ADC),
+        ("clear_background", FLAIR),
     ]
 
 
@@ -201,22 +201,22 @@ def test_published_members_see_the_noise_around_a_brain_and_others_do_not() -> N
 def test_of_several_faults_the_first_steps_is_told() -> None:
     """The order of the steps is a promise: a hospital's scripts read the first line."""
     assert [step.__name__ for step in STEPS] == [
-        "complete",
-        "numbers",
-        "distinct",
-        "scale",
-        "adc_grid",
-        "brain",
-        "adc_coverage",
-        "plausible",
-        "brain_size",
-        "related",
-        "flair_size",
-        "flair_grid",
-        "not_numbers",
-        "background",
-        "edges",
-        "levels",
+        "check_complete",
+        "check_values",
+        "check_distinct",
+        "check_scale",
+        "align_adc",
+        "extract_brain",
+        "check_adc_coverage",
+        "check_plausibility",
+        "check_brain_volume",
+        "check_adc_belongs_to_dwi",
+        "check_flair_size",
+        "align_flair",
+        "zero_unusable_voxels",
+        "clear_background",
+        "note_cut_off_brain",
+        "normalize_intensities",
     ]
     faulty = with_grid(FLAIR, moved(500.0))
     for modality, change, message in (

@@ -76,7 +76,7 @@ def test_server_and_batch_host_their_processes_by_this(
 ) -> None:
     levels: list[int] = []
     for module in (worker, workers):
-        monkeypatch.setattr(module, "host", lambda work, level: levels.append(level))
+        monkeypatch.setattr(module, "run_child", lambda work, level: levels.append(level))
     if begin is worker.serve_requests:
         begin(None, worker.WorkerConfig(None, None, None, log_level=7))  # type: ignore[arg-type]
     else:

@@ -58,7 +58,7 @@ def test_threads_wait_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
     threads.limit_threads()
-    assert os.environ["GOMP_SPINCOUNT"] == threads.SPINS
+    assert os.environ["GOMP_SPINCOUNT"] == threads.OMP_SPIN_COUNT
 
 
 def test_the_entrypoint_sets_them_before_numpy_is_there() -> None:
