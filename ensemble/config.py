@@ -109,7 +109,7 @@ class RunConfig:
         return f"{PLATFORM_WEIGHTS} holds no weights ({', '.join(names[:5])}): the shipped members take part"
 
     def as_json(self) -> dict[str, Any]:
-        """The choices as they stand in `report.json`."""
+        """Return the choices as they stand in `report.json`."""
         return asdict(self) | {
             "weights": str(self.weights_folder),
             "speck_ml": self.min_lesion_ml,
@@ -129,7 +129,7 @@ class ExtraOutputs:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a folder holds what may be weights: any file but notes, pictures and hidden ones, at any depth.
+    """Return whether a folder holds what may be weights: any file but notes, pictures and hidden ones, at any depth.
 
     True as well where that can't be found out, so that the error says why.
     """
@@ -142,7 +142,9 @@ def holds_weights(folder: Path) -> bool:
 
 
 def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
-    """Every file below a folder, links to folders followed but not into a folder that holds them. Raises OSError where one can't be read.
+    """Yield every file below a folder, links to folders followed but not into a folder that holds them.
+
+    Raises OSError where one can't be read.
 
     Folders that are hidden, or the file system's own, are passed over; with `hidden`, only where they can't be read.
     """
@@ -159,7 +161,9 @@ def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
 
 
 def _leads_back(place: Path, name: str, root: Path) -> bool:
-    """Whether what is called so at a place is a link to a folder on the way there from the root, or to one that holds such a folder."""
+    """Return whether what is called so at a place is a link to a folder on the way there from the root, or to one that holds such a
+    folder.
+    """
     if not (place / name).is_symlink():
         return False
     way = [place, *(parent for parent in place.parents if parent.is_relative_to(root))]

@@ -66,12 +66,12 @@ def refuse_irregular_file(path: Path) -> None:
 
 
 def lexists(path: Path) -> bool:
-    """Whether anything bears the name, a link to nowhere too."""
+    """Return whether anything bears the name, a link to nowhere too."""
     return os.path.lexists(path)
 
 
 def dangling_link(path: Path) -> str:
-    """What the link points to that keeps a path, or a folder above it, from being there; empty where none does."""
+    """Return what the link points to that keeps a path, or a folder above it, from being there; empty where none does."""
     for place in (path, *path.parents):
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (Path's raise where rights are lacking)
             return os.fspath(place.readlink())
@@ -79,12 +79,12 @@ def dangling_link(path: Path) -> str:
 
 
 def lacks_rights(error: OSError) -> bool:
-    """Whether it is for want of rights that something can't be read."""
+    """Return whether it is for want of rights that something can't be read."""
     return error.errno in _RIGHTS
 
 
 def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
-    """Why a file can't be read. Rights are named only where it is for want of rights."""
+    """Return why a file can't be read. Rights are named only where it is for want of rights."""
     user, said = f"(we run as user {os.getuid()})", error.strerror or str(error) or type(error).__name__
     if isinstance(error, NotARegularFile):
         return UnreadableReason("is no file", said, "give a regular file")
@@ -109,13 +109,13 @@ def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
 
 
 def cannot_open_error(subject: str, path: Path, error: OSError) -> InputRefused:
-    """What to tell of an input file (`subject`: "the DWI image") that can't be read."""
+    """Return what to tell of an input file (`subject`: "the DWI image") that can't be read."""
     why = unreadable_reason(path, error)
     return InputRefused(f"{subject} {why.what}", where=path, found=why.found, do=why.do)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a regular file. Raises OSError, and ValueError where there are more than `most`."""
+    """Return the bytes of a regular file. Raises OSError, and ValueError where there are more than `most`."""
     with open_file(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -124,12 +124,12 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError, and ValueError for what is no JSON, or longer or nested deeper than any is."""
+    """Return what a JSON file holds. Raises OSError, and ValueError for what is no JSON, or longer or nested deeper than any is."""
     return parse_json(read_bounded(path, MAX_JSON_BYTES).decode("utf-8"))
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says. Raises ValueError for what is none, or nested deeper than any is."""
+    """Return what a JSON text says. Raises ValueError for what is none, or nested deeper than any is."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -137,6 +137,6 @@ def parse_json(text: str) -> Any:
 
 
 def first_names(folder: Path) -> str:
-    """For a message: the first names in a folder. Raises OSError."""
+    """Return, for a message, the first names in a folder. Raises OSError."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:_MAX_NAMES]) + (" ..." if len(names) > _MAX_NAMES else "") or "an empty folder"

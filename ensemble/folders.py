@@ -89,7 +89,7 @@ def _locked_folder(root: Path, made: list[Path], how: int) -> int:
 
 
 def unwritable(root: Path, error: OSError) -> UsageError:
-    """What to tell a user whose outputs can't be written. Rights are blamed only for want of rights."""
+    """Return what to tell a user whose outputs can't be written. Rights are blamed only for want of rights."""
     found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
     if error.errno in (errno.EACCES, errno.EPERM):
         found += f" (we run as user {os.getuid()})"

@@ -1,4 +1,4 @@
-"""Several lesion probabilities -> one mask. Pure functions on arrays of one grid; independent of the members' order."""
+"""Fuse the members' lesion probabilities into one mask. Pure functions on arrays of one grid. The members' order has no effect."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from ensemble.volume import Volume
 
 @dataclass(frozen=True)
 class FusedPrediction:
-    """What the voting members say together."""
+    """The joint result of the members that voted."""
 
     mask: Volume
     """bool: the lesion."""
     mean: Volume
     """float32, mean lesion probability of the voters."""
     votes: Volume
-    """uint8, number of voters with p > 0.5 in each voxel: the agreement map."""
+    """uint8, the agreement map: how many voters have p > 0.5 in each voxel."""
     voters: tuple[str, ...]
     dropped_components: int = 0
-    """Number of small lesions that were left out of the mask, because no voxel of theirs had all votes."""
+    """Number of small lesions that were left out of the mask because in no voxel of them all voters agree."""
 
 
 def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, min_lesion_ml: float = 0.0) -> FusedPrediction:
-    """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid).
+    """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid) into one mask.
 
-    Lesions below `min_lesion_ml` (ml) without a voxel in which all voters agree are left out of the mask.
-    Raises ValueError when there is none, or when they lie on different grids.
+    A lesion smaller than `min_lesion_ml` (ml) stays in the mask only if all voters agree in one of its voxels.
+
+    Raises ValueError when there are no probabilities, or when they lie on different grids.
     """
     if not probabilities:
         raise ValueError("nothing to fuse")
@@ -64,8 +65,10 @@ def _mask(ballots: BoolArray, votes: FloatArray, mean: FloatArray, method: Fusio
 
 
 def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
-    """The mask (z, y, x) without its 26-connected components of fewer voxels in none of which all `ballots` (voters, z, y, x) are
-    true, and how many those are.
+    """Remove small components in which the voters nowhere all agree from the mask (z, y, x).
+
+    Components are 26-connected. Those of fewer than `min_voxels` voxels go, unless all `ballots` (voters, z, y, x) are true in one of
+    theirs. Returns the mask, and how many components went.
     """
     labels, _ = lesion_components(mask)
     small = np.bincount(labels.ravel()) < min_voxels
@@ -75,13 +78,15 @@ def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxe
 
 
 def majority(votes: FloatArray, voters: int, mean: FloatArray) -> BoolArray:
-    """Where more than half of the voters agree; a tie is settled by the mean probability."""
+    """Return where more than half of the voters agree; a tie is settled by the mean probability."""
     twice = 2 * votes.astype(np.int32)
     return np.asarray((twice > voters) | ((twice == voters) & (mean > 0.5)))
 
 
 def staple(ballots: BoolArray, *, iterations: int = 100, tolerance: float = 1e-8) -> BoolArray:
-    """STAPLE (Warfield et al., IEEE TMI 2004): weigh each voter by its sensitivity and specificity, found by expectation maximisation.
+    """Fuse by STAPLE (Warfield et al., IEEE TMI 2004).
+
+    Weigh each voter by its sensitivity and specificity, found by expectation maximisation.
 
     `ballots` is (voters, ...). Voxels with the same ballots share a posterior, so the estimation runs over the at most 2^voters
     patterns that occur, with exact counts, instead of over voxels. The prior is the voters' mean lesion fraction.

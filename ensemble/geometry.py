@@ -27,7 +27,7 @@ MAX_VOXELS, MAX_ALONG_AXIS = 150_000_000, 8192
 
 
 def is_too_large(shape: Sequence[int], most: int = MAX_VOXELS) -> bool:
-    """Whether a lattice has more voxels than any brain image: asked before memory is."""
+    """Return whether a lattice has more voxels than any brain image: asked before memory is."""
     return prod(shape) > most or max(shape) > MAX_ALONG_AXIS
 
 
@@ -115,14 +115,14 @@ class Grid:
         return (self.affine[:3, :3] @ ends).T + self.affine[:3, 3]
 
     def distance_voxels(self, other: Grid) -> float:
-        """How far apart the same corner voxel lies in two grids of one size, in voxels of this grid (infinite for another size)."""
+        """Return how far apart the same corner voxel lies in two grids of one size, in voxels of this grid (infinite for another size)."""
         if self.size != other.size:
             return float("inf")
         apart = (other.corners_mm - self.corners_mm) @ np.linalg.inv(self.affine[:3, :3]).T
         return float(np.abs(apart).max())
 
     def same_lattice(self, other: Grid, tolerance_voxels: float) -> bool:
-        """Whether this grid's voxel centres lie on the other's, in whatever order, up to a tolerance in voxels of the other.
+        """Return whether this grid's voxel centres lie on the other's, in whatever order, up to a tolerance in voxels of the other.
 
         So it is with flipped, permuted or cropped copies of an image: they are reordered, not interpolated.
         """
@@ -135,7 +135,7 @@ class Grid:
         return bool(np.abs((to_other - nearest) @ ends).max() <= tolerance_voxels)
 
     def describe(self) -> str:
-        """The grid in words, for messages."""
+        """Return the grid in words, for messages."""
         size = " x ".join(map(str, self.size))
         spacing = " x ".join(f"{mm:.3g}" for mm in self.spacing_mm)
         origin = ", ".join(f"{mm:.1f}" for mm in self.origin_mm)
@@ -148,7 +148,7 @@ class Grid:
         return tuple("LPS"[world] if sign > 0 else "RAI"[world] for world, sign in zip(order, signs, strict=True))  # type: ignore[return-value]
 
     def canonical(self) -> Reorientation:
-        """The flips and axis permutation that bring arrays on this grid closest to the LPS axes."""
+        """Return the flips and axis permutation that bring arrays on this grid closest to the LPS axes."""
         order, signs = _nearest_axes(np.reshape(self.direction, (3, 3)))
         # numpy axis a holds index axis 2 - a; numpy axis 0 is to become the one that runs along S, and so on
         to_numpy = [2 - order.index(world) for world in (2, 1, 0)]
@@ -166,16 +166,16 @@ class Reorientation:
     """Old (z, y, x) axes that are reversed."""
 
     def apply(self, array: AnyArray) -> AnyArray:
-        """View of an array (..., z, y, x) in the new orientation."""
+        """Return the view of an array (..., z, y, x) in the new orientation."""
         return self._moved(np.flip(array, self._flip_axes), self.transpose)
 
     def undo(self, array: AnyArray) -> AnyArray:
-        """View of an array in the new orientation as it was before `apply`."""
+        """Return the view of an array in the new orientation as it was before `apply`."""
         back = np.argsort(self.transpose)
         return np.flip(self._moved(array, (int(back[0]), int(back[1]), int(back[2]))), self._flip_axes)
 
     def spacing(self, spacing_zyx_mm: Triple) -> Triple:
-        """Spacing (z, y, x) of the array that `apply` returns."""
+        """Return the spacing (z, y, x) of the array that `apply` returns."""
         first, second, third = self.transpose
         return spacing_zyx_mm[first], spacing_zyx_mm[second], spacing_zyx_mm[third]
 
@@ -190,7 +190,7 @@ class Reorientation:
 
 
 def _nearest_axes(direction: FloatArray) -> tuple[list[int], list[float]]:
-    """For each index axis, the world axis (0 L, 1 P, 2 S) that it follows most nearly, one to one, and its sign."""
+    """Return, for each index axis, the world axis (0 L, 1 P, 2 S) that it follows most nearly, one to one, and its sign."""
     weights = np.abs(direction)
     order = max(permutations(range(3)), key=lambda world: sum(weights[world[k], k] for k in range(3)))
     return list(order), [float(np.sign(direction[order[k], k])) or 1.0 for k in range(3)]

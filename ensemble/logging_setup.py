@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Our messages from `level` on, those of libraries from warnings on; names that stdout can't spell, or a reader who has gone, are
-    no reason to fail."""
+    """Our messages from `level` on, those of libraries from warnings on.
+
+    Names that stdout can't spell, or a reader who has gone, are no reason to fail.
+    """
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Visible("%(message)s"))
@@ -43,7 +45,7 @@ class _Visible(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's text; the lines of a traceback are set in."""
+        """Return the record's text; the lines of a traceback are set in."""
         shown = copy(record)
         if record.name.partition(".")[0] != "ensemble":
             shown.msg, shown.args = visible(record.getMessage()), ()
@@ -54,12 +56,12 @@ class _Visible(logging.Formatter):
         return super().format(shown)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
-        """A traceback, visible."""
+        """Return a traceback, visible."""
         return "\n".join("  " + visible(line) for line in super().formatException(ei).split("\n"))
 
 
 def _as_argument(value: object) -> object:
-    """What is put into a message: numbers as they are."""
+    """Return what is put into a message: numbers as they are."""
     if value is None or isinstance(value, int | float):
         return value
     text = str(value)

@@ -25,7 +25,7 @@ MORE_MEMORY = "give the process more memory (docker run --memory), or end what e
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, whatever library raised it."""
+    """Return whether an error says that memory ran out, whatever library raised it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     plain = isinstance(error, RuntimeError | ImportError) or type(error).__module__.startswith("onnxruntime")
@@ -33,7 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def as_user_error(error: Exception) -> Exception:
-    """An error as a user is to see it: memory that ran out is no bug."""
+    """Return an error as a user is to see it: memory that ran out is no bug."""
     if isinstance(error, UserError) or not is_out_of_memory(error):
         return error
     found = (str(error) or type(error).__name__).splitlines()[0]

@@ -22,24 +22,24 @@ def lesion_components(mask: AnyArray) -> tuple[AnyArray, int]:
 
 
 def lesion_count(mask: AnyArray) -> int:
-    """Number of lesions in a mask (z, y, x)."""
+    """Return the number of lesions in a mask (z, y, x)."""
     return lesion_components(mask)[1]
 
 
 def volume_ml(mask: AnyArray, spacing_zyx_mm: tuple[float, float, float]) -> float:
-    """Volume of a mask in millilitres."""
+    """Return the volume of a mask in millilitres."""
     return float(np.count_nonzero(mask) * np.prod(spacing_zyx_mm) / 1000.0)
 
 
 def dice(truth: AnyArray, prediction: AnyArray) -> float:
-    """Dice coefficient of two masks (z, y, x); 1 when both are empty."""
+    """Return the Dice coefficient of two masks (z, y, x); 1 when both are empty."""
     truth, prediction = truth.astype(bool), prediction.astype(bool)
     total = int(truth.sum()) + int(prediction.sum())
     return 2.0 * int((truth & prediction).sum()) / total if total else 1.0
 
 
 def detected_lesions(truth: AnyArray, prediction: AnyArray) -> tuple[AnyArray, AnyArray]:
-    """Voxels of each lesion of the first mask, and whether any of them lies in the second (bool): two arrays (lesions,)."""
+    """Return voxels of each lesion of the first mask, and whether any of them lies in the second (bool): two arrays (lesions,)."""
     labels, count = lesion_components(truth)
     voxels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     touched = np.bincount(labels[prediction.astype(bool)], minlength=count + 1)[1:]
@@ -47,7 +47,7 @@ def detected_lesions(truth: AnyArray, prediction: AnyArray) -> tuple[AnyArray, A
 
 
 def lesion_f1(truth: AnyArray, prediction: AnyArray) -> float:
-    """F1 score of lesion detection; 1 when both masks are empty."""
+    """Return the F1 score of lesion detection; 1 when both masks are empty."""
     found, confirmed = detected_lesions(truth, prediction)[1], detected_lesions(prediction, truth)[1]
     if len(found) + len(confirmed) == 0:
         return 1.0
@@ -58,10 +58,10 @@ def lesion_f1(truth: AnyArray, prediction: AnyArray) -> float:
 def absolute_volume_difference_ml(
     truth: AnyArray, prediction: AnyArray, spacing_zyx_mm: tuple[float, float, float]
 ) -> float:
-    """Absolute difference of lesion volumes, in millilitres."""
+    """Return the absolute difference of lesion volumes, in millilitres."""
     return abs(volume_ml(truth, spacing_zyx_mm) - volume_ml(prediction, spacing_zyx_mm))
 
 
 def absolute_lesion_count_difference(truth: AnyArray, prediction: AnyArray) -> int:
-    """Absolute difference of the numbers of lesions."""
+    """Return the absolute difference of the numbers of lesions."""
     return abs(lesion_count(truth) - lesion_count(prediction))

@@ -48,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
-    """Options of one call: defaults, then the environment, then the command line. Raises UsageError."""
+    """Return options of one call: defaults, then the environment, then the command line. Raises UsageError."""
     parser, commands = _build()
     links = service_links(environment)
     if links:
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 
 def run_config(options: argparse.Namespace) -> RunConfig:
-    """The part of the options that says how cases are segmented."""
+    """Return the part of the options that says how cases are segmented."""
     return RunConfig(**{field.name: getattr(options, field.name) for field in fields(RunConfig)})
 
 
@@ -368,7 +368,7 @@ def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Values of `ISLES_...` variables, read as the parser's options would be."""
+    """Return values of `ISLES_...` variables, read as the parser's options would be."""
     values: dict[str, Any] = {}
     for action in parser._actions:
         variable = next((name for name in _variables(action) if environment.get(name)), _variables(action)[0])
@@ -387,7 +387,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
 
 
 def service_links(environment: Mapping[str, str]) -> list[str]:
-    """The `ISLES_...` variables by which Kubernetes tells of a Service whose name begins with isles, in order.
+    """Return the `ISLES_...` variables by which Kubernetes tells of a Service whose name begins with isles, in order.
 
     For a Service `isles-web` these are ISLES_WEB_SERVICE_HOST, ISLES_WEB_SERVICE_PORT[_NAME], ISLES_WEB_PORT=tcp://ADDRESS:PORT and
     ISLES_WEB_PORT_NUMBER_TCP[_PROTO|_PORT|_ADDR] (Kubernetes documentation, "Service", environment variables).

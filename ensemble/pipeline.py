@@ -1,8 +1,8 @@
 """The main path: images of one case in, fused lesion mask out.
 
-load(config)  ->  Ensemble               networks in memory, once
-segment(raw, ensemble)  ->  Result       prepare, let each member predict, fuse
-predict(prepared, ensemble)  ->  Result  the same for a case that was prepared meanwhile (batches)
+load(config)  ->  Ensemble                        load the networks, once
+segment(raw, ensemble)  ->  Result                prepare the case, let each member predict, fuse
+segment_prepared(prepared, ensemble)  ->  Result  the same for a case that is already prepared (batches prepare ahead)
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
 
-#: How the reason begins why a member failed for want of memory.
+#: The reason of a member that failed for want of memory begins so.
 _NO_ROOM = "not enough memory"
 
 
 class Watcher(Protocol):
-    """Someone who is told how far a case has come."""
+    """Is told how far a case has come: a progress bar, a log, or nobody."""
 
     def stage(self, name: str) -> None:
-        """A stage begins."""
+        """Take note that a stage begins."""
 
     def windows(self, done: int, total: int) -> None:
-        """Within a member's stage: windows predicted so far, and in all."""
+        """Take note of the windows predicted so far, and of all, within a member's stage."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members in memory, ready for any number of cases."""
+    """The loaded members, ready for any number of cases."""
 
     config: RunConfig
     settings: InferenceSettings
@@ -61,19 +61,19 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class MemberOutcome:
-    """What became of one member in one case: nothing is ever put in the place of a prediction that is not there."""
+    """What became of one member in one case. A missing prediction stays missing: nothing is ever put in its place."""
 
     member: str
     status: Literal["voted", "failed", "not applicable"]
     seconds: float = 0.0
     reason: str = ""
-    """Why it did not vote, or what it had to do without."""
+    """Why it did not vote; or, if it voted, what it had to do without."""
     prediction: MemberPrediction | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that is known of a case at the end."""
+    """Everything that is known of a case once it is segmented."""
 
     case: PreparedCase
     outcomes: tuple[MemberOutcome, ...]
@@ -95,9 +95,10 @@ class Result:
 
 
 def load(config: RunConfig) -> Ensemble:
-    """Bring the configured members into memory.
+    """Load the configured members.
 
-    Raises WeightsBroken when one can't be loaded: no member is left out silently; UsageError when more must vote than there are.
+    Raises WeightsBroken when a member can't be loaded, since none is left out silently. Raises UsageError when more members must vote than
+    there are.
     """
     started = time.perf_counter()
     settings = InferenceSettings.of(config, resolve_device(config.device))
@@ -134,7 +135,7 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
 def segment_prepared(
     case: PreparedCase, ensemble: Ensemble, watcher: Watcher, spent: Mapping[str, float] | None = None
 ) -> Result:
-    """Segment a prepared case; `spent` is what earlier stages took. Raises as `segment` does."""
+    """Segment a prepared case. `spent` is the wall time (s) of earlier stages. Raises as `segment` does."""
     seconds = dict(spent or {})
     for repair in case.repairs:
         log.info("note: %s", repair)
@@ -156,7 +157,7 @@ def segment_prepared(
 
 
 def _predict_member(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
-    """One member's prediction; or why there is none."""
+    """Return one member's prediction; or why there is none."""
     if missing := member.requires - case.modalities:
         needs = ", ".join(sorted(modality.label for modality in missing))
         log.info("member %s is not applicable: needs %s", member.name, needs)
@@ -180,7 +181,7 @@ def _predict_member(member: Member, case: PreparedCase, settings: InferenceSetti
 
 
 def _are_probabilities(array: FloatArray) -> bool:
-    """Whether all values lie in 0..1, up to rounding; NaN do not."""
+    """Return whether all values lie in 0..1, up to rounding. NaN doesn't."""
     return bool(array.min() >= -1e-4 and array.max() <= 1 + 1e-4)
 
 

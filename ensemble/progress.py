@@ -57,5 +57,5 @@ class WindowBar:
 
 
 def default_watcher() -> WindowBar | LogLines:
-    """A bar when a person is watching stderr, lines otherwise."""
+    """Return a bar when a person is watching stderr, lines otherwise."""
     return WindowBar() if sys.stderr is not None and sys.stderr.isatty() else LogLines()

@@ -27,7 +27,7 @@ ANISOTROPY_THRESHOLD = 3.0
 
 
 def resample_volume(volume: Volume, grid: Grid, linear: bool = True, transform: sitk.Transform | None = None) -> Volume:
-    """A volume on another grid, through physical space; 0 where the volume has no data.
+    """Return a volume on another grid, through physical space; 0 where the volume has no data.
 
     Linear interpolation gives float32; otherwise the nearest voxel's value in the volume's own type (bool becomes uint8). A
     transform (ITK's sense: from points of `grid` to points of the volume) moves the volume first.
@@ -42,7 +42,7 @@ def resample_volume(volume: Volume, grid: Grid, linear: bool = True, transform: 
 
 
 def resample_cubic(volume: Volume, grid: Grid, transform: sitk.Transform | None = None) -> Volume:
-    """The same by cubic B-splines, float32. They overshoot at edges, and ring: around a stripped brain few voxels stay exactly 0."""
+    """Return the same by cubic B-splines, float32. They overshoot at edges, and ring: around a stripped brain few voxels stay exactly 0."""
     import SimpleITK as sitk
 
     return _interpolated(volume.like(volume.array.astype(np.float32, copy=False)), grid, sitk.sitkBSpline, transform)
@@ -64,7 +64,7 @@ def _interpolated(volume: Volume, grid: Grid, interpolator: int, transform: sitk
 
 
 def resample_within(volume: Volume, inside: BoolArray, grid: Grid) -> Volume:
-    """The values that a volume has `inside`, on another grid (linear, float32); 0 where less than half of what is near lies inside.
+    """Return the values that a volume has `inside`, on another grid (linear, float32); 0 where less than half of what is near lies inside.
 
     Plain interpolation mixes a masked image's rim with the zeros around it: on an ADC map that looks like damage.
     """
@@ -131,7 +131,7 @@ class ArrayResampling:
         return _along(array, coarse, shape[coarse], self.order_z)
 
     def _coarse_axis(self, spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
-        """The axis to treat separately, if any: the one of largest spacing, where no other is as large."""
+        """Return the axis to treat separately, if any: the one of largest spacing, where no other is as large."""
         if self.force_separate_z is False:
             return None
         if self.force_separate_z or max(spacing) / min(spacing) > self.anisotropy_threshold:
@@ -210,7 +210,7 @@ def _along(array: FloatArray, axis: int, length: int, order: int) -> FloatArray:
 
 
 def _nearest(samples: int, length: int) -> AnyArray:
-    """Index of the sample nearest to each of `length` new voxel centres."""
+    """Return the index of the sample nearest to each of `length` new voxel centres."""
     centres = (np.arange(length) + 0.5) * (samples / length) - 0.5
     return np.clip(np.floor(centres + 0.5).astype(int), 0, samples - 1)
 

@@ -32,12 +32,14 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def in_one_line(text: str) -> str:
-    """What somebody says, visible, a space for its line breaks."""
+    """Return what somebody says, visible, a space for its line breaks."""
     return visible(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
 
 
 def spreadsheet_cell(value: object) -> object:
-    """What stands in a table for spreadsheets: numbers as they are, text visible and never a formula (an apostrophe is put before it)."""
+    """Return what stands in a table for spreadsheets: numbers as they are, text visible and never a formula (an apostrophe is put before
+    it).
+    """
     if not isinstance(value, str):
         return value
     text = visible(value)
@@ -52,12 +54,14 @@ def _spelt(character: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file's name that are none (Latin-1, say) reach Python as lone surrogates, and become U+FFFD."""
+    """Return text that UTF-8 can hold: bytes of a file's name that are none (Latin-1, say) reach Python as lone surrogates, and become
+    U+FFFD.
+    """
     return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def all_printable(content: Any) -> Any:
-    """The same for every text, keys included, in what is to become JSON."""
+    """Return the same for every text, keys included, in what is to become JSON."""
     if isinstance(content, dict):
         return {all_printable(key): all_printable(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -35,14 +35,14 @@ def limit_threads() -> None:
 
 
 def available_processors() -> int:
-    """Processors by the affinity mask, or fewer where the control group's quota says so (docker run --cpus)."""
+    """Return processors by the affinity mask, or fewer where the control group's quota says so (docker run --cpus)."""
     processors = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
     return max(1, min(processors, math.ceil(quota))) if quota else processors
 
 
 def _cgroup_quota() -> float | None:
-    """Processors' worth of time that the control group grants, or None without a limit."""
+    """Return the processors' worth of time that the control group grants, or None without a limit."""
     try:
         if _QUOTA_V2.is_file():
             granted, period = _QUOTA_V2.read_text().split()

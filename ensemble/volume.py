@@ -42,7 +42,7 @@ class Volume:
         return cls(voxels.transpose(2, 1, 0), Grid.from_affine_ras((x, y, z), matrix))
 
     def to_numpy(self) -> AnyArray:
-        """The array in nibabel's order (x, y, z), as a view; `affine` says where it lies."""
+        """Return the array in nibabel's order (x, y, z), as a view; `affine` says where it lies."""
         return self.array.transpose(2, 1, 0)
 
     @property
@@ -51,12 +51,12 @@ class Volume:
         return self.grid.affine_ras
 
     def like(self, array: AnyArray) -> Volume:
-        """Another array (z, y, x) on the same grid."""
+        """Return another array (z, y, x) on the same grid."""
         return Volume(array, self.grid)
 
 
 def grid_of(image: sitk.Image) -> Grid:
-    """The grid of a 3-D SimpleITK image."""
+    """Return the grid of a 3-D SimpleITK image."""
     return Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
 

@@ -174,7 +174,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
 
 
 def _noting(raw: RawCase, case: FoundCase) -> RawCase:
-    """The case with what decided which files are read, where there were several."""
+    """Return the case with what decided which files are read, where there were several."""
     images = {
         modality: replace(image, notes=(case.notes[modality], *image.notes)) if modality in case.notes else image
         for modality, image in raw.images.items()
@@ -183,7 +183,10 @@ def _noting(raw: RawCase, case: FoundCase) -> RawCase:
 
 
 def _is_left_over(job: BatchPlan, case: FoundCase, place: BidsEntities) -> bool:
-    """Whether an earlier result stands for images that are partly gone, or that make no case any more; with no image left it stays."""
+    """Return whether an earlier result stands for images that are partly gone, or that make no case any more.
+
+    With no image left it stays.
+    """
     gone = [stamp(path) is None for path in case.files.values()]
     changed = not all(gone) and (any(gone) or case.problem is not None)
     return changed and read_report(job.root, place) is not None

@@ -29,7 +29,10 @@ class Channels:
         self._known: dict[Path, Mapping[int, Modality]] = {}
 
     def named(self, path: Path) -> ParsedName | None:
-        """What an image file shows; None where its name or its channel says nothing. Raises InputRefused for a damaged `dataset.json`."""
+        """Return what an image file shows; None where its name or its channel says nothing.
+
+        Raises InputRefused for a damaged `dataset.json`.
+        """
         match = numbered(path)
         if match is None:
             return None
@@ -37,7 +40,7 @@ class Channels:
         return ParsedName(modality, match["case"]) if modality else None
 
     def _of(self, folder: Path) -> Mapping[int, Modality]:
-        """The channels of images in a folder: as the nearest description says, at most one folder above the root."""
+        """Return the channels of images in a folder: as the nearest description says, at most one folder above the root."""
         if folder not in self._known:
             own = _described(folder / _DESCRIPTION)
             above = folder not in (self._root.parent, folder.parent)
@@ -46,13 +49,15 @@ class Channels:
 
 
 def numbered(path: Path) -> re.Match[str] | None:
-    """Case and channel of an image file that is named as nnU-Net does."""
+    """Return the case and channel of an image file that is named as nnU-Net does."""
     return _CHANNEL.fullmatch(stem(path)) if image_suffix(path) else None
 
 
 def _described(path: Path) -> Mapping[int, Modality] | None:
-    """The channels that a description names, as far as they are modalities of ours; None where it is none of nnU-Net's. Version 1 calls
-    the table `modality`. Raises InputRefused."""
+    """Return the channels that a description names, as far as they are modalities of ours; None where it is none of nnU-Net's.
+
+    Version 1 calls the table `modality`. Raises InputRefused.
+    """
     try:
         content: Any = read_json(path)
     except FileNotFoundError:

@@ -23,8 +23,10 @@ class Choice:
 
 
 def choose(images: Sequence[FoundImage]) -> Choice:
-    """One image a modality: as acquired rather than derived; of DWIs beside an ADC the trace, or the one of b = 1000; of runs the last one
-    that has both."""
+    """Return one image a modality: as acquired rather than derived.
+
+    Of DWIs beside an ADC the trace, or the one of b = 1000; of runs the last one that has both.
+    """
     given = {modality: [image for image in images if image.modality is modality] for modality in Modality}
     with_adc = bool(given[Modality.ADC])
     best = {modality: _best(several, with_adc=with_adc) for modality, several in given.items() if several}
@@ -49,7 +51,7 @@ def choose(images: Sequence[FoundImage]) -> Choice:
 
 
 def _best(images: Sequence[FoundImage], *, with_adc: bool) -> list[FoundImage]:
-    """The images of one modality that no other one is preferred to."""
+    """Return the images of one modality that no other one is preferred to."""
 
     def rank(image: FoundImage) -> tuple[object, ...]:
         if (
@@ -65,7 +67,7 @@ def _best(images: Sequence[FoundImage], *, with_adc: bool) -> list[FoundImage]:
 
 
 def _last_common_run(modalities: Sequence[Sequence[FoundImage]]) -> int | None:
-    """The highest run of which there is one image of each modality; None where anything but runs tells images apart."""
+    """Return the highest run of which there is one image of each modality; None where anything but runs tells images apart."""
     runs: list[set[int]] = []
     for images in modalities:
         numbers = [image.run for image in images]

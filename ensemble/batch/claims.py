@@ -43,7 +43,7 @@ class BatchClaims:
         self._presence = self._join()
 
     def claim(self, place: BidsEntities) -> Lock | None:
-        """The right to work on a case; None while another process has it."""
+        """Return the right to work on a case; None while another process has it."""
         lock = _lock(self.folder / "locks" / f"{place.prefix}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is not None:
             self._held.add(lock)
@@ -61,7 +61,7 @@ class BatchClaims:
         path.touch()
 
     def is_done(self, place: BidsEntities) -> bool:
-        """Whether a case was done in this session."""
+        """Return whether a case was done in this session."""
         return (self._notes / f"{place.prefix}.done").exists()
 
     def note_failure(self, place: BidsEntities, failure: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class BatchClaims:
         replace_text(path, json.dumps(failure), path.parent)
 
     def failure(self, place: BidsEntities) -> dict[str, Any] | None:
-        """What was noted of a case in this session."""
+        """Return what was noted of a case in this session."""
         with suppress(OSError, ValueError):
             noted: dict[str, Any] = json.loads((self._notes / f"{place.prefix}.json").read_text())
             return noted

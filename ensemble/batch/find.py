@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
-    """The cases of a dataset in the order of their names; `out` is not looked into.
+    """Return the cases of a dataset in the order of their names; `out` is not looked into.
 
     Raises InputRefused when it does not exist, can't be read, or holds no case.
     """
@@ -52,7 +52,10 @@ def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
 
 
 def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
-    """Name and files of the one case that a folder holds. Raises InputRefused where it holds none, several, or one that is not whole."""
+    """Return the name and files of the one case that a folder holds.
+
+    Raises InputRefused where it holds none, several, or one that is not whole.
+    """
     cases = find_cases(folder, folder / "out")
     if len(cases) > 1:
         raise InputRefused(
@@ -101,7 +104,7 @@ def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
 
 
 def _without_image_files(folder: Path, root: Path) -> FoundCase:
-    """A case's folder in which no file is an image of a modality by its name: a case of DICOM, or one with a problem."""
+    """Return a case's folder in which no file is an image of a modality by its name: a case of DICOM, or one with a problem."""
     name = folder.relative_to(root).as_posix()
     try:
         files = _dicom_by_name(folder) or dict.fromkeys(modalities_in(folder), folder)
@@ -121,7 +124,7 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
 
 
 def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
-    """Folders and archives of DICOM named by modality, or by the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
+    """Return the folders and archives of DICOM named by modality, or by the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
     found: dict[Modality, Path] = {}
     for entry in sorted((*folder.glob("*"), *folder.glob("images/*"))):
         modality = by_name(entry)

@@ -25,20 +25,20 @@ _IMMATERIAL = {"weights", "device", "allow_torchscript"}
 def recipe(
     specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: ExtraOutputs
 ) -> dict[str, Any]:
-    """Everything but the images that decides about a result: ready for JSON."""
+    """Return everything but the images that decides about a result: ready for JSON."""
     options = {name: value for name, value in config.as_json().items() if name not in _IMMATERIAL}
     members = [spec.as_json() | {"sha256": dict(digests[spec.name])} for spec in specs]
     return {"version": __version__, "options": options | vars(extras), "members": members}
 
 
 def result_key(recipe: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """SHA-256 over the recipe and the digests of the images."""
+    """Return SHA-256 over the recipe and the digests of the images."""
     content = json.dumps({"recipe": recipe, "inputs": inputs}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def input_digests(files: Mapping[Modality, Path]) -> dict[str, dict[str, str]]:
-    """Digest of each file that an image consists of, by modality and name. Raises InputRefused for one that can't be read."""
+    """Return the digest of each file that an image consists of, by modality and name. Raises InputRefused for one that can't be read."""
     digests: dict[str, dict[str, str]] = {}
     for modality, path in files.items():
         with _reading(modality, path):
@@ -47,7 +47,7 @@ def input_digests(files: Mapping[Modality, Path]) -> dict[str, dict[str, str]]:
 
 
 def input_stamps(files: Mapping[Modality, Path]) -> dict[Path, Stamp | None]:
-    """What tells whether one of these files changes. Raises as `input_digests` does."""
+    """Return what tells whether one of these files changes. Raises as `input_digests` does."""
     found: dict[Path, Stamp | None] = {}
     for modality, path in files.items():
         with _reading(modality, path):

@@ -71,7 +71,7 @@ class FoundImage:
 
 
 def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | None:
-    """The image of a case that a path holds, by its place and name; None for anything else.
+    """Return the image of a case that a path holds, by its place and name; None for anything else.
 
     A path that is no image file is taken for a folder or an archive of DICOM. Raises InputRefused as `Channels` does.
     """
@@ -93,14 +93,14 @@ def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | No
 
 
 def _named(name: str) -> ParsedName | None:
-    """What a name says, unless it names a b-value at which no lesion stands out: that is no DWI for us."""
+    """Return what a name says, unless it names a b-value at which no lesion stands out: that is no DWI for us."""
     named = parse_image_name(name)
     weighted = named is None or named.b is None or DIFFUSION_B[0] <= named.b <= DIFFUSION_B[1]
     return named if weighted else None
 
 
 def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundImage | None:
-    """An image whose name begins with BIDS labels; None for others."""
+    """Return an image whose name begins with BIDS labels; None for others."""
     name, own = named.case, _BIDS.match(named.case)
     if own is None:
         return None
@@ -124,18 +124,18 @@ def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundI
 
 
 def by_name(path: Path) -> Modality | None:
-    """The modality that a folder or an archive of DICOM is named by, or that the contract means by its name."""
+    """Return the modality that a folder or an archive of DICOM is named by, or that the contract means by its name."""
     named = _named(dicom_name(path))
     return _SLUGS.get(path.name) or (named.modality if named else None)
 
 
 def dicom_name(path: Path) -> str:
-    """The name of a folder, or of an archive without its ending."""
+    """Return the name of a folder, or of an archive without its ending."""
     return path.stem if path.suffix.lower() == ARCHIVE else path.name
 
 
 def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
-    """What to say of a case without DWI, or without an ADC that could not be computed either."""
+    """Return what to say of a case without DWI, or without an ADC that could not be computed either."""
     if Modality.DWI in files:
         known = Modality.ADC in files or may_tell_b_values(files[Modality.DWI])
         return None if known else no_adc_error(files[Modality.DWI], "its b-values are not known")

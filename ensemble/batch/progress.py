@@ -81,5 +81,5 @@ class BatchBar(BatchProgress):
 
 
 def open_progress(total: int) -> BatchProgress:
-    """A bar when a person is watching stderr, lines otherwise."""
+    """Return a bar when a person is watching stderr, lines otherwise."""
     return BatchBar(total) if sys.stderr is not None and sys.stderr.isatty() else BatchProgress(total)

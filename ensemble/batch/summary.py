@@ -49,7 +49,7 @@ class Row:
 
 
 def rows(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> list[Row]:
-    """A row for each case of the dataset, and for each result in the tree that belongs to none."""
+    """Return a row for each case of the dataset, and for each result in the tree that belongs to none."""
     table = []
     for name, place in places.items():
         outcome, labels = outcomes.get(name), (name, place.subject, place.session)
@@ -79,7 +79,7 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
 
 
 def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: Path) -> Row:
-    """A row with what a report says; what it doesn't say, as one of another version may, stays empty."""
+    """Return a row with what a report says; what it doesn't say, as one of another version may, stays empty."""
     page = place.folder / "report.html"
     spent = _said(report, dict, "seconds") or {}
     seconds = [_number(value) for stage, value in spent.items() if stage != "load members"]
@@ -98,7 +98,7 @@ def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: P
 
 
 def _said(report: Mapping[str, Any], kind: type[Kind], *keys: str) -> Kind | None:
-    """What a report says under keys, one inside the other; None unless it is of the kind."""
+    """Return what a report says under keys, one inside the other; None unless it is of the kind."""
     found: Any = report
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
@@ -106,7 +106,7 @@ def _said(report: Mapping[str, Any], kind: type[Kind], *keys: str) -> Kind | Non
 
 
 def _number(found: object) -> float | None:
-    """A finite number; None for anything else."""
+    """Return a finite number; None for anything else."""
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None
     try:
@@ -116,7 +116,7 @@ def _number(found: object) -> float | None:
 
 
 def _standing(root: Path) -> set[BidsEntities]:
-    """Places in which a result stands."""
+    """Return the places in which a result stands."""
     reports = [*root.glob(f"sub-*/{REPORT_FILE}"), *root.glob(f"sub-*/ses-*/{REPORT_FILE}")]
     labels = [[part.partition("-")[2] for part in report.parent.relative_to(root).parts] for report in reports]
     return {BidsEntities(*label) for label in labels}

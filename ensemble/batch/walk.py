@@ -16,7 +16,10 @@ _POOLS = {"imagesTr", "imagesTs"}
 
 
 def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the names in them, links followed but no folder entered twice; hidden ones and those without cases are not entered."""
+    """Yield folders and the names in them, links followed but no folder entered twice.
+
+    Hidden ones and those without cases are not entered.
+    """
     entered: set[str] = set()
     for top, inner, names in os.walk(root, onerror=unreadable.append, followlinks=True):
         folder = Path(top)
@@ -31,7 +34,7 @@ def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Pat
 
 
 def _is_derivative(folder: Path) -> bool:
-    """Whether a folder says of itself that it holds results: ours of another time, for example."""
+    """Return whether a folder says of itself that it holds results: ours of another time, for example."""
     try:
         described = read_json(folder / "dataset_description.json")
     except (OSError, ValueError):
@@ -40,7 +43,9 @@ def _is_derivative(folder: Path) -> bool:
 
 
 def case_folders(root: Path, folders: Iterable[Path]) -> Iterator[Path]:
-    """Folders that stand where a case is expected: sessions and subjects of a BIDS tree, else whatever lies directly below the root."""
+    """Yield folders that stand where a case is expected: sessions and subjects of a BIDS tree, else whatever lies directly below the
+    root.
+    """
     inner = [folder for folder in folders if folder != root]
     subjects = [folder for folder in inner if folder.name.startswith("sub-")]
     sessions = [folder for folder in inner if folder.name.startswith("ses-") and folder.parent in subjects]
@@ -55,7 +60,7 @@ def _is_empty_pool(folder: Path) -> bool:
 
 
 def unreadable_folder(error: OSError, root: Path) -> FoundCase:
-    """A folder that can't be looked into, as a case with a problem. Raises the error where it is the root."""
+    """Return a folder that can't be looked into, as a case with a problem. Raises the error where it is the root."""
     folder = Path(error.filename)
     if folder == root:
         raise error

@@ -27,7 +27,7 @@ _DO = (
 
 
 def read_worklist(path: Path) -> tuple[FoundCase, ...]:
-    """Cases of a table with the columns dwi, case, adc and flair (all but dwi may be missing or empty); paths are relative to it.
+    """Read the cases of a table with the columns dwi, case, adc and flair (all but dwi may be missing or empty); paths are relative to it.
 
     Without a name a case is called as `run` would call it. Raises InputRefused for what is no such table.
     """
@@ -57,7 +57,10 @@ def read_worklist(path: Path) -> tuple[FoundCase, ...]:
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns in lower case; and of each row the number of its line, and its cells by column, without what stands for nothing."""
+    """Return the columns in lower case.
+
+    And of each row the number of its line, and its cells by column, without what stands for nothing.
+    """
     text = _text(path)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     columns: list[str] = []
@@ -86,7 +89,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _text(path: Path) -> str:
-    """UTF-8, or UTF-16 with its mark, as spreadsheets save it."""
+    """Decode UTF-8, or UTF-16 with its mark, as spreadsheets save it."""
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
@@ -97,7 +100,7 @@ def _text(path: Path) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """As a first line `sep=;` says, which spreadsheets write and read; else what the first line with words holds most of."""
+    """Return as a first line `sep=;` says, which spreadsheets write and read; else what the first line with words holds most of."""
     lines = [line for line in text.splitlines() if line.strip(" ,;\t\"'")]
     first = lines[0].strip().strip('"') if lines else ""
     if first.lower().startswith("sep=") and (told := lines[0].strip(" ").strip('"')[4:5]) in tuple(",;\t|"):
@@ -110,7 +113,7 @@ def _is_separator_line(cells: list[str]) -> bool:
 
 
 def _columns(cells: list[str], path: Path) -> list[str]:
-    """The names of the columns in lower case. Raises InputRefused where dwi is not among them, or one of ours is there twice."""
+    """Return the names of the columns in lower case. Raises InputRefused where dwi is not among them, or one of ours is there twice."""
     columns = [cell.lower() for cell in cells]
     while columns and not columns[-1]:
         columns.pop()
@@ -125,12 +128,12 @@ def _columns(cells: list[str], path: Path) -> list[str]:
 
 
 def _said(column: str, cell: str) -> str:
-    """A cell's content; nothing where it says that there is none."""
+    """Return a cell's content; nothing where it says that there is none."""
     return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else _NONE) else cell
 
 
 def _resolved(base: Path, cell: str) -> Path:
-    """The path that a cell means, relative to the worklist, in the words of this machine or of Windows."""
+    """Return the path that a cell means, relative to the worklist, in the words of this machine or of Windows."""
     path = base / cell
     if "\\" in cell and not path.exists():
         return base / PureWindowsPath(cell).as_posix()
@@ -138,7 +141,7 @@ def _resolved(base: Path, cell: str) -> Path:
 
 
 def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
-    """What to say of a path on a drive or share of Windows, which this machine doesn't know."""
+    """Return what to say of a path on a drive or share of Windows, which this machine doesn't know."""
     if not PureWindowsPath(cell).drive or path.exists():
         return None
     return InputRefused(

@@ -104,7 +104,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
 
 
 def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
-    """The one image file in a folder; None when there is none and none is needed."""
+    """Return the one image file in a folder; None when there is none and none is needed."""
     label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     # links to nowhere and what else is no file, too: who reads it says so
@@ -138,7 +138,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
 
 
 def _listed_folders(inputs_json: Path) -> dict[str, Path]:
-    """Folder below the input root of each image socket that `inputs.json` lists; empty when there is no such file.
+    """Return the folder below the input root of each image socket that `inputs.json` lists; empty when there is no such file.
 
     Entries name their socket as `interface` (until mid-2025), `socket` (since), or both.
     """

@@ -132,14 +132,14 @@ def _named_below(mask: _Mask, whole: bool) -> Iterable[Any]:
 
 
 def _same_entities(mask: _Mask, whole: bool, sites: set[str]) -> Iterable[Any]:
-    """Entities, of one site: a folder that both trees have says whose subjects it holds, and each site may have a sub-01."""
+    """Return the entities, of one site: a folder that both trees have says whose subjects it holds, and each site may have a sub-01."""
     return [(mask.entities, tuple(part for part in mask.above if part in sites))] if mask.entities else []
 
 
 def _groups(
     true: Sequence[_Mask], predicted: Sequence[_Mask], keys: Callable[[_Mask, bool], Iterable[Any]]
 ) -> list[tuple[list[_Mask], list[_Mask]]]:
-    """True and predicted masks that are related, directly or through others; more than one of either is ambiguous."""
+    """Return true and predicted masks that are related, directly or through others; more than one of either is ambiguous."""
     leader: dict[_Mask, _Mask] = {mask: mask for mask in (*true, *predicted)}
 
     def lead(mask: _Mask) -> _Mask:
@@ -164,7 +164,7 @@ def _groups(
 
 
 def _masks(root: Path) -> list[_Mask]:
-    """The mask files below a folder."""
+    """Return the mask files below a folder."""
     if not root.exists():
         raise InputRefused("the folder does not exist", where=root, do="check the path")
     images = [root] if root.is_file() else [path for path in _files(root) if image_suffix(path)]
@@ -195,7 +195,7 @@ def _mask(path: Path, root: Path, report: dict[str, Any]) -> _Mask:
 
 
 def _names_of(folders: Sequence[str], name: str, words: re.Pattern[str]) -> Iterator[Name]:
-    """What the case of a file may be called, by its place and name; without words that say only what the file is."""
+    """Yield what the case of a file may be called, by its place and name; without words that say only what the file is."""
     whose = [folder for folder in folders if not _KINDS.fullmatch(folder)]
     if own := words.sub("", name):
         if len(folders) > 2 and folders[-2] == "images":  # the contract's layout below a folder for each case
@@ -206,12 +206,12 @@ def _names_of(folders: Sequence[str], name: str, words: re.Pattern[str]) -> Iter
 
 
 def _own_name(image: Path) -> str:
-    """The name of an image file, or of a folder or archive of DICOM, without its ending."""
+    """Return the name of an image file, or of a folder or archive of DICOM, without its ending."""
     return stem(image) if image_suffix(image) or image.suffix.lower() == ARCHIVE else image.name
 
 
 def _entities(path: Path) -> Entities | None:
-    """Subject, session and run by BIDS labels: of the file's name, else of the folders that it lies in."""
+    """Return subject, session and run by BIDS labels: of the file's name, else of the folders that it lies in."""
     name, own = path.name, _BIDS.match(path.name)
     subjects = [own] if own else [found for part in reversed(path.parts) if (found := _SUBJECT.fullmatch(part))]
     if not subjects:
@@ -223,7 +223,7 @@ def _entities(path: Path) -> Entities | None:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    """The report that a batch has laid beside a mask; empty where there is none."""
+    """Return the report that a batch has laid beside a mask; empty where there is none."""
     try:
         report = read_json(folder / "report.json")
         said = report["batch"], report["case"]["name"], report["case"]["files"]["dwi"]
@@ -233,7 +233,7 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def _spelt(parts: Iterable[str]) -> Name:
-    """In one Unicode form, and with what can't be decoded as reports spell it."""
+    """Return in one Unicode form, and with what can't be decoded as reports spell it."""
     return tuple(unicodedata.normalize("NFC", printable(part)) for part in parts)
 
 
@@ -244,7 +244,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _similar(mask: _Mask, others: Sequence[_Mask]) -> tuple[Path, ...]:
-    """For a message: masks whose names look like this one's, else any, three at most."""
+    """Return, for a message, masks whose names look like this one's, else any, three at most."""
     alike = [other for other in others if _lossy(other) == _lossy(mask)]
     return tuple(other.path for other in (alike or others)[:3])
 

@@ -81,7 +81,10 @@ def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm
 
 
 def read_mask(path: Path, label: str) -> Volume:
-    """A mask file as bool. Raises InputRefused for what can't be read whole, or holds anything but 0 and one other value as stored."""
+    """Return a mask file as bool.
+
+    Raises InputRefused for what can't be read whole, or holds anything but 0 and one other value as stored.
+    """
     stored = read_stored(path, label)
     values = stored.values(np.float64) if stored.scale != (1.0, 0.0) else stored.array
     if values.ndim == 4 and len(values) == 1:

@@ -37,7 +37,7 @@ class Summary:
 
 
 def summarise(scores: Sequence[Score]) -> list[Summary]:
-    """All measures over all cases and over groups by true lesion volume, then the share of true lesions found, by their size."""
+    """Return all measures over all cases and over groups by true lesion volume, then the share of true lesions found, by their size."""
     rows = []
     for group, members in _case_groups(scores):
         rows += [_summary(group, name, [getattr(score, name) for score in members]) for name in MEASURES]

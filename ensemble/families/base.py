@@ -1,7 +1,8 @@
-"""What every member is, and every family of members. Imports no torch.
+"""The interfaces of members and of families of members. Imports no torch.
 
-A member is weights that turn a prepared case into a lesion probability on the DWI grid. A family is all that is known of weights of one
-kind: how they are found in a folder, described, loaded, packed, how their networks are built, and what memory a window takes.
+A member is one or several networks that vote as one: it turns a prepared case into a lesion probability on the DWI grid. A family is the
+code for weights of one kind, such as nnU-Net v2 folders. It finds them in a folder, describes, loads and packs them, builds their
+networks, and knows how much memory a window takes.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How networks are run, the same for all members."""
+    """How networks are run. It is the same for all members."""
 
     device: str = "cpu"
     """A torch device: "cpu", "cuda"."""
     tta: Tta = "mirror"
-    """Which of the member's own flips are used."""
+    """Test-time augmentation: which of the flips that a member was trained with are used."""
     precision: Precision = "auto"
     """Arithmetic of the networks."""
     session: SessionKind = "torch"
     """What runs the networks."""
     allow_torchscript: bool = False
-    """Whether code in weights may run although no manifest names its file by digest."""
+    """Whether TorchScript, which is code, may run although no manifest names its file by digest."""
 
     @classmethod
     def of(cls, config: RunConfig, device: str) -> InferenceSettings:
-        """Those of a run, on a torch device."""
+        """Return the settings of a run, on a torch device."""
         return cls(device, config.tta, config.precision, config.session, config.allow_torchscript)
 
 
 @dataclass(frozen=True)
 class MemberPrediction:
-    """What a member says of one case."""
+    """One member's prediction of one case."""
 
     member: str
     probability: Volume
@@ -57,9 +58,9 @@ class MemberPrediction:
     networks: int
     """How many networks (folds) were averaged."""
     arithmetic: str = ""
-    """In which arithmetic they ran, for the report."""
+    """The arithmetic that they ran in, for the report: "fp32, fused", say."""
     remark: str = ""
-    """What it had to do without, for the report."""
+    """What it had to do without, for the report: "without FLAIR", say."""
 
     @property
     def mask(self) -> Volume:
@@ -69,7 +70,7 @@ class MemberPrediction:
 
 @dataclass(frozen=True)
 class PartialProgress:
-    """Tells how far one of several equal parts of the work has come."""
+    """Progress of one of several equal parts of the work, told as progress of the whole."""
 
     progress: ProgressCallback
     part: int
@@ -80,7 +81,7 @@ class PartialProgress:
 
 
 class Member(Protocol):
-    """A loaded member. Networks stay in memory between calls; one call at a time."""
+    """A loaded member. Its networks stay in memory between calls. One call at a time."""
 
     @property
     def name(self) -> str:
@@ -91,12 +92,12 @@ class Member(Protocol):
         """Images without which it is not applicable."""
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Lesion probability on the DWI grid. Raises whatever goes wrong: a member never substitutes a result."""
+        """Return the lesion probability on the DWI grid. Raises whatever goes wrong: a member never substitutes a result."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Weights that were recognised, and can't be used yet."""
+    """Weights that were recognised, but that can't be used yet."""
 
     name: str
     folder: Path
@@ -105,52 +106,52 @@ class Unsupported:
 
 @dataclass(frozen=True)
 class MemberDescription:
-    """What a member's cheap files say of its networks."""
+    """What a member's small files (plans, JSON) say of its networks, without loading any."""
 
     channels: tuple[str, ...]
     """What each input channel is called."""
     spacing_mm: tuple[float, ...]
-    """That they work at; in-plane for 2-D networks."""
+    """Voxel spacing that they work at; in-plane for 2-D networks."""
     published: int = 0
-    """How many folds were published, where that is known: each that is not there is said."""
+    """How many folds were published, 0 where that is not known. Each one that is missing is reported."""
     remarks: tuple[str, ...] = ()
-    """What is missing of what was published, where folds alone don't tell it."""
+    """What is missing of the published files, where folds alone don't tell it."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network of a member (that of a fold), before it is built."""
+    """One network of a member (usually that of a fold), before it is built."""
 
     weights: Path
-    """Its file; its form in ONNX lies beside it."""
+    """Its weights file. Its ONNX form, if there is one, lies beside it."""
     channels: int
     spacing_mm: tuple[float, ...]
-    """That it works at; two axes for 2-D networks."""
+    """Voxel spacing that it works at; two axes for 2-D networks."""
     patch: tuple[int, ...]
-    """Its window, as many axes."""
+    """Size of its sliding window (patch), one number an axis."""
     smallest_window: tuple[int, ...]
-    """A small window that it can take, as many axes."""
+    """A small window that it can take, one number an axis."""
     window_bytes: int
     """Memory that the activations of one window take."""
     memory_of: str
-    """What makes them so large, for messages."""
+    """What makes the activations so large, for messages."""
     build: Callable[[], nn.Module]
-    """Gives the network with its weights. Raises WeightsBroken."""
+    """Builds the network and loads its weights. Raises WeightsBroken."""
 
 
 class ReferenceProgram(Protocol):
-    """The program that weights of a kind come from, running them itself."""
+    """The program that weights of a kind come from (nnU-Net, say). It predicts with them itself, for comparison."""
 
     @property
     def title(self) -> str:
         """Its name and version."""
 
     def probability(self, member: Member, case: PreparedCase, settings: InferenceSettings) -> FloatArray:
-        """Lesion probability (z, y, x) on the DWI grid, of what the member is given. Raises what the peer raises."""
+        """Return the lesion probability (z, y, x) on the DWI grid, of what the member is given. Raises what the program raises."""
 
 
 class Discovery(Protocol):
-    """What recognises weights of one kind by the layout of their files."""
+    """Recognises weights of one kind by the layout of their files."""
 
     @property
     @abstractmethod
@@ -159,16 +160,16 @@ class Discovery(Protocol):
 
     @abstractmethod
     def discover(self, tree: WeightsTree) -> Iterable[MemberSpec | Unsupported]:
-        """The members in a weights folder, and what is known and can't be used yet. Raises WeightsBroken."""
+        """Return the members in a weights folder, and what is known and can't be used yet. Raises WeightsBroken."""
 
 
 class Family(Discovery, Protocol):
-    """All that is known of one kind of members. A row of `registry.FAMILIES` makes it one of the product's."""
+    """The code for members of one kind. A row of `registry.FAMILIES` makes it one of the product's."""
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """The manifest's word for it."""
+        """The word that a manifest uses for it ("kind")."""
 
     @property
     @abstractmethod
@@ -177,24 +178,27 @@ class Family(Discovery, Protocol):
 
     @abstractmethod
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """Names of a member's folds: "0", "1", ... or "all"."""
+        """Return the names of a member's folds: "0", "1", ... or "all"."""
 
     @abstractmethod
     def describe(self, folder: Path) -> MemberDescription:
-        """What the cheap files of a member's folder say. Raises WeightsBroken."""
+        """Describe a member by the small files of its folder, without loading networks. Raises WeightsBroken."""
 
     @abstractmethod
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
-        """A member with its networks on the device. Raises WeightsBroken for what is missing, damaged or not supported."""
+        """Load a member, with its networks on the device. Raises WeightsBroken for what is missing, damaged or not supported."""
 
     @abstractmethod
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """The networks of a member's folder, packed or not. Raises WeightsBroken."""
+        """Return the networks of a member's folder, packed or not. Raises WeightsBroken."""
 
     def pack(self, source: Path, target: Path, precision: packed.PackedPrecision) -> None:
         """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError where there is no such form."""
         raise UsageError(f"members of kind {self.kind} can't be packed", where=source, do="use the folder as it is")
 
     def reference(self) -> ReferenceProgram | None:
-        """The program that these weights come from, to compare with; None where there is none. Raises UsageError if it is not installed."""
+        """Return the program that these weights come from, to compare with; None where there is none.
+
+        Raises UsageError if it is not installed.
+        """
         return None

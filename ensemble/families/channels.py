@@ -46,5 +46,5 @@ def parse_channel(text: str) -> Channel:
 
 
 def neighbouring_slices(array: FloatArray, offset: int) -> FloatArray:
-    """An array (z, y, x) that shows at each slice the one `offset` further along z; beyond the ends, the end slice again."""
+    """Return an array (z, y, x) that shows at each slice the one `offset` further along z; beyond the ends, the end slice again."""
     return array[np.clip(np.arange(len(array)) + offset, 0, len(array) - 1)]

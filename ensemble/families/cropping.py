@@ -41,7 +41,10 @@ class CropResampleGeometry:
         return z, y, x
 
     def to_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
-        """An array (channels, a, b, c) in the box, at the network's spacing. Raises InputRefused where that is larger than any brain."""
+        """Return an array (channels, a, b, c) in the box, at the network's spacing.
+
+        Raises InputRefused where that is larger than any brain.
+        """
         if is_too_large(shape := self.network_shape, MAX_NETWORK_VOXELS):
             spacing = " x ".join(f"{mm:.3g}" for mm in self.network_spacing_mm)
             raise InputRefused(
@@ -52,19 +55,19 @@ class CropResampleGeometry:
         return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)
 
     def from_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
-        """An array (channels, a, b, c) on the network's grid, at the image's spacing: still only the box."""
+        """Return an array (channels, a, b, c) on the network's grid, at the image's spacing: still only the box."""
         shape = [part.stop - part.start for part in self.box]
         return how.resize(array, shape, self.network_spacing_mm, self.spacing_mm)
 
     def paste(self, probability: FloatArray, outside: float = 0.0) -> FloatArray:
-        """The image's (z, y, x) array of a probability in the box; `outside` elsewhere."""
+        """Return the image's (z, y, x) array of a probability in the box; `outside` elsewhere."""
         whole = np.full(self.shape, outside, probability.dtype)
         whole[self.box] = probability
         return whole.transpose(np.argsort(self.transpose_forward))
 
 
 def nonzero_region(images: FloatArray) -> BoolArray:
-    """Where any channel of (channels, z, y, x) is not 0, holes filled in 3-D."""
+    """Return where any channel of (channels, z, y, x) is not 0, holes filled in 3-D."""
     from scipy.ndimage import binary_fill_holes
 
     filled: BoolArray = binary_fill_holes((images != 0).any(axis=0))
@@ -72,7 +75,7 @@ def nonzero_region(images: FloatArray) -> BoolArray:
 
 
 def bounding_box(region: BoolArray) -> Box:
-    """The smallest box around a region; the whole array when it is empty."""
+    """Return the smallest box around a region; the whole array when it is empty."""
     if not region.any():
         region = np.ones_like(region)
     z, y, x = (np.flatnonzero(region.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))

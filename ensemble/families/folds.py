@@ -9,7 +9,7 @@ ALL_FOLDS_V1, ALL_FOLDS_V2 = "all", "fold_all"
 
 
 def fold_folders(folder: Path, whole: str) -> dict[str, Path]:
-    """The numbered folds (`fold_0`, ...) in their order; or the one trained on all cases, which is called `whole`."""
+    """Return the numbered folds (`fold_0`, ...) in their order; or the one trained on all cases, which is called `whole`."""
     numbered = {
         path.name[5:]: path
         for path in folder.glob("fold_*")

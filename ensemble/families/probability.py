@@ -10,7 +10,7 @@ _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 
 def lesion_probability(softmax: FloatArray) -> FloatArray:
-    """Lesion's share (a, b, c) of the mean softmax (background and lesion, a, b, c), float32.
+    """Return the lesion's share (a, b, c) of the mean softmax (background and lesion, a, b, c), float32.
 
     It is above 0.5 exactly where lesion is likelier than background: rounding and interpolation leave sums that are not quite 1.
     """

@@ -17,7 +17,7 @@ PACKED_SUFFIXES = frozenset({".json", ".safetensors", ".onnx"})
 
 
 def family_of(spec: MemberSpec) -> Family:
-    """The family of a member. Raises WeightsBroken for a kind that is none."""
+    """Return the family of a member. Raises WeightsBroken for a kind that is none."""
     for family in FAMILIES:
         if family.kind == spec.kind:
             return family
@@ -29,5 +29,5 @@ def family_of(spec: MemberSpec) -> Family:
 
 
 def weight_suffixes() -> frozenset[str]:
-    """Endings of all files that bear on what any member predicts."""
+    """Return the endings of all files that bear on what any member predicts."""
     return PACKED_SUFFIXES.union(*(family.suffixes for family in FAMILIES))

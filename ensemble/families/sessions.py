@@ -23,7 +23,7 @@ Opener = Callable[[NetworkSpec, InferenceSettings], LoadedSession]
 def open_sessions(
     spec: MemberSpec, networks: Sequence[NetworkSpec], settings: InferenceSettings
 ) -> tuple[LoadedSession, ...]:
-    """One session a network. Raises WeightsBroken, before any is built for numbers that no memory holds."""
+    """Return one session a network. Raises WeightsBroken, before any is built for numbers that no memory holds."""
     for network in networks:
         refuse_too_much(spec, network)
     return tuple(open_session(network, settings) for network in networks)
@@ -56,21 +56,21 @@ class SequentialSessions:
 def open_sequential_sessions(
     spec: MemberSpec, networks: Sequence[NetworkSpec], settings: InferenceSettings, open_one: Opener | None = None
 ) -> SequentialSessions:
-    """Sessions for members whose networks go over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
+    """Return sessions for members whose networks go over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
     for network in networks:
         refuse_too_much(spec, network)
     return SequentialSessions(networks, lambda network: (open_one or open_session)(network, settings))
 
 
 def sessions_for_tta(settings: InferenceSettings, sessions: tuple[LoadedSession, ...]) -> tuple[LoadedSession, ...]:
-    """A member's networks; in the fastest arithmetic where mirroring is gated, which promises less, unless a precision was given."""
+    """Return a member's networks; in the fastest arithmetic where mirroring is gated, which promises less, unless a precision was given."""
     if settings.tta == "gated" and settings.precision == "auto":
         return tuple(session.reduced_precision for session in sessions)
     return sessions
 
 
 def open_session(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
-    """The session of one network. Raises WeightsBroken."""
+    """Return the session of one network. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
     if settings.session != "torch":
         return open_onnx(network.weights.parent, dims, device, settings.session)

@@ -65,7 +65,7 @@ class MemberSpec:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The manifest entry, without the folder; `from_json` reads it."""
+        """Return the manifest entry, without the folder; `from_json` reads it."""
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.channels is not None:
             entry["channels"] = list(self.channels)

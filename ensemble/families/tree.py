@@ -23,15 +23,15 @@ class WeightsTree:
         return cls(root, files_of(root))
 
     def named(self, name: str) -> list[Path]:
-        """The files of a name."""
+        """Return the files of a name."""
         return [path for path in self.files if path.name == name]
 
     def folders_with(self, name: str) -> set[Path]:
-        """The folders that hold a file of a name."""
+        """Return the folders that hold a file of a name."""
         return {path.parent for path in self.named(name)}
 
     def name_of(self, folder: Path) -> str:
-        """The name that a member in a folder gets from its path."""
+        """Return the name that a member in a folder gets from its path."""
         return name_of_path(
             self.root.resolve().name if folder == self.root else folder.relative_to(self.root).as_posix()
         )

@@ -10,10 +10,10 @@ LIVE_FEATURE_MAPS = 9
 
 
 def window_bytes(patch: Sequence[int], features: int) -> int:
-    """Memory that the activations of one window take; `features` are the feature maps of the network's first stage."""
+    """Return the memory that the activations of one window take; `features` are the feature maps of the network's first stage."""
     return 4 * LIVE_FEATURE_MAPS * features * prod(patch)
 
 
 def memory_of(features: int) -> str:
-    """What makes a window so large, for messages."""
+    """Return what makes a window so large, for messages."""
     return f"{features} feature maps (features_per_stage, base_num_features)"

@@ -47,7 +47,10 @@ def describe(spec: MemberSpec) -> MemberSummary:
 
 
 def _missing_folds(folds: tuple[str, ...], published: int) -> tuple[str, ...]:
-    """Folds are numbered from 0; a missing one is no error, but another prediction than that of the whole model."""
+    """Return the folds that are missing.
+
+    They are numbered from 0; a missing one is no error, but another prediction than that of the whole model.
+    """
     numbers = {int(fold) for fold in folds if fold.isdecimal()}
     expected = max(max(numbers, default=-1) + 1, published if numbers else 0)
     gaps = sorted(set(range(expected)) - numbers)

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
-    """The members in a weights folder, in its own order; or those named, in the order of naming.
+    """Return the members in a weights folder, in its own order; or those named, in the order of naming.
 
     Raises WeightsBroken when there is none, or when the manifest can't be read; UsageError when a name is unknown.
     """
@@ -55,7 +55,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
 
 def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
-    """Known weights in a weights folder that can't be used yet; none where a manifest says what is to be used."""
+    """Return known weights in a weights folder that can't be used yet; none where a manifest says what is to be used."""
     return () if lexists(weights / MANIFEST) else unsupported_by_folder_layout(weights)
 
 
@@ -99,12 +99,12 @@ def verify_files(spec: MemberSpec) -> None:
 
 
 def weight_digests(spec: MemberSpec) -> dict[str, str]:
-    """Digest of every file that determines what the member predicts, for the run report. Raises WeightsBroken."""
+    """Return the digest of every file that determines what the member predicts, for the run report. Raises WeightsBroken."""
     return dict(spec.sha256) or {name: _digest(path) for name, path in _weight_files(spec.folder).items()}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
-    """Files of a member's folder that bear on what it predicts, by their path in it. Raises WeightsBroken for what can't be read."""
+    """Return the files of a member's folder that bear on what it predicts, by path. Raises WeightsBroken for what can't be read."""
     suffixes = registry.weight_suffixes()
     with readable(folder):
         found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
@@ -117,7 +117,7 @@ def _digest(path: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -145,5 +145,5 @@ def _inside(weights: Path, folder: str) -> Path:
 
 
 def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:
-    """What the manifest says of a member; what it leaves open of a packed one, that says itself."""
+    """Return what the manifest says of a member; what it leaves open of a packed one, that says itself."""
     return replace(MemberSpec.from_json(packed_entry(folder) | entry, folder), listed=bool(entry.get("sha256")))

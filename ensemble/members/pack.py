@@ -48,7 +48,7 @@ def pack(
 
 
 def _beside(source: Path) -> tuple[MemberSpec, ...]:
-    """The entry for a member folder in the manifest of a weights folder above it."""
+    """Return the entry for a member folder in the manifest of a weights folder above it."""
     with readable(source):
         above = [weights for weights in source.resolve().parents if (weights / MANIFEST).is_file()]
         if not above or (source / MANIFEST).is_file():

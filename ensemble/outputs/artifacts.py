@@ -70,7 +70,7 @@ class Artifact:
     payload: Any = None
 
     def file_name(self, image_suffix: str) -> str:
-        """The role and the format's ending; images end in `image_suffix`."""
+        """Return the role and the format's ending; images end in `image_suffix`."""
         return self.role.name + (FORMATS[self.role.format].suffix or image_suffix)
 
 
@@ -109,12 +109,12 @@ MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
 
 
 def kinds(member: str) -> list[Artifact]:
-    """One of every kind, without payload: of the case, and of a member."""
+    """Return one of every kind, without payload: of the case, and of a member."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 
 def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
-    """What is to be written of a case: what is always, and what `extras` ask for."""
+    """Return what is to be written of a case: what is always, and what `extras` ask for."""
     wanted = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
     predictions = [outcome.prediction for outcome in case.result.outcomes if outcome.prediction is not None]
     for role in _asked(MEMBER_ROLES, extras):

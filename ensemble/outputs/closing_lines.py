@@ -14,7 +14,7 @@ from ensemble.text import visible
 
 
 def summary(result: Result, folder: Path, suffix: str) -> str:
-    """Volume, lesions, votes, and where in a folder of `run` to look."""
+    """Return the volume, lesions, votes, and where in a folder of `run` to look."""
     voters, spacing = len(result.fused.voters), result.case.grid.spacing_zyx_mm
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]

@@ -26,7 +26,10 @@ _ABOVE_NOISE = 2.5
 
 
 def with_adc(raw: RawCase) -> RawCase:
-    """The case with an ADC computed where it has none; as it is where one was given. Raises InputRefused where none can be computed."""
+    """Return the case with an ADC computed where it has none; as it is where one was given.
+
+    Raises InputRefused where none can be computed.
+    """
     dwi = raw.images.get(Modality.DWI)
     if Modality.ADC in raw.images or dwi is None:
         return raw
@@ -43,7 +46,7 @@ def with_adc(raw: RawCase) -> RawCase:
 
 
 def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
-    """ADC (z, y, x) in 1e-6 mm^2/s: 0 in the air and where there is no signal, NaN where a signal is no number."""
+    """Return ADC (z, y, x) in 1e-6 mm^2/s: 0 in the air and where there is no signal, NaN where a signal is no number."""
     signal = _above_noise(low.array) & (dwi > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(low.array.astype(np.float64) / dwi) / (low.dwi_b - low.b) * 1e6
@@ -53,7 +56,7 @@ def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
 
 
 def _above_noise(image: FloatArray) -> BoolArray:
-    """Where an image (z, y, x) shows more than the noise of the air in its corners."""
+    """Return where an image (z, y, x) shows more than the noise of the air in its corners."""
     finite = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
     rows, columns = (max(1, int(_CORNER * n)) for n in finite.shape[1:])
     corners = np.concatenate(

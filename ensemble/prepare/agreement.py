@@ -55,7 +55,10 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
 def information(
     dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple
 ) -> tuple[float, Iterator[tuple[str, float]]]:
-    """Mutual information (nats) of DWI and ADC (z, y, x) within the brain where they lie, and with ADC elsewhere: how, and how much."""
+    """Return the mutual information (nats) of DWI and ADC (z, y, x) within the brain where they lie.
+
+    Also return it for ADC mirrored and moved: how, and how much.
+    """
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)
     one, other = _levels(dwi[box], inside), _levels(adc[box], inside)
@@ -64,7 +67,7 @@ def information(
 
 
 def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[str, Callable[[AnyArray], AnyArray]]]:
-    """Other places of an array (z, y, x), and what to call them."""
+    """Yield other places of an array (z, y, x), and what to call them."""
     for axis, (name, mm) in enumerate(zip("zyx", spacing_zyx_mm, strict=True)):
         yield f"mirrored along {name}", partial(np.flip, axis=axis)
         step = max(1, round(_STEP_MM / mm))
@@ -73,7 +76,7 @@ def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[str, Callable[[AnyArray], A
 
 
 def _levels(image: FloatArray, inside: BoolArray) -> AnyArray:
-    """The image in so many equally frequent levels; what is not inside does not count."""
+    """Return the image in so many equally frequent levels; what is not inside does not count."""
     values = image[inside]
     if not values.size:
         return np.zeros(image.shape, np.int64)
@@ -82,7 +85,7 @@ def _levels(image: FloatArray, inside: BoolArray) -> AnyArray:
 
 
 def _shared(one: AnyArray, other: AnyArray, inside: BoolArray) -> float:
-    """Mutual information (nats) of two images in levels, less what chance adds to it (Miller 1955)."""
+    """Return the mutual information (nats) of two images in levels, less what chance adds to it (Miller 1955)."""
     counts = np.bincount(_LEVELS * one[inside] + other[inside], minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS)
     if not (total := counts.sum()):
         return 0.0
@@ -94,7 +97,7 @@ def _shared(one: AnyArray, other: AnyArray, inside: BoolArray) -> float:
 
 
 def _moved(array: AnyArray, steps: int, axis: int) -> AnyArray:
-    """An array moved along an axis; what comes in from beyond is 0."""
+    """Return an array moved along an axis; what comes in from beyond is 0."""
     moved = np.zeros_like(array)
     here, there = [slice(None)] * 3, [slice(None)] * 3
     here[axis], there[axis] = (

@@ -20,7 +20,10 @@ _CUT_MM2 = 400.0
 
 
 def zero_unusable_voxels(case: Draft) -> StepResult:
-    """Values that are no numbers, or hot, stay 0 where there is no tissue, as an ADC of air is 0/0; in tissue, they refuse the case."""
+    """Return values that are no numbers, or hot, stay 0 where there is no tissue, as an ADC of air is 0/0.
+
+    In tissue, they refuse the case.
+    """
     notes = []
     for modality, bad in case.unusable.items():
         other = case.adc if modality is Modality.DWI else case.dwi
@@ -47,7 +50,7 @@ def zero_unusable_voxels(case: Draft) -> StepResult:
 
 
 def clear_background(case: Draft) -> StepResult:
-    """Zeros outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0.
+    """Set to 0 what lies outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0.
 
     Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
     """
@@ -66,7 +69,7 @@ def clear_background(case: Draft) -> StepResult:
 
 
 def _cleared(image: Volume, brain: BoolArray) -> Volume:
-    """The image with 0 outside the brain; itself where that is so already."""
+    """Return the image with 0 outside the brain; itself where that is so already."""
     return image.like(np.where(brain, image.array, np.float32(0))) if image.array[~brain].any() else image
 
 

@@ -1,4 +1,4 @@
-"""RawCase -> PreparedCase: every check that stands between a file and a network, and each repair on record."""
+"""RawCase -> PreparedCase: check the images, repair what can be repaired safely, and record each repair."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ensemble.readers.base import RawCase, attach_reader_notes
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
-#: In this order a case is checked and changed: of several faults, the first one's step refuses it.
+#: The steps of preparation, in their order. A case with several faults is refused by the first step that finds one.
 STEPS: tuple[Step, ...] = (
     check_complete,
     check_values,
@@ -45,14 +45,14 @@ STEPS: tuple[Step, ...] = (
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """All images of a case on the DWI grid, checked."""
+    """The images of a case, checked, all on the DWI grid."""
 
     name: str
     images: Mapping[Modality, Volume]
-    """float32, intensities as read; 0 outside the brain where noise lay there: members crop to, and normalise by, what is not 0."""
+    """float32, intensities as read. Noise outside the brain is set to 0, since members crop to, and normalise by, what is not 0."""
     as_read: Mapping[Modality, Volume]
-    """The same with whatever lies outside the brain, as published members know it; 0 there only if a skull was stripped. FLAIR is
-    interpolated when it is asked for."""
+    """The same, but with noise outside the brain left as it is, as published members were trained. It is 0 there only if a skull was
+    stripped. FLAIR is interpolated when it is first asked for."""
     tissue_normalized: Mapping[Modality, Volume]
     """float32, normalised by tissue: 1 is normal brain (see `prepare/units.py`), 0 is outside the brain."""
     brain: Volume
@@ -60,7 +60,7 @@ class PreparedCase:
     repairs: tuple[str, ...]
     """What was changed on the way, or looks odd, one sentence each."""
     notes: tuple[Note, ...] = ()
-    """The same with provenance: which step says so, of which image."""
+    """The same as `repairs`, with the step that says so, and the image that it is about."""
 
     @property
     def grid(self) -> Grid:
@@ -81,10 +81,12 @@ def prepare(
     brain_ml: tuple[float, float] = RunConfig.brain_ml,
     registration: Registration = "auto",
 ) -> PreparedCase:
-    """Check a case and bring its images onto the DWI grid, without skull. Raises InputRefused when it can't be segmented safely.
+    """Check a case, strip its skull, and bring its images onto the DWI grid.
 
-    `device` is where HD-BET runs if it must ("cpu", "cuda"); without it, no network does. `brain_ml` is the volume that a brain may have.
-    Without `registration` ("never") FLAIR lies where its header says.
+    `skull_strip` says whether a skull is stripped. `device` ("cpu", "cuda") is where HD-BET runs, if it must; no other network runs here.
+    `brain_ml` is the volume (ml) that a brain may have. With `registration` "never", FLAIR lies where its header says.
+
+    Raises InputRefused when the case can't be segmented safely.
     """
     raw = with_adc(raw)
     paths = {modality: image.path for modality, image in raw.images.items()}

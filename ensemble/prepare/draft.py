@@ -1,4 +1,4 @@
-"""A case on its way through the steps of preparation, the form that every step has, and what steps note."""
+"""`Draft`, a case on its way through the steps of preparation; `Step`, the form of every step; `Note`, what steps record."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Draft:
         return self.images[Modality.ADC]
 
     def with_image(self, modality: Modality, volume: Volume) -> Draft:
-        """The case with another volume in the place of an image."""
+        """Return the case with another volume in the place of an image."""
         return replace(self, images={**self.images, modality: volume})
 
 

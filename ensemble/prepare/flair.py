@@ -37,7 +37,7 @@ def check_flair_size(case: Draft) -> StepResult:
 
 
 def align_flair(case: Draft) -> StepResult:
-    """FLAIR on the DWI grid: registered where that aligns it better than its header does; refused where it shows another place.
+    """Bring FLAIR onto the DWI grid: registered where that aligns it better than its header does; refused where it shows another place.
 
     Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly.
     """
@@ -74,8 +74,11 @@ def align_flair(case: Draft) -> StepResult:
 
 
 def _cubic(flair: Volume, grid: Grid, brain: Volume | None, transform: sitk.Transform | None) -> Volume:
-    """FLAIR on the DWI grid by cubic B-splines; where a skull was stripped (`brain`), its own goes before, so that it rings as a stripped
-    one does. Made when a published member asks for it: it takes longer than all else here but registration."""
+    """Bring FLAIR onto the DWI grid by cubic B-splines.
+
+    Where a skull was stripped (`brain`), FLAIR loses its own before, so that it rings as a stripped image does. This is done when a
+    published member asks for it: it takes longer than all else here but registration.
+    """
     if brain is not None:
         back = transform.GetInverse() if transform is not None else None
         inside = resample_volume(brain, flair.grid, linear=False, transform=back).array > 0

@@ -19,7 +19,7 @@ MIN_ADC_OVERLAP, MIN_ADC_COVERAGE, WHOLE_ADC_COVERAGE = 0.3, 0.9, 0.999
 
 
 def align_adc(case: Draft) -> StepResult:
-    """ADC (float32) on the DWI grid, and where it has data there; refused when it shows another place."""
+    """Return ADC (float32) on the DWI grid, and where it has data there; refused when it shows another place."""
     adc, grid, there = case.adc, case.dwi.grid, case.adc.grid
     covered, text = np.ones(grid.shape_zyx, bool), ""
     apart = grid.distance_voxels(there)
@@ -47,7 +47,7 @@ def align_adc(case: Draft) -> StepResult:
 
 
 def check_adc_coverage(case: Draft) -> StepResult:
-    """The part of the brain that ADC covers; refused when that is not most of it."""
+    """Return the part of the brain that ADC covers; refused when that is not most of it."""
     share = float(case.covered[case.brain].mean())
     if share < MIN_ADC_COVERAGE:
         raise InputRefused(
@@ -62,6 +62,6 @@ def check_adc_coverage(case: Draft) -> StepResult:
 
 
 def covered_by(there: Grid, grid: Grid) -> BoolArray:
-    """Where on `grid` an image on the grid `there` has data: up to half a voxel beyond its outermost voxel centres."""
+    """Return where on `grid` an image on the grid `there` has data: up to half a voxel beyond its outermost voxel centres."""
     everywhere = Volume(np.ones(there.shape_zyx, np.uint8), there)
     return resample_volume(everywhere, grid, linear=False).array > 0

@@ -15,7 +15,7 @@ _MIN_PICTURE = 1e-4
 
 
 def highest_plausible(image: AnyArray) -> float:
-    """Magnitude beyond which a value of an image (z, y, x) is none of a head; infinite where nothing is positive."""
+    """Return the magnitude beyond which a value of an image (z, y, x) is none of a head; infinite where nothing is positive."""
     values = image[np.isfinite(image) & (image > 0)]
     while values.size:
         limit = _HOT * float(np.percentile(values, 98))
@@ -27,11 +27,11 @@ def highest_plausible(image: AnyArray) -> float:
 
 
 def unusable(image: AnyArray) -> BoolArray:
-    """Where an image (z, y, x) holds no number, or one that nothing in a head has."""
+    """Return where an image (z, y, x) holds no number, or one that nothing in a head has."""
     return ~(np.abs(image) <= min(highest_plausible(image), float(np.finfo(np.float32).max)))
 
 
 def is_constant(image: AnyArray, usable: BoolArray) -> bool:
-    """Whether an image (z, y, x) holds one value, but for a few voxels."""
+    """Return whether an image (z, y, x) holds one value, but for a few voxels."""
     values = image[usable]
     return bool(np.count_nonzero(values != np.median(values)) < max(1.0, _MIN_PICTURE * image.size))

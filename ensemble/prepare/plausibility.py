@@ -83,7 +83,7 @@ def refuse_implausible(
 
 
 def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
-    """What of a brain lies so deep that it is none of a skull, should that still be there."""
+    """Return what of a brain lies so deep that it is none of a skull, should that still be there."""
     deep = np.zeros_like(brain)
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     depth = ndimage.distance_transform_edt(np.pad(brain[box], 1), grid.spacing_zyx_mm)
@@ -92,7 +92,7 @@ def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
 
 
 def tissue_level(image: FloatArray, brain: BoolArray) -> float:
-    """The most frequent value in the brain (smoothed histogram around the median); 0 where nothing is positive."""
+    """Return the most frequent value in the brain (smoothed histogram around the median); 0 where nothing is positive."""
     values = image[brain & (image > 0)]
     if values.size == 0:
         return 0.0
@@ -109,7 +109,7 @@ def _in_levels(image: FloatArray, brain: BoolArray, part: BoolArray | None = Non
 
 
 def _core(dwi: FloatArray, adc: FloatArray, brain: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Both images away from the brain's rim, where interpolation and stripping make everything dark."""
+    """Return both images away from the brain's rim, where interpolation and stripping make everything dark."""
     core = ndimage.binary_erosion(brain, ndimage.generate_binary_structure(3, 1), iterations=2)
     return _in_levels(dwi, brain, core), _in_levels(adc, brain, core)
 
@@ -174,7 +174,7 @@ def _refuse_unweighted(rise: float, where: str) -> None:
 
 
 def _rise_with_adc(inside: _Inside) -> float:
-    """Slope of log DWI over ADC (ms/um^2) from tissue to CSF: that of log S0, less b; -inf where nothing is like CSF.
+    """Return the slope of log DWI over ADC (ms/um^2) from tissue to CSF: that of log S0, less b; -inf where nothing is like CSF.
 
     Medians in bins of ADC, so that a few voxels of CSF count as much as many, and what shares a voxel with tissue counts too.
     """

@@ -76,7 +76,7 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
 
 
 def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArray) -> sitk.Euler3DTransform | None:
-    """The best transform found; None where ITK gives up, as it does when too few samples meet.
+    """Return the best transform found; None where ITK gives up, as it does when too few samples meet.
 
     Gradients are those of the metric itself: ITK's filter would smooth them, which takes longer and aligns less well
     (`benchmarks/registration.py`).
@@ -115,7 +115,7 @@ def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArra
 
 
 def _rounded(transform: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
-    """Without digits that say nothing: a thousandth of a millimetre, and as much at the brain's surface."""
+    """Round to what digits mean: a thousandth of a millimetre, and as much at the brain's surface."""
     angles, shift = transform.GetParameters()[:3], transform.GetParameters()[3:]
     transform.SetParameters([round(angle, 5) for angle in angles] + [round(mm, 3) for mm in shift])
     return transform
@@ -129,7 +129,10 @@ def _motion(transform: sitk.Euler3DTransform) -> tuple[float, float]:
 
 
 def _information(fixed: AnyArray, moved: AnyArray, region: BoolArray) -> float:
-    """Normalised mutual information (Studholme 1999) within a region, peaks clipped: 1 where images say nothing of each other, up to 2."""
+    """Return the normalised mutual information (Studholme 1999) within a region, peaks clipped.
+
+    1 where images say nothing of each other, up to 2.
+    """
     counts, _, _ = np.histogram2d(fixed[region], moved[region], bins=_BINS)
     joint = counts / counts.sum()
     both = _entropy(joint)
@@ -141,12 +144,12 @@ def _entropy(p: AnyArray) -> float:
 
 
 def _without_peaks(image: AnyArray) -> AnyArray:
-    """Values clipped to 0 and the peak: a few hot voxels would leave the bins to themselves."""
+    """Return values clipped to 0 and the peak: a few hot voxels would leave the bins to themselves."""
     return np.clip(image, 0, _peak(image)).astype(np.float32, copy=False)
 
 
 def _peak(image: AnyArray) -> float:
-    """The 99.5th percentile of what is positive."""
+    """Return the 99.5th percentile of what is positive."""
     positive = image[image > 0]
     return float(np.percentile(positive, 99.5)) if positive.size else 1.0
 

@@ -116,18 +116,18 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
 
 
 def axes_mm(brain: BoolArray, grid: Grid) -> list[float]:
-    """How long most of a brain (z, y, x) is along each axis of its array."""
+    """Return how long most of a brain (z, y, x) is along each axis of its array."""
     return [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
 
 
 def cut_share(brain: BoolArray) -> float:
-    """The largest first or last section of a brain, of any axis, as a share of the largest section of that axis: much in a slab."""
+    """Return the largest first or last section of a brain, of any axis, as a share of the largest section of that axis: much in a slab."""
     sections = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
     return max(float(areas[np.flatnonzero(areas)[[0, -1]]].max() / areas.max()) for areas in sections)
 
 
 def _length(brain: BoolArray, axis: int) -> int:
-    """Slices along an axis that hold most of the brain: what sticks out, a spinal cord say, does not count."""
+    """Count the slices along an axis that hold most of the brain: what sticks out, a spinal cord say, does not count."""
     profile = np.cumsum(brain.sum(axis=tuple({0, 1, 2} - {axis})))
     rest = (1 - _EXTENT_SHARE) / 2 * profile[-1]
     return int(np.searchsorted(profile, profile[-1] - rest) - np.searchsorted(profile, rest, "right")) + 1
@@ -136,7 +136,7 @@ def _length(brain: BoolArray, axis: int) -> int:
 def _refusal(
     what: str, where: Path, found: str, volume: float | None = None, brain_ml: Range = BRAIN_ML
 ) -> InputRefused:
-    """The refusal, with the unit that would explain a volume (ml)."""
+    """Return the refusal, with the unit that would explain a volume (ml)."""
     fitting = [
         unit for factor, unit in _MISTAKES.items() if volume and brain_ml[0] <= volume / factor**3 <= brain_ml[1]
     ]

@@ -64,7 +64,7 @@ def extract_brain(case: Draft) -> StepResult:
 
 
 def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]:
-    """Whether the skull is to be stripped: by the user's choice, or because there is one; and what to note of that."""
+    """Return whether the skull is to be stripped: by the user's choice, or because there is one; and what to note of that."""
     if choice != "auto":
         return choice == "always", ()
     reason = _signs_of_a_skull(dwi)
@@ -72,7 +72,7 @@ def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]
 
 
 def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
-    """The brain (bool, z, y, x) on a DWI with its skull, and what to note of it.
+    """Return the brain (bool, z, y, x) on a DWI with its skull, and what to note of it.
 
     Raises InputRefused when what is found is no brain, WeightsBroken when the network is not there.
     """
@@ -94,7 +94,7 @@ def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) 
 
 
 def _signs_of_a_skull(dwi: Volume) -> str:
-    """Why the image seems to hold more than a brain; empty when it does not."""
+    """Return why the image seems to hold more than a brain; empty when it does not."""
     step = [max(1, round(_COARSE_MM / mm)) for mm in dwi.grid.spacing_zyx_mm]
     coarse = tuple(slice(None, None, n) for n in step)
     mm = [size * n for size, n in zip(dwi.grid.spacing_zyx_mm, step, strict=True)]
@@ -113,7 +113,7 @@ def _signs_of_a_skull(dwi: Volume) -> str:
 
 
 def _brain_core(bright: BoolArray, mm: list[float]) -> BoolArray:
-    """The large compact pieces of what is bright (hemispheres may come apart), thin shells and bridges opened, holes filled."""
+    """Return the large compact pieces of what is bright (hemispheres may come apart), thin shells and bridges opened, holes filled."""
     inner = ndimage.distance_transform_edt(bright, mm) > _OPENING_MM
     components, count = ndimage.label(inner)
     if count == 0:
@@ -131,7 +131,7 @@ def _median(values: FloatArray) -> float:
 
 
 def _lattice(grid: Grid) -> tuple[int, ...]:
-    """Voxels (z, y, x) of an image at the network's spacing; axes in the grid's own order."""
+    """Return voxels (z, y, x) of an image at the network's spacing; axes in the grid's own order."""
     return tuple(max(1, round(n * mm / SPACING_MM)) for n, mm in zip(grid.shape_zyx, grid.spacing_zyx_mm, strict=True))
 
 
@@ -146,7 +146,7 @@ def _refuse_too_large(grid: Grid, where: Path) -> None:
 
 
 def _brain_probability(dwi: Volume, device: str) -> BoolArray:
-    """HD-BET's brain on the image's own grid: the largest piece, holes filled."""
+    """Return HD-BET's brain on the image's own grid: the largest piece, holes filled."""
     import torch
 
     from ensemble.inference.device import exact
@@ -185,7 +185,7 @@ def _brain_probability(dwi: Volume, device: str) -> BoolArray:
 
 
 def _peak(image: FloatArray) -> float:
-    """Beyond the brightest voxel of any head, but not far: mean and deviation shall not follow a few hot ones."""
+    """Return a value beyond the brightest voxel of any head, but not far: mean and deviation shall not follow a few hot ones."""
     positive = image[image > 0]
     return 5.0 * float(np.percentile(positive, 98)) if positive.size else 0.0
 
@@ -198,7 +198,7 @@ def _largest_piece(mask: BoolArray) -> BoolArray:
 
 
 def _checkpoint() -> Path:
-    """Where the installed package keeps the network; the package itself is never imported. Raises WeightsBroken."""
+    """Return where the installed package keeps the network; the package itself is never imported. Raises WeightsBroken."""
     package = importlib.util.find_spec(PACKAGE)
     folders = list(package.submodule_search_locations or []) if package else []
     path = Path(folders[0]) / CHECKPOINT if folders else None

@@ -33,7 +33,7 @@ def normalize_intensities(case: Draft) -> StepResult:
 
 
 def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
-    """Factor that brings an ADC map to 1e-3 mm^2/s (= um^2/ms), found from its brain values.
+    """Return the factor that brings an ADC map to 1e-3 mm^2/s (= um^2/ms), found from its brain values.
 
     Args:
         adc: array (z, y, x) in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s.
@@ -58,7 +58,7 @@ def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_
 
 
 def adc_mode(adc_um2_per_ms: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
-    """Most frequent ADC of brain tissue, in 1e-3 mm^2/s (histogram of 0.01 bins, smoothed)."""
+    """Return most frequent ADC of brain tissue, in 1e-3 mm^2/s (histogram of 0.01 bins, smoothed)."""
     low, high = TISSUE_ADC_RANGE
     counts, edges = np.histogram(adc_um2_per_ms[brain], bins=round((high - low) / 0.01), range=(low, high))
     smooth = ndimage.gaussian_filter1d(counts.astype(float), 4.0)

@@ -71,7 +71,7 @@ def check_distinct(case: Draft) -> StepResult:
 
 
 def _air_level(array: FloatArray) -> float:
-    """The one value on nearly all of an image's outer faces (z, y, x) where that is as high as tissue's; else 0."""
+    """Return the one value on nearly all of an image's outer faces (z, y, x) where that is as high as tissue's; else 0."""
     faces = np.concatenate([array.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
     level = float(np.median(faces))
     if not level > 0 or (faces == level).mean() < _ALL_AROUND or not (array == level).any():

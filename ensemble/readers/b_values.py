@@ -33,7 +33,7 @@ _OTHER_SHELL = 250.0
 def select_dwi(
     volumes: AnyArray, b_values: Sequence[float] | None, path: Path, b_file: str = ""
 ) -> tuple[AnyArray, str]:
-    """The diffusion-weighted image among volumes (n, z, y, x), and a sentence on how it was chosen.
+    """Return the diffusion-weighted image among volumes (n, z, y, x), and a sentence on how it was chosen.
 
     With b-values (s/mm^2), it is the shell nearest to 1000; its directions are averaged geometrically, which gives the trace image.
     Without, only a pair of b0 and b1000, in this order, can be told. `b_file` is where b-values would be read from, if anywhere.
@@ -74,13 +74,13 @@ def select_dwi(
 
 
 def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, list[int]]:
-    """The usable b-value that is nearest to 1000, and the volumes of its shell."""
+    """Return the usable b-value that is nearest to 1000, and the volumes of its shell."""
     b = min(usable, key=lambda value: (abs(value - USUAL_B), value))
     return b, [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
 
 
 def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowBImage:
-    """The mean of the volumes (n, z, y, x) of lowest b-value, beside what `select_dwi` has chosen.
+    """Return the mean of the volumes (n, z, y, x) of lowest b-value, beside what `select_dwi` has chosen.
 
     Raises InputRefused where there is none, or where they do not show the same.
     """
@@ -106,7 +106,7 @@ def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path
 
 
 def no_adc_error(path: Path, found: str) -> InputRefused:
-    """What to tell where no ADC is given and none can be computed."""
+    """Return what to tell where no ADC is given and none can be computed."""
     return InputRefused(
         "there is no ADC image",
         where=path,
@@ -200,7 +200,7 @@ def _refuse_reversed(weighted: AnyArray, other: AnyArray, difference: float, num
 
 
 def _log_signal(volume: AnyArray) -> FloatArray:
-    """Logarithm of the signal (z, y, x), smoothed within slices against noise, with a floor far below tissue."""
+    """Return the logarithm of the signal (z, y, x), smoothed within slices against noise, with a floor far below tissue."""
     from scipy.ndimage import uniform_filter
 
     finite = np.nan_to_num(np.asarray(volume, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
@@ -216,14 +216,17 @@ def _bright(volume: FloatArray) -> float:
 
 
 def _bright_log(log: FloatArray) -> float:
-    """The logarithm of signal above which a head is bright; infinite where nothing rises above the floor."""
+    """Return the logarithm of signal above which a head is bright; infinite where nothing rises above the floor."""
     signal = log[log > log.min()]
     return float(np.percentile(signal, 95) + np.log(_DARK)) if signal.size else float("inf")
 
 
 def _agreement(log: FloatArray, other: FloatArray, limit: float) -> tuple[float, float, float]:
-    """How a volume agrees with another, both as logarithms: median difference where both have signal; rank correlation there; and the
-    share of voxels in either's foreground that differ from all neighbours in the other by more than `limit` beside that."""
+    """Return how a volume agrees with another, both as logarithms: median difference where both have signal.
+
+    Rank correlation there; and the share of voxels in either's foreground that differ from all neighbours in the other by more than `limit`
+    beside that.
+    """
     from scipy.ndimage import maximum_filter, minimum_filter
     from scipy.stats import rankdata
 

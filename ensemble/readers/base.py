@@ -63,7 +63,7 @@ def attach_notes(notes: Iterable[str]) -> Iterator[None]:
 
 
 def attach_reader_notes(step: Callable[Concatenate[RawCase, P], R]) -> Callable[Concatenate[RawCase, P], R]:
-    """A step of a case whose refusals say what its readers have noted."""
+    """Return a step of a case whose refusals say what its readers have noted."""
 
     @wraps(step)
     def noting(raw: RawCase, *arguments: P.args, **options: P.kwargs) -> R:

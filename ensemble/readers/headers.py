@@ -44,12 +44,12 @@ class TextHeader:
         return named.is_absolute() or ".." in named.parts
 
     def voxels_of(self, path: Path) -> tuple[Path, int]:
-        """The file that holds the voxels of the image at `path`, and where they begin in it."""
+        """Return the file that holds the voxels of the image at `path`, and where they begin in it."""
         return (path.parent / self.data_file, 0) if self.data_file else (path, self.end)
 
 
 def text_header(path: Path) -> TextHeader | None:
-    """The header of a MetaImage or NRRD file, by its ending; None for other kinds and for what is no header. Raises OSError."""
+    """Return the header of a MetaImage or NRRD file, by its ending; None for other kinds and for what is no header. Raises OSError."""
     kind = path.suffix.lower()
     if kind not in TEXT_HEADERS:
         return None
@@ -75,5 +75,5 @@ def text_header(path: Path) -> TextHeader | None:
 
 
 def _repeated(keys: Sequence[str]) -> str:
-    """Which key stands in a header more than once: readers differ in the one that they take."""
+    """Return which key stands in a header more than once: readers differ in the one that they take."""
     return next((f"{key} stands twice" for key, count in Counter(keys).items() if count > 1), "")

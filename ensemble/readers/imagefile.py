@@ -56,8 +56,9 @@ def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool =
 
 
 def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
-    """Read a whole 3-D scalar image as float32; of a 4-D file the one volume, or of a DWI the diffusion-weighted one (and the one of lowest
-    b-value, if that is asked for).
+    """Read a whole 3-D scalar image as float32.
+
+    Of a 4-D file the one volume, or of a DWI the diffusion-weighted one (and the one of lowest b-value, if that is asked for).
 
     Raises InputRefused when the file is missing, of a kind that is not read, truncated or damaged, not 3-D and scalar, or when its
     header names no place in the world. A folder or .zip is read as DICOM.
@@ -73,7 +74,7 @@ def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
 
 
 def case_name(dwi: Path) -> str:
-    """What to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
+    """Return what to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
     name, folder = stem(dwi), dwi.absolute().parent.name
     shown = parse_image_name(name)
     generic = name.lower() in _GENERIC or (shown is not None and not shown.case)
@@ -83,7 +84,10 @@ def case_name(dwi: Path) -> str:
 def _single_volume(
     stored: StoredImage, path: Path, modality: Modality, notes: list[str], *, with_low_b: bool
 ) -> tuple[AnyArray, LowBImage | None]:
-    """The one volume (z, y, x) of an image that shows the modality, as float32; and that of lowest b-value beside it, where asked for."""
+    """Return the one volume (z, y, x) of an image that shows the modality, as float32.
+
+    And that of lowest b-value beside it, where asked for.
+    """
     label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)
     if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
@@ -110,7 +114,7 @@ def _single_volume(
 
 
 def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
-    """The b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
+    """Return the b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
     if not lexists(beside):
         return None
     try:

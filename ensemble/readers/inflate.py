@@ -10,15 +10,18 @@ _BLOCK, _MAGIC = 1 << 14, b"\x1f\x8b"
 
 
 class Inflated(io.RawIOBase):
-    """What a gzip file holds (RFC 1952). Reading raises zlib.error, also where a checksum does not hold; EOFError where the end is missing;
-    ValueError for what stands behind it and is neither another member nor padding."""
+    """What a gzip file holds (RFC 1952).
+
+    Reading raises zlib.error, also where a checksum does not hold; EOFError where the end is missing; ValueError for what stands behind it
+    and is neither another member nor padding.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self._file, self._input, self._stream = file, b"", zlib.decompressobj(31)
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to so many bytes, at least one before the end."""
+        """Read up to so many bytes, at least one before the end."""
         while True:
             if self._stream.eof and not self._begin_member():
                 return b""
@@ -31,14 +34,14 @@ class Inflated(io.RawIOBase):
                 return content
 
     def exactly(self, size: int) -> bytes:
-        """So many bytes, fewer at the end."""
+        """Return so many bytes, fewer at the end."""
         content = b""
         while len(content) < size and (more := self.read(size - len(content))):
             content += more
         return content
 
     def _begin_member(self) -> bool:
-        """Whether another member follows the one that has ended; padding with zeros is passed over."""
+        """Return whether another member follows the one that has ended; padding with zeros is passed over."""
         rest = self._stream.unused_data
         while len(rest := rest.lstrip(b"\0")) < len(_MAGIC) and (more := self._file.read(_BLOCK)):
             rest += more

@@ -54,7 +54,7 @@ _MAX_LINES = 1 << 16
 
 
 def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
-    """What is odd about a file, one sentence each, as far as ITK would not say so.
+    """Return what is odd about a file, one sentence each, as far as ITK would not say so.
 
     Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
     the file can't be read.
@@ -91,7 +91,7 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
 
 
 def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """What to tell of a file that is not whole."""
+    """Return what to tell of a file that is not whole."""
     return InputRefused(
         f"the {label} image is damaged or truncated",
         where=path,
@@ -101,7 +101,7 @@ def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
 
 
 def odd_header_error(path: Path, label: str, found: str) -> InputRefused:
-    """What to tell of a file that may well be whole, and whose header says what can't be, or is not read."""
+    """Return what to tell of a file that may well be whole, and whose header says what can't be, or is not read."""
     return InputRefused(
         f"the {label} image's header can't be used",
         where=path,
@@ -122,7 +122,7 @@ def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
 
 
 def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """What to tell of a file that is no image of the kind that its name says."""
+    """Return what to tell of a file that is no image of the kind that its name says."""
     return InputRefused(
         f"the {label} file is not a readable image, or is damaged",
         where=path,
@@ -195,13 +195,13 @@ def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> No
 
 
 def _is_size(text: str) -> bool:
-    """Whether a number, or a vector's numbers, are finite and not all 0; NRRD's `none` is no size."""
+    """Return whether a number, or a vector's numbers, are finite and not all 0; NRRD's `none` is no size."""
     numbers = [math.nan if text == "none" else float(number) for number in text.strip("()").split(",")]
     return all(map(math.isfinite, numbers)) and any(numbers)
 
 
 def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
-    """A field of the header that holds what can't be; empty where none does. Raises ValueError for what is no number."""
+    """Return a field of the header that holds what can't be; empty where none does. Raises ValueError for what is no number."""
     key = "NDims" if metaimage else "dimension"
     axes = header.fields.get(key, "")
     if not axes.isdecimal() or not 0 < int(axes) <= _MAX_AXES:  # ITK asks for memory for all of them, and dies
@@ -218,7 +218,7 @@ def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
 
 
 def _odd_metaimage_number(header: TextHeader) -> str:
-    """A number of a MetaImage header that can't be; empty where none is so, or where ITK will refuse it anyway."""
+    """Return a number of a MetaImage header that can't be; empty where none is so, or where ITK will refuse it anyway."""
     for key in _METAIMAGE_NUMBERS:
         numbers = [float(number) for number in header.fields.get(key, "").split()]
         positive = key in ("ElementSpacing", "ElementSize")
@@ -231,7 +231,7 @@ def _odd_metaimage_number(header: TextHeader) -> str:
 
 
 def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
-    """What is missing of a MetaImage's voxels, or wrong with their compression: ITK ignores zlib's errors, and so its checksum."""
+    """Return what is missing of a MetaImage's voxels, or wrong with their compression: ITK ignores zlib's errors, and so its checksum."""
     fields = header.fields
     kind = _ELEMENT_TYPE.fullmatch(fields.get("ElementType", ""))
     size = [int(number) for number in fields.get("DimSize", "").split()]
@@ -255,7 +255,7 @@ def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
 
 
 def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
-    """What is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
+    """Return what is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
     stream, given = zlib.decompressobj(wbits=47), 0
     while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 14))):
         left -= len(block)
@@ -266,7 +266,7 @@ def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
 
 
 def _nrrd_damage(header: TextHeader, path: Path) -> str:
-    """What is wrong with an NRRD file's compressed voxels: ITK counts them, but does not always read on to their checksum."""
+    """Return what is wrong with an NRRD file's compressed voxels: ITK counts them, but does not always read on to their checksum."""
     if header.fields.get("encoding", "").lower() not in ("gz", "gzip"):
         return ""
     voxels = math.prod(int(number) for number in header.fields.get("sizes", "").split())
@@ -285,12 +285,12 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
 
 
 def _voxel_bytes(header: TextHeader) -> int:
-    """Bytes that a voxel takes, as far as its type is known; else one."""
+    """Return the bytes that a voxel takes, as far as its type is known; else one."""
     if (kind := _ELEMENT_TYPE.fullmatch(header.fields.get("ElementType", ""))) is not None:
         return _ELEMENT_BYTES.get(kind[1], 1) * int(header.fields.get("ElementNumberOfChannels", 1))
     return _NRRD_BYTES.get(header.fields.get("type", "").lower().removeprefix("unsigned ").removesuffix(" int"), 1)
 
 
 def _true(fields: Mapping[str, str], key: str) -> bool:
-    """As ITK takes it: MetaImages are binary, and not compressed, unless they say so."""
+    """Return as ITK takes it: MetaImages are binary, and not compressed, unless they say so."""
     return fields.get(key, "True" if key == "BinaryData" else "False")[:1] in ("T", "t", "1")

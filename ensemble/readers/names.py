@@ -25,13 +25,13 @@ _B = re.compile(r"(?:(?<![A-Za-z])b=?|dwib?)(\d+)", re.IGNORECASE)
 
 
 def image_suffix(path: Path) -> str:
-    """The ending, in lower case, that tells which kind of image a file is; empty when it is none that we read."""
+    """Return the ending, in lower case, that tells which kind of image a file is; empty when it is none that we read."""
     name = path.name.lower()
     return next((suffix for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
 def stem(path: Path) -> str:
-    """File name without the image ending: `a.nii.gz` -> `a`."""
+    """Return file name without the image ending: `a.nii.gz` -> `a`."""
     ending = image_suffix(path) or path.suffix
     return path.name[: -len(ending)] if ending else path.name
 
@@ -80,7 +80,7 @@ def parse_image_name(name: str) -> ParsedName | None:
 
 
 def _belongs(word: str, taken: Sequence[str]) -> bool:
-    """Whether a word says what an image shows, before those that stand behind it in its name (the last one first)."""
+    """Return whether a word says what an image shows, before those that stand behind it in its name (the last one first)."""
     if any(behind in _FLAIR for behind in taken):
         return word == "t2"
     if not taken:

@@ -114,7 +114,7 @@ class Nifti:
         return self.read(self.layout.srow) if self.read(self.layout.codes)[1] > 0 else None
 
     def fault(self, remarks: list[str]) -> str:
-        """What is wrong with the header; empty when nothing is. Adds what is only odd to `remarks`."""
+        """Return what is wrong with the header; empty when nothing is. Adds what is only odd to `remarks`."""
         layout = self.layout
         if self.read(layout.magic)[0] != layout.its_magic:
             return "a header that is not of a NIfTI file with its voxels (ANALYZE, or the .hdr of a pair)"
@@ -151,7 +151,7 @@ class Nifti:
         return ""
 
     def shortfall(self) -> str:
-        """What is missing of the voxels, as far as that can be told before memory is asked for; empty where nothing is."""
+        """Return what is missing of the voxels, as far as that can be told before memory is asked for; empty where nothing is."""
         present = self.path.stat().st_size
         if int(self.read(self.layout.datatype)[0]) not in _TYPES:
             return ""
@@ -174,7 +174,7 @@ class Nifti:
         return int(self.read(self.layout.vox_offset)[0]) + math.prod(self.size) * self._kind.itemsize
 
     def voxels(self) -> AnyArray:
-        """The stored numbers (..., z, y, x), not scaled.
+        """Return the stored numbers (..., z, y, x), not scaled.
 
         Raises ValueError when some are missing or the file holds much more; OSError, EOFError, zlib.error when it is damaged.
         """
@@ -209,12 +209,14 @@ class Nifti:
             yield path
 
     def direction(self) -> tuple[float, ...] | None:
-        """The direction cosines (LPS, row by row) where the sform's axes are not quite at right angles, so that ITK would not take them."""
+        """Return the direction cosines (LPS, row by row) where the sform's axes are not quite at right angles, so that ITK would not
+        take them.
+        """
         axes = self._skewed_axes()
         return None if axes is None else tuple((np.diag((-1.0, -1.0, 1.0)) @ axes + 0.0).ravel().tolist())
 
     def _skewed_axes(self) -> AnyArray | None:
-        """The sform's unit vectors (RAS, in columns) where they are not quite at right angles."""
+        """Return the sform's unit vectors (RAS, in columns) where they are not quite at right angles."""
         if self.read(self.layout.codes)[1] <= 0 or len(self.size) < 3:
             return None
         sform = np.reshape(self.read(self.layout.srow), (3, 4))[:, :3]
@@ -222,7 +224,10 @@ class Nifti:
         return axes if np.abs(axes.T @ axes - np.eye(3)).max() > _ITK_SKEW else None
 
     def _as_nifti1(self) -> bytes:
-        """The header; of NIfTI-2, its fields of place, size and type as NIfTI-1 has them. Raises struct.error for what does not fit."""
+        """Return the header; of NIfTI-2, its fields of place, size and type as NIfTI-1 has them.
+
+        Raises struct.error for what does not fit.
+        """
         old = _LAYOUTS[348]
         if self.layout is old:
             return self.header[: old.length]
@@ -242,7 +247,7 @@ class Nifti:
 
 
 def nifti(path: Path) -> Nifti | None:
-    """A file's NIfTI header, whatever the file is called; None where it has none.
+    """Return a file's NIfTI header, whatever the file is called; None where it has none.
 
     Raises OSError, EOFError or zlib.error for a damaged file.
     """
@@ -270,7 +275,7 @@ def _skip(file: BinaryIO, left: int) -> int:
 def _misplaced(
     sform: AnyArray | None, qform: AnyArray | None, size: list[int], voxel_mm: Sequence[float], remarks: list[str]
 ) -> str:
-    """What is wrong with the place that a NIfTI header names: ITK takes the qform, silently, where the sform does not suit it."""
+    """Return what is wrong with the place that a NIfTI header names: ITK takes the qform, silently, where the sform does not suit it."""
     if sform is None and qform is None:
         remarks.append(
             "its header says nothing of place and orientation (NIfTI codes 0): axes taken as they are stored"
@@ -296,7 +301,7 @@ def _misplaced(
 
 
 def _quaternion_affine(quaternion: Sequence[float], pixdim: Sequence[float]) -> AnyArray:
-    """The 3x4 matrix of a NIfTI qform (method 2 of nifti1.h)."""
+    """Return the 3x4 matrix of a NIfTI qform (method 2 of nifti1.h)."""
     b, c, d, *offset = quaternion
     a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
     b, c, d = (number / max(1.0, math.sqrt(b * b + c * c + d * d)) for number in (b, c, d))

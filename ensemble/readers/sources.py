@@ -15,7 +15,7 @@ Stamp = tuple[int, int, int]
 
 
 def source_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Files that an image consists of, with their names below its folder.
+    """Yield files that an image consists of, with their names below its folder.
 
     That is the file itself, with its b-values (FSL's .bval) and the data file that its header names, where there are such; or all of a
     folder.
@@ -36,13 +36,16 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def may_tell_b_values(dwi: Path) -> bool:
-    """Whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval. Without, no ADC can be computed."""
+    """Return whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval.
+
+    Without, no ADC can be computed.
+    """
     dicom = dwi.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or os.path.isdir(dwi)  # noqa: PTH112 (Path.is_dir raises for some names)
     return dicom or lexists(dwi.with_name(stem(dwi) + ".bval"))
 
 
 def link_notes(path: Path, label: str) -> list[str]:
-    """What to say of an image that is read through links: where they lead out of their folder, or out of a folder of DICOM.
+    """Return what to say of an image that is read through links: where they lead out of their folder, or out of a folder of DICOM.
 
     Those of git-annex and DataLad, which keep the content of files in a store of the data set, are not mentioned.
     """
@@ -62,22 +65,22 @@ def _leaves(path: Path, folder: Path) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads, all links followed; one that leads back to itself included."""
+    """Return where a path leads, all links followed; one that leads back to itself included."""
     return Path(os.path.realpath(path))
 
 
 def is_annexed(real: Path) -> bool:
-    """Whether a file's real path lies in a store of git-annex."""
+    """Return whether a file's real path lies in a store of git-annex."""
     return ".git" in real.parts and ("annex", "objects") in zip(real.parts, real.parts[1:], strict=False)
 
 
 def stamps(images: Iterable[Path]) -> dict[Path, Stamp | None]:
-    """The stamp of each file of these images: changes when one is replaced, written to, added or removed."""
+    """Return the stamp of each file of these images: changes when one is replaced, written to, added or removed."""
     return {file: stamp(file) for image in images for _, file in source_files(image)}
 
 
 def stamp(path: Path) -> Stamp | None:
-    """None when nothing is there."""
+    """Return none when nothing is there."""
     try:
         found = path.stat()
     except (OSError, ValueError):

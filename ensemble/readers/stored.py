@@ -59,7 +59,7 @@ class StoredImage:
     """What is odd about the file, one sentence each."""
 
     def values(self, kind: type[np.floating]) -> FloatArray:
-        """The values; infinite where they are too large for the kind of number."""
+        """Return the values; infinite where they are too large for the kind of number."""
         slope, intercept = self.scale
         with np.errstate(over="ignore", invalid="ignore"):
             if (slope, intercept) == (1.0, 0.0):
@@ -97,7 +97,9 @@ def read_stored(path: Path, label: str) -> StoredImage:
 
 
 def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
-    """What to tell of a file whose bytes could not be read to their end: for want of memory, because of the disk, or of the bytes."""
+    """Return what to tell of a file whose bytes could not be read to their end: for want of memory, because of the disk, or of the
+    bytes.
+    """
     if is_out_of_memory(error):
         return out_of_memory_error(path, label)
     if isinstance(error, OSError) and error.errno is not None:
@@ -106,7 +108,7 @@ def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
 
 
 def out_of_memory_error(path: Path, label: str) -> InputRefused:
-    """What to tell of an image that does not fit into memory, damaged or not."""
+    """Return what to tell of an image that does not fit into memory, damaged or not."""
     do = f"{MORE_MEMORY}; or give the one volume of b about 1000 s/mm^2, cropped to the head"
     return InputRefused(f"there is not enough memory to read the {label} image", where=path, do=do)
 
@@ -136,7 +138,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
 
 
 def _grid(plain: Path, path: Path, label: str) -> Grid:
-    """The grid of the file's first three axes, as ITK reads it. Raises InputRefused for what is no scalar image of three or four."""
+    """Return the grid of the file's first three axes, as ITK reads it. Raises InputRefused for what is no scalar image of three or four."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[image_suffix(plain)])
     reader.SetFileName(str(plain))
@@ -156,7 +158,7 @@ def _grid(plain: Path, path: Path, label: str) -> Grid:
 
 
 def not_3d_error(path: Path, label: str, size: tuple[int, ...]) -> InputRefused:
-    """What to tell of an image of too few axes, or of several volumes where one belongs."""
+    """Return what to tell of an image of too few axes, or of several volumes where one belongs."""
     return InputRefused(
         f"the {label} image is not 3-D", where=path, found=f"size {_by(size)}", do="give one 3-D volume"
     )

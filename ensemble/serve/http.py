@@ -28,7 +28,7 @@ SHUTDOWN_S = 3
 
 
 def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: float) -> FastAPI:
-    """GET /health and POST /invoke, which segments `job` after waiting for its turn so long at most."""
+    """Build the application: GET /health and POST /invoke, which segments `job` after waiting for its turn so long at most."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +44,7 @@ def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: floa
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "members are being loaded, or can't be"}})
     async def health() -> JSONResponse:
-        """200 once a case can be taken on, also while one is being segmented."""
+        """Answer 200 once a case can be taken on, also while one is being segmented."""
         if supervisor.ready is None and not held.locked():
             async with held:
                 await supervisor.settled(HEALTH_HOLD_S)

@@ -20,13 +20,13 @@ _REPEAT_S = 60.0
 
 
 def max_connections() -> int:
-    """How many connections the limit on open files has room for: as many again may have been accepted and not yet been counted."""
+    """Return how many connections the limit on open files has room for: as many again may have been accepted and not yet been counted."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(8, min(MAX_CONNECTIONS, (files - _OWN_FILES) // 3))
 
 
 def bounded_protocol(most: int) -> type[H11Protocol]:
-    """HTTP for `most` connections at a time.
+    """Return a protocol of HTTP for `most` connections at a time.
 
     A newcomer beyond them takes the place of the connection that has been longest without a request, be it silent, slow or kept alive;
     where all others have one, the newcomer is dropped. A connection without a whole request is dropped after REQUEST_S.

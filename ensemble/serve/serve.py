@@ -52,7 +52,7 @@ def serve(setup: WorkerConfig, place: ServerConfig) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on a host's first address, IPv4 or IPv6; on `::` it takes both. Raises UsageError."""
+    """Return a socket that listens on a host's first address, IPv4 or IPv6; on `::` it takes both. Raises UsageError."""
     listening = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

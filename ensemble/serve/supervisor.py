@@ -222,7 +222,7 @@ async def _first_of(wanted: Coroutine[Any, Any, Any], gone: asyncio.Future[None]
 
 
 def _cause(exit_code: int | None) -> dict[str, str]:
-    """What is known of a process's end."""
+    """Return what is known of a process's end."""
     if exit_code is None or exit_code >= 0:
         return {"found": f"it ended with exit code {exit_code}", "do": "the log may say more"}
     name = signal.Signals(-exit_code).name

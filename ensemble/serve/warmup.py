@@ -64,7 +64,7 @@ class _Deadline:
 
 
 def _phantom() -> RawCase:
-    """An ellipsoid of tissue with a lesion."""
+    """Return an ellipsoid of tissue with a lesion."""
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in _GRID.shape_zyx], indexing="ij")
     head = (x / 0.85) ** 2 + (y / 0.9) ** 2 + (z / 0.9) ** 2 < 1
     lesion = (x - 0.4) ** 2 + (y + 0.2) ** 2 + (z - 0.1) ** 2 < 0.05

@@ -74,7 +74,7 @@ class Failed:
 
     @classmethod
     def of(cls, error: Exception) -> Failed:
-        """An error as a message."""
+        """Return an error as a message."""
         error = as_user_error(error)
         if not isinstance(error, UserError):
             return cls(f"a bug in the tool, please report it: {type(error).__name__}: {error}")

@@ -7,7 +7,7 @@ import zipfile
 
 
 def folder_of(archive: zipfile.ZipFile) -> str:
-    """The one folder of the archive, which is named as the file was or "archive", with its slash.
+    """Return the one folder of the archive, which is named as the file was or "archive", with its slash.
 
     Raises UnpicklingError where there is none, or several, or for numbers that are not little-endian.
     """
@@ -21,7 +21,9 @@ def folder_of(archive: zipfile.ZipFile) -> str:
 
 
 def stored(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
-    """A file of the archive, its checksum verified. PyTorch compresses no pickle and no tensor, so that none is larger than it looks.
+    """Return a file of the archive, its checksum verified.
+
+    PyTorch compresses no pickle and no tensor, so that none is larger than it looks.
 
     Raises UnpicklingError for one that is compressed, or of more bytes than `most`; KeyError where there is none.
     """

@@ -32,7 +32,7 @@ _MAX_NAMES = 8
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The dictionary that `torch.save` wrote, on the CPU; tensors are mapped from the file, not copied, where the format allows.
+    """Return the dictionary that `torch.save` wrote, on the CPU; tensors are mapped from the file, not copied, where the format allows.
 
     Besides tensors and plain Python values only numpy scalars are admitted, which trainers leave in their logs (nnU-Net writes
     `_best_ema` and `logging` as such; nnU-Net v1 `plot_stuff`).
@@ -104,7 +104,7 @@ def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
 
 
 def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors in dictionaries, lists and tuples, each container once, with where they stand."""
+    """Yield all tensors in dictionaries, lists and tuples, each container once, with where they stand."""
     if torch.is_tensor(content):
         yield name, content
     if not isinstance(content, dict | list | tuple) or id(content) in seen:
@@ -115,7 +115,10 @@ def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, tor
 
 
 def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
-    """A checkpoint with the weights that its trainer keeps under `key`, in files of that name. Raises WeightsBroken for any other."""
+    """Return a checkpoint with the weights that its trainer keeps under `key`, in files of that name.
+
+    Raises WeightsBroken for any other.
+    """
     content = read_checkpoint(path)
     if not isinstance(content.get(key), dict):
         raise WeightsBroken(
@@ -155,20 +158,22 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
 
 
 def unwrapped(name: str) -> str:
-    """A parameter's name without the prefixes that wrappers of a network leave in its checkpoints."""
+    """Return a parameter's name without the prefixes that wrappers of a network leave in its checkpoints."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
 
 
 def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy that no longer depends on the mapped file (a trainer's channels-last weights would slow InstanceNorm down)."""
+    """Return a contiguous copy that no longer depends on the mapped file (a trainer's channels-last weights would slow InstanceNorm
+    down).
+    """
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _forbidden(error: Exception) -> str:
-    """The name that torch's unpickler did not admit; empty where it failed otherwise."""
+    """Return the name that torch's unpickler did not admit; empty where it failed otherwise."""
     found = _FORBIDDEN.search(str(error))
     return found[1] if found else ""
 
@@ -179,7 +184,7 @@ def _start(path: Path) -> bytes:
 
 
 def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    """What a pickled numpy scalar stands for, as a Python value: stands in for numpy's own function, which takes any object."""
+    """Return what a pickled numpy scalar stands for, as a Python value: stands in for numpy's own function, which takes any object."""
     if dtype.kind not in "biuf":
         raise pickle.UnpicklingError(f"numpy scalar of type {dtype} is not admitted")
     raw = data.encode("latin1") if isinstance(data, str) else data

@@ -29,7 +29,10 @@ UNREADABLE = (
 
 
 def damaged_weights_error(path: Path, what: str, doing: str, error: BaseException, found: str = "") -> WeightsBroken:
-    """What to tell of a file (`what`: "a checkpoint") that was not read to its end (`doing`: "load"); `found` is the error by default."""
+    """Return what to tell of a file (`what`: "a checkpoint") that was not read to its end (`doing`: "load").
+
+    `found` is the error by default.
+    """
     if is_out_of_memory(error):
         return WeightsBroken(f"there is not enough memory to {doing} {what}", where=path, do=MORE_MEMORY)
     return WeightsBroken(

@@ -12,7 +12,7 @@ from ensemble.files import first_names, lacks_rights, unreadable_reason
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
-    """Every file below a folder, sorted; none where there is no folder.
+    """Return every file below a folder, sorted; none where there is no folder.
 
     Raises WeightsBroken where anything in it can't be read: nothing is passed over in silence.
     """
@@ -43,7 +43,7 @@ def readable(folder: Path) -> Iterator[None]:
 
 
 def listing(folder: Path) -> str:
-    """The first names in a folder, for messages. Raises WeightsBroken where it can't be read."""
+    """Return the first names in a folder, for messages. Raises WeightsBroken where it can't be read."""
     with readable(folder):
         if not folder.is_dir():
             return "no such folder"

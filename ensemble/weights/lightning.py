@@ -52,7 +52,7 @@ class _Stored:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors under `state_dict`, on the CPU; nothing else of the file's data is read.
+    """Return the tensors under `state_dict`, on the CPU; nothing else of the file's data is read.
 
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
@@ -78,7 +78,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 def _tensors(
     archive: zipfile.ZipFile, folder: str, state: Mapping[Any, _Stored], size: int
 ) -> Iterable[tuple[Any, torch.Tensor]]:
-    """The tensors of a state dictionary; what shares bytes in the file, of `size`, is read once, a storage at a time."""
+    """Yield the tensors of a state dictionary; what shares bytes in the file, of `size`, is read once, a storage at a time."""
     by_key: dict[str, list[Any]] = {}
     for name, told in state.items():
         by_key.setdefault(told.key, []).append(name)
@@ -92,7 +92,10 @@ def _tensors(
 
 
 def _tensor(data: bytearray, told: _Stored) -> torch.Tensor:
-    """A tensor on its bytes. Raises RuntimeError or ValueError where it reaches beyond them, or repeats them to look larger than it is."""
+    """Return a tensor on its bytes.
+
+    Raises RuntimeError or ValueError where it reaches beyond them, or repeats them to look larger than it is.
+    """
     flat = torch.frombuffer(data, dtype=told.dtype) if data else torch.empty(0, dtype=told.dtype)
     if math.prod(told.size) > flat.numel():
         raise ValueError(f"a tensor of {told.size} in {len(data)} bytes")
@@ -100,7 +103,7 @@ def _tensor(data: bytearray, told: _Stored) -> torch.Tensor:
 
 
 def _unpickler(file: Any) -> pickle.Unpickler:
-    """An unpickler that imports nothing. What it answers is made anew for each file: no file can leave traces in it."""
+    """Return an unpickler that imports nothing. What it answers is made anew for each file: no file can leave traces in it."""
 
     class Ignored:
         """Stands in for every class and function: takes anything, and does nothing."""

@@ -58,7 +58,7 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
 
 
 def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> OnnxSession:
-    """The ONNX session of a fold's folder, once it has answered the probe. Raises WeightsBroken when it fails the parity gate."""
+    """Return the ONNX session of a fold's folder, once it has answered the probe. Raises WeightsBroken when it fails the parity gate."""
     session = OnnxSession(
         folder / NETWORK, dims=dims, device=device, engine="tensorrt" if engine == "tensorrt" else "onnx"
     )

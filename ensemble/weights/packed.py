@@ -23,7 +23,7 @@ _ALIASES = "aliases"
 
 
 def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors (on the CPU, mapped from the file) and metadata. Raises WeightsBroken for files that are missing or damaged."""
+    """Return tensors (on the CPU, mapped from the file) and metadata. Raises WeightsBroken for files that are missing or damaged."""
     try:
         open_file(path).close()
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -69,7 +69,7 @@ def write_packed(
 
 
 def _kept(name: str, tensor: torch.Tensor, precision: PackedPrecision) -> torch.Tensor:
-    """A contiguous copy in the precision that is written."""
+    """Return a contiguous copy in the precision that is written."""
     if not tensor.is_floating_point():
         return tensor.clone(memory_format=torch.contiguous_format)
     dtype = _DTYPES[precision] if tensor.ndim > 1 else torch.float32

@@ -33,7 +33,7 @@ class ForbiddenName(pickle.UnpicklingError):
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle holds, as plain values: dict, list, tuple, set, str, bytes, numbers, None; numpy's become numbers and lists.
+    """Return what a pickle holds, as plain values: dict, list, tuple, set, str, bytes, numbers, None; numpy's become numbers and lists.
 
     Raises WeightsBroken, naming the file and what it asked for, for missing, damaged and oversized files and for anything that is no
     plain value.
@@ -108,14 +108,14 @@ class _Array:
 
 
 def _numbers(allowance: _Allowance, data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
-    """The numbers in an array's bytes as (nested) lists. numpy checks that bytes and shape agree."""
+    """Return the numbers in an array's bytes as (nested) lists. numpy checks that bytes and shape agree."""
     allowance.spend(_NUMBER_BYTES * sum(accumulate(map(abs, shape), mul)))  # lists of lists of none, too
     flat = np.frombuffer(_as_bytes(data), dtype.kind)
     return flat.reshape(shape, order="F" if order == "F" else "C").tolist()
 
 
 def _as_bytes(data: bytes | str) -> bytes:
-    """Bytes; Python 2 wrote them as text."""
+    """Return the bytes; Python 2 wrote them as text."""
     return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
 
@@ -138,7 +138,7 @@ def _scalar(allowance: _Allowance, dtype: _Dtype, data: bytes | str) -> Any:
 
 
 def _latin1(allowance: _Allowance, text: str, encoding: str) -> bytes:
-    """How pickle protocol 2 spells bytes."""
+    """Return how pickle protocol 2 spells bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
     allowance.spend(len(text))
@@ -172,7 +172,7 @@ class _PlainUnpickler(pickle.Unpickler):
         self._allowance = _Allowance()
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name. Raises ForbiddenName where there is none."""
+        """Return the stand-in for a name. Raises ForbiddenName where there is none."""
         try:
             return partial(_STAND_INS[f"{module}.{name}"], self._allowance)
         except KeyError:
@@ -180,7 +180,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, known: dict[int, Any]) -> Any:
-    """A copy without stand-ins. What the pickle shares is copied once, so that its copy grows no larger than itself."""
+    """Return a copy without stand-ins. What the pickle shares is copied once, so that its copy grows no larger than itself."""
     if isinstance(value, str | bytes | int | float | complex | bool | type(None)):
         return value
     if id(value) in known:

@@ -25,8 +25,11 @@ _NOTHING, _MARK, _VALUE = "()", "(", ""
 
 
 def refuse_greedy(program: BinaryIO) -> None:
-    """Read one pickle to its end. Raises ForbiddenName for a name that no checkpoint needs; UnpicklingError for calls that would make far
-    more than the file holds, and for what is no pickle."""
+    """Read one pickle to its end.
+
+    Raises ForbiddenName for a name that no checkpoint needs; UnpicklingError for calls that would make far more than the file holds, and
+    for what is no pickle.
+    """
     stack: list[str] = []
     memo: dict[int, str] = {}
     longest = encoded = filled = 0
@@ -66,7 +69,7 @@ def _pop(stack: list[str], opcode: pickletools.OpcodeInfo) -> None:
 
 
 def _pushed(opcode: pickletools.OpcodeInfo, argument: Any, memo: dict[int, str]) -> list[str]:
-    """What an opcode leaves on the stack, as far as it matters: names, empty tuples and marks."""
+    """Return what an opcode leaves on the stack, as far as it matters: names, empty tuples and marks."""
     if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
         name = str(argument).replace("__builtin__ ", "builtins ").replace(" ", ".")
         if not _NAMED.fullmatch(name):

@@ -13,7 +13,7 @@ from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_
 
 
 def read_nnunet_v1_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """The state dictionary in a `.model` file or its packed form. Raises WeightsBroken."""
+    """Return the state dictionary in a `.model` file or its packed form. Raises WeightsBroken."""
     if path.suffix == SUFFIX:
         return read_packed(path)[0]
     state: Mapping[str, torch.Tensor] = checkpoint_of("nnU-Net v1", path, "state_dict", WEIGHTS)["state_dict"]

@@ -30,7 +30,7 @@ class NnunetV1(Family):
     suffixes = frozenset({".model", ".pkl"})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
-        """Model folders, also such as have lost part of their files."""
+        """Find model folders, also such as have lost part of their files."""
         of_weights = {fold.parent for fold in tree.folders_with(WEIGHTS)}
         of_plans = {folder for folder in tree.folders_with(PLANS) if self.folds(folder)}
         for folder in sorted(of_weights | of_plans):
@@ -44,11 +44,11 @@ class NnunetV1(Family):
                 yield MemberSpec(tree.name_of(folder), self.kind, folder)
 
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """By the names of its folders."""
+        """Return the names of its folds, by those of its folders."""
         return tuple(fold_folders(folder, ALL_FOLDS_V1))
 
     def describe(self, folder: Path) -> MemberDescription:
-        """What plans and the folds' own descriptions say."""
+        """Return what plans and the folds' own descriptions say."""
         plans = read_nnunet_v1_folder(folder).plans
         published = _SEALS_FOLDS if _SEALS in folder.resolve().parts else 0
         return MemberDescription(plans.modalities, plans.spacing_mm, published)
@@ -60,7 +60,7 @@ class NnunetV1(Family):
         return NnunetV1Member.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """One a fold."""
+        """Return one a fold."""
         from ensemble.families.nnunet_v1.member import networks_of
 
         return networks_of(read_nnunet_v1_folder(folder))
@@ -78,6 +78,6 @@ class NnunetV1(Family):
 
 
 def _configuration(folder: Path, weights: Path) -> str:
-    """The part of a path .../nnUNet/<configuration>/<task>/<trainer__plans> that names the configuration; empty elsewhere."""
+    """Return the part of a path .../nnUNet/<configuration>/<task>/<trainer__plans> that names the configuration; empty elsewhere."""
     parts = folder.relative_to(weights.parent).parts
     return parts[-3] if len(parts) >= 3 else ""

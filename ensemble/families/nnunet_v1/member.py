@@ -71,7 +71,7 @@ class NnunetV1Member:
         return frozenset(self.modalities)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Lesion probability on the DWI grid. Each fold's softmax goes back to that grid, where folds are averaged.
+        """Return the lesion probability on the DWI grid. Each fold's softmax goes back to that grid, where folds are averaged.
 
         Networks stay on the device they were loaded to. Raises NonFiniteLogits, or what torch raises.
         """
@@ -92,14 +92,14 @@ class NnunetV1Member:
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
-        """How its networks go over an image."""
+        """Return how its networks go over an image."""
         together = windows_at_once(self.plans.window_bytes, len(self.plans.patch), self.sessions[0].device)
         return SlidingWindowConfig(
             self.plans.patch, MIRROR_AXES, MirrorMode(settings.tta), Average.PROBABILITIES, batch_size=together
         )
 
     def _images(self, case: PreparedCase, fine: Grid) -> FloatArray:
-        """The input channels (channels, z, y, x) float32 at 1 mm."""
+        """Return the input channels (channels, z, y, x) float32 at 1 mm."""
         return np.stack([resample_volume(case.as_read[modality], fine).array for modality in self.modalities])
 
 
@@ -124,7 +124,7 @@ def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
 
 
 def networks_of(folder: NnunetV1Folder) -> tuple[NetworkSpec, ...]:
-    """The networks of a model's folds."""
+    """Return the networks of a model's folds."""
     plans = folder.plans
     return tuple(
         NetworkSpec(

@@ -85,7 +85,7 @@ class NnunetV1Network(nn.Module):
         self.seg_outputs = nn.ModuleList(nn.Conv3d(features[level], classes, 1, bias=False) for level in upwards)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes, Z, Y, X) of windows (N, channels, Z, Y, X), at full resolution."""
+        """Return logits (N, classes, Z, Y, X) of windows (N, channels, Z, Y, X), at full resolution."""
         *stages, bottleneck = self.conv_blocks_context
         maps, skips = windows, []
         for stage in stages:
@@ -99,6 +99,6 @@ class NnunetV1Network(nn.Module):
 
 
 def build_nnunet_v1_network(plans: NnunetV1Plans) -> NnunetV1Network:
-    """The network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them."""
+    """Return the network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them."""
     with torch.device("meta"):
         return NnunetV1Network(len(plans.modalities), 2, plans)

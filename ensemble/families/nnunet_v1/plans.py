@@ -68,7 +68,7 @@ class NnunetV1Plans:
         return window_bytes(self.patch, self.base_features)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, as `from_json` reads them."""
+        """Return the fields, as `from_json` reads them."""
         return asdict(self)
 
 
@@ -144,7 +144,7 @@ def check_plans(plans: NnunetV1Plans) -> None:
 
 
 def _stage(stages: Mapping[Any, Any], init: Sequence[Any]) -> Mapping[str, Any]:
-    """The stage of a cascade that was trained: the trainer's sixth argument, or the only one there is.
+    """Return the stage of a cascade that was trained: the trainer's sixth argument, or the only one there is.
 
     nnUNetTrainerV2_DDP has one argument more before it: third comes the process's rank, where others have the output folder.
     """
@@ -159,7 +159,7 @@ def _stage(stages: Mapping[Any, Any], init: Sequence[Any]) -> Mapping[str, Any]:
 
 
 def _pools(stage: Mapping[str, Any]) -> tuple[Sizes, ...]:
-    """Early plans only count the poolings of each axis; an axis with fewer of them starts later."""
+    """Return the poolings of each stage. Early plans only count the poolings of each axis; an axis with fewer of them starts later."""
     if "pool_op_kernel_sizes" in stage:
         return tuple(_sizes(pool) for pool in stage["pool_op_kernel_sizes"])
     counts = [int(count) for count in stage["num_pool_per_axis"]]
@@ -174,7 +174,7 @@ def _kernels(stage: Mapping[str, Any], poolings: int) -> tuple[Sizes, ...]:
 
 
 def _export(parameters: Mapping[str, Any] | None) -> ArrayResampling:
-    """How softmax is resampled: linear, nearest along a coarse axis, unless the plans say otherwise."""
+    """Return how softmax is resampled: linear, nearest along a coarse axis, unless the plans say otherwise."""
     if parameters is None:
         return ArrayResampling(order=1)
     separate = parameters["force_separate_z"]
@@ -192,7 +192,7 @@ def _per_channel(table: Mapping[Any, Any], channels: int) -> list[Any]:
 
 
 def _normalised(scheme: str) -> bool:
-    """nnU-Net v1 takes every name for z-scores but these."""
+    """Return which channels are normalised: nnU-Net v1 takes every name for z-scores but these."""
     if scheme in _TRAINED_FOR_CT:
         raise ValueError(f"normalization scheme {scheme!r} is for CT")
     return scheme != _NO_NORMALISATION

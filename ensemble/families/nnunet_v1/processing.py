@@ -23,7 +23,7 @@ _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def respaced(grid: Grid) -> Grid:
-    """The grid at 1 mm that starts at the same voxel centre; it ends inside the given one."""
+    """Return the grid at 1 mm that starts at the same voxel centre; it ends inside the given one."""
     # written as DeepISLES does it: rounding decides about the last voxel
     x, y, z = (max(1, int(n / (new / old))) for n, new, old in zip(grid.size, SPACING_MM, grid.spacing_mm, strict=True))
     return Grid((x, y, z), SPACING_MM, grid.origin_mm, grid.direction)
@@ -59,7 +59,7 @@ def _normalise(image: FloatArray, region: BoolArray | None) -> None:
 def to_image(
     softmax: FloatArray, placement: CropResampleGeometry, plans: NnunetV1Plans, fine: Grid, grid: Grid
 ) -> FloatArray:
-    """Softmax (background and lesion, z, y, x) float32 on the image's grid, from a network's (2, a, b, c).
+    """Return the softmax (background and lesion, z, y, x) float32 on the image's grid, from a network's (2, a, b, c).
 
     `fine` is the grid at 1 mm. Outside of what the network saw all is background; beyond `fine`, both are 0.
     """

@@ -46,7 +46,10 @@ def read_model(folder: Path) -> Model:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them. Raises WeightsBroken when there is none."""
+    """Return the numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them.
+
+    Raises WeightsBroken when there is none.
+    """
     numbered = [fold for name, fold in fold_folders(folder, ALL_FOLDS_V2).items() if name != "all"]
     for name in (CHECKPOINT, PACKED_CHECKPOINT):
         for folds in (numbered, [folder / ALL_FOLDS_V2]):
@@ -61,7 +64,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def read_fold(path: Path) -> dict[str, Any]:
-    """What a prediction needs of a checkpoint: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
+    """Return what a prediction needs of a checkpoint: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
 
     Raises WeightsBroken.
     """
@@ -75,7 +78,7 @@ def read_fold(path: Path) -> dict[str, Any]:
 
 
 def configuration_of(checkpoint: Mapping[str, Any]) -> str | None:
-    """Name of the configuration that a fold was trained in, if its checkpoint says so."""
+    """Return the name of the configuration that a fold was trained in, if its checkpoint says so."""
     arguments = checkpoint.get("init_args")
     name = arguments.get("configuration") if isinstance(arguments, dict) else None
     return name if isinstance(name, str) else None

@@ -35,11 +35,11 @@ class NnunetV2(Family):
             yield _spec(folder, tree)
 
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """By the names of its folders."""
+        """Return the names of its folds, by those of its folders."""
         return tuple(fold_folders(folder, ALL_FOLDS_V2))
 
     def describe(self, folder: Path) -> MemberDescription:
-        """What plans.json and dataset.json say."""
+        """Return what plans.json and dataset.json say."""
         plans = read_plans(folder, None)
         return MemberDescription(plans.channel_names, plans.spacing_mm)
 
@@ -50,7 +50,7 @@ class NnunetV2(Family):
         return NnunetV2Member.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """One a fold."""
+        """Return one a fold."""
         from ensemble.families.nnunet_v2.checkpoints import read_model
         from ensemble.families.nnunet_v2.member import networks_of
 

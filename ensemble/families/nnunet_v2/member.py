@@ -74,7 +74,7 @@ class NnunetV2Member:
         return frozenset(channel.modality for channel in self.channels)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Lesion probability on the DWI grid; folds are averaged as logits.
+        """Return the lesion probability on the DWI grid; folds are averaged as logits.
 
         Networks stay on the device they were loaded to. Raises NonFiniteLogits, ValueError for
         intensities that the plans' normalisation can't take, or what torch raises.
@@ -92,7 +92,9 @@ class NnunetV2Member:
         return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
 
     def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
-        """What nnU-Net's preprocessing is given: images (channels, z, y, x), their spacing (z, y, x) in mm, and how they were turned."""
+        """Return what nnU-Net's preprocessing is given: images (channels, z, y, x), their spacing (z, y, x) in mm, and how they were
+        turned.
+        """
         orientation = self._orientation(case.grid)
         return self._images(case, orientation), orientation.spacing(case.grid.spacing_zyx_mm), orientation
 
@@ -104,7 +106,7 @@ class NnunetV2Member:
         return Reorientation(transpose=(0, 1, 2), flips=())
 
     def _images(self, case: PreparedCase, orientation: Reorientation) -> FloatArray:
-        """The input channels (channels, z, y, x) float32 in the orientation that the networks expect."""
+        """Return the input channels (channels, z, y, x) float32 in the orientation that the networks expect."""
         volumes = case.tissue_normalized if self.spec.intensities == "tissue_normalized" else case.images
         nothing = np.zeros_like(volumes[Modality.DWI].array)
         arrays = {
@@ -125,7 +127,7 @@ class NnunetV2Member:
 
 
 def _ras(grid: Grid) -> Reorientation:
-    """RAS+ orientation of arrays (z, y, x): as canonical (LPS+), but x and y run the other way."""
+    """Return the RAS+ orientation of arrays (z, y, x): as canonical (LPS+), but x and y run the other way."""
     lps = grid.canonical()
     return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
 
@@ -150,7 +152,7 @@ def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
 
 
 def _mirror_axes(model: Model) -> tuple[int, ...]:
-    """The first checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
+    """Return the first checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
     (path, content), plans = next(iter(model.checkpoints.items())), model.plans
     axes = content.get("inference_allowed_mirroring_axes") or ()
     possible = range(plans.dims)
@@ -160,7 +162,7 @@ def _mirror_axes(model: Model) -> tuple[int, ...]:
 
 
 def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
-    """The networks of a model's folds. Raises WeightsBroken for plans that describe none."""
+    """Return the networks of a model's folds. Raises WeightsBroken for plans that describe none."""
     plans = model.plans
     try:
         window_bytes, what = plans.window_bytes, memory_of(plans.features)

@@ -36,7 +36,7 @@ _MAX_STAGES, _MAX_FEATURES = 16, 4096
 
 
 def build_network(architecture: Architecture, channels: int, classes: int, trainer: str = "") -> torch.nn.Module:
-    """The network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them.
+    """Return the network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them.
 
     `trainer` is the checkpoint's: nnUNetTrainerBN replaces the plans' normalisation by batch normalisation.
     Raises ValueError for classes that are not on the allow-list and for arguments that make no network.

@@ -174,7 +174,7 @@ class _JsonFile:
         self.content: dict[str, Any] = content
 
     def read(self, key: str, parse: Callable[[], T]) -> T:
-        """What `parse` makes of a key, its complaints as WeightsBroken."""
+        """Return what `parse` makes of a key, its complaints as WeightsBroken."""
         try:
             return parse()
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
@@ -182,7 +182,7 @@ class _JsonFile:
             raise self.broken(f"{key}: {'no or unknown ' if missing else ''}{error}") from error
 
     def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote beside these weights") -> WeightsBroken:
-        """The complaint to raise about this file."""
+        """Return the complaint to raise about this file."""
         return WeightsBroken(f"{self.path.name} is not one that can be used", where=self.path, found=found, do=do)
 
 
@@ -199,7 +199,7 @@ def _configuration_name(folder: Path, plans: _JsonFile) -> str:
 
 
 def _with_inherited(plans: _JsonFile, name: str) -> dict[str, Any]:
-    """A configuration with what it inherits; its own keys win."""
+    """Return a configuration with what it inherits; its own keys win."""
     configurations = plans.read("configurations", lambda: dict(plans.content["configurations"]))
     lineage: list[str] = []
     parent: str | None = name
@@ -217,7 +217,7 @@ def _with_inherited(plans: _JsonFile, name: str) -> dict[str, Any]:
 
 
 def _channel_names(dataset: _JsonFile) -> tuple[str, ...]:
-    """Names in the order of their indices. Early datasets call the table `modality`."""
+    """Return the names in the order of their indices. Early datasets call the table `modality`."""
     key = "modality" if "modality" in dataset.content else "channel_names"
     names: dict[str, Any] = dataset.read(key, lambda: dict(dataset.content[key]))
     if sorted(names, key=str) != sorted(str(index) for index in range(len(names))) or not names:
@@ -290,7 +290,7 @@ def _check_patch(patch: Sequence[int], architecture: Architecture) -> None:
 
 
 def _strides(architecture: Architecture, dims: int) -> list[int]:
-    """By how much the network shrinks a window in all, along each axis."""
+    """Return by how much the network shrinks a window in all, along each axis."""
     strides = [stride if isinstance(stride, list) else [stride] * dims for stride in architecture.kwargs["strides"]]
     return [prod(int(stride[axis]) for stride in strides) for axis in range(dims)]
 
@@ -318,7 +318,7 @@ def _architecture(chosen: Mapping[str, Any]) -> Architecture:
 
 
 def _old_architecture(chosen: Mapping[str, Any]) -> Architecture:
-    """The architecture that plans of nnU-Net 2.0 to 2.2 describe by single numbers."""
+    """Return the architecture that plans of nnU-Net 2.0 to 2.2 describe by single numbers."""
     class_name = str(chosen["UNet_class_name"])
     blocks = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}[class_name]
     stages = len(chosen["n_conv_per_stage_encoder"])

@@ -44,7 +44,7 @@ def to_network(
 def lesion_probability_from_logits(
     logits: FloatArray, placement: CropResampleGeometry, plans: NnunetV2Plans
 ) -> FloatArray:
-    """Probability (z, y, x) of the lesion classes on the image's grid, float32, from logits (classes, a, b, c).
+    """Return the probability (z, y, x) of the lesion classes on the image's grid, float32, from logits (classes, a, b, c).
 
     nnU-Net resamples logits, then applies softmax.
     """
@@ -58,7 +58,7 @@ def lesion_probability_from_logits(
 
 
 def normalise(image: FloatArray, region: BoolArray, how: Normalisation) -> FloatArray:
-    """One channel (z, y, x) normalised as its plans say, float32; `region` is where the case is not zero."""
+    """Return one channel (z, y, x) normalised as its plans say, float32; `region` is where the case is not zero."""
     return _SCHEMES[how.scheme](image.astype(np.float32), region if how.use_mask else None, how.intensities)
 
 
@@ -111,6 +111,6 @@ def _sigmoid(margin: FloatArray) -> FloatArray:
 
 
 def _softmax(logits: FloatArray) -> FloatArray:
-    """Over the first axis."""
+    """Compute the softmax over the first axis."""
     exponentials = np.exp(logits - logits.max(axis=0))
     return exponentials / exponentials.sum(axis=0)

@@ -48,7 +48,7 @@ class NnunetV2Reference:
         return cls(nnUNetPredictor, f"nnunetv2 {version('nnunetv2')}")
 
     def probability(self, member: Member, case: PreparedCase, settings: InferenceSettings) -> FloatArray:
-        """Lesion probability (z, y, x) on the DWI grid, on the images that the member sees. Raises what nnunetv2 raises."""
+        """Return the lesion probability (z, y, x) on the DWI grid, on the images that the member sees. Raises what nnunetv2 raises."""
         assert isinstance(member, NnunetV2Member)
         images, spacing, orientation = member.network_input(case)
         device = torch.device(settings.device)

@@ -147,7 +147,7 @@ def _module_class(name: str) -> type[Module]:
 def _tensor(
     storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> torch.Tensor:
-    """PyTorch checks that all lies within the storage."""
+    """Make a tensor of its storage. PyTorch checks that all lies within the storage."""
     return torch.as_strided(storage, size, stride, offset)
 
 
@@ -160,7 +160,7 @@ def _tensors(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _same(value: Any, *_: Any) -> Any:
-    """No copy: a pickle may name one value as often as it likes."""
+    """Return the value itself, no copy: a pickle may name one value as often as it likes."""
     return value
 
 

@@ -26,7 +26,7 @@ class Nvauto(Family):
     suffixes = frozenset({SCRIPT_SUFFIX})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
-        """By names alone: TorchScript is code."""
+        """Find members by names alone: TorchScript is code."""
         scripts = [path for path in tree.files if path.suffix == SCRIPT_SUFFIX and _TEAM in path.resolve().parts]
         for folder in sorted({path.parent for path in scripts}):
             names = [path for path in scripts if path.parent == folder]
@@ -38,11 +38,11 @@ class Nvauto(Family):
                 )
 
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """The networks' numbers."""
+        """Return the networks' numbers."""
         return tuple(map(str, network_files(folder)))
 
     def describe(self, folder: Path) -> MemberDescription:
-        """The files themselves are not opened."""
+        """Return the files themselves are not opened."""
         find_network_files(folder)
         return MemberDescription(_CHANNELS, (1.0, 1.0, 1.0), _PUBLISHED if _TEAM in folder.resolve().parts else 0)
 
@@ -53,7 +53,7 @@ class Nvauto(Family):
         return NvautoMember.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """One a file."""
+        """Return one a file."""
         from ensemble.families.nvauto.member import networks_of
 
         return networks_of(folder)

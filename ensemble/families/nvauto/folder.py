@@ -15,12 +15,12 @@ _SCRIPT = re.compile(rf"{_NAME.pattern}\{SCRIPT_SUFFIX}", re.ASCII)
 
 
 def is_script(path: Path) -> bool:
-    """Whether a file is called as a network of the archive is."""
+    """Return whether a file is called as a network of the archive is."""
     return _SCRIPT.fullmatch(path.name) is not None
 
 
 def network_files(folder: Path) -> dict[int, Path]:
-    """The file of each network, by its number, in their order. Raises WeightsBroken for two of one number, or what can't be read."""
+    """Return the file of each network, by its number, in their order. Raises WeightsBroken for two of one number, or what can't be read."""
     found: dict[int, Path] = {}
     with readable(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -41,7 +41,7 @@ def network_files(folder: Path) -> dict[int, Path]:
 
 
 def find_network_files(folder: Path) -> dict[int, Path]:
-    """The same; raises WeightsBroken where there is none, too."""
+    """Return the same; raises WeightsBroken where there is none, too."""
     if not (found := network_files(folder)):
         raise WeightsBroken(
             f"a folder holds no network model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",

@@ -81,7 +81,7 @@ class NvautoMember:
         return frozenset(self.modalities)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Lesion probability on the DWI grid.
+        """Return the lesion probability on the DWI grid.
 
         Networks stay on the device they were loaded to, or go through it in turn. Raises NonFiniteLogits, or what torch raises.
         """
@@ -102,7 +102,7 @@ class NvautoMember:
 
 
 def networks_of(folder: Path) -> tuple[NetworkSpec, ...]:
-    """The networks of a folder, packed or not; no code of theirs is run before they are built. Raises WeightsBroken."""
+    """Return the networks of a folder, packed or not; no code of theirs is run before they are built. Raises WeightsBroken."""
     return tuple(_network(path) for path in find_network_files(folder).values())
 
 

@@ -51,7 +51,7 @@ class SegResNetConfig:
         return x, y, z
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, as `from_json` reads them."""
+        """Return the fields, as `from_json` reads them."""
         return asdict(self)
 
     @classmethod
@@ -87,7 +87,7 @@ class SegResNetConfig:
 
 
 def build_network(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
-    """The network, its weights to be set. Raises KeyError or ValueError for shapes that are no such network's."""
+    """Return the network, its weights to be set. Raises KeyError or ValueError for shapes that are no such network's."""
     with torch.device("meta"):
         return SegResNet(form, shapes) if form.network == "SegResNet" else SegResNetDS(form, shapes)
 
@@ -183,7 +183,7 @@ class _Encoder(nn.Module):
             self.layers.append(nn.ModuleDict({"blocks": nn.Sequential(*blocks), "downsample": down}))
 
     def forward(self, windows: torch.Tensor) -> list[torch.Tensor]:
-        """The maps of each level, the finest first."""
+        """Return the maps of each level, the finest first."""
         maps, levels = self.conv_init(windows), []
         for level in self.layers:
             maps = level["blocks"](maps)  # type: ignore[index]
@@ -218,7 +218,7 @@ def _convolution(shapes: Shapes, place: str, stride: Sizes = (1, 1, 1)) -> nn.Co
 
 
 def _upsampling(form: SegResNetConfig, shapes: Shapes, place: str, stride: Sizes) -> nn.Module:
-    """MONAI's `UpSample`: its transposed convolutions are padded where their kernel was given, and is not the stride."""
+    """Make MONAI's `UpSample`: its transposed convolutions are padded where their kernel was given, and is not the stride."""
     if form.upsampling == "deconv":
         inputs, outputs, *kernel = shapes[f"{place}.deconv.weight"]
         pairs = list(zip(kernel, stride, strict=True))
@@ -259,14 +259,14 @@ def _wrapped(convolution: nn.Conv3d) -> nn.Sequential:
 
 
 def _numbers(shapes: Shapes, place: str) -> list[int]:
-    """The numbers that follow a place in the names of weights."""
+    """Return the numbers that follow a place in the names of weights."""
     depth = place.count(".") + 1
     found = {name.split(".")[depth] for name in shapes if name.startswith(f"{place}.")}
     return sorted(int(number) for number in found if number.isdecimal())
 
 
 def _count(shapes: Shapes, place: str) -> int:
-    """How many there are; levels without weights of their own don't occur."""
+    """Return how many there are; levels without weights of their own don't occur."""
     numbers = _numbers(shapes, place)
     if not numbers or numbers != list(range(len(numbers))):
         raise ValueError(f"{place}: levels {numbers}")

@@ -38,7 +38,7 @@ class ResampleTo1Mm:
 
     @classmethod
     def of(cls, grid: Grid) -> ResampleTo1Mm:
-        """That of a DWI grid. Raises InputRefused where the lattice would be larger than any brain's."""
+        """Return that of a DWI grid. Raises InputRefused where the lattice would be larger than any brain's."""
         affine = grid.affine_ras
         fine = _zoomed(affine, SPACING_MM)
         size = _fine_size(grid.size, affine, fine)
@@ -51,18 +51,18 @@ class ResampleTo1Mm:
         return cls(grid.size, affine, size, fine.astype(np.float32))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (C, X, Y, Z) at 1 mm, float32."""
+        """Return images (C, X, Y, Z) at 1 mm, float32."""
         return _resampled(images, self.affine.astype(np.float32), self.fine_affine, self.fine_size)
 
     def back(self, answers: torch.Tensor) -> torch.Tensor:
-        """Answers (C, X, Y, Z) at 1 mm on the image's grid, float32."""
+        """Bring answers (C, X, Y, Z) at 1 mm back to the image's grid, float32."""
         spacing = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
         affine = _zoomed(self.fine_affine.astype(np.float64), spacing).astype(np.float32)
         return _resampled(answers, self.fine_affine, affine, self.size)
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
-    """Each channel (C, X, Y, Z) to zero mean and unit (population) deviation over what is not 0; that stays 0."""
+    """Return each channel (C, X, Y, Z) to zero mean and unit (population) deviation over what is not 0; that stays 0."""
     result = images.clone()
     for image in result:
         inside = image != 0
@@ -74,7 +74,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 
 def _zoomed(affine: FloatArray, spacing: FloatArray | tuple[float, ...]) -> FloatArray:
-    """The affine (4, 4) with another spacing and no shear, starting at the same voxel."""
+    """Return the affine (4, 4) with another spacing and no shear, starting at the same voxel."""
     matrix = affine[:3, :3]
     scales = np.linalg.cholesky(matrix.T @ matrix).T
     rotation = matrix @ np.linalg.inv(scales)
@@ -85,7 +85,7 @@ def _zoomed(affine: FloatArray, spacing: FloatArray | tuple[float, ...]) -> Floa
 
 
 def _fine_size(size: tuple[int, ...], affine: FloatArray, fine: FloatArray) -> tuple[int, ...]:
-    """Voxels that cover the image's outermost voxel centres."""
+    """Return voxels that cover the image's outermost voxel centres."""
     ends = np.array(np.meshgrid(*[(0.0, n - 1.0) for n in size], indexing="ij")).reshape(3, -1)
     corners = affine @ np.concatenate([ends, np.ones_like(ends[:1])])
     centred = np.linalg.inv(np.block([[fine[:3, :3], np.zeros((3, 1))], [np.eye(4)[3:]]])) @ corners
@@ -93,7 +93,7 @@ def _fine_size(size: tuple[int, ...], affine: FloatArray, fine: FloatArray) -> t
 
 
 def _resampled(images: torch.Tensor, source: FloatArray, target: FloatArray, size: tuple[int, ...]) -> torch.Tensor:
-    """Images (C, X, Y, Z) of an affine on the lattice of another (both float32): linear, the outermost voxels repeated beyond."""
+    """Return images (C, X, Y, Z) of an affine on the lattice of another (both float32): linear, the outermost voxels repeated beyond."""
     there = tuple(images.shape[1:])
     if there == tuple(size) and np.allclose(source, target, atol=_SAME):
         return images.float()
@@ -111,7 +111,7 @@ def _resampled(images: torch.Tensor, source: FloatArray, target: FloatArray, siz
 
 
 def _solved(matrix: FloatArray, right: FloatArray) -> FloatArray:
-    """X (4, 4) of matrix X = right, as LAPACK's `dgetf2` and `dtrsm` find it where no multiplication and addition are one.
+    """Solve matrix X = right for X (4, 4), as LAPACK's `dgetf2` and `dtrsm` find it where no multiplication and addition are one.
 
     numpy's answer depends on the processor: its last digit, here some 1e-18, decides whether voxels beside a stripped brain are 0.
     """
@@ -137,7 +137,7 @@ def _solved(matrix: FloatArray, right: FloatArray) -> FloatArray:
 
 
 def _unit(size: tuple[int, ...]) -> torch.Tensor:
-    """From voxels to -1 ... 1 between the outermost voxels' outer faces (4, 4)."""
+    """Return the matrix from voxels to -1 ... 1 between the outermost voxels' outer faces (4, 4)."""
     lengths = torch.tensor(size, dtype=torch.float64)
     matrix = torch.diag(torch.cat([2.0 / lengths, torch.ones(1, dtype=torch.float64)]))
     matrix[:3, 3] = 1.0 / lengths - 1.0

@@ -25,7 +25,7 @@ _FAILURES = (ValueError, KeyError, TypeError, IndexError, RuntimeError, Attribut
 
 
 def read_segresnet_config(path: Path) -> SegResNetConfig:
-    """What a network is like, from its cheap files. Raises WeightsBroken for a packed one that does not say so."""
+    """Return what a network is like, from its cheap files. Raises WeightsBroken for a packed one that does not say so."""
     if path.suffix != SCRIPT_SUFFIX:
         return _packed_form(path)
     try:
@@ -38,7 +38,7 @@ def read_segresnet_config(path: Path) -> SegResNetConfig:
 
 
 def rebuild_network(path: Path) -> torch.nn.Module:
-    """The network of a file, packed or not, with its weights. Raises WeightsBroken."""
+    """Return the network of a file, packed or not, with its weights. Raises WeightsBroken."""
     if path.suffix == SCRIPT_SUFFIX:
         return _from_script(path)[0]
     weights, _ = read_packed(path)
@@ -112,7 +112,7 @@ def _not_ours(path: Path, found: str) -> WeightsBroken:
 
 
 def _form(archive: Archive, traced: TracedModule, shapes: Shapes) -> SegResNetConfig:
-    """What the archive's text says of its network. Raises ValueError or KeyError for one that is neither of the two."""
+    """Return what the archive's text says of its network. Raises ValueError or KeyError for one that is neither of the two."""
     if "encoder.conv_init.weight" in shapes:
         kind, first, block, down, up = (
             "SegResNetDS",
@@ -158,7 +158,7 @@ def _form(archive: Archive, traced: TracedModule, shapes: Shapes) -> SegResNetCo
 
 
 def _norm(traced: TracedModule, module: Module) -> tuple[str, int, float]:
-    """Kind, groups, eps. Defaults at the end of a call are not written."""
+    """Return kind, groups and eps. Defaults at the end of a call are not written."""
     for kind, place in (("group", 4), ("batch", 7), ("instance", 7)):
         if (arguments := traced.arguments(module, f"{kind}_norm")) is not None:
             groups = int(arguments[1]) if kind == "group" else 1
@@ -167,7 +167,7 @@ def _norm(traced: TracedModule, module: Module) -> tuple[str, int, float]:
 
 
 def _activation(traced: TracedModule, module: Module) -> tuple[str, float]:
-    """Kind and slope below 0."""
+    """Return the kind, and the slope below 0."""
     for kind, default in (("relu", 0.0), ("leaky_relu", 0.01)):
         for name in (kind, f"{kind}_"):
             if (arguments := traced.arguments(module, name)) is not None:

@@ -79,7 +79,7 @@ class ScriptSession:
         return self
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits (N, K, X, Y, Z) float32 of windows (N, C, X, Y, Z) float32, on the device of the windows."""
+        """Return logits (N, K, X, Y, Z) float32 of windows (N, C, X, Y, Z) float32, on the device of the windows."""
         lower = self.precision != "fp32"
         casting = torch.autocast(self.device.type, DTYPES[self.precision]) if lower else nullcontext()
         with torch.inference_mode(), exact(self.device), casting:

@@ -26,11 +26,14 @@ class TracedModule:
         self._classes: dict[str, dict[str, dict[str, ast.FunctionDef]]] = {}
 
     def __call__(self, windows: torch.Tensor) -> Any:
-        """What the network gives for windows. Raises Unreadable, or what torch raises."""
+        """Return what the network gives for windows. Raises Unreadable, or what torch raises."""
         return self._call(self._archive.root, "forward", [windows])
 
     def arguments(self, module: Module, operation: str) -> list[Any] | None:
-        """The arguments of a module's only call of an operation, where they are plain values (None elsewhere); None without such a call."""
+        """Return the arguments of a module's only call of an operation, where they are plain values (None elsewhere).
+
+        None without such a call.
+        """
         for function in self._methods(module.name).values():
             for node in ast.walk(function):
                 if isinstance(node, ast.Call) and _dotted(node.func) == f"torch.{operation}":

@@ -27,7 +27,7 @@ _HEAD = re.compile(r"heads\.(\d+)\.weight")
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """The state dictionary in a checkpoint or its packed form, by the network's own names. Raises WeightsBroken."""
+    """Return the state dictionary in a checkpoint or its packed form, by the network's own names. Raises WeightsBroken."""
     if path.suffix == SUFFIX:
         return read_packed(path)[0]
     return {name.removeprefix(_MODULE): tensor for name, tensor in read_state(path).items()}
@@ -39,7 +39,7 @@ def pack_network(source: Path, target: Path, precision: PackedPrecision) -> None
 
 
 def networks_of(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
-    """The networks of all folds: those of one kind after those of the other."""
+    """Return the networks of all folds: those of one kind after those of the other."""
     return tuple(
         NetworkSpec(
             weights=path,
@@ -63,7 +63,10 @@ def _with_weights(kind: str, path: Path) -> nn.Module:
 
 
 def _sizes(weights: Mapping[str, torch.Tensor], kind: str, path: Path) -> tuple[list[int], int]:
-    """Feature maps of each level, and the number of heads. Raises WeightsBroken for a network of another make than the published ones."""
+    """Return the feature maps of each level, and the number of heads.
+
+    Raises WeightsBroken for a network of another make than the published ones.
+    """
     levels = {int(match[1]): len(weights[name]) for name in weights if (match := _LEVEL.fullmatch(name))}
     heads = sum(_HEAD.fullmatch(name) is not None for name in weights)
     stem = tuple(weights["stem.weight"].shape) if "stem.weight" in weights else ()

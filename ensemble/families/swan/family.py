@@ -27,7 +27,7 @@ class Swan(Family):
     suffixes = frozenset({SUFFIX})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
-        """Folders with such folds, also such as have lost part of their files; and what else the team's folder holds."""
+        """Yield folders with such folds, also such as have lost part of their files; and what else the team's folder holds."""
         found, others = set(), []
         for path in (path for path in tree.files if path.suffix == SUFFIX):
             if (folder := _member_of(path)) is not None and folder.is_relative_to(tree.root):
@@ -43,11 +43,11 @@ class Swan(Family):
             )
 
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """By the names of its folders."""
+        """Return the names of its folds, by those of its folders."""
         return tuple(fold_folders(folder))
 
     def describe(self, folder: Path) -> MemberDescription:
-        """The same for all: what may differ is which networks are there."""
+        """Return the same for all: what may differ is which networks are there."""
         missing = read_swan_folder(folder).missing
         return MemberDescription(_CHANNELS, (2.0, 2.0, 2.0), remarks=(missing,) if missing else ())
 
@@ -58,7 +58,7 @@ class Swan(Family):
         return SwanMember.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """One a fold and kind."""
+        """Return one a fold and kind."""
         from ensemble.families.swan.checkpoints import networks_of
 
         return networks_of(read_swan_folder(folder))
@@ -74,7 +74,7 @@ class Swan(Family):
 
 
 def _member_of(path: Path) -> Path | None:
-    """The folder of the member that a checkpoint's path makes it part of, if it is that of one."""
+    """Return the folder of the member that a checkpoint's path makes it part of, if it is that of one."""
     *_, fold, network, version, checkpoints, _ = ("", "", "", "", *path.parts)
     fits = network in NETWORKS and (version, checkpoints) == CHECKPOINTS and fold.startswith("fold")
     return path.parents[4] if fits else None

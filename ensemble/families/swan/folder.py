@@ -40,7 +40,7 @@ class SwanFolder:
 
 
 def fold_folders(folder: Path) -> dict[str, Path]:
-    """The folders fold0, fold1, ... in their order."""
+    """Return the folders fold0, fold1, ... in their order."""
     names = {path.name.removeprefix("fold"): path for path in folder.glob("fold*") if path.is_dir()}
     numbered = {name: path for name, path in names.items() if name.isascii() and name.isdecimal()}
     return {name: numbered[name] for name in sorted(numbered, key=int)}

@@ -58,7 +58,7 @@ class SwanMember:
         return frozenset(MODALITIES)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Lesion probability on the DWI grid: the networks' mean logit in each window, where windows overlap their mean.
+        """Return the lesion probability on the DWI grid: the networks' mean logit in each window, where windows overlap their mean.
 
         Networks stay on the device they were loaded to. Raises InputRefused, NonFiniteLogits, or what torch raises.
         """

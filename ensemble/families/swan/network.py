@@ -39,7 +39,7 @@ class UNet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv3d(width, 1, 1) for width in widths[:heads])
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits (N, 2, X, Y, Z) of windows (N, channels, X, Y, Z): lesion's as the network gives it, background's are 0."""
+        """Return logits (N, 2, X, Y, Z) of windows (N, channels, X, Y, Z): lesion's as the network gives it, background's are 0."""
         logits = self.heads[0](self.levels(windows)[0])
         return torch.cat((torch.zeros_like(logits), logits), dim=1)
 
@@ -95,7 +95,7 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation that computes in float32 whatever it is given."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """The same shape and type."""
+        """Return the same shape and type."""
         return super().forward(maps.float()).to(maps.dtype)
 
 
@@ -238,7 +238,9 @@ class LowRank(nn.Module):
 
 
 def matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
-    """Patches of (N, X, Y, Z, C), C = 8 heads, as matrices (M, 64, 8): a row a voxel, a column a feature map; M = N heads patches.
+    """Return the patches of (N, X, Y, Z, C), C = 8 heads, as matrices (M, 64, 8): a row a voxel, a column a feature map.
+
+    M = N heads patches.
 
     The image is first moved by `shift` voxels along each axis, what leaves it comes in on the other side.
     """
@@ -249,7 +251,7 @@ def matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
 
 
 def voxels(patches: torch.Tensor, shift: int, shape: Sequence[int]) -> torch.Tensor:
-    """The way back from `matrices`."""
+    """Return the way back from `matrices`."""
     n, x, y, z, channels = shape
     split = patches.reshape(n, channels // HEAD, x // PATCH, y // PATCH, z // PATCH, PATCH, PATCH, PATCH, HEAD)
     whole = split.permute(0, 2, 5, 3, 6, 4, 7, 1, 8).reshape(n, x, y, z, channels)
@@ -257,7 +259,9 @@ def voxels(patches: torch.Tensor, shift: int, shape: Sequence[int]) -> torch.Ten
 
 
 def rank_one(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nonnegative factors u (M, 8) and v (M, 64) of matrices given as their rows (M, 64, 8) >= 0, rank one, v u' being the approximation.
+    """Return the nonnegative factors u (M, 8) and v (M, 64) of matrices given as their rows (M, 64, 8) >= 0, rank one.
+
+    The approximation is v u'.
 
     Hierarchical alternating least squares from v = `start` (64,) >= 0: u = (X v + eps) / (v'v + eps), then v likewise, five times. All but
     the last v is only met in products, which follow from G = X X' and s = X 1: these are 8 numbers a matrix, not 64.
@@ -275,13 +279,13 @@ def rank_one(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def resunet(widths: Sequence[int], heads: int) -> UNet:
-    """ResUNet, without memory for its weights (on the meta device)."""
+    """Build the ResUNet, without memory for its weights (on the meta device)."""
     with torch.device("meta"):
         return UNet(lambda _, inputs, outputs: ResidualBlock(inputs, outputs), widths, heads)
 
 
 def swin_factorizer(widths: Sequence[int], heads: int) -> UNet:
-    """Swin Factorizer, without memory for its weights."""
+    """Build the Swin Factorizer, without memory for its weights."""
     coarsest = len(widths) - 1
 
     def block(level: int, inputs: int, outputs: int) -> nn.Module:

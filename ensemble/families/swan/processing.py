@@ -22,7 +22,10 @@ _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 
 def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
-    """Images (z, y, x) on a grid as the networks get them: (channels, x, y, z) float32. Raises InputRefused for one that is too large."""
+    """Return images (z, y, x) on a grid as the networks get them: (channels, x, y, z) float32.
+
+    Raises InputRefused for one that is too large.
+    """
     size = network_size(grid)
     if is_too_large(size, MAX_NETWORK_VOXELS):
         raise InputRefused(
@@ -35,7 +38,7 @@ def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
 
 
 def to_image(logits: torch.Tensor, grid: Grid) -> FloatArray:
-    """Probability (z, y, x) float32 on the grid, from lesion's logits (x, y, z) as the networks gave them.
+    """Return the probability (z, y, x) float32 on the grid, from lesion's logits (x, y, z) as the networks gave them.
 
     It is above 0.5 exactly where the logit is not negative, which is DeepISLES' mask.
     """
@@ -45,7 +48,7 @@ def to_image(logits: torch.Tensor, grid: Grid) -> FloatArray:
 
 
 def network_size(grid: Grid) -> tuple[int, int, int]:
-    """Voxels (x, y, z) at 2 mm."""
+    """Return voxels (x, y, z) at 2 mm."""
     spacing = np.asarray(grid.spacing_mm, np.float32)
     if np.allclose(spacing, SPACING_MM):
         return grid.size
@@ -55,7 +58,7 @@ def network_size(grid: Grid) -> tuple[int, int, int]:
 
 
 def _normalised(image: FloatArray) -> FloatArray:
-    """Zero mean and unit deviation over what is not 0; what is 0 stays so."""
+    """Scale to zero mean and unit deviation over what is not 0; what is 0 stays so."""
     array = np.array(image, np.float32, order="C")
     where = array != 0
     if where.any():

@@ -90,18 +90,21 @@ def _names(artifact: Artifact) -> tuple[str, str, str] | None:
 
 
 def mask_file(place: BidsEntities) -> str:
-    """The mask of a case, below the output folder."""
+    """Return the mask of a case, below the output folder."""
     return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
 
 
 def _labels(members: Sequence[str]) -> dict[str, str]:
-    """A BIDS label for each member. Labels hold letters and digits only: where that makes two alike, a digest of the name is added."""
+    """Return a BIDS label for each member.
+
+    Labels hold letters and digits only: where that makes two alike, a digest of the name is added.
+    """
     bare = [re.sub(r"[^A-Za-z0-9]", "", name) for name in members]
     return dict(zip(members, distinct(bare, members), strict=True))
 
 
 def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
-    """What BIDS asks to be said of an image."""
+    """Return what BIDS asks to be said of an image."""
     return {
         **({"Type": "Lesion"} if artifact.role.name == "mask" else {}),
         "Description": f"What the member {artifact.member} says" if artifact.member else about,
@@ -111,8 +114,10 @@ def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
 
 
 def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
-    """The report of a complete result of ours; None where there is none. It may be of another version: any field but the list of its
-    outputs, `batch.outputs`, may be missing or be something else."""
+    """Return the report of a complete result of ours; None where there is none.
+
+    It may be of another version: any field but the list of its outputs, `batch.outputs`, may be missing or be something else.
+    """
     folder = root / place.folder
     try:
         report: dict[str, Any] = read_json(folder / REPORT_FILE)
@@ -149,8 +154,10 @@ def set_aside(root: Path, place: BidsEntities) -> Path | None:
 
 
 def refuse_foreign_tree(root: Path, dataset: Path) -> None:
-    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite; or no
-    folder that can be read."""
+    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite.
+
+    Or no folder that can be read.
+    """
     described = root / "dataset_description.json"
     try:
         makers = parse_json(described.read_text(encoding="utf-8"))["GeneratedBy"]
@@ -172,7 +179,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
 
 
 def _no_bids() -> list[str]:
-    """Patterns, for `.bidsignore`, of what BIDS has no names for."""
+    """Return patterns, for `.bidsignore`, of what BIDS has no names for."""
     unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if not _names(kind)]
     return [REPORT_FILE, *(f"**/{name}" for name in unknown), "index.html", "summary.csv", f"{SUPERSEDED}/", ".batch/"]
 

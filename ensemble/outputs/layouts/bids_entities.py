@@ -35,7 +35,7 @@ class BidsEntities:
 
 
 def assign_entities(cases: Sequence[str]) -> dict[str, BidsEntities]:
-    """A place for each case, by the names of all, no two the same.
+    """Return a place for each case, by the names of all, no two the same.
 
     BIDS labels are kept. Labels hold letters and digits only, so that other names lose the rest; where that makes two alike, leaves
     nothing, or too much for a file's name, a digest of the whole name is added.

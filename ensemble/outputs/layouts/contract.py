@@ -39,7 +39,10 @@ class Contract:
 
 
 def earlier_masks(output_root: Path) -> list[str]:
-    """Places, below the output root, of the masks that an earlier run's `results.json` lists; none when there is no such file."""
+    """Return the places, below the output root, of the masks that an earlier run's `results.json` lists.
+
+    None when there is no such file.
+    """
     try:
         cases = read_json(output_root / RESULTS)
         names = [
@@ -78,5 +81,5 @@ def publish_case(
 
 
 def patterns() -> list[str]:
-    """Where outputs may lie, whatever case and members are called: all that is known of those of a process that was killed."""
+    """Return where outputs may lie, whatever case and members are called: all that is known of those of a process that was killed."""
     return [RESULTS, *map(Contract("*.mha").place, kinds("*"))]

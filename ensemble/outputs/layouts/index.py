@@ -26,7 +26,7 @@ _WITHOUT_INDEX = (
 
 
 def earlier_outputs(root: Path, *masks: str) -> list[str]:
-    """The files below `root` that an earlier run wrote, relative to it: those that its index lists.
+    """Return the files below `root` that an earlier run wrote, relative to it: those that its index lists.
 
     Without an index, those that have names as the first version gave them, and `masks`.
     """
@@ -48,7 +48,9 @@ def _listed(holder: Path) -> Iterator[str]:
 
 
 def _stands(root: Path, place: str) -> bool:
-    """Whether a file is there, and really below the root: an index is a file that anybody may have written, and folders may be links."""
+    """Return whether a file is there, and really below the root: an index is a file that anybody may have written, and folders may be
+    links.
+    """
     try:
         path = root / place
         return is_inside(place) and path.is_file() and path.parent.resolve().is_relative_to(root.resolve())

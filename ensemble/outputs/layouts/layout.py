@@ -14,11 +14,14 @@ class Layout(Protocol):
     """Places and names of the outputs of one case."""
 
     def place(self, artifact: Artifact) -> str:
-        """The file of an artifact, below the folder that is written to, with `/` between its parts."""
+        """Return the file of an artifact, below the folder that is written to, with `/` between its parts."""
 
 
 def placed(artifacts: Iterable[Artifact], layout: Layout) -> dict[str, Artifact]:
-    """Each artifact by its place. Raises ValueError for a place that leaves the folder, and for two that meet on some file system."""
+    """Return each artifact by its place.
+
+    Raises ValueError for a place that leaves the folder, and for two that meet on some file system.
+    """
     places: dict[str, Artifact] = {}
     for artifact in artifacts:
         place = layout.place(artifact)
@@ -39,12 +42,12 @@ def write(places: Mapping[str, Artifact], folder: Path) -> None:
 
 
 def is_inside(place: str) -> bool:
-    """Whether a relative path names a file below the folder that it is relative to."""
+    """Return whether a relative path names a file below the folder that it is relative to."""
     path = PurePosixPath(place)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in place
 
 
 def _meet(place: str, other: str) -> bool:
-    """Whether two places are one, be it but for capitals, or one lies below the other."""
+    """Return whether two places are one, be it but for capitals, or one lies below the other."""
     one, two = PurePosixPath(place.casefold()), PurePosixPath(other.casefold())
     return one == two or one in two.parents or two in one.parents

@@ -56,7 +56,7 @@ def _legend(result: Result) -> str:
 
 
 def _slices(mask: AnyArray, brain: AnyArray) -> list[int]:
-    """Axial slices to show: through the middle of the largest lesions, one each; evenly through the brain when there is none."""
+    """Choose the axial slices to show: through the middle of the largest lesions, one each; evenly through the brain when there is none."""
     components, count = lesion_components(mask)
     if count == 0:
         low, high = np.flatnonzero(brain.any(axis=(1, 2)))[[0, -1]]

@@ -22,7 +22,7 @@ _HEADINGS = ("", "series", "description", "kind", "images", "b (s/mm^2)", "volum
 
 
 def as_lines(finding: Finding) -> Iterator[str]:
-    """The finding for people, line by line."""
+    """Yield the finding for people, line by line."""
     yield f"{finding.path}:"
     if finding.is_dicom:
         if finding.series:
@@ -40,7 +40,7 @@ def as_lines(finding: Finding) -> Iterator[str]:
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
-    """The finding as JSON."""
+    """Return the finding as JSON."""
     return {
         "path": str(finding.path),
         "dicom": finding.is_dicom,
@@ -119,7 +119,7 @@ def _refusal(refused: InputRefused) -> dict[str, Any]:
 
 
 def refusal(finding: Finding, asked: Modality | None) -> InputRefused | None:
-    """Why the answer to what was asked is no: what was asked for can't be read; or nothing can, where nothing was asked for."""
+    """Return why the answer to what was asked is no: what was asked for can't be read; or nothing can, where nothing was asked for."""
     refusals = [image for image in finding.images.values() if isinstance(image, InputRefused)]
     return refusals[0] if refusals and (asked or len(refusals) == len(finding.images)) else None
 

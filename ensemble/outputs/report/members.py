@@ -115,7 +115,7 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
 
 
 def _ranges(folds: Sequence[str]) -> str:
-    """Numbered folds in short: 0-4, or 0,2,3."""
+    """Write numbered folds in short: 0-4, or 0,2,3."""
     numbers = [int(fold) for fold in folds if fold.isdecimal()]
     if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}-{numbers[-1]}"

@@ -37,7 +37,7 @@ _MAX_VOTERS = 23
 
 
 def case_page(report: Mapping[str, Any], result: Result) -> str:
-    """The page of a case; `report` is what `build_report` gives."""
+    """Return the page of a case; `report` is what `build_report` gives."""
     text: str = _template("case.html").render(
         report=report,
         headline=headline(result),
@@ -50,7 +50,7 @@ def case_page(report: Mapping[str, Any], result: Result) -> str:
 
 
 def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page that lists the cases of a batch; `rows` are those of `summary.csv`."""
+    """Return the page that lists the cases of a batch; `rows` are those of `summary.csv`."""
     counts = {
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
@@ -60,7 +60,7 @@ def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def lesion_table(result: Result) -> list[dict[str, Any]]:
-    """The lesions, largest first: volume, centre in the world (LPS, mm), axial slices as shown (from 1), largest vote."""
+    """Return the lesions, largest first: volume, centre in the world (LPS, mm), axial slices as shown (from 1), largest vote."""
     grid = result.case.grid
     canonical = grid.canonical()
     labels, count = lesion_components(result.fused.mask.array)
@@ -98,7 +98,7 @@ def _world(grid: Grid, index_zyx: AnyArray) -> AnyArray:
 
 
 def _viewer(result: Result) -> dict[str, Any]:
-    """What the page's script needs to draw."""
+    """Return what the page's script needs to draw."""
     canonical = result.case.grid.canonical()
     rows, columns = brain_box(canonical.apply(result.case.brain.array))
     spacing = canonical.spacing(result.case.grid.spacing_zyx_mm)
@@ -143,7 +143,7 @@ def _columns(slices: int) -> int:
 
 
 def _sheet(stack: AnyArray, *, lossless: bool) -> str:
-    """Slices (z, y, x) or (z, y, x, 3) uint8 side by side in rows of `_columns`, as a data URI."""
+    """Lay slices (z, y, x) or (z, y, x, 3) uint8 side by side in rows of `_columns`, as a data URI."""
     columns = _columns(len(stack))
     missing = -len(stack) % columns
     padded = np.concatenate([stack, np.zeros((missing, *stack.shape[1:]), stack.dtype)])
@@ -173,13 +173,13 @@ def _template(name: str) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """What stands in for an expression of a template: text from outside can't reorder what stands around it."""
+    """Return what stands in for an expression of a template: text from outside can't reorder what stands around it."""
     return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
 def _code(name: str) -> dict[str, str]:
-    """A page's script and style, and what its content security policy allows: these two and nothing else."""
+    """Return a page's script and style, and what its content security policy allows: these two and nothing else."""
     script, style = ((_TEMPLATES / part).read_text(encoding="utf-8") for part in (name, "style.css"))
     allowed = [
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
@@ -189,7 +189,7 @@ def _code(name: str) -> dict[str, str]:
 
 
 def _json(content: Any) -> str:
-    """JSON that may stand inside a script element, whatever its strings hold."""
+    """Write JSON that may stand inside a script element, whatever its strings hold."""
     text = json.dumps(content, allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gp
 
 
 def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, Any]:
-    """The run report of one case, ready for JSON."""
+    """Return the run report of one case, ready for JSON."""
     grid = result.case.grid
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -63,7 +63,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
 
 
 def _files(raw: RawCase) -> dict[str, str]:
-    """What each image was read from; an ADC that was not given was computed."""
+    """Return what each image was read from; an ADC that was not given was computed."""
     files = {str(modality): str(image.path) for modality, image in raw.images.items()}
     if Modality.ADC not in raw.images:
         files[str(Modality.ADC)] = f"computed from {raw.images[Modality.DWI].path}"
@@ -71,7 +71,7 @@ def _files(raw: RawCase) -> dict[str, str]:
 
 
 def agreement(result: Result) -> float | None:
-    """How far the voters agree: mean Dice of their masks, two by two (1 when all are empty); None for a single voter."""
+    """Return how far the voters agree: mean Dice of their masks, two by two (1 when all are empty); None for a single voter."""
     masks = [outcome.prediction.mask.array for outcome in result.outcomes if outcome.prediction is not None]
     if len(masks) < 2:
         return None

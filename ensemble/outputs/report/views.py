@@ -13,7 +13,7 @@ WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5), Modality.FLAIR: (
 
 
 def headline(result: Result) -> str:
-    """The case and what was found in it."""
+    """Return the case and what was found in it."""
     count = result.lesion_count
     finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
     if dropped := result.fused.dropped_components:
@@ -22,7 +22,7 @@ def headline(result: Result) -> str:
 
 
 def brain_box(brain: AnyArray) -> tuple[slice, slice]:
-    """In-plane box around the brain (z, y, x), with a small margin."""
+    """Return the in-plane box around the brain (z, y, x), with a small margin."""
     ends = [np.flatnonzero(brain.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
     rows, columns = (slice(max(int(low) - 4, 0), int(high) + 5) for low, high in ends)
     return rows, columns

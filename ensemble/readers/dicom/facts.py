@@ -52,7 +52,7 @@ class Private:
         return [Tag(self.group, block << 8 | self.element) for block in _BLOCKS]
 
     def tag_in(self, dataset: Dataset, maker: str) -> BaseTag | None:
-        """Where the element stands in a data set of this manufacturer; None when it does not."""
+        """Return where the element stands in a data set of this manufacturer; None when it does not."""
         creators = {
             tag: text_of(dataset, creator)
             for tag, creator in zip(self.places, self.creators, strict=True)
@@ -278,7 +278,7 @@ _STANDARD_ROOT = "1.2.840.10008."
 
 
 def object_kind(sop_class: str) -> str:
-    """What an object that is no MR image is, in words; empty for MR images, and where it is not told."""
+    """Return what an object that is no MR image is, in words; empty for MR images, and where it is not told."""
     if sop_class in MR_IMAGES or not _UID.fullmatch(sop_class):
         return ""
     if not sop_class.startswith(_STANDARD_ROOT):
@@ -290,7 +290,7 @@ def object_kind(sop_class: str) -> str:
 
 
 def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | None:
-    """The kind that image type or derivation tell for certain, of one frame; None where they say nothing of it."""
+    """Return the kind that image type or derivation tell for certain, of one frame; None where they say nothing of it."""
     flavours = image_type[2:]
     for named in (*_MAPS, *_UNLIKE):
         if any(named.image_type.fullmatch(value) for value in flavours) or (named.code and named.code in codes):
@@ -299,7 +299,9 @@ def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | 
 
 
 def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> SeriesKind:
-    """The kind that description and protocol tell, the first of them that tells one; of images of so many b-values, or weighted by one.
+    """Return the kind that description and protocol tell, the first of them that tells one.
+
+    Of images of so many b-values, or weighted by one.
 
     A map has no b-value, though a header may hold one: several make a series DWI, whatever its protocol is called.
     """
@@ -324,12 +326,12 @@ def _kind_in(text: str, *, maps: bool, weighted: bool) -> SeriesKind:
 
 
 def is_trace(image_type: Sequence[str], text: str) -> bool:
-    """Whether a diffusion series is the scanner's mean over directions, by its image type or description (in lower case)."""
+    """Return whether a diffusion series is the scanner's mean over directions, by its image type or description (in lower case)."""
     return any(_TRACE_TYPE.fullmatch(value) for value in image_type[2:]) or bool(_TRACE_TEXT.search(text))
 
 
 def b_value(sources: Sequence[Dataset], maker: str) -> float | None:
-    """The b-value that the first of some data sets tells, in s/mm^2; None where none does."""
+    """Return the b-value that the first of some data sets tells, in s/mm^2; None where none does."""
     for dataset in sources:
         if STANDARD_B in dataset and (b := number_of(dataset, STANDARD_B)) is not None and b >= 0:
             return b
@@ -343,24 +345,27 @@ def b_value(sources: Sequence[Dataset], maker: str) -> float | None:
 
 
 def sequence_b(name: str) -> float | None:
-    """The b-value in a sequence's name."""
+    """Return the b-value in a sequence's name."""
     match = _SEQUENCE_B.search(name.lower())
     return float(match[1]) if match else None
 
 
 def is_diffusivity(sources: Sequence[Dataset]) -> bool:
-    """Whether the first rescale that names what values are names a diffusivity: ADC, or its unit."""
+    """Return whether the first rescale that names what values are names a diffusivity: ADC, or its unit."""
     word = next((word for dataset in sources if (word := text_of(dataset, "RescaleType"))), "")
     return bool(_DIFFUSIVITY_UNIT.search(word.lower()))
 
 
 def named_b(text: str) -> tuple[float, ...]:
-    """The b-values that a description (in lower case) names."""
+    """Return the b-values that a description (in lower case) names."""
     return tuple(float(digits) for listed in _NAMED_B.findall(text) for digits in re.findall(r"\d+", listed))
 
 
 def complex_part(sources: Sequence[Dataset], maker: str) -> str:
-    """PHASE, REAL or IMAGINARY, of images that show such a part of a complex signal; empty for magnitudes, and where nothing tells."""
+    """Return PHASE, REAL or IMAGINARY, of images that show such a part of a complex signal.
+
+    Empty for magnitudes, and where nothing tells.
+    """
     for dataset in sources:
         if (word := text_of(dataset, "ComplexImageComponent").upper()) in _GE_PARTS:
             return word
@@ -395,7 +400,7 @@ def directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[
 
 
 def numbers_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> tuple[float, ...]:
-    """The finite numbers of an element, `vr` telling what bytes mean; none where it is missing, or is no list of finite numbers."""
+    """Return the finite numbers of an element, `vr` telling what bytes mean; none where it is missing, or is no list of finite numbers."""
     try:
         value = dataset[tag].value
         values = tuple(float(part) for part in _parts(value, vr, little=dataset.is_little_endian is not False))
@@ -410,7 +415,7 @@ def number_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> flo
 
 
 def text_of(dataset: Dataset, tag: BaseTag | int | str) -> str:
-    """The text of an element, its values joined by a backslash; empty where it is missing or unreadable."""
+    """Return the text of an element, its values joined by a backslash; empty where it is missing or unreadable."""
     return "\\".join(texts_of(dataset, tag))
 
 
@@ -424,7 +429,7 @@ def texts_of(dataset: Dataset, tag: BaseTag | int | str) -> tuple[str, ...]:
 
 
 def items_of(dataset: Dataset, tag: BaseTag | int | str) -> Sequence[Dataset]:
-    """The items of a sequence; none where it is missing or is none."""
+    """Return the items of a sequence; none where it is missing or is none."""
     try:
         element = dataset[tag]
         return element.value if element.VR == "SQ" and element.value is not None else ()
@@ -433,7 +438,7 @@ def items_of(dataset: Dataset, tag: BaseTag | int | str) -> Sequence[Dataset]:
 
 
 def _parts(value: Any, vr: str, *, little: bool) -> Iterator[Any]:
-    """The values of an element, as many as it has; bytes as their representation says."""
+    """Yield the values of an element, as many as it has; bytes as their representation says."""
     if isinstance(value, bytes) and vr in _BINARY:
         layout = ("<" if little else ">") + _BINARY[vr]
         yield from (number for (number,) in struct.iter_unpack(layout, value))

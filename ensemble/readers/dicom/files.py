@@ -25,12 +25,12 @@ _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotIm
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is read as DICOM: a folder, a .zip, or a file named as one of DICOM (which may hold a whole series)."""
+    """Return whether a path is read as DICOM: a folder, a .zip, or a file named as one of DICOM (which may hold a whole series)."""
     return path.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or is_folder(path)
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file begins as one of DICOM does, whatever its name. Raises OSError."""
+    """Return whether a file begins as one of DICOM does, whatever its name. Raises OSError."""
     with open_file(path) as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -87,7 +87,7 @@ def _unpack(path: Path, folder: str, label: str) -> None:
 
 
 def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
-    """The file, if its directory is no longer than so many files need: each entry takes memory. Raises InputRefused."""
+    """Return the file, if its directory is no longer than so many files need: each entry takes memory. Raises InputRefused."""
     size = file.seek(0, 2)
     file.seek(max(size - _LONGEST_END, 0))
     end = file.read()

@@ -157,7 +157,7 @@ class Frame:
         return (1 if self.direction == "directional" else 3) if self.image_type[:1] == ("DERIVED",) else 0
 
     def same_as(self, other: Frame) -> bool:
-        """Whether a frame says the same of itself as another one, files and all but their names left aside."""
+        """Return whether a frame says the same of itself as another one, files and all but their names left aside."""
         return replace(self, instance=other.instance).__dict__ == other.__dict__
 
 
@@ -171,7 +171,7 @@ class _Reading:
 
 
 def frames_of(path: Path, header: Header) -> list[Frame]:
-    """The frames of a file; one alone where it is no grey image, or one that can't be read, which then says so.
+    """Return the frames of a file; one alone where it is no grey image, or one that can't be read, which then says so.
 
     Raises one of MALFORMED for a header that is no sense at all.
     """
@@ -227,7 +227,7 @@ def _instance(path: Path, header: Header) -> Instance:
 
 
 def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
-    """How the pixels lie, and what is wrong with them."""
+    """Return how the pixels lie, and what is wrong with them."""
     dataset, pixels = header.dataset, header.pixels
 
     def whole(keyword: str, otherwise: int) -> int:
@@ -305,7 +305,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     for index, group in enumerate(groups):
 
         def macro(keyword: str, group: Dataset = group) -> Dataset:
-            """A functional group of this frame, else of all."""
+            """Return a functional group of this frame, else of all."""
             found = next(iter(items_of(group, keyword)), None)
             return found if found is not None else next(iter(items_of(shared, keyword)), Dataset())
 
@@ -348,7 +348,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
 
 
 def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
-    """The tiles of a Siemens mosaic: a square of slices, placed as if it were one slice with the same centre as the first."""
+    """Yield the tiles of a Siemens mosaic: a square of slices, placed as if it were one slice with the same centre as the first."""
     dataset, stored = reading.dataset, _pixels_of(plain)
     csa = _csa(reading)
     count, normal = csa.get("NumberOfImagesInMosaic", ()), csa.get("SliceNormalVector", ())
@@ -390,7 +390,7 @@ def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
 
 
 def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
-    """The tiles of United Imaging's VFRAME ("GRID"), each with a place of its own."""
+    """Yield the tiles of United Imaging's VFRAME ("GRID"), each with a place of its own."""
     dataset, stored = reading.dataset, _pixels_of(plain)
     tag, count = (element.tag_in(dataset, reading.maker) for element in (facts.TILES, facts.TILE_COUNT))
     items = items_of(dataset, tag) if tag else ()
@@ -416,7 +416,7 @@ def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
 
 
 def _tiles(stored: StoredPixels, tiles: int, rows: int, columns: int) -> list[tuple[int, int]]:
-    """Row and column at which each tile begins; none where so many don't fit."""
+    """Return row and column at which each tile begins; none where so many don't fit."""
     if not 2 <= tiles <= rows * columns or stored.rows % rows or stored.columns % columns or stored.frames > 1:
         return []
     height, width = stored.rows // rows, stored.columns // columns
@@ -424,7 +424,7 @@ def _tiles(stored: StoredPixels, tiles: int, rows: int, columns: int) -> list[tu
 
 
 def _csa(reading: _Reading) -> dict[str, tuple[float, ...]]:
-    """Numbers of a Siemens CSA image header; none where it is missing or can't be read."""
+    """Return numbers of a Siemens CSA image header; none where it is missing or can't be read."""
     if (tag := facts.CSA_HEADER.tag_in(reading.dataset, reading.maker)) is None:
         return {}
     with warnings.catch_warnings():
@@ -446,7 +446,7 @@ def _csa_numbers(items: Sequence[object]) -> tuple[float, ...]:
 
 
 def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> Plane | None:
-    """Where a slice lies; None where position, orientation or spacing is missing, or names no plane."""
+    """Return where a slice lies; None where position, orientation or spacing is missing, or names no plane."""
     position, orientation = numbers_of(placed, "ImagePositionPatient"), numbers_of(oriented, "ImageOrientationPatient")
     spacing = numbers_of(measured, "PixelSpacing")
     if (len(position), len(orientation), len(spacing)) != (3, 6, 2) or min(spacing) <= 0:
@@ -458,7 +458,7 @@ def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> Plane | Non
 
 
 def _b(reading: _Reading, sources: Sequence[Dataset], image_type: Sequence[str]) -> float | None:
-    """The b-value of a frame, by its elements, Siemens' CSA header or the name of its sequence."""
+    """Return the b-value of a frame, by its elements, Siemens' CSA header or the name of its sequence."""
     if (b := facts.b_value(sources, reading.maker)) is not None:
         return b
     if "siemens" in reading.maker.lower() and "DIFFUSION" in image_type and (csa := _csa(reading).get("B_value", ())):
@@ -467,7 +467,7 @@ def _b(reading: _Reading, sources: Sequence[Dataset], image_type: Sequence[str])
 
 
 def _rescale(sources: Sequence[Dataset]) -> tuple[float, float]:
-    """Slope and intercept of the public rescale, the first that is told; a slope of 0 is none."""
+    """Return the slope and intercept of the public rescale, the first that is told; a slope of 0 is none."""
     for dataset in sources:
         if (slope := number_of(dataset, "RescaleSlope")) is not None and slope != 0:
             return slope, number_of(dataset, "RescaleIntercept") or 0.0
@@ -488,7 +488,9 @@ def _codes(sources: Sequence[Dataset]) -> tuple[str, ...]:
 def _completed(
     reading: _Reading, sources: Sequence[Dataset], rescaled: Sequence[Dataset], image_type: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """An image type with what it doesn't tell by itself: the part of a complex signal (no magnitude), or that values are diffusivities."""
+    """Return an image type with what it doesn't tell by itself: the part of a complex signal (no magnitude), or that values are
+    diffusivities.
+    """
     word = facts.complex_part(sources, reading.maker)
     if not word and facts.is_diffusivity(rescaled) and facts.typed_kind(image_type, ()) is None:
         word = "ADC"

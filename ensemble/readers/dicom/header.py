@@ -92,7 +92,7 @@ class _Bounded(io.BufferedReader):
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of a file; None for a file that is no DICOM. Raises NoDicom for one that only looks like it, and OSError."""
+    """Return the header of a file; None for a file that is no DICOM. Raises NoDicom for one that only looks like it, and OSError."""
     refuse_irregular_file(path)
     with path.open("rb", buffering=0) as file:
         begin = file.read(132)
@@ -119,13 +119,13 @@ def read_header(path: Path) -> Header | None:
 
 
 def inflated(path: Path, most: int) -> bytes:
-    """The first `most` bytes of a deflated file as an explicit one. Raises one of `facts.MALFORMED`."""
+    """Return the first `most` bytes of a deflated file as an explicit one. Raises one of `facts.MALFORMED`."""
     with open_file(path) as file:
         return _inflate(file.read(), most)[0]
 
 
 def _begins_like(begin: bytes) -> bool:
-    """Whether a file without preamble begins as a data set does."""
+    """Return whether a file without preamble begins as a data set does."""
     if begin[:2] not in _FIRST_GROUPS or begin[3:4] != b"\x00":
         return False
     return begin[4:6] in (b"UL", b"CS", b"UI", b"SH", b"DA", b"OB") or begin[6:8] == b"\x00\x00"
@@ -179,7 +179,7 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
 
 
 def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
-    """The first `most` bytes of a deflated file as an explicit one, and how many it has in all.
+    """Return the first `most` bytes of a deflated file as an explicit one, and how many it has in all.
 
     Raises ValueError where it grows as no image does, or has no end.
     """
@@ -203,7 +203,7 @@ def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
 
 
 def _pixel_element(stream: Any, syntax: UID) -> Element | None:
-    """Where the pixel data begin, at which pydicom has stopped."""
+    """Return where the pixel data begin, at which pydicom has stopped."""
     at = stream.tell()
     head = stream.read(12)
     order = "big" if syntax == ExplicitVRBigEndian else "little"

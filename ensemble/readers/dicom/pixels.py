@@ -32,7 +32,10 @@ class _Undecodable(Exception):
 
 
 def read_pixels(volumes: Sequence[Sequence[Frame]], label: str, place_of: Callable[[Path], str]) -> FloatArray:
-    """The values (n, z, y, x) of frames by volume and place, float32. Raises InputRefused for damaged pixels, or a syntax not read."""
+    """Return the values (n, z, y, x) of frames by volume and place, float32.
+
+    Raises InputRefused for damaged pixels, or a syntax not read.
+    """
     columns, rows = volumes[0][0].size
     arrays = np.empty((len(volumes), len(volumes[0]), rows, columns), np.float32)
     by_file: dict[Path, list[tuple[Frame, int, int]]] = defaultdict(list)
@@ -76,7 +79,7 @@ def _rescaled(frame: Frame) -> bool:
 
 
 def _planes(path: Path, frames: Sequence[Frame], label: str, place_of: Callable[[Path], str]) -> Iterator[AnyArray]:
-    """The stored values (rows, columns) of some frames or tiles of one file."""
+    """Yield the stored values (rows, columns) of some frames or tiles of one file."""
     stored = _stored(frames[0])
     try:
         with _Frames(path, stored) as source:
@@ -120,7 +123,7 @@ class _Frames:
             self._file.close()
 
     def plane(self, index: int) -> AnyArray:
-        """The values of a frame (rows, columns), in the file's own bits."""
+        """Return the values of a frame (rows, columns), in the file's own bits."""
         stored = self._stored
         if not 0 <= index < stored.frames:
             raise ValueError(f"frame {index + 1} of {stored.frames}")
@@ -151,7 +154,7 @@ class _Frames:
         return self._file.read(count)
 
     def _read_encapsulated(self) -> bytes:
-        """The pixel data as far as their end, which must be there (PS3.5 A.4)."""
+        """Return the pixel data as far as their end, which must be there (PS3.5 A.4)."""
         at = self._stored.start
         while True:
             head = self._bytes(at, 8)
@@ -190,7 +193,9 @@ class _Frames:
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Columns and rows that a JPEG, JPEG-LS or JPEG 2000 stream says it holds; None where it does not say. What it says is allocated.
+    """Return the columns and rows that a JPEG, JPEG-LS or JPEG 2000 stream says it holds; None where it does not say.
+
+    What it says is allocated.
 
     Raises ValueError for one of several components, each of which would be allocated.
     """

@@ -50,11 +50,11 @@ class Examination:
     """Files that look like DICOM and can't be read, and why."""
 
     def place_of(self, file: Path) -> str:
-        """A file as the user knows it, not as it lies in our temporary folder."""
+        """Return a file as the user knows it, not as it lies in our temporary folder."""
         return f"{self.path} ({file.name})" if self.path.suffix.lower() == ARCHIVE else str(file)
 
     def chosen(self, modality: Modality) -> tuple[Series, list[str]]:
-        """The one series that shows a modality, and what to say of the choice. Raises InputRefused."""
+        """Return the one series that shows a modality, and what to say of the choice. Raises InputRefused."""
         label = modality.label
         if not self.series:
             self._refuse_unread(self.unread, label)
@@ -74,11 +74,11 @@ class Examination:
         return series, [*notes, *self._wrong_elsewhere(series, label)]
 
     def stack(self, series: Series, label: str) -> Stack:
-        """A series in order. Raises InputRefused."""
+        """Return a series in order. Raises InputRefused."""
         return stack_of(series, self.path, label, self.place_of)
 
     def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
-        """The image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
+        """Return the image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
         series, notes = self.chosen(modality)
         with attach_notes(notes):
             return self._read(series, modality, notes, with_low_b=with_low_b)
@@ -148,7 +148,7 @@ class Examination:
                 )
 
     def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
-        """A note on what can't be read, and lies elsewhere than the chosen series."""
+        """Return a note on what can't be read, and lies elsewhere than the chosen series."""
         problems = {
             each.title: f"a file {frame.instance.problem.what}"
             for each in self.series
@@ -175,7 +175,7 @@ def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
 
 
 def modalities_in(folder: Path) -> frozenset[Modality]:
-    """The modalities of which a folder (subfolders included) holds DICOM series, readable or not; empty where there is no DICOM.
+    """Return the modalities of which a folder (subfolders included) holds DICOM series, readable or not; empty where there is no DICOM.
 
     Raises InputRefused where nothing is to be found because files are damaged.
     """
@@ -217,7 +217,9 @@ def _why_unread(file: Path, error: Exception) -> Problem:
 
 
 def _least_derived(stack: Stack, notes: list[str]) -> Stack:
-    """A DWI without what was derived (the scanner's own mean over directions, or a map) of a shell of which acquired images are there."""
+    """Return a DWI without what was derived (the scanner's own mean over directions, or a map) of a shell of which acquired images are
+    there.
+    """
     if stack.b_values is None:
         return stack
     shells = list(zip(stack.b_values, stack.made, strict=True))

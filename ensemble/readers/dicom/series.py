@@ -82,7 +82,7 @@ class Series:
         return told or ("isotropic" in directions and directions <= {"isotropic", "none"})
 
     def unfit(self, modality: Modality) -> str:
-        """Why the series can't be a modality, in a few words; empty when it may be."""
+        """Return why the series can't be a modality, in a few words; empty when it may be."""
         if self.kind != _SHOWS[modality] and self.kind != SeriesKind.UNKNOWN:
             return str(self.kind)
         if modality is Modality.DWI and self.told_b and self.usable_b is None:
@@ -105,7 +105,7 @@ def _is_usual(b: float) -> bool:
 
 
 def listed(b_values: Iterable[float]) -> str:
-    """b-values for messages: those of one shell once."""
+    """List b-values for messages: those of one shell once."""
     shells: list[float] = []
     for b in sorted(b_values):
         if not shells or b - shells[-1] > SAME_SHELL:
@@ -114,7 +114,7 @@ def listed(b_values: Iterable[float]) -> str:
 
 
 def series_of(frames: Iterable[Frame]) -> list[Series]:
-    """The series that frames make: by series UID, and within one by what image type and description tell to be different things.
+    """Return the series that frames make: by series UID, and within one by what image type and description tell to be different things.
 
     Copies of one SOP instance count once. Instances that each carry a series UID of their own are joined by description and geometry.
     """
@@ -127,7 +127,7 @@ def series_of(frames: Iterable[Frame]) -> list[Series]:
 
 
 def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Series, list[str]]:
-    """The one series that shows a modality, and what to say of the choice. Raises InputRefused, listing what there is."""
+    """Return the one series that shows a modality, and what to say of the choice. Raises InputRefused, listing what there is."""
     label = modality.label
     fitting = [each for each in series if each.kind == _SHOWS[modality]]
     good = [each for each in fitting if not each.unfit(modality)]
@@ -164,13 +164,13 @@ def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Se
 
 
 def _why(series: Series, modality: Modality) -> str:
-    """Why a series is not taken, in brackets, where its title doesn't say so."""
+    """Return why a series is not taken, in brackets, where its title doesn't say so."""
     unfit = series.unfit(modality)
     return f"[{unfit}]" if unfit and not unfit.startswith("b = ") else ""
 
 
 def _preferred(series: list[Series]) -> list[Series]:
-    """Of several DWI series those nearest to the usual b, and of several such the scanner's mean over directions."""
+    """Return of several DWI series those nearest to the usual b, and of several such the scanner's mean over directions."""
     away = {id(each): abs(each.usable_b - USUAL_B) if each.usable_b is not None else math.inf for each in series}
     nearest = min(away.values(), default=0.0)
     near = [each for each in series if away[id(each)] <= nearest + SAME_SHELL]
@@ -178,7 +178,7 @@ def _preferred(series: list[Series]) -> list[Series]:
 
 
 def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -> list[str]:
-    """What else might have been taken for the modality by its looks, or can never be one."""
+    """Return what else might have been taken for the modality by its looks, or can never be one."""
     wanted = {kind.value for kind in _SHOWS.values()} - {_SHOWS[modality].value}
     others = [
         each
@@ -194,7 +194,7 @@ def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -
 
 
 def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
-    """The groups, those of one series number or of one instance each that describe themselves alike and lie alike joined."""
+    """Return the groups, those of one series number or of one instance each that describe themselves alike and lie alike joined."""
     joined: list[list[Frame]] = []
     alike: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
     for group in groups:
@@ -214,7 +214,7 @@ def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
 
 
 def _belongs(group: list[Frame], other: list[Frame]) -> bool:
-    """Whether a group of frames under one series UID continues another: slices, or volumes, under UIDs of their own."""
+    """Return whether a group of frames under one series UID continues another: slices, or volumes, under UIDs of their own."""
     first, second = group[0], other[0]
     if not same_plane(first, second):
         return False
@@ -225,7 +225,7 @@ def _belongs(group: list[Frame], other: list[Frame]) -> bool:
 
 
 def same_plane(first: Frame, second: Frame) -> bool:
-    """Whether two slices have the same size, axes and pixel spacing, up to rounding; not whether they lie in one stack."""
+    """Return whether two slices have the same size, axes and pixel spacing, up to rounding; not whether they lie in one stack."""
     one, other = first.plane, second.plane
     if one is None or other is None or first.size != second.size:
         return False
@@ -235,7 +235,7 @@ def same_plane(first: Frame, second: Frame) -> bool:
 
 
 def _without_copies(frames: list[Frame]) -> Series:
-    """A series of frames, of which each SOP instance counts once; instances that say different things under one UID are all kept."""
+    """Return a series of frames, of which each SOP instance counts once; instances that say different things under one UID are all kept."""
     first: dict[tuple[object, ...], Frame] = {}
     kept: list[Frame] = []
     copies: list[tuple[Frame, Frame]] = []

@@ -40,7 +40,7 @@ class Stack:
     notes: tuple[str, ...] = ()
 
     def without(self, numbers: Sequence[int]) -> Stack:
-        """The same without some volumes."""
+        """Return the same without some volumes."""
         kept = [number for number in range(len(self.volumes)) if number not in numbers]
         b_values = None if self.b_values is None else tuple(self.b_values[number] for number in kept)
         volumes = tuple(self.volumes[number] for number in kept)
@@ -117,7 +117,9 @@ def _refuse_problems(series: Series, label: str, place_of: Callable[[Path], str]
 
 
 def _with_b(series: Series) -> tuple[list[Frame], list[str]]:
-    """The frames with the b-values that count: none of a map; 0 where others of the series have one, as scanners leave out that of b0.
+    """Return the frames with the b-values that count: none of a map.
+
+    0 where others of the series have one, as scanners leave out that of b0.
 
     Derived images among acquired ones may lack it for other reasons: theirs stays unknown.
     """
@@ -145,13 +147,13 @@ def _refuse_mixed(frames: Sequence[Frame], refuse: Callable[..., InputRefused]) 
 
 
 def plane_of(frame: Frame) -> Plane:
-    """Where a frame lies that is known to say so."""
+    """Return where a frame lies that is known to say so."""
     assert frame.plane is not None
     return frame.plane
 
 
 def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
-    """The frames by their place along the stack, those of one place in the order of how they were made, b-value and acquisition."""
+    """Return the frames by their place along the stack, those of one place in the order of how they were made, b-value and acquisition."""
     along = np.array([plane_of(frame).position for frame in frames]) @ normal
     order = np.argsort(along, kind="stable")
     places: list[list[Frame]] = []
@@ -207,7 +209,9 @@ def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[...
 
 
 def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
-    """Whether the order of acquisition tells volumes for certain: all numbers of one before those of the next, or so slice by slice."""
+    """Return whether the order of acquisition tells volumes for certain: all numbers of one before those of the next, or so slice by
+    slice.
+    """
     orders = [[frame.order for frame in place] for place in places]
     if any(len(set(order)) < len(order) for order in orders):
         return False
@@ -218,7 +222,7 @@ def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
 
 
 def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[..., InputRefused]) -> float:
-    """Distance of neighbouring slices (mm). Raises what `refuse` makes when a slice is missing or the stack leans."""
+    """Return the distance of neighbouring slices (mm). Raises what `refuse` makes when a slice is missing or the stack leans."""
     along = positions @ normal
     gaps = np.diff(along)
     spacing = float((along[-1] - along[0]) / (len(along) - 1))
