@@ -1,4 +1,4 @@
-"""The command line's words, each also an environment variable `ISLES_<OPTION>`. Imports nothing heavy: `--help` answers at once."""
+"""The options of the command line, each also an environment variable `ISLES_<OPTION>`. Imports nothing heavy: `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 _EPILOG = """\
 Without a command, %(prog)s honours the ISLES'22 contract of grand-challenge.org: the case below --input is segmented
 and the mask and results.json appear below --output. Every option is also read from the environment: --min-members from
-ISLES_MIN_MEMBERS, and so on; what stands on the command line wins.
+ISLES_MIN_MEMBERS, and so on. The command line wins.
 
 exit codes: 0 done; 2 wrong usage, or the output folder can't be written or is in use; 3 input refused; 4 weights missing or
 broken; 5 too few members voted; 137 out of memory; 1 a bug.
@@ -102,24 +102,24 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         type=Path,
         needed=True,
         metavar="FILE",
-        help="diffusion-weighted image (b about 1000 s/mm^2): an image file, or a folder or .zip of DICOM, as for ADC and FLAIR",
+        help="diffusion-weighted image (b about 1000 s/mm^2). Each image is a file, or a folder or .zip of DICOM",
     )
     _add(
         run,
         "--adc",
         type=Path,
         metavar="FILE",
-        help="apparent diffusion coefficient map, any usual unit; without, it is computed if the DWI holds b0 and b about 1000 with their"
-        " b-values (.bval, or DICOM)",
+        help="map of the apparent diffusion coefficient, in any usual unit. Without it, it is computed if the DWI holds b0 as well as"
+        " b about 1000, with their b-values (.bval, or DICOM)",
     )
-    _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image; members that need it don't vote without")
+    _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image. Without it, members that need it don't vote")
     _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")
     _add(
         run,
         "--format",
         choices=("nii.gz", "mha", "nrrd"),
         default="nii.gz",
-        help="of the images written (default: nii.gz)",
+        help="kind of file of the images that are written (default: nii.gz)",
     )
     serve = _command(
         commands,
@@ -245,7 +245,7 @@ def _add_contract(group: Any) -> None:
 
 def _messages() -> _Parser:
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    _add(parser.add_argument_group("messages"), "--verbose", flag=True, help="more about what happens")
+    _add(parser.add_argument_group("messages"), "--verbose", flag=True, help="log more")
     return parser
 
 
@@ -257,32 +257,44 @@ def _common() -> _Parser:
         "--weights",
         type=Path,
         metavar="DIR",
-        help="members' folder (default: /opt/ml/model when it holds weights, else the shipped one)",
+        help="folder with the members (default: /opt/ml/model when it holds weights, else the shipped members)",
     )
-    _add(group, "--members", type=_names, metavar="A,B", help="members that take part (default: all)")
-    _add(group, "--device", choices=get_args(Device), default="auto", help="where networks run (default: auto)")
+    _add(group, "--members", type=_names, metavar="A,B", help="names of the members that take part (default: all)")
+    _add(
+        group,
+        "--device",
+        choices=get_args(Device),
+        default="auto",
+        help="where networks run; auto takes a GPU if there is one (default: auto)",
+    )
     _add(
         group,
         "--precision",
         choices=get_args(Precision),
         default="auto",
-        help="arithmetic of the networks; with members pack, of the packed weights: fp32 (auto; the same bits) or fp16"
-        " (default: auto, what keeps the mask on the device: fp16 on GPUs, fp32 on CPUs)",
+        help="arithmetic of the networks. auto keeps the mask: fp16 on GPUs, fp32 on CPUs. For members pack, the arithmetic of the"
+        " packed weights: fp32 (auto), which keeps every bit, or fp16 (default: auto)",
     )
     _add(
         group,
         "--session",
         choices=get_args(SessionKind),
         default="torch",
-        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: torch)",
+        help="what runs the networks. onnx and tensorrt need members that were packed with --onnx (default: torch)",
     )
-    _add(group, "--tta", choices=get_args(Tta), default="mirror", help="test-time augmentation (default: mirror)")
+    _add(
+        group,
+        "--tta",
+        choices=get_args(Tta),
+        default="mirror",
+        help="test-time augmentation: all flips, none, or flips only where a window is uncertain (default: mirror)",
+    )
     _add(
         group,
         "--fusion",
         choices=get_args(FusionMethod),
         default="majority",
-        help="how votes become a mask (default: majority)",
+        help="how the members' votes become a mask (default: majority)",
     )
     _add(
         group,
@@ -291,30 +303,30 @@ def _common() -> _Parser:
         type=float,
         metavar="ML",
         default=RunConfig.min_lesion_ml,
-        help="leave out lesions below this volume without a voxel in which all members agree; 0 keeps all"
-        f" (default: {RunConfig.min_lesion_ml})",
+        help="smallest lesion (ml) that stays in the mask if there is no voxel in which all members agree; 0 keeps all. Its former name"
+        f" is still understood (default: {RunConfig.min_lesion_ml})",
     )
     _add(
         group,
         "--min-members",
         type=int,
         metavar="N",
-        help="fewest members that must vote (default: all that the inputs allow)",
+        help="smallest number of members that must vote (default: all that the images allow)",
     )
     _add(
         group,
         "--skull-strip",
         choices=get_args(SkullStrip),
         default="auto",
-        help="strip the skull from the images: where there is one (auto, the default), always, never",
+        help="whether the skull is stripped from the images; auto strips it where there is one (default: auto)",
     )
     _add(
         group,
         "--registration",
         choices=get_args(Registration),
         default="auto",
-        help="FLAIR onto DWI: registered where that aligns it better than its header does (auto, the default); never: by its"
-        " header, for a FLAIR that you registered yourself",
+        help="how FLAIR comes onto the DWI. auto: registered, where that aligns it better than its header does. never: by its header,"
+        " for a FLAIR that you registered yourself (default: auto)",
     )
     _add(
         group,
@@ -322,20 +334,24 @@ def _common() -> _Parser:
         type=_range,
         metavar="LOW,HIGH",
         default=RunConfig.brain_ml,
-        help="volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size (default: {:g},{:g})".format(
-            *RunConfig.brain_ml
-        ),
+        help="volume (ml) that a brain may have. Others are refused, since their header may have a wrong voxel size"
+        " (default: {:g},{:g})".format(*RunConfig.brain_ml),
     )
     _add(
         group,
         "--allow-torchscript",
         flag=True,
-        help="load members in TorchScript form, which is code, although no manifest.json names their files by digest;"
-        " give it only for files that you trust (members pack makes files that need no permission)",
+        help="load members in TorchScript form, which is code, although no manifest.json names their files by digest. Give it only"
+        " for files that you trust. members pack makes files that need no permission",
     )
     group = parser.add_argument_group("what is written beside the mask")
-    _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
-    _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
+    _add(group, "--save-probabilities", flag=True, help="also write the mean lesion probability, and each member's")
+    _add(
+        group,
+        "--save-member-masks",
+        flag=True,
+        help="also write each member's mask, and how many members vote lesion in each voxel",
+    )
     return parser
 
 

@@ -37,7 +37,9 @@ class Volume:
         voxels, matrix = np.asarray(array), np.asarray(affine, dtype=np.float64)
         if voxels.ndim != 3 or voxels.size == 0 or voxels.dtype.kind not in "buif":
             found = f"shape {voxels.shape}, type {voxels.dtype}"
-            raise InputRefused("the array is no 3-D image", found=found, do="give one volume (x, y, z) of real numbers")
+            raise InputRefused(
+                "the array is not a 3-D image of real numbers", found=found, do="give one volume (x, y, z)"
+            )
         x, y, z = voxels.shape
         return cls(voxels.transpose(2, 1, 0), Grid.from_affine_ras((x, y, z), matrix))
 

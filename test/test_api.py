@@ -102,7 +102,7 @@ def test_an_affine_that_names_no_place_is_refused(affine: AnyArray) -> None:
     "array", [np.ones((3, 4)), np.ones((2, 3, 4, 5)), np.ones((2, 2, 2), complex), np.array([["a"]])]
 )
 def test_an_array_that_is_no_image_is_refused(array: AnyArray) -> None:
-    with pytest.raises(InputRefused, match="no 3-D image"):
+    with pytest.raises(InputRefused, match="not a 3-D image"):
         Volume.from_numpy(array, np.eye(4))
 
 

@@ -145,7 +145,7 @@ def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
     if not PureWindowsPath(cell).drive or path.exists():
         return None
     return InputRefused(
-        "a path of the worklist lies on a drive or share of Windows, which is not known here",
+        "a path of the worklist lies on a drive or share of Windows, which this machine does not know",
         where=worklist,
         found=cell,
         do="give paths relative to the worklist, or as this machine (or container) calls them",

@@ -38,7 +38,7 @@ def refuse_too_much(spec: MemberSpec, network: NetworkSpec) -> None:
 def _refusal(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], what: str) -> WeightsBroken:
     spacing = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
     return WeightsBroken(
-        f"member {spec.name} can't work on a brain: its numbers ask for too much memory, or make no lattice",
+        f"member {spec.name} can't work on a brain: its spacing or window asks for too much memory, or makes no sense",
         where=spec.folder,
         found=f"voxels of {spacing} mm, windows of {_times(patch)} voxels{what}",
         do="use the plans that were written beside these weights (spacing in mm, patch size in voxels), and the manifest's spacing_mm",

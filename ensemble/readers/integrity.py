@@ -140,7 +140,7 @@ def refuse_bomb(needed: int, present: int, path: Path, label: str) -> None:
             f"the {label} image would inflate to {needed / present:.0f} times its size, as no scan does",
             where=path,
             found=f"{needed / 1e6:.0f} MB in {present / 1e6:.1f} MB",
-            do="look whether it is empty; export it again, cropped to the head, or with fewer bytes a voxel",
+            do="see whether it is empty; export it again, cropped to the head, or with fewer bytes a voxel",
         )
 
 

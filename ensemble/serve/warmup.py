@@ -1,4 +1,4 @@
-"""A first case that is nobody's: what libraries do only once, they do before the first patient waits."""
+"""Warm-up: run a synthetic phantom through every member, so that one-time initialisation happens before the first case."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def warm_up(ensemble: Ensemble) -> None:
     """Let every member segment a phantom, without mirroring. What fails is logged: real cases may well work."""
     hurried = dataclasses.replace(
         ensemble,
-        # nobody's head has no skull, in which HD-BET would find no brain, and is small
+        # the phantom has no skull, so that HD-BET would find no brain in it, and it is small
         config=dataclasses.replace(ensemble.config, skull_strip="never", brain_ml=(0.0, 1000.0)),
         settings=dataclasses.replace(ensemble.settings, tta="none"),
     )

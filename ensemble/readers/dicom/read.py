@@ -141,7 +141,7 @@ class Examination:
             away = float(np.linalg.norm(ends - frame.plane.position, axis=1).min() / np.linalg.norm(step))
             if akin and away < _NEXT_SLICE:
                 raise InputRefused(
-                    f"an image that continues the {label} series is not like it",
+                    f"an image lies where the {label} series would continue, but is not like it",
                     where=self.place_of(own.path),
                     found=own.other or f"'{own.description}', {' '.join(frame.image_type)}",
                     do=f"{AGAIN}, or remove the file if it is no slice of it",
