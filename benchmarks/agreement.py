@@ -200,7 +200,7 @@ def _windows(member: NnunetV2Member, case: PreparedCase) -> Iterator[WindowSeen]
 
 def _fused(predictions: dict[str, MemberPrediction]) -> np.ndarray:
     return fuse(
-        {name: p.probability for name, p in predictions.items()}, "majority", RunConfig.min_lesion_ml
+        {name: p.probability for name, p in predictions.items()}, "majority", RunConfig.min_disputed_ml
     ).mask.array
 
 

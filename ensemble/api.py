@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     precision: Precision
     session: SessionKind
     fusion: FusionMethod
-    min_lesion_ml: float
+    min_disputed_ml: float
     min_members: int | None
     skull_strip: SkullStrip
     registration: Registration

@@ -51,7 +51,7 @@ class RunConfig:
     """What runs the networks: PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter two take members packed for it."""
     fusion: FusionMethod = "majority"
     """How the members' probabilities become one mask."""
-    min_lesion_ml: float = 0.1
+    min_disputed_ml: float = 0.1
     """Lesions below this, in ml, stay in the mask only if all voters agree in some voxel; 0 keeps all (see docs/adr/0015)."""
     min_members: int | None = None
     """Fewest members that must vote; None means all that the inputs allow."""
@@ -77,8 +77,8 @@ class RunConfig:
         ):
             if value not in allowed:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
-        if not 0 <= self.min_lesion_ml < float("inf"):
-            raise UsageError("--min-lesion-ml must be a volume in ml, 0 or more", found=str(self.min_lesion_ml))
+        if not 0 <= self.min_disputed_ml < float("inf"):
+            raise UsageError("--min-disputed-ml must be a volume in ml, 0 or more", found=str(self.min_disputed_ml))
         if not 0 <= self.brain_ml[0] < self.brain_ml[1] < float("inf"):
             raise UsageError(
                 "--brain-ml must be two volumes in ml, the smaller one first",
@@ -112,7 +112,7 @@ class RunConfig:
         """Return the choices as they stand in `report.json`."""
         return asdict(self) | {
             "weights": str(self.weights_folder),
-            "speck_ml": self.min_lesion_ml,
+            "speck_ml": self.min_disputed_ml,
         }  # its name until 0.2
 
 

@@ -29,10 +29,10 @@ class FusedPrediction:
     """Number of small lesions that were left out of the mask because in no voxel of them all voters agree."""
 
 
-def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, min_lesion_ml: float = 0.0) -> FusedPrediction:
+def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, min_disputed_ml: float = 0.0) -> FusedPrediction:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid) into one mask.
 
-    A lesion smaller than `min_lesion_ml` (ml) stays in the mask only if all voters agree in one of its voxels.
+    A lesion smaller than `min_disputed_ml` (ml) stays in the mask only if all voters agree in one of its voxels.
 
     Raises ValueError when there are no probabilities, or when they lie on different grids.
     """
@@ -47,7 +47,7 @@ def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, min_lesion_m
     votes = ballots.sum(axis=0, dtype=np.uint8)
     like, grid = volumes[0].like, volumes[0].grid
     mask, dropped = drop_small_disputed_components(
-        _mask(ballots, votes, mean, method), ballots, min_lesion_ml / grid.voxel_ml
+        _mask(ballots, votes, mean, method), ballots, min_disputed_ml / grid.voxel_ml
     )
     return FusedPrediction(like(mask), like(mean), like(votes), voters, dropped)
 

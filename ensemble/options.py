@@ -298,13 +298,13 @@ def _common() -> _Parser:
     )
     _add(
         group,
-        "--min-lesion-ml",
+        "--min-disputed-ml",
         former="--speck-ml",
         type=float,
         metavar="ML",
-        default=RunConfig.min_lesion_ml,
+        default=RunConfig.min_disputed_ml,
         help="smallest lesion (ml) that stays in the mask if there is no voxel in which all members agree; 0 keeps all. Its former name"
-        f" is still understood (default: {RunConfig.min_lesion_ml})",
+        f" is still understood (default: {RunConfig.min_disputed_ml})",
     )
     _add(
         group,

@@ -146,7 +146,7 @@ def segment_prepared(
     _require_votes(outcomes, ensemble.config.min_members)
     with _timed(seconds, "fuse", watcher):
         predictions = {o.member: o.prediction.probability for o in outcomes if o.prediction is not None}
-        fused = fuse(predictions, ensemble.config.fusion, ensemble.config.min_lesion_ml)
+        fused = fuse(predictions, ensemble.config.fusion, ensemble.config.min_disputed_ml)
         mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
         if fused.dropped_components:
             log.info(

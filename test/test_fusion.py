@@ -98,8 +98,8 @@ def test_small_lesions_need_a_voxel_in_which_all_agree() -> None:
     grid = Grid((12, 1, 1), (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     members = {str(number): Volume(array, grid) for number, array in enumerate(line)}
 
-    def found(min_lesion_ml: float) -> tuple[list[int], int]:
-        fused = fuse(members, "majority", min_lesion_ml)
+    def found(min_disputed_ml: float) -> tuple[list[int], int]:
+        fused = fuse(members, "majority", min_disputed_ml)
         return np.flatnonzero(fused.mask.array).tolist(), fused.dropped_components
 
     assert found(0.0) == ([0, 1, 4, 5, 8, 9, 10], 0)

@@ -157,11 +157,11 @@ def test_what_may_be_weights_counts_in_the_platforms_folder(
 
 def test_the_former_name_of_an_option_is_still_understood() -> None:
     def chosen(*arguments: str, **environment: str) -> float:
-        return run_config(parse(["run", "--dwi", "d", "--out", "o", *arguments], environment)).min_lesion_ml
+        return run_config(parse(["run", "--dwi", "d", "--out", "o", *arguments], environment)).min_disputed_ml
 
-    assert chosen("--speck-ml", "0.3") == chosen("--min-lesion-ml", "0.3") == 0.3
-    assert chosen(ISLES_SPECK_ML="0.4") == chosen(ISLES_MIN_LESION_ML="0.4") == 0.4
-    assert chosen(ISLES_SPECK_ML="0.4", ISLES_MIN_LESION_ML="0.5") == 0.5
-    assert chosen("--speck-ml", "0.3", ISLES_MIN_LESION_ML="0.5") == 0.3
+    assert chosen("--speck-ml", "0.3") == chosen("--min-disputed-ml", "0.3") == 0.3
+    assert chosen(ISLES_SPECK_ML="0.4") == chosen(ISLES_MIN_DISPUTED_ML="0.4") == 0.4
+    assert chosen(ISLES_SPECK_ML="0.4", ISLES_MIN_DISPUTED_ML="0.5") == 0.5
+    assert chosen("--speck-ml", "0.3", ISLES_MIN_DISPUTED_ML="0.5") == 0.3
     with pytest.raises(UsageError, match="ISLES_SPECK_ML"):
         chosen(ISLES_SPECK_ML="little")

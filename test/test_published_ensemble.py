@@ -81,7 +81,7 @@ def array(path: Path) -> AnyArray:
 def test_a_case_gets_the_majority_of_the_three(
     tmp_path: Path, archive: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, members = run(tmp_path, archive, "--save-member-masks", "--min-lesion-ml", "0")
+    code, members = run(tmp_path, archive, "--save-member-masks", "--min-disputed-ml", "0")
     said = capfd.readouterr()
     assert (code, said.err) == (0, "")
     assert all(f"note: member {name}: without fold" in said.out for name in NETWORKS)
