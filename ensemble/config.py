@@ -17,7 +17,7 @@ FusionMethod = Literal["majority", "mean", "staple"]
 SkullStrip = Literal["auto", "always", "never"]
 Registration = Literal["auto", "never"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-SessionKind = Literal["torch", "onnx", "tensorrt"]
+SessionKind = Literal["auto", "torch", "onnx", "tensorrt"]
 
 #: Weights baked into the image or standing in the clone.
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "model_weights"
@@ -46,8 +46,9 @@ class RunConfig:
     """Test-time augmentation: each member's flips, none, or flips only where the first pass is uncertain."""
     precision: Precision = "auto"
     """Arithmetic of the networks; auto is what passed the parity gate on the device (see `inference/precision.py`)."""
-    session: SessionKind = "torch"
-    """What runs the networks: PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter two take members packed for it."""
+    session: SessionKind = "auto"
+    """What runs the networks: OpenVINO on the CPU and PyTorch on a GPU, PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter
+    two take members packed for it."""
     fusion: FusionMethod = "majority"
     """How the members' probabilities become one mask."""
     speck_ml: float = 0.1

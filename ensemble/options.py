@@ -272,8 +272,8 @@ def _common() -> _Parser:
         group,
         "--session",
         choices=get_args(SessionKind),
-        default="torch",
-        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: torch)",
+        default="auto",
+        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: auto, OpenVINO on the CPU, else torch)",
     )
     _add(group, "--tta", choices=get_args(Tta), default="mirror", help="test-time augmentation (default: mirror)")
     _add(
