@@ -52,11 +52,6 @@ def _items(value: Any, wanted: Any, schema: Any, root: Any, at: str) -> Iterator
         yield from faults(item, wanted, root, f"{at}/{number}")
 
 
-def _length(value: Any, wanted: int, schema: Any, root: Any, at: str) -> Iterator[str]:
-    if isinstance(value, list) and not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-        yield f"{at}: {len(value)} items"
-
-
 def _any_of(value: Any, wanted: Any, schema: Any, root: Any, at: str) -> Iterator[str]:
     tried = [list(faults(value, one, root, at)) for one in wanted]
     if all(tried):
@@ -81,8 +76,8 @@ _CHECKS = {
     "additionalProperties": _additional,
     "required": _required,
     "items": _items,
-    "minItems": _length,
-    "maxItems": _length,
+    "minItems": _says(lambda value, wanted: not isinstance(value, list) or len(value) >= wanted),
+    "maxItems": _says(lambda value, wanted: not isinstance(value, list) or len(value) <= wanted),
     "anyOf": _any_of,
     "$ref": _reference,
     "enum": _says(lambda value, wanted: value in wanted),

@@ -106,7 +106,7 @@ def ten_regions(side_column: bool) -> tuple[AnyArray, str]:
 def test_aspects_takes_off_a_point_a_region_and_is_marked(tmp_path: Path, side_column: bool) -> None:
     array, table = ten_regions(side_column)
     write_map(tmp_path, "aspects", table, array)
-    everything_right = heads.case().brain.array & (Sample_x(right=True))
+    everything_right = heads.case().brain.array & (on_side(right=True))
     (atlas,) = asked(tmp_path, everything_right).atlases
     assert atlas.aspects is not None
     assert "research" in atlas.as_json()["aspects"]["notice"]
@@ -118,7 +118,7 @@ def test_aspects_takes_off_a_point_a_region_and_is_marked(tmp_path: Path, side_c
     assert {score.score.value for score in none.aspects.scores} == {10}
 
 
-def Sample_x(right: bool) -> AnyArray:  # noqa: N802
+def on_side(right: bool) -> AnyArray:
     """Voxels of the head on one side of the template's midline."""
     index = np.moveaxis(np.indices(heads.GRID.shape_zyx), 0, -1)[..., ::-1]
     points = index @ heads.GRID.affine[:3, :3].T + heads.GRID.affine[:3, 3]
