@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def _table(path: Path) -> dict[int, Label]:
         ) from error
     table: dict[int, Label] = {}
     try:
-        for row in csv.DictReader(io.StringIO(text), delimiter="\t"):
+        for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
             label = _label(row)
             if label.index in table:
                 raise ValueError(f"index {label.index} was there before")
@@ -286,7 +286,10 @@ class _Asked:
         )
 
     def amount(self, name: str, chosen: Collection[Label]) -> Amount:
-        return Amount(name, self.quantity(lambda one: one.of(chosen)), self.quantity(lambda one: one.share(chosen)))
+        with_lesion = replace(self, members=[one for one in self.members if one.ml.any()])
+        return Amount(
+            name, self.quantity(lambda one: one.of(chosen)), with_lesion.quantity(lambda one: one.share(chosen))
+        )
 
     def choice(self, word: Callable[[Label], str]) -> Choice | None:
         own = self.own.leading(word)
