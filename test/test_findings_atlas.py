@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import template_heads as heads
-from conftest import StubMember, shared, write_contract_case, write_image
+from batch_runs import rows, run_batch
+from conftest import REPOSITORY, StubMember, shared, write_contract_case, write_image
 from ensemble import cli
 from ensemble.batch.identity import recipe
 from ensemble.cli import main
@@ -28,6 +29,7 @@ from ensemble.geometry import Grid
 from ensemble.options import parse
 from ensemble.pipeline import Ensemble
 from ensemble.types import AnyArray
+from json_schema import faults
 
 #: Of the maps: MNI, 4 mm.
 MAP_GRID = Grid((49, 58, 47), (4.0, 4.0, 4.0), (-98.0, -98.0, -72.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
@@ -285,3 +287,25 @@ def shared_territories(folder: Path) -> LabelMap:
     from benchmarks.findings import territories
 
     return territories(shared("atlases/ArterialAtlas_MNI182.nii.gz").parent, folder)
+
+
+def test_a_batch_tells_findings_in_every_report_and_in_its_summary(tmp_path: Path, weights: Path) -> None:
+    write_map(tmp_path / "maps")
+    case = tmp_path / "data" / "case"
+    for modality, image in heads.raw().images.items():
+        array = image.volume.array.copy()
+        array[heads.ball((40, 30, 10), radius_mm=9.0)] *= 2.5 if modality == "dwi" else 0.5
+        write_image(array, case / f"{modality}.nii.gz", heads.GRID)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finding, "placed", lambda case, onto: EXACT)
+        extras = Extras(findings=True, atlas=tmp_path / "maps")
+        assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 0
+    (row,) = rows(tmp_path / "out").values()
+    schema = json.loads((REPOSITORY / "docs" / "summary.schema.json").read_text(encoding="utf-8"))
+    assert list(faults(row, schema)) == []
+    assert (row["findings"], row["side"], row["leading"]) == ("ok", "right", "territories=ACA")
+    report = json.loads(next((tmp_path / "out").glob("sub-*/report.json")).read_text())
+    schema = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+    assert list(faults(report, schema)) == []
+    assert report["batch"]["recipe"]["options"]["atlas"] == {"territories": read_maps(tmp_path / "maps")[0].sha256}
+    assert report["findings"]["volume_ml"]["members"][0] <= report["findings"]["volume_ml"]["value"]
