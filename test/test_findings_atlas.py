@@ -19,7 +19,7 @@ from ensemble.cli import main
 from ensemble.config import Extras, RunConfig
 from ensemble.errors import UsageError
 from ensemble.findings import find as finding
-from ensemble.findings.find import find
+from ensemble.findings.find import find, placed
 from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_map, read_maps
 from ensemble.findings.places import Sample
 from ensemble.findings.registration import Placement
@@ -270,15 +270,28 @@ def test_an_atlas_that_can_t_be_used_is_said_before_anything_is_done(tmp_path: P
 
 
 def test_known_territories_of_the_shared_atlas(tmp_path: Path) -> None:
-    """The arterial atlas as users have it: its shares on a head of known place are those counted in MNI."""
+    """The arterial atlas as users have it: shares of lesions across borders, as registered, are those of the head's true place."""
     one = shared_territories(tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "placed", lambda case, onto: EXACT)
-        told = find(heads.result(heads.ball((45, -20, 20), radius_mm=15.0)), (one,))
-    (atlas,) = told.atlases
-    assert atlas.leading is not None
-    assert atlas.leading_side is not None
-    assert (atlas.leading.value, atlas.leading_side.value) == ("MCA", "right")
+    registered = placed(heads.case())
+    assert registered is not None
+    for at, leading in (
+        ((45, -20, 20), "MCA"),
+        ((-20, 30, 35), "ACA"),
+        ((30, -60, 10), "PCA"),
+        ((-25, -60, -35), "VB"),
+    ):
+        shares = []
+        for placement in (EXACT, registered):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(finding, "placed", lambda case, onto, known=placement: known)
+                (atlas,) = find(heads.result(heads.ball(at, radius_mm=18.0)), (one,)).atlases
+            shares.append({amount.name: amount.share.value for amount in (*atlas.groups, *atlas.sided_groups)})
+            assert atlas.leading is not None
+            assert atlas.leading_side is not None
+            assert atlas.leading_side.value == ("right" if at[0] > 0 else "left")
+        assert max(shares[0], key=lambda name: shares[0][name]) == leading
+        for name in shares[0].keys() | shares[1].keys():
+            assert shares[1].get(name, 0) == pytest.approx(shares[0].get(name, 0), abs=0.05)
     assert "FSL" in atlas.space
 
 

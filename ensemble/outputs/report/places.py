@@ -40,7 +40,7 @@ def in_words(findings: Findings) -> Iterator[str]:
     if findings.places.side is not None:
         yield f"side {said(findings.places.side)}"
     leading = max(findings.places.structures, key=lambda amount: amount.ml.value)
-    yield f"most in {leading.name} ({percent(leading.share)})"
+    yield f"most in {leading.name}, {percent(leading.share)}"
     for atlas in findings.atlases:
         if atlas.leading is not None:
             sides = (
