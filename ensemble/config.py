@@ -124,6 +124,12 @@ class Extras:
     """Mean lesion probability of the voters, and each voter's own."""
     save_member_masks: bool = False
     """Each voter's own mask, and the number of votes in each voxel."""
+    findings: bool = False
+    """Where the lesion lies, in `report.json` and on the page."""
+    atlas: Path | None = None
+    """Folder of the user's label maps, of which findings tell too."""
+    save_mni: bool = False
+    """Mask and images in the template's space; where findings can't bring the brain there, they are not written."""
 
 
 def holds_weights(folder: Path) -> bool:

@@ -335,6 +335,22 @@ def _common() -> _Parser:
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
     _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
+    _add(
+        group,
+        "--findings",
+        choices=("on", "off"),
+        help="where the lesion lies (side, structures, ranges), in report.json and on the page (default: on where a report is"
+        " written; on writes one)",
+    )
+    _add(
+        group,
+        "--atlas",
+        type=Path,
+        metavar="DIR",
+        help="label maps in MNI space for the findings: <name>_dseg.nii.gz, each with <name>_dseg.tsv (index, name; optional"
+        " group, side); a map called aspects also gives a score, for research",
+    )
+    _add(group, "--save-mni", flag=True, help="mask and images in the template's space (MNI152NLin2009aSym, 1 mm)")
     return parser
 
 
