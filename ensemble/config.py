@@ -28,6 +28,8 @@ _NO_WEIGHTS = re.compile(
     r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
     re.IGNORECASE,
 )
+#: Choices that don't decide what comes out: where the weights lie, whether they may be code, and what computes.
+IMMATERIAL = frozenset({"weights", "device", "allow_torchscript"})
 #: How the folders begin that hold outputs before they are published.
 STAGING = ".staging-"
 
@@ -122,6 +124,10 @@ class Extras:
     """Mean lesion probability of the voters, and each voter's own."""
     save_member_masks: bool = False
     """Each voter's own mask, and the number of votes in each voxel."""
+    dicom: bool = False
+    """DICOM objects that join the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
+    dicom_probability: bool = False
+    """Beside them the mean lesion probability, as a fractional segmentation."""
 
 
 def holds_weights(folder: Path) -> bool:

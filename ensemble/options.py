@@ -334,6 +334,13 @@ def _common() -> _Parser:
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
     _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
+    _add(
+        group,
+        "--dicom",
+        flag=True,
+        help="DICOM objects that join the study of the DWI, which must be DICOM: segmentation (SEG), measurement report (SR), picture (SC)",
+    )
+    _add(group, "--dicom-probability", flag=True, help="--dicom, and the mean lesion probability as a fractional SEG")
     return parser
 
 

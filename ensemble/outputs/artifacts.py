@@ -9,34 +9,16 @@ import io
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ensemble.config import Extras
 from ensemble.outputs.formats import FORMATS
+from ensemble.outputs.segmented import Segmented as Segmented
 
 if TYPE_CHECKING:
     from ensemble.families.base import MemberPrediction
-    from ensemble.pipeline import Ensemble, Result
-    from ensemble.readers.base import RawCase
 
 Source = TypeVar("Source")
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """A case as it was read, what came of it, and by whom."""
-
-    raw: RawCase
-    result: Result
-    ensemble: Ensemble
-
-    @cached_property
-    def report(self) -> dict[str, Any]:
-        """What ran and what came of it, ready for JSON."""
-        from ensemble.outputs.report.run_report import build_report
-
-        return build_report(self.raw, self.result, self.ensemble)
 
 
 @dataclass(frozen=True)
@@ -88,6 +70,30 @@ def _page(case: Segmented) -> str:
     return case_page(case.report, case.result)
 
 
+def _segmentation(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.segmentation import segmentation  # highdicom takes two seconds to import
+
+    return segmentation(case)
+
+
+def _probability(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.segmentation import probability
+
+    return probability(case)
+
+
+def _measurements(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.measurements import measurements
+
+    return measurements(case)
+
+
+def _picture(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.picture import picture
+
+    return picture(case)
+
+
 MASK: Role[Segmented] = Role("mask", "image", "", lambda case: case.result.fused.mask)
 REPORT: Role[Segmented] = Role("report", "json", "report", lambda case: case.report)
 PAGE: Role[Segmented] = Role("report", "html", "report", _page)
@@ -100,6 +106,10 @@ ROLES: tuple[Role[Segmented], ...] = (
     REPORT,
     PAGE,
     OVERLAY,
+    Role("segmentation", "dicom", "dicom", _segmentation),
+    Role("measurements", "dicom", "dicom", _measurements),
+    Role("picture", "dicom", "dicom", _picture),
+    Role("probability", "dicom", "dicom_probability", _probability),
 )
 #: Of each member that voted.
 MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
