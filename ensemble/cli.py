@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {
             None: _contract,
             "run": _run,
+            "study": _study,
             "serve": _serve,
             "members": _members,
             "batch": _batch,
@@ -61,14 +64,49 @@ def _contract(options: argparse.Namespace) -> int:
     from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
     from ensemble.folders import sole_writer
+    from ensemble.hospital.study import mercure_folders
     from ensemble.pipeline import load
     from ensemble.progress import Lines
 
+    if (folders := mercure_folders(os.environ)) is not None:
+        return _mercure(options, *folders)
     config, extras = run_config(options), _extras(options, report=options.report)
     found = find_inputs(options.input)
     with sole_writer(options.output):
         result = run_case(found, options.output, lambda: load(config), extras, Lines())
     log.info("lesions: %d, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
+    return 0
+
+
+def _mercure(options: argparse.Namespace, folder: Path, out: Path) -> int:
+    from ensemble.folders import sole_writer
+    from ensemble.hospital.study import segment_into_objects
+    from ensemble.pipeline import load
+    from ensemble.progress import Lines
+
+    config, extras = run_config(options), replace(_extras(options, report=False), dicom=True)
+    with sole_writer(out):
+        case = segment_into_objects(folder, "study", out, extras, lambda: load(config), Lines())
+    log.info("lesions: %d, %.3f ml", case.result.lesion_count, case.result.lesion_ml)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from ensemble.folders import sole_writer
+    from ensemble.hospital.study import segment_study
+    from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.foreign import refuse_foreign
+    from ensemble.pipeline import load
+    from ensemble.progress import watcher
+
+    config, suffix = run_config(options), f".{options.format}"
+    extras = replace(_extras(options, report=True), dicom=True)
+    with sole_writer(options.out):
+        refuse_foreign(options.out, [options.study])
+        with closing(watcher()) as watching:
+            case = segment_study(options.study, options.out, suffix, extras, lambda: load(config), watching)
+    for line in summary(case.result, options.out, suffix).split("\n"):
+        log.info("%s", line)
     return 0
 
 

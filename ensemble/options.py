@@ -113,13 +113,21 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     )
     _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image; members that need it don't vote without")
     _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")
-    _add(
-        run,
-        "--format",
-        choices=("nii.gz", "mha", "nrrd"),
-        default="nii.gz",
-        help="of the images written (default: nii.gz)",
+    _add_format(run)
+    study = _command(
+        commands,
+        common,
+        "study",
+        "segment one examination, as a scanner or archive gives it",
+        "Choose DWI, ADC and FLAIR among the series of one examination and segment it. Writes what run writes, the DICOM objects of"
+        " --dicom, and into report.json why which series was taken. Without a command, and with MERCURE_IN_DIR and MERCURE_OUT_DIR"
+        " set, as the mercure orchestrator does, it takes these and writes the objects alone.",
     )
+    study.add_argument(
+        "study", type=Path, metavar="FOLDER_OR_ZIP", help="DICOM of one examination, whatever else it holds"
+    )
+    study.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
+    _add_format(study)
     serve = _command(
         commands,
         common,
@@ -234,6 +242,16 @@ def _add_inspect(commands: Any) -> None:
         help="with --as: save the image as it is read (.nii.gz, .mha, .nrrd)",
     )
     _add(inspect, "--json", flag=True, help="print JSON")
+
+
+def _add_format(parser: Any) -> None:
+    _add(
+        parser,
+        "--format",
+        choices=("nii.gz", "mha", "nrrd"),
+        default="nii.gz",
+        help="of the images written (default: nii.gz)",
+    )
 
 
 def _add_contract(group: Any) -> None:

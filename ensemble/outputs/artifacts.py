@@ -132,5 +132,11 @@ def artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
     return wanted
 
 
+def object_artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
+    """Those of the case that are DICOM objects."""
+    roles = [role for role in _asked(ROLES, extras) if role.format == "dicom"]
+    return [Artifact(role, "", role.payload(case)) for role in roles]
+
+
 def _asked(roles: Collection[Role[Source]], extras: Extras) -> list[Role[Source]]:
     return [role for role in roles if not role.option or getattr(extras, role.option)]

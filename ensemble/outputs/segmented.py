@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from ensemble.streams import all_printable
 
 if TYPE_CHECKING:
     from ensemble.pipeline import Ensemble, Result
@@ -18,10 +21,13 @@ class Segmented:
     raw: RawCase
     result: Result
     ensemble: Ensemble
+    examination: Mapping[str, Any] | None = None
+    """What the examination held that its images were chosen from, where a whole one was given."""
 
     @cached_property
     def report(self) -> dict[str, Any]:
         """What ran and what came of it, ready for JSON."""
         from ensemble.outputs.report.run_report import build_report
 
-        return build_report(self.raw, self.result, self.ensemble)
+        report = build_report(self.raw, self.result, self.ensemble)
+        return report if self.examination is None else report | {"examination": all_printable(self.examination)}
