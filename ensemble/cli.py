@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             None: _contract,
             "run": _run,
             "study": _study,
+            "listen": _listen,
             "serve": _serve,
             "members": _members,
             "batch": _batch,
@@ -147,6 +148,29 @@ def _serve(options: argparse.Namespace) -> int:
     level = logging.DEBUG if options.verbose else logging.INFO
     setup = Setup(run_config(options), _extras(options, report=options.report), Lines(), level)
     return serve(setup, Place(options.input, options.output, options.host, options.port, options.longest_wait))
+
+
+def _listen(options: argparse.Namespace) -> int:
+    from ensemble.hospital.desk import segment_job
+    from ensemble.hospital.listen import Listening, listen
+    from ensemble.hospital.node import Address
+    from ensemble.hospital.send import destinations
+    from ensemble.progress import Silent
+    from ensemble.serve.worker import Setup
+
+    level = logging.DEBUG if options.verbose else logging.INFO
+    extras = replace(_extras(options, report=False), dicom=True)
+    told = Listening(
+        Address(options.aet, options.host, options.port, options.allow or (), options.most_associations),
+        destinations(options.send_to),
+        options.spool,
+        int(options.spool_gb * 1e9),
+        options.quiet_seconds,
+        options.keep_hours * 3600,
+        options.status_port,
+    )
+    listen(told, Setup(run_config(options), extras, Silent(), level, segment_job))
+    return 0
 
 
 def _members(options: argparse.Namespace) -> int:

@@ -211,6 +211,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="CSV",
         help="a row a case; CSV_summary.csv and CSV_plots.png appear beside it",
     )
+    _add_listen(commands, common)
     _add_inspect(commands)
     return root, commands.choices
 
@@ -242,6 +243,58 @@ def _add_inspect(commands: Any) -> None:
         help="with --as: save the image as it is read (.nii.gz, .mha, .nrrd)",
     )
     _add(inspect, "--json", flag=True, help="print JSON")
+
+
+def _add_listen(commands: Any, common: _Parser) -> None:
+    listen = _command(
+        commands,
+        common,
+        "listen",
+        "be a DICOM node: studies come in, results go back",
+        "Take studies by C-STORE (and C-ECHO), segment each once no image of it has come for a while, and send the DICOM objects back by"
+        " C-STORE, again and again until they are acknowledged. What is on its way lies in a spool on disk: a kill at any moment loses"
+        " nothing. A status page shows every study, what became of it and why, without patients' names. DICOM knows no passwords:"
+        " let nobody reach the port who may not send.",
+    )
+    _add(listen, "--aet", default="ISLES", metavar="AET", help="our AE title (default: ISLES)")
+    _add(listen, "--host", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
+    _add(listen, "--port", type=int, default=11112, metavar="N", help="port of DICOM (default: 11112)")
+    _add(listen, "--send-to", needed=True, metavar="AET@HOST:PORT", help="who takes the results; several by commas")
+    _add(
+        listen,
+        "--spool",
+        type=Path,
+        default=Path("/spool"),
+        metavar="DIR",
+        help="folder of the spool (default: /spool)",
+    )
+    _add(listen, "--spool-gb", type=float, default=20.0, metavar="N", help="most images in it, in GB (default: 20)")
+    _add(listen, "--allow", type=_names, metavar="AET,AET", help="AE titles that may call (default: anybody)")
+    _add(
+        listen,
+        "--most-associations",
+        type=int,
+        default=16,
+        metavar="N",
+        help="associations at a time; more are rejected, and come again (default: 16)",
+    )
+    _add(
+        listen,
+        "--quiet-seconds",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="a study is complete when no image of it came for so long (default: 30)",
+    )
+    _add(
+        listen,
+        "--keep-hours",
+        type=float,
+        default=24.0,
+        metavar="N",
+        help="how long finished studies stay in spool and page, as far as there is room (default: 24)",
+    )
+    _add(listen, "--status-port", type=int, default=8080, metavar="N", help="port of the status page (default: 8080)")
 
 
 def _add_format(parser: Any) -> None:

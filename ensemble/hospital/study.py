@@ -12,7 +12,7 @@ from ensemble.outputs.artifacts import Segmented
 from ensemble.outputs.dicom.study import refuse_without_study
 from ensemble.outputs.layouts import folder, objects
 from ensemble.pipeline import Ensemble, Watcher, segment
-from ensemble.publish import check_writable
+from ensemble.publish import check_writable, publish_folder
 from ensemble.readers.dicom.read import is_dicom
 
 #: How mercure tells a module where its files lie (mercure documentation, "Processing modules"): nothing else of it is looked at.
@@ -37,6 +37,17 @@ def segment_into_objects(path: Path, name: str, out: Path, extras: Extras, load:
     check_writable(out)
     case = _segmented(_read(path, name, extras), load, watcher)
     objects.publish_case(case, extras, out)
+    return case
+
+
+def segment_to_send(
+    path: Path, name: str, places: tuple[Path, Path], extras: Extras, ensemble: Ensemble, watcher: Watcher
+) -> Segmented:
+    """The same again, but into a folder that appears whole and on disk; `places` are it and a folder for what is unfinished."""
+    case = _segmented(_read(path, name, extras), lambda: ensemble, watcher)
+    target, scratch = places
+    with publish_folder(target, scratch) as staging:
+        objects.write_objects(case, extras, staging)
     return case
 
 

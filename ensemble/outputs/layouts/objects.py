@@ -19,6 +19,10 @@ class Objects:
 
 def publish_case(case: Segmented, extras: Extras, root: Path) -> None:
     """Put the objects of a case into a folder, all or none. Raises UsageError when they can't be written."""
-    places = placed(object_artifacts(case, extras), Objects())
     with publish(root) as staging:
-        write(places, staging)
+        write_objects(case, extras, staging)
+
+
+def write_objects(case: Segmented, extras: Extras, folder: Path) -> None:
+    """Write the objects of a case into a folder that nobody looks into yet. Raises OSError."""
+    write(placed(object_artifacts(case, extras), Objects()), folder)
