@@ -6,7 +6,7 @@ FROM ${BASE_IMAGE} AS requirements
 COPY requirements.txt constraints.txt wheels* /requirements/
 
 FROM ${BASE_IMAGE} AS application
-RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output && chown user:user /output
+RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output /spool && chown user:user /output /spool
 # --system-site-packages: the base image's torch serves. The certificate bundle is optional and stays in no layer.
 RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     --mount=type=secret,id=ca,target=/run/ca.pem,mode=0444 \

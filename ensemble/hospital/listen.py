@@ -119,8 +119,7 @@ def _segment(study: Study, spool: Spool, desk: Desk) -> None:
 
 
 def _refuse(key: str, answer: Failed, spool: Spool) -> None:
-    """What the page shows are words of ours; what was found, which holds text of the images, stands in the log alone."""
-    log.warning("study %s: %s", key[:12], OurLines(answer))
+    """What the page shows are words of ours; what was found, which holds text of the images, the worker has told the log alone."""
     refused = answer.exit_code == InputRefused.exit_code
     what = answer.what if answer.exit_code != 1 else "a bug in the tool; the log has more"
     spool.end(key, "refused" if refused else "failed", what, answer.details.get("do", ""))

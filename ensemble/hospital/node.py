@@ -21,9 +21,11 @@ from pynetdicom.transport import ThreadedAssociationServer
 from ensemble.errors import UsageError
 from ensemble.hospital.spool import Spool, SpoolFull
 from ensemble.readers.dicom.facts import MALFORMED, object_kind
+from ensemble.serve.limits import OnceAWhile
 from ensemble.text import visible
 
 log = logging.getLogger(__name__)
+log.addFilter(OnceAWhile())  # of what strangers bring about
 
 #: Of one object, and of one PDU, whatever its header announces.
 MOST_OBJECT_BYTES, MOST_PDU_BYTES = 1 << 30, 16 << 20
