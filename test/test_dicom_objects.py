@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
+from pydicom.uid import ImplicitVRLittleEndian
 
 from conftest import phantom_arrays, shared, write_image
 from dicom_files import LEGACY_MR, edited, write_enhanced, write_mosaic, write_series, write_tiles
@@ -270,6 +271,51 @@ def test_objects_join_the_study_and_take_nothing_private_with_them(tmp_path: Pat
     assert b"Doe" not in content, "nor the name of the folder"
     assert {dataset.get("FrameOfReferenceUID", "1.2.3.9") for dataset in made} == {"1.2.3.9"}
     assert len({dataset.SeriesInstanceUID for dataset in made}) == len(made)
+
+
+def test_oddities_of_patient_and_study_do_not_make_invalid_objects(tmp_path: Path) -> None:
+    """Also in implicit files, where an element has its kind by its tag, whatever stands in it."""
+
+    def odd(dataset: Dataset) -> None:
+        dataset.add(pydicom.DataElement(0x00101030, "LO", "heavy"))
+        dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = b"M\xfcller", "1", "1956-01-02"
+        dataset.StudyDescription, dataset.SpecificCharacterSet = "z" * 100, "NONSENSE"
+        dataset.add(pydicom.DataElement(0x00080090, "PN", ["A^B", "C^D"]))
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+
+    for file in write_series(WEIGHTED, tmp_path / "in", b=1000):
+        dataset = pydicom.dcmread(file)
+        odd(dataset)
+        dataset.save_as(file, implicit_vr=True, little_endian=True)
+    case = segmented(read_image(tmp_path / "in", DWI))
+    refuse_without_study(case.raw, Extras(dicom=True))
+    for name, make in (("seg", segmentation), ("sr", measurements), ("sc", picture), ("fraction", probability)):
+        FORMATS["dicom"].write(make(case), tmp_path / f"{name}.dcm")
+        dataset = pydicom.dcmread(tmp_path / f"{name}.dcm")
+        assert (dataset.PatientID, dataset.PatientBirthDate, dataset.ReferringPhysicianName) == ("1", "", "A^B")
+        assert dataset.StudyDescription == "z" * 64
+        assert dciodvfy(tmp_path / f"{name}.dcm") == []
+
+
+@pytest.mark.parametrize("oddity", ["three digits", "uneven"])
+def test_geometry_that_is_not_quite_straight_is_kept_as_it_is_told(tmp_path: Path, oddity: str) -> None:
+    def change(dataset: Dataset, z: int) -> None:
+        if oddity == "three digits":
+            dataset.ImageOrientationPatient = [f"{float(cosine):.3f}" for cosine in dataset.ImageOrientationPatient]
+        else:
+            dataset.ImagePositionPatient = [
+                f"{float(mm) + 0.01 * (z * 7 % 3):.4f}" for mm in dataset.ImagePositionPatient
+            ]
+
+    files = write_series(WEIGHTED, tmp_path, b=1000, change=change)
+    case = segmented(read_image(tmp_path, DWI))
+    dataset = segmentation(case)
+    assert np.array_equal(dataset.pixel_array.astype(bool), case.result.fused.mask.array)
+    for file, group in zip(files, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        told = pydicom.dcmread(file)
+        assert [float(mm) for mm in group.PlanePositionSequence[0].ImagePositionPatient] == [
+            float(mm) for mm in told.ImagePositionPatient
+        ]
 
 
 def test_the_report_names_weights_and_the_segment(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pydicom
+from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
-from pydicom.valuerep import VR, PersonName, validate_value
+from pydicom.valuerep import VR, validate_value
 
 from ensemble import __version__
 from ensemble.config import IMMATERIAL, Extras
@@ -37,6 +38,9 @@ _REQUIRED = {  # of type 2: there, be they empty
 }
 _SEXES = ("M", "F", "O", "")
 #: Value representations whose form is fixed: what a scanner wrote otherwise is left out, since archives turn it away.
+_IDENTIFYING = {"PatientName", "PatientID", "StudyInstanceUID", "StudyID", "AccessionNumber"}
+#: Characters that a text of a kind may have.
+_LONGEST = {"LO": 64, "SH": 16, "PN": 64}
 _FIXED = {VR.DA, VR.TM, VR.AS, VR.DS, VR.IS, VR.UI, VR.CS}
 
 
@@ -91,11 +95,10 @@ class Source:
         """Those of patient and study, all in Unicode, in the form that their kinds prescribe."""
         kept = Dataset()
         for keyword in STUDY_ATTRIBUTES:
-            if (element := self.origin.study.get(keyword) if keyword in self.origin.study else None) is None:
-                if keyword in _REQUIRED:
-                    setattr(kept, keyword, "")
-                continue
-            setattr(kept, keyword, _well_formed(keyword, self.origin.study[keyword].VR, element))
+            if keyword in self.origin.study:
+                setattr(kept, keyword, _well_formed(keyword, self.origin.study[keyword].value))
+            elif keyword in _REQUIRED:
+                setattr(kept, keyword, "")
         return kept
 
     def finish(self, dataset: Dataset, description: str) -> Dataset:
@@ -216,20 +219,25 @@ def _digest(array: Any) -> str:
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def _well_formed(keyword: str, vr: str, value: Any) -> Any:
-    """A value as it may stand in an object; empty where the source's is none of its kind."""
-    if vr == "PN":
-        names = [value] if isinstance(value, PersonName | str) else list(value or [])
-        return [str(name) for name in names] if len(names) > 1 else str(names[0]) if names else ""
+def _well_formed(keyword: str, value: Any) -> Any:
+    """A value as it may stand in an object: empty where the source's is none of its kind, cut where it is too long or there are several.
+
+    What an archive knows a patient and a study by stays as it is.
+    """
+    vr = dictionary_VR(keyword)
     if vr == "SQ":
-        return Items([item for item in value if _is_whole(item)])
-    if keyword == "PatientSex" and value not in _SEXES:
-        return ""
-    if vr in _FIXED:
-        several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
-        if not all(_is_valid(vr, str(one)) for one in several if one not in (None, "")):
+        return Items([item for item in value if _is_whole(item)] if isinstance(value, Items) else [])
+    several = (list(value) or [""]) if isinstance(value, pydicom.multival.MultiValue) else [value]
+    if vr == "PN":
+        several = [str(name or "") for name in several]
+    if keyword not in _IDENTIFYING:
+        if vr in _FIXED and not all(_is_valid(vr, str(one)) for one in several if one not in (None, "")):
             return ""
-    return value
+        if keyword == "PatientSex" and several[0] not in _SEXES:
+            return ""
+        several = several[:1] if dictionary_VM(keyword) == "1" else several
+        several = [one[: _LONGEST.get(vr, len(one))] if isinstance(one, str) else one for one in several]
+    return several if len(several) > 1 else several[0]
 
 
 def _is_valid(vr: str, text: str) -> bool:
