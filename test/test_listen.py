@@ -8,11 +8,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,10 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ComprehensiveSRStorage, MRImageStorage
-from pynetdicom import AE, evt
+from pynetdicom import AE, StoragePresentationContexts, evt
 
+from conftest import GRID, REPOSITORY, phantom_arrays
+from dicom_files import write_series
 from ensemble.errors import InputRefused, UsageError, UserError
 from ensemble.hospital import listen as listening
 from ensemble.hospital import node as nodes
@@ -33,6 +38,8 @@ from ensemble.hospital.spool import MOST_DEATHS, Spool, SpoolFull, Study
 from ensemble.hospital.status import StatusPage
 from ensemble.publish import publish_folder
 from ensemble.serve.worker import Done, Failed
+from ensemble.types import Modality
+from ensemble.volume import Volume
 
 GB = 10**9
 STUDY = "1.2.3"
@@ -403,9 +410,9 @@ def calling(node: Node, caller: str = "SCANNER", called: str = "ISLES") -> Itera
             association.release()
 
 
-def soon(holds: Callable[[], object]) -> None:
+def soon(holds: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait until something holds."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -618,3 +625,105 @@ def test_names_of_patients_are_in_no_journal(tmp_path: Path) -> None:
         association.send_c_store(image(0))
     (journal,) = tmp_path.glob("studies/*/journal.json")
     assert b"Doe" not in journal.read_bytes()
+
+
+# -- the process
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Running:
+    """A process of `listen` with members that need no weights, and an archive that takes what it sends."""
+
+    def __init__(self, root: Path, seconds: float = 0.0) -> None:
+        self.root, self.archive = root, ObjectArchive()
+        self.port, self.status_port = free_port(), free_port()
+        self.seconds = seconds
+        self.start()
+
+    def start(self, wait: bool = True) -> None:
+        environment = os.environ | {"STUB_SECONDS": str(self.seconds), "ISLES_SKULL_STRIP": "never"}
+        command = [sys.executable, str(REPOSITORY / "test" / "listening.py"), "listen", "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--status-port", str(self.status_port), "--quiet-seconds", "0.5"]
+        command += ["--spool", str(self.root / "spool"), "--send-to", f"PACS@127.0.0.1:{self.archive.port}"]
+        log = (self.root / "log").open("ab")
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        if wait:
+            soon(lambda: self.health() == 200, 120)
+
+    def health(self) -> int:
+        try:
+            return fetched(self.status_port, "/health")
+        except OSError:
+            return 0
+
+    def state(self) -> str:
+        (study,) = [json.loads(path.read_text()) for path in (self.root / "spool").glob("studies/*/journal.json")]
+        return str(study["state"])
+
+    def send(self, folder: Path) -> None:
+        ae = AE(ae_title="SCANNER")
+        ae.add_requested_context(MRImageStorage)
+        association = ae.associate("127.0.0.1", self.port, ae_title="ISLES")
+        assert association.is_established
+        for path in sorted(folder.rglob("*.dcm")):
+            assert association.send_c_store(pydicom.dcmread(path)).Status == SUCCESS
+        association.release()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.archive.stop()
+
+
+class ObjectArchive(Archive):
+    def __init__(self) -> None:
+        super().__init__()
+        for context in StoragePresentationContexts:
+            self._ae.add_supported_context(context.abstract_syntax or "")
+        self._ae.shutdown()
+        self._server = self._ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+
+
+def write_examination(root: Path) -> Path:
+    coarse = replace(GRID, size=(40, 48, 6), spacing_mm=(4.0, 4.0, 20.0))
+    arrays = phantom_arrays(coarse)
+    write_series(Volume(arrays[Modality.DWI], coarse), root / "dwi", uid="1", description="ep2d_diff", b=1000)
+    kind = "DERIVED\\PRIMARY\\DIFFUSION\\ADC"
+    write_series(Volume(arrays[Modality.ADC], coarse), root / "adc", uid="2", description="ADC", image_type=kind)
+    return root
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_end_or_whose_worker_is_killed_brings_its_study_to_an_end(tmp_path: Path) -> None:
+    running = Running(tmp_path, seconds=1.5)
+    try:
+        running.send(write_examination(tmp_path / "in"))
+        soon(lambda: running.state() == "working", 60)
+        running.process.terminate()
+        assert running.process.wait(60) == 128 + signal.SIGTERM
+        assert "bug" not in (said := (tmp_path / "log").read_text()), said
+        assert running.state() == "working"
+        running.start()
+        soon(lambda: running.state() == "working", 60)
+        (worker,) = children(running.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        soon(lambda: running.state() == "done", 120)
+        assert len(running.archive.got) == len(set(running.archive.got)) == 3
+        second = subprocess.run(running.process.args, capture_output=True, text=True, check=False)  # type: ignore[call-overload]
+        assert second.returncode == 2, second.stdout
+        assert "spool" in second.stderr
+    finally:
+        running.stop()
+
+
+def children(pid: int) -> list[int]:
+    """The workers of a process; multiprocessing's tracker of resources is none."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
