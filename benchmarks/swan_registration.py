@@ -3,15 +3,20 @@
     python -m benchmarks.swan_registration [--shared ../shared] [--threads 1]
 
 Runs the golden weights (small networks, trained on this very case; folds 0 and 1) on isles22_0009 with FLAIR by its header, registered
-rigidly as `--registration auto` does, the same with cubic B-splines, and as recorded. Needs `../shared`. Masks are compared with that
-of the recorded FLAIR and with the true one; voxels within the brain. One case says what differs, not what is better.
+rigidly as `--registration auto` does, the same with cubic B-splines, as recorded, and, where itk-elastix is installed
+(`pip install itk-elastix`), registered by it with the recorded parameter maps. Needs `../shared`. Masks are compared with that of the
+recorded FLAIR and with the true one; voxels within the brain. One case says what differs, not what is better.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import SimpleITK as sitk
@@ -46,7 +51,7 @@ def main() -> None:
     truth = _read(folder / "lesion_gt.nii.gz").array > 0
     brain, dwi = case.brain.array, case.as_read[DWI]
     flair = raw.images[FLAIR].volume
-    by_header = case.as_read[FLAIR]
+    by_header = resample_volume(flair, dwi.grid)
     found = register(flair, by_header, dwi, brain)
     print(f"rigid: {found.summary}")
     ways = {"recorded (Elastix: affine, B-spline; cubic)": recorded, "by header, linear": by_header}
@@ -54,6 +59,9 @@ def main() -> None:
         ways["rigid, linear"] = resample_volume(flair, dwi.grid, transform=found.transform)
         ways["rigid, cubic"] = _cubic(flair, dwi, found.transform)
     ways["by header, cubic"] = _cubic(flair, dwi, sitk.Transform())
+    ways |= _elastix(
+        flair, dwi, options.shared / "golden/swan/registration/default_parameter_maps.json", options.threads
+    )
     member = SwanMember.load(MemberSpec("swan", "swan", options.shared / WEIGHTS), InferenceSettings())
     reference = None
     for name, volume in ways.items():
@@ -77,6 +85,34 @@ def _mask(member: SwanMember, case: PreparedCase, flair: Volume) -> BoolArray:
 def _cubic(flair: Volume, dwi: Volume, transform: sitk.Transform) -> Volume:
     moving = to_sitk(flair.like(flair.array.astype(np.float32)))
     return Volume(from_sitk(sitk.Resample(moving, to_sitk(dwi), transform, sitk.sitkBSpline, 0.0)).array, dwi.grid)
+
+
+def _elastix(flair: Volume, dwi: Volume, maps: Path, threads: int) -> dict[str, Volume]:
+    """FLAIR registered by itk-elastix with DeepISLES' parameter maps; nothing where it is not installed."""
+    if importlib.util.find_spec("itk") is None:
+        print("itk-elastix is not installed: left out")
+        return {}
+    import itk
+
+    parameters = itk.ParameterObject.New()
+    for stage in json.loads(maps.read_text()):
+        parameters.AddParameterMap(stage)
+    started = time.process_time()
+    fixed, moving = _to_itk(itk, dwi), _to_itk(itk, flair)
+    result, _ = itk.elastix_registration_method(
+        fixed, moving, parameter_object=parameters, number_of_threads=threads, log_to_console=False
+    )
+    print(f"itk-elastix: {time.process_time() - started:.0f} CPU s")
+    return {"itk-elastix, the recorded parameter maps": dwi.like(np.asarray(itk.array_from_image(result), np.float32))}
+
+
+def _to_itk(itk: ModuleType, volume: Volume) -> object:
+    sitk_image = to_sitk(volume)
+    image = itk.image_from_array(np.ascontiguousarray(volume.array, np.float32))
+    image.SetSpacing(sitk_image.GetSpacing())
+    image.SetOrigin(sitk_image.GetOrigin())
+    image.SetDirection(np.reshape(sitk_image.GetDirection(), (3, 3)))
+    return image
 
 
 def _correlation(one: FloatArray, other: FloatArray) -> float:
