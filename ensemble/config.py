@@ -29,6 +29,8 @@ _NO_WEIGHTS = re.compile(
     r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
     re.IGNORECASE,
 )
+#: Choices that don't decide what comes out: where the weights lie, whether they may be code, and what computes.
+IMMATERIAL = frozenset({"weights", "device", "allow_torchscript"})
 #: How the folders begin that hold outputs before they are published.
 STAGING = ".staging-"
 
@@ -124,6 +126,16 @@ class Extras:
     """Mean lesion probability of the voters, and each voter's own."""
     save_member_masks: bool = False
     """Each voter's own mask, and the number of votes in each voxel."""
+    findings: bool = False
+    """Where the lesion lies, in `report.json` and on the page."""
+    atlas: Path | None = None
+    """Folder of the user's label maps, of which findings tell too."""
+    save_mni: bool = False
+    """Mask and images in the template's space; where findings can't bring the brain there, they are not written."""
+    dicom: bool = False
+    """DICOM objects that join the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
+    dicom_probability: bool = False
+    """Beside them the mean lesion probability, as a fractional segmentation."""
 
 
 def holds_weights(folder: Path) -> bool:
