@@ -102,6 +102,22 @@ def test_normalisation_over_many_voxels_loses_nothing(norm: nn.Module) -> None:
     torch.testing.assert_close(given.double(), expected, rtol=0, atol=3e-6)
 
 
+def test_any_number_of_networks_shares_its_threads() -> None:
+    """Platforms allow few: with streams of its own each network would keep two."""
+    program = """
+import os, torch
+from ensemble.inference.session_openvino import on_openvino
+torch.set_num_threads(2)
+sessions, counts = [], []
+for _ in range(4):
+    sessions.append(on_openvino(torch.nn.Conv3d(1, 2, 3, padding=1), 1, (8, 8, 8), "fp32"))
+    sessions[-1](torch.zeros(1, 1, 16, 16, 16))
+    counts.append(len(os.listdir("/proc/self/task")))
+assert len(set(counts)) == 1, counts
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
+
+
 def test_the_network_is_left_as_it_was() -> None:
     network = unet("PlainConvUNet", 3, "InstanceNorm")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

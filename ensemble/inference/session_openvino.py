@@ -39,7 +39,7 @@ class OpenVinoSession:
             {
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "NUM_STREAMS": 1,
+                "NUM_STREAMS": 0,  # in the thread that asks, with helpers that all sessions share: streams have their own
                 "ENABLE_CPU_PINNING": False,  # other processes have their threads, too
             },
         )
