@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {
             None: _contract,
             "run": _run,
+            "study": _study,
+            "listen": _listen,
             "serve": _serve,
             "members": _members,
             "batch": _batch,
@@ -62,9 +66,12 @@ def _contract(options: argparse.Namespace) -> int:
     from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
     from ensemble.folders import sole_writer
+    from ensemble.hospital.study import mercure_folders
     from ensemble.pipeline import load
     from ensemble.progress import Lines
 
+    if (folders := mercure_folders(os.environ)) is not None:
+        return _mercure(options, *folders)
     config, extras = run_config(options), _extras(options, report=options.report)
     found = find_inputs(options.input)
     with sole_writer(options.output):
@@ -73,10 +80,43 @@ def _contract(options: argparse.Namespace) -> int:
     return 0
 
 
+def _mercure(options: argparse.Namespace, folder: Path, out: Path) -> int:
+    from ensemble.folders import sole_writer
+    from ensemble.hospital.study import segment_into_objects
+    from ensemble.pipeline import load
+    from ensemble.progress import Lines
+
+    config, extras = run_config(options), replace(_extras(options, report=False), dicom=True)
+    with sole_writer(out):
+        case = segment_into_objects(folder, "study", out, extras, lambda: load(config), Lines())
+    log.info("lesions: %d, %.3f ml", case.result.lesion_count, case.result.lesion_ml)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from ensemble.folders import sole_writer
+    from ensemble.hospital.study import segment_study
+    from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.foreign import refuse_foreign
+    from ensemble.pipeline import load
+    from ensemble.progress import watcher
+
+    config, suffix = run_config(options), f".{options.format}"
+    extras = replace(_extras(options, report=True), dicom=True)
+    with sole_writer(options.out):
+        refuse_foreign(options.out, [options.study])
+        with closing(watcher()) as watching:
+            case = segment_study(options.study, options.out, suffix, extras, lambda: load(config), watching)
+    for line in summary(case.result, options.out, suffix, case.findings).split("\n"):
+        log.info("%s", line)
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import sole_writer
     from ensemble.outputs.artifacts import Segmented
     from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.dicom.study import refuse_without_study
     from ensemble.outputs.foreign import refuse_foreign
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
@@ -88,6 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_case(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    refuse_without_study(raw, extras)
     with sole_writer(options.out):
         refuse_foreign(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
@@ -109,6 +150,29 @@ def _serve(options: argparse.Namespace) -> int:
     level = logging.DEBUG if options.verbose else logging.INFO
     setup = Setup(run_config(options), _extras(options, report=options.report), Lines(), level)
     return serve(setup, Place(options.input, options.output, options.host, options.port, options.longest_wait))
+
+
+def _listen(options: argparse.Namespace) -> int:
+    from ensemble.hospital.desk import segment_job
+    from ensemble.hospital.listen import Listening, listen
+    from ensemble.hospital.node import Address
+    from ensemble.hospital.send import destinations
+    from ensemble.progress import Silent
+    from ensemble.serve.worker import Setup
+
+    level = logging.DEBUG if options.verbose else logging.INFO
+    extras = replace(_extras(options, report=False), dicom=True)
+    told = Listening(
+        Address(options.aet, options.host, options.port, options.allow or (), options.most_associations),
+        destinations(options.send_to),
+        options.spool,
+        int(options.spool_gb * 1e9),
+        options.quiet_seconds,
+        options.keep_hours * 3600,
+        options.status_port,
+    )
+    listen(told, Setup(run_config(options), extras, Silent(), level, segment_job))
+    return 0
 
 
 def _members(options: argparse.Namespace) -> int:
@@ -212,6 +276,8 @@ def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None
         findings,
         options.atlas,
         options.save_mni,
+        options.dicom or options.dicom_probability,
+        options.dicom_probability,
     )
 
 

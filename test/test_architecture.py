@@ -31,6 +31,7 @@ LAYERS = (
     ("evaluate",),
     ("contract",),
     ("serve",),
+    ("hospital",),
     ("options", "progress"),
     ("api",),
     ("batch",),
@@ -143,6 +144,7 @@ def test_the_contract_knows_nothing_of_torch() -> None:
     for path in (
         *(REPOSITORY / "ensemble" / "contract").glob("*.py"),
         *(REPOSITORY / "ensemble" / "serve").glob("*.py"),
+        *(REPOSITORY / "ensemble" / "hospital").glob("*.py"),
     ):
         assert not [name for name in imported(path) if name.split(".")[0] == "torch"], path
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import GRID, StubMember, phantom_case, tree, write_contract_case
+from dicom_objects import origin_of
 from ensemble.config import Extras
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
@@ -31,10 +32,19 @@ from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case
 from ensemble.serve.output_folder import OutputFolder
+from ensemble.types import Modality
 from flat_layout import Flat
 
 Build = Callable[..., Ensemble]
-ALL = Extras(report=True, save_probabilities=True, save_member_masks=True, findings=True, save_mni=True)
+ALL = Extras(
+    report=True,
+    save_probabilities=True,
+    save_member_masks=True,
+    findings=True,
+    save_mni=True,
+    dicom=True,
+    dicom_probability=True,
+)
 #: Names that members may have, and that look like something else.
 NAMES = (
     "a",
@@ -63,6 +73,8 @@ FINDINGS: Role[Any] = Role("findings", "json", "", lambda case: {"lesions": case
 
 def segmented(build: Build, *names: str) -> Segmented:
     raw, ensemble = phantom_case(), build(*map(StubMember, names))
+    dwi = raw.images[Modality.DWI]
+    raw = replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
     return Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
 
 
@@ -245,5 +257,6 @@ def test_what_a_killed_process_leaves_is_known_by_the_places_of_the_contract() -
         "images/stroke-lesion-segmentation/*.mha",
         *("probability.mha", "votes.mha", "report.json", "report.html", "overlay.png"),
         *("mnimask.mha", "mnidwi.mha", "mniadc.mha", "mniflair.mha"),
+        *("segmentation.dcm", "measurements.dcm", "picture.dcm", "probability.dcm"),
         *("members/*_mask.mha", "members/*_probability.mha"),
     }

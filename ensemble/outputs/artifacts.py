@@ -9,49 +9,19 @@ import io
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ensemble.config import Extras
 from ensemble.outputs.formats import FORMATS
+from ensemble.outputs.segmented import Segmented as Segmented
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
 if TYPE_CHECKING:
     from ensemble.families.base import MemberPrediction
-    from ensemble.findings.types import Findings
-    from ensemble.pipeline import Ensemble, Result
-    from ensemble.readers.base import RawCase
 
 Source = TypeVar("Source")
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """A case as it was read, what came of it, and by whom."""
-
-    raw: RawCase
-    result: Result
-    ensemble: Ensemble
-    findings: Findings | None = None
-    """Where the lesion lies; None where nobody asked."""
-
-    @classmethod
-    def of(cls, raw: RawCase, result: Result, ensemble: Ensemble, extras: Extras) -> Segmented:
-        """A segmented case, with findings where `extras` ask for them."""
-        if not extras.findings:
-            return cls(raw, result, ensemble)
-        from ensemble.findings.find import find
-        from ensemble.findings.maps import read_maps
-
-        return cls(raw, result, ensemble, find(result, read_maps(extras.atlas) if extras.atlas else ()))
-
-    @cached_property
-    def report(self) -> dict[str, Any]:
-        """What ran and what came of it, ready for JSON."""
-        from ensemble.outputs.report.run_report import build_report
-
-        return build_report(self.raw, self.result, self.ensemble, self.findings)
 
 
 @dataclass(frozen=True)
@@ -116,6 +86,30 @@ def _in_mni(case: Segmented, modality: Modality | None = None) -> Volume | None:
     return image_in_mni(case.result.case.images[modality], matrix)
 
 
+def _segmentation(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.segmentation import segmentation  # highdicom takes two seconds to import
+
+    return segmentation(case)
+
+
+def _probability(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.segmentation import probability
+
+    return probability(case)
+
+
+def _measurements(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.measurements import measurements
+
+    return measurements(case)
+
+
+def _picture(case: Segmented) -> Any:
+    from ensemble.outputs.dicom.picture import picture
+
+    return picture(case)
+
+
 MASK: Role[Segmented] = Role("mask", "image", "", lambda case: case.result.fused.mask)
 REPORT: Role[Segmented] = Role("report", "json", "report", lambda case: case.report)
 PAGE: Role[Segmented] = Role("report", "html", "report", _page)
@@ -130,6 +124,10 @@ ROLES: tuple[Role[Segmented], ...] = (
     OVERLAY,
     Role("mnimask", "image", "save_mni", _in_mni),
     *(Role(f"mni{modality}", "image", "save_mni", partial(_in_mni, modality=modality)) for modality in Modality),
+    Role("segmentation", "dicom", "dicom", _segmentation),
+    Role("measurements", "dicom", "dicom", _measurements),
+    Role("picture", "dicom", "dicom", _picture),
+    Role("probability", "dicom", "dicom_probability", _probability),
 )
 #: Of each member that voted.
 MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
@@ -151,6 +149,12 @@ def artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
     for role in _asked(MEMBER_ROLES, extras):
         wanted += [Artifact(role, prediction.member, role.payload(prediction)) for prediction in predictions]
     return wanted
+
+
+def object_artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
+    """Those of the case that are DICOM objects."""
+    roles = [role for role in _asked(ROLES, extras) if role.format == "dicom"]
+    return [Artifact(role, "", role.payload(case)) for role in roles]
 
 
 def _asked(roles: Collection[Role[Source]], extras: Extras) -> list[Role[Source]]:
