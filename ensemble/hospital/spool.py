@@ -362,8 +362,8 @@ class Spool:
     def _note(self, study: Study) -> None:
         folder = self.folder(study.key)
         replace_text(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
-        to_disk(folder)
         self._studies[study.key] = study
+        to_disk(folder)
 
     def _take_up(self, folder: Path) -> None:
         """A study as a process that ended has left it."""
