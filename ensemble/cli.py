@@ -107,7 +107,7 @@ def _study(options: argparse.Namespace) -> int:
         refuse_foreign(options.out, [options.study])
         with closing(watcher()) as watching:
             case = segment_study(options.study, options.out, suffix, extras, lambda: load(config), watching)
-    for line in summary(case.result, options.out, suffix).split("\n"):
+    for line in summary(case.result, options.out, suffix, case.findings).split("\n"):
         log.info("%s", line)
     return 0
 
@@ -135,8 +135,9 @@ def _run(options: argparse.Namespace) -> int:
         ensemble = load(config)
         with closing(watcher()) as watching:
             result = segment(raw, ensemble, watching)
-        publish_case(Segmented(raw, result, ensemble), extras, options.out, suffix)
-    for line in summary(result, options.out, suffix).split("\n"):
+        case = Segmented.of(raw, result, ensemble, extras)
+        publish_case(case, extras, options.out, suffix)
+    for line in summary(result, options.out, suffix, case.findings).split("\n"):
         log.info("%s", line)
     return 0
 
@@ -208,7 +209,7 @@ def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.run import batch
     from ensemble.folders import sole_writer
 
-    extras = _extras(options, report=options.report)
+    extras = _extras(options, report=options.report, in_report=True)
     with sole_writer(options.out, shared=True):
         return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
 
@@ -256,9 +257,28 @@ def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
     return "fp16" if choice == "fp16" else "fp32"
 
 
-def _extras(options: argparse.Namespace, *, report: bool) -> Extras:
-    dicom = options.dicom or options.dicom_probability
-    return Extras(report, options.save_probabilities, options.save_member_masks, dicom, options.dicom_probability)
+def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None = None) -> Extras:
+    """What is to be written. Findings stand in a report: they bring one where there would be none, unless one is written anyway
+    (`in_report`), and are off where there is none and nobody asks for them."""
+    asks = [name for name, asked in (("--atlas", options.atlas), ("--save-mni", options.save_mni)) if asked]
+    if options.findings == "off" and asks:
+        raise UsageError(f"{asks[0]} needs findings", found="--findings off", do="leave one of the two out")
+    wanted = bool(asks) or (report if in_report is None else in_report)
+    findings = options.findings == "on" or (options.findings is None and wanted)
+    if options.atlas is not None:
+        from ensemble.findings.maps import read_maps
+
+        read_maps(options.atlas)  # what can't be used is said before networks are loaded
+    return Extras(
+        report or (findings and in_report is None),
+        options.save_probabilities,
+        options.save_member_masks,
+        findings,
+        options.atlas,
+        options.save_mni,
+        options.dicom or options.dicom_probability,
+        options.dicom_probability,
+    )
 
 
 def _flush() -> None:

@@ -344,8 +344,8 @@ def _common() -> _Parser:
         group,
         "--session",
         choices=get_args(SessionKind),
-        default="torch",
-        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: torch)",
+        default="auto",
+        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: auto, OpenVINO on the CPU, else torch)",
     )
     _add(group, "--tta", choices=get_args(Tta), default="mirror", help="test-time augmentation (default: mirror)")
     _add(
@@ -406,6 +406,22 @@ def _common() -> _Parser:
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
     _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
+    _add(
+        group,
+        "--findings",
+        choices=("on", "off"),
+        help="where the lesion lies (side, structures, ranges), in report.json and on the page (default: on where a report is"
+        " written; on writes one)",
+    )
+    _add(
+        group,
+        "--atlas",
+        type=Path,
+        metavar="DIR",
+        help="label maps in MNI space for the findings: <name>_dseg.nii.gz, each with <name>_dseg.tsv (index, name; optional"
+        " group, side); a map called aspects also gives a score, for research",
+    )
+    _add(group, "--save-mni", flag=True, help="mask and images in the template's space (MNI152NLin2009aSym, 1 mm)")
     _add(
         group,
         "--dicom",

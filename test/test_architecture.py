@@ -26,6 +26,7 @@ LAYERS = (
     ("families",),
     ("members",),
     ("pipeline",),
+    ("findings",),
     ("outputs",),
     ("evaluate",),
     ("contract",),

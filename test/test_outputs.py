@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from conftest import StubMember, phantom_case, tree, write_contract_case
+from conftest import GRID, StubMember, phantom_case, tree, write_contract_case
 from dicom_objects import origin_of
 from ensemble.config import Extras
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
+from ensemble.findings import find, mni
+from ensemble.findings.types import Registered
+from ensemble.geometry import Grid
 from ensemble.outputs import artifacts as outputs
 from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, Segmented, artifacts
 from ensemble.outputs.layouts import bids
@@ -32,7 +36,15 @@ from ensemble.types import Modality
 from flat_layout import Flat
 
 Build = Callable[..., Ensemble]
-ALL = Extras(True, True, True, dicom=True, dicom_probability=True)
+ALL = Extras(
+    report=True,
+    save_probabilities=True,
+    save_member_masks=True,
+    findings=True,
+    save_mni=True,
+    dicom=True,
+    dicom_probability=True,
+)
 #: Names that members may have, and that look like something else.
 NAMES = (
     "a",
@@ -66,6 +78,17 @@ def segmented(build: Build, *names: str) -> Segmented:
     return Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
 
 
+def found(build: Build, *names: str) -> Segmented:
+    """A case with FLAIR whose place in the template is known."""
+    raw, ensemble = phantom_case(flair=True), build(*map(StubMember, names))
+    result = segment(raw, ensemble, Silent())
+    registered = Registered("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "placed", lambda case, onto: None)
+        findings = find.find(result)
+    return Segmented(raw, result, ensemble, replace(findings, registered=registered))
+
+
 def files(folder: Path) -> set[str]:
     return {name for name, content in tree(folder).items() if content != b"<folder>"}
 
@@ -86,8 +109,11 @@ def test_every_output_has_a_safe_place_of_its_own_whatever_members_are_called(la
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_holds_all_outputs_of_a_case(tmp_path: Path, stub_ensemble: Build, layout: Layout) -> None:
-    wanted = artifacts(segmented(stub_ensemble, "a", "votes"), ALL)
+def test_every_layout_holds_all_outputs_of_a_case(
+    tmp_path: Path, stub_ensemble: Build, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mni, "FULL_GRID", Grid((4, 5, 6), (30.0, 30.0, 30.0), (-60.0, -60.0, -60.0), GRID.direction))
+    wanted = artifacts(found(stub_ensemble, "a", "votes"), ALL)
     places = placed(wanted, layout)
     write(places, tmp_path)
     assert files(tmp_path) == set(places)
@@ -230,6 +256,7 @@ def test_what_a_killed_process_leaves_is_known_by_the_places_of_the_contract() -
         "results.json",
         "images/stroke-lesion-segmentation/*.mha",
         *("probability.mha", "votes.mha", "report.json", "report.html", "overlay.png"),
+        *("mnimask.mha", "mnidwi.mha", "mniadc.mha", "mniflair.mha"),
         *("segmentation.dcm", "measurements.dcm", "picture.dcm", "probability.dcm"),
         *("members/*_mask.mha", "members/*_probability.mha"),
     }

@@ -203,7 +203,7 @@ def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result:
     try:
         if isinstance(result, Exception):
             raise result
-        case = Segmented(task.raw, result, ensemble)
+        case = Segmented.of(task.raw, result, ensemble, job.extras)
         write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")

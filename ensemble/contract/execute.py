@@ -39,5 +39,5 @@ def execute(
     refuse_unknown_masks(output_root, found.mask_name)
     result = segment(raw, ensemble, watcher)
     found.refuse_if_changed()
-    publish_case(Segmented(raw, result, ensemble), extras, output_root, found.mask_name, found.results)
+    publish_case(Segmented.of(raw, result, ensemble, extras), extras, output_root, found.mask_name, found.results)
     return result

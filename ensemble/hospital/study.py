@@ -27,7 +27,7 @@ def segment_study(path: Path, out: Path, image_suffix: str, extras: Extras, load
     Raises as `read_examination` and `pipeline.segment` do, and UsageError where they can't be written.
     """
     check_writable(out)
-    case = _segmented(_read(path, path.name, extras), load, watcher)
+    case = _segmented(_read(path, path.name, extras), extras, load, watcher)
     folder.publish_case(case, extras, out, image_suffix)
     return case
 
@@ -35,7 +35,7 @@ def segment_study(path: Path, out: Path, image_suffix: str, extras: Extras, load
 def segment_into_objects(path: Path, name: str, out: Path, extras: Extras, load: Load, watcher: Watcher) -> Segmented:
     """The same, but DICOM objects alone come out, side by side: what an archive or an orchestrator takes."""
     check_writable(out)
-    case = _segmented(_read(path, name, extras), load, watcher)
+    case = _segmented(_read(path, name, extras), extras, load, watcher)
     objects.publish_case(case, extras, out)
     return case
 
@@ -44,7 +44,7 @@ def segment_to_send(
     path: Path, name: str, places: tuple[Path, Path], extras: Extras, ensemble: Ensemble, watcher: Watcher
 ) -> Segmented:
     """The same again, but into a folder that appears whole and on disk; `places` are it and a folder for what is unfinished."""
-    case = _segmented(_read(path, name, extras), lambda: ensemble, watcher)
+    case = _segmented(_read(path, name, extras), extras, lambda: ensemble, watcher)
     target, scratch = places
     with publish_folder(target, scratch) as staging:
         objects.write_objects(case, extras, staging)
@@ -74,6 +74,6 @@ def _read(path: Path, name: str, extras: Extras) -> Examined:
     return examined
 
 
-def _segmented(examined: Examined, load: Load, watcher: Watcher) -> Segmented:
+def _segmented(examined: Examined, extras: Extras, load: Load, watcher: Watcher) -> Segmented:
     ensemble = load()
-    return Segmented(examined.raw, segment(examined.raw, ensemble, watcher), ensemble, examined.record)
+    return Segmented.of(examined.raw, segment(examined.raw, ensemble, watcher), ensemble, extras, examined.record)

@@ -9,11 +9,14 @@ import io
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ensemble.config import Extras
 from ensemble.outputs.formats import FORMATS
 from ensemble.outputs.segmented import Segmented as Segmented
+from ensemble.types import Modality
+from ensemble.volume import Volume
 
 if TYPE_CHECKING:
     from ensemble.families.base import MemberPrediction
@@ -32,7 +35,7 @@ class Role(Generic[Source]):
     option: str
     """The field of Extras that asks for it; empty for what is always written."""
     payload: Callable[[Source], Any]
-    """What the format writes."""
+    """What the format writes; None where there is nothing to write."""
 
     def __post_init__(self) -> None:
         options = {"", *Extras.__dataclass_fields__}
@@ -67,7 +70,20 @@ def _overlay(case: Segmented) -> bytes:
 def _page(case: Segmented) -> str:
     from ensemble.outputs.report.page import case_page
 
-    return case_page(case.report, case.result)
+    return case_page(case.report, case.result, case.findings)
+
+
+def _in_mni(case: Segmented, modality: Modality | None = None) -> Volume | None:
+    """The mask, or an image, in the template's space; None where there is none, or the brain's place there is not known."""
+    from ensemble.findings.mni import image_in_mni, mask_in_mni
+
+    if case.findings is None or (matrix := case.findings.registered.matrix) is None:
+        return None
+    if not case.findings.registered.holds or (modality is not None and modality not in case.result.case.images):
+        return None
+    if modality is None:
+        return mask_in_mni(case.result.fused.mask, matrix)
+    return image_in_mni(case.result.case.images[modality], matrix)
 
 
 def _segmentation(case: Segmented) -> Any:
@@ -106,6 +122,8 @@ ROLES: tuple[Role[Segmented], ...] = (
     REPORT,
     PAGE,
     OVERLAY,
+    Role("mnimask", "image", "save_mni", _in_mni),
+    *(Role(f"mni{modality}", "image", "save_mni", partial(_in_mni, modality=modality)) for modality in Modality),
     Role("segmentation", "dicom", "dicom", _segmentation),
     Role("measurements", "dicom", "dicom", _measurements),
     Role("picture", "dicom", "dicom", _picture),
@@ -125,7 +143,8 @@ def kinds(member: str) -> list[Artifact]:
 
 def artifacts(case: Segmented, extras: Extras) -> list[Artifact]:
     """What is to be written of a case: what is always, and what `extras` ask for."""
-    wanted = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
+    made = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
+    wanted = [artifact for artifact in made if artifact.payload is not None]
     predictions = [outcome.prediction for outcome in case.result.outcomes if outcome.prediction is not None]
     for role in _asked(MEMBER_ROLES, extras):
         wanted += [Artifact(role, prediction.member, role.payload(prediction)) for prediction in predictions]
