@@ -2,6 +2,7 @@
 # Run all checks and tests, setting up what is missing. The pages are tested in Chromium (apt-get install chromium); without, those are skipped.
 #   ./test.sh                          checks and tests
 #   ./test.sh --fast [ARGUMENT]        checks, and the tests that are not marked slow: under two minutes on two cores
+#   ./test.sh --coverage [ARGUMENT]    the tests, and which lines of ensemble/ they reach (processes of their own don't count)
 #   ./test.sh test/test_fusion.py -x   arguments go to pytest
 #   ./test.sh --container [ARGUMENT]   build the images and test them under the platform's restrictions; needs a container engine
 #                                      (test/container/engine.sh brings one on Debian); build.sh says which variables it takes
@@ -48,6 +49,12 @@ if [ "${1:-}" = --fast ]; then
     shift
     set -- -m "not slow" "$@"
 fi
-"$PY" -m pytest "$@" || failed=$?
+runner=(-m pytest)
+if [ "${1:-}" = --coverage ]; then
+    shift
+    runner=(-m coverage run --source ensemble -m pytest)
+fi
+"$PY" "${runner[@]}" "$@" || failed=$?
+[ "${runner[1]}" = pytest ] || "$PY" -m coverage report --skip-covered
 [ -z "${types:-}" ] || wait "$types"
 exit "${failed:-0}"

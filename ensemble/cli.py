@@ -16,6 +16,7 @@ from ensemble.config import Extras, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.memory import told
 from ensemble.options import parse, run_config
+from ensemble.program import command
 from ensemble.streams import last_word, messages_to_stdout, report_failure
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def _members(options: argparse.Namespace) -> int:
         raise UsageError(
             f"members {options.action} takes {'a source and a destination' if options.action == 'pack' else 'no folders'}",
             found=" ".join(map(str, paths)),
-            do="python process.py members pack SRC DST; members list and check take --weights DIR",
+            do=f"{command('members pack SRC DST')}; members list and check take --weights DIR",
         )
     if options.compare is not None and options.action != "check":
         raise UsageError(f"--compare says nothing to members {options.action}", do="members check --compare FOLDER")

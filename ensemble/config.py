@@ -19,8 +19,9 @@ Registration = Literal["auto", "never"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 SessionKind = Literal["torch", "onnx", "tensorrt"]
 
-#: Weights baked into the image or standing in the clone.
-SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "model_weights"
+#: The shipped weights: inside the package where it was installed from a wheel (see setup.py), beside it in a clone or an image.
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED_WEIGHTS = (_PACKAGE if (_PACKAGE / "model_weights").is_dir() else _PACKAGE.parent) / "model_weights"
 #: Where grand-challenge mounts an uploaded model; mounted, and empty, when none was uploaded.
 PLATFORM_WEIGHTS = Path("/opt/ml/model")
 #: Files that may lie there and are no weights: the starter kit's own folder holds a README and a sample text.

@@ -13,12 +13,15 @@ from math import prod
 
 import numpy as np
 
+from ensemble.errors import InputRefused
 from ensemble.types import AnyArray, FloatArray
 
 Triple = tuple[float, float, float]
 
 #: Headers of one acquisition that differ by less than this are the same but for rounding, in voxels.
 ROUNDING_VOXELS = 0.05
+#: Largest deviation of a direction matrix's columns from unit length and right angles (as cosines): headers may give three digits.
+MOST_SKEW = 2e-3
 #: More voxels than any brain image has, in all and along an axis; a damaged header or plan may ask for as many as it likes.
 MOST_VOXELS, MOST_ALONG_AXIS = 150_000_000, 8192
 
@@ -42,6 +45,37 @@ class Grid:
     """3x3 direction cosines, row by row; column k is the world direction of index axis k."""
     sform: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
     """Where a NIfTI header stores it: `affine` in RAS, 3x4 row by row, to its last bit, for arithmetic that hangs on this."""
+
+    @classmethod
+    def from_affine_ras(cls, size: tuple[int, int, int], affine: FloatArray) -> Grid:
+        """Make the grid of `size` voxels (x, y, z) that a 4x4 matrix to the world (RAS, mm) describes, as in nibabel.
+
+        Raises InputRefused when the matrix is of another shape, not finite, flat, or sheared.
+        """
+        rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in np.atleast_2d(affine)[:4])
+        refused = InputRefused(
+            "the affine names no place in the world",
+            found=f"voxel to world (RAS, mm): {rows}",
+            do="give the 4x4 matrix of the image's header, with axes at right angles",
+        )
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or list(affine[3]) != [0, 0, 0, 1]:
+            raise refused
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if not (spacing > 0).all():
+            raise refused
+        axes = affine[:3, :3] / spacing
+        if np.abs(axes.T @ axes - np.eye(3)).max() > MOST_SKEW:
+            raise refused
+        to_lps = np.diag([-1.0, -1.0, 1.0])
+        mm, origin = spacing.tolist(), (to_lps @ affine[:3, 3] + 0.0).tolist()
+        direction = tuple((to_lps @ axes + 0.0).ravel().tolist())
+        return cls(
+            size,
+            (mm[0], mm[1], mm[2]),
+            (origin[0], origin[1], origin[2]),
+            direction,
+            tuple(affine[:3].ravel().tolist()),
+        )
 
     @property
     def shape_zyx(self) -> tuple[int, int, int]:

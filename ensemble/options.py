@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args
 from ensemble import __version__
 from ensemble.config import Device, FusionMethod, Precision, Registration, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
+from ensemble.program import program_name
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _SERVICE_VARIABLE = re.compile(
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 _EPILOG = """\
-Without a command, process.py honours the ISLES'22 contract of grand-challenge.org: the case below --input is segmented
+Without a command, %(prog)s honours the ISLES'22 contract of grand-challenge.org: the case below --input is segmented
 and the mask and results.json appear below --output. Every option is also read from the environment: --min-members from
 ISLES_MIN_MEMBERS, and so on; what stands on the command line wins.
 
@@ -78,7 +79,7 @@ def run_config(options: argparse.Namespace) -> RunConfig:
 def _build() -> tuple[_Parser, dict[str, _Parser]]:
     common = _common()
     root = _Parser(
-        prog="process.py",
+        prog=program_name(),
         description="Segment ischemic stroke lesions in DWI, ADC and FLAIR.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -27,6 +27,7 @@ from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare_for
 from ensemble.readers.base import RawCase
 from ensemble.types import FloatArray
+from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,16 @@ class Result:
     lesion_count: int
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage."""
+
+    @property
+    def mask(self) -> Volume:
+        """The lesion, bool, on the grid of the DWI."""
+        return self.fused.mask
+
+    @property
+    def probability(self) -> Volume:
+        """Mean lesion probability of the members that voted, float32, on the grid of the DWI."""
+        return self.fused.mean
 
 
 def load(config: RunConfig) -> Ensemble:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
-from ensemble.types import AnyArray
+from ensemble.types import AnyArray, FloatArray
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -24,6 +26,29 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.shape != self.grid.shape_zyx:
             raise ValueError(f"array of shape {self.array.shape} on a grid of shape {self.grid.shape_zyx}")
+
+    @classmethod
+    def from_numpy(cls, array: ArrayLike, affine: ArrayLike) -> Volume:
+        """Make a volume of an array as nibabel gives it.
+
+        `array` is (x, y, z). `affine` (4, 4) leads from voxel indices (x, y, z) to world positions in mm, RAS. Values are not copied.
+        Raises InputRefused when the array is not 3-D or not of real numbers, or when the affine names no place in the world.
+        """
+        voxels, matrix = np.asarray(array), np.asarray(affine, dtype=np.float64)
+        if voxels.ndim != 3 or voxels.size == 0 or voxels.dtype.kind not in "buif":
+            found = f"shape {voxels.shape}, type {voxels.dtype}"
+            raise InputRefused("the array is no 3-D image", found=found, do="give one volume (x, y, z) of real numbers")
+        x, y, z = voxels.shape
+        return cls(voxels.transpose(2, 1, 0), Grid.from_affine_ras((x, y, z), matrix))
+
+    def to_numpy(self) -> AnyArray:
+        """The array in nibabel's order (x, y, z), as a view; `affine` says where it lies."""
+        return self.array.transpose(2, 1, 0)
+
+    @property
+    def affine(self) -> FloatArray:
+        """4x4 matrix from voxel index (x, y, z) to world position (RAS, mm), as nibabel takes it."""
+        return self.grid.affine_ras
 
     def like(self, array: AnyArray) -> Volume:
         """Another array (z, y, x) on the same grid."""

@@ -29,8 +29,10 @@ _MOST_B_BYTES = 1 << 20
 _GENERIC = {"diffusion", "image"}
 
 
-def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
+def read_case(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
     """Read one file, DICOM folder or archive a modality; without ADC, also what one can be computed of.
+
+    With `adc_is_held` the caller has an ADC map in memory, so that none will be computed.
 
     Raises InputRefused naming the first that can't be read, or why no ADC can be computed.
     """
@@ -43,7 +45,7 @@ def read_case(name: str, files: Mapping[Modality, Path]) -> RawCase:
     with ExitStack() as open_ones:
         examinations: dict[Path, Examination] = {}  # headers of one folder are read once, whatever is taken of it
         for modality, path in files.items():
-            with_low_b = modality is Modality.DWI and Modality.ADC not in files
+            with_low_b = modality is Modality.DWI and Modality.ADC not in files and not adc_is_held
             if is_dicom(path):
                 if path not in examinations:
                     examinations[path] = open_ones.enter_context(opened(path, modality.label))

@@ -9,15 +9,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.errors import InputRefused
+from ensemble.geometry import MOST_SKEW, ROUNDING_VOXELS, Grid
 from ensemble.geometry import MOST_VOXELS as MOST_VOXELS
-from ensemble.geometry import ROUNDING_VOXELS, Grid
 from ensemble.streams import printable
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to stderr
 
-#: Largest deviation of the direction matrix's columns from unit length and right angles (as cosines): headers may give three digits.
-#: Below the second, a matrix is as straight as float32 writes it.
-SKEW, _STRAIGHT = 2e-3, 1e-6
+#: Deviation of a direction matrix from right angles (as cosines) below which it is as straight as float32 writes it.
+_STRAIGHT = 1e-6
 
 
 def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
@@ -28,7 +27,7 @@ def straightened(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
     """
     direction = np.reshape(grid.direction, (3, 3))
     finite = bool(np.isfinite(grid.affine).all()) and min(grid.spacing_mm) > 0
-    if not finite or (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > SKEW:
+    if not finite or (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > MOST_SKEW:
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in grid.affine[:3])
         raise InputRefused(
             f"the {label} image's header names no place in the world",

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ensemble.files import open_file
+from ensemble.geometry import MOST_SKEW
 from ensemble.readers.inflate import Inflated
 from ensemble.readers.integrity import MOST_SURPLUS, refuse_bomb
-from ensemble.readers.native import SKEW
 from ensemble.types import AnyArray
 
 #: A struct format and a byte offset.
@@ -282,7 +282,7 @@ def _misplaced(
     if not (lengths > 0).all():
         return "an sform that flattens the image"
     unit = sform[:, :3] / lengths
-    if np.abs(unit.T @ unit - np.eye(3)).max() > SKEW:
+    if np.abs(unit.T @ unit - np.eye(3)).max() > MOST_SKEW:
         return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
     if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
         return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"

@@ -17,6 +17,7 @@ from ensemble.files import open_file
 from ensemble.inference.device import exact
 from ensemble.inference.precision import DTYPES, Precision
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.program import command
 from ensemble.weights.folder import readable
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,9 @@ def refuse_code(spec: MemberSpec, files: list[Path], settings: InferenceSettings
         f"member {spec.name} is TorchScript, which is code; it was not loaded",
         where=spec.folder,
         found=f"no manifest.json names by sha256: {', '.join(unnamed)}",
-        do="turn it into files without code: process.py members pack SRC DST; or, if you trust who made it, allow it: --allow-torchscript"
-        " (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256; or leave the member out (--members)",
+        do=f"turn it into files without code: {command('members pack SRC DST')}; or, if you trust who made it, allow it:"
+        " --allow-torchscript (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256;"
+        " or leave the member out (--members)",
     )
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.geometry import Grid
+from ensemble.geometry import MOST_SKEW, Grid
 from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, Plane
 from ensemble.readers.dicom.series import SAME_COSINE, Series, same_plane
-from ensemble.readers.native import MOST_VOXELS, SKEW
+from ensemble.readers.native import MOST_VOXELS
 from ensemble.readers.volumes import SAME_SHELL
 from ensemble.types import FloatArray
 
 #: How far slices may lie from even spacing, as a share of it, and from the line at right angles to the first one, in mm; of a high
-#: stack `SKEW` of its height, since cosines of three digits do not tell that line more exactly.
+#: stack `MOST_SKEW` of its height, since cosines of three digits do not tell that line more exactly.
 _UNEVEN, _ASIDE_MM = 0.02, 0.1
 #: Slices nearer than this to each other along the stack lie in one place: volumes write it with few digits.
 _SAME_PLACE_MM = 0.05
@@ -227,6 +227,6 @@ def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[.
             "lacks slices", f"distances of {gaps.min():.2f} to {gaps.max():.2f} mm between {len(along)} slices"
         )
     aside = positions - positions[0] - np.outer(along - along[0], normal)
-    if np.abs(aside).max() > max(_ASIDE_MM, SKEW * float(along[-1] - along[0])):
+    if np.abs(aside).max() > max(_ASIDE_MM, MOST_SKEW * float(along[-1] - along[0])):
         raise refuse("leans: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside")
     return spacing

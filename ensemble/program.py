@@ -1,0 +1,15 @@
+"""How the program was started, so that messages name a command that works."""
+
+import sys
+from pathlib import Path
+
+
+def program_name() -> str:
+    """Return `isles-ensemble` where the installed command runs, else `process.py`."""
+    return "isles-ensemble" if Path(sys.argv[0]).stem == "isles-ensemble" else "process.py"
+
+
+def command(arguments: str) -> str:
+    """Return a whole command line of this program, for messages: `python process.py members list`."""
+    name = program_name()
+    return f"python {name} {arguments}" if name.endswith(".py") else f"{name} {arguments}"
