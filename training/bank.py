@@ -61,12 +61,16 @@ def write(path: Path, stack: AnyArray, label: AnyArray, spacing_mm: Sequence[flo
         about: what else is stored: `patient` says whose scan it is.
     """
     images, lesion = cut(stack.astype(np.float16), label.astype(np.uint8))
-    content = {"images": images, "label": lesion, "spacing_mm": np.array(spacing_mm, np.float32)}
+    content: dict[str, Any] = {
+        "images": images,
+        "label": lesion,
+        "spacing_mm": np.array(spacing_mm, np.float32),
+    }
     if tuple(spacing_mm) != ISOTROPIC_MM:
         content["images_2mm"], content["label_2mm"] = isotropic(images, lesion, spacing_mm)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("wb") as file:
-        np.savez(file, **content, **about)
+        np.savez(file, **content | about)
     draft.rename(path)
     return path
 

@@ -27,7 +27,7 @@ from ensemble.batch.find import find_cases
 from ensemble.batch.layouts import FoundCase
 from ensemble.batch.worklist import read_worklist, resolved
 from ensemble.config import RunConfig
-from ensemble.errors import InputRefused, UsageError
+from ensemble.errors import InputRefused, UsageError, UserError
 from ensemble.evaluate.pairs import masks_of
 from ensemble.evaluate.scores import read_mask
 from ensemble.files import read_json
@@ -201,9 +201,11 @@ def make_bank(cases: Sequence[Labelled], out: Path, raw: NnunetRaw | None = None
             path = bank.write(out / f"case_{name}.npz", stack, label, spacing, patient=one.patient, real=True)
             if raw is not None:
                 raw.add(name, got.case, got.lesion)
-        except InputRefused as error:
-            log.error("%s is refused: %s", one.found.name, error)
-            rows.append(Row(one.found.name, one.patient, REFUSED, in_one_line(" ".join(str(error).split()))))
+        except Exception as error:  # a case that no one has foreseen must not end hours of reading: it is listed, too
+            foreseen = isinstance(error, UserError)
+            reason = str(error) if foreseen else f"{type(error).__name__}: {error}"
+            log.error("%s is refused: %s", one.found.name, error, exc_info=not foreseen)
+            rows.append(Row(one.found.name, one.patient, REFUSED, in_one_line(" ".join(reason.split()))))
             continue
         grid = got.case.grid
         rows.append(
