@@ -15,7 +15,7 @@ from conftest import GRID, write_image
 from ensemble.types import Modality
 from labelled_data import patient, write_isles22
 from training import bank
-from training.dataset import TABLE, main, patient_of
+from training.dataset import TABLE, file_name, labelled, main, patient_of
 
 
 def table(out: Path) -> dict[str, dict[str, str]]:
@@ -160,6 +160,33 @@ def test_a_mask_with_other_axes_is_reordered(release: Path, tmp_path: Path) -> N
         np.load(tmp_path / name / "case_sub-strokecase0001_ses-0001.npz")["label"] for name in ("plain", "flipped")
     )
     assert np.array_equal(plain, other)
+
+
+def test_masks_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    """Which is no case; and masks that are called ground truth, or in two words."""
+    for number, (place, mask) in enumerate(
+        (("images/p1", "masks/p1.nii.gz"), ("p2", "p2/ground_truth.nii.gz"), ("Ä 3", "Ä 3/lesion mask.nii.gz"))
+    ):
+        root = tmp_path / str(number)
+        write_image(patient(1)[1].astype(np.uint8), root / mask)
+        for name in ("dwi", "adc"):
+            write_image(patient(1)[0][Modality(name)], root / place / f"{name}.nii.gz")
+        (one,) = labelled(root, root / "out")
+        assert (one.mask, one.problem) == (root / mask, None)
+        assert file_name(one.found.name).isascii()
+
+
+def test_one_mask_is_never_two_scans(tmp_path: Path) -> None:
+    """A subject with two sessions, and a mask that doesn't say whose it is; runs, and a mask of the one that isn't taken."""
+    for session in (1, 2):
+        for name in ("dwi", "adc"):
+            image = patient(1)[0][Modality(name)]
+            write_image(image, tmp_path / "a" / f"sub-1/ses-{session}/dwi/sub-1_ses-{session}_{name}.nii.gz")
+            write_image(image, tmp_path / "b" / f"sub-1/dwi/sub-1_run-{session}_{name}.nii.gz")
+    write_image(patient(1)[1].astype(np.uint8), tmp_path / "a" / "derivatives/manual/sub-1/sub-1_mask.nii.gz")
+    write_image(patient(1)[1].astype(np.uint8), tmp_path / "b" / "derivatives/manual/sub-1/sub-1_run-1_mask.nii.gz")
+    assert [one.mask for one in labelled(tmp_path / "a", tmp_path / "out")] == [None, None]
+    assert [one.mask for one in labelled(tmp_path / "b", tmp_path / "out")] == [None]
 
 
 def test_what_was_predicted_is_no_true_mask(release: Path, tmp_path: Path) -> None:

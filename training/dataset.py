@@ -100,8 +100,11 @@ def labelled(dataset: Path, out: Path, masks: Path | None = None) -> list[Labell
     dwis = {case.name: case.files[Modality.DWI] for case in cases if Modality.DWI in case.files}
     images = [path for case in cases for path in case.files.values()]
     pairs = masks_of(dwis, dataset, masks or dataset, images)
+    used = [mask for pair in pairs.values() for mask in pair.truth]
     rows = []
     for case in cases:
+        if not case.files and case.problem and any(mask.is_relative_to(case.problem.where) for mask in used):
+            continue  # the folder of the masks
         pair, problem = pairs.get(case.name), case.problem
         if pair is not None and (len(pair.truth) > 1 or len(pair.predictions) > 1):
             problem = problem or InputRefused(

@@ -22,7 +22,9 @@ _BIDS = re.compile(r"^sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?(?=_|$)")
 _SUBJECT, _SESSION = re.compile(r"sub-([A-Za-z0-9]+)"), re.compile(r"ses-([A-Za-z0-9]+)")
 _RUN = re.compile(r"_run-(\d+)(?=_|$)")
 #: What people call a mask, at the end of its name or as the whole of it.
-_MASK = re.compile(r"(?:^|[_\-. ])(?:lesion[_\-]?)?(?:mask|msk|seg|segmentation|gt|truth|labels?|lesions?)$", re.I)
+_MASK = re.compile(
+    r"(?:^|[_\-. ])(?:(?:lesion|ground)[_\- ]?)?(?:mask|msk|seg|segmentation|gt|truth|labels?|lesions?)$", re.I
+)
 #: What is no mask of the lesion, though it lies beside one: images, brains, what a batch writes of single members.
 _OTHER = re.compile(
     r"(?:^|[_\-. ])(?:dwi|adc|flair|probability|probseg|votes|t1w?|t2w?|brain[_\-]?mask)$|_label-lesion_desc-|_desc-(?:votes|brain)",
