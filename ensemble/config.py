@@ -17,7 +17,7 @@ FusionMethod = Literal["majority", "mean", "staple"]
 SkullStrip = Literal["auto", "always", "never"]
 Registration = Literal["auto", "never"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-SessionKind = Literal["torch", "onnx", "tensorrt"]
+SessionKind = Literal["auto", "torch", "onnx", "tensorrt"]
 
 #: The shipped weights: inside the package where it was installed from a wheel (see setup.py), beside it in a clone or an image.
 _PACKAGE = Path(__file__).resolve().parent
@@ -29,6 +29,8 @@ _NO_WEIGHTS = re.compile(
     r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
     re.IGNORECASE,
 )
+#: Choices that don't decide what comes out: where the weights lie, whether they may be code, and what computes.
+IMMATERIAL = frozenset({"weights", "device", "allow_torchscript"})
 #: How the folders begin that hold outputs before they are published.
 STAGING = ".staging-"
 
@@ -47,8 +49,9 @@ class RunConfig:
     """Test-time augmentation: each member's flips, none, or flips only where the first pass is uncertain."""
     precision: Precision = "auto"
     """Arithmetic of the networks; auto is what passed the parity gate on the device (see `inference/precision.py`)."""
-    session: SessionKind = "torch"
-    """What runs the networks: PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter two take members packed for it."""
+    session: SessionKind = "auto"
+    """What runs the networks: OpenVINO on the CPU and PyTorch on a GPU, PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter
+    two take members packed for it."""
     fusion: FusionMethod = "majority"
     """How the members' probabilities become one mask."""
     speck_ml: float = 0.1
@@ -133,6 +136,16 @@ class Extras:
     """Mean lesion probability of the voters, and each voter's own."""
     save_member_masks: bool = False
     """Each voter's own mask, and the number of votes in each voxel."""
+    findings: bool = False
+    """Where the lesion lies, in `report.json` and on the page."""
+    atlas: Path | None = None
+    """Folder of the user's label maps, of which findings tell too."""
+    save_mni: bool = False
+    """Mask and images in the template's space; where findings can't bring the brain there, they are not written."""
+    dicom: bool = False
+    """DICOM objects that join the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
+    dicom_probability: bool = False
+    """Beside them the mean lesion probability, as a fractional segmentation."""
 
 
 def holds_weights(folder: Path) -> bool:

@@ -114,13 +114,21 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     )
     _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image; members that need it don't vote without")
     _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")
-    _add(
-        run,
-        "--format",
-        choices=("nii.gz", "mha", "nrrd"),
-        default="nii.gz",
-        help="of the images written (default: nii.gz)",
+    _add_format(run)
+    study = _command(
+        commands,
+        common,
+        "study",
+        "segment one examination, as a scanner or archive gives it",
+        "Choose DWI, ADC and FLAIR among the series of one examination and segment it. Writes what run writes, the DICOM objects of"
+        " --dicom, and into report.json why which series was taken. Without a command, and with MERCURE_IN_DIR and MERCURE_OUT_DIR"
+        " set, as the mercure orchestrator does, it takes these and writes the objects alone.",
     )
+    study.add_argument(
+        "study", type=Path, metavar="FOLDER_OR_ZIP", help="DICOM of one examination, whatever else it holds"
+    )
+    study.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
+    _add_format(study)
     serve = _command(
         commands,
         common,
@@ -204,6 +212,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="CSV",
         help="a row a case; CSV_summary.csv and CSV_plots.png appear beside it",
     )
+    _add_listen(commands, common)
     _add_inspect(commands)
     return root, commands.choices
 
@@ -235,6 +244,68 @@ def _add_inspect(commands: Any) -> None:
         help="with --as: save the image as it is read (.nii.gz, .mha, .nrrd)",
     )
     _add(inspect, "--json", flag=True, help="print JSON")
+
+
+def _add_listen(commands: Any, common: _Parser) -> None:
+    listen = _command(
+        commands,
+        common,
+        "listen",
+        "be a DICOM node: studies come in, results go back",
+        "Take studies by C-STORE (and C-ECHO), segment each once no image of it has come for a while, and send the DICOM objects back by"
+        " C-STORE, again and again until they are acknowledged. What is on its way lies in a spool on disk: a kill at any moment loses"
+        " nothing. A status page shows every study, what became of it and why, without patients' names. DICOM knows no passwords:"
+        " let nobody reach the port who may not send.",
+    )
+    _add(listen, "--aet", default="ISLES", metavar="AET", help="our AE title (default: ISLES)")
+    _add(listen, "--host", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
+    _add(listen, "--port", type=int, default=11112, metavar="N", help="port of DICOM (default: 11112)")
+    _add(listen, "--send-to", needed=True, metavar="AET@HOST:PORT", help="who takes the results; several by commas")
+    _add(
+        listen,
+        "--spool",
+        type=Path,
+        default=Path("/spool"),
+        metavar="DIR",
+        help="folder of the spool (default: /spool)",
+    )
+    _add(listen, "--spool-gb", type=float, default=20.0, metavar="N", help="most images in it, in GB (default: 20)")
+    _add(listen, "--allow", type=_names, metavar="AET,AET", help="AE titles that may call (default: anybody)")
+    _add(
+        listen,
+        "--most-associations",
+        type=int,
+        default=16,
+        metavar="N",
+        help="associations at a time; more are rejected, and come again (default: 16)",
+    )
+    _add(
+        listen,
+        "--quiet-seconds",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="a study is complete when no image of it came for so long (default: 30)",
+    )
+    _add(
+        listen,
+        "--keep-hours",
+        type=float,
+        default=24.0,
+        metavar="N",
+        help="how long finished studies stay in spool and page, as far as there is room (default: 24)",
+    )
+    _add(listen, "--status-port", type=int, default=8080, metavar="N", help="port of the status page (default: 8080)")
+
+
+def _add_format(parser: Any) -> None:
+    _add(
+        parser,
+        "--format",
+        choices=("nii.gz", "mha", "nrrd"),
+        default="nii.gz",
+        help="of the images written (default: nii.gz)",
+    )
 
 
 def _add_contract(group: Any) -> None:
@@ -273,8 +344,8 @@ def _common() -> _Parser:
         group,
         "--session",
         choices=get_args(SessionKind),
-        default="torch",
-        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: torch)",
+        default="auto",
+        help="what runs the networks; onnx and tensorrt need members packed with --onnx (default: auto, OpenVINO on the CPU, else torch)",
     )
     _add(group, "--tta", choices=get_args(Tta), default="mirror", help="test-time augmentation (default: mirror)")
     _add(
@@ -349,6 +420,29 @@ def _common() -> _Parser:
     group = parser.add_argument_group("what is written beside the mask")
     _add(group, "--save-probabilities", flag=True, help="mean lesion probability, and each member's")
     _add(group, "--save-member-masks", flag=True, help="each member's mask, and the map of votes")
+    _add(
+        group,
+        "--findings",
+        choices=("on", "off"),
+        help="where the lesion lies (side, structures, ranges), in report.json and on the page (default: on where a report is"
+        " written; on writes one)",
+    )
+    _add(
+        group,
+        "--atlas",
+        type=Path,
+        metavar="DIR",
+        help="label maps in MNI space for the findings: <name>_dseg.nii.gz, each with <name>_dseg.tsv (index, name; optional"
+        " group, side); a map called aspects also gives a score, for research",
+    )
+    _add(group, "--save-mni", flag=True, help="mask and images in the template's space (MNI152NLin2009aSym, 1 mm)")
+    _add(
+        group,
+        "--dicom",
+        flag=True,
+        help="DICOM objects that join the study of the DWI, which must be DICOM: segmentation (SEG), measurement report (SR), picture (SC)",
+    )
+    _add(group, "--dicom-probability", flag=True, help="--dicom, and the mean lesion probability as a fractional SEG")
     return parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.members.manifest import find_members, open_member, settled, verify_files, weight_digests
+from ensemble.members import manifest
+from ensemble.members.manifest import (
+    file_sha256,
+    find_members,
+    open_member,
+    settled,
+    verify_files,
+    weight_digests,
+)
+from nnunet_folders import build_folder
 
 
 def write_manifest(folder: Path, *entries: dict[str, Any]) -> Path:
@@ -293,3 +303,19 @@ def test_entries_that_say_nothing_of_votes_are_the_usual_rule() -> None:
 def test_votes_that_make_no_sense_are_broken_weights(tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(WeightsBroken, match="manifest"):
         find_members(write_manifest(tmp_path, ENTRY | {key: value}))
+
+
+def test_digests_of_files_that_stay_as_they_are_are_computed_once(tmp_path: Path, monkeypatch) -> None:
+    spec = find_members(build_folder(tmp_path).parent)[0]
+    counted: list[Path] = []
+    monkeypatch.setattr(manifest, "file_sha256", lambda path: (counted.append(path), file_sha256(path))[1])
+    first = weight_digests(spec)
+    files = len(counted)
+    assert weight_digests(spec) == first
+    assert len(counted) == files > 0
+    path = next(spec.folder.rglob("*.pth"))
+    content, before = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size, and dated back
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weight_digests(spec) != first
+    assert len(counted) == files + 1

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from conftest import StubMember, phantom_case, tree, write_contract_case
+from conftest import GRID, StubMember, phantom_case, tree, write_contract_case
+from dicom_objects import origin_of
 from ensemble.config import Extras
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
+from ensemble.findings import find, mni
+from ensemble.findings.types import Registered
+from ensemble.geometry import Grid
 from ensemble.outputs import artifacts as outputs
 from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, Segmented, artifacts
 from ensemble.outputs.layouts import bids
@@ -26,10 +32,19 @@ from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import Silent
 from ensemble.readers.imagefile import read_case
 from ensemble.serve.output_folder import OutputFolder
+from ensemble.types import Modality
 from flat_layout import Flat
 
 Build = Callable[..., Ensemble]
-ALL = Extras(report=True, save_probabilities=True, save_member_masks=True)
+ALL = Extras(
+    report=True,
+    save_probabilities=True,
+    save_member_masks=True,
+    findings=True,
+    save_mni=True,
+    dicom=True,
+    dicom_probability=True,
+)
 #: Names that members may have, and that look like something else.
 NAMES = (
     "a",
@@ -58,7 +73,20 @@ FINDINGS: Role[Any] = Role("findings", "json", "", lambda case: {"lesions": case
 
 def segmented(build: Build, *names: str) -> Segmented:
     raw, ensemble = phantom_case(), build(*map(StubMember, names))
+    dwi = raw.images[Modality.DWI]
+    raw = replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
     return Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
+
+
+def found(build: Build, *names: str) -> Segmented:
+    """A case with FLAIR whose place in the template is known."""
+    raw, ensemble = phantom_case(flair=True), build(*map(StubMember, names))
+    result = segment(raw, ensemble, Silent())
+    registered = Registered("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "placed", lambda case, onto: None)
+        findings = find.find(result)
+    return Segmented(raw, result, ensemble, replace(findings, registered=registered))
 
 
 def files(folder: Path) -> set[str]:
@@ -81,8 +109,11 @@ def test_every_output_has_a_safe_place_of_its_own_whatever_members_are_called(la
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_holds_all_outputs_of_a_case(tmp_path: Path, stub_ensemble: Build, layout: Layout) -> None:
-    wanted = artifacts(segmented(stub_ensemble, "a", "votes"), ALL)
+def test_every_layout_holds_all_outputs_of_a_case(
+    tmp_path: Path, stub_ensemble: Build, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mni, "FULL_GRID", Grid((4, 5, 6), (30.0, 30.0, 30.0), (-60.0, -60.0, -60.0), GRID.direction))
+    wanted = artifacts(found(stub_ensemble, "a", "votes"), ALL)
     places = placed(wanted, layout)
     write(places, tmp_path)
     assert files(tmp_path) == set(places)
@@ -225,5 +256,7 @@ def test_what_a_killed_process_leaves_is_known_by_the_places_of_the_contract() -
         "results.json",
         "images/stroke-lesion-segmentation/*.mha",
         *("probability.mha", "votes.mha", "report.json", "report.html", "overlay.png"),
+        *("mnimask.mha", "mnidwi.mha", "mniadc.mha", "mniflair.mha"),
+        *("segmentation.dcm", "measurements.dcm", "picture.dcm", "probability.dcm"),
         *("members/*_mask.mha", "members/*_probability.mha"),
     }

@@ -118,7 +118,7 @@ def _checkpoint(weights: Path, member: str, fold: int) -> Path:
 
 def predict_out_of_fold(asked: Fit, folds: Folds) -> list[Tested]:
     """What each member's network says of the patients that it was not trained on."""
-    settings = InferenceSettings(device=asked.device, tta=asked.tta)
+    settings = InferenceSettings.of(RunConfig(tta=asked.tta), asked.device)
     said: dict[str, dict[str, np.ndarray]] = {scan.name: {} for fold in folds for scan in fold}
     for spec in asked.members:
         for number, fold in enumerate(folds):

@@ -18,6 +18,7 @@ from ensemble.config import Extras, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.memory import told
 from ensemble.outputs.artifacts import Segmented
+from ensemble.outputs.dicom.study import refuse_without_study
 from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, Result, Watcher, predict
@@ -161,6 +162,7 @@ def _take(job: Job, session: Session, case: FoundCase, place: Place) -> _Task | 
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
                 raw = _noting(read_case(case.name, case.files), case)
                 _refuse_changed(case, before)
+                refuse_without_study(raw, job.extras)
                 started = time.perf_counter()
                 prepared = prepare_for(raw, job.config, job.device)
                 seconds = round(time.perf_counter() - started, 3)
@@ -201,7 +203,7 @@ def _finish(job: Job, session: Session, task: _Task, ensemble: Ensemble, result:
     try:
         if isinstance(result, Exception):
             raise result
-        case = Segmented(task.raw, result, ensemble)
+        case = Segmented.of(task.raw, result, ensemble, job.extras)
         write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")

@@ -36,10 +36,15 @@ class InferenceSettings:
     """Which of the member's own flips are used."""
     precision: Precision = "auto"
     """Arithmetic of the networks."""
-    session: SessionKind = "torch"
+    session: SessionKind = "auto"
     """What runs the networks."""
     allow_torchscript: bool = False
     """Whether code in weights may run although no manifest names its file by digest."""
+
+    @property
+    def packed_form(self) -> bool:
+        """Whether networks run in the ONNX form that they were packed in."""
+        return self.session in ("onnx", "tensorrt")
 
     @classmethod
     def of(cls, config: RunConfig, device: str) -> InferenceSettings:

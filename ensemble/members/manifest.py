@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,17 @@ def _weight_files(folder: Path) -> dict[str, Path]:
 
 
 def _digest(path: Path) -> str:
+    """As `file_sha256`; of a file that is as it was, what it was: folds take gigabytes. Raises WeightsBroken."""
     with readable(path):
-        return file_sha256(path)
+        found = path.stat()
+        return _digest_of(
+            path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        )
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, *_stamp: int) -> str:
+    return file_sha256(path)
 
 
 def file_sha256(path: Path) -> str:

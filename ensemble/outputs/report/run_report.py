@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from ensemble import __version__
+from ensemble.findings.types import Findings
 from ensemble.inference.device import describe_device
 from ensemble.metrics import dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
@@ -25,7 +26,7 @@ RESEARCH_USE = "For research only. Not a medical device; no clinical decision ma
 _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gpu")
 
 
-def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, Any]:
+def build_report(raw: RawCase, result: Result, ensemble: Ensemble, findings: Findings | None = None) -> dict[str, Any]:
     """The run report of one case, ready for JSON."""
     grid = result.case.grid
     report: dict[str, Any] = {
@@ -45,6 +46,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
             "brain_volume_ml": round(volume_ml(result.case.brain.array, grid.spacing_zyx_mm), 1),
         },
         "lesion": {"volume_ml": round(result.lesion_ml, 4), "count": result.lesion_count},
+        "findings": None if findings is None else findings.as_json(),
         "agreement": agreement(result),
         "fusion": {
             "method": ensemble.config.fusion,
@@ -54,7 +56,9 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
         | _rule(result, ensemble),
         "members": [_member(outcome, ensemble, grid.spacing_zyx_mm) for outcome in result.outcomes],
         "repairs": list(result.case.repairs),
-        "seconds": {"read": round(raw.seconds, 3), "load members": round(ensemble.seconds, 3)} | result.seconds,
+        "seconds": {"read": round(raw.seconds, 3), "load members": round(ensemble.seconds, 3)}
+        | result.seconds
+        | ({} if findings is None else {"findings": round(findings.seconds, 3)}),
         "device": describe_device(ensemble.settings.device),
         "config": ensemble.config.as_json(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
