@@ -124,6 +124,7 @@ def test_each_frame_is_the_masks_slice_and_names_the_image_that_held_it(tmp_path
             source = stored[item.ReferencedSOPInstanceUID]
             assert item.ReferencedSOPClassUID == source.SOPClassUID
             assert ("ReferencedFrameNumber" in item) == ("NumberOfFrames" in source)
+            assert ("SpatialLocationsPreserved" in item) == ("mosaic" not in kind and kind != "tiles")
             for plane in planes_of(source, item):
                 assert holds(plane, image.volume.array[z])
 
