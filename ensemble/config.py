@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -56,6 +56,10 @@ class RunConfig:
     """How the members' probabilities become one mask."""
     speck_ml: float = 0.1
     """Lesions below this, in ml, stay in the mask only if all voters agree in some voxel; 0 keeps all (see docs/adr/0015)."""
+    member_weights: Mapping[str, float] | None = None
+    """What the members' votes count in a majority, by name, 1 where none is given; None means as the weights folder says."""
+    min_lesion_ml: float | None = None
+    """Lesions below this, in ml, are left out of the mask; None means as the weights folder says, 0 keeps all."""
     min_members: int | None = None
     """Fewest members that must vote; None means all that the inputs allow."""
     skull_strip: SkullStrip = "auto"
@@ -82,6 +86,12 @@ class RunConfig:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
         if not 0 <= self.speck_ml < float("inf"):
             raise UsageError("--speck-ml must be a volume in ml, 0 or more", found=str(self.speck_ml))
+        if self.min_lesion_ml is not None and not 0 <= self.min_lesion_ml < float("inf"):
+            raise UsageError("--min-lesion-ml must be a volume in ml, 0 or more", found=str(self.min_lesion_ml))
+        if odd := [f"{name}={w:g}" for name, w in (self.member_weights or {}).items() if not 0 < w < float("inf")]:
+            raise UsageError(
+                "--member-weights must be numbers above 0", found=", ".join(odd), do="leave members out with --members"
+            )
         if not 0 <= self.brain_ml[0] < self.brain_ml[1] < float("inf"):
             raise UsageError(
                 "--brain-ml must be two volumes in ml, the smaller one first",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -13,6 +13,9 @@ from ensemble.metrics import lesion_components
 from ensemble.types import BoolArray, FloatArray
 from ensemble.volume import Volume
 
+#: Shares of the total weight that differ by less are equal.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Fused:
@@ -21,19 +24,29 @@ class Fused:
     mask: Volume
     """bool: the lesion."""
     mean: Volume
-    """float32, mean lesion probability of the voters."""
+    """float32, mean lesion probability of the voters, by their weights."""
     votes: Volume
     """uint8, number of voters with p > 0.5 in each voxel: the agreement map."""
     voters: tuple[str, ...]
     specks: int = 0
     """Number of small lesions that were left out of the mask, because no voxel of theirs had all votes."""
+    small: int = 0
+    """Number of lesions that were left out of the mask because they were smaller than any that count."""
 
 
-def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, speck_ml: float = 0.0) -> Fused:
+def fuse(
+    probabilities: Mapping[str, Volume],
+    method: FusionMethod,
+    speck_ml: float = 0.0,
+    *,
+    weights: Mapping[str, float] | None = None,
+    min_lesion_ml: float = 0.0,
+) -> Fused:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid).
 
-    Lesions below `speck_ml` (ml) without a voxel in which all voters agree are left out of the mask.
-    Raises ValueError when there is none, or when they lie on different grids.
+    Lesions below `min_lesion_ml` (ml) are left out of the mask, and so are those below `speck_ml` without a voxel in which all voters
+    agree. A voter that `weights` doesn't name weighs 1; STAPLE finds weights of its own. Raises ValueError when there is none, or when
+    they lie on different grids.
     """
     if not probabilities:
         raise ValueError("nothing to fuse")
@@ -41,24 +54,47 @@ def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, speck_ml: fl
     volumes = [probabilities[name] for name in voters]
     if any(volume.grid != volumes[0].grid for volume in volumes):
         raise ValueError("members' probabilities lie on different grids")
-    mean = np.asarray(np.mean([volume.array for volume in volumes], axis=0, dtype=np.float32))
+    weight = [(weights or {}).get(name, 1.0) for name in voters]
+    mean = mean_probability([volume.array for volume in volumes], weight)
     ballots = np.stack([volume.array > 0.5 for volume in volumes])
     votes = ballots.sum(axis=0, dtype=np.uint8)
     like, grid = volumes[0].like, volumes[0].grid
-    mask, specks = without_specks(_mask(ballots, votes, mean, method), ballots, speck_ml / grid.voxel_ml)
-    return Fused(like(mask), like(mean), like(votes), voters, specks)
+    whole, small = without_small(_mask(ballots, weight, mean, method), min_lesion_ml / grid.voxel_ml)
+    mask, specks = without_specks(whole, ballots, speck_ml / grid.voxel_ml)
+    return Fused(like(mask), like(mean), like(votes), voters, specks, small)
 
 
-def _mask(ballots: BoolArray, votes: FloatArray, mean: FloatArray, method: FusionMethod) -> BoolArray:
+def mean_probability(probabilities: Sequence[FloatArray], weights: Sequence[float]) -> FloatArray:
+    """The voters' mean probability (float32), each by its weight."""
+    if len(set(weights)) == 1:
+        return np.asarray(np.mean(probabilities, axis=0, dtype=np.float32))
+    shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
+    total = np.zeros(probabilities[0].shape, np.float32)
+    for share, probability in zip(shares, probabilities, strict=True):
+        total += share * probability
+    return total
+
+
+def _mask(ballots: BoolArray, weights: Sequence[float], mean: FloatArray, method: FusionMethod) -> BoolArray:
     match method:
         case "majority":
-            return majority(votes, len(ballots), mean)
+            return majority(ballots, weights, mean)
         case "mean":
             return np.asarray(mean > 0.5)
         case "staple":
             return staple(ballots)
         case _:
             assert_never(method)
+
+
+def without_small(mask: BoolArray, least_voxels: float) -> tuple[BoolArray, int]:
+    """The mask (z, y, x) without its 26-connected components of fewer voxels, and how many those are."""
+    if least_voxels <= 1:
+        return mask, 0
+    labels, _ = lesion_components(mask)
+    small = np.bincount(labels.ravel()) < least_voxels
+    small[0] = False
+    return np.asarray(mask & ~small[labels]), int(small.sum())
 
 
 def without_specks(mask: BoolArray, ballots: BoolArray, least_voxels: float) -> tuple[BoolArray, int]:
@@ -72,10 +108,20 @@ def without_specks(mask: BoolArray, ballots: BoolArray, least_voxels: float) -> 
     return np.asarray(mask & ~small[labels]), int(small.sum())
 
 
-def majority(votes: FloatArray, voters: int, mean: FloatArray) -> BoolArray:
-    """Where more than half of the voters agree; a tie is settled by the mean probability."""
-    twice = 2 * votes.astype(np.int32)
-    return np.asarray((twice > voters) | ((twice == voters) & (mean > 0.5)))
+def majority(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:
+    """Where the voters who vote lesion hold more than half of the total weight; a tie is settled by the mean probability.
+
+    Args:
+        ballots: bool (voters, ...).
+        weights: one a voter, above 0.
+        mean: the voters' mean probability (...).
+    """
+    if len(set(weights)) == 1:  # whole numbers, so that no rounding decides
+        twice, total = 2 * ballots.sum(axis=0, dtype=np.int32), len(ballots)
+        return np.asarray((twice > total) | ((twice == total) & (mean > 0.5)))
+    share = np.tensordot(np.asarray(weights) / sum(weights), ballots, axes=1)
+    tie = np.abs(share - 0.5) < _ROUNDING
+    return np.asarray(((share > 0.5) & ~tie) | (tie & (mean > 0.5)))
 
 
 def staple(ballots: BoolArray, *, iterations: int = 100, tolerance: float = 1e-8) -> BoolArray:

@@ -366,6 +366,20 @@ def _common() -> _Parser:
     )
     _add(
         group,
+        "--member-weights",
+        type=_weights,
+        metavar="A=2,B=1",
+        help="what members' votes count in the majority (default: as manifest.json says, else 1 each)",
+    )
+    _add(
+        group,
+        "--min-lesion-ml",
+        type=float,
+        metavar="ML",
+        help="leave out lesions below this volume, whoever agrees (default: as manifest.json says, else 0: none)",
+    )
+    _add(
+        group,
         "--min-members",
         type=int,
         metavar="N",
@@ -514,6 +528,17 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two volumes in ml") from None
     return low, high
+
+
+def _weights(text: str) -> dict[str, float]:
+    try:
+        pairs = [pair.rsplit("=", 1) for pair in text.split(",") if pair.strip()]
+        weights = {name.strip(): float(number) for name, number in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER,...") from None
+    if len(weights) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a member twice")
+    return weights
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -11,9 +11,10 @@ probabilities, gates and votes need no other rule.
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import log
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +24,78 @@ from tqdm import tqdm
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
-from ensemble.fusion import majority, without_specks
+from ensemble.fusion import majority, mean_probability, without_small, without_specks
 from ensemble.members.manifest import find_members
 from ensemble.metrics import dice, lesion_f1
 from ensemble.prepare.case import prepare
+from ensemble.streams import messages_to_stdout
 from ensemble.types import AnyArray, BoolArray, FloatArray, ignore_progress
 from ensemble.weights.checkpoints import read_checkpoint
 from training.evaluate import simulated_cases
 from training.manifest import write_manifest
 
+log = logging.getLogger(f"ensemble.{__name__}")
+
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 #: What a mask of a lesion-free patient may hold (ml), and how many such patients may have more.
 MAX_FALSE_ML, MAX_FALSE_SHARE = 0.3, 0.1
+#: What a vote may count, and volumes (ml) below which a lesion may not count.
+WEIGHTS, LEAST_ML = (1.0, 2.0, 3.0), (0.0, 0.02, 0.05, 0.1, 0.2)
 LAST_LAYER = "decoder.seg_layers."
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How probabilities become a mask."""
+
+    thresholds: Mapping[str, float]
+    """Above which each member votes."""
+    speck_ml: float
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """What each member's vote counts; 1 where none is given."""
+    min_lesion_ml: float = 0.0
+
+    def __str__(self) -> str:
+        said = [f"{name} {threshold:g}" for name, threshold in self.thresholds.items()]
+        said += [f"vote of {name} {weight:g}" for name, weight in self.weights.items() if weight != 1]
+        return ", ".join(said + [f"no lesion below {self.min_lesion_ml:g} ml"] * bool(self.min_lesion_ml))
+
+
+@dataclass(frozen=True)
 class Patient:
-    """One simulated patient, and what the members say."""
+    """One patient, and what the members say."""
 
     lesion: BoolArray
     probabilities: Mapping[str, FloatArray]
     """float16 (z, y, x) by member."""
     voxel_ml: float
+    box: tuple[slice, ...] = (slice(None),) * 3
+    """Of the whole scan that this is cut to."""
 
-    def mask(self, thresholds: Mapping[str, float], speck_ml: float) -> BoolArray:
-        """The fused mask where each member votes above its threshold. Ties can't be: the members are three."""
-        ballots = np.stack([probability > thresholds[name] for name, probability in self.probabilities.items()])
-        votes = ballots.sum(axis=0, dtype=np.uint8)
-        whole = majority(votes, len(ballots), np.zeros(votes.shape, np.float32))
-        return without_specks(whole, ballots, speck_ml / self.voxel_ml)[0]
+    def mask(self, rule: Rule) -> BoolArray:
+        """The mask where each member votes above its threshold, as `ensemble.fusion` fuses what the shifted networks say."""
+        said = list(self.probabilities.items())
+        ballots = np.stack([probability > rule.thresholds[name] for name, probability in said])
+        weights = [rule.weights.get(name, 1.0) for name, _ in said]
+        shifted = [shifted_probability(probability, rule.thresholds[name]) for name, probability in said]
+        whole = majority(ballots, weights, mean_probability(shifted, weights))
+        large, _ = without_small(whole, rule.min_lesion_ml / self.voxel_ml)
+        return without_specks(large, ballots, rule.speck_ml / self.voxel_ml)[0]
+
+    def cut(self) -> Patient:
+        """The same where any member may ever vote, or a lesion is: nothing that is measured changes."""
+        voted = [probability > min(THRESHOLDS) for probability in self.probabilities.values()]
+        inside = np.argwhere(np.any([self.lesion, *voted], axis=0))
+        low, high = (inside.min(0), inside.max(0) + 1) if len(inside) else (np.zeros(3, int), np.ones(3, int))
+        box = tuple(slice(start, end) for start, end in zip(low, high, strict=True))
+        parts = {name: probability[box].copy() for name, probability in self.probabilities.items()}
+        return Patient(self.lesion[box].copy(), parts, self.voxel_ml, box)
+
+
+def shifted_probability(probability: FloatArray, threshold: float) -> FloatArray:
+    """What the network says (float32) once `shift` has moved its decision from `threshold` to 0.5."""
+    lesion = probability.astype(np.float32) * np.float32(1 - threshold)
+    return np.asarray(lesion / (lesion + (1 - probability.astype(np.float32)) * np.float32(threshold)))
 
 
 @dataclass(frozen=True)
@@ -79,19 +122,24 @@ class Worth:
 
 
 def worth(patients: Sequence[Patient], thresholds: Mapping[str, float], speck_ml: float) -> Worth:
+    """What thresholds alone are worth."""
+    return worth_of(patients, Rule(thresholds, speck_ml))
+
+
+def worth_of(patients: Sequence[Patient], rule: Rule) -> Worth:
     """Means over patients with a lesion, the share of false masks over those without."""
     scores: list[tuple[float, float, float]] = []
     precisions: list[float] = []
     false: list[bool] = []
     for patient in patients:
-        mask = patient.mask(thresholds, speck_ml)
+        mask = patient.mask(rule)
         if not patient.lesion.any():
             false.append(mask.sum() * patient.voxel_ml > MAX_FALSE_ML)
             continue
         hit = (mask & patient.lesion).sum()
         scores.append((dice(patient.lesion, mask), lesion_f1(patient.lesion, mask), hit / patient.lesion.sum()))
         precisions += [hit / mask.sum()] if mask.any() else []
-    dice_mean, f1, recall = (float(mean) for mean in np.mean(scores, axis=0))
+    dice_mean, f1, recall = (float(mean) for mean in np.mean(scores, axis=0)) if scores else (0.0, 0.0, 0.0)
     return Worth(
         dice_mean,
         f1,
@@ -103,19 +151,47 @@ def worth(patients: Sequence[Patient], thresholds: Mapping[str, float], speck_ml
 
 def choose(patients: Sequence[Patient], speck_ml: float) -> dict[str, float]:
     """The thresholds by member: one after the other is set to its best, until none changes."""
-    names = list(patients[0].probabilities)
-    chosen, changed = dict.fromkeys(names, 0.5), True
-    best = worth(patients, chosen, speck_ml)
-    print(f"all at 0.5: {best}")
+    return dict(choose_thresholds(patients, speck_ml).thresholds)
+
+
+def choose_thresholds(patients: Sequence[Patient], speck_ml: float) -> Rule:
+    """The rule with those thresholds and equal votes."""
+    names, changed = list(patients[0].probabilities), True
+    chosen = Rule(dict.fromkeys(names, 0.5), speck_ml)
+    best = worth_of(patients, chosen)
+    log.info("all at 0.5: %s", best)
     while changed:
-        changed = False
+        before = chosen
         for name in names:
-            for threshold in sorted(THRESHOLDS, key=lambda threshold: abs(threshold - 0.5)):
-                tried = worth(patients, chosen | {name: threshold}, speck_ml)
-                if tried.score > best.score + 1e-4:
-                    chosen, best, changed = chosen | {name: threshold}, tried, True
-            print(f"{', '.join(f'{member} {threshold}' for member, threshold in chosen.items())}: {best}", flush=True)
+            nearest = sorted(THRESHOLDS, key=lambda threshold: abs(threshold - 0.5))
+            tried = [replace(chosen, thresholds={**chosen.thresholds, name: threshold}) for threshold in nearest]
+            chosen, best = _better(patients, chosen, best, tried)
+            log.info("%s: %s", chosen, best)
+        changed = chosen != before
     return chosen
+
+
+def choose_rule(patients: Sequence[Patient], speck_ml: float) -> Rule:
+    """Thresholds first, then what votes count and from which volume on a lesion is one."""
+    chosen = choose_thresholds(patients, speck_ml)
+    best = worth_of(patients, chosen)
+    names = list(chosen.thresholds)
+    for name in names if len(names) > 1 else []:
+        tried = [replace(chosen, weights={**chosen.weights, name: weight}) for weight in WEIGHTS]
+        chosen, best = _better(patients, chosen, best, tried)
+    tried = [replace(chosen, min_lesion_ml=least) for least in LEAST_ML]
+    chosen, best = _better(patients, chosen, best, tried)
+    log.info("%s: %s", chosen, best)
+    return chosen
+
+
+def _better(patients: Sequence[Patient], chosen: Rule, best: Worth, tried: Sequence[Rule]) -> tuple[Rule, Worth]:
+    """The best of some rules and the one so far."""
+    for rule in tried:
+        found = worth_of(patients, rule)
+        if found.score > best.score + 1e-4:
+            chosen, best = rule, found
+    return chosen, best
 
 
 def predicted(weights: Path, first: int, count: int, shared: Path, cache: Path | None) -> list[Patient]:
@@ -143,7 +219,7 @@ def shift(checkpoint: Path, threshold: float) -> None:
     biases = [name for name in weights if LAST_LAYER in name and name.endswith(".bias")]
     last = max(biases, key=lambda name: int(name.split(LAST_LAYER)[1].split(".")[0]))
     bias = weights[last]
-    odds = log((1 - threshold) / threshold)
+    odds = math.log((1 - threshold) / threshold)
     weights[last] = (bias.float() + torch.tensor([-odds / 2, odds / 2])).to(bias.dtype)
     whole = checkpoint.with_suffix(".tmp")
     torch.save(content, whole)
@@ -161,6 +237,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--apply", action="store_true", help="write the thresholds into the weights, and the manifest")
     options = parser.parse_args()
+    messages_to_stdout()
     torch.set_num_threads(options.threads)
     patients = predicted(options.weights, options.first, options.count, options.shared, options.cache)
     chosen = choose(patients, RunConfig().speck_ml)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ensemble.config import RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
@@ -53,6 +54,27 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
             f"no member is named {', '.join(unknown)}", where=weights, found=f"members: {', '.join(by_name)}"
         )
     return tuple(by_name[name] for name in names)
+
+
+def settled(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
+    """A run's choices with what the members' own entries say of votes and small lesions, where nothing was chosen.
+
+    None stays where that is the usual rule: equal votes, every size. Of members that differ about the smallest lesion, the one that keeps
+    most is followed. Raises UsageError for weights of members that don't take part.
+    """
+    weights = config.member_weights
+    if weights is None:
+        weights = {spec.name: spec.weight for spec in specs}
+    elif unknown := sorted(set(weights) - {spec.name for spec in specs}):
+        raise UsageError(
+            f"--member-weights names {', '.join(unknown)}, which takes no part",
+            found=f"members: {', '.join(spec.name for spec in specs)}",
+        )
+    equal = len({weights.get(spec.name, 1.0) for spec in specs}) == 1
+    least = config.min_lesion_ml
+    if least is None:
+        least = min(spec.min_lesion_ml for spec in specs)
+    return replace(config, member_weights=None if equal else dict(weights), min_lesion_ml=least or None)
 
 
 def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:

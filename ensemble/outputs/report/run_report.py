@@ -52,7 +52,8 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble, findings: Fin
             "method": ensemble.config.fusion,
             "voters": list(result.fused.voters),
             "specks_left_out": result.fused.specks,
-        },
+        }
+        | _rule(result, ensemble),
         "members": [_member(outcome, ensemble, grid.spacing_zyx_mm) for outcome in result.outcomes],
         "repairs": list(result.case.repairs),
         "seconds": {"read": round(raw.seconds, 3), "load members": round(ensemble.seconds, 3)}
@@ -64,6 +65,16 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble, findings: Fin
     }
     spelt: dict[str, Any] = all_printable(report)
     return spelt
+
+
+def _rule(result: Result, ensemble: Ensemble) -> dict[str, Any]:
+    """What differs from equal votes and lesions of every size."""
+    rule: dict[str, Any] = {}
+    if (weights := ensemble.config.member_weights) is not None:
+        rule["weights"] = {voter: weights.get(voter, 1.0) for voter in result.fused.voters}
+    if ensemble.config.min_lesion_ml:
+        rule |= {"min_lesion_ml": ensemble.config.min_lesion_ml, "small_left_out": result.fused.small}
+    return rule
 
 
 def _files(raw: RawCase) -> dict[str, str]:
