@@ -30,6 +30,7 @@ from ensemble.outputs.layouts.layout import Layout, placed, write
 from ensemble.outputs.layouts.places import Place
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import Silent
+from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_case
 from ensemble.serve.output_folder import OutputFolder
 from ensemble.types import Modality
@@ -72,15 +73,19 @@ FINDINGS: Role[Any] = Role("findings", "json", "", lambda case: {"lesions": case
 
 
 def segmented(build: Build, *names: str) -> Segmented:
-    raw, ensemble = phantom_case(), build(*map(StubMember, names))
-    dwi = raw.images[Modality.DWI]
-    raw = replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
+    raw, ensemble = with_study(phantom_case()), build(*map(StubMember, names))
     return Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
+
+
+def with_study(raw: RawCase) -> RawCase:
+    """The case as if its DWI had been read from DICOM."""
+    dwi = raw.images[Modality.DWI]
+    return replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
 
 
 def found(build: Build, *names: str) -> Segmented:
     """A case with FLAIR whose place in the template is known."""
-    raw, ensemble = phantom_case(flair=True), build(*map(StubMember, names))
+    raw, ensemble = with_study(phantom_case(flair=True)), build(*map(StubMember, names))
     result = segment(raw, ensemble, Silent())
     registered = Registered("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
     with pytest.MonkeyPatch.context() as patch:
