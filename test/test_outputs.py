@@ -72,8 +72,10 @@ LAYOUTS: dict[str, Layout] = {
 FINDINGS: Role[Any] = Role("findings", "json", "", lambda case: {"lesions": case.result.lesion_count})
 
 
-def segmented(build: Build, *names: str) -> Segmented:
-    raw, ensemble = with_study(phantom_case()), build(*map(StubMember, names))
+def segmented(build: Build, *names: str, flair: bool = False) -> Segmented:
+    raw, ensemble = phantom_case(flair), build(*map(StubMember, names))
+    dwi = raw.images[Modality.DWI]
+    raw = replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
     return Segmented(raw, segment(raw, ensemble, Silent()), ensemble)
 
 
@@ -85,13 +87,12 @@ def with_study(raw: RawCase) -> RawCase:
 
 def found(build: Build, *names: str) -> Segmented:
     """A case with FLAIR whose place in the template is known."""
-    raw, ensemble = with_study(phantom_case(flair=True)), build(*map(StubMember, names))
-    result = segment(raw, ensemble, Silent())
+    case = segmented(build, *names, flair=True)
     registered = Registered("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find, "placed", lambda case, onto: None)
-        findings = find.find(result)
-    return Segmented(raw, result, ensemble, replace(findings, registered=registered))
+        findings = find.find(case.result)
+    return replace(case, findings=replace(findings, registered=registered))
 
 
 def files(folder: Path) -> set[str]:
