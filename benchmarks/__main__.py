@@ -38,7 +38,7 @@ PARTS = ("engines", "agreement", "monai", "ensemble", "growth")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _options(arguments)
+    options = parse(arguments)
     if options.merge:
         merged = _merged([json.loads(path.read_text()) for path in options.merge])
         _write(merged | {"notes": [*merged["notes"], *options.note]})
@@ -89,7 +89,7 @@ def _merged(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _engines(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     if options.full_size:
-        return _full_size(options, scratch)
+        return full_size_rows(options, scratch)
     tables = []
     modes = [mode for mode in engines.MODES if mode.name in options.modes]
     for name, files in _cases(options).items():
@@ -119,22 +119,26 @@ def _engines(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
     return tables
 
 
-def _full_size(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    """Five folds of nnU-Net's usual 3d_fullres with random weights: times only, the masks mean nothing."""
+def full_size_folder(scratch: Path, folds: tuple[str, ...] = ("0", "1", "2", "3", "4")) -> Path:
+    """nnU-Net's usual 3d_fullres with random weights."""
     sys.path.insert(0, str(HERE.parent / "test"))
     from nnunet_folders import FolderSpec, build_folder
 
-    folder = build_folder(
+    return build_folder(
         scratch / "full_size",
         FolderSpec(
             patch=(128, 128, 128),
             spacing_mm=(1.0, 1.0, 1.0),
             features=32,
             strides=((1, 1, 1), *((2, 2, 2),) * 5),
-            folds=("0", "1", "2", "3", "4"),
+            folds=folds,
         ),
     )
-    tables = []
+
+
+def full_size_rows(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """Ours and nnUNetPredictor on five such folds: times only, the masks mean nothing."""
+    folder, tables = full_size_folder(scratch), []
     for name, files in _cases(options).items():
         modes = [mode for mode in engines.MODES if mode.name in ("nnUNetPredictor", "ours", "ours, gated")]
         (spec,) = find_members(folder.parent)
@@ -152,7 +156,7 @@ def _full_size(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any
     return tables
 
 
-def _ensemble(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def ensemble_rows(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """Cold start by stage, then warm cases, with one member, two, and all."""
     scratch.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -166,7 +170,7 @@ def _ensemble(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]
                 "device": options.device,
                 "tta": "mirror",
                 "precision": "auto",
-                "session": "torch",
+                "session": "auto",
                 "weights": str(options.weights),
                 "members": members,
                 "files": {str(modality): str(path) for modality, path in files.items()},
@@ -205,11 +209,13 @@ def _monai(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return monai_inferer.compare(options.threads, options.rounds, options.device)
 
 
-_PARTS = {"engines": _engines, "agreement": _agreement, "monai": _monai, "ensemble": _ensemble, "growth": _growth}
+_PARTS = {"engines": _engines, "agreement": _agreement, "monai": _monai, "ensemble": ensemble_rows, "growth": _growth}
 
 
 def _cases(options: argparse.Namespace) -> dict[str, dict[Modality, Path]]:
-    """Folders with dwi, adc, perhaps flair, as .nii.gz or .mha."""
+    """Folders with dwi, adc, perhaps flair, as .nii.gz or .mha; or those given by another program."""
+    if options.files:
+        return dict(options.files)
     cases = {}
     for folder in sorted(path for path in options.cases.iterdir() if path.is_dir()):
         images = {p.name.split(".")[0]: p for p in sorted(folder.iterdir()) if p.name.endswith((".nii.gz", ".mha"))}
@@ -231,7 +237,8 @@ def _machine(threads: int) -> str:
     return f"{cpu}{amx}, {len(os.sched_getaffinity(0))} cores, {threads} threads used, {gpu}, torch {torch.__version__}"
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All side-by-side timings.")
     parser.add_argument("--cases", type=Path, default=HERE.parent.parent / "shared" / "cases", help="folder of cases")
     parser.add_argument("--case", action="append", help="only this case of the folder (may be repeated)")
@@ -251,6 +258,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--merge", type=Path, nargs="+", help="write RESULTS.md from results.json of several runs instead"
     )
     parser.add_argument("--note", action="append", default=[], help="a sentence for RESULTS.md (may be repeated)")
+    parser.set_defaults(files={})
     options = parser.parse_args(arguments)
     if unknown := set(options.only) - set(PARTS):
         parser.error(f"no part is called {', '.join(unknown)}")

@@ -35,7 +35,12 @@ from training.simulate import SHARED, simulate
 
 FIRST_SEED = 950_000
 CERTAINTIES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-MODES = ("mirror", "gated", "bf16", "none")
+MODES = {
+    "mirror": InferenceSettings(),
+    "gated": InferenceSettings(tta="gated"),
+    "bf16": InferenceSettings(precision="bf16"),
+    "none": InferenceSettings(tta="none"),
+}
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,15 @@ def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], li
     """All modes of all members in all cases; prints each row."""
     rows: list[Row] = []
     windows: list[WindowSeen] = []
-    members = [NnunetV2Member.load(spec, InferenceSettings()) for spec in find_members(weights)]
+    members = [{mode: NnunetV2Member.load(spec, MODES[mode]) for mode in MODES} for spec in find_members(weights)]
     for case in cases:
         predictions: dict[str, dict[str, MemberPrediction]] = {mode: {} for mode in MODES}
-        for member in members:
+        for by_mode in members:
+            member = by_mode["gated"]
             if member.requires - case.modalities:
                 continue
             for mode in MODES:
-                prediction, cpu = _timed(partial(predict, member, case, mode))
+                prediction, cpu = _timed(partial(predict, by_mode[mode], case, mode))
                 predictions[mode][member.name] = prediction
                 reference = predictions["mirror"][member.name].probability.array
                 error = _error(prediction.probability.array, reference)
@@ -131,10 +137,7 @@ def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], li
 
 def predict(member: NnunetV2Member, case: PreparedCase, mode: str) -> MemberPrediction:
     """One member's prediction in one of MODES."""
-    if mode == "bf16":
-        member = replace(member, sessions=tuple(session.reduced_precision for session in member.sessions))
-    tta: Any = "mirror" if mode == "bf16" else mode
-    return member.predict(case, InferenceSettings(tta=tta), ignore_progress)
+    return member.predict(case, MODES[mode], ignore_progress)
 
 
 def agreement_table(rows: list[Row]) -> str:
@@ -145,11 +148,11 @@ def agreement_table(rows: list[Row]) -> str:
     ]
     for key in dict.fromkeys((row.case, row.member) for row in rows):
         by_mode = {row.mode: row for row in rows if (row.case, row.member) == key}
-        agree = [f"{by_mode[mode].dice:.4f} ({by_mode[mode].differ})" for mode in MODES[1:]]
+        agree = [f"{by_mode[mode].dice:.4f} ({by_mode[mode].differ})" for mode in list(MODES)[1:]]
         seconds, errors = "", ""
         if key[1] != "ensemble":
             seconds = ", ".join(f"{by_mode[mode].cpu_s:.1f}" for mode in MODES)
-            errors = ", ".join(f"{by_mode[mode].error:.4f}" for mode in MODES[1:])
+            errors = ", ".join(f"{by_mode[mode].error:.4f}" for mode in list(MODES)[1:])
         lines.append(
             f"| {key[0]} | {key[1]} | {by_mode['mirror'].voxels} | {' | '.join(agree)} | {errors} | {seconds} |"
         )

@@ -39,7 +39,7 @@ class Mode:
     engine: str = "ours"
     tta: str = "mirror"
     precision: str = "auto"
-    session: str = "torch"
+    session: str = "auto"
 
 
 REFERENCE = Mode("nnUNetPredictor", engine="nnunet")
@@ -124,7 +124,7 @@ def compare(
     loaded = NnunetV2Member.load(spec, InferenceSettings())
     case = prepare(read_files("benchmark", dict(files)))
     channels = _channel_files(loaded, case, scratch)
-    packed = _packed(weights, member, scratch) if any(mode.session != "torch" for mode in modes) else weights
+    packed = _packed(weights, member, scratch) if any(mode.session == "onnx" for mode in modes) else weights
     workers, results = {}, {mode.name: Measured(mode.name) for mode in modes}
     for mode in modes:
         job = {
@@ -134,7 +134,7 @@ def compare(
             "tta": mode.tta,
             "precision": mode.precision,
             "session": mode.session,
-            "weights": str(weights if mode.session == "torch" else packed),
+            "weights": str(weights if mode.session != "onnx" else packed),
             "members": [member],
             "folder": str(spec.folder),
             "channels": channels,

@@ -31,6 +31,8 @@ from ensemble.families.unet import window_bytes
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.precision import resolve_precision
+from ensemble.inference.session import LoadedSession
+from ensemble.inference.session_openvino import on_openvino
 from ensemble.inference.session_torch import TorchSession
 from ensemble.members.pack import pack
 from ensemble.prepare.case import prepare
@@ -96,7 +98,10 @@ def _full_size(options: argparse.Namespace) -> None:
             parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
     device = torch.device(resolve_device(options.device))
     precision = resolve_precision(options.precision, device)
-    session = TorchSession(network, dims=3, device=device, precision=precision, probe=form.smallest_window)
+    session: LoadedSession | None = None
+    if device.type == "cpu":
+        session = on_openvino(network, 2, form.smallest_window, precision)
+    session = session or TorchSession(network, dims=3, device=device, precision=precision)
     count = sum(parameter.numel() for parameter in network.parameters())
     windows, before = torch.randn(1, 2, *WINDOW), peak_mb()
     wall = time.perf_counter()

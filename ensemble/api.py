@@ -5,7 +5,7 @@ Nothing heavy is imported before a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -28,6 +28,8 @@ class Options(TypedDict, total=False):
     session: SessionKind
     fusion: FusionMethod
     min_disputed_ml: float
+    member_weights: Mapping[str, float] | None
+    min_lesion_ml: float | None
     min_members: int | None
     skull_strip: SkullStrip
     registration: Registration

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {
             None: _contract,
             "run": _run,
+            "study": _study,
+            "listen": _listen,
             "serve": _serve,
             "members": _members,
             "batch": _batch,
@@ -62,9 +66,12 @@ def _contract(options: argparse.Namespace) -> int:
     from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
     from ensemble.folders import exclusive_writer
+    from ensemble.hospital.study import mercure_folders
     from ensemble.pipeline import load
     from ensemble.progress import LogLines
 
+    if (folders := mercure_folders(os.environ)) is not None:
+        return _mercure(options, *folders)
     config, extras = run_config(options), _extras(options, report=options.report)
     found = find_inputs(options.input)
     with exclusive_writer(options.output):
@@ -73,10 +80,43 @@ def _contract(options: argparse.Namespace) -> int:
     return 0
 
 
+def _mercure(options: argparse.Namespace, folder: Path, out: Path) -> int:
+    from ensemble.folders import exclusive_writer
+    from ensemble.hospital.study import segment_into_objects
+    from ensemble.pipeline import load
+    from ensemble.progress import LogLines
+
+    config, extras = run_config(options), replace(_extras(options, report=False), dicom=True)
+    with exclusive_writer(out):
+        case = segment_into_objects(folder, "study", out, extras, lambda: load(config), LogLines())
+    log.info("lesions: %d, %.3f ml", case.result.lesion_count, case.result.lesion_ml)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from ensemble.folders import exclusive_writer
+    from ensemble.hospital.study import segment_study
+    from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.foreign import refuse_foreign
+    from ensemble.pipeline import load
+    from ensemble.progress import default_watcher
+
+    config, suffix = run_config(options), f".{options.format}"
+    extras = replace(_extras(options, report=True), dicom=True)
+    with exclusive_writer(options.out):
+        refuse_foreign(options.out, [options.study])
+        with closing(default_watcher()) as watching:
+            case = segment_study(options.study, options.out, suffix, extras, lambda: load(config), watching)
+    for line in summary(case.result, options.out, suffix, case.findings).split("\n"):
+        log.info("%s", line)
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import exclusive_writer
     from ensemble.outputs.artifacts import SegmentedCase
     from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.dicom.study import refuse_without_study
     from ensemble.outputs.foreign import refuse_foreign
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
@@ -88,14 +128,16 @@ def _run(options: argparse.Namespace) -> int:
     config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_files(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    refuse_without_study(raw, extras)
     with exclusive_writer(options.out):
         refuse_foreign(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
         ensemble = load(config)
         with closing(default_watcher()) as watching:
             result = segment(raw, ensemble, watching)
-        publish_case(SegmentedCase(raw, result, ensemble), extras, options.out, suffix)
-    for line in summary(result, options.out, suffix).split("\n"):
+        case = SegmentedCase.of(raw, result, ensemble, extras)
+        publish_case(case, extras, options.out, suffix)
+    for line in summary(result, options.out, suffix, case.findings).split("\n"):
         log.info("%s", line)
     return 0
 
@@ -108,6 +150,29 @@ def _serve(options: argparse.Namespace) -> int:
     level = logging.DEBUG if options.verbose else logging.INFO
     setup = WorkerConfig(run_config(options), _extras(options, report=options.report), LogLines(), level)
     return serve(setup, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait))
+
+
+def _listen(options: argparse.Namespace) -> int:
+    from ensemble.hospital.desk import segment_job
+    from ensemble.hospital.listen import Listening, listen
+    from ensemble.hospital.node import Address
+    from ensemble.hospital.send import destinations
+    from ensemble.progress import SilentWatcher
+    from ensemble.serve.worker import WorkerConfig
+
+    level = logging.DEBUG if options.verbose else logging.INFO
+    extras = replace(_extras(options, report=False), dicom=True)
+    told = Listening(
+        Address(options.aet, options.host, options.port, options.allow or (), options.most_associations),
+        destinations(options.send_to),
+        options.spool,
+        int(options.spool_gb * 1e9),
+        options.quiet_seconds,
+        options.keep_hours * 3600,
+        options.status_port,
+    )
+    listen(told, WorkerConfig(run_config(options), extras, SilentWatcher(), level, segment_job))
+    return 0
 
 
 def _members(options: argparse.Namespace) -> int:
@@ -144,7 +209,7 @@ def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.run import batch
     from ensemble.folders import exclusive_writer
 
-    extras = _extras(options, report=options.report)
+    extras = _extras(options, report=options.report, in_report=True)
     with exclusive_writer(options.out, shared=True):
         return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
 
@@ -192,8 +257,31 @@ def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
     return "fp16" if choice == "fp16" else "fp32"
 
 
-def _extras(options: argparse.Namespace, *, report: bool) -> ExtraOutputs:
-    return ExtraOutputs(report, options.save_probabilities, options.save_member_masks)
+def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None = None) -> ExtraOutputs:
+    """Return what is to be written.
+
+    Findings stand in a report: they bring one where there would be none, unless one is written anyway (`in_report`), and are off where
+    there is none and nobody asks for them.
+    """
+    asks = [name for name, asked in (("--atlas", options.atlas), ("--save-mni", options.save_mni)) if asked]
+    if options.findings == "off" and asks:
+        raise UsageError(f"{asks[0]} needs findings", found="--findings off", do="leave one of the two out")
+    wanted = bool(asks) or (report if in_report is None else in_report)
+    findings = options.findings == "on" or (options.findings is None and wanted)
+    if options.atlas is not None:
+        from ensemble.findings.maps import read_maps
+
+        read_maps(options.atlas)  # what can't be used is said before networks are loaded
+    return ExtraOutputs(
+        report or (findings and in_report is None),
+        options.save_probabilities,
+        options.save_member_masks,
+        findings,
+        options.atlas,
+        options.save_mni,
+        options.dicom or options.dicom_probability,
+        options.dicom_probability,
+    )
 
 
 def _flush() -> None:

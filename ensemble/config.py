@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ FusionMethod = Literal["majority", "mean", "staple"]
 SkullStrip = Literal["auto", "always", "never"]
 Registration = Literal["auto", "never"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-SessionKind = Literal["torch", "onnx", "tensorrt"]
+SessionKind = Literal["auto", "torch", "onnx", "tensorrt"]
 
 #: The shipped weights: inside the package where it was installed from a wheel (see setup.py), beside it in a clone or an image.
 _PACKAGE = Path(__file__).resolve().parent
@@ -29,6 +29,8 @@ _NO_WEIGHTS = re.compile(
     r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
     re.IGNORECASE,
 )
+#: Choices that don't decide what comes out: where the weights lie, whether they may be code, and what computes.
+IMMATERIAL = frozenset({"weights", "device", "allow_torchscript"})
 #: How the folders begin that hold outputs before they are published.
 STAGING = ".staging-"
 
@@ -47,12 +49,17 @@ class RunConfig:
     """Test-time augmentation: each member's flips, none, or flips only where the first pass is uncertain."""
     precision: Precision = "auto"
     """Arithmetic of the networks; auto is what passed the parity gate on the device (see `inference/precision.py`)."""
-    session: SessionKind = "torch"
-    """What runs the networks: PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter two take members packed for it."""
+    session: SessionKind = "auto"
+    """What runs the networks: OpenVINO on the CPU and PyTorch on a GPU, PyTorch, ONNX Runtime, or ONNX Runtime with TensorRT; the latter
+    two take members packed for it."""
     fusion: FusionMethod = "majority"
     """How the members' probabilities become one mask."""
     min_disputed_ml: float = 0.1
     """Lesions below this, in ml, stay in the mask only if all voters agree in some voxel; 0 keeps all (see docs/adr/0015)."""
+    member_weights: Mapping[str, float] | None = None
+    """What the members' votes count in a majority, by name, 1 where none is given; None means as the weights folder says."""
+    min_lesion_ml: float | None = None
+    """Lesions below this, in ml, are left out of the mask; None means as the weights folder says, 0 keeps all."""
     min_members: int | None = None
     """Fewest members that must vote; None means all that the inputs allow."""
     skull_strip: SkullStrip = "auto"
@@ -79,6 +86,12 @@ class RunConfig:
                 raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
         if not 0 <= self.min_disputed_ml < float("inf"):
             raise UsageError("--min-disputed-ml must be a volume in ml, 0 or more", found=str(self.min_disputed_ml))
+        if self.min_lesion_ml is not None and not 0 <= self.min_lesion_ml < float("inf"):
+            raise UsageError("--min-lesion-ml must be a volume in ml, 0 or more", found=str(self.min_lesion_ml))
+        if odd := [f"{name}={w:g}" for name, w in (self.member_weights or {}).items() if not 0 < w < float("inf")]:
+            raise UsageError(
+                "--member-weights must be numbers above 0", found=", ".join(odd), do="leave members out with --members"
+            )
         if not 0 <= self.brain_ml[0] < self.brain_ml[1] < float("inf"):
             raise UsageError(
                 "--brain-ml must be two volumes in ml, the smaller one first",
@@ -126,6 +139,16 @@ class ExtraOutputs:
     """Mean lesion probability of the voters, and each voter's own."""
     save_member_masks: bool = False
     """Each voter's own mask, and the number of votes in each voxel."""
+    findings: bool = False
+    """Where the lesion lies, in `report.json` and on the page."""
+    atlas: Path | None = None
+    """Folder of the user's label maps, of which findings tell too."""
+    save_mni: bool = False
+    """Mask and images in the template's space; where findings can't bring the brain there, they are not written."""
+    dicom: bool = False
+    """DICOM objects that join the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
+    dicom_probability: bool = False
+    """Beside them the mean lesion probability, as a fractional segmentation."""
 
 
 def holds_weights(folder: Path) -> bool:

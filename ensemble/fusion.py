@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -13,6 +13,9 @@ from ensemble.metrics import lesion_components
 from ensemble.types import BoolArray, FloatArray
 from ensemble.volume import Volume
 
+#: Shares of the total weight that differ by less are equal.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class FusedPrediction:
@@ -21,18 +24,28 @@ class FusedPrediction:
     mask: Volume
     """bool: the lesion."""
     mean: Volume
-    """float32, mean lesion probability of the voters."""
+    """float32, mean lesion probability of the voters, by their weights."""
     votes: Volume
     """uint8, the agreement map: how many voters have p > 0.5 in each voxel."""
     voters: tuple[str, ...]
     dropped_components: int = 0
     """Number of small lesions that were left out of the mask because in no voxel of them all voters agree."""
+    small: int = 0
+    """Number of lesions that were left out of the mask because they were smaller than any that count."""
 
 
-def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, min_disputed_ml: float = 0.0) -> FusedPrediction:
+def fuse(
+    probabilities: Mapping[str, Volume],
+    method: FusionMethod,
+    min_disputed_ml: float = 0.0,
+    *,
+    weights: Mapping[str, float] | None = None,
+    min_lesion_ml: float = 0.0,
+) -> FusedPrediction:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid) into one mask.
 
-    A lesion smaller than `min_disputed_ml` (ml) stays in the mask only if all voters agree in one of its voxels.
+    Lesions smaller than `min_lesion_ml` (ml) are left out. One smaller than `min_disputed_ml` (ml) stays in the mask only if all voters
+    agree in one of its voxels. A voter that `weights` doesn't name weighs 1; STAPLE finds weights of its own.
 
     Raises ValueError when there are no probabilities, or when they lie on different grids.
     """
@@ -42,26 +55,47 @@ def fuse(probabilities: Mapping[str, Volume], method: FusionMethod, min_disputed
     volumes = [probabilities[name] for name in voters]
     if any(volume.grid != volumes[0].grid for volume in volumes):
         raise ValueError("members' probabilities lie on different grids")
-    mean = np.asarray(np.mean([volume.array for volume in volumes], axis=0, dtype=np.float32))
+    weight = [(weights or {}).get(name, 1.0) for name in voters]
+    mean = mean_probability([volume.array for volume in volumes], weight)
     ballots = np.stack([volume.array > 0.5 for volume in volumes])
     votes = ballots.sum(axis=0, dtype=np.uint8)
     like, grid = volumes[0].like, volumes[0].grid
-    mask, dropped = drop_small_disputed_components(
-        _mask(ballots, votes, mean, method), ballots, min_disputed_ml / grid.voxel_ml
-    )
-    return FusedPrediction(like(mask), like(mean), like(votes), voters, dropped)
+    whole, small = drop_small_components(_mask(ballots, weight, mean, method), min_lesion_ml / grid.voxel_ml)
+    mask, dropped = drop_small_disputed_components(whole, ballots, min_disputed_ml / grid.voxel_ml)
+    return FusedPrediction(like(mask), like(mean), like(votes), voters, dropped, small)
 
 
-def _mask(ballots: BoolArray, votes: FloatArray, mean: FloatArray, method: FusionMethod) -> BoolArray:
+def mean_probability(probabilities: Sequence[FloatArray], weights: Sequence[float]) -> FloatArray:
+    """Return the voters' mean probability (float32), each by its weight."""
+    if len(set(weights)) == 1:
+        return np.asarray(np.mean(probabilities, axis=0, dtype=np.float32))
+    shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
+    total = np.zeros(probabilities[0].shape, np.float32)
+    for share, probability in zip(shares, probabilities, strict=True):
+        total += share * probability
+    return total
+
+
+def _mask(ballots: BoolArray, weights: Sequence[float], mean: FloatArray, method: FusionMethod) -> BoolArray:
     match method:
         case "majority":
-            return majority(votes, len(ballots), mean)
+            return majority(ballots, weights, mean)
         case "mean":
             return np.asarray(mean > 0.5)
         case "staple":
             return staple(ballots)
         case _:
             assert_never(method)
+
+
+def drop_small_components(mask: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
+    """Return the mask (z, y, x) without its 26-connected components of fewer voxels, and how many those are."""
+    if min_voxels <= 1:
+        return mask, 0
+    labels, _ = lesion_components(mask)
+    small = np.bincount(labels.ravel()) < min_voxels
+    small[0] = False
+    return np.asarray(mask & ~small[labels]), int(small.sum())
 
 
 def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
@@ -77,10 +111,20 @@ def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxe
     return np.asarray(mask & ~small[labels]), int(small.sum())
 
 
-def majority(votes: FloatArray, voters: int, mean: FloatArray) -> BoolArray:
-    """Return where more than half of the voters agree; a tie is settled by the mean probability."""
-    twice = 2 * votes.astype(np.int32)
-    return np.asarray((twice > voters) | ((twice == voters) & (mean > 0.5)))
+def majority(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:
+    """Return where the voters who vote lesion hold more than half of the total weight; a tie is settled by the mean probability.
+
+    Args:
+        ballots: bool (voters, ...).
+        weights: one a voter, above 0.
+        mean: the voters' mean probability (...).
+    """
+    if len(set(weights)) == 1:  # whole numbers, so that no rounding decides
+        twice, total = 2 * ballots.sum(axis=0, dtype=np.int32), len(ballots)
+        return np.asarray((twice > total) | ((twice == total) & (mean > 0.5)))
+    share = np.tensordot(np.asarray(weights) / sum(weights), ballots, axes=1)
+    tie = np.abs(share - 0.5) < _ROUNDING
+    return np.asarray(((share > 0.5) & ~tie) | (tie & (mean > 0.5)))
 
 
 def staple(ballots: BoolArray, *, iterations: int = 100, tolerance: float = 1e-8) -> BoolArray:

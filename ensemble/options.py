@@ -114,13 +114,21 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     )
     _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image. Without it, members that need it don't vote")
     _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")
-    _add(
-        run,
-        "--format",
-        choices=("nii.gz", "mha", "nrrd"),
-        default="nii.gz",
-        help="kind of file of the images that are written (default: nii.gz)",
+    _add_format(run)
+    study = _command(
+        commands,
+        common,
+        "study",
+        "segment one examination, as a scanner or archive gives it",
+        "Choose DWI, ADC and FLAIR among the series of one examination and segment it. Writes what run writes, the DICOM objects of"
+        " --dicom, and into report.json why which series was taken. Without a command, and with MERCURE_IN_DIR and MERCURE_OUT_DIR"
+        " set, as the mercure orchestrator does, it takes these and writes the objects alone.",
     )
+    study.add_argument(
+        "study", type=Path, metavar="FOLDER_OR_ZIP", help="DICOM of one examination, whatever else it holds"
+    )
+    study.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
+    _add_format(study)
     serve = _command(
         commands,
         common,
@@ -204,6 +212,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="CSV",
         help="a row a case; CSV_summary.csv and CSV_plots.png appear beside it",
     )
+    _add_listen(commands, common)
     _add_inspect(commands)
     return root, commands.choices
 
@@ -235,6 +244,68 @@ def _add_inspect(commands: Any) -> None:
         help="with --as: save the image as it is read (.nii.gz, .mha, .nrrd)",
     )
     _add(inspect, "--json", flag=True, help="print JSON")
+
+
+def _add_listen(commands: Any, common: _Parser) -> None:
+    listen = _command(
+        commands,
+        common,
+        "listen",
+        "be a DICOM node: studies come in, results go back",
+        "Take studies by C-STORE (and C-ECHO), segment each once no image of it has come for a while, and send the DICOM objects back by"
+        " C-STORE, again and again until they are acknowledged. What is on its way lies in a spool on disk: a kill at any moment loses"
+        " nothing. A status page shows every study, what became of it and why, without patients' names. DICOM knows no passwords:"
+        " let nobody reach the port who may not send.",
+    )
+    _add(listen, "--aet", default="ISLES", metavar="AET", help="our AE title (default: ISLES)")
+    _add(listen, "--host", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
+    _add(listen, "--port", type=int, default=11112, metavar="N", help="port of DICOM (default: 11112)")
+    _add(listen, "--send-to", needed=True, metavar="AET@HOST:PORT", help="who takes the results; several by commas")
+    _add(
+        listen,
+        "--spool",
+        type=Path,
+        default=Path("/spool"),
+        metavar="DIR",
+        help="folder of the spool (default: /spool)",
+    )
+    _add(listen, "--spool-gb", type=float, default=20.0, metavar="N", help="most images in it, in GB (default: 20)")
+    _add(listen, "--allow", type=_names, metavar="AET,AET", help="AE titles that may call (default: anybody)")
+    _add(
+        listen,
+        "--most-associations",
+        type=int,
+        default=16,
+        metavar="N",
+        help="associations at a time; more are rejected, and come again (default: 16)",
+    )
+    _add(
+        listen,
+        "--quiet-seconds",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="a study is complete when no image of it came for so long (default: 30)",
+    )
+    _add(
+        listen,
+        "--keep-hours",
+        type=float,
+        default=24.0,
+        metavar="N",
+        help="how long finished studies stay in spool and page, as far as there is room (default: 24)",
+    )
+    _add(listen, "--status-port", type=int, default=8080, metavar="N", help="port of the status page (default: 8080)")
+
+
+def _add_format(parser: Any) -> None:
+    _add(
+        parser,
+        "--format",
+        choices=("nii.gz", "mha", "nrrd"),
+        default="nii.gz",
+        help="kind of file of the images that are written (default: nii.gz)",
+    )
 
 
 def _add_contract(group: Any) -> None:
@@ -279,8 +350,9 @@ def _common() -> _Parser:
         group,
         "--session",
         choices=get_args(SessionKind),
-        default="torch",
-        help="what runs the networks. onnx and tensorrt need members that were packed with --onnx (default: torch)",
+        default="auto",
+        help="what runs the networks. auto: OpenVINO on the CPU, else torch. onnx and tensorrt need members that were packed with"
+        " --onnx (default: auto)",
     )
     _add(
         group,
@@ -305,6 +377,20 @@ def _common() -> _Parser:
         default=RunConfig.min_disputed_ml,
         help="smallest lesion (ml) that stays in the mask if there is no voxel in which all members agree; 0 keeps all. Its former name"
         f" is still understood (default: {RunConfig.min_disputed_ml})",
+    )
+    _add(
+        group,
+        "--member-weights",
+        type=_weights,
+        metavar="A=2,B=1",
+        help="what members' votes count in the majority (default: as manifest.json says, else 1 each)",
+    )
+    _add(
+        group,
+        "--min-lesion-ml",
+        type=float,
+        metavar="ML",
+        help="leave out lesions below this volume, whoever agrees (default: as manifest.json says, else 0: none)",
     )
     _add(
         group,
@@ -352,6 +438,29 @@ def _common() -> _Parser:
         flag=True,
         help="also write each member's mask, and how many members vote lesion in each voxel",
     )
+    _add(
+        group,
+        "--findings",
+        choices=("on", "off"),
+        help="where the lesion lies (side, structures, ranges), in report.json and on the page (default: on where a report is"
+        " written; on writes one)",
+    )
+    _add(
+        group,
+        "--atlas",
+        type=Path,
+        metavar="DIR",
+        help="label maps in MNI space for the findings: <name>_dseg.nii.gz, each with <name>_dseg.tsv (index, name; optional"
+        " group, side); a map called aspects also gives a score, for research",
+    )
+    _add(group, "--save-mni", flag=True, help="mask and images in the template's space (MNI152NLin2009aSym, 1 mm)")
+    _add(
+        group,
+        "--dicom",
+        flag=True,
+        help="DICOM objects that join the study of the DWI, which must be DICOM: segmentation (SEG), measurement report (SR), picture (SC)",
+    )
+    _add(group, "--dicom-probability", flag=True, help="--dicom, and the mean lesion probability as a fractional SEG")
     return parser
 
 
@@ -455,6 +564,17 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two volumes in ml") from None
     return low, high
+
+
+def _weights(text: str) -> dict[str, float]:
+    try:
+        pairs = [pair.rsplit("=", 1) for pair in text.split(",") if pair.strip()]
+        weights = {name.strip(): float(number) for name, number in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER,...") from None
+    if len(weights) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a member twice")
+    return weights
 
 
 def _names(text: str) -> tuple[str, ...]:

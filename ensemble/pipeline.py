@@ -21,7 +21,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.fusion import FusedPrediction, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.listing import describe
-from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
+from ensemble.members.manifest import find_members, find_unsupported, open_member, settled, weight_digests
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare_for_run
@@ -111,6 +111,7 @@ def load(config: RunConfig) -> Ensemble:
             found=f"--min-members {config.min_members}, members: {len(specs)} ({', '.join(spec.name for spec in specs)})",
             do="lower --min-members, or let more members take part (--members, --weights)",
         )
+    config = settled(config, specs)
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)
@@ -146,8 +147,17 @@ def segment_prepared(
     _require_votes(outcomes, ensemble.config.min_members)
     with _timed(seconds, "fuse", watcher):
         predictions = {o.member: o.prediction.probability for o in outcomes if o.prediction is not None}
-        fused = fuse(predictions, ensemble.config.fusion, ensemble.config.min_disputed_ml)
+        config = ensemble.config
+        fused = fuse(
+            predictions,
+            config.fusion,
+            config.min_disputed_ml,
+            weights=config.member_weights,
+            min_lesion_ml=config.min_lesion_ml or 0.0,
+        )
         mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
+        if fused.small:
+            log.info("note: %d lesion(s) below %g ml left out", fused.small, config.min_lesion_ml)
         if fused.dropped_components:
             log.info(
                 "note: %d small disputed lesion(s) left out: in no voxel do all members agree", fused.dropped_components

@@ -46,6 +46,12 @@ def log_handlers_end_with_their_test() -> Iterator[None]:
             root.removeHandler(handler)
 
 
+@pytest.fixture(autouse=True)
+def findings_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bringing a brain to the template takes seconds: tests of other things do without, those of findings take this back."""
+    monkeypatch.setenv("ISLES_FINDINGS", "off")
+
+
 def shared(relative: str) -> Path:
     """A file of the development material; the test is skipped, saying so, where it is missing."""
     path = SHARED / relative

@@ -19,6 +19,7 @@ class Tiny(nn.Module):
     def __init__(self, level: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
         self.conv = nn.Conv3d(2, 2, 1)
+        assert self.conv.bias is not None
         with torch.no_grad():
             self.conv.weight.copy_(torch.tensor([[0.0, 0.0], [-0.5, 3.0]]).view(2, 2, 1, 1, 1))
             self.conv.bias.copy_(torch.tensor([0.0, -3.0 * level + shift]))

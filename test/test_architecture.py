@@ -26,10 +26,12 @@ LAYERS = (
     ("families",),
     ("members",),
     ("pipeline",),
+    ("findings",),
     ("outputs",),
     ("evaluate",),
     ("contract",),
     ("serve",),
+    ("hospital",),
     ("options", "progress"),
     ("api",),
     ("batch",),
@@ -142,6 +144,7 @@ def test_the_contract_knows_nothing_of_torch() -> None:
     for path in (
         *(REPOSITORY / "ensemble" / "contract").glob("*.py"),
         *(REPOSITORY / "ensemble" / "serve").glob("*.py"),
+        *(REPOSITORY / "ensemble" / "hospital").glob("*.py"),
     ):
         assert not [name for name in imported(path) if name.split(".")[0] == "torch"], path
 

@@ -108,3 +108,54 @@ def test_small_lesions_need_a_voxel_in_which_all_agree() -> None:
     assert found(9.0) == ([4, 5], 2)
     alone = fuse({"0": members["0"]}, "majority", 9.0)
     assert (int(alone.mask.array.sum()), alone.dropped_components) == (4, 0)  # one voter always agrees with itself
+
+
+def one_vote_each(*levels: float) -> dict[str, Volume]:
+    """A voxel in which members a, b, ... say so."""
+    return {
+        name: Volume(np.full((1, 1, 1), level, np.float32), LINE_OF_ONE)
+        for name, level in zip("abcd", levels, strict=False)
+    }
+
+
+LINE_OF_ONE = Grid((1, 1, 1), (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("levels", "weights", "lesion"),
+    [
+        ((0.9, 0.1, 0.1), {"a": 3.0}, True),  # 3 of 5
+        ((0.9, 0.1, 0.1), {"a": 1.9}, False),  # 1.9 of 3.9
+        ((0.9, 0.4, 0.4), {"a": 2.0}, True),  # 2 of 4: the mean by weights, 0.65, decides
+        ((0.6, 0.1, 0.1), {"a": 2.0}, False),  # 2 of 4: 0.35
+        ((0.9, 0.9, 0.1), {"c": 2.0}, False),  # a tie, 0.5 on average
+        ((0.9, 0.9, 0.1), {"c": 0.3}, True),
+        ((0.9, 0.4), {"b": 0.5}, True),
+        (
+            (0.9, 0.1, 0.2),
+            {"a": 0.3, "b": 0.1, "c": 0.2},
+            True,
+        ),  # 0.3 of 0.6 is half, whatever the rounding; mean 0.533
+    ],
+)
+def test_votes_count_by_weight(levels: tuple[float, ...], weights: dict[str, float], lesion: bool) -> None:
+    assert bool(fuse(one_vote_each(*levels), "majority", weights=weights).mask.array.item()) is lesion
+
+
+def test_equal_weights_are_the_usual_rule_to_the_bit() -> None:
+    draw = np.random.default_rng(0)
+    grid = Grid((9, 8, 7), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    for number in (1, 2, 3, 4, 5):
+        members = {str(n): Volume(draw.random(grid.shape_zyx, np.float32), grid) for n in range(number)}
+        usual, same = fuse(members, "majority"), fuse(members, "majority", weights=dict.fromkeys(members, 0.7))
+        assert np.array_equal(usual.mask.array, same.mask.array)
+        assert np.array_equal(usual.mean.array, same.mean.array)
+
+
+def test_lesions_that_are_too_small_are_left_out_whoever_agrees() -> None:
+    line = np.zeros((1, 1, 12), np.float32)
+    line[..., 0], line[..., 3:5], line[..., 7:10] = 0.9, 0.9, 0.9
+    grid = Grid((12, 1, 1), (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    for least, kept, small in ((0.0, 6, 0), (1.0, 6, 0), (1.5, 5, 1), (2.5, 3, 2), (9.0, 0, 3)):
+        fused = fuse({"a": Volume(line, grid)}, "majority", min_lesion_ml=least)
+        assert (int(fused.mask.array.sum()), fused.small) == (kept, small)

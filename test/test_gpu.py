@@ -31,9 +31,9 @@ from ensemble.weights import checkpoints
 from nnunet_folders import FolderSpec, build_folder, small_case
 from nnunet_v1_folders import V1Spec, build_v1_folder
 from pretend_gpu import PretendGpu
-from test_inference_fused import unet
 from test_member_nnunet import TWO_D
 from test_sample import IMAGES
+from test_session_openvino import unet
 
 #: Of the answers' range; float16 has 11 binary digits, bfloat16 8.
 TOLERANCE = {"fp32": 1e-5, "fp16": 0.01, "bf16": 0.05}
@@ -108,7 +108,6 @@ def test_windows(gpu: Gpu, kind: str, norm: str, dims: int, precision: Any, buff
         expected = engine.sliding_window_inference(image, [plain, plain], how)
         with gpu():
             session = TorchSession(copy.deepcopy(network), dims=dims, device="cuda", precision=precision)
-            assert not session.fused
             assert all(gpu.holds(tensor) for tensor in session.network.state_dict().values() if tensor.ndim)
             answer = engine.sliding_window_inference(image.to(buffers), [session, session], how)
             assert gpu.holds(answer) == (buffers == "cuda")
@@ -237,3 +236,46 @@ def test_networks_run_without_tf32(gpu: Gpu) -> None:
         session = TorchSession(Watching(), dims=3, device="cuda", precision="fp32")
         session(torch.zeros(1, 1, 8, 8, 8, device="cuda"))
     assert seen == [False]
+
+
+@pytest.mark.slow
+def test_the_one_command_for_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes on a pretended GPU: what works is measured and compared, what doesn't says why, and the file is whole."""
+    from benchmarks import gpu as benchmark
+
+    if gpu.pretended is not None:
+        for name in ("synchronize", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda: None)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**20)
+        monkeypatch.setattr(benchmark, "machine", lambda: {"gpu": "pretended"})
+    network = (lambda: unet("PlainConvUNet", 3, "InstanceNorm"), (1, 3, 16, 16, 16))
+    monkeypatch.setattr(benchmark, "_networks", lambda: {"small": network})
+    monkeypatch.setitem(benchmark.CANDIDATES, "broken", lambda build, window: 1 / 0)  # type: ignore[arg-type]
+    monkeypatch.setitem(benchmark.PARTS, "ensemble", lambda options, left: __import__("no_such_package"))  # type: ignore[arg-type]
+    out = tmp_path / "gpu.json"
+    command = [
+        "--out",
+        str(out),
+        "--only",
+        "windows,ensemble",
+        "--candidates",
+        "fp32,fp16,bf16,channels_last_3d,broken",
+    ]
+    with gpu():
+        assert benchmark.main(command) == 0
+    found = json.loads(out.read_text())
+    rows = found["windows"]["small"]
+    assert rows["fp32"]["difference"] == 0
+    assert all(0 < rows[name]["difference"] < 0.05 for name in ("fp16", "bf16"))
+    assert rows["broken"]["failed"].startswith("ZeroDivisionError")
+    assert found["ensemble"] == {"skipped": "not installed: No module named 'no_such_package'"}
+    assert benchmark.entered(lambda: 1, ends=0.0)["skipped"].startswith("no time")
+
+
+def test_the_one_command_says_so_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import gpu as benchmark
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert benchmark.main([]) == 2
+    assert "no GPU" in capsys.readouterr().err

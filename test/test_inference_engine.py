@@ -212,11 +212,11 @@ def test_reduced_precision_returns_float32_close_by(precision, tolerance):
     torch.manual_seed(0)
     network = torch.nn.Conv3d(2, 4, 3, padding=1)
     windows = image_of((8, 8, 8))[None]
-    session = TorchSession(network, dims=3, device="cpu", precision=precision)
-    logits = session(windows)
-    assert logits.dtype == torch.float32
     with torch.inference_mode():
-        torch.testing.assert_close(logits, network(windows), rtol=0, atol=tolerance)
+        expected = network(windows)
+    logits = TorchSession(network, dims=3, device="cpu", precision=precision)(windows)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
 
 
 def test_batches_that_do_not_fit_are_halved_and_the_work_goes_on():

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ensemble.config import SHIPPED_WEIGHTS
+from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.members.manifest import find_members, open_member, verify_files, weight_digests
+from ensemble.members import manifest
+from ensemble.members.manifest import (
+    file_sha256,
+    find_members,
+    open_member,
+    settled,
+    verify_files,
+    weight_digests,
+)
+from nnunet_folders import build_folder
 
 
 def write_manifest(folder: Path, *entries: dict[str, Any]) -> Path:
@@ -263,3 +273,57 @@ def test_channels_that_are_no_names_are_broken_weights(tmp_path: Path, channels:
     with pytest.raises(WeightsBroken, match="manifest can't be read") as broken:
         find_members(tmp_path)
     assert "channels" in broken.value.found
+
+
+def test_an_entry_says_what_a_vote_counts_and_what_is_too_small(tmp_path: Path) -> None:
+    entries = [ENTRY | {"weight": 2, "min_lesion_ml": 0.05}, ENTRY | {"name": "b", "min_lesion_ml": 0.1}]
+    specs = find_members(write_manifest(tmp_path, *entries))
+    assert [(spec.weight, spec.min_lesion_ml) for spec in specs] == [(2.0, 0.05), (1.0, 0.1)]
+    assert MemberSpec.from_json(specs[0].as_json(), specs[0].folder) == specs[0]  # packed members keep it
+    assert not {"weight", "min_lesion_ml"} & set(MemberSpec("c", "nnunet", tmp_path).as_json())
+    rule = settled(RunConfig(), specs)
+    assert (rule.member_weights, rule.min_lesion_ml) == ({"a": 2.0, "b": 1.0}, 0.05)
+    stated = settled(RunConfig(member_weights={"b": 3.0}, min_lesion_ml=0.0), specs)
+    assert (stated.member_weights, stated.min_lesion_ml) == ({"b": 3.0}, None)
+    with pytest.raises(UsageError, match="names c"):
+        settled(RunConfig(member_weights={"c": 3.0}), specs)
+
+
+def test_entries_that_say_nothing_of_votes_are_the_usual_rule() -> None:
+    specs = tuple(MemberSpec(name, "nnunet", Path("/nowhere")) for name in "ab")
+    assert settled(RunConfig(), specs) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weight", 0),
+        ("weight", -1),
+        ("weight", "2"),
+        ("weight", float("inf")),
+        ("weight", True),
+        ("weight", float("nan")),
+        ("min_lesion_ml", -0.1),
+        ("min_lesion_ml", None),
+        ("min_lesion_ml", float("nan")),
+    ],
+)
+def test_votes_that_make_no_sense_are_broken_weights(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(WeightsBroken, match="manifest"):
+        find_members(write_manifest(tmp_path, ENTRY | {key: value}))
+
+
+def test_digests_of_files_that_stay_as_they_are_are_computed_once(tmp_path: Path, monkeypatch) -> None:
+    spec = find_members(build_folder(tmp_path).parent)[0]
+    counted: list[Path] = []
+    monkeypatch.setattr(manifest, "file_sha256", lambda path: (counted.append(path), file_sha256(path))[1])
+    first = weight_digests(spec)
+    files = len(counted)
+    assert weight_digests(spec) == first
+    assert len(counted) == files > 0
+    path = next(spec.folder.rglob("*.pth"))
+    content, before = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size, and dated back
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weight_digests(spec) != first
+    assert len(counted) == files + 1

@@ -16,12 +16,12 @@ import torch
 
 from conftest import shared
 from ensemble.errors import WeightsBroken
+from ensemble.families import sessions
 from ensemble.families.base import InferenceSettings
 from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
-from ensemble.inference import session_torch
 from ensemble.inference.engine import NonFiniteLogits
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ignore_progress
@@ -447,19 +447,18 @@ def assert_refused(folder: Path, finding: str = "") -> WeightsBroken:
 
 @pytest.mark.parametrize("norm", ["batchnorm.BatchNorm", FolderSpec.norm])
 def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_path, monkeypatch, norm):
-    """Only for networks that run fused, and only where the processor multiplies bfloat16 matrices."""
-    case = small_case((14, 22, 18), (2.0, 2.0, 2.0))
+    """Only where the processor multiplies bfloat16 faster. Chosen when networks are loaded."""
     folder = build_folder(tmp_path, FolderSpec(norm=norm))
-
-    def arithmetic(member, **settings):
-        return member.predict(case, InferenceSettings(**settings), ignore_progress).arithmetic
-
-    for fast, gated in ((True, "bf16, fused"), (False, "fp32, fused")):
-        monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device, fast=fast: fast)
-        member = load(folder)
-        assert arithmetic(member, tta="gated") == gated
-        assert arithmetic(member, tta="gated", precision="fp32") == "fp32, fused"
-        assert arithmetic(member, tta="mirror") == arithmetic(member, tta="none") == "fp32, fused"
-    monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(session_torch, "fuse_layers", lambda network: None)
-    assert arithmetic(load(folder), tta="gated") == "fp32"
+    asked = []
+    monkeypatch.setattr(sessions, "on_openvino", lambda network, channels, window, precision: asked.append(precision))
+    for fast, gated in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(sessions, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        for settings, expected in (
+            (InferenceSettings(tta="gated"), gated),
+            (InferenceSettings(tta="gated", precision="fp32"), "fp32"),
+            (InferenceSettings(), "fp32"),
+            (InferenceSettings(tta="none"), "fp32"),
+        ):
+            member = NnunetV2Member.load(MemberSpec("m", "nnunet", folder), settings)
+            assert asked.pop() == expected
+            assert member.sessions[0].arithmetic == "fp32"  # PyTorch, where OpenVINO can't

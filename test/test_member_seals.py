@@ -18,6 +18,7 @@ from skimage.transform import resize
 
 from conftest import phantom_arrays, shared, write_image
 from ensemble.errors import WeightsBroken
+from ensemble.families import sessions
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
@@ -26,7 +27,6 @@ from ensemble.families.nnunet_v1.processing import respaced, to_image, to_networ
 from ensemble.families.probability import lesion_probability
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
-from ensemble.inference import session_torch
 from ensemble.inference.tiling import Tiling, gaussian_importance
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.readers.imagefile import read_files
@@ -386,10 +386,13 @@ def test_folds_of_different_models_are_refused(tmp_path: Path) -> None:
 def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_path: Path, monkeypatch) -> None:
     folder, case = build_v1_folder(tmp_path, V1Spec()), small_case((10, 12, 12), (2.0, 2.0, 2.0))
 
-    def arithmetic(**settings: Any) -> str:
-        return loaded(folder).predict(case, InferenceSettings(**settings), ignore_progress).arithmetic
+    def arithmetic(**choices: Any) -> str:
+        settings = InferenceSettings(**choices)
+        member = NnunetV1Member.load(MemberSpec("seals", "seals", folder), settings)
+        return member.predict(case, settings, ignore_progress).arithmetic
 
-    for fast, gated in ((True, "bf16, fused"), (False, "fp32, fused")):
-        monkeypatch.setattr(session_torch, "has_fast_bfloat16", lambda device, fast=fast: fast)
+    has_any = torch.cpu._is_avx512_bf16_supported()
+    for fast, gated in ((True, "bf16, OpenVINO" if has_any else "fp32, OpenVINO"), (False, "fp32, OpenVINO")):
+        monkeypatch.setattr(sessions, "has_fast_bfloat16", lambda device, fast=fast: fast)
         assert arithmetic(tta="gated") == gated
-        assert arithmetic(tta="gated", precision="fp32") == arithmetic(tta="none") == "fp32, fused"
+        assert arithmetic(tta="gated", precision="fp32") == arithmetic(tta="none") == "fp32, OpenVINO"

@@ -48,6 +48,9 @@ def test_every_option_of_run_can_come_from_the_environment() -> None:
         (["--no-such-option"], {}, "unrecognized"),
         (["walk"], {}, "invalid choice"),
         (["run", "--adc", "a"], {}, "--dwi, --out"),
+        (["--member-weights", "a"], {}, "NAME=NUMBER"),
+        (["--member-weights", "a=1,a=2"], {}, "twice"),
+        ([], {"ISLES_MEMBER_WEIGHTS": "a=b"}, "NAME=NUMBER"),
         ([], {"ISLES_FUSION": "median"}, "ISLES_FUSION"),
         ([], {"ISLES_MIN_MEMBERS": "two"}, "ISLES_MIN_MEMBERS"),
         ([], {"ISLES_REPORT": "maybe"}, "ISLES_REPORT"),
@@ -70,7 +73,17 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
     assert (options.output, options.min_members, options.report) == (Path("/output"), None, False)
 
 
-@pytest.mark.parametrize("wrong", [{"min_members": 0}, {"members": ()}, {"members": ("a", "a")}, {"tta": "some"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_members": 0},
+        {"members": ()},
+        {"members": ("a", "a")},
+        {"tta": "some"},
+        {"member_weights": {"a": 0.0}},
+        {"min_lesion_ml": -1.0},
+    ],
+)
 def test_configurations_that_make_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         RunConfig(**wrong)  # type: ignore[arg-type]

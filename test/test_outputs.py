@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from conftest import StubMember, phantom_case, tree, write_contract_case
+from conftest import GRID, StubMember, phantom_case, tree, write_contract_case
+from dicom_objects import origin_of
 from ensemble.config import ExtraOutputs
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
+from ensemble.findings import find, mni
+from ensemble.findings.types import Registered
+from ensemble.geometry import Grid
 from ensemble.outputs import artifacts as outputs
 from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, SegmentedCase, artifacts
 from ensemble.outputs.layouts import bids
@@ -24,12 +30,22 @@ from ensemble.outputs.layouts.index import earlier_outputs
 from ensemble.outputs.layouts.layout import Layout, placed, write
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import SilentWatcher
+from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_files
 from ensemble.serve.output_folder import OutputFolder
+from ensemble.types import Modality
 from flat_layout import Flat
 
 Build = Callable[..., Ensemble]
-ALL = ExtraOutputs(report=True, save_probabilities=True, save_member_masks=True)
+ALL = ExtraOutputs(
+    report=True,
+    save_probabilities=True,
+    save_member_masks=True,
+    findings=True,
+    save_mni=True,
+    dicom=True,
+    dicom_probability=True,
+)
 #: Names that members may have, and that look like something else.
 NAMES = (
     "a",
@@ -56,9 +72,27 @@ LAYOUTS: dict[str, Layout] = {
 FINDINGS: Role[Any] = Role("findings", "json", "", lambda case: {"lesions": case.result.lesion_count})
 
 
-def segmented(build: Build, *names: str) -> SegmentedCase:
-    raw, ensemble = phantom_case(), build(*map(StubMember, names))
+def segmented(build: Build, *names: str, flair: bool = False) -> SegmentedCase:
+    raw, ensemble = phantom_case(flair), build(*map(StubMember, names))
+    dwi = raw.images[Modality.DWI]
+    raw = replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
     return SegmentedCase(raw, segment(raw, ensemble, SilentWatcher()), ensemble)
+
+
+def with_study(raw: RawCase) -> RawCase:
+    """The case as if its DWI had been read from DICOM."""
+    dwi = raw.images[Modality.DWI]
+    return replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
+
+
+def found(build: Build, *names: str) -> SegmentedCase:
+    """A case with FLAIR whose place in the template is known."""
+    case = segmented(build, *names, flair=True)
+    registered = Registered("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "placed", lambda case, onto: None)
+        findings = find.find(case.result)
+    return replace(case, findings=replace(findings, registered=registered))
 
 
 def files(folder: Path) -> set[str]:
@@ -81,8 +115,11 @@ def test_every_output_has_a_safe_place_of_its_own_whatever_members_are_called(la
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_holds_all_outputs_of_a_case(tmp_path: Path, stub_ensemble: Build, layout: Layout) -> None:
-    wanted = artifacts(segmented(stub_ensemble, "a", "votes"), ALL)
+def test_every_layout_holds_all_outputs_of_a_case(
+    tmp_path: Path, stub_ensemble: Build, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mni, "FULL_GRID", Grid((4, 5, 6), (30.0, 30.0, 30.0), (-60.0, -60.0, -60.0), GRID.direction))
+    wanted = artifacts(found(stub_ensemble, "a", "votes"), ALL)
     places = placed(wanted, layout)
     write(places, tmp_path)
     assert files(tmp_path) == set(places)
@@ -225,5 +262,7 @@ def test_what_a_killed_process_leaves_is_known_by_the_places_of_the_contract() -
         "results.json",
         "images/stroke-lesion-segmentation/*.mha",
         *("probability.mha", "votes.mha", "report.json", "report.html", "overlay.png"),
+        *("mnimask.mha", "mnidwi.mha", "mniadc.mha", "mniflair.mha"),
+        *("segmentation.dcm", "measurements.dcm", "picture.dcm", "probability.dcm"),
         *("members/*_mask.mha", "members/*_probability.mha"),
     }

@@ -13,6 +13,7 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.families.base import MemberPrediction
 from ensemble.metrics import dice
+from ensemble.outputs.report.run_report import build_report
 from ensemble.pipeline import Ensemble, load, segment
 from ensemble.progress import SilentWatcher
 from ensemble.types import Modality
@@ -123,3 +124,22 @@ def test_what_is_no_probability_is_no_vote(stub_ensemble: Build, value: float) -
     with pytest.raises(MembersFailed, match="1 of 2") as failure:
         segment(phantom_case(), stub_ensemble(StubMember("a"), Broken("b")), SilentWatcher())
     assert "no probabilities" in failure.value.found
+
+
+def test_a_majority_by_weights_is_on_record(stub_ensemble: Build) -> None:
+    """The surer member's vote counts twice: alone it decides ties by its mean, and the report says so."""
+    keen, shy = StubMember("keen", level=1.2), StubMember("shy", level=9.0)
+    for weights, found in ((None, False), ({"keen": 2.0}, True), ({"shy": 2.0}, False)):
+        ensemble = stub_ensemble(keen, shy, member_weights=weights)
+        result = segment(phantom_case(), ensemble, SilentWatcher())
+        assert result.fused.mask.array.any() == found
+        report = build_report(phantom_case(), result, ensemble)
+        assert report["fusion"].get("weights") == (weights and {"keen": 1.0, "shy": 1.0} | weights)
+
+
+def test_what_is_too_small_for_a_lesion_is_on_record(stub_ensemble: Build) -> None:
+    ensemble = stub_ensemble(StubMember("a"), min_lesion_ml=500.0)
+    result = segment(phantom_case(), ensemble, SilentWatcher())
+    assert not result.fused.mask.array.any()
+    fusion = build_report(phantom_case(), result, ensemble)["fusion"]
+    assert (fusion["min_lesion_ml"], fusion["small_left_out"]) == (500.0, 1)

@@ -25,7 +25,7 @@ import SimpleITK as sitk
 from conftest import REPOSITORY, slowness, tree, write_contract_case
 from ensemble.cli import main
 from ensemble.folders import exclusive_writer
-from ensemble.serve.serve import _listen
+from ensemble.serve.serve import listening_socket
 from ensemble.serve.supervisor import Supervisor, Unavailable
 from ensemble.serve.worker import Done, InvokeRequest, Ready
 from nnunet_folders import FolderSpec, build_folder
@@ -431,7 +431,7 @@ def test_a_port_that_is_taken_is_wrong_usage(tmp_path: Path, weights: Path, capf
 def test_addresses_of_either_family_can_be_listened_on(host: str, callers: tuple[str, ...]) -> None:
     if ":" in host and not (socket.has_ipv6 and Path("/proc/net/if_inet6").exists()):
         pytest.skip("this machine has no IPv6")
-    with _listen(host, 0) as listening:
+    with listening_socket(host, 0) as listening:
         for caller in callers:
             socket.create_connection((caller, listening.getsockname()[1]), timeout=5).close()
 

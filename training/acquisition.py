@@ -40,6 +40,7 @@ class Acquired:
     lesion: Tensor  # uint8 0/1
     brain: Tensor  # bool
     spacing_mm: tuple[float, float, float]  # (z, y, x)
+    carried: Tensor | None = None  # (channels, z, y, x): shares of what else was to be brought along
 
 
 def draw_spacing(draw: Draw) -> tuple[float, float, float]:
@@ -53,13 +54,19 @@ def draw_spacing(draw: Draw) -> tuple[float, float, float]:
 
 
 def acquire(
-    person: Person, healthy: ParameterMaps, damage: Damage, spacing_mm: tuple[float, float, float], draw: Draw
+    person: Person,
+    healthy: ParameterMaps,
+    damage: Damage,
+    spacing_mm: tuple[float, float, float],
+    draw: Draw,
+    carried: Tensor | None = None,
 ) -> Acquired:
     """Scan a person: echo-planar b0 and DWI, ADC from both, FLAIR; then skull-strip.
 
     Args:
         healthy: the person's parameter maps without the damage.
         spacing_mm: voxel size (z, y, x) of the DWI grid.
+        carried: maps (channels, z, y, x) on the person's grid that go where the signal goes: what lies where, say.
     """
     protocol = DiffusionProtocol(
         b_s_per_mm2=1000.0 if draw.chance(0.75) else draw.uniform(500, 1500),
@@ -70,11 +77,11 @@ def acquire(
     maps = damage.apply(healthy)
     signal = spin_echo(maps, protocol.te_ms, protocol.tr_ms)
     attenuated = signal * diffusion_attenuation(maps.adc, protocol.b_s_per_mm2)
-    images = torch.stack([signal, attenuated, damage.acute, hull])
+    images = torch.stack([signal, attenuated, damage.acute, hull, *([] if carried is None else carried)])
     if draw.chance(0.9):
         images = displace(images, susceptibility_shift(hull, draw))
     images[:2] *= coil_shading(hull.shape, draw)
-    b0, weighted, acute, mask = to_voxels(images, spacing_mm)
+    b0, weighted, acute, mask, *others = to_voxels(images, spacing_mm)
     brain = mask > 0.5
     sigma = float(weighted[brain].median()) / draw.uniform(9, 35) * math.sqrt(protocol.directions)
     if draw.chance(0.3):
@@ -91,7 +98,8 @@ def acquire(
     flair = acquire_flair(maps, hull, spacing_mm, draw)
     level = tissue_median(weighted, adc, brain)
     lesion = outline(acute / mask.clamp_min(0.3), weighted / level, brain, spacing_mm, draw)
-    return Acquired(weighted * brain, adc * brain, flair * brain, lesion, brain, spacing_mm)
+    along = torch.stack(others) if others else None
+    return Acquired(weighted * brain, adc * brain, flair * brain, lesion, brain, spacing_mm, along)
 
 
 def tissue_median(weighted: Tensor, adc: Tensor, brain: Tensor) -> float:

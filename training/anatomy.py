@@ -19,6 +19,7 @@ from training.tissues import FREESURFER, Tissue
 
 LABEL_MAPS = "anatomy/synthseg_label_maps.npz.xz"
 MARGIN_MM = 6
+EXTRACEREBRAL = 500  # label numbers from here on are no brain
 HEADS = 20
 HELD_OUT_HEADS = (4, 9, 14, 19)  # kept for validation
 TRAINING_HEADS = tuple(n for n in range(HEADS) if n not in HELD_OUT_HEADS)
@@ -57,17 +58,28 @@ def _label_maps(shared: Path) -> dict[str, np.ndarray]:
 
 
 def _head(labels: np.ndarray, lut: np.ndarray) -> Anatomy:
-    """From the archive's (x, y, z) RAS indices to our (z, y, x), x to the left."""
+    classes, _ = _cropped(labels, lut)
+    return Anatomy(classes, tract_map(classes))
+
+
+def freesurfer_numbers(shared: Path, index: int) -> Tensor:
+    """The label map of a head with FreeSurfer's own numbers, int32 (z, y, x), on the grid of `load_head`; 0 beyond the brain."""
+    archive = _label_maps(shared)
+    return _cropped(archive[f"labels_{index + 1:02d}"], archive[f"lut_{index + 1:02d}"])[1]
+
+
+def _cropped(labels: np.ndarray, lut: np.ndarray) -> tuple[Tensor, Tensor]:
+    """From the archive's (x, y, z) RAS indices to our (z, y, x), x to the left: tissue classes, and FreeSurfer's numbers."""
     to_class = np.zeros(int(lut.max()) + 1, dtype=np.uint8)
-    for tissue, numbers in FREESURFER.items():
-        for number in numbers:
+    for tissue, members in FREESURFER.items():
+        for number in members:
             if number < len(to_class):
                 to_class[number] = tissue
-    classes = to_class[lut[labels]].transpose(2, 1, 0)[:, :, ::-1]
-    tensor = torch.from_numpy(classes.copy())
-    solid = (tensor > 0) & (tensor != Tissue.CSF)
-    tensor = tensor[bounding_box(solid, MARGIN_MM)].contiguous()
-    return Anatomy(tensor, tract_map(tensor))
+    turned = lut[labels].transpose(2, 1, 0)[:, :, ::-1]
+    classes = torch.from_numpy(to_class[turned].copy())
+    numbers = torch.from_numpy(np.where(turned < EXTRACEREBRAL, turned, 0).astype(np.int32))
+    box = bounding_box((classes > 0) & (classes != Tissue.CSF), MARGIN_MM)
+    return classes[box].contiguous(), numbers[box].contiguous()
 
 
 def tract_map(classes: Tensor) -> Tensor:

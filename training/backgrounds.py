@@ -23,8 +23,9 @@ from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.progress import SilentWatcher
 from ensemble.readers.imagefile import read_files
 from ensemble.types import AnyArray, FloatArray, Modality
+from training.bank import ISOTROPIC_MM, anterior, canonical, cut, isotropic
 from training.evaluate import Truth, real_cases
-from training.simulate import ISOTROPIC_MM, SHARED, isotropic
+from training.simulate import SHARED
 
 SEARCHED_MM = 4.0  # voxel size at which the plane between the hemispheres is looked for
 MIDLINE_MM = 2.0  # a lesion nearer to the plane than this spoils both hemispheres
@@ -45,7 +46,7 @@ def volunteers(folder: Path) -> Iterator[Background]:
     """Whole heads: `<name>/dwi.nii.gz` and `adc.nii.gz`, stripped by HD-BET where the product finds a skull."""
     for head in sorted(path for path in folder.iterdir() if path.is_dir()):
         raw = read_files(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
-        images, spacing = _canonical(prepare(raw))
+        images, spacing = canonical(prepare(raw))
         yield Background(f"volunteer_{head.name}", images, spacing)
 
 
@@ -58,8 +59,8 @@ def hemispheres(folder: Path) -> Iterator[Background]:
     for truth in real_cases(folder):
         case = prepare(truth.raw)
         lesion = _lesion(truth, case, ensemble)
-        images, spacing = _canonical(case)
-        lesion = _anterior(case.grid.canonical().apply(lesion))
+        images, spacing = canonical(case)
+        lesion = anterior(case.grid.canonical().apply(lesion))
         straight, mask = straightened(images, lesion, spacing)
         for side, clean in zip("lr", clean_sides(mask, spacing), strict=True):
             if clean:
@@ -70,22 +71,6 @@ def _lesion(truth: Truth, case: PreparedCase, ensemble: Ensemble) -> AnyArray:
     return (
         truth.mask if truth.mask is not None else segment_prepared(case, ensemble, SilentWatcher()).fused.mask.array > 0
     )
-
-
-def _canonical(case: PreparedCase) -> tuple[FloatArray, Triple]:
-    """Physically normalised images (3, z, y, x), turned as the simulator's are (z up, y to anterior, x left); voxel size (z, y, x)."""
-    turn = case.grid.canonical()
-    empty = np.zeros(case.grid.shape_zyx, np.float32)
-    arrays = [
-        case.tissue_normalized[m].array if m in case.tissue_normalized else empty
-        for m in (Modality.DWI, Modality.ADC, Modality.FLAIR)
-    ]
-    return _anterior(turn.apply(np.stack(arrays))), turn.spacing(case.grid.spacing_zyx_mm)
-
-
-def _anterior(lps: AnyArray) -> AnyArray:
-    """LPS arrays (..., z, y, x) with y to anterior, as the simulator has them."""
-    return lps[..., ::-1, :].copy()
 
 
 def straightened(images: FloatArray, lesion: AnyArray, spacing_mm: Triple) -> tuple[FloatArray, AnyArray]:
@@ -134,15 +119,10 @@ def mirrored(images: FloatArray, *, left: bool) -> FloatArray:
 
 def write_background(folder: Path, background: Background) -> Path:
     """One brain as an uncompressed .npz: native grid, and 2 mm where that differs."""
-    brain = background.images[0] > 0
-    box = tuple(
-        slice(int(np.flatnonzero(brain.any(a))[0]), int(np.flatnonzero(brain.any(a))[-1]) + 1)
-        for a in ((1, 2), (0, 2), (0, 1))
-    )
-    stack = background.images[(slice(None), *box)].astype(np.float16)
+    stack, none = cut(background.images.astype(np.float16), np.zeros(background.images.shape[1:], np.uint8))
     content = {"images": stack, "spacing_mm": np.array(background.spacing_mm, np.float32)}
     if background.spacing_mm != ISOTROPIC_MM:
-        content["images_2mm"], _ = isotropic(stack, np.zeros(stack.shape[1:], np.uint8), background.spacing_mm)
+        content["images_2mm"], _ = isotropic(stack, none, background.spacing_mm)
     path = folder / f"background_{background.name}.npz"
     np.savez(path, **content)  # type: ignore[arg-type]
     return path

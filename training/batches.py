@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ensemble.types import AnyArray
 from training.augment import mirror, rescan
@@ -27,24 +31,39 @@ REAL_BACKGROUNDS = (
     0.25  # share of the cases that are real lesion-free brains with simulated lesions, where the bank holds such
 )
 SLICES_OF_A_CASE = 12
+REFRESH_EVERY = 10  # steps
+STEPS_OF_A_SEED = 10_000_000  # more than any training has
 FLAIR_MISSING = 0.35  # share of the cases shown without FLAIR to a member that must do without it at times
 
 
+class Source(Protocol):
+    """What batches are drawn from."""
+
+    def draw(self, draw: Draw, *, at_2mm: bool) -> tuple[Tensor, Tensor, float]:
+        """A random case, scanned anew: images (3, z, y, x), label (z, y, x), and its in-plane voxel size in mm."""
+
+    def refresh(self) -> None:
+        """Look for what has come meanwhile."""
+
+    def __len__(self) -> int: ...
+
+
 class Bank:
-    """A folder of simulated cases, and perhaps real backgrounds, that may grow while it is read, but not lose a case.
+    """A folder of cases, and perhaps real backgrounds, that may grow while it is read, but not lose a case; or some `paths` of it.
 
     `shared` holds the shapes of the lesions that are put into backgrounds; it is read when the first one is drawn.
     """
 
-    def __init__(self, folder: Path, shared: Path | None = None) -> None:
+    def __init__(self, folder: Path, shared: Path | None = None, paths: Sequence[Path] | None = None) -> None:
         self.folder = folder
         self.shared = shared
+        self._only = sorted(paths) if paths is not None else None
         self._paths: list[Path] = []
         self._backgrounds: list[Path] = []
         self.refresh()
 
     def refresh(self) -> None:
-        self._paths = sorted(self.folder.glob("case_*.npz"))
+        self._paths = self._only if self._only is not None else sorted(self.folder.glob("case_*.npz"))
         self._backgrounds = sorted(self.folder.glob("background_*.npz")) if self.shared else []
         if not self._paths:
             raise FileNotFoundError(
@@ -55,11 +74,11 @@ class Bank:
         return len(self._paths)
 
     def draw(self, draw: Draw, *, at_2mm: bool) -> tuple[Tensor, Tensor, float]:
-        """A random case, scanned anew: images (3, z, y, x), label (z, y, x), and its in-plane voxel size in mm."""
+        """A random case, scanned anew; artefacts only come to what has no real ones."""
         if not self._backgrounds or not draw.chance(REAL_BACKGROUNDS):
-            images, label, spacing_mm = _load(draw.choice(self._paths), at_2mm=at_2mm)
-            return rescan(images, draw), label, spacing_mm[1]
-        images, _, spacing_mm = _load(draw.choice(self._backgrounds), at_2mm=at_2mm)
+            images, label, spacing_mm, real = _load(draw.choice(self._paths), at_2mm=at_2mm)
+            return rescan(images, draw, artefacts=not real), label, spacing_mm[1]
+        images, _, spacing_mm, _ = _load(draw.choice(self._backgrounds), at_2mm=at_2mm)
         images, label = with_lesions(images, spacing_mm, self._library(), draw)
         return rescan(images, draw, artefacts=False), label, spacing_mm[1]
 
@@ -68,18 +87,72 @@ class Bank:
         return load_lesions(self.shared).part(held_out=False)
 
 
-def _load(path: Path, *, at_2mm: bool) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
-    """Images (3, z, y, x), label (z, y, x; zeros for a background), voxel size (z, y, x) in mm."""
+@dataclass(frozen=True)
+class Mixed:
+    """Cases of two sources: of the second one with a probability."""
+
+    first: Source
+    second: Source
+    share: float
+
+    def draw(self, draw: Draw, *, at_2mm: bool) -> tuple[Tensor, Tensor, float]:
+        """A case of either."""
+        source = self.second if draw.chance(self.share) else self.first
+        return source.draw(draw, at_2mm=at_2mm)
+
+    def refresh(self) -> None:
+        """Both."""
+        self.first.refresh()
+        self.second.refresh()
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+
+def _load(path: Path, *, at_2mm: bool) -> tuple[Tensor, Tensor, tuple[float, float, float], bool]:
+    """Images (3, z, y, x), label (z, y, x; zeros for a background), voxel size (z, y, x) in mm, and whether it is a real patient."""
     with np.load(path) as case:
         suffix = "_2mm" if at_2mm and "images_2mm" in case else ""
         images = torch.from_numpy(case["images" + suffix].astype(np.float32))
         name = "label" + suffix
         label = torch.from_numpy(case[name].astype(np.float32)) if name in case else torch.zeros_like(images[0])
         z, y, x = (2.0, 2.0, 2.0) if suffix else (float(mm) for mm in case["spacing_mm"])
-    return images, label, (z, y, x)
+        real = bool(case["real"]) if "real" in case else False
+    return images, label, (z, y, x), real
 
 
-def draw_batch(spec: MemberSpec, bank: Bank, draw: Draw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[Batch]):
+    """The batch of each step: the same for one seed and step, whoever draws it, and however often training was interrupted."""
+
+    spec: MemberSpec
+    source: Source
+    seed: int
+
+    def __getitem__(self, step: int) -> Batch:
+        if step % REFRESH_EVERY == 0:
+            self.source.refresh()
+        return draw_batch(self.spec, self.source, Draw(self.seed * STEPS_OF_A_SEED + step))
+
+    def since(self, step: int, workers: int) -> Iterator[Batch]:
+        """Batches from a step on, without end; drawn ahead by so many processes, or (0) when they are asked for."""
+        if workers == 0:
+            return (self[number] for number in itertools.count(step))
+        loader: DataLoader[Batch] = DataLoader(
+            self,
+            batch_size=None,
+            sampler=itertools.count(step),
+            num_workers=workers,
+            prefetch_factor=2,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return iter(loader)
+
+
+def draw_batch(spec: MemberSpec, bank: Source, draw: Draw) -> Batch:
     """Images (n, channels, ...), labels (n, ...), the weight of every voxel, and its share of the recall (see `recall_share`)."""
     examples: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(examples) < spec.batch:

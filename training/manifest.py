@@ -11,8 +11,11 @@ from ensemble.members.manifest import MANIFEST, file_sha256
 from training.members import MEMBERS, MemberSpec
 
 
-def entry(spec: MemberSpec, weights: Path) -> dict[str, Any]:
-    """What the manifest says of one member. Files that are not needed for prediction are not listed."""
+def entry(spec: MemberSpec, weights: Path, licence: str = "Apache-2.0", **rule: float) -> dict[str, Any]:
+    """What the manifest says of one member; `rule` are its weight and min_lesion_ml, where they differ from the usual.
+
+    Files that are not needed for prediction are not listed.
+    """
     folder = weights / spec.name
     files = [folder / "dataset.json", folder / "plans.json", *sorted(folder.glob("fold_*/checkpoint_final.pth"))]
     return {
@@ -23,7 +26,8 @@ def entry(spec: MemberSpec, weights: Path) -> dict[str, Any]:
         "intensities": "tissue_normalized",
         "orientation": "canonical",
         "spacing_mm": list(spec.spacing_mm),
-        "licence": "Apache-2.0",
+        "licence": licence,
+        **rule,
         "sha256": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
     }
 

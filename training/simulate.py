@@ -6,28 +6,24 @@ One seed, one patient: head -> posed and deformed person -> tissue parameters ->
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ensemble.memory import keep_freed_memory
 from ensemble.prepare.units import normalize_by_tissue
-from ensemble.types import Modality
 from training.acquisition import Acquired, acquire, draw_spacing
 from training.anatomy import HELD_OUT_HEADS, TRAINING_HEADS, load_head, random_person
+from training.bank import CHANNELS, cut, write
 from training.draw import Draw
 from training.lesions import draw_damage, load_lesions
 from training.tissues import ParameterMaps, Tissue, parameter_maps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LESION_FREE_SHARE = 0.06
-ISOTROPIC_MM = (2.0, 2.0, 2.0)
 VALIDATION_SEED = 900_000  # the validation set: this seed and the next ones, every third patient without lesion
 
 
@@ -77,48 +73,19 @@ def brighten_plexus(maps: ParameterMaps, classes: torch.Tensor, draw: Draw) -> N
 
 def normalised(case: Acquired) -> tuple[np.ndarray, np.ndarray]:
     """Physical intensities as at inference: float16 (3: DWI, ADC, FLAIR; z, y, x), and uint8 labels (z, y, x)."""
-    brain = case.brain.cpu().numpy()
-    images = normalize_by_tissue(case.dwi.cpu().numpy(), case.adc.cpu().numpy(), case.flair.cpu().numpy(), brain)
-    stack = np.stack([images[m] for m in (Modality.DWI, Modality.ADC, Modality.FLAIR)])
-    label = case.lesion.cpu().numpy()
-    box = tuple(
-        slice(int(np.flatnonzero(brain.any(a))[0]), int(np.flatnonzero(brain.any(a))[-1]) + 1)
-        for a in ((1, 2), (0, 2), (0, 1))
-    )
-    return stack[(slice(None), *box)].astype(np.float16), label[box]
+    stack, label = cut(_physical(case), case.lesion.cpu().numpy())
+    return stack.astype(np.float16), label
 
 
-def isotropic(stack: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Bring a case to 2 mm as the members' preprocessing does (cubic for thin, nearest-slice for very thick slices)."""
-    if tuple(spacing_mm) == ISOTROPIC_MM:
-        return stack, label
-    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
-
-    size = compute_new_shape(stack.shape[1:], spacing_mm, ISOTROPIC_MM)
-    images = resample_data_or_seg_to_shape(
-        stack.astype(np.float32), size, spacing_mm, ISOTROPIC_MM, is_seg=False, order=3, order_z=0
-    )
-    outline = torch.from_numpy(label[None, None].astype(np.float32))
-    soft = F.interpolate(outline, size=tuple(int(n) for n in size), mode="trilinear", align_corners=False)[0, 0]
-    return np.asarray(images, dtype=np.float16), (soft.numpy() > 0.5).astype(np.uint8)
+def _physical(case: Acquired) -> np.ndarray:
+    dwi, adc, flair, brain = (image.cpu().numpy() for image in (case.dwi, case.adc, case.flair, case.brain))
+    images = normalize_by_tissue(dwi, adc, flair, brain)
+    return np.stack([images[modality] for modality in CHANNELS])
 
 
 def write_case(folder: Path, seed: int, case: Acquired) -> Path:
-    """One patient as an uncompressed .npz, complete or not there at all: native grid, and 2 mm where that differs."""
-    stack, label = normalised(case)
-    content: dict[str, Any] = {
-        "images": stack,
-        "label": label,
-        "spacing_mm": np.array(case.spacing_mm, dtype=np.float32),
-    }
-    if case.spacing_mm != ISOTROPIC_MM:
-        content["images_2mm"], content["label_2mm"] = isotropic(stack, label, case.spacing_mm)
-    path = folder / f"case_{seed:07d}.npz"
-    draft = folder / f".{path.name}.{os.getpid()}"
-    with draft.open("wb") as file:
-        np.savez(file, **content)
-    draft.rename(path)
-    return path
+    """One patient of the bank."""
+    return write(folder / f"case_{seed:07d}.npz", _physical(case), case.lesion.cpu().numpy(), case.spacing_mm)
 
 
 def validation_case(index: int, shared: Path = SHARED) -> Acquired:

@@ -14,15 +14,19 @@ import math
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ensemble.errors import WeightsBroken
 from ensemble.memory import keep_freed_memory
-from training.batches import Bank, draw_batch
+from ensemble.weights.checkpoints import read_checkpoint
+from training.batches import Bank, Batches, Source, draw_batch
 from training.draw import Draw
 from training.members import MEMBERS, MemberSpec, build_network, dataset_json, plans_json
 from training.simulate import SHARED
@@ -38,6 +42,8 @@ LOG_EVERY = 10
 ENTROPY_WEIGHT = 12.0
 RECALL_WEIGHT = 0.1  # of the small components' missed share; much more makes networks over-call
 CALIBRATION_BATCHES = 24
+CHECKPOINT = Path("fold_0") / "checkpoint_final.pth"
+CURVE = ("step", "minutes", "cases_in_bank", "rate", "loss", "dice")
 
 
 def loss_of(logits: Tensor, label: Tensor, weight: Tensor, share: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ class Training:
             module.eval()
 
     @torch.no_grad()
-    def calibrate_norm(self, bank: Bank, draw: Draw) -> None:
+    def calibrate_norm(self, bank: Source, draw: Draw) -> None:
         """Set the statistics of BatchNorm to the mean over some batches: those of a moving average lag behind the weights."""
         for module in self._norms():
             module.reset_running_stats()
@@ -142,12 +148,16 @@ class Training:
         torch.save(state, draft)
         draft.rename(path)
 
-    def load_weights(self, folder: Path) -> None:
-        """Begin from an exported model folder's weights instead of random ones."""
-        path = folder / "fold_0" / "checkpoint_final.pth"
-        weights = torch.load(path, map_location=self.device, weights_only=True)["network_weights"]
-        for network in (self.network, self.average):
-            network.load_state_dict(weights)
+    def load_weights(self, path: Path) -> None:
+        """Begin from an exported checkpoint's weights instead of random ones. Raises WeightsBroken for those of another network."""
+        weights = read_checkpoint(path)["network_weights"]
+        try:  # copied into the parameters that the optimiser knows
+            for network in (self.network, self.average):
+                network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise WeightsBroken(
+                f"these are weights of another network than {self.spec.name}", where=path, found=str(error)[:200]
+            ) from error
 
     def load_state(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -159,7 +169,7 @@ class Training:
 
 def export(spec: MemberSpec, network: torch.nn.Module, out: Path) -> None:
     """Write an nnU-Net v2 trained-model folder: weights in half precision, BatchNorm's statistics in single."""
-    (out / "fold_0").mkdir(parents=True, exist_ok=True)
+    (out / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
     converted: dict[int, Tensor] = {}  # nnU-Net's modules hold the same tensor under several names: store it once
     weights = {
         name: converted.setdefault(value.data_ptr(), _stored(name, value))
@@ -171,9 +181,9 @@ def export(spec: MemberSpec, network: torch.nn.Module, out: Path) -> None:
         "init_args": {"configuration": spec.configuration, "fold": 0},
         "inference_allowed_mirroring_axes": tuple(range(spec.dimensions)),
     }
-    draft = out / "fold_0" / ".draft.pth"
+    draft = (out / CHECKPOINT).with_name(".draft.pth")
     torch.save(checkpoint, draft)
-    draft.rename(out / "fold_0" / "checkpoint_final.pth")
+    draft.rename(out / CHECKPOINT)
     for name, content in (("plans.json", plans_json(spec)), ("dataset.json", dataset_json(spec))):
         (out / name).write_text(json.dumps(content, indent=1) + "\n")
 
@@ -188,84 +198,108 @@ def _stored(name: str, value: Tensor) -> Tensor:
 
 
 class Stop:
-    """Whether somebody asked us to stop (SIGTERM): the state is saved before that happens."""
+    """Whether somebody asked us to stop (SIGTERM) meanwhile: the state is saved before that happens."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+
+    def __enter__(self) -> Stop:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number: int, frame: object) -> None:
         self.asked = True
 
 
-def train(
-    spec: MemberSpec,
-    bank: Bank,
-    out: Path,
-    state: Path,
-    minutes: float,
-    *,
-    resume: bool,
-    seed: int,
-    device: str,
-    anneal_from: float | None = None,
-    start_from: Path | None = None,
-    highest_rate: float = LEARNING_RATE,
-    frozen_norm: bool = False,
-) -> None:
-    """Train until `minutes` of wall-clock time are spent (those before a resumption counted in).
+@dataclass(frozen=True)
+class Length:
+    """How long a training is: in minutes of wall-clock time (those before a resumption counted in), or in steps."""
 
-    Args:
-        anneal_from: share (0-1) of the learning rate's schedule to go on from; by default that of the time spent.
-        start_from: model folder whose weights to begin with.
-        highest_rate: learning rate after the warm-up.
-        frozen_norm: normalise by stored statistics, as at inference, not by each batch's own; measured anew at the start.
+    minutes: float = 0.0
+    steps: int | None = None
+    """Instead of minutes; then the same command gives the same weights."""
+
+    def spent(self, training: Training) -> float:
+        """Share that is done."""
+        if self.steps is not None:
+            return training.steps / max(1, self.steps)
+        return training.seconds / max(1e-9, 60 * self.minutes)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained."""
+
+    length: Length
+    seed: int = 1
+    device: str = "cpu"
+    workers: int = 0
+    """Processes that draw batches; 0: the training itself does."""
+    start_from: Path | None = None
+    """Checkpoint whose weights to begin with."""
+    rate: float = LEARNING_RATE
+    """Highest, after the warm-up."""
+    frozen_norm: bool = False
+    """Normalise by stored statistics, as at inference, not by each batch's own; measured anew at the start from other weights."""
+    anneal_from: float | None = None
+    """Share (0-1) of the learning rate's schedule to go on from; by default that of the length spent."""
+
+
+def train(spec: MemberSpec, bank: Source, out: Path, state: Path, recipe: Recipe, *, resume: bool) -> bool:
+    """Train until the length is spent, or SIGTERM comes. Returns whether the training is complete.
+
+    The state is saved every few minutes and at the end; with a length in steps, going on from it gives the very weights of a training that
+    was not interrupted.
     """
-    training = Training(spec, device)
+    training, length = Training(spec, recipe.device), recipe.length
     if resume:
         training.load_state(state)
-    elif start_from is not None:
-        training.load_weights(start_from)
-    draw = Draw(seed + training.steps)
-    if start_from is not None and frozen_norm and not resume:
-        training.calibrate_norm(bank, draw)
-    if frozen_norm:
+    elif recipe.start_from is not None:
+        training.load_weights(recipe.start_from)
+        if recipe.frozen_norm:
+            training.calibrate_norm(bank, Draw(recipe.seed))
+    if recipe.frozen_norm:
         training.freeze_norm()
-    curve = out / "training.csv"
     out.mkdir(parents=True, exist_ok=True)
-    with curve.open("a" if resume else "w", newline="") as file:
-        writer = csv.writer(file)
-        if not resume:
-            writer.writerow(["step", "minutes", "cases_in_bank", "rate", "loss", "dice"])
-        before, started, saved = training.seconds, time.monotonic(), time.monotonic()
-        recent: list[tuple[float, float]] = []
-        since = before / (60 * minutes) if anneal_from is None else anneal_from
-        stop = Stop()
-        while training.seconds < 60 * minutes and not stop.asked:
-            rate = rate_at(since + (1 - since) * (training.seconds - before) / (60 * minutes - before), highest_rate)
-            recent.append(training.step(*draw_batch(spec, bank, draw), rate))
+    before, started, saved = training.seconds, time.monotonic(), time.monotonic()
+    first, recent = length.spent(training), list[tuple[float, float]]()
+    batches = Batches(spec, bank, recipe.seed).since(training.steps, recipe.workers)
+    with _curve(out / "training.csv", training.steps) as file, Stop() as stop:
+        while (spent := length.spent(training)) < 1 and not stop.asked:
+            progress = spent
+            if recipe.anneal_from is not None:
+                progress = recipe.anneal_from + (1 - recipe.anneal_from) * (spent - first) / (1 - first)
+            rate = rate_at(progress, recipe.rate)
+            recent.append(training.step(*next(batches), rate))
             training.seconds = before + time.monotonic() - started
             if training.steps % LOG_EVERY == 0:
                 loss, dice = (sum(part) / len(recent) for part in zip(*recent, strict=True))
-                row = [
-                    training.steps,
-                    f"{training.seconds / 60:.2f}",
-                    len(bank),
-                    f"{rate:.2e}",
-                    f"{loss:.4f}",
-                    f"{dice:.4f}",
-                ]
-                writer.writerow(row)
+                minutes = f"{training.seconds / 60:.2f}"
+                row = [training.steps, minutes, len(bank), f"{rate:.2e}", f"{loss:.4f}", f"{dice:.4f}"]
+                csv.writer(file).writerow(row)
                 file.flush()
                 print(*row, flush=True)
                 recent.clear()
-                bank.refresh()
             if time.monotonic() - saved > SAVE_EVERY_S:
                 training.save_state(state)
                 export(spec, training.average, out)
                 saved = time.monotonic()
     training.save_state(state)
     export(spec, training.average, out)
+    return length.spent(training) >= 1
+
+
+def _curve(path: Path, steps: int) -> TextIO:
+    """The training's curve so far, open for more: rows beyond the step that is gone on from are written again."""
+    rows = list(csv.reader(path.read_text().splitlines())) if steps and path.exists() else []
+    file = path.open("w", newline="")
+    writer = csv.writer(file)
+    writer.writerow(CURVE)
+    writer.writerows(row for row in rows[1:] if int(row[0]) <= steps)
+    return file
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -297,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two"
     )
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches, for a GPU (default: none)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -304,20 +339,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     state = options.state or options.bank / f"{options.member}_state.pt"
     bank = Bank(options.bank, options.shared)
-    train(
-        MEMBERS[options.member],
-        bank,
-        options.out,
-        state,
-        options.minutes,
-        resume=options.resume,
-        seed=options.seed,
-        device=options.device,
-        anneal_from=options.anneal_from,
-        start_from=options.start_from,
-        highest_rate=options.rate,
-        frozen_norm=options.frozen_norm,
+    recipe = Recipe(
+        Length(options.minutes),
+        options.seed,
+        options.device,
+        options.workers,
+        options.start_from / CHECKPOINT if options.start_from else None,
+        options.rate,
+        options.frozen_norm,
+        options.anneal_from,
     )
+    train(MEMBERS[options.member], bank, options.out, state, recipe, resume=options.resume)
 
 
 if __name__ == "__main__":

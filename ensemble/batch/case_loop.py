@@ -18,6 +18,7 @@ from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.memory import as_user_error
 from ensemble.outputs.artifacts import SegmentedCase
+from ensemble.outputs.dicom.study import refuse_without_study
 from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
@@ -161,6 +162,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
                 raw = _noting(read_files(case.name, case.files), case)
                 _refuse_changed(case, before)
+                refuse_without_study(raw, job.extras)
                 started = time.perf_counter()
                 prepared = prepare_for_run(raw, job.config, job.device)
                 seconds = round(time.perf_counter() - started, 3)
@@ -206,7 +208,7 @@ def _finish(
     try:
         if isinstance(result, Exception):
             raise result
-        case = SegmentedCase(task.raw, result, ensemble)
+        case = SegmentedCase.of(task.raw, result, ensemble, job.extras)
         write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")

@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.config import ExtraOutputs, RunConfig
+from ensemble.config import IMMATERIAL, ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.files import unreadable_reason
+from ensemble.findings.maps import read_maps
 from ensemble.members.manifest import file_sha256
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
-
-#: Where the weights lie, whether they may be code and what computes does not decide what comes out.
-_IMMATERIAL = {"weights", "device", "allow_torchscript"}
 
 
 def recipe(
     specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: ExtraOutputs
 ) -> dict[str, Any]:
     """Return everything but the images that decides about a result: ready for JSON."""
-    options = {name: value for name, value in config.as_json().items() if name not in _IMMATERIAL}
+    options = {name: value for name, value in config.as_json().items() if name not in IMMATERIAL}
     members = [spec.as_json() | {"sha256": dict(digests[spec.name])} for spec in specs]
-    return {"version": __version__, "options": options | vars(extras), "members": members}
+    written = {name: value for name, value in vars(extras).items() if name != "atlas"}
+    maps = {} if extras.atlas is None else {"atlas": {one.name: one.sha256 for one in read_maps(extras.atlas)}}
+    return {"version": __version__, "options": options | written | maps, "members": members}
 
 
 def result_key(recipe: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:

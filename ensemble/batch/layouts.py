@@ -33,6 +33,8 @@ class FoundCase:
     """Why it can't be segmented, where that is known already."""
     notes: Mapping[Modality, str] = field(default_factory=dict)
     """Of images that were chosen from several: what decided."""
+    also: Mapping[str, str] = field(default_factory=dict)
+    """Cells of other columns of its worklist that were asked for."""
 
 
 @dataclass(frozen=True)

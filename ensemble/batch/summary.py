@@ -21,6 +21,9 @@ GONE = "not in the dataset"
 #: Cases that the batch did not come to, with a complete result of an earlier one; whether it still holds, nobody has looked.
 EARLIER = "earlier result"
 
+#: Whose volumes have a column each.
+_PLACES = ("left", "right", "cerebrum", "cerebellum", "brain stem", "cortex", "white matter", "deep grey")
+
 Kind = TypeVar("Kind")
 
 
@@ -46,6 +49,23 @@ class Row:
     page: str = ""
     message: str = ""
     """Why it failed."""
+    findings: str = ""
+    """off, ok, or why the brain could not be brought to the template, without which there is no place."""
+    pattern: str = ""
+    """none, single or scattered."""
+    largest_ml: float | None = None
+    side: str = ""
+    """left, right or both."""
+    left_ml: float | None = None
+    right_ml: float | None = None
+    cerebrum_ml: float | None = None
+    cerebellum_ml: float | None = None
+    brain_stem_ml: float | None = None
+    cortex_ml: float | None = None
+    white_matter_ml: float | None = None
+    deep_grey_ml: float | None = None
+    leading: str = ""
+    """Of each of the user's label maps, the group (or label) with most of the lesion: `<map>=<group>`."""
 
 
 def rows(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> list[Row]:
@@ -94,7 +114,35 @@ def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: P
         seconds=round(sum(value or 0.0 for value in seconds), 2) if spent else None,
         mask=mask_file(place),
         page=(page if (root / page).is_file() else place.folder / REPORT_FILE).as_posix(),
+        **_findings(report),
     )
+
+
+def _findings(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns on where the lesion lies."""
+    found = _said(report, dict, "findings")
+    if found is None:
+        return {"findings": "off"}
+    problems = _said(found, list, "registration", "problems") or ()
+    amounts = {
+        amount["name"]: _number(_said(amount, object, "ml", "value"))
+        for kind in ("sides", "regions", "structures")
+        for amount in _said(found, list, "places", kind) or ()
+        if isinstance(amount, dict) and isinstance(amount.get("name"), str)
+    }
+    told = [
+        (_said(atlas, str, "name"), _said(atlas, str, "leading", "value"))
+        for atlas in _said(found, list, "atlases") or ()
+        if isinstance(atlas, dict)
+    ]
+    columns = {
+        "findings": "; ".join(map(str, problems)) or "ok",
+        "pattern": _said(found, str, "pattern", "value") or "",
+        "largest_ml": _number(_said(found, object, "largest_ml", "value")),
+        "side": _said(found, str, "places", "side", "value") or "",
+        "leading": "; ".join(f"{name}={group}" for name, group in told if group),
+    }
+    return columns | {f"{name.replace(' ', '_')}_ml": amounts.get(name) for name in _PLACES}
 
 
 def _said(report: Mapping[str, Any], kind: type[Kind], *keys: str) -> Kind | None:

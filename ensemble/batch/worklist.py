@@ -26,19 +26,20 @@ _DO = (
 )
 
 
-def read_worklist(path: Path) -> tuple[FoundCase, ...]:
-    """Read the cases of a table with the columns dwi, case, adc and flair (all but dwi may be missing or empty); paths are relative to it.
+def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]:
+    """Cases of a table with the columns dwi, case, adc and flair (all but dwi may be missing or empty); paths are relative to it.
 
-    Without a name a case is called as `run` would call it. Raises InputRefused for what is no such table.
+    Without a name a case is called as `run` would call it. Cells of the columns that `also` names go with their case. Raises InputRefused
+    for what is no such table.
     """
-    columns, rows = _table(path)
+    columns, rows = _table(path, also)
     cases: dict[str, FoundCase] = {}
     for number, cells in rows:
         files: dict[Modality, Path] = {}
         problem = None
         for modality in Modality:
             if cells.get(modality):
-                files[modality] = _resolved(path.parent, cells[modality])
+                files[modality] = resolved(path.parent, cells[modality])
                 problem = problem or _foreign(path, cells[modality], files[modality])
         named = cells.get(_CASE) or (case_name(files[Modality.DWI]) if Modality.DWI in files else "")
         if not named and not files:
@@ -50,13 +51,14 @@ def read_worklist(path: Path) -> tuple[FoundCase, ...]:
                 found=named or ", ".join(cells.values()),
                 do="give each row its own name in the column case",
             )
-        cases[named] = FoundCase(named, files, problem or missing(files, path))
+        others = {column: cells[column] for column in also if cells.get(column)}
+        cases[named] = FoundCase(named, files, problem or missing(files, path), also=others)
     if Modality.ADC not in columns and all(case.problem for case in cases.values()):
         raise _lacks_columns(path, columns)
     return tuple(cases[name] for name in sorted(cases))
 
 
-def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _table(path: Path, also: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Return the columns in lower case.
 
     And of each row the number of its line, and its cells by column, without what stands for nothing.
@@ -71,7 +73,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             if not any(cells) or (not columns and _is_separator_line(cells)):
                 continue
             if not columns:
-                columns = _columns(cells, path)
+                columns = _columns(cells, path, also)
                 continue
             if any(cells[len(columns) :]):
                 raise InputRefused(
@@ -112,14 +114,14 @@ def _is_separator_line(cells: list[str]) -> bool:
     return cells[0].lower().startswith("sep=") and not any(cells[1:])
 
 
-def _columns(cells: list[str], path: Path) -> list[str]:
+def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
     """Return the names of the columns in lower case. Raises InputRefused where dwi is not among them, or one of ours is there twice."""
     columns = [cell.lower() for cell in cells]
     while columns and not columns[-1]:
         columns.pop()
     if Modality.DWI not in columns:
         raise _lacks_columns(path, columns)
-    ours = (_CASE, *Modality)
+    ours = (_CASE, *Modality, *also)
     if twice := [name for name, often in Counter(columns).items() if often > 1 and name in ours]:
         raise InputRefused("a column of the worklist stands there twice", where=path, found=", ".join(twice), do=_DO)
     if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
@@ -132,7 +134,7 @@ def _said(column: str, cell: str) -> str:
     return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else _NONE) else cell
 
 
-def _resolved(base: Path, cell: str) -> Path:
+def resolved(base: Path, cell: str) -> Path:
     """Return the path that a cell means, relative to the worklist, in the words of this machine or of Windows."""
     path = base / cell
     if "\\" in cell and not path.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from ensemble.config import ExtraOutputs
 from ensemble.contract.isles22 import ContractCase
 from ensemble.outputs.artifacts import SegmentedCase
+from ensemble.outputs.dicom.study import refuse_without_study
 from ensemble.outputs.layouts.contract import publish_case, refuse_unknown_masks
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
 from ensemble.publish import check_writable
@@ -24,6 +25,7 @@ def run_case(
     """
     check_writable(output_root)
     raw = read_files(found.name, found.files)
+    refuse_without_study(raw, extras)
     return execute(found, raw, output_root, load(), extras, watcher)
 
 
@@ -37,5 +39,5 @@ def execute(
     refuse_unknown_masks(output_root, found.mask_name)
     result = segment(raw, ensemble, watcher)
     found.refuse_if_changed()
-    publish_case(SegmentedCase(raw, result, ensemble), extras, output_root, found.mask_name, found.results)
+    publish_case(SegmentedCase.of(raw, result, ensemble, extras), extras, output_root, found.mask_name, found.results)
     return result

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from ensemble.errors import InputRefused
 from ensemble.files import read_json
+from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
 from ensemble.text import printable
 
@@ -21,7 +22,9 @@ _BIDS = re.compile(r"^sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?(?=_|$)")
 _SUBJECT, _SESSION = re.compile(r"sub-([A-Za-z0-9]+)"), re.compile(r"ses-([A-Za-z0-9]+)")
 _RUN = re.compile(r"_run-(\d+)(?=_|$)")
 #: What people call a mask, at the end of its name or as the whole of it.
-_MASK = re.compile(r"(?:^|[_\-. ])(?:lesion[_\-]?)?(?:mask|msk|seg|segmentation|gt|truth|labels?|lesions?)$", re.I)
+_MASK = re.compile(
+    r"(?:^|[_\-. ])(?:(?:lesion|ground)[_\- ]?)?(?:mask|msk|seg|segmentation|gt|truth|labels?|lesions?)$", re.I
+)
 #: What is no mask of the lesion, though it lies beside one: images, brains, what a batch writes of single members.
 _OTHER = re.compile(
     r"(?:^|[_\-. ])(?:dwi|adc|flair|probability|probseg|votes|t1w?|t2w?|brain[_\-]?mask)$|_label-lesion_desc-|_desc-(?:votes|brain)",
@@ -98,13 +101,8 @@ def find_pairs(predictions: Path, truths: Path) -> tuple[list[Pair], list[str]]:
         )
     predicted = _masks(predictions)
     true = [mask for mask in _masks(truths) if inner == outer or not mask.path.resolve().is_relative_to(inner)]
-    pairs: list[Pair] = []
-    sites = {part for mask in true for part in mask.above} & {part for mask in predicted for part in mask.above}
-    for related in (_stored, _named, _named_below, partial(_same_entities, sites=sites)):
-        groups = _groups(true, predicted, related)
-        pairs += [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
-        taken = {mask for group in groups for side in group for mask in side}
-        true, predicted = ([mask for mask in side if mask not in taken] for side in (true, predicted))
+    groups, true, predicted = _together(true, predicted)
+    pairs = [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
     if not pairs:
         raise InputRefused(
             "no predicted mask belongs to a true one",
@@ -114,6 +112,60 @@ def find_pairs(predictions: Path, truths: Path) -> tuple[list[Pair], list[str]]:
         )
     pairs += [Pair(mask.case, (mask.path,), (), _similar(mask, predicted)) for mask in true]
     return sorted(pairs, key=lambda pair: (pair.case, pair.truth)), sorted(mask.case for mask in predicted)
+
+
+def masks_of(cases: Mapping[str, Path], root: Path, truths: Path, passed_over: Collection[Path]) -> dict[str, Pair]:
+    """Return the true masks below a folder of each case that has some: by the case's name and its DWI's, as masks are paired with each
+    other.
+    What our own program has predicted is no true mask.
+
+    Args:
+        cases: DWI by the case's name.
+        root: what the dataset is called by, whose folders name cases.
+        passed_over: files that are no masks: the images themselves.
+
+    Returns pairs whose `predictions` are the DWIs of all cases that the masks may belong to.
+    """
+    wanted = {_of_case(name, dwi, root): name for name, dwi in cases.items()}
+    others, ours = {path.resolve() for path in passed_over}, cache(_is_ours)
+    found = [mask for mask in _masks(truths) if mask.path.resolve() not in others and not ours(mask.path.parent)]
+    groups, _, _ = _together(found, list(wanted))
+    return {
+        wanted[case]: Pair(wanted[case], tuple(mask.path for mask in masks), tuple(one.path for one in several))
+        for masks, several in groups
+        for case in several
+    }
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a report of ours lies in a folder: what is beside it was predicted."""
+    try:
+        return bool(read_json(folder / "report.json")["tool"]["name"] == TOOL)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _of_case(name: str, dwi: Path, root: Path) -> _Mask:
+    """Return a case in the place of its predicted mask."""
+    path = dwi.relative_to(root.resolve()) if dwi.is_relative_to(root.resolve()) else Path(dwi.name)
+    folders, own = path.parent.parts, _own_name(path)
+    names = [_spelt(name.split("/")), *_names_of(folders, own, _MODALITY)]
+    labelled = path if _BIDS.match(path.name) else Path(name)
+    return _Mask(dwi, _spelt((*folders, own)), tuple(dict.fromkeys(names)), _entities(labelled))
+
+
+def _together(
+    true: Sequence[_Mask], predicted: Sequence[_Mask]
+) -> tuple[list[tuple[list[_Mask], list[_Mask]]], list[_Mask], list[_Mask]]:
+    """Groups of masks of one case, and those of either side that are left."""
+    found: list[tuple[list[_Mask], list[_Mask]]] = []
+    sites = {part for mask in true for part in mask.above} & {part for mask in predicted for part in mask.above}
+    for related in (_stored, _named, _named_below, partial(_same_entities, sites=sites)):
+        groups = _groups(true, predicted, related)
+        found += groups
+        taken = {mask for group in groups for side in group for mask in side}
+        true, predicted = ([mask for mask in side if mask not in taken] for side in (true, predicted))
+    return found, list(true), list(predicted)
 
 
 # Keys under which two masks are related: each function gives those of a mask; for the third, names and all ends of names.

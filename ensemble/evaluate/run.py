@@ -40,16 +40,21 @@ def evaluate(predictions: Path, truths: Path, out: Path) -> int:
             refused.append((pair.case, error))
     if not scores:
         raise refused[0][1]
-    summaries = summarise(scores)
     with publish(out.parent) as staging:
-        measured = [asdict(one) | {"status": "measured"} for one in scores]
-        failed = [{"case": case, "status": " ".join(str(error).split())} for case, error in refused]
-        rows = sorted(measured + failed, key=lambda row: str(row["case"]))
-        _write_csv(staging / out.name, (*_PER_CASE, "status"), rows)
-        _write_csv(staging / f"{out.stem}_summary.csv", tuple(Summary.__dataclass_fields__), map(asdict, summaries))
-        draw_plots(scores, staging / f"{out.stem}_plots.png")
+        summaries = write_scores(scores, refused, staging / out.name)
     _tell(scores, summaries, refused, without_truth, out)
     return len(refused)
+
+
+def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path) -> list[Summary]:
+    """Write the table of all cases, and beside it summary and plots. Returns the summary."""
+    summaries = summarise(scores)
+    measured = [asdict(one) | {"status": "measured"} for one in scores]
+    failed = [{"case": case, "status": " ".join(str(error).split())} for case, error in refused]
+    _write_csv(out, (*_PER_CASE, "status"), sorted(measured + failed, key=lambda row: str(row["case"])))
+    _write_csv(out.with_name(f"{out.stem}_summary.csv"), tuple(Summary.__dataclass_fields__), map(asdict, summaries))
+    draw_plots(scores, out.with_name(f"{out.stem}_plots.png"))
+    return summaries
 
 
 def _refuse_foreign(out: Path) -> None:

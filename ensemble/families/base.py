@@ -37,10 +37,15 @@ class InferenceSettings:
     """Test-time augmentation: which of the flips that a member was trained with are used."""
     precision: Precision = "auto"
     """Arithmetic of the networks."""
-    session: SessionKind = "torch"
+    session: SessionKind = "auto"
     """What runs the networks."""
     allow_torchscript: bool = False
     """Whether TorchScript, which is code, may run although no manifest names its file by digest."""
+
+    @property
+    def packed_form(self) -> bool:
+        """Whether networks run in the ONNX form that they were packed in."""
+        return self.session in ("onnx", "tensorrt")
 
     @classmethod
     def of(cls, config: RunConfig, device: str) -> InferenceSettings:

@@ -9,8 +9,9 @@ import torch
 from ensemble.families.base import InferenceSettings, NetworkSpec
 from ensemble.families.bounds import refuse_too_much
 from ensemble.families.spec import MemberSpec
-from ensemble.inference.precision import resolve_precision
+from ensemble.inference.precision import ResolvedPrecision, has_fast_bfloat16, resolve_precision
 from ensemble.inference.session import LoadedSession
+from ensemble.inference.session_openvino import on_openvino
 from ensemble.inference.session_torch import TorchSession
 from ensemble.weights.onnx_form import open_onnx
 
@@ -62,18 +63,27 @@ def open_sequential_sessions(
     return SequentialSessions(networks, lambda network: (open_one or open_session)(network, settings))
 
 
-def sessions_for_tta(settings: InferenceSettings, sessions: tuple[LoadedSession, ...]) -> tuple[LoadedSession, ...]:
-    """Return a member's networks; in the fastest arithmetic where mirroring is gated, which promises less, unless a precision was given."""
-    if settings.tta == "gated" and settings.precision == "auto":
-        return tuple(session.reduced_precision for session in sessions)
-    return sessions
-
-
 def open_session(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
     """Return the session of one network. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
-    if settings.session != "torch":
+    if settings.packed_form:
         return open_onnx(network.weights.parent, dims, device, settings.session)
-    precision = resolve_precision(settings.precision, device)
+    precision = precision_of(settings)
     built = network.build()
-    return TorchSession(built, dims=dims, device=device, precision=precision, probe=network.smallest_window)
+    if settings.session == "auto" and device.type == "cpu":
+        session = on_openvino(built, network.channels, network.smallest_window, precision)
+        if session is not None:
+            return session
+        precision = "fp32"
+    return TorchSession(built, dims=dims, device=device, precision=precision)
+
+
+def precision_of(settings: InferenceSettings) -> ResolvedPrecision:
+    """Return a member's arithmetic: the fastest one where mirroring is gated, which promises less, unless one was given.
+
+    Raises UsageError.
+    """
+    device = torch.device(settings.device)
+    if settings.tta == "gated" and settings.precision == "auto" and has_fast_bfloat16(device):
+        return "bf16"
+    return resolve_precision(settings.precision, device)

@@ -37,6 +37,10 @@ class MemberSpec:
     """SPDX identifier of the weights' licence."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file, by path relative to the folder; files of unknown origin have none."""
+    weight: float = 1.0
+    """What its vote counts in a majority."""
+    min_lesion_ml: float = 0.0
+    """Volume below which what its ensemble finds is no lesion; 0 keeps all."""
     listed: bool = field(default=False, compare=False)
     """Whether a manifest names these digests, and so vouches for code in the files; a packed member's own word does not."""
 
@@ -62,6 +66,8 @@ class MemberSpec:
             spacing_mm=tuple(float(mm) for mm in entry.get("spacing_mm", ())),
             licence=str(entry.get("licence", "")),
             sha256=dict(entry.get("sha256", {})),
+            weight=_number(entry, "weight", 1.0, above=0.0),
+            min_lesion_ml=_number(entry, "min_lesion_ml", 0.0),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -69,6 +75,8 @@ class MemberSpec:
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.channels is not None:
             entry["channels"] = list(self.channels)
+        rule = {"weight": (self.weight, 1.0), "min_lesion_ml": (self.min_lesion_ml, 0.0)}
+        entry |= {key: value for key, (value, usual) in rule.items() if value != usual}
         return entry | {
             "intensities": self.intensities,
             "orientation": self.orientation,
@@ -93,6 +101,14 @@ def refuse_unfit_images(spec: MemberSpec) -> None:
             found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
             do="leave both out of the manifest, or write native",
         )
+
+
+def _number(entry: Mapping[str, Any], key: str, usual: float, above: float | None = None) -> float:
+    value = entry.get(key, usual)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    if not fits or (above is not None and value <= above):
+        raise ValueError(f"{key} is {value!r}, not a number {'above' if above is not None else 'from'} 0")
+    return float(value)
 
 
 def _choice(

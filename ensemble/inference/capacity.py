@@ -6,9 +6,9 @@ import torch
 
 #: Memory that the activations of one batch of windows may take.
 BATCH_BYTES = {"cpu": 1280 * 2**20, "cuda": 4 * 2**30}
-#: Most windows at once, by the network's spatial dimensions. CPU milliseconds a window for 1, 2, 4, 8, 16 of them (fused, one thread):
-#: 20.8, 17.4, 15.2, 13.7, 12.6 (96x80, 32 features); 1170, 1080 for 1 and 2 (80x96x80, 32 features). Networks that aren't fused
-#: compute deep 3-D layers by a slow path when a window comes alone; more than two fill the caches (0.24, 0.13, 0.17 s, 64x64x48).
+#: Most windows at once, by the network's spatial dimensions. CPU milliseconds a window for 1, 2, 4, 8, 16 of them (one thread):
+#: 20.8, 17.4, 15.2, 13.7, 12.6 (96x80, 32 features); 1170, 1080 for 1 and 2 (80x96x80, 32 features). PyTorch
+#: computes deep 3-D layers by a slow path when a window comes alone; more than two fill the caches (0.24, 0.13, 0.17 s, 64x64x48).
 MAX_WINDOWS = {"cpu": {2: 16, 3: 2}, "cuda": {2: 64, 3: 8}}
 
 

@@ -25,7 +25,3 @@ class LoadedSession(Session, Protocol):
     @property
     def arithmetic(self) -> str:
         """Precision, and what computes, in a few words."""
-
-    @property
-    def reduced_precision(self) -> LoadedSession:
-        """The same network in coarser arithmetic where that is much faster, else the session itself."""

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 
 from ensemble.errors import WeightsBroken
+from ensemble.inference.export import INPUT, OUTPUT
 from ensemble.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-INPUT, OUTPUT = "windows", "logits"
 #: Execution providers by device and engine, the wanted one first.
 _PROVIDERS = {
     ("cpu", "onnx"): ["CPUExecutionProvider"],
@@ -67,11 +67,6 @@ class OnnxSession:
     def arithmetic(self) -> str:
         """Precision, and what computes."""
         return f"fp32, {self._session.get_providers()[0]}"
-
-    @property
-    def reduced_precision(self) -> OnnxSession:
-        """Itself: there is one arithmetic."""
-        return self
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, Z, Y, X) float32 of windows (N, C, Z, Y, X) float32, on the device of the windows; Z = 1 for 2-D networks."""

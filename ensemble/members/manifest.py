@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ensemble.config import RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
@@ -52,6 +54,27 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
             f"no member is named {', '.join(unknown)}", where=weights, found=f"members: {', '.join(by_name)}"
         )
     return tuple(by_name[name] for name in names)
+
+
+def settled(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
+    """Return a run's choices with what the members' own entries say of votes and small lesions, where nothing was chosen.
+
+    None stays where that is the usual rule: equal votes, every size. Of members that differ about the smallest lesion, the one that keeps
+    most is followed. Raises UsageError for weights of members that don't take part.
+    """
+    weights = config.member_weights
+    if weights is None:
+        weights = {spec.name: spec.weight for spec in specs}
+    elif unknown := sorted(set(weights) - {spec.name for spec in specs}):
+        raise UsageError(
+            f"--member-weights names {', '.join(unknown)}, which takes no part",
+            found=f"members: {', '.join(spec.name for spec in specs)}",
+        )
+    equal = len({weights.get(spec.name, 1.0) for spec in specs}) == 1
+    least = config.min_lesion_ml
+    if least is None:
+        least = min(spec.min_lesion_ml for spec in specs)
+    return replace(config, member_weights=None if equal else dict(weights), min_lesion_ml=least or None)
 
 
 def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
@@ -112,8 +135,17 @@ def _weight_files(folder: Path) -> dict[str, Path]:
 
 
 def _digest(path: Path) -> str:
+    """Return as `file_sha256`; of a file that is as it was, what it was: folds take gigabytes. Raises WeightsBroken."""
     with readable(path):
-        return file_sha256(path)
+        found = path.stat()
+        return _digest_of(
+            path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        )
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, *_stamp: int) -> str:
+    return file_sha256(path)
 
 
 def file_sha256(path: Path) -> str:

@@ -9,34 +9,19 @@ import io
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ensemble.config import ExtraOutputs
 from ensemble.outputs.formats import FORMATS
+from ensemble.outputs.segmented import SegmentedCase as SegmentedCase
+from ensemble.types import Modality
+from ensemble.volume import Volume
 
 if TYPE_CHECKING:
     from ensemble.families.base import MemberPrediction
-    from ensemble.pipeline import Ensemble, Result
-    from ensemble.readers.base import RawCase
 
 Source = TypeVar("Source")
-
-
-@dataclass(frozen=True)
-class SegmentedCase:
-    """A case as it was read, what came of it, and by whom."""
-
-    raw: RawCase
-    result: Result
-    ensemble: Ensemble
-
-    @cached_property
-    def report(self) -> dict[str, Any]:
-        """What ran and what came of it, ready for JSON."""
-        from ensemble.outputs.report.run_report import build_report
-
-        return build_report(self.raw, self.result, self.ensemble)
 
 
 @dataclass(frozen=True)
@@ -50,7 +35,7 @@ class Role(Generic[Source]):
     option: str
     """The field of ExtraOutputs that asks for it; empty for what is always written."""
     payload: Callable[[Source], Any]
-    """What the format writes."""
+    """What the format writes; None where there is nothing to write."""
 
     def __post_init__(self) -> None:
         options = {"", *ExtraOutputs.__dataclass_fields__}
@@ -85,7 +70,44 @@ def _overlay(case: SegmentedCase) -> bytes:
 def _page(case: SegmentedCase) -> str:
     from ensemble.outputs.report.page import case_page
 
-    return case_page(case.report, case.result)
+    return case_page(case.report, case.result, case.findings)
+
+
+def _in_mni(case: SegmentedCase, modality: Modality | None = None) -> Volume | None:
+    """Return the mask, or an image, in the template's space; None where there is none, or the brain's place there is not known."""
+    from ensemble.findings.mni import image_in_mni, mask_in_mni
+
+    if case.findings is None or (matrix := case.findings.registered.matrix) is None:
+        return None
+    if not case.findings.registered.holds or (modality is not None and modality not in case.result.case.images):
+        return None
+    if modality is None:
+        return mask_in_mni(case.result.fused.mask, matrix)
+    return image_in_mni(case.result.case.images[modality], matrix)
+
+
+def _segmentation(case: SegmentedCase) -> Any:
+    from ensemble.outputs.dicom.segmentation import segmentation  # highdicom takes two seconds to import
+
+    return segmentation(case)
+
+
+def _probability(case: SegmentedCase) -> Any:
+    from ensemble.outputs.dicom.segmentation import probability
+
+    return probability(case)
+
+
+def _measurements(case: SegmentedCase) -> Any:
+    from ensemble.outputs.dicom.measurements import measurements
+
+    return measurements(case)
+
+
+def _picture(case: SegmentedCase) -> Any:
+    from ensemble.outputs.dicom.picture import picture
+
+    return picture(case)
 
 
 MASK: Role[SegmentedCase] = Role("mask", "image", "", lambda case: case.result.fused.mask)
@@ -100,6 +122,12 @@ ROLES: tuple[Role[SegmentedCase], ...] = (
     REPORT,
     PAGE,
     OVERLAY,
+    Role("mnimask", "image", "save_mni", _in_mni),
+    *(Role(f"mni{modality}", "image", "save_mni", partial(_in_mni, modality=modality)) for modality in Modality),
+    Role("segmentation", "dicom", "dicom", _segmentation),
+    Role("measurements", "dicom", "dicom", _measurements),
+    Role("picture", "dicom", "dicom", _picture),
+    Role("probability", "dicom", "dicom_probability", _probability),
 )
 #: Of each member that voted.
 MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
@@ -115,11 +143,18 @@ def kinds(member: str) -> list[Artifact]:
 
 def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     """Return what is to be written of a case: what is always, and what `extras` ask for."""
-    wanted = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
+    made = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
+    wanted = [artifact for artifact in made if artifact.payload is not None]
     predictions = [outcome.prediction for outcome in case.result.outcomes if outcome.prediction is not None]
     for role in _asked(MEMBER_ROLES, extras):
         wanted += [Artifact(role, prediction.member, role.payload(prediction)) for prediction in predictions]
     return wanted
+
+
+def object_artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
+    """Return those of the case that are DICOM objects."""
+    roles = [role for role in _asked(ROLES, extras) if role.format == "dicom"]
+    return [Artifact(role, "", role.payload(case)) for role in roles]
 
 
 def _asked(roles: Collection[Role[Source]], extras: ExtraOutputs) -> list[Role[Source]]:

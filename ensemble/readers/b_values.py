@@ -73,6 +73,13 @@ def select_dwi(
     return weighted, note + f"; {len(twice)} of them stand there twice" * bool(twice)
 
 
+def weighted_volumes(count: int, b_values: Sequence[float] | None) -> list[int]:
+    """Return which of so many volumes the image that `select_dwi` gives was made of."""
+    if b_values is None:
+        return [count - 1]
+    return _shell(b_values, [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]])[1]
+
+
 def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, list[int]]:
     """Return the usable b-value that is nearest to 1000, and the volumes of its shell."""
     b = min(usable, key=lambda value: (abs(value - USUAL_B), value))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ensemble.errors import InputRefused
+from ensemble.readers.origin import Origin
 from ensemble.types import FloatArray, Modality
 from ensemble.volume import Volume
 
@@ -40,6 +41,8 @@ class RawImage:
     """What the reader chose or found odd, one sentence each."""
     low_b: LowBImage | None = None
     """Beside a DWI, where it was asked for."""
+    origin: Origin | None = None
+    """Of an image read from DICOM: which stored image holds each slice."""
 
 
 @dataclass(frozen=True)

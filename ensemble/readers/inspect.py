@@ -69,7 +69,7 @@ def inspect(path: Path, asked: Modality | None) -> Finding:
     if is_dicom(path):
         try:
             with open_examination(path, asked.label if asked else _LABEL) as examination:
-                return _of_examination(examination, asked)
+                return finding_of(examination, asked)
         except InputRefused as refused:
             return Finding(path, True, dict.fromkeys((asked,) if asked else Modality, refused), {})
     answers = _Answers()
@@ -82,7 +82,8 @@ def inspect(path: Path, asked: Modality | None) -> Finding:
     return Finding(path, False, answers.images, answers.notes)
 
 
-def _of_examination(examination: Examination, asked: Modality | None) -> Finding:
+def finding_of(examination: Examination, asked: Modality | None) -> Finding:
+    """Return the finding of an examination that is open; pixels are read only of what is `asked` for."""
     answers = _Answers()
     for modality in (asked,) if asked else tuple(Modality):
         try:

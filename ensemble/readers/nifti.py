@@ -113,6 +113,11 @@ class Nifti:
         """The 3x4 matrix from voxel to world (RAS), row by row; None where there is none."""
         return self.read(self.layout.srow) if self.read(self.layout.codes)[1] > 0 else None
 
+    @property
+    def form(self) -> int:
+        """The larger of its two form codes: 3 says Talairach, 4 MNI152."""
+        return int(max(self.read(self.layout.codes)))
+
     def fault(self, remarks: list[str]) -> str:
         """Return what is wrong with the header; empty when nothing is. Adds what is only odd to `remarks`."""
         layout = self.layout

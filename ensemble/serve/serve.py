@@ -32,7 +32,9 @@ def serve(setup: WorkerConfig, place: ServerConfig) -> int:
 
     Raises UsageError when the port can't be had.
     """
-    listening = _listen(place.host, place.port)  # at once: who calls now is answered as soon as the rest is there
+    listening = listening_socket(
+        place.host, place.port
+    )  # at once: who calls now is answered as soon as the rest is there
     supervisor = Supervisor(setup)
     supervisor.start()  # so that torch is imported there while FastAPI is imported here
     from ensemble.serve.http import Server, application
@@ -51,7 +53,7 @@ def serve(setup: WorkerConfig, place: ServerConfig) -> int:
     return 128 + server.ended_by
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a host's first address, IPv4 or IPv6; on `::` it takes both. Raises UsageError."""
     listening = None
     try:

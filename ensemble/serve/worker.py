@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,6 +37,8 @@ class WorkerConfig:
     extras: ExtraOutputs
     watcher: Watcher
     log_level: int = logging.INFO
+    segment: Callable[[Any, Ensemble, WorkerConfig], dict[str, Any]] | None = None
+    """What is done with a Job, a function of a module; None means a case of the contract."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def _serve_requests(connection: Connection, setup: WorkerConfig) -> None:
         except EOFError:
             return
         try:
-            answer: Done | Failed = Done(_segment(job, ensemble, setup))
+            answer: Done | Failed = Done((setup.segment or _segment)(job, ensemble, setup))
         except Exception as error:
             log_failure(error)
             answer = Failed.of(error)

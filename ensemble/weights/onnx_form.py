@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
 
 from ensemble.errors import UsageError, WeightsBroken
+from ensemble.inference.export import export
 from ensemble.inference.parity import Probe, compare, make_probe
-from ensemble.inference.session_onnx import INPUT, OUTPUT, OnnxSession
+from ensemble.inference.session_onnx import OnnxSession
 from ensemble.memory import is_out_of_memory
 from ensemble.weights.packed import SUFFIX, read_packed, write_packed
 
 NETWORK, PROBE = "network.onnx", f"probe{SUFFIX}"
-_OPSET = 17
 
 
 def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[int, ...], folder: Path) -> None:
@@ -28,23 +27,8 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
         raise WeightsBroken(
             "a network can't be checked in ONNX form", where=folder, found=str(error), do="leave out --onnx"
         ) from error
-    axes = dict(zip(range(2, 5), "zyx"[-len(smallest_window) :], strict=False))
-    example = torch.zeros(2, channels, *smallest_window)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # that the exporter is deprecated; that instance normalisation is in training mode
-            torch.onnx.export(
-                network,
-                (example,),
-                str(folder / NETWORK),
-                dynamo=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "n", **axes}, OUTPUT: {0: "n", **axes}},
-                opset_version=_OPSET,
-            )
+        (folder / NETWORK).write_bytes(export(network, channels, smallest_window).onnx)
     except (ModuleNotFoundError, torch.onnx.errors.OnnxExporterError) as error:
         if not isinstance(error, ModuleNotFoundError) and "onnx" not in str(error).lower():
             raise

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
 from conftest import REPOSITORY, SAMPLE, slowness, tree
+from dicom_files import write_series
 from ensemble.metrics import dice
-from ensemble.volume import grid_of
+from ensemble.volume import from_sitk, grid_of
 
 if not (IMAGE := os.environ.get("CONTAINER_TEST_IMAGE", "")):
     pytest.skip("needs built images and a container engine: ./test.sh --container", allow_module_level=True)
@@ -186,7 +188,7 @@ def test_the_two_images_differ_in_label_and_command_only() -> None:
 def test_what_requirements_name_can_be_imported() -> None:
     names = "fastapi matplotlib networkx nibabel nnunetv2 numpy.testing onnxruntime pandas safetensors scipy.stats SimpleITK"
     # not torchvision: the index has none for a torch without CUDA, and nothing here uses it
-    names += " skimage.measure sklearn.metrics sympy torch tqdm uvicorn"
+    names += " skimage.measure sklearn.metrics sympy torch tqdm uvicorn highdicom pynetdicom.sop_class"
     code = f"import importlib\nfor name in {names.split()!r}: importlib.import_module(name)"
     script = ["run", "--rm", *RESTRICTIONS, "--tmpfs", "/tmp", "--entrypoint", "python", IMAGE, "-c", code]
     docker(*script)
@@ -226,6 +228,54 @@ def test_exec_mode_refuses_a_bad_case(folders: Folders) -> None:
     (write_final_error_line,) = done.stderr.splitlines()  # what the platform shows its user
     assert f"/input/images/adc-brain-mri/{CASE}" in write_final_error_line
     assert f"/input/images/adc-brain-mri/{CASE}" in done.stdout
+    assert tree(folders.output) == {}
+
+
+# a module of the mercure orchestrator
+
+
+def write_examination(root: Path) -> Path:
+    """The sample case's DWI and ADC as a scanner gives them, the instances side by side, and what mercure lays beside them."""
+    kinds = {"dwi": ("ORIGINAL\\PRIMARY", 1000.0), "adc": ("DERIVED\\PRIMARY\\DIFFUSION\\ADC", None)}
+    for number, (name, (image_type, b)) in enumerate(kinds.items(), start=1):
+        (path,) = (SAMPLE / "input" / "images" / f"{name}-brain-mri").iterdir()
+        volume = from_sitk(sitk.ReadImage(str(path)))
+        write_series(volume, root, description=name, uid=str(number), image_type=image_type, b=b)
+    (root / "task.json").write_text('{"id": "0815", "process": {"module_name": "isles"}}')
+    return root
+
+
+def run_mercure(folders: Folders, *options: object) -> subprocess.CompletedProcess[str]:
+    """The image as mercure runs it: no arguments, its folders in two variables, and some uid."""
+    mounts = ["-v", f"{folders.input}:/tmp/data", "-v", f"{folders.output}:/tmp/output"]
+    variables = ["-e", "MERCURE_IN_DIR=/tmp/data", "-e", "MERCURE_OUT_DIR=/tmp/output", "-e", "ISLES_TTA=none"]
+    user = ["--user", "43210:43210"] if os.getuid() == 0 else []
+    return docker(
+        "run", "--rm", *RESTRICTIONS, "--tmpfs", "/tmp", *mounts, *variables, *user, *options, IMAGE, check=False
+    )
+
+
+def test_mercure_gets_objects_alone(folders: Folders, one_member: Path) -> None:
+    write_examination(folders.input)
+    before = tree(folders.input)
+    done = run_mercure(folders, "-v", f"{one_member}:/opt/ml/model:ro")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert set(tree(folders.output)) == {"segmentation.dcm", "measurements.dcm", "picture.dcm"}
+    assert tree(folders.input) == before
+    outside = folders.scratch / "outside"
+    command = [sys.executable, REPOSITORY / "process.py", "study", folders.input, outside, "--weights", one_member]
+    subprocess.run([*command, "--tta", "none"], check=True, capture_output=True, env=ENVIRONMENT)
+    masks = [pydicom.dcmread(folder / "segmentation.dcm").pixel_array for folder in (folders.output, outside)]
+    assert masks[0].any()
+    assert dice(masks[0], masks[1]) > 0.999
+
+
+def test_mercure_gets_nothing_of_a_study_that_is_refused(folders: Folders) -> None:
+    write_examination(folders.input)
+    sorted(folders.input.glob("1_*.dcm"))[7].unlink()
+    done = run_mercure(folders)
+    assert done.returncode == 3
+    assert "lacks slices" in done.stderr
     assert tree(folders.output) == {}
 
 

@@ -22,7 +22,7 @@ from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import NnunetV1Plans
 from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
 from ensemble.families.probability import lesion_probability
-from ensemble.families.sessions import open_sessions, sessions_for_tta
+from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import MemberSpec, refuse_unfit_images
 from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid
@@ -77,19 +77,18 @@ class NnunetV1Member:
         """
         fine = respaced(case.grid)
         array, placement = to_network(self._images(case, fine), self.plans)
-        sessions = sessions_for_tta(settings, self.sessions)
-        device = sessions[0].device
+        device = self.sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
         image, windows = torch.from_numpy(array).to(buffers), self.windows(settings)
         total = np.zeros((2, *case.grid.shape_zyx), np.float32)
-        for fold, session in enumerate(sessions):
+        for fold, session in enumerate(self.sessions):
             softmax = sliding_window_inference(
-                image, [session], windows, PartialProgress(progress, fold, len(sessions))
+                image, [session], windows, PartialProgress(progress, fold, len(self.sessions))
             )
             total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
-        probability = lesion_probability(total / np.float32(len(sessions)))
+        probability = lesion_probability(total / np.float32(len(self.sessions)))
         volume = case.images[Modality.DWI].like(probability)
-        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic)
+        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
         """Return how its networks go over an image."""

@@ -19,7 +19,7 @@ from ensemble.families.nnunet_v2.checkpoints import Model, read_model
 from ensemble.families.nnunet_v2.network import build_network
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans
 from ensemble.families.nnunet_v2.processing import lesion_probability_from_logits, to_network
-from ensemble.families.sessions import open_sessions, sessions_for_tta
+from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import MemberSpec
 from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid, Reorientation, Triple
@@ -83,13 +83,12 @@ class NnunetV2Member:
         array, placement = to_network(images, spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
-        sessions = sessions_for_tta(settings, self.sessions)
-        logits = sliding_window_inference(image, sessions, self._windows(settings), progress)
+        logits = sliding_window_inference(image, self.sessions, self._windows(settings), progress)
         probability = orientation.undo(lesion_probability_from_logits(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
         lacking = ", ".join(sorted(modality.label for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
-        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, remark)
+        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, remark)
 
     def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
         """Return what nnU-Net's preprocessing is given: images (channels, z, y, x), their spacing (z, y, x) in mm, and how they were

@@ -6,7 +6,7 @@ grid, where networks are averaged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class NvautoMember:
         """
         modalities = _modalities(spec)
         files = list(find_network_files(spec.folder).values())
-        if settings.session == "torch":
+        if not settings.packed_form:
             refuse_code(spec, files, settings)
         networks = networks_of(spec.folder)
         if wrong := [network for network in networks if network.channels != len(modalities)]:
@@ -121,8 +121,8 @@ def _network(path: Path) -> NetworkSpec:
 
 
 def _opened(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
-    if network.weights.suffix != SCRIPT_SUFFIX or settings.session != "torch":
-        return open_session(network, settings)
+    if network.weights.suffix != SCRIPT_SUFFIX or settings.packed_form:
+        return open_session(network, replace(settings, tta="none"))  # never mirrored, so no gate to be coarse for
     device = torch.device(settings.device)
     precision = resolve_precision(settings.precision, device)
     return ScriptSession(network.weights, channels=network.channels, device=device, precision=precision)

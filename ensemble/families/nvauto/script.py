@@ -73,11 +73,6 @@ class ScriptSession:
         """Precision, and what computes."""
         return f"{self.precision}, TorchScript"
 
-    @property
-    def reduced_precision(self) -> ScriptSession:
-        """Itself: there is one arithmetic."""
-        return self
-
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Return logits (N, K, X, Y, Z) float32 of windows (N, C, X, Y, Z) float32, on the device of the windows."""
         lower = self.precision != "fp32"

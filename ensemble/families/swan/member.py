@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.channels import Channel, parse_channel
-from ensemble.families.sessions import open_sessions, sessions_for_tta
+from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import MemberSpec
 from ensemble.families.swan.checkpoints import SPACING_MM, networks_of
 from ensemble.families.swan.folder import read_swan_folder
@@ -63,13 +63,12 @@ class SwanMember:
         Networks stay on the device they were loaded to. Raises InputRefused, NonFiniteLogits, or what torch raises.
         """
         array = to_network([case.as_read[modality].array for modality in MODALITIES], case.grid)
-        sessions = sessions_for_tta(settings, self.sessions)
-        device = sessions[0].device
+        device = self.sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
-        logits = sliding_window_inference(array.to(buffers), sessions, self.windows, progress)
+        logits = sliding_window_inference(array.to(buffers), self.sessions, self.windows, progress)
         probability = to_image(logits[1] - logits[0], case.grid)
         volume = case.as_read[Modality.DWI].like(probability)
-        return MemberPrediction(self.name, volume, len(sessions), sessions[0].arithmetic, self.missing)
+        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, self.missing)
 
     @property
     def windows(self) -> SlidingWindowConfig:

@@ -30,4 +30,5 @@ FORMATS = {
     "json": Format("plain", ".json"),
     "html": Format("plain", ".html"),
     "png": Format("plain", ".png"),
+    "dicom": Format("dicom", ".dcm"),
 }

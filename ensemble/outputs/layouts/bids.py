@@ -15,6 +15,7 @@ from ensemble.config import ExtraOutputs
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import distinct
 from ensemble.files import parse_json, read_json
+from ensemble.findings.template import SPACE
 from ensemble.folders import unwritable
 from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, artifacts, kinds
 from ensemble.outputs.layouts.bids_entities import BidsEntities
@@ -33,6 +34,7 @@ SUPERSEDED = "superseded"
 _NAMES = {
     "mask": ("space-dwi_label-lesion", "mask", "Lesion, by vote of the members"),
     "probability": ("space-dwi_label-lesion", "probseg", "Mean lesion probability of the voters"),
+    "mnimask": (f"space-{SPACE}_label-lesion", "mask", "Lesion, brought to the template by an affine map"),
     "votes": ("space-dwi_desc-votes", "dseg", "How many members voted lesion"),
 }
 _README = f"""\
@@ -106,9 +108,9 @@ def _labels(members: Sequence[str]) -> dict[str, str]:
 def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
     """Return what BIDS asks to be said of an image."""
     return {
-        **({"Type": "Lesion"} if artifact.role.name == "mask" else {}),
+        **({"Type": "Lesion"} if artifact.role.name in ("mask", "mnimask") else {}),
         "Description": f"What the member {artifact.member} says" if artifact.member else about,
-        "SpatialReference": printable(str(raw.images[Modality.DWI].path)),
+        "SpatialReference": SPACE if artifact.role.name == "mnimask" else printable(str(raw.images[Modality.DWI].path)),
         "Sources": [printable(str(image.path)) for image in raw.images.values()],
     }
 

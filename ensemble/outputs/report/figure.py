@@ -23,8 +23,11 @@ _SHOWN = (Modality.DWI, Modality.ADC)
 _MASK, _DISPUTED = "#ff3b30", "#ffd60a"
 
 
-def draw_overlay(result: Result, destination: Path | BinaryIO) -> None:
-    """Write the picture as PNG: axial slices in radiological convention (the patient's left is on the right)."""
+def draw_overlay(result: Result, destination: Path | BinaryIO, title: str = "") -> None:
+    """Write the picture as PNG: axial slices in radiological convention (the patient's left is on the right).
+
+    Its title names the case, unless another one is given.
+    """
     canonical = result.case.grid.canonical()
     mask = canonical.apply(result.fused.mask.array)
     votes = canonical.apply(result.fused.votes.array)
@@ -44,7 +47,7 @@ def draw_overlay(result: Result, destination: Path | BinaryIO) -> None:
             _letters(ax)
             ax.set_title(f"{modality.label}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
     # file and member names are text, whatever dollar signs they hold
-    figure.suptitle(headline(result), color="white", fontsize=12, parse_math=False)
+    figure.suptitle(title or headline(result), color="white", fontsize=12, parse_math=False)
     figure.supxlabel(visible(_legend(result), keep="\n"), color="0.7", fontsize=8, parse_math=False)
     FigureCanvasAgg(figure).print_png(destination)
 

@@ -41,6 +41,10 @@ def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
                 f"{found.size_bytes / 1e6:.1f} MB",
             )
         )
+        if spec.weight != 1:
+            remarks.append(f"{spec.name}: its vote counts {spec.weight:g} (--member-weights)")
+        if spec.min_lesion_ml:
+            remarks.append(f"{spec.name}: no lesion below {spec.min_lesion_ml:g} ml (--min-lesion-ml)")
         remarks += [f"{spec.name}: {remark}" for remark in found.remarks]
     if config.platform_note:
         log.info("note: %s", config.platform_note)

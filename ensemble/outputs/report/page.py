@@ -22,8 +22,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from ensemble import __version__
+from ensemble.findings.types import Findings, LesionPlace
 from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
+from ensemble.outputs.report.places import blocks, in_words, said
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
@@ -36,17 +38,33 @@ MAX_LOSSLESS_VOXELS = 4_000_000
 _MAX_VOTERS = 23
 
 
-def case_page(report: Mapping[str, Any], result: Result) -> str:
+def case_page(report: Mapping[str, Any], result: Result, findings: Findings | None = None) -> str:
     """Return the page of a case; `report` is what `build_report` gives."""
+    lesions = lesion_table(result)
+    places = [None] * len(lesions) if findings is None or findings.places is None else findings.lesions
     text: str = _template("case.html").render(
         report=report,
         headline=headline(result),
         notice=RESEARCH_USE,
-        lesions=lesion_table(result),
+        lesions=[
+            lesion | {"place": None if place is None else _place(place)}
+            for lesion, place in zip(lesions, places, strict=True)
+        ],
+        findings=findings,
+        blocks=() if findings is None else blocks(findings),
+        words=() if findings is None else tuple(in_words(findings)),
         viewer=_json(_viewer(result)),
         **_code("case.js"),
     )
     return printable(text)
+
+
+def _place(lesion: LesionPlace) -> dict[str, str]:
+    """Return what the table of lesions says of a lesion's place."""
+    return {
+        "where": ", ".join(map(said, (lesion.side, lesion.region, lesion.structure))),
+        "mni": ", ".join(f"{mm:.0f}" for mm in lesion.centre_mni_mm or ()),
+    }
 
 
 def index_page(rows: Sequence[Mapping[str, Any]]) -> str:

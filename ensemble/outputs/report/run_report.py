@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from ensemble import __version__
+from ensemble.findings.types import Findings
 from ensemble.inference.device import describe_device
 from ensemble.metrics import dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
@@ -25,7 +26,7 @@ RESEARCH_USE = "For research only. Not a medical device; no clinical decision ma
 _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gpu")
 
 
-def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, Any]:
+def build_report(raw: RawCase, result: Result, ensemble: Ensemble, findings: Findings | None = None) -> dict[str, Any]:
     """Return the run report of one case, ready for JSON."""
     grid = result.case.grid
     report: dict[str, Any] = {
@@ -45,21 +46,35 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble) -> dict[str, 
             "brain_volume_ml": round(volume_ml(result.case.brain.array, grid.spacing_zyx_mm), 1),
         },
         "lesion": {"volume_ml": round(result.lesion_ml, 4), "count": result.lesion_count},
+        "findings": None if findings is None else findings.as_json(),
         "agreement": agreement(result),
         "fusion": {
             "method": ensemble.config.fusion,
             "voters": list(result.fused.voters),
             "specks_left_out": result.fused.dropped_components,
-        },
+        }
+        | _rule(result, ensemble),
         "members": [_member(outcome, ensemble, grid.spacing_zyx_mm) for outcome in result.outcomes],
         "repairs": list(result.case.repairs),
-        "seconds": {"read": round(raw.seconds, 3), "load members": round(ensemble.seconds, 3)} | result.seconds,
+        "seconds": {"read": round(raw.seconds, 3), "load members": round(ensemble.seconds, 3)}
+        | result.seconds
+        | ({} if findings is None else {"findings": round(findings.seconds, 3)}),
         "device": describe_device(ensemble.settings.device),
         "config": ensemble.config.as_json(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
     spelt: dict[str, Any] = all_printable(report)
     return spelt
+
+
+def _rule(result: Result, ensemble: Ensemble) -> dict[str, Any]:
+    """Return what differs from equal votes and lesions of every size."""
+    rule: dict[str, Any] = {}
+    if (weights := ensemble.config.member_weights) is not None:
+        rule["weights"] = {voter: weights.get(voter, 1.0) for voter in result.fused.voters}
+    if ensemble.config.min_lesion_ml:
+        rule |= {"min_lesion_ml": ensemble.config.min_lesion_ml, "small_left_out": result.fused.small}
+    return rule
 
 
 def _files(raw: RawCase) -> dict[str, str]:

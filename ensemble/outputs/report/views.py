@@ -16,6 +16,8 @@ def headline(result: Result) -> str:
     """Return the case and what was found in it."""
     count = result.lesion_count
     finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
+    if small := result.fused.small:
+        finding += f"; {small} smaller lesion{'s' * (small > 1)} left out"
     if dropped := result.fused.dropped_components:
         finding += f"; {dropped} small disputed lesion{'s' * (dropped > 1)} left out"
     return visible(f"{result.case.name}: {finding}")

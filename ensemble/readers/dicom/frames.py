@@ -103,6 +103,7 @@ class Instance:
 
     path: Path
     sop_instance: str
+    sop_class: str
     study: str
     series: str
     number: int | None
@@ -216,6 +217,7 @@ def _instance(path: Path, header: Header) -> Instance:
     return Instance(
         path=path,
         sop_instance=text_of(dataset, "SOPInstanceUID"),
+        sop_class=sop_class,
         study=text_of(dataset, "StudyInstanceUID"),
         series=text_of(dataset, "SeriesInstanceUID"),
         number=None if number is None else int(number),

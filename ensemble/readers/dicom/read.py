@@ -16,7 +16,7 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.files import unreadable_reason
 from ensemble.logging_setup import native_stderr_to_log
-from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b
+from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b, weighted_volumes
 from ensemble.readers.base import RawImage, attach_notes
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
@@ -24,9 +24,11 @@ from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
 from ensemble.readers.dicom.header import NoDicom, read_header
 from ensemble.readers.dicom.pixels import read_pixels, refuse_unlike
 from ensemble.readers.dicom.series import Series, choose, series_of
-from ensemble.readers.dicom.stack import Stack, refuse_problem, stack_of
+from ensemble.readers.dicom.stack import Stack, plane_of, refuse_problem, stack_of
+from ensemble.readers.dicom.study import read_study
 from ensemble.readers.geometry_checks import orthonormalize_direction
 from ensemble.readers.names import ARCHIVE
+from ensemble.readers.origin import Origin, SourceFrame, SourceSlice
 from ensemble.readers.sources import link_notes
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -99,16 +101,18 @@ class Examination:
         with native_stderr_to_log():
             volumes = read_pixels(stack.volumes, label, self.place_of)
             refuse_unlike(series.copies, label, self.place_of)
-        array = volumes[0]
+        array, made_of = volumes[0], [0]
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
             array, note = select_dwi(volumes, stack.b_values, self.path)
+            made_of = weighted_volumes(len(volumes), stack.b_values)
             notes += [note] if len(volumes) > 1 else []
         low = select_low_b(volumes, stack.b_values, self.path) if with_low_b else None
         notes += [f"{label}: {note}" for note in stack.notes] + link_notes(self.path, label)
         if any(frame.instance.stored is not None and frame.instance.stored.inverted for frame in series.frames):
             notes.append(f"{label}: stored with black as the largest value (MONOCHROME1): inverted")
         grid = orthonormalize_direction(stack.grid, self.path, label, notes)
-        return RawImage(self.path, Volume(np.asarray(array, np.float32), grid), tuple(notes), low)
+        volume = Volume(np.asarray(array, np.float32), grid)
+        return RawImage(self.path, volume, tuple(notes), low, _origin([stack.volumes[number] for number in made_of]))
 
     def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
         for file, problem in unread[:1]:
@@ -214,6 +218,27 @@ def _why_unread(file: Path, error: Exception) -> Problem:
         return Problem(why.what, why.found, why.do)
     found = (str(error) or type(error).__name__).splitlines()[0]
     return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
+
+
+def _origin(volumes: Sequence[Sequence[Frame]]) -> Origin | None:
+    """Return where the slices of an image come from that was made of these volumes; None where the files can no longer be read."""
+    first = volumes[0][0]
+    plane = plane_of(first)
+    try:
+        study = read_study(first.instance.path)
+    except MALFORMED:
+        return None
+    slices = tuple(
+        SourceSlice(plane_of(held[0]).position, tuple(_source(frame) for frame in held))
+        for held in zip(*volumes, strict=True)
+    )
+    return Origin(study, plane.orientation, plane.spacing, slices)
+
+
+def _source(frame: Frame) -> SourceFrame:
+    about = frame.instance
+    several = about.stored is not None and about.stored.frames > 1
+    return SourceFrame(about.sop_class, about.sop_instance, about.series, frame.index + 1 if several else None)
 
 
 def _least_derived(stack: Stack, notes: list[str]) -> Stack:

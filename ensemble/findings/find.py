@@ -1,0 +1,116 @@
+"""Findings of a segmented case: how much, where, and how sure."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from ensemble.findings.maps import LabelMap, ask
+from ensemble.findings.places import Sample, Tally, moved, perturbations, summed, tally
+from ensemble.findings.registration import Placement, place
+from ensemble.findings.template import SPACE, Template, template
+from ensemble.findings.types import Choice, Findings, LesionPlace, Pattern, Quantity, Registered
+from ensemble.pipeline import Result
+from ensemble.prepare.case import PreparedCase
+from ensemble.types import FloatArray, Modality
+
+log = logging.getLogger(__name__)
+
+#: Lesions are called single where the largest holds at least this share of the volume.
+SINGLE_SHARE = 0.9
+
+
+def placed(case: PreparedCase, onto: Template | None = None) -> Placement | None:
+    """Return where the brain of a case lies in the template; None where nothing was found. It may have `problems`."""
+    return place(case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, onto)
+
+
+def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = None) -> Findings:
+    """Return what is found in a case, by a template (the shipped one if None) and label maps of the user's.
+
+    Where the brain can't be brought to the template, what needs that is absent, and `registered` says why.
+    """
+    started = time.perf_counter()
+    onto = onto or template()
+    placement = placed(result.case, onto)
+    registered = _registered(placement)
+    grid = result.case.grid
+    own = Sample.of(result.fused.mask.array, grid)
+    members = [Sample.of(o.prediction.mask.array, grid) for o in result.outcomes if o.prediction is not None]
+    found = _without_places(own, members, registered)
+    if placement is None or not registered.holds:
+        log.info("note: findings: the brain's place in the template is not known: %s", "; ".join(registered.problems))
+        return replace(found, seconds=time.perf_counter() - started)
+    matrix, few = placement.matrix, own.thinned()
+    middle = np.argwhere(result.case.brain.array).mean(axis=0)[::-1]
+    centre = moved(matrix, (grid.affine[:3, :3] @ middle + grid.affine[:3, 3])[None])[0]
+    nearby = [other @ matrix for other in perturbations(centre)]
+    tallied, elsewhere = tally(onto, own, matrix), [tally(onto, few, other) for other in nearby]
+    return replace(
+        found,
+        places=summed(tallied, [tally(onto, member, matrix) for member in members], elsewhere),
+        lesions=_with_places(found.lesions, own, matrix, tallied, elsewhere),
+        atlases=tuple(ask(one, own, members, matrix, nearby) for one in maps),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _registered(placement: Placement | None) -> Registered:
+    if placement is None:
+        return Registered(SPACE, ("no map to the template was found",), {}, None)
+    rows = tuple(tuple(float(number) for number in row) for row in placement.matrix)
+    checks = {
+        name: [round(s, 3) for s in value] if isinstance(value, tuple) else round(value, 3)
+        for name, value in asdict(placement).items()
+        if name != "matrix"
+    }
+    return Registered(SPACE, tuple(placement.problems()), checks, rows)
+
+
+def _without_places(own: Sample, members: Sequence[Sample], registered: Registered) -> Findings:
+    """Return what needs no template."""
+    volumes, others = own.volumes_ml, [member.volumes_ml for member in members]
+    centres = own.centres_mm if len(volumes) else np.zeros((0, 3))
+    return Findings(
+        volume_ml=Quantity.of(float(volumes.sum()), [float(other.sum()) for other in others]),
+        count=Quantity.of(len(volumes), [len(other) for other in others]),
+        largest_ml=Quantity.of(float(volumes.max(initial=0.0)), [float(other.max(initial=0.0)) for other in others]),
+        pattern=Choice.of(pattern(volumes), [pattern(other) for other in others], ()),
+        registered=registered,
+        lesions=tuple(LesionPlace(float(ml), _triple(at)) for ml, at in zip(volumes, centres, strict=True)),
+        places=None,
+    )
+
+
+def pattern(volumes_ml: FloatArray) -> Pattern:
+    """none, single or scattered, by the lesions' volumes."""
+    if not volumes_ml.any():
+        return "none"
+    return "single" if volumes_ml.max() >= SINGLE_SHARE * volumes_ml.sum() else "scattered"
+
+
+def _with_places(
+    lesions: Sequence[LesionPlace], own: Sample, matrix: FloatArray, tallied: Tally, elsewhere: Sequence[Tally]
+) -> tuple[LesionPlace, ...]:
+    if not lesions:
+        return ()
+    centres = moved(matrix, own.centres_mm) * (-1, -1, 1)
+
+    def choices(own_words: list[str], other_words: list[list[str]]) -> list[Choice]:
+        return [Choice.of(word, (), [other[n] for other in other_words]) for n, word in enumerate(own_words)]
+
+    sides = choices(tallied.sides(), [other.sides() for other in elsewhere])
+    regions = choices(tallied.regions(), [other.regions() for other in elsewhere])
+    structures = choices(tallied.structures(), [other.structures() for other in elsewhere])
+    return tuple(
+        replace(lesion, centre_mni_mm=_triple(centre), side=side, region=region, structure=structure)
+        for lesion, centre, side, region, structure in zip(lesions, centres, sides, regions, structures, strict=True)
+    )
+
+
+def _triple(point: FloatArray) -> tuple[float, float, float]:
+    return float(point[0]), float(point[1]), float(point[2])

@@ -1,0 +1,371 @@
+"""Label maps that the user brings (`--atlas`): arterial territories, ASPECTS regions, whatever lies in MNI space, named as BIDS does."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import InputRefused, UsageError
+from ensemble.files import open_file, read_bounded, read_json
+from ensemble.findings.places import Sample, moved
+from ensemble.findings.template import SPACE, template
+from ensemble.findings.types import Amount, Aspects, AspectsScore, AtlasFindings, Choice, Quantity, RegionShare
+from ensemble.geometry import Grid
+from ensemble.readers.nifti import nifti
+from ensemble.readers.stored import read_stored
+from ensemble.text import visible
+from ensemble.types import AnyArray, FloatArray
+
+_ENDINGS = ("_dseg.nii.gz", "_dseg.nii")
+_MAX_TABLE_BYTES = 4 << 20
+_SIDES = ("left", "right")
+#: Other ways to write a side in a table.
+_SPELT = {
+    "l": "left",
+    "r": "right",
+    "lh": "left",
+    "rh": "right",
+    **dict.fromkeys(("n/a", "both", "bilateral", "midline"), ""),
+}
+#: Of the lesion in a region, from which on it counts as affected. A convention of ours, not validated: it stands in every report.
+ASPECTS_SHARE = 0.2
+_ASPECTS_REGIONS = 10
+#: Least share of what is labelled that must lie in the template's brain.
+_MIN_INSIDE = 0.5
+#: What a label's middle must be off the midline to tell its side (mm), and the share of it on that side.
+_OFF_MIDLINE_MM, _ON_ONE_SIDE = 4.0, 0.9
+#: FSL's MNI152 at 1 and 2 mm, by which maps are known that say nothing else.
+_FSL_SIZES = ((182, 218, 182), (91, 109, 91))
+
+
+@dataclass(frozen=True)
+class Label:
+    """A row of a map's table."""
+
+    index: int
+    name: str
+    group: str
+    """Empty where the table has no groups."""
+    side: str
+    """left, right or empty: as the table says, or where it lies."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A label map and its table."""
+
+    name: str
+    file: str
+    sha256: str
+    array: AnyArray
+    """(z, y, x): position in `labels` plus 1; 0 where there is none."""
+    grid: Grid
+    labels: tuple[Label, ...]
+    space: str
+    mismatch: str
+
+    def chosen(self, group: str, side: str | None = None) -> list[Label]:
+        """Return the labels of a group, on one side if that is given."""
+        return [label for label in self.labels if label.group == group and side in (None, label.side)]
+
+    @property
+    def is_aspects(self) -> bool:
+        return "aspects" in [part.rpartition("-")[2].lower() for part in self.name.split("_")]
+
+
+@lru_cache(maxsize=1)
+def read_maps(folder: Path) -> tuple[LabelMap, ...]:
+    """Return all label maps of a folder, read once: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and `<name>_dseg.json`, if there
+    is one).
+
+    Raises UsageError for a folder without, and for a map that can't be used.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")
+    except OSError as error:
+        raise UsageError(
+            "the folder of --atlas can't be read", where=folder, found=error.strerror or str(error)
+        ) from error
+    if not files:
+        raise UsageError(
+            "there is no label map in the folder of --atlas",
+            where=folder,
+            do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns index, name; optional group, side)",
+        )
+    return tuple(read_map(path) for path in files)
+
+
+def read_map(path: Path) -> LabelMap:
+    """Return one label map with its table. Raises UsageError."""
+    name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
+    try:
+        stored = read_stored(path, "atlas")
+        with open_file(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except InputRefused as refused:
+        raise UsageError(refused.what, where=path, found=refused.found, do=refused.do) from refused
+    values = stored.values(np.float64)
+    values = values[0] if values.ndim == 4 and len(values) == 1 else values
+    if values.ndim != 3 or not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0:
+        raise UsageError("an atlas must be one 3-D map of whole numbers, 0 and more", where=path)
+    table = _table(path.with_name(f"{name}_dseg.tsv"))
+    numbers, array = np.unique(values.astype(np.int64), return_inverse=True)
+    array = (array.reshape(values.shape) + (numbers[0] != 0)).astype(np.int32)
+    present = [int(number) for number in numbers if number]
+    if unnamed := [number for number in present if number not in table]:
+        raise UsageError(
+            "the atlas has labels that its table doesn't name",
+            where=path,
+            found=", ".join(map(str, unnamed[:8])) + " ..." * (len(unnamed) > 8),
+            do="add their rows to the .tsv",
+        )
+    if not present:
+        raise UsageError("the atlas has no label", where=path)
+    labels = _sided([table[number] for number in present], array, stored.grid, path)
+    space, mismatch = _space(path, name, stored.grid)
+    return LabelMap(name, str(path), digest, array, stored.grid, labels, space, mismatch)
+
+
+def _table(path: Path) -> dict[int, Label]:
+    try:
+        text = read_bounded(path, _MAX_TABLE_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "the table of an atlas can't be read",
+            where=path,
+            found=getattr(error, "strerror", None) or str(error),
+            do="put a table in UTF-8 there: tab-separated, with the columns index and name, and optional group and side",
+        ) from error
+    table: dict[int, Label] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
+            label = _label(row)
+            if label.index in table:
+                raise ValueError(f"index {label.index} was there before")
+            table[label.index] = label
+    except (KeyError, ValueError, AttributeError, TypeError, csv.Error) as error:
+        raise UsageError(
+            "the table of an atlas can't be understood",
+            where=path,
+            found=f"line {len(table) + 2}: {f'no column {error}' if isinstance(error, KeyError) else error}",
+            do="give it the columns index and name, and optional group and side (left, right), separated by tabs",
+        ) from error
+    return table
+
+
+def _label(row: Mapping[str, str]) -> Label:
+    """Return a row of a table. Raises KeyError, ValueError, AttributeError or TypeError for one that is none."""
+    side, group = ((row.get(column) or "").strip() for column in ("side", "group"))
+    side = _SPELT.get(side.lower(), side.lower())
+    label = Label(int(row["index"]), row["name"].strip(), "" if group.lower() == "n/a" else group, side)
+    if not label.name or label.side not in ("", *_SIDES):
+        raise ValueError("no name" if not label.name else f"side {row['side']!r} is not left or right")
+    return label
+
+
+def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> tuple[Label, ...]:
+    """Return the labels with their sides as they lie.
+
+    Raises UsageError where the map is not in MNI space, or its table has sides swapped.
+    """
+    index = np.argwhere(array)
+    at = index[:: max(1, len(index) // 400_000)]
+    points = at[:, ::-1] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    onto = template()
+    inside = nearest(onto.hull, onto.t1.grid, points).mean()
+    if inside < _MIN_INSIDE:
+        raise UsageError(
+            "the atlas does not lie in MNI space",
+            where=path,
+            found=f"{inside:.0%} of what is labelled lies in the template's brain",
+            do="bring it to MNI152 (its header must say so), or correct its header",
+        )
+    number = array[tuple(at.T)]
+    count = np.bincount(number, minlength=len(labels) + 1)[1:]
+    left = np.bincount(number, points[:, 0] > 0, minlength=len(labels) + 1)[1:] / np.maximum(count, 1)
+    middle = np.bincount(number, points[:, 0], minlength=len(labels) + 1)[1:] / np.maximum(count, 1)
+    found, swapped = [], []
+    for label, share, mm in zip(labels, left, middle, strict=True):
+        lies = ""
+        if abs(mm) >= _OFF_MIDLINE_MM:
+            lies = "left" if share >= _ON_ONE_SIDE else "right" if share <= 1 - _ON_ONE_SIDE else ""
+        if label.side and lies and lies != label.side:
+            swapped.append(f"{label.index} {label.name} lies {lies}")
+        found.append(Label(label.index, label.name, label.group, label.side or lies))
+    if swapped:
+        raise UsageError(
+            "sides in the table of an atlas are not those where its labels lie",
+            where=path,
+            found="; ".join(swapped[:5]) + " ..." * (len(swapped) > 5),
+            do="correct the column side, or the map's header if it is mirrored",
+        )
+    return tuple(found)
+
+
+def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
+    """Return the space that a map says it lies in and by what, and what is to be thought of where that is not the template's."""
+    entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+    stated, by = entities.get("space") or entities.get("tpl") or "", "file name"
+    sidecar = path.with_name(f"{name}_dseg.json")
+    if not stated and sidecar.exists():
+        try:
+            content = read_json(sidecar)
+            stated = str(next((content[key] for key in ("SpatialReference", "Space", "space") if key in content), ""))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError("the sidecar of an atlas can't be read", where=sidecar, found=str(error)) from error
+        by = "sidecar"
+    if not stated:
+        stated, by = _by_header(path, grid), "header"
+    if not stated:
+        return "not stated", f"its space is not stated; it is taken for {SPACE}, which may be off by several mm"
+    told = visible(f"{stated} ({by})")
+    return (
+        told,
+        ""
+        if SPACE in stated
+        else f"made for {visible(stated)}, the template is {SPACE}: borders may be off by some mm",
+    )
+
+
+def _by_header(path: Path, grid: Grid) -> str:
+    if grid.size in _FSL_SIZES:
+        return f"MNI152 as FSL has it, by its {' x '.join(map(str, grid.size))} voxels"
+    header = nifti(path)
+    return {3: "Talairach, by its form code", 4: "MNI152, by its form code"}.get(
+        0 if header is None else header.form, ""
+    )
+
+
+def nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
+    """Return values of an array (z, y, x) at points (n, 3; LPS mm), of the nearest voxel; 0 outside."""
+    inverse = np.linalg.inv(grid.affine)
+    index = np.rint(points_mm @ inverse[:3, :3].T + inverse[:3, 3]).astype(np.int64)
+    within = ((index >= 0) & (index < grid.size)).all(axis=1)
+    found = np.zeros(len(points_mm), array.dtype)
+    x, y, z = index[within].T
+    found[within] = array[z, y, x]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Volumes:
+    """Of one mask in one place: ml by label (0: in none)."""
+
+    ml: FloatArray
+    map: LabelMap
+
+    def of(self, chosen: Collection[Label]) -> float:
+        return float(sum(self.ml[n] for n, label in enumerate(self.map.labels, start=1) if label in chosen))
+
+    def share(self, chosen: Collection[Label]) -> float:
+        return self.of(chosen) / max(float(self.ml.sum()), 1e-9)
+
+    def leading(self, word: Callable[[Label], str]) -> str:
+        """Return the word (its group, say) under which most lies; empty where nothing does."""
+        by_word: dict[str, float] = {}
+        for n, label in enumerate(self.map.labels, start=1):
+            by_word[word(label)] = by_word.get(word(label), 0.0) + float(self.ml[n])
+        best = max(by_word, key=lambda name: by_word[name])
+        return best if by_word[best] > 0 else ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A map's volumes of the mask, of each voter's, and of the mask elsewhere."""
+
+    own: _Volumes
+    members: Sequence[_Volumes]
+    elsewhere: Sequence[_Volumes]
+
+    def quantity(self, measure: Callable[[_Volumes], float]) -> Quantity:
+        return Quantity.of(
+            measure(self.own), [measure(one) for one in self.members], [measure(one) for one in self.elsewhere]
+        )
+
+    def amount(self, name: str, chosen: Collection[Label]) -> Amount:
+        with_lesion = replace(self, members=[one for one in self.members if one.ml.any()])
+        return Amount(
+            name, self.quantity(lambda one: one.of(chosen)), with_lesion.quantity(lambda one: one.share(chosen))
+        )
+
+    def choice(self, word: Callable[[Label], str]) -> Choice | None:
+        own = self.own.leading(word)
+        if not own:
+            return None
+        members, elsewhere = ([one.leading(word) for one in some] for some in (self.members, self.elsewhere))
+        return Choice.of(own, filter(None, members), filter(None, elsewhere))
+
+
+def ask(
+    one: LabelMap, own: Sample, members: Sequence[Sample], matrix: FloatArray, nearby: Sequence[FloatArray]
+) -> AtlasFindings:
+    """Return what a map says of a lesion, given by voxels of the mask and of each voter's own.
+
+    `matrix` is the 4x4 map from the image to the template (LPS), `nearby` others that it might be.
+    """
+
+    def volumes(sample: Sample, through: FloatArray) -> _Volumes:
+        numbers = nearest(one.array, one.grid, moved(through, sample.points_mm))
+        return _Volumes(np.bincount(numbers, sample.ml, minlength=len(one.labels) + 1).astype(float), one)
+
+    asked = _Asked(
+        volumes(own, matrix),
+        [volumes(member, matrix) for member in members],
+        [volumes(own.thinned(), other) for other in nearby],
+    )
+    groups = list(dict.fromkeys(label.group for label in one.labels if label.group))
+    return AtlasFindings(
+        one.name,
+        one.file,
+        one.sha256,
+        one.space,
+        one.mismatch,
+        labels=_touched(asked.amount(label.name, [label]) for label in one.labels),
+        groups=_touched(asked.amount(group, one.chosen(group)) for group in groups),
+        sided_groups=_touched(
+            asked.amount(f"{group} {side}", one.chosen(group, side)) for group in groups for side in _SIDES
+        ),
+        outside=asked.quantity(lambda found: float(found.ml[0])),
+        leading=asked.choice(lambda label: label.group or label.name),
+        leading_side=asked.choice(lambda label: label.side),
+        aspects=_aspects(asked, matrix) if one.is_aspects else None,
+    )
+
+
+def _touched(amounts: Iterable[Amount]) -> tuple[Amount, ...]:
+    """Return those in which something lies, or might; most first."""
+    kept = [one for one in amounts if one.ml.members[1] > 0 or (one.ml.placement or (0, 0))[1] > 0]
+    return tuple(sorted(kept, key=lambda one: -one.ml.value))
+
+
+def _aspects(asked: _Asked, matrix: FloatArray) -> Aspects:
+    """Return the share of each region that is lesion, and ten minus those above `ASPECTS_SHARE`, for each side that has ten."""
+    one = asked.own.map
+    voxels = np.bincount(one.array.ravel(), minlength=len(one.labels) + 1)
+    in_image = one.grid.voxel_ml / abs(
+        float(np.linalg.det(matrix[:3, :3]))
+    )  # ml of the image that a voxel of the map holds
+
+    def share(of: _Volumes, number: int) -> float:
+        return min(1.0, float(of.ml[number]) / (voxels[number] * in_image))
+
+    regions: list[RegionShare] = []
+    scores = []
+    for side in _SIDES:
+        numbers = [n for n, label in enumerate(one.labels, start=1) if label.side == side]
+        regions += [RegionShare(one.labels[n - 1].name, asked.quantity(partial(share, number=n))) for n in numbers]
+        if len(numbers) == _ASPECTS_REGIONS:
+            affected = tuple(one.labels[n - 1].name for n in numbers if share(asked.own, n) > ASPECTS_SHARE)
+            scores.append(AspectsScore(side, asked.quantity(partial(_score, numbers=numbers, share=share)), affected))
+    return Aspects(ASPECTS_SHARE, tuple(regions), tuple(scores))
+
+
+def _score(of: _Volumes, numbers: Sequence[int], share: Callable[[_Volumes, int], float]) -> float:
+    return float(_ASPECTS_REGIONS - sum(share(of, number) > ASPECTS_SHARE for number in numbers))

@@ -1,0 +1,229 @@
+"""Where lesions lie by the built-in atlas: sides, regions and structures, and what they would be had the brain lain a little elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ensemble.findings.template import Structure, Template
+from ensemble.findings.types import Amount, Choice, Places, Quantity
+from ensemble.geometry import Grid
+from ensemble.metrics import lesion_components
+from ensemble.types import AnyArray, FloatArray
+
+#: What a lesion can lie in: it is tissue, so CSF is not asked for.
+TISSUE = (Structure.CORTEX, Structure.WHITE_MATTER, Structure.DEEP_GREY, Structure.CEREBELLUM, Structure.BRAIN_STEM)
+REGIONS: dict[str, tuple[Structure, ...]] = {
+    "cerebrum": (Structure.CORTEX, Structure.WHITE_MATTER, Structure.DEEP_GREY),
+    "cerebellum": (Structure.CEREBELLUM,),
+    "brain stem": (Structure.BRAIN_STEM,),
+}
+#: A lesion is on both sides where the lesser one holds at least this share of it.
+BOTH_SIDES = 0.25
+#: A patient has lesions on both sides where those of the lesser one make at least this share of the volume.
+BOTH_SIDES_OF_ALL = 0.05
+#: How far off an affine map of a brain may be: shift along an axis, turn about one, and scale (docs/adr/0024 has the measurement).
+SHIFT_MM, TURN_DEGREES, SCALING = 6.0, 4.0, 0.04
+#: Said of a lesion of which no part lies where the atlas knows of tissue.
+UNKNOWN = "unknown"
+#: Voxels of a lesion that are looked up where the brain lies elsewhere.
+_MAX_VOXELS = 3000
+#: Below this, nothing is known to lie there.
+_MIN_PROBABILITY = 1e-3
+
+
+def perturbations(centre_mm: FloatArray) -> list[FloatArray]:
+    """Return 4x4 maps of the template to itself: a brain that lies a little elsewhere.
+
+    Moves, turns and scalings about a point, one at a time.
+    """
+    maps: list[FloatArray] = []
+    for axis in range(3):
+        for sign in (-1.0, 1.0):
+            shift = np.eye(4)
+            shift[axis, 3] = sign * SHIFT_MM
+            maps.append(shift)
+            turn = np.eye(4)
+            one, other = [k for k in range(3) if k != axis]
+            angle = sign * math.radians(TURN_DEGREES)
+            turn[one, one] = turn[other, other] = math.cos(angle)
+            turn[one, other], turn[other, one] = -math.sin(angle), math.sin(angle)
+            maps.append(_about(turn, centre_mm))
+    for factor in (1 - SCALING, 1 + SCALING):
+        maps.append(_about(np.diag([factor, factor, factor, 1.0]), centre_mm))
+    return maps
+
+
+def _about(matrix: FloatArray, centre_mm: FloatArray) -> FloatArray:
+    there, back = np.eye(4), np.eye(4)
+    there[:3, 3], back[:3, 3] = centre_mm, -centre_mm
+    return np.asarray(there @ matrix @ back)
+
+
+def moved(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
+    """Points (n, 3) through a 4x4 map."""
+    return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def probabilities(onto: Template, points_mm: FloatArray) -> FloatArray:
+    """Return probability (side: left, right; structure of TISSUE; n) at points (n, 3; LPS mm) of the template, given that there is tissue.
+
+    All 0 where the atlas knows of none.
+    """
+    origin, spacing = np.array(onto.t1.grid.origin_mm), np.array(onto.t1.grid.spacing_mm)
+    found = np.empty((2, len(TISSUE), len(points_mm)), np.float32)
+    for number, mirror in enumerate((1.0, -1.0)):
+        index = ((points_mm * (mirror, 1.0, 1.0) - origin) / spacing).T[::-1]
+        for kind in TISSUE:
+            found[number, kind] = ndimage.map_coordinates(onto.left[kind], index, order=1, cval=0.0)
+    total = found.sum(axis=(0, 1))
+    return np.divide(found, total, out=np.zeros_like(found), where=total > _MIN_PROBABILITY)
+
+
+def side_of(left: float, right: float, least: float) -> str:
+    """left, right or both, by volumes; unknown where there are none."""
+    if left + right <= 0:
+        return UNKNOWN
+    lesser = min(left, right)
+    if lesser > 0 and lesser >= least * (left + right):
+        return "both"
+    return "left" if left >= right else "right"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Volumes of one mask by side and structure."""
+
+    by_lesion: FloatArray
+    """ml (lesion, side, structure)."""
+
+    @property
+    def total(self) -> FloatArray:
+        """ml (side, structure)."""
+        return np.asarray(self.by_lesion.sum(axis=0))
+
+    def sides(self) -> list[str]:
+        """Return of each lesion."""
+        return [side_of(float(left), float(right), BOTH_SIDES) for left, right in self.by_lesion.sum(axis=2)]
+
+    def side(self) -> str:
+        """Return of all: lesions count whole to their sides, so that what is blurred at the midline makes no second side."""
+        left = right = 0.0
+        for lesion, side in zip(self.by_lesion, self.sides(), strict=True):
+            left_ml, right_ml = lesion.sum(axis=1)
+            left += left_ml if side == "both" else lesion.sum() * (side == "left")
+            right += right_ml if side == "both" else lesion.sum() * (side == "right")
+        return side_of(left, right, BOTH_SIDES_OF_ALL)
+
+    def regions(self) -> list[str]:
+        """Return of each lesion, the one with most of it."""
+        return [
+            max(REGIONS, key=lambda name: lesion[:, list(REGIONS[name])].sum()) if lesion.any() else UNKNOWN
+            for lesion in self.by_lesion
+        ]
+
+    def structures(self) -> list[str]:
+        """Return of each lesion, the one with most of it."""
+        return [
+            TISSUE[int(lesion.sum(axis=0).argmax())].label if lesion.any() else UNKNOWN for lesion in self.by_lesion
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Voxels of the lesions of a mask, largest lesion first."""
+
+    points_mm: FloatArray
+    """(n, 3), LPS, in the image's world."""
+    ml: FloatArray
+    """(n): what each stands for."""
+    lesion_of: AnyArray
+    """(n): number of its lesion, from 0 up."""
+
+    @classmethod
+    def of(cls, mask: AnyArray, grid: Grid) -> Sample:
+        """Return all voxels of a mask (z, y, x)."""
+        labels, count = lesion_components(mask)
+        index = np.argwhere(labels)
+        number = labels[tuple(index.T)]
+        largest_first = np.argsort(-np.bincount(number, minlength=count + 1)[1:], kind="stable")
+        rank = np.empty(count + 1, np.int64)
+        rank[largest_first + 1] = np.arange(count)
+        points = index[:, ::-1] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        return cls(points, np.full(len(index), grid.voxel_ml), rank[number])
+
+    @property
+    def volumes_ml(self) -> FloatArray:
+        """Of each lesion."""
+        return np.asarray(np.bincount(self.lesion_of, self.ml) if len(self.ml) else np.zeros(0))
+
+    @property
+    def centres_mm(self) -> FloatArray:
+        """Mean place of each lesion (lesion, 3), LPS."""
+        parts = [np.bincount(self.lesion_of, self.points_mm[:, axis]) for axis in range(3)]
+        return np.stack(parts, axis=1) / np.maximum(np.bincount(self.lesion_of), 1)[:, None]
+
+    def thinned(self) -> Sample:
+        """Return at most about `_MAX_VOXELS` voxels of each lesion, each standing for more: for questions that are asked many times."""
+        count = np.bincount(self.lesion_of) if len(self.ml) else np.zeros(0, np.int64)
+        if not (count > _MAX_VOXELS).any():
+            return self
+        order = np.argsort(self.lesion_of, kind="stable")
+        step = -(-count // _MAX_VOXELS)
+        within = np.concatenate([np.arange(n) for n in count])  # of each voxel in its lesion, in order
+        kept = order[within % step[self.lesion_of[order]] == 0]
+        factor = count / np.bincount(self.lesion_of[kept], minlength=len(count))
+        return Sample(self.points_mm[kept], self.ml[kept] * factor[self.lesion_of[kept]], self.lesion_of[kept])
+
+
+def tally(onto: Template, sample: Sample, matrix: FloatArray) -> Tally:
+    """Volumes by lesion, with a brain that a 4x4 map brings to the template."""
+    chances = probabilities(onto, moved(matrix, sample.points_mm))
+    count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
+    volumes = np.zeros((count, 2, len(TISSUE)))
+    for side in range(2):
+        for kind in range(len(TISSUE)):
+            volumes[:, side, kind] = np.bincount(sample.lesion_of, sample.ml * chances[side, kind], minlength=count)
+    return Tally(volumes)
+
+
+def summed(own: Tally, members: Sequence[Tally], elsewhere: Sequence[Tally]) -> Places:
+    """Places of all lesions together: of the mask, of each voter's mask, and of the mask elsewhere."""
+    if not len(own.by_lesion):
+        return Places(None, (), (), ())
+    found = (own.total, [other.total for other in members], [other.total for other in elsewhere])
+    side = Choice.of(own.side(), [m.side() for m in members if len(m.by_lesion)], [e.side() for e in elsewhere])
+    everything = tuple(range(len(TISSUE)))
+    return Places(
+        side,
+        tuple(_amount(name, found, (number,), everything) for number, name in enumerate(("left", "right"))),
+        tuple(_amount(name, found, (0, 1), tuple(kinds)) for name, kinds in REGIONS.items()),
+        tuple(_amount(kind.label, found, (0, 1), (int(kind),)) for kind in TISSUE),
+    )
+
+
+def _amount(
+    name: str,
+    found: tuple[FloatArray, Sequence[FloatArray], Sequence[FloatArray]],
+    sides: Sequence[int],
+    kinds: Sequence[int],
+) -> Amount:
+    """Return what lies on some sides in some structures, of the mask's, the voters' and the perturbed totals (side, structure)."""
+    own, members, elsewhere = found
+
+    def ml(total: FloatArray) -> float:
+        return float(total[np.ix_(list(sides), list(kinds))].sum())
+
+    def share(total: FloatArray) -> float:
+        return ml(total) / max(float(total.sum()), 1e-9)
+
+    with_lesion = [total for total in members if total.sum() > 0]
+    return Amount(
+        name,
+        Quantity.of(ml(own), [ml(m) for m in members], [ml(e) for e in elsewhere]),
+        Quantity.of(share(own), [share(m) for m in with_lesion], [share(e) for e in elsewhere]),
+    )

@@ -1,0 +1,253 @@
+"""Where a brain lies in the template: an affine map, found on DWI, and believed only after it was checked.
+
+Mattes mutual information, coarse to fine (Mattes et al., IEEE TMI 2003; SimpleITK), from several starts. Every voxel of the shrunken image
+counts, and the metric is summed by one thread: the same image gives the same map, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from ensemble.findings.template import Template, template
+from ensemble.memory import is_out_of_memory
+from ensemble.resample import resample_volume
+from ensemble.types import BoolArray, FloatArray
+from ensemble.volume import Volume, to_sitk
+
+log = logging.getLogger(__name__)
+
+_BINS = 32
+#: Voxel sizes of the levels; brain edges count as far as this around it.
+_COARSE_MM, _MIDDLE_MM, _FINE_MM, _RIM_MM = 8.0, 6.0, 4.0, 8.0
+_PADDING_MM = 40.0
+#: Starts: nods (about the axis from left to right, in degrees) of a head as its header says, and turned about an axis (x, y, z): what fits
+#: better upside down or sideways has a wrong header, and must be seen as such. The best of either kind goes on to the next level.
+_NODS = (-20.0, 0.0, 20.0)
+_TURNS = tuple(
+    (axis, turn) for axis in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)) for turn in (-90.0, 90.0, 180.0)
+)
+#: A usual one, template over brain.
+_SCALE = 1.1
+#: Values of DWI (normal tissue: 1) beyond this are lesions or artefacts, which the template does not have.
+_BRIGHTEST = 1.6
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a map must keep to (see docs/adr/0024: how heads and half heads fare)."""
+
+    overlap: float = 0.80
+    """Least Dice of the brain and the template's, within the field of view."""
+    covered: float = 0.70
+    """Least share of the template's brain that lies in the brain."""
+    scale: tuple[float, float] = (0.75, 1.55)
+    """Along any direction, template over brain."""
+    stretch: float = 1.45
+    """Most of the largest scale over the smallest."""
+    turn_degrees: float = 50.0
+    """Most rotation."""
+    likeness: float = 0.15
+    """Least correlation of the template with the tissue's own contrast."""
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A brain's place in the template."""
+
+    matrix: FloatArray
+    """4x4, from points of the image to points of the template (LPS, mm)."""
+    overlap: float
+    """Dice of the brain and the template's, within the field of view."""
+    covered: float
+    """Share of the template's brain that lies in the brain."""
+    scale: tuple[float, float, float]
+    """Template over brain, largest first."""
+    turn_degrees: float
+    likeness: float
+    """Correlation of the template with tissue against CSF, as ADC tells, in the brain."""
+
+    def problems(self, limits: Limits = LIMITS) -> list[str]:
+        """Return why it can't be believed; empty when it can."""
+        low, high = limits.scale
+        checks = (
+            (self.covered >= limits.covered, f"only {self.covered:.0%} of a brain is there"),
+            (self.overlap >= limits.overlap, f"the brain overlaps the template's by a Dice of {self.overlap:.2f} only"),
+            (
+                low <= self.scale[2] and self.scale[0] <= high and self.scale[0] <= limits.stretch * self.scale[2],
+                f"implausible scale ({', '.join(f'{s:.2f}' for s in self.scale)})",
+            ),
+            (self.turn_degrees <= limits.turn_degrees, f"implausible rotation ({self.turn_degrees:.0f} degrees)"),
+            (self.likeness >= limits.likeness, f"the inside does not look like the template's ({self.likeness:.2f})"),
+        )
+        return [text for holds, text in checks if not holds]
+
+    def transform(self) -> sitk.AffineTransform:
+        """Return as SimpleITK has it: from points of the image to points of the template."""
+        found = sitk.AffineTransform(3)
+        found.SetMatrix(self.matrix[:3, :3].ravel().tolist())
+        found.SetTranslation(self.matrix[:3, 3].tolist())
+        return found
+
+
+def place(dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = None) -> Placement | None:
+    """Find a brain's place in the template.
+
+    Args:
+        dwi, adc: normalised by tissue (1 is normal brain), on one grid.
+        brain: bool (z, y, x) on that grid.
+        onto: the template; the shipped one if None.
+
+    Returns None where ITK finds nothing; what is found may have `problems`.
+    """
+    onto = onto or template()
+    masked = dwi.like(np.clip(np.where(brain, dwi.array, 0), 0, _BRIGHTEST).astype(np.float32))
+    matrix = _optimised(to_sitk(masked), to_sitk(dwi.like(brain.astype(np.float32))), onto)
+    return None if matrix is None else _judged(matrix, adc, brain, onto)
+
+
+def _optimised(still: sitk.Image, brain: sitk.Image, onto: Template) -> FloatArray | None:
+    """Return the best affine map from points of the image to points of the template, 4x4; None where ITK finds none."""
+    centre, target = _centre(brain), _centre(to_sitk(onto.t1.like(onto.hull.astype(np.float32))))
+    fixed, moving = (
+        sitk.SmoothingRecursiveGaussian(image, _COARSE_MM / 2)
+        for image in (_shrunk(still, _COARSE_MM), _padded(onto, _COARSE_MM))
+    )
+    region = _region(brain, _COARSE_MM)
+    middle = _shrunk(still, _MIDDLE_MM), _padded(onto, _MIDDLE_MM), _region(brain, _MIDDLE_MM)
+    found = []
+    upright = [(nod, ((1.0, 0.0, 0.0), 0.0)) for nod in _NODS]
+    for starts in (upright, [(0.0, turn) for turn in _TURNS]):
+        tried = []
+        for nod, (axis, degrees) in starts:
+            turn = sitk.VersorTransform(axis, math.radians(degrees))
+            turn.SetCenter(target.tolist())
+            start = sitk.Similarity3DTransform()
+            start.SetCenter(centre.tolist())
+            start.SetRotation((1.0, 0.0, 0.0), math.radians(nod))
+            start.SetTranslation((target - centre).tolist())
+            start.SetScale(_SCALE)
+            # the template is turned, not the start: a versor of 180 degrees has no way on
+            value = _descend(start, fixed, _turned_back(moving, turn), region, step_mm=4.0)
+            tried.append((value, start, turn))
+        _, start, turn = min(tried, key=lambda one: one[0])
+        affine = sitk.AffineTransform(3)
+        affine.SetCenter(centre.tolist())
+        affine.SetMatrix(
+            (np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(start.GetMatrix(), (3, 3))).ravel().tolist()
+        )
+        there = turn.TransformPoint(start.TransformPoint(centre.tolist()))
+        affine.SetTranslation((np.array(there) - centre).tolist())
+        found.append((_descend(affine, *middle, step_mm=2.0), affine))
+    affine = min(found, key=lambda one: one[0])[1]
+    fine = _shrunk(still, _FINE_MM), _padded(onto, _FINE_MM), _region(brain, _FINE_MM)
+    if math.isinf(_descend(affine, *fine, step_mm=1.0)):
+        return None
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(affine.GetMatrix(), (3, 3)).round(6)
+    matrix[:3, 3] = (np.array(affine.TransformPoint((0.0, 0.0, 0.0)))).round(3)
+    return matrix
+
+
+def _descend(
+    transform: sitk.Transform,
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    region: sitk.Image,
+    step_mm: float,
+) -> float:
+    """Improve a transform in place. Returns the metric: less is better; infinite where ITK gives up, as when too few points meet."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfWorkUnits(1)  # sums in one order
+    method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetMetricFixedMask(region)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.MetricUseMovingImageGradientFilterOff()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=step_mm,
+        minStep=0.01,
+        numberOfIterations=100,
+        relaxationFactor=0.6,
+        gradientMagnitudeTolerance=1e-8,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        log.debug("registration to the template: %s", error)
+        return math.inf
+    return float(method.GetMetricValue())
+
+
+def _turned_back(image: sitk.Image, turn: sitk.VersorTransform) -> sitk.Image:
+    """Return the image with a header by which each point shows what lies where `turn` takes it."""
+    back = turn.GetInverse()
+    turned = sitk.Image(image)
+    turned.SetOrigin(back.TransformPoint(image.GetOrigin()))
+    matrix = np.reshape(turn.GetMatrix(), (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
+    turned.SetDirection(matrix.ravel().tolist())
+    return turned
+
+
+def _centre(mask: sitk.Image) -> FloatArray:
+    """Return of what is 1, in mm."""
+    index = np.argwhere(sitk.GetArrayViewFromImage(mask) > 0).mean(axis=0)[::-1]
+    return np.array(mask.TransformContinuousIndexToPhysicalPoint(index.tolist()))
+
+
+def _shrunk(image: sitk.Image, mm: float) -> sitk.Image:
+    return sitk.BinShrink(
+        image, [min(size, max(1, round(mm / at))) for at, size in zip(image.GetSpacing(), image.GetSize(), strict=True)]
+    )
+
+
+def _region(brain: sitk.Image, mm: float) -> sitk.Image:
+    """Brain and a rim of what is outside it."""
+    small = _shrunk(brain, mm)
+    return sitk.BinaryDilate(small > 0.3, [max(1, round(_RIM_MM / at)) for at in small.GetSpacing()])
+
+
+def _padded(onto: Template, mm: float) -> sitk.Image:
+    """Return the template in coarse voxels, with air around it: what lies beyond would not count."""
+    steps = [round(_PADDING_MM / at) for at in onto.t1.grid.spacing_mm]
+    return _shrunk(sitk.ConstantPad(to_sitk(onto.t1), steps, steps, 0.0), mm)
+
+
+def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -> Placement:
+    """Return the map with what tells whether it can be believed."""
+    linear = matrix[:3, :3]
+    left, scale, right = np.linalg.svd(linear)
+    cosine = (float(np.trace(left @ right)) - 1) / 2
+    found = Placement(matrix, 0.0, 0.0, (float(scale[0]), float(scale[1]), float(scale[2])), 0.0, 0.0)
+    there = resample_volume(onto.t1, adc.grid, transform=found.transform()).array
+    hull = there > 0
+    both = brain & hull
+    total_ml = onto.hull.sum() * onto.t1.grid.voxel_ml
+    covered = both.sum() * adc.grid.voxel_ml * abs(float(np.linalg.det(linear))) / total_ml
+    return Placement(
+        matrix,
+        overlap=2 * float(both.sum()) / max(float(brain.sum() + hull.sum()), 1.0),
+        covered=float(min(covered, 1.0)),
+        scale=found.scale,
+        turn_degrees=math.degrees(math.acos(min(1.0, max(-1.0, cosine)))),
+        likeness=_likeness(there[both], adc.array[both]),
+    )
+
+
+def _likeness(t1: FloatArray, adc: FloatArray) -> float:
+    """Correlation of a T1 image with tissue (1) against CSF (0) as ADC tells, both dark in CSF."""
+    if t1.size < 2:
+        return 0.0
+    tissue = np.clip(2.0 - adc, 0, 1)
+    spread = float(t1.std() * tissue.std())
+    return float(((t1 - t1.mean()) * (tissue - tissue.mean())).mean()) / spread if spread else 0.0

@@ -1,0 +1,107 @@
+"""The process that holds the networks, from the side of `listen`: one study at a time, and another process when it dies."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ensemble.errors import OutOfMemory, UserError, WeightsBroken
+from ensemble.serve.worker import Done, Failed, Ready, WorkerConfig, serve_requests
+
+if TYPE_CHECKING:
+    from ensemble.pipeline import Ensemble
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """A study: the folder of its images, and where its objects belong."""
+
+    name: str
+    images: Path
+    results: Path
+    scratch: Path
+
+
+class Died(Exception):
+    """The process that segments has ended in the midst of a study; how."""
+
+
+class Desk:
+    """One such process. Belongs to one thread."""
+
+    def __init__(self, setup: WorkerConfig) -> None:
+        self._setup = setup
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self.ready: Ready | None = None
+
+    def open(self) -> None:
+        """Start the process, and wait until its networks are in memory. Raises what loading raised."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve_requests, args=(theirs, self._setup), daemon=True, name="worker")
+        self._process.start()
+        theirs.close()
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            answer = Failed("the members could not be loaded", WeightsBroken.exit_code, {"found": self._end()})
+        if isinstance(answer, Failed):
+            self.close()
+            raise _as_error(answer)
+        self.ready = answer
+
+    def segment(self, job: StudyJob) -> Done | Failed:
+        """Segment a study. Raises Died when the process does."""
+        if self._process is None:
+            self.open()
+        assert self._connection is not None
+        try:
+            self._connection.send(job)
+            answer: Done | Failed = self._connection.recv()
+        except (EOFError, OSError) as error:
+            how = self._end()
+            self.close()
+            raise Died(how) from error
+        return answer
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.ready = None
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(_GRACE_S)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+    def _end(self) -> str:
+        assert self._process is not None
+        self._process.join(_GRACE_S)
+        return f"exit code {self._process.exitcode}"
+
+
+def segment_job(job: StudyJob, ensemble: Ensemble, setup: WorkerConfig) -> dict[str, Any]:
+    """Return what the process does with a study."""
+    from ensemble.hospital.study import segment_to_send
+
+    case = segment_to_send(job.images, job.name, (job.results, job.scratch), setup.extras, ensemble, setup.watcher)
+    return {"lesions": case.result.lesion_count, "lesion_ml": round(case.result.lesion_ml, 4)}
+
+
+def _as_error(failed: Failed) -> UserError:
+    kinds = {kind.exit_code: kind for kind in (WeightsBroken, OutOfMemory)}
+    told = {name: failed.details.get(name, "") for name in ("where", "found", "do")}
+    return kinds.get(failed.exit_code, UserError)(failed.what, **told)

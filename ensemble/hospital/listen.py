@@ -1,0 +1,129 @@
+"""`listen`: a DICOM node. Studies come in by C-STORE, results go back by C-STORE, a page says what became of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.errors import InputRefused, UsageError
+from ensemble.folders import exclusive_writer, unwritable
+from ensemble.hospital.desk import Desk, Died, StudyJob
+from ensemble.hospital.node import Address, Node
+from ensemble.hospital.send import Destination, Sender, is_aet
+from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, Study
+from ensemble.hospital.status import StatusPage, check_ports
+from ensemble.serve.worker import Done, Failed, WorkerConfig
+from ensemble.text import TrustedLines
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks for a study that is complete, and until results that could not be written are tried again.
+_LOOK_S, _AGAIN_S = 0.2, 5.0
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What `listen` was told."""
+
+    address: Address
+    to: tuple[Destination, ...]
+    spool: Path
+    most_bytes: int
+    quiet_s: float
+    keep_s: float
+    status_port: int
+
+    def __post_init__(self) -> None:
+        if odd := [aet for aet in (self.address.aet, *self.address.callers) if not is_aet(aet)]:
+            raise UsageError("an AE title has 1 to 16 characters", found=repr(odd[0]))
+        if not self.to:
+            raise UsageError("nobody takes the results", do="--send-to AET@HOST:PORT")
+        if not (0 < self.quiet_s <= 3600 and self.keep_s >= 0 and self.most_bytes > 0):
+            raise UsageError("--quiet-seconds, --keep-hours or --spool-gb makes no sense", do="see listen --help")
+        if self.address.most_associations < 1:
+            raise UsageError("--most-associations must be at least 1", found=str(self.address.most_associations))
+        check_ports(self.address.port, self.status_port)
+
+
+def listen(told: Listening, setup: WorkerConfig) -> None:
+    """Listen until a signal ends it. Raises UserError where ports, spool or members can't be had."""
+    with exclusive_writer(told.spool):
+        try:
+            spool = Spool(told.spool, told.most_bytes)
+        except OSError as error:
+            raise unwritable(told.spool, error) from error
+        desk = Desk(setup)
+        page = StatusPage(told.address.host, told.status_port, spool, lambda: desk.ready is not None)
+        node = Node(told.address, spool, told.quiet_s)
+        sender = Sender(spool, told.address.aet, told.to)
+        page.start()
+        node.start()
+        sender.start()
+        log.info(
+            "listening as %s on port %d; results go to %s; status page on port %d",
+            told.address.aet,
+            node.port,
+            ", ".join(map(str, told.to)),
+            page.port,
+        )
+        try:
+            desk.open()
+            log.info("ready; members: %s", ", ".join(desk.ready.members if desk.ready else ()))
+            while True:
+                try:
+                    _look(told, spool, desk)
+                except OSError as error:  # a full disk, say, which passes
+                    log.error("the spool can't be written: %s; again in %.0f s", error.strerror or error, _AGAIN_S)
+                    time.sleep(_AGAIN_S)
+        finally:
+            node.stop()
+            desk.close()
+            sender.stop()
+            page.stop()
+
+
+def _look(told: Listening, spool: Spool, desk: Desk) -> None:
+    """Do the next study, if there is one."""
+    spool.forget_finished(told.keep_s)
+    study = spool.next_complete(told.quiet_s)
+    if study is None:
+        time.sleep(_LOOK_S)
+        return
+    if study.attempts >= MAX_ATTEMPTS:
+        spool.end(study.key, "failed", f"it was begun {study.attempts} times, and never came to an end", "see the log")
+        return
+    _segment(study, spool, desk)
+
+
+def _segment(study: Study, spool: Spool, desk: Desk) -> None:
+    key = study.key
+    log.info("study %s: %d images; being segmented", key[:12], study.images)
+    try:
+        with spool.taken(key) as images:
+            answer = desk.segment(StudyJob(f"study-{key[:12]}", images, *spool.results_folder(key)))
+    except Died as died:
+        again = spool.died(key)
+        log.error("study %s: the process that segments died (%s)%s", key[:12], died, "; again" if again else "")
+        if not again:
+            spool.end(key, "failed", f"the process that segments died of it ({died})", "give it more memory")
+        return
+    except BaseException:
+        spool.interrupted(key)
+        raise
+    if isinstance(answer, Failed) and answer.exit_code == UsageError.exit_code:  # the disk may be full: that passes
+        log.error("study %s: %s; again in %.0f s", key[:12], TrustedLines(answer), _AGAIN_S)
+        time.sleep(_AGAIN_S)
+    elif isinstance(answer, Done):
+        spool.done_with(key, int(answer.summary["lesions"]), float(answer.summary["lesion_ml"]))
+        log.info("study %s: %d lesions, %.2f ml", key[:12], answer.summary["lesions"], answer.summary["lesion_ml"])
+    else:
+        _refuse(key, answer, spool)
+
+
+def _refuse(key: str, answer: Failed, spool: Spool) -> None:
+    """What the page shows are words of ours; what was found, which holds text of the images, the worker has told the log alone."""
+    refused = answer.exit_code == InputRefused.exit_code
+    what = answer.what if answer.exit_code != 1 else "a bug in the tool; the log has more"
+    spool.end(key, "refused" if refused else "failed", what, answer.details.get("do", ""))

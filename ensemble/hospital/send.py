@@ -1,0 +1,121 @@
+"""Results go back by C-STORE: each object once to each destination, tried again until it is acknowledged."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pydicom
+from pynetdicom import AE
+
+from ensemble.errors import UsageError
+from ensemble.hospital.node import storage_contexts
+from ensemble.hospital.spool import Spool, Study
+
+log = logging.getLogger(__name__)
+
+#: Seconds until a failure is tried again: twice as long each time, up to the last.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 600.0
+_CONNECT_S, _ANSWER_S = 10.0, 60.0
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A DICOM node that takes results."""
+
+    aet: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.aet}@{self.host}:{self.port}"
+
+
+def destinations(text: str) -> tuple[Destination, ...]:
+    """AET@HOST:PORT, several by commas. Raises UsageError."""
+    return tuple(_destination(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _destination(text: str) -> Destination:
+    aet, _, address = text.partition("@")
+    host, _, port = address.rpartition(":")
+    if not (is_aet(aet) and host and port.isdigit() and 0 < int(port) < 65536):
+        raise UsageError("a destination of results makes no sense", found=text, do="--send-to AET@HOST:PORT")
+    return Destination(aet, host.strip("[]"), int(port))
+
+
+def is_aet(text: str) -> bool:
+    """Return whether a text may be an AE title (PS3.5 6.2): 1 to 16 characters of ASCII, no backslash, not only spaces."""
+    return 0 < len(text) <= 16 and text.isascii() and text.isprintable() and "\\" not in text and bool(text.strip())
+
+
+class Sender:
+    """A thread that sends what is to be sent."""
+
+    def __init__(self, spool: Spool, aet: str, to: Sequence[Destination]) -> None:
+        self._spool, self._aet, self._to = spool, aet, to
+        self._next: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(_ANSWER_S)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.2):
+            for study in self._spool.studies():
+                if study.state != "sending" or time.monotonic() < self._next.get(study.key, 0.0):
+                    continue
+                wait = min(_FIRST_WAIT_S * 2 ** min(study.tries, 16), _LONGEST_WAIT_S)
+                self._next[study.key] = time.monotonic() + wait
+                try:
+                    self._try(study, wait)
+                except Exception:  # whatever is wrong with one study, others are to be sent, and this one again
+                    log.exception("study %s: its results could not be sent; again in %.0f s", study.key[:12], wait)
+
+    def _try(self, study: Study, wait: float) -> None:
+        failures = [why for to in self._to if (why := self._send(study, to))]
+        if not failures:
+            self._spool.sent_all(study.key, study.since)
+            log.info("study %s: results sent", study.key[:12])
+            return
+        self._spool.not_sent(study.key, "; ".join(failures))
+        log.warning("study %s: results not sent: %s; again in %.0f s", study.key[:12], "; ".join(failures), wait)
+
+    def _send(self, study: Study, to: Destination) -> str:
+        """Send what a destination has not acknowledged. Returns why that failed, or nothing."""
+        told = set(study.sent.get(str(to), ()))
+        objects = [pydicom.dcmread(path) for path in self._spool.results_of(study.key)]
+        objects = [dataset for dataset in objects if dataset.SOPInstanceUID not in told]
+        if not objects:
+            return ""
+        ae = AE(ae_title=self._aet)
+        ae.requested_contexts = storage_contexts([dataset.SOPClassUID for dataset in objects])
+        ae.connection_timeout, ae.acse_timeout, ae.dimse_timeout = _CONNECT_S, _CONNECT_S, _ANSWER_S
+        association = ae.associate(to.host, to.port, ae_title=to.aet)
+        if not association.is_established:
+            return f"{to} {'rejects us' if association.is_rejected else 'does not answer'}"
+        failures: dict[str, None] = {}
+        try:
+            for dataset in objects:
+                try:
+                    status = association.send_c_store(dataset).get("Status", None)
+                except (ValueError, RuntimeError):
+                    failures[f"{to} does not take {dataset.SOPClassUID.name}"] = None
+                    continue
+                if status == 0x0000 or (status is not None and status >> 12 == 0xB):  # success, or a warning
+                    self._spool.sent(study.key, str(to), dataset.SOPInstanceUID)
+                else:
+                    said = "has not answered" if status is None else f"answered with status {status:04X}"
+                    failures[f"{to} {said}"] = None
+        finally:
+            if association.is_established:
+                association.release()
+        return "; ".join(failures)

@@ -1,0 +1,433 @@
+"""Studies on their way through: images, results, and a journal each, all on disk before anybody is told that they are.
+
+A kill at any moment loses nothing: an image is acknowledged once it and the journal are on disk; a study goes from one state to the next by
+one rename; what is unfinished lies in `scratch` and is thrown away at the next start. Nothing is done twice that a journal says was done.
+
+    receiving -> working -> sending -> done          a study that went well
+                         -> refused, failed          one that did not: visible, until it is sent again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from ensemble.errors import UserError
+from ensemble.files import read_json
+from ensemble.publish import replace_text, to_disk
+
+log = logging.getLogger(__name__)
+
+State = Literal["receiving", "working", "sending", "done", "refused", "failed"]
+FINISHED: tuple[State, ...] = ("done", "refused", "failed")
+#: Of one study; more is an archive, not an examination (as `readers/dicom/files.py` has it).
+MAX_IMAGES = 20_000
+#: Studies in the spool, finished ones too.
+MAX_STUDIES = 5_000
+#: How often a study may be begun, and how often the process that segments may die of it.
+MAX_ATTEMPTS, MAX_DEATHS = 20, 3
+#: Left free on the disk, for journals and results.
+SPARE_BYTES = 256 << 20
+_JOURNAL, _IMAGES, _RESULTS, _TAKEN = "journal.json", "images", "results", "taken"
+
+
+class SpoolFull(Exception):
+    """There is no room for an image; the sender must try again later."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known of a study: the content of its journal. No patient's name, no number of a patient."""
+
+    key: str
+    """Of its folder."""
+    uid: str
+    state: State = "receiving"
+    since: str = ""
+    """When it came into this state, UTC."""
+    received: str = ""
+    """When its first image came."""
+    images: int = 0
+    passed_over: int = 0
+    """Objects that are no MR images, which were not kept."""
+    unfinished: bool = False
+    """Whether an association is in the midst of sending it, or broke off."""
+    turned_away: tuple[str, ...] = ()
+    """Images that found no room and have not come again, by digest."""
+    taken: tuple[str, ...] = ()
+    """The image files of which results were made, or why there are none was found."""
+    attempts: int = 0
+    deaths: int = 0
+    what: str = ""
+    """Why there are no results, or why they have not been sent yet: words of ours alone."""
+    do: str = ""
+    lesion_ml: float | None = None
+    lesions: int | None = None
+    sent: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By destination: the SOP instances that it has acknowledged."""
+    tries: int = 0
+    """Failures of sending in a row."""
+
+
+class Spool:
+    """All studies. Its methods may be called from any thread."""
+
+    def __init__(self, root: Path, most_bytes: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.root = root
+        self._most_bytes, self._now = most_bytes, now
+        self._lock = threading.RLock()
+        self._scratch = root / "scratch"
+        self._studies: dict[str, Study] = {}
+        self._last: dict[str, float] = {}  # when the last image of a study came
+        self._senders: dict[str, set[int]] = {}  # associations in the midst of sending a study
+        self._broken: set[str] = set()  # studies of which one has broken off, and no other has begun since
+        self._bytes = 0
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        for folder in (self._scratch, root / "studies"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in sorted((root / "studies").iterdir()):
+            self._take_up(folder)
+
+    def studies(self) -> list[Study]:
+        """Return all of them, the one that came last first."""
+        with self._lock:
+            return sorted(self._studies.values(), key=lambda study: (study.received, study.key), reverse=True)
+
+    def folder(self, key: str) -> Path:
+        return self.root / "studies" / key
+
+    @property
+    def used_bytes(self) -> int:
+        """Of images."""
+        return self._bytes
+
+    # receiving
+
+    def keep(self, uid: str, instance: str, content: bytes, sender: int) -> None:
+        """Put an image on disk: when this returns, it and its study are there to stay.
+
+        The same image again changes nothing, but that a study without results is looked at again. Raises SpoolFull, OSError.
+        """
+        name = f"{_digest(instance.encode())}-{_digest(content)}.dcm"
+        with self._lock:
+            study = self._begun(uid, sender)
+            folder = self.folder(study.key) / _IMAGES
+            known = (folder / name).exists()
+            images = study.images
+            if not known:
+                self._make_room(study, name, len(content))
+                images += 1 - self._store(folder, name, content)
+            waiting = tuple(digest for digest in study.turned_away if not name.startswith(digest))
+            self._last[study.key] = self._now()
+            if known and study.state in ("working", "sending", "done"):
+                return
+            received = replace(_afresh(study), turned_away=waiting)
+            if received != study:  # how many there are is counted at each start
+                self._note(received)
+            self._studies[study.key] = replace(received, images=images)
+
+    def pass_over(self, uid: str, sender: int) -> None:
+        """Note that an object came that is not kept."""
+        with self._lock:
+            study = self._begun(uid, sender)
+            self._note(replace(study, passed_over=study.passed_over + 1))
+            self._last[study.key] = self._now()
+
+    def end_of(self, sender: int, *, released: bool) -> None:
+        """An association has ended; where not by a release, what it was sending may lack images."""
+        with self._lock:
+            for key, senders in list(self._senders.items()):
+                if sender not in senders:
+                    continue
+                senders.discard(sender)
+                if not released:
+                    self._broken.add(key)
+                if not senders:
+                    del self._senders[key]
+                    study = self._studies[key]
+                    if key not in self._broken and study.unfinished:
+                        self._note(replace(study, unfinished=False))
+
+    def _begun(self, uid: str, sender: int) -> Study:
+        key = _digest(uid.encode())
+        study = self._studies.get(key)
+        if study is None:
+            if len(self._studies) >= MAX_STUDIES and not self._forget_oldest():
+                raise SpoolFull(f"{MAX_STUDIES} studies are in the spool")
+            (self.folder(key) / _IMAGES).mkdir(parents=True, exist_ok=True)
+            to_disk(self.root / "studies")
+            study = Study(key, uid, since=_utc(), received=_utc(), unfinished=True)
+            self._note(study)
+        elif sender not in self._senders.get(key, ()) and not study.unfinished:
+            study = replace(study, unfinished=True)
+            self._note(study)
+        if sender not in self._senders.setdefault(key, set()):
+            self._senders[key].add(sender)
+            self._broken.discard(key)
+        return study
+
+    def _make_room(self, study: Study, name: str, needed: int) -> None:
+        """Let finished studies go, the oldest first, until there is room. Raises SpoolFull, having noted what found none."""
+        while not self._has_room(needed):
+            if not self._forget_oldest(study.key):
+                self._turn_away(study, name)
+                raise SpoolFull(f"{self._bytes / 1e9:.1f} GB of images wait to be segmented")
+        if study.images >= MAX_IMAGES:
+            self._turn_away(study, name)
+            raise SpoolFull(f"the study has {study.images} images")
+
+    def _has_room(self, needed: int) -> bool:
+        return self._bytes + needed <= self._most_bytes and shutil.disk_usage(self.root).free - needed >= SPARE_BYTES
+
+    def _turn_away(self, study: Study, name: str) -> None:
+        digest = name.partition("-")[0]
+        if digest not in study.turned_away and len(study.turned_away) < MAX_IMAGES:
+            self._note(replace(_afresh(study), turned_away=(*study.turned_away, digest)))
+        self._last[study.key] = self._now()
+
+    def _store(self, folder: Path, name: str, content: bytes) -> int:
+        """Bring an image to disk. Returns how many it replaces: other contents of the same instance."""
+        draft = self._scratch / uuid4().hex
+        try:
+            draft.write_bytes(content)
+            to_disk(draft)
+            older = list(folder.glob(f"{name.partition('-')[0]}-*"))
+            draft.replace(folder / name)
+            for path in older:  # the same instance with other content: the last word counts
+                self._bytes -= path.stat().st_size
+                path.unlink()
+            to_disk(folder)
+            self._bytes += len(content)
+            return len(older)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    # working
+
+    def next_complete(self, quiet_s: float) -> Study | None:
+        """Return a study whose images have all come: none came for a while; or one that was begun before a kill.
+
+        One that lacks images for certain is refused here.
+        """
+        with self._lock:
+            for study in sorted(self._studies.values(), key=lambda each: each.received):
+                if study.state == "working":
+                    return study
+                if study.state != "receiving":
+                    continue
+                sending = bool(self._senders.get(study.key))
+                if self._now() - self._last.get(study.key, self._now()) < quiet_s * (2 if sending else 1):
+                    continue
+                if study.turned_away:
+                    what = f"{len(study.turned_away)} of its images found no room in the spool and have not come again"
+                    self._end(study, "refused", what, "send the study again")
+                elif study.unfinished and not sending:
+                    self._end(study, "refused", "its transfer broke off", "send the study again")
+                elif study.images == 0:
+                    self._end(study, "refused", "it holds no MR images", "send DWI and ADC (and FLAIR)")
+                else:
+                    return study
+            return None
+
+    @contextmanager
+    def taken(self, key: str) -> Iterator[Path]:
+        """A folder with the images as they are now, for as long as the block lasts; the journal says that they are being worked on."""
+        with self._lock:
+            study, images = self._studies[key], self.folder(key) / _IMAGES
+            names = tuple(_names(images))
+            self._note(_now_in(replace(study, taken=names, attempts=study.attempts + 1, what="", do=""), "working"))
+            work = self._scratch / f"{_TAKEN}-{uuid4().hex}"
+            work.mkdir()
+            for name in names:
+                os.link(images / name, work / name)
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def results_of(self, key: str) -> list[Path]:
+        """Return the objects that are to be sent."""
+        folder = self.folder(key) / _RESULTS
+        return sorted(folder.glob("*.dcm")) if folder.is_dir() else []
+
+    def results_folder(self, key: str) -> tuple[Path, Path]:
+        """Return where results belong, and a folder on the same disk for what is unfinished."""
+        return self.folder(key) / _RESULTS, self._scratch
+
+    def done_with(self, key: str, lesions: int, lesion_ml: float) -> None:
+        """Results lie in the results' folder; they are to be sent, unless images have come meanwhile."""
+        with self._lock:
+            if (study := self._settled(key)) is not None:
+                self._note(_now_in(replace(study, lesions=lesions, lesion_ml=lesion_ml, tries=0), "sending"))
+
+    def end(self, key: str, state: State, what: str, do: str = "") -> None:
+        """There are no results, and why; unless images have come meanwhile."""
+        with self._lock:
+            if (study := self._settled(key)) is not None:
+                self._end(study, state, what, do)
+
+    def _end(self, study: Study, state: State, what: str, do: str) -> None:
+        self._note(_now_in(replace(study, what=what, do=do), state))
+        log.warning("study %s %s: %s%s", study.key[:12], state, what, f"; {do}" if do else "")
+
+    def interrupted(self, key: str) -> None:
+        """We were told to end in the midst of it: that was no attempt."""
+        with self._lock:
+            study = self._studies[key]
+            self._note(replace(study, attempts=max(study.attempts - 1, 0)))
+
+    def died(self, key: str) -> bool:
+        """Return the process that segments has died of it. Whether it may be tried again."""
+        with self._lock:
+            study = replace(self._studies[key], deaths=self._studies[key].deaths + 1)
+            self._note(study)
+            return study.deaths < MAX_DEATHS
+
+    def _settled(self, key: str) -> Study | None:
+        """Return a study that is being worked on; None where images came meanwhile, so that what was found out does not hold any more."""
+        study = self._studies[key]
+        if study.state != "working" or tuple(_names(self.folder(key) / _IMAGES)) != study.taken:
+            log.info("study %s: more images came meanwhile; it begins anew", key[:12])
+            return None
+        return study
+
+    # sending
+
+    def sent(self, key: str, destination: str, instance: str) -> None:
+        """A destination has acknowledged an object."""
+        with self._lock:
+            study = self._studies[key]
+            told = study.sent.get(destination, ())
+            if instance not in told:
+                self._note(replace(study, sent={**study.sent, destination: (*told, instance)}))
+
+    def sent_all(self, key: str, since: str) -> None:
+        """All destinations have all that was to be sent since then."""
+        with self._lock:
+            study = self._studies[key]
+            if study.state == "sending" and study.since == since:
+                self._note(_now_in(replace(study, what="", do="", tries=0), "done"))
+
+    def not_sent(self, key: str, what: str) -> None:
+        with self._lock:
+            study = self._studies[key]
+            if study.state == "sending":
+                self._note(replace(study, what=what, do="it is tried again", tries=study.tries + 1))
+
+    # forgetting
+
+    def forget_finished(self, older_than_s: float) -> None:
+        """Remove studies that came to their end so long ago."""
+        with self._lock:
+            now = datetime.now(UTC)
+            for study in list(self._studies.values()):
+                if (
+                    study.state in FINISHED
+                    and (now - datetime.fromisoformat(study.since)).total_seconds() > older_than_s
+                ):
+                    self._forget(study)
+
+    def _forget_oldest(self, but: str = "") -> bool:
+        finished = [study for study in self._studies.values() if study.state in FINISHED and study.key != but]
+        if not finished:
+            return False
+        self._forget(min(finished, key=lambda study: study.since))
+        return True
+
+    def _forget(self, study: Study) -> None:
+        folder = self.folder(study.key)
+        self._bytes -= sum(path.stat().st_size for path in (folder / _IMAGES).glob("*.dcm"))
+        gone = self._scratch / f"gone-{uuid4().hex}"
+        folder.rename(gone)  # at once, so that no half of it is ever found
+        shutil.rmtree(gone, ignore_errors=True)
+        del self._studies[study.key]
+        self._last.pop(study.key, None)
+        self._senders.pop(study.key, None)
+        self._broken.discard(study.key)
+
+    # the journal
+
+    def _note(self, study: Study) -> None:
+        folder = self.folder(study.key)
+        replace_text(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
+        self._studies[study.key] = study
+        to_disk(folder)
+
+    def _take_up(self, folder: Path) -> None:
+        """A study as a process that ended has left it."""
+        images = folder / _IMAGES
+        try:
+            study = _parsed(read_json(folder / _JOURNAL))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            if not any(images.glob("*.dcm")):  # it was killed before any image was acknowledged
+                shutil.rmtree(folder, ignore_errors=True)
+                return
+            raise UserError(
+                "the journal of a study can't be read",
+                where=folder / _JOURNAL,
+                found=str(error),
+                do="move its folder out of the spool, and send the study again",
+            ) from error
+        _remove_older(images)
+        names = tuple(_names(images))
+        self._bytes += sum((images / name).stat().st_size for name in names)
+        self._studies[study.key] = study
+        self._last[study.key] = self._now()
+        if study.state not in ("receiving",) and names != study.taken and (names or study.taken):
+            self._note(replace(_afresh(study), images=len(names)))  # an image came, and the kill before its note
+        elif study.images != len(names):
+            self._note(replace(study, images=len(names)))
+
+
+def _afresh(study: Study) -> Study:
+    """Return the same, to be looked at again; what was sent stays on record."""
+    if study.state == "receiving":
+        return study
+    return _now_in(replace(study, what="", do="", attempts=0, deaths=0, tries=0), "receiving")
+
+
+def _now_in(study: Study, state: State) -> Study:
+    return replace(study, state=state, since=_utc())
+
+
+def _parsed(content: Any) -> Study:
+    known = {each.name for each in fields(Study)}
+    told = {name: value for name, value in content.items() if name in known}
+    for name in ("turned_away", "taken"):
+        told[name] = tuple(told.get(name, ()))
+    told["sent"] = {where: tuple(instances) for where, instances in told.get("sent", {}).items()}
+    return Study(**told)
+
+
+def _names(images: Path) -> Sequence[str]:
+    return sorted(path.name for path in images.glob("*.dcm"))
+
+
+def _remove_older(images: Path) -> None:
+    """Where a kill came between a new content of an instance and the removal of the old one."""
+    newest: dict[str, Path] = {}
+    for path in sorted(images.glob("*.dcm"), key=lambda each: each.stat().st_mtime_ns):
+        instance = path.name.partition("-")[0]
+        if instance in newest:
+            newest[instance].unlink()
+        newest[instance] = path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _utc() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

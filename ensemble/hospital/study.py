@@ -1,0 +1,83 @@
+"""`study`: one examination in; mask, page and DICOM objects out. And the same as a module of the mercure orchestrator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ensemble.config import ExtraOutputs
+from ensemble.errors import InputRefused, UsageError
+from ensemble.hospital.examination import Examined, read_examination
+from ensemble.outputs.artifacts import SegmentedCase
+from ensemble.outputs.dicom.study import refuse_without_study
+from ensemble.outputs.layouts import folder, objects
+from ensemble.pipeline import Ensemble, Watcher, segment
+from ensemble.publish import check_writable, publish_folder
+from ensemble.readers.dicom.read import is_dicom
+
+#: How mercure tells a module where its files lie (mercure documentation, "Processing modules"): nothing else of it is looked at.
+IN_DIR, OUT_DIR = "MERCURE_IN_DIR", "MERCURE_OUT_DIR"
+
+Load = Callable[[], Ensemble]
+
+
+def segment_study(
+    path: Path, out: Path, image_suffix: str, extras: ExtraOutputs, load: Load, watcher: Watcher
+) -> SegmentedCase:
+    """Segment the examination in a folder or .zip, and put mask, page, report and objects into `out`, all or none.
+
+    Raises as `read_examination` and `pipeline.segment` do, and UsageError where they can't be written.
+    """
+    check_writable(out)
+    case = _segmented(_read(path, path.name, extras), extras, load, watcher)
+    folder.publish_case(case, extras, out, image_suffix)
+    return case
+
+
+def segment_into_objects(
+    path: Path, name: str, out: Path, extras: ExtraOutputs, load: Load, watcher: Watcher
+) -> SegmentedCase:
+    """Return the same, but DICOM objects alone come out, side by side: what an archive or an orchestrator takes."""
+    check_writable(out)
+    case = _segmented(_read(path, name, extras), extras, load, watcher)
+    objects.publish_case(case, extras, out)
+    return case
+
+
+def segment_to_send(
+    path: Path, name: str, places: tuple[Path, Path], extras: ExtraOutputs, ensemble: Ensemble, watcher: Watcher
+) -> SegmentedCase:
+    """Return the same again, but into a folder that appears whole and on disk; `places` are it and a folder for what is unfinished."""
+    case = _segmented(_read(path, name, extras), extras, lambda: ensemble, watcher)
+    target, scratch = places
+    with publish_folder(target, scratch) as staging:
+        objects.write_objects(case, extras, staging)
+    return case
+
+
+def mercure_folders(environment: Mapping[str, str]) -> tuple[Path, Path] | None:
+    """Return the folders of mercure's contract; None where it is not mercure that calls. Raises UsageError for one without the other."""
+    given = {name: environment.get(name, "") for name in (IN_DIR, OUT_DIR)}
+    if not any(given.values()):
+        return None
+    if lacking := [name for name, value in given.items() if not value]:
+        raise UsageError(f"{lacking[0]} is not set", do=f"mercure sets both {IN_DIR} and {OUT_DIR}")
+    return Path(given[IN_DIR]), Path(given[OUT_DIR])
+
+
+def _read(path: Path, name: str, extras: ExtraOutputs) -> Examined:
+    if not is_dicom(path):
+        raise InputRefused(
+            "there is no examination",
+            where=path,
+            found="neither a folder nor a .zip" if path.exists() else "nothing is there",
+            do="give a folder or .zip of DICOM; image files have no study: give them to run",
+        )
+    examined = read_examination(path, name)
+    refuse_without_study(examined.raw, extras)
+    return examined
+
+
+def _segmented(examined: Examined, extras: ExtraOutputs, load: Load, watcher: Watcher) -> SegmentedCase:
+    ensemble = load()
+    return SegmentedCase.of(examined.raw, segment(examined.raw, ensemble, watcher), ensemble, extras, examined.record)

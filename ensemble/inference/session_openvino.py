@@ -1,0 +1,105 @@
+"""A network run by OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ensemble.inference.export import export
+from ensemble.inference.precision import ResolvedPrecision
+from ensemble.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+#: How far logits may lie from PyTorch's, relative to their range; measured 1e-6.
+TOLERANCE = 1e-4
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+#: What `import openvino` would import to convert models, and to tell its makers that it was imported.
+_TELLS = "openvino.tools.ovc"
+
+
+class OpenVinoSession:
+    """Runs a network of two or three spatial dimensions on as many threads as PyTorch is given; the same answer for any number of them."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, onnx: bytes, *, dims: int, precision: ResolvedPrecision = "fp32") -> None:
+        """Raises what OpenVINO raises for a network that it can't run."""
+        self.dims = dims
+        # the network is held once: as the CPU's code wants it
+        self._compiled = _core().compile_model(
+            _core().read_model(onnx),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": _HINTS[precision],
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "NUM_STREAMS": 0,  # in the thread that asks, with helpers that all sessions share: streams have their own
+                "ENABLE_CPU_PINNING": False,  # other processes have their threads, too
+            },
+        )
+        self.precision = (
+            "bf16" if self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "bf16" else "fp32"
+        )
+        self._request = self._compiled.create_infer_request()
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision, and what computes."""
+        return f"{self.precision}, OpenVINO"
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K, Z, Y, X) float32 of windows (N, C, Z, Y, X) float32, on the CPU; Z = 1 for 2-D networks."""
+        inputs = windows.squeeze(2) if self.dims == 2 else windows
+        answers = self._request.infer([inputs.contiguous().numpy()], share_inputs=True)
+        self._compiled.release_memory()  # of activations, which each network would keep for itself
+        logits = torch.from_numpy(answers[0])
+        return logits.unsqueeze(2) if self.dims == 2 else logits
+
+
+def on_openvino(
+    network: torch.nn.Module, channels: int, window: Sequence[int], precision: ResolvedPrecision
+) -> OpenVinoSession | None:
+    """The session of a network on the CPU, once it has answered a small window (y, x or z, y, x) as PyTorch does; None, with a line in
+    the log, where it can't.
+    """
+    dims = len(window)
+    try:
+        exported = export(network.eval(), channels, window)
+        session = OpenVinoSession(exported.onnx, dims=dims)
+        windows, expected = exported.windows, exported.logits
+        given = session(windows if dims == 3 else windows.unsqueeze(2)).reshape(expected.shape)
+        apart = float((given - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+        if apart <= TOLERANCE:
+            return session if precision == "fp32" else OpenVinoSession(exported.onnx, dims=dims, precision=precision)
+        why = f"its logits are {apart:.1g} of their range away"
+    except Exception as error:  # exporter and runtime have no class of errors in common
+        if is_out_of_memory(error):
+            raise
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    log.warning("OpenVINO does not run a network as PyTorch does (%s): PyTorch runs it, in float32", why)
+    return None
+
+
+@cache
+def _core() -> Any:
+    return _openvino().Core()
+
+
+def _openvino() -> ModuleType:
+    """OpenVINO without its tools, which would import openvino_telemetry and let it look for its makers' server."""
+    missing = object()
+    before = sys.modules.get(_TELLS, missing)
+    if before is missing:
+        sys.modules[_TELLS] = None  # type: ignore[assignment]  # as Python has it: it can't be imported
+    try:
+        import openvino
+    finally:
+        if before is missing:
+            del sys.modules[_TELLS]
+    return openvino

@@ -1,0 +1,254 @@
+"""What all objects of a case share: the study they join, the identity of what they were made of, and who made them.
+
+A rerun on the same images with the same weights gives the same objects, byte for byte: UIDs are digests, and dates are those of the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pydicom
+from pydicom.datadict import dictionary_VM, dictionary_VR
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.valuerep import VR, validate_value
+
+from ensemble import __version__
+from ensemble.config import IMMATERIAL, ExtraOutputs
+from ensemble.errors import InputRefused
+from ensemble.outputs.report.run_report import TOOL
+from ensemble.readers.base import RawCase
+from ensemble.readers.dicom.study import STUDY_ATTRIBUTES
+from ensemble.readers.origin import Origin, SourceFrame
+from ensemble.types import Modality
+
+if TYPE_CHECKING:
+    from ensemble.outputs.segmented import SegmentedCase
+
+#: Without these an object can't join a study; all others may be empty.
+_NEEDED = ("StudyInstanceUID",)
+_REQUIRED = {  # of type 2: there, be they empty
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+}
+_SEXES = ("M", "F", "O", "")
+#: Value representations whose form is fixed: what a scanner wrote otherwise is left out, since archives turn it away.
+_IDENTIFYING = {"PatientName", "PatientID", "StudyInstanceUID", "StudyID", "AccessionNumber"}
+#: Characters that a text of a kind may have.
+_LONGEST = {"LO": 64, "SH": 16, "PN": 64}
+_FIXED = {VR.DA, VR.TM, VR.AS, VR.DS, VR.IS, VR.UI, VR.CS}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A case whose DWI came from DICOM, as its objects see it."""
+
+    case: SegmentedCase
+
+    @property
+    def origin(self) -> Origin:
+        origin = self.case.raw.images[Modality.DWI].origin
+        assert origin is not None, "refuse_without_study comes first"
+        return origin
+
+    @cached_property
+    def frames(self) -> list[SourceFrame]:
+        """Every stored image of which the DWI was made, once, bottom first."""
+        return list(dict.fromkeys(frame for held in self.origin.slices for frame in held.frames))
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over all that decides about the result, and over the result itself: another processor may round otherwise."""
+        case = self.case
+        images = {
+            modality.value: [_digest(image.volume.array), repr(image.volume.grid.affine.tolist())]
+            for modality, image in case.raw.images.items()
+        }
+        options = {name: value for name, value in case.ensemble.config.as_json().items() if name not in IMMATERIAL}
+        content = {
+            "version": __version__,
+            "frames": [(frame.sop_instance, frame.number) for frame in self.frames],
+            "images": images,
+            "weights": {name: dict(digests) for name, digests in case.ensemble.digests.items()},
+            "options": options,
+            "result": [_digest(case.result.fused.mask.array), _digest(case.result.fused.mean.array)],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def uid(self, what: str) -> str:
+        """Return the UID of one of the case's objects, series and so on (PS3.5 B.2: a UUID as a number)."""
+        return digest_uid(f"{self.identity} {what}")
+
+    @cached_property
+    def frame_of_reference(self) -> str:
+        """That of the source; where de-identification took it away, one made of its series."""
+        told = str(self.origin.study.get("FrameOfReferenceUID", "") or "")
+        return told or digest_uid(f"frame of reference {self.frames[0].series}")
+
+    @cached_property
+    def attributes(self) -> Dataset:
+        """Those of patient and study, all in Unicode, in the form that their kinds prescribe."""
+        kept = Dataset()
+        for keyword in STUDY_ATTRIBUTES:
+            if keyword in self.origin.study:
+                setattr(kept, keyword, _well_formed(keyword, self.origin.study[keyword].value))
+            elif keyword in _REQUIRED:
+                setattr(kept, keyword, "")
+        return kept
+
+    def finish(self, dataset: Dataset, description: str) -> Dataset:
+        """Give an object what all have: patient, study, when the images were made, and who made it."""
+        for keyword in STUDY_ATTRIBUTES:
+            if keyword in dataset:
+                del dataset[keyword]
+        dataset.update(self.attributes)
+        date, time = self._when()
+        for kind in ("InstanceCreation", "Content", "Series"):
+            if f"{kind}Date" in dataset or kind == "Series":
+                setattr(dataset, f"{kind}Date", date)
+                setattr(dataset, f"{kind}Time", time)
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        dataset.SeriesDescription = description
+        dataset.Manufacturer = dataset.ManufacturerModelName = TOOL
+        dataset.SoftwareVersions, dataset.DeviceSerialNumber = __version__, "0"
+        dataset.pop("ContributingEquipmentSequence", None)  # highdicom's, with the time of this run
+        dataset.remove_private_tags()
+        return dataset
+
+    def _when(self) -> tuple[str, str]:
+        """Return when the DWI was made, as far as its file tells."""
+        study = self.origin.study
+        for kind in ("Content", "Acquisition", "Series", "Study"):
+            date, time = (str(study.get(f"{kind}{part}", "") or "") for part in ("Date", "Time"))
+            if _is_valid("DA", date) and date:
+                return date, time if time and _is_valid("TM", time) else "000000"
+        return "19000101", "000000"
+
+
+def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
+    """Raise InputRefused where objects are asked for, unless there is a DICOM study that they can join, and one only."""
+    if not (extras.dicom or extras.dicom_probability):
+        return
+    dwi = raw.images[Modality.DWI]
+    if dwi.origin is None:
+        raise InputRefused(
+            "DICOM objects were asked for, and the DWI has no study that they could join",
+            where=dwi.path,
+            found="an image file (NIfTI, MetaImage, NRRD), or DICOM files that are gone",
+            do="give the DWI as a folder or .zip of DICOM, or leave out --dicom",
+        )
+    lacking = [keyword for keyword in _NEEDED if not dwi.origin.study.get(keyword)]
+    if lacking or not all(frame.sop_instance and frame.series for held in dwi.origin.slices for frame in held.frames):
+        raise InputRefused(
+            "DICOM objects were asked for, and the DWI's files do not say to which study they belong",
+            where=dwi.path,
+            found=f"no {', '.join(lacking) or 'SOP instance or series UID'}",
+            do="export the series again, or leave out --dicom",
+        )
+    studies = {
+        str(image.origin.study.get("StudyInstanceUID", "")): modality.label
+        for modality, image in raw.images.items()
+        if image.origin is not None
+    }
+    if len(studies) > 1:
+        raise InputRefused(
+            "DICOM objects were asked for, and the images come from several studies",
+            where=dwi.path,
+            found="; ".join(f"{label}: study {uid}" for uid, label in studies.items()),
+            do="give the series of one examination",
+        )
+
+
+def digest_uid(text: str) -> str:
+    """Return a UID made of a digest (PS3.5 B.2)."""
+    return f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
+
+
+def series_items(frames: Iterable[SourceFrame]) -> Items:
+    """Items of a ReferencedSeriesSequence (PS3.3 C.12.1.2): every instance once, by series."""
+    by_series: dict[str, dict[str, str]] = {}
+    for frame in frames:
+        by_series.setdefault(frame.series, {})[frame.sop_instance] = frame.sop_class
+    items = []
+    for series, instances in by_series.items():
+        item = Dataset()
+        item.SeriesInstanceUID = series
+        item.ReferencedInstanceSequence = Items([_reference(sop_class, uid) for uid, sop_class in instances.items()])
+        items.append(item)
+    return Items(items)
+
+
+def image_items(frames: Iterable[SourceFrame]) -> Items:
+    """Items of a SourceImageSequence (PS3.3 C.7.6.16.2.6): every instance once, with those of its frames that count."""
+    by_instance: dict[tuple[str, str], list[int]] = {}
+    for frame in frames:
+        by_instance.setdefault((frame.sop_class, frame.sop_instance), []).extend(
+            [] if frame.number is None else [frame.number]
+        )
+    items = []
+    for (sop_class, uid), numbers in by_instance.items():
+        item = _reference(sop_class, uid)
+        if numbers:
+            item.ReferencedFrameNumber = sorted(numbers)
+        item.PurposeOfReferenceCodeSequence = Items(
+            [code("121322", "DCM", "Source image for image processing operation")]
+        )
+        items.append(item)
+    return Items(items)
+
+
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return an item of a code sequence."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def _reference(sop_class: str, uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+    return item
+
+
+def _digest(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def _well_formed(keyword: str, value: Any) -> Any:
+    """Return a value as it may stand in an object: empty where the source's is none of its kind, cut where it is too long or there are
+    several.
+
+    What an archive knows a patient and a study by stays as it is.
+    """
+    vr = dictionary_VR(keyword)
+    if vr == "SQ":
+        return Items([item for item in value if _is_whole(item)] if isinstance(value, Items) else [])
+    several = (list(value) or [""]) if isinstance(value, pydicom.multival.MultiValue) else [value]
+    if vr == "PN":
+        several = [str(name or "") for name in several]
+    if keyword not in _IDENTIFYING:
+        if vr in _FIXED and not all(_is_valid(vr, str(one)) for one in several if one not in (None, "")):
+            return ""
+        if keyword == "PatientSex" and several[0] not in _SEXES:
+            return ""
+        several = several[:1] if dictionary_VM(keyword) == "1" else several
+        several = [one[: _LONGEST.get(vr, len(one))] if isinstance(one, str) else one for one in several]
+    return several if len(several) > 1 else several[0]
+
+
+def _is_valid(vr: str, text: str) -> bool:
+    try:
+        validate_value(vr, text, pydicom.config.RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_whole(item: Dataset) -> bool:
+    item.remove_private_tags()
+    return len(item) > 0

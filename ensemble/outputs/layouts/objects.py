@@ -1,0 +1,28 @@
+"""The layout of `listen` and of mercure's modules: DICOM objects, side by side, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ensemble.config import ExtraOutputs
+from ensemble.outputs.artifacts import Artifact, SegmentedCase, object_artifacts
+from ensemble.outputs.layouts.layout import placed, write
+from ensemble.publish import publish
+
+
+class Objects:
+    """Everything is called by its role."""
+
+    def place(self, artifact: Artifact) -> str:
+        return artifact.file_name("")
+
+
+def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
+    """Put the objects of a case into a folder, all or none. Raises UsageError when they can't be written."""
+    with publish(root) as staging:
+        write_objects(case, extras, staging)
+
+
+def write_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
+    """Write the objects of a case into a folder that nobody looks into yet. Raises OSError."""
+    write(placed(object_artifacts(case, extras), Objects()), folder)

@@ -1,0 +1,116 @@
+"""Findings in words and tables, as pages and closing lines show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ensemble.findings.types import Amount, Choice, Findings, Quantity
+
+_PATTERNS = {"none": "no lesion", "single": "single lesion", "scattered": "scattered lesions"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the page's table of findings."""
+
+    name: str
+    ml: str
+    share: str
+    """With its range, in percent."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table of findings under a heading."""
+
+    heading: str
+    lines: tuple[Line, ...]
+    remark: str = ""
+
+
+def in_words(findings: Findings) -> Iterator[str]:
+    """Yield the findings in a few clauses, the most important first."""
+    yield _PATTERNS[findings.pattern.value]
+    if findings.pattern.value == "none":
+        return
+    if findings.places is None:
+        yield f"place not known: {', '.join(findings.registered.problems)}"
+        return
+    if findings.places.side is not None:
+        yield f"side {said(findings.places.side)}"
+    leading = max(findings.places.structures, key=lambda amount: amount.ml.value)
+    yield f"most in {leading.name}, {percent(leading.share)}"
+    for atlas in findings.atlases:
+        if atlas.leading is not None:
+            sides = (
+                f" {said(atlas.leading_side)}" if atlas.leading_side is not None and atlas.leading_side.value else ""
+            )
+            yield f"{atlas.name}: {said(atlas.leading)}{sides}"
+
+
+def said(choice: Choice | None) -> str:
+    """Return a word, and what else it might be."""
+    if choice is None:
+        return ""
+    others = [word or "none" for word in choice.possible[1:]]
+    return (choice.value or "none") + (f" (or {', '.join(others)})" if others else "")
+
+
+def percent(share: Quantity) -> str:
+    """Return a share with its range: `62 % (55-70)`."""
+    low, high = _hull(share)
+    spread = f" ({100 * low:.0f}\N{EN DASH}{100 * high:.0f})" if round(100 * low) != round(100 * high) else ""
+    return f"{100 * share.value:.0f} %{spread}"
+
+
+def millilitres(volume: Quantity) -> str:
+    """Return a volume with its range."""
+    low, high = _hull(volume)
+    text = f"{volume.value:.2f}"
+    return text + (f" ({low:.2f}\N{EN DASH}{high:.2f})" if f"{low:.2f}" != f"{high:.2f}" else "")
+
+
+def _hull(quantity: Quantity) -> tuple[float, float]:
+    """Least and most over members and placements."""
+    ranges = [quantity.members, *([quantity.placement] if quantity.placement else [])]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def blocks(findings: Findings) -> tuple[Block, ...]:
+    """Return the tables of the page: the built-in atlas, then each of the user's."""
+    if findings.places is None or not findings.lesions:
+        return ()
+    found = [
+        Block(heading, tuple(map(_line, amounts)))
+        for heading, amounts in (
+            ("Sides", findings.places.sides),
+            ("Regions", findings.places.regions),
+            ("Structures", findings.places.structures),
+        )
+    ]
+    for atlas in findings.atlases:
+        groups = (*atlas.groups, *atlas.sided_groups) or atlas.labels
+        remark = "; ".join(filter(None, (f"space: {atlas.space}", atlas.mismatch)))
+        found.append(Block(atlas.name, tuple(map(_line, groups)), remark))
+        if atlas.aspects is not None:
+            scores = tuple(
+                Line(
+                    f"{score.side}: 10 \N{MINUS SIGN} {len(score.affected)}",
+                    f"{score.score.value:.0f}",
+                    ", ".join(score.affected),
+                )
+                for score in atlas.aspects.scores
+            )
+            found.append(
+                Block(
+                    f"{atlas.name}: score (research)",
+                    scores,
+                    f"ten minus the regions of which more than {100 * atlas.aspects.share_above:.0f} % is lesion; not a validated score",
+                )
+            )
+    return tuple(found)
+
+
+def _line(amount: Amount) -> Line:
+    return Line(amount.name, millilitres(amount.ml), percent(amount.share))

@@ -1,0 +1,55 @@
+"""A case at its end: what outputs are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ensemble.text import all_printable
+
+if TYPE_CHECKING:
+    from ensemble.config import ExtraOutputs
+    from ensemble.findings.types import Findings
+    from ensemble.pipeline import Ensemble, Result
+    from ensemble.readers.base import RawCase
+
+
+@dataclass(frozen=True)
+class SegmentedCase:
+    """A case as it was read, what came of it, and by whom."""
+
+    raw: RawCase
+    result: Result
+    ensemble: Ensemble
+    findings: Findings | None = None
+    """Where the lesion lies; None where nobody asked."""
+    examination: Mapping[str, Any] | None = None
+    """What the examination held that its images were chosen from, where a whole one was given."""
+
+    @classmethod
+    def of(
+        cls,
+        raw: RawCase,
+        result: Result,
+        ensemble: Ensemble,
+        extras: ExtraOutputs,
+        examination: Mapping[str, Any] | None = None,
+    ) -> SegmentedCase:
+        """Return a segmented case, with findings where `extras` ask for them."""
+        if not extras.findings:
+            return cls(raw, result, ensemble, None, examination)
+        from ensemble.findings.find import find
+        from ensemble.findings.maps import read_maps
+
+        found = find(result, read_maps(extras.atlas) if extras.atlas else ())
+        return cls(raw, result, ensemble, found, examination)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What ran and what came of it, ready for JSON."""
+        from ensemble.outputs.report.run_report import build_report
+
+        report = build_report(self.raw, self.result, self.ensemble, self.findings)
+        return report if self.examination is None else report | {"examination": all_printable(self.examination)}

@@ -1,0 +1,44 @@
+"""Where each slice of an image that was read from DICOM came from: what objects made of it must refer to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One stored image, or one frame of a multi-frame one, that holds a slice. Tiles of a mosaic are no frames."""
+
+    sop_class: str
+    sop_instance: str
+    series: str
+    number: int | None
+    """Of the frame in its file, from 1; None where the file holds a single frame."""
+
+
+@dataclass(frozen=True)
+class SourceSlice:
+    """One slice of the image as it was read."""
+
+    position: tuple[float, ...]
+    """Of the centre of its first voxel (LPS, mm), as the file tells it."""
+    frames: tuple[SourceFrame, ...]
+    """What holds it: several where volumes were averaged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The DICOM series behind an image."""
+
+    study: Dataset
+    """Attributes of patient, study and frame of reference (see `readers/dicom/study.py`); no private ones."""
+    orientation: tuple[float, ...]
+    """Directions along a row and down a column of its slices, as cosines."""
+    spacing: tuple[float, ...]
+    """Between rows, between columns, mm."""
+    slices: tuple[SourceSlice, ...]
+    """By index z of the image's array, whose planes (y, x) are the rows and columns of the stored images."""
