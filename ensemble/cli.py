@@ -231,7 +231,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
     if options.write is not None and asked is None:
-        raise UsageError("--write saves an image as it is read", do="say as what: --as dwi, --as adc or --as flair")
+        raise UsageError("--write needs --as", do="say which image it is: --as dwi, --as adc or --as flair")
     if options.write is not None:
         check_destination(options.write, options.path)
     finding = inspect(options.path, asked)

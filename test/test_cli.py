@@ -288,7 +288,7 @@ def test_a_bug_is_1_and_keeps_its_traceback(
     tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_contract_case(tmp_path / "in")
-    monkeypatch.setattr("ensemble.pipeline.fuse", lambda *_: 1 / 0)
+    monkeypatch.setattr("ensemble.pipeline.fuse", lambda *_, **__: 1 / 0)
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 1
     said, errors = capfd.readouterr()
     assert "ZeroDivisionError" in said
