@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
-
-from benchmarks.agreement import tables
 
 Results = Mapping[str, Any]
 
@@ -31,37 +30,45 @@ def write_markdown(results: Results) -> str:
     for part, write in _PARTS.items():
         if part in results:
             lines += [*write(results[part]), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    lines += ["![CPU time by mode, and growth](results.png)", "", "All cases and stages: [results.json](results.json)."]
+    return "\n".join(lines) + "\n"
 
 
 def _engines(tables: Sequence[Results]) -> list[str]:
     lines = [
-        "## Same member, case and threads, turn by turn (files to mask; medians; ratio = time / nnUNetPredictor's)",
+        "## Same member, case and threads, turn by turn (files to mask)",
         "",
-        "| case | member | mode | wall s | CPU s | wall ratio | CPU ratio | Dice | voxels that differ | peak MB |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| member | mode | wall ratio, median (largest) | CPU ratio, median (largest) | Dice, smallest | start, CPU s | peak MB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    rows: dict[tuple[str, str], list[Results]] = {}
     for table in tables:
         for row in table["rows"]:
-            lines.append(
-                f"| {table['case']} | {table['member']} | {row['mode']} | {row['wall_s']:.2f} | {row['cpu_s']:.2f} "
-                f"| {row['wall_ratio']:.2f} | {row['cpu_ratio']:.2f} | {row['dice']:.5f} "
-                f"| {row['differ']} of {row['voxels']} | {row['peak_mb']:.0f} |"
-            )
-    lines += [
+            rows.setdefault((table["member"], row["mode"]), []).append(row)
+    for (member, mode), found in rows.items():
+        wall, cpu = ([row[f"{what}_ratio"] for row in found] for what in ("wall", "cpu"))
+        lines.append(
+            f"| {member} | {mode} | {median(wall):.2f} ({max(wall):.2f}) | {median(cpu):.2f} ({max(cpu):.2f}) "
+            f"| {min(row['dice'] for row in found):.5f} | {max(row['start_cpu_s'] for row in found):.1f} "
+            f"| {max(row['peak_mb'] for row in found):.0f} |"
+        )
+    return [*lines, "", "Ratio: time / nnUNetPredictor's. Dice: with its mask. Start: imports and weights."]
+
+
+def _agreement(found: Results) -> list[str]:
+    lines = [
+        "## Masks of other modes against full mirroring in float32: smallest Dice of all cases",
         "",
-        "Dice is that of a mode's mask with nnUNetPredictor's. Worst of all cases and members above:",
-        "",
-        "| mode | wall ratio, largest | CPU ratio, largest | Dice, smallest | start (imports and weights), CPU s |",
+        "| member | cases | gated | bf16 | no mirroring |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    rows = [row for table in tables for row in table["rows"]]
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        of_mode = [row for row in rows if row["mode"] == mode]
-        lines.append(
-            f"| {mode} | {max(r['wall_ratio'] for r in of_mode):.2f} | {max(r['cpu_ratio'] for r in of_mode):.2f} "
-            f"| {min(r['dice'] for r in of_mode):.5f} | {max(r['start_cpu_s'] for r in of_mode):.1f} |"
-        )
+    for member in dict.fromkeys(row["member"] for row in found["rows"]):
+        of_mode: dict[str, list[float]] = {}
+        for row in found["rows"]:
+            if row["member"] == member:
+                of_mode.setdefault(row["mode"], []).append(row["dice"])
+        smallest = " | ".join(f"{min(of_mode[mode]):.4f}" for mode in ("gated", "bf16", "none"))
+        lines.append(f"| {member} | {len(of_mode['gated'])} | {smallest} |")
     return lines
 
 
@@ -90,10 +97,6 @@ def _ensemble(rows: Sequence[Results]) -> list[str]:
             f"| {row['ready_wall_s']:.1f} | {row['first']['wall']:.1f} "
             f"| {row['warm']['wall']:.1f} ({row['warm']['cpu']:.1f}) | {row['peak_mb']:.0f} |"
         )
-    lines += ["", "Stages of the warm case (s; read and write in CPU s, the others wall):", ""]
-    for row in rows:
-        stages = ", ".join(f"{name.removesuffix(' cpu')} {spent:.2f}" for name, spent in row["warm"]["stages"].items())
-        lines.append(f"* {row['case']}, {len(row['members'])} member(s): {stages}")
     return lines
 
 
@@ -128,7 +131,7 @@ def _line(line: Mapping[str, float], unit: float, name: str) -> str:
 
 _PARTS: dict[str, Callable[[Any], list[str]]] = {
     "engines": _engines,
-    "agreement": tables,
+    "agreement": _agreement,
     "monai": _monai,
     "ensemble": _ensemble,
     "growth": _growth,

@@ -22,6 +22,8 @@ from ensemble.config import Extras, RunConfig
 from ensemble.contract import execute
 from ensemble.contract.isles22 import ContractCase
 from ensemble.errors import InputRefused
+from ensemble.findings import find
+from ensemble.findings.types import Amount, Places, Quantity
 from ensemble.geometry import Grid
 from ensemble.outputs.artifacts import artifacts
 from ensemble.outputs.dicom.measurements import measurements
@@ -122,6 +124,7 @@ def test_each_frame_is_the_masks_slice_and_names_the_image_that_held_it(tmp_path
             source = stored[item.ReferencedSOPInstanceUID]
             assert item.ReferencedSOPClassUID == source.SOPClassUID
             assert ("ReferencedFrameNumber" in item) == ("NumberOfFrames" in source)
+            assert ("SpatialLocationsPreserved" in item) == ("mosaic" not in kind and kind != "tiles")
             for plane in planes_of(source, item):
                 assert holds(plane, image.volume.array[z])
 
@@ -331,6 +334,29 @@ def test_the_report_names_weights_and_the_segment(tmp_path: Path) -> None:
         for item in series.ReferencedSOPSequence
     }
     assert evidence == {*sources(tmp_path), mask.SOPInstanceUID}
+
+
+def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
+    write_series(WEIGHTED, tmp_path / "in", b=1000)
+    case = segmented(read_image(tmp_path / "in", DWI))
+    ml = {name: Quantity(value, (value, value)) for name, value in (("left", 3.0), ("right", 1.0), ("brain stem", 0.5))}
+    left, right, stem = (Amount(name, volume, volume) for name, volume in ml.items())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "placed", lambda case, onto: None)
+        findings = find.find(case.result)
+    FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "without.dcm")
+    findings = replace(findings, places=Places(None, (left, right), (stem,), ()))
+    FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "sr.dcm")
+    (group,) = highdicom.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
+    told = {
+        (site.value.meaning, site.laterality.meaning if site.laterality else ""): one.value
+        for one in group.get_measurements()
+        for site in one.finding_sites
+    }
+    assert told == {("Brain", "Left"): 3.0, ("Brain", "Right"): 1.0, ("Brain Stem", ""): 0.5}
+    (group,) = highdicom.sr.srread(tmp_path / "without.dcm").content.get_volumetric_roi_measurement_groups()
+    assert len(group.get_measurements()) == 3
+    assert [error for name in ("sr", "without") for error in dciodvfy(tmp_path / f"{name}.dcm")] == []
 
 
 def test_no_lesion_is_a_segmentation_of_all_slices_without_one(tmp_path: Path) -> None:

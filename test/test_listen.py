@@ -116,6 +116,21 @@ def test_a_transfer_that_broke_off_is_refused_until_it_comes_whole(tmp_path: Pat
     assert complete.images == 4
 
 
+def test_of_two_associations_the_one_that_breaks_off_counts_until_another_begins(tmp_path: Path) -> None:
+    clock = Clock()
+    spool = spool_at(tmp_path, clock)
+    received(spool, images=2, sender=1, release=False)
+    spool.keep(STUDY, "other", b"other", 2)
+    spool.end_of(1, released=False)
+    spool.end_of(2, released=True)
+    clock.now = 100
+    assert spool.next_complete(30) is None
+    assert spool.studies()[0].state == "refused"
+    received(spool, images=3, sender=3)
+    clock.now = 200
+    assert spool.next_complete(30) is not None
+
+
 def test_the_same_images_again_change_nothing_and_another_one_begins_anew(tmp_path: Path) -> None:
     spool = spool_at(tmp_path)
     key = received(spool).key
@@ -709,7 +724,7 @@ def test_a_process_that_is_told_to_end_or_whose_worker_is_killed_brings_its_stud
         running.process.terminate()
         assert running.process.wait(60) == 128 + signal.SIGTERM
         assert "bug" not in (said := (tmp_path / "log").read_text()), said
-        assert running.state() == "working"
+        assert running.state() in ("working", "receiving"), "it has not come to an end"
         running.start()
         soon(lambda: running.state() == "working", 60)
         (worker,) = children(running.process.pid)

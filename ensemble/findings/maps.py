@@ -116,7 +116,7 @@ def read_map(path: Path) -> LabelMap:
         raise UsageError("an atlas must be one 3-D map of whole numbers, 0 and more", where=path)
     table = _table(path.with_name(f"{name}_dseg.tsv"))
     numbers, array = np.unique(values.astype(np.int64), return_inverse=True)
-    array = array.reshape(values.shape)
+    array = (array.reshape(values.shape) + (numbers[0] != 0)).astype(np.int32)
     present = [int(number) for number in numbers if number]
     if unnamed := [number for number in present if number not in table]:
         raise UsageError(
@@ -127,9 +127,9 @@ def read_map(path: Path) -> LabelMap:
         )
     if not present:
         raise UsageError("the atlas has no label", where=path)
-    labels = _sided([table[number] for number in present], array + (numbers[0] != 0), stored.grid, path)
+    labels = _sided([table[number] for number in present], array, stored.grid, path)
     space, mismatch = _space(path, name, stored.grid)
-    return LabelMap(name, str(path), digest, array + (numbers[0] != 0), stored.grid, labels, space, mismatch)
+    return LabelMap(name, str(path), digest, array, stored.grid, labels, space, mismatch)
 
 
 def _table(path: Path) -> dict[int, Label]:

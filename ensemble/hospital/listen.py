@@ -72,7 +72,11 @@ def listen(told: Listening, setup: Setup) -> None:
             desk.open()
             log.info("ready; members: %s", ", ".join(desk.ready.members if desk.ready else ()))
             while True:
-                _look(told, spool, desk)
+                try:
+                    _look(told, spool, desk)
+                except OSError as error:  # a full disk, say, which passes
+                    log.error("the spool can't be written: %s; again in %.0f s", error.strerror or error, _AGAIN_S)
+                    time.sleep(_AGAIN_S)
         finally:
             node.stop()
             desk.close()

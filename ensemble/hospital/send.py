@@ -71,21 +71,21 @@ class Sender:
     def _run(self) -> None:
         while not self._stop.wait(0.2):
             for study in self._spool.studies():
-                if study.state == "sending" and time.monotonic() >= self._next.get(study.key, 0.0):
-                    self._try(study)
+                if study.state != "sending" or time.monotonic() < self._next.get(study.key, 0.0):
+                    continue
+                wait = min(_FIRST_WAIT_S * 2 ** min(study.tries, 16), _LONGEST_WAIT_S)
+                self._next[study.key] = time.monotonic() + wait
+                try:
+                    self._try(study, wait)
+                except Exception:  # whatever is wrong with one study, others are to be sent, and this one again
+                    log.exception("study %s: its results could not be sent; again in %.0f s", study.key[:12], wait)
 
-    def _try(self, study: Study) -> None:
-        try:
-            failures = [why for to in self._to if (why := self._send(study, to))]
-        except Exception as error:  # whatever is wrong with one study, others are to be sent
-            log.exception("this is a bug in the tool, please report it with the lines below")
-            failures = [f"a bug: {type(error).__name__}"]
+    def _try(self, study: Study, wait: float) -> None:
+        failures = [why for to in self._to if (why := self._send(study, to))]
         if not failures:
             self._spool.sent_all(study.key, study.since)
             log.info("study %s: results sent", study.key[:12])
             return
-        wait = min(_FIRST_WAIT_S * 2 ** min(study.tries, 16), _LONGEST_WAIT_S)
-        self._next[study.key] = time.monotonic() + wait
         self._spool.not_sent(study.key, "; ".join(failures))
         log.warning("study %s: results not sent: %s; again in %.0f s", study.key[:12], "; ".join(failures), wait)
 

@@ -92,6 +92,7 @@ class Spool:
         self._studies: dict[str, Study] = {}
         self._last: dict[str, float] = {}  # when the last image of a study came
         self._senders: dict[str, set[int]] = {}  # associations in the midst of sending a study
+        self._broken: set[str] = set()  # studies of which one has broken off, and no other has begun since
         self._bytes = 0
         shutil.rmtree(self._scratch, ignore_errors=True)
         for folder in (self._scratch, root / "studies"):
@@ -124,9 +125,10 @@ class Spool:
             study = self._begun(uid, sender)
             folder = self.folder(study.key) / _IMAGES
             known = (folder / name).exists()
+            images = study.images
             if not known:
                 self._make_room(study, name, len(content))
-                self._store(folder, name, content)
+                images += 1 - self._store(folder, name, content)
             waiting = tuple(digest for digest in study.turned_away if not name.startswith(digest))
             self._last[study.key] = self._now()
             if known and study.state in ("working", "sending", "done"):
@@ -134,7 +136,7 @@ class Spool:
             received = replace(_afresh(study), turned_away=waiting)
             if received != study:  # how many there are is counted at each start
                 self._note(received)
-            self._studies[study.key] = replace(received, images=len(_names(folder)))
+            self._studies[study.key] = replace(received, images=images)
 
     def pass_over(self, uid: str, sender: int) -> None:
         """Note that an object came that is not kept."""
@@ -150,10 +152,12 @@ class Spool:
                 if sender not in senders:
                     continue
                 senders.discard(sender)
-                study = self._studies.get(key)
+                if not released:
+                    self._broken.add(key)
                 if not senders:
                     del self._senders[key]
-                    if released and study is not None and study.unfinished:
+                    study = self._studies[key]
+                    if key not in self._broken and study.unfinished:
                         self._note(replace(study, unfinished=False))
 
     def _begun(self, uid: str, sender: int) -> Study:
@@ -169,7 +173,9 @@ class Spool:
         elif sender not in self._senders.get(key, ()) and not study.unfinished:
             study = replace(study, unfinished=True)
             self._note(study)
-        self._senders.setdefault(key, set()).add(sender)
+        if sender not in self._senders.setdefault(key, set()):
+            self._senders[key].add(sender)
+            self._broken.discard(key)
         return study
 
     def _make_room(self, study: Study, name: str, needed: int) -> None:
@@ -187,11 +193,12 @@ class Spool:
 
     def _turn_away(self, study: Study, name: str) -> None:
         digest = name.partition("-")[0]
-        if digest not in study.turned_away:
+        if digest not in study.turned_away and len(study.turned_away) < MOST_IMAGES:
             self._note(replace(_afresh(study), turned_away=(*study.turned_away, digest)))
         self._last[study.key] = self._now()
 
-    def _store(self, folder: Path, name: str, content: bytes) -> None:
+    def _store(self, folder: Path, name: str, content: bytes) -> int:
+        """Bring an image to disk. Returns how many it replaces: other contents of the same instance."""
         draft = self._scratch / uuid4().hex
         try:
             draft.write_bytes(content)
@@ -203,6 +210,7 @@ class Spool:
                 path.unlink()
             to_disk(folder)
             self._bytes += len(content)
+            return len(older)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -347,14 +355,15 @@ class Spool:
         del self._studies[study.key]
         self._last.pop(study.key, None)
         self._senders.pop(study.key, None)
+        self._broken.discard(study.key)
 
     # the journal
 
     def _note(self, study: Study) -> None:
         folder = self.folder(study.key)
         replace_text(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
-        to_disk(folder)
         self._studies[study.key] = study
+        to_disk(folder)
 
     def _take_up(self, folder: Path) -> None:
         """A study as a process that ended has left it."""

@@ -1,4 +1,4 @@
-"""Measurement report (TID 1500, PS3.16): volume, number and largest of the lesions, on the segment of the segmentation."""
+"""Measurement report (TID 1500, PS3.16): volume, number and largest of the lesions, and where they lie; on the segmentation's segment."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from ensemble.outputs.dicom.study import Source
 from ensemble.outputs.report.run_report import TOOL
 
 if TYPE_CHECKING:
+    from ensemble.findings.types import Findings
     from ensemble.outputs.segmented import Segmented
 
 SERIES = 9002
 _ML = highdicom.sr.CodedConcept("mL", "UCUM", "mL")
 _COUNT = highdicom.sr.CodedConcept("246206008", "SCT", "Number of lesions")
+#: Where sides and regions of the findings are.
+_SITES = {
+    "left": highdicom.sr.FindingSite(codes.SCT.Brain, laterality=codes.SCT.Left),
+    "right": highdicom.sr.FindingSite(codes.SCT.Brain, laterality=codes.SCT.Right),
+    "cerebrum": highdicom.sr.FindingSite(highdicom.sr.CodedConcept("83678007", "SCT", "Cerebrum")),
+    "cerebellum": highdicom.sr.FindingSite(codes.SCT.Cerebellum),
+    "brain stem": highdicom.sr.FindingSite(codes.SCT.BrainStem),
+}
 _ONE = highdicom.sr.CodedConcept("1", "UCUM", "no units")
 
 
@@ -64,6 +73,19 @@ def found(case: Segmented) -> list[highdicom.sr.Measurement]:
         highdicom.sr.Measurement(volume, round(case.result.lesion_ml, 4), _ML),
         highdicom.sr.Measurement(_COUNT, case.result.lesion_count, _ONE),
         highdicom.sr.Measurement(volume, round(largest, 4), _ML, derivation=codes.SCT.Maximum),
+        *_by_place(case.findings),
+    ]
+
+
+def _by_place(findings: Findings | None) -> list[highdicom.sr.Measurement]:
+    """Volumes by side and region; none where the brain's place in the template is not known."""
+    if findings is None or findings.places is None:
+        return []
+    amounts = {amount.name: amount.ml.value for amount in (*findings.places.sides, *findings.places.regions)}
+    return [
+        highdicom.sr.Measurement(codes.SCT.Volume, round(amounts[name], 4), _ML, finding_sites=[site])
+        for name, site in _SITES.items()
+        if name in amounts
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import highdicom
@@ -13,7 +14,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from ensemble import __version__
-from ensemble.outputs.dicom.study import Source, code, image_items, series_items
+from ensemble.outputs.dicom.study import Source, image_items, series_items
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.types import AnyArray
 
@@ -132,16 +133,16 @@ def _refer(dataset: Dataset, source: Source) -> None:
     binary = dataset.BitsAllocated == 1
     dataset.PixelData = pack_bits(frames.ravel(), pad=True) if binary else frames.tobytes()
     dataset.PerFrameFunctionalGroupsSequence = Items([groups[int(at)] for at in np.argsort(order)])
+    slices_in = Counter(frame.sop_instance for held in source.origin.slices for frame in held.frames)
     for z, (group, held) in enumerate(zip(dataset.PerFrameFunctionalGroupsSequence, source.origin.slices, strict=True)):
         group.FrameContentSequence[0].DimensionIndexValues = [1, z + 1]
         derivation = _only(group.DerivationImageSequence)
         derivation.SourceImageSequence = image_items(held.frames)
-        derivation.DerivationCodeSequence = Items([code("113076", "DCM", "Segmentation")])
         for item in derivation.SourceImageSequence:
-            item.SpatialLocationsPreserved = "YES"
-            item.PurposeOfReferenceCodeSequence = Items(
-                [code("121322", "DCM", "Source image for image processing operation")]
-            )
+            if slices_in[item.ReferencedSOPInstanceUID] == 1 or "ReferencedFrameNumber" in item:
+                item.SpatialLocationsPreserved = (
+                    "YES"  # not of mosaics and tiles, whose headers place the whole elsewhere
+                )
     dataset.ReferencedSeriesSequence = series_items(source.frames)
     for keyword in ("SourceImageSequence", "StudiesContainingOtherReferencedInstancesSequence"):
         if keyword in dataset:
