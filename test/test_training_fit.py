@@ -97,7 +97,7 @@ def test_all_members_are_fitted_together(
     bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, spec in MEMBERS.items():
-        small = replace(tiny(spec), batch=1, features=(4,) * 5)
+        small = replace(tiny(spec), batch=2, features=(4,) * 5)
         smaller = replace(small, training_patch=(16, 16, 16), patch=(16, 16, 16))
         monkeypatch.setitem(MEMBERS, name, smaller if spec.dimensions == 3 else small)
     weights = tmp_path / "weights"
