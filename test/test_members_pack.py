@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ CASE = small_case((14, 22, 18), (2.0, 2.0, 2.0))
 FP16_CLOSENESS = 0.01
 
 
-def opened(weights: Path) -> Member:
+def opened(weights: Path, settings: InferenceSettings = SETTINGS) -> Member:
     (spec,) = find_members(weights)
-    return open_member(spec, SETTINGS)
+    return open_member(spec, settings)
 
 
 def probability(member: Member) -> AnyArray:
@@ -152,7 +153,8 @@ def test_published_seals_weights(tmp_path: Path) -> None:
     """Packed without optimizer states; the networks are the same to the bit."""
     source = shared("golden/seals_v1/weights")
     pack(source, tmp_path, "fp32")
-    original, packed = opened(source), opened(tmp_path)
+    in_torch = replace(SETTINGS, session="torch")
+    original, packed = opened(source, in_torch), opened(tmp_path, in_torch)
     for mine, theirs in zip(packed.sessions, original.sessions, strict=True):  # type: ignore[attr-defined]
         expected = theirs.network.state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in mine.network.state_dict().items())

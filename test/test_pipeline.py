@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from conftest import GRID, StubMember, phantom_case, phantom_lesion
+from conftest import GRID, REPOSITORY, StubMember, phantom_case, phantom_lesion
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.families.base import MemberPrediction
@@ -18,8 +19,10 @@ from ensemble.pipeline import Ensemble, load, segment
 from ensemble.progress import SilentWatcher
 from ensemble.types import Modality
 from ensemble.volume import Volume
+from json_schema import faults
 
 Build = Callable[..., Ensemble]
+REPORT = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text(encoding="utf-8"))
 BOOM = RuntimeError("CUDA out of memory")
 
 
@@ -134,6 +137,7 @@ def test_a_majority_by_weights_is_on_record(stub_ensemble: Build) -> None:
         result = segment(phantom_case(), ensemble, SilentWatcher())
         assert result.fused.mask.array.any() == found
         report = build_report(phantom_case(), result, ensemble)
+        assert list(faults(report["fusion"], REPORT["properties"]["fusion"])) == []
         assert report["fusion"].get("weights") == (weights and {"keen": 1.0, "shy": 1.0} | weights)
 
 
@@ -142,4 +146,5 @@ def test_what_is_too_small_for_a_lesion_is_on_record(stub_ensemble: Build) -> No
     result = segment(phantom_case(), ensemble, SilentWatcher())
     assert not result.fused.mask.array.any()
     fusion = build_report(phantom_case(), result, ensemble)["fusion"]
+    assert list(faults(fusion, REPORT["properties"]["fusion"])) == []
     assert (fusion["min_lesion_ml"], fusion["small_left_out"]) == (500.0, 1)

@@ -34,13 +34,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_flair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_isles22(tmp_path_factory.mktemp("release"), (1, 2))
+    return write_isles22(tmp_path_factory.mktemp("release"), (1,))
 
 
 def test_isles22_as_it_is_published(with_flair: Path, tmp_path: Path) -> None:
     assert main([str(with_flair), "--out", str(tmp_path / "bank")]) == 0
     rows = table(tmp_path / "bank")
-    assert list(rows) == [f"sub-strokecase{number:04d}/ses-0001" for number in (1, 2)]
+    assert list(rows) == [f"sub-strokecase{number:04d}/ses-0001" for number in (1,)]
     row = rows["sub-strokecase0001/ses-0001"]
     assert (row["patient"], row["status"], row["flair"]) == ("sub-strokecase0001", "used", "1")
     assert (row["manufacturer"], row["model"], row["tesla"]) == ("Maker", "Model", "3")
