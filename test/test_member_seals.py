@@ -267,7 +267,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(tmp_path: Path, name: str) -> None:
-    member = loaded(build_v1_folder(tmp_path, LAYOUTS[name]))
+    spec = MemberSpec("seals", "seals", build_v1_folder(tmp_path, LAYOUTS[name]))
+    member = NnunetV1Member.load(spec, InferenceSettings(session="torch"))
     assert len(member.sessions) == len(LAYOUTS[name].folds)
     assert member.requires == {DWI, ADC}
     for number, session in enumerate(member.sessions):
