@@ -239,9 +239,9 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
 def test_training_learns_stores_and_resumes(bank: Bank, tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = replace(MEMBERS["iso3d"], training_patch=(16, 32, 32), features=(8, 8, 8, 8, 8), batch=1)
-    training, draw = Training(spec, "cpu"), Draw(0)
-    losses = [training.step(*draw_batch(spec, bank, draw), 3e-3)[0] for _ in range(8)]
-    assert sum(losses[-3:]) < sum(losses[:3])
+    training, batch = Training(spec, "cpu"), draw_batch(spec, bank, Draw(0))
+    losses = [training.step(*batch, 3e-3)[0] for _ in range(8)]  # of one batch: others are harder or easier
+    assert losses[-1] < losses[0]
     training.save_state(tmp_path / "state.pt")
     resumed = Training(spec, "cpu")
     resumed.load_state(tmp_path / "state.pt")
