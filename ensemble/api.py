@@ -57,8 +57,8 @@ def read_case(
 def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options]) -> Ensemble:
     """Load the networks, once for any number of cases.
 
-    `weights` is a folder with members; without it, the shipped members are taken. The options are those of the command line:
-    `--min-members 2` is `min_members=2`.
+    `weights` is a folder with members; without it, what lies in /opt/ml/model, else the shipped members. The options are those of the
+    command line: `--min-members 2` is `min_members=2`.
 
     Raises WeightsBroken when a member can't be loaded, UsageError when an option makes no sense.
     """

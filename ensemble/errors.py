@@ -8,7 +8,7 @@ from ensemble.text import TrustedLines, in_one_line, visible
 class UserError(Exception):
     """What is wrong, where, what was found, what to do: everything its reader needs, nothing of our code.
 
-    Each subclass carries the exit code that README.md promises to scripts.
+    Each subclass carries the exit code that docs/guide.md promises to scripts.
     """
 
     exit_code = 1

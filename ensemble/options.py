@@ -210,7 +210,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         type=Path,
         needed=True,
         metavar="CSV",
-        help="a row a case; CSV_summary.csv and CSV_plots.png appear beside it",
+        help="a row a case; beside metrics.csv appear metrics_summary.csv and metrics_plots.png",
     )
     _add_listen(commands, common)
     _add_inspect(commands)

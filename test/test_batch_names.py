@@ -251,7 +251,7 @@ def test_without_a_case_column_cases_are_called_as_run_calls_them(tmp_path: Path
     [
         ("dwi,adc\nx/p/dwi.nii,x/p/adc.nii\ny/p/dwi.nii,y/p/adc.nii", "the worklist names a case twice"),
         (f"{HEADER}\n{A}\n{A}", "the worklist names a case twice"),
-        (f"{HEADER},dwi\n{A}", "a column of the worklist stands there twice"),
+        (f"{HEADER},dwi\n{A}", "a column name appears twice in the worklist"),
         (f"{HEADER}\nA,a/1,5.nii.gz,a/2.nii.gz,a/3.nii.gz", "a row of the worklist has more cells than there are columns"),
         (f'{HEADER}\n"A,a/1.nii.gz,a/2.nii.gz,\n{B}', "the worklist is no table of text"),
         ("A,a/1.nii.gz,a/2.nii.gz", "the worklist lacks columns"),

@@ -379,7 +379,7 @@ def test_a_tree_of_results_within_its_data_set_is_no_truth(tmp_path: Path) -> No
     )
     (pair,), without = find_pairs(tmp_path / "derivatives" / "out", tmp_path)
     assert (len(pair.truth), len(pair.predictions), without) == (1, 1, [])
-    with pytest.raises(InputRefused, match="hold the true"):
+    with pytest.raises(InputRefused, match="true masks lies inside"):
         find_pairs(tmp_path, tmp_path / "sub-1")
 
 

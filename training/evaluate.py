@@ -251,7 +251,12 @@ HEADER = (
 def table(scores: Sequence[Score], found: Sequence[Found] = ()) -> str:
     """Real cases one by one, the simulated set by lesion size, and lesion-free cases, as Markdown."""
     real = [s for s in scores if s.group == "real"]
-    lines = ["Real cases (ISLES'22 public samples; never trained on):", "", HEADER, *map(_line, real)]
+    lines = [
+        "Real cases (ISLES'22 public samples; no lesion of theirs was trained on, but hemispheres without one were):",
+        "",
+        HEADER,
+        *map(_line, real),
+    ]
     lines += [_mean_line(group) for group in _by_member([s for s in real if not np.isnan(s.dice)])]
     simulated = [s for s in scores if s.group == "simulated"]
     lesioned, free = [s for s in simulated if s.truth_ml > 0], [s for s in simulated if s.truth_ml == 0]
@@ -265,7 +270,11 @@ def table(scores: Sequence[Score], found: Sequence[Found] = ()) -> str:
         lines += _found_lines(found)
     heads = [s for s in scores if s.group == "normal"]
     if heads:
-        lines += ["", "Real lesion-free heads, ml found:", ""]
+        lines += [
+            "",
+            "Real lesion-free heads (backgrounds of the last training, so no independent test), ml found:",
+            "",
+        ]
         lines += [
             f"* {group[0].member}, TTA {group[0].tta}: " + ", ".join(f"{s.case} {s.found_ml:.2f}" for s in group)
             for group in _by_member(heads)

@@ -123,7 +123,9 @@ def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
         raise _lacks_columns(path, columns)
     ours = (_CASE, *Modality, *also)
     if twice := [name for name, often in Counter(columns).items() if often > 1 and name in ours]:
-        raise InputRefused("a column of the worklist stands there twice", where=path, found=", ".join(twice), do=_DO)
+        raise InputRefused(
+            "a column name appears twice in the worklist", where=path, found=", ".join(twice), do="leave one of them"
+        )
     if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
         log.info("note: columns of the worklist that are not read: %s", ", ".join(others))
     return columns

@@ -94,7 +94,7 @@ def find_pairs(predictions: Path, truths: Path) -> tuple[list[Pair], list[str]]:
     inner, outer = predictions.resolve(), truths.resolve()
     if inner != outer and outer.is_relative_to(inner):
         raise InputRefused(
-            "the predictions hold the true masks",
+            "the folder of true masks lies inside the folder of predictions",
             where=predictions,
             found=str(truths),
             do="give the folder of the predicted masks alone",

@@ -106,7 +106,7 @@ def verify_files(spec: MemberSpec) -> None:
             f"member {spec.name} has files that {MANIFEST} does not list",
             where=spec.folder,
             found=", ".join(added),
-            do=f"remove them, or list them with their digests in {MANIFEST}",
+            do=f"list them with their digests in {MANIFEST}, or leave sha256 out; remove those that the member doesn't need",
         )
     for relative, expected in spec.sha256.items():
         path = spec.folder / relative

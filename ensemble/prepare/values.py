@@ -32,7 +32,7 @@ def check_values(case: Draft) -> StepResult:
         bad = unusable(image.array)
         if bad.all():
             raise InputRefused(
-                f"the {modality.label} image holds values that are not numbers",
+                f"the {modality.label} image holds only values that are not numbers",
                 where=case.paths[modality],
                 found="every voxel is NaN or infinite",
                 do="export it again",

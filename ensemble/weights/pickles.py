@@ -61,7 +61,7 @@ def read_pickle(path: Path) -> Any:
                 do=f"{MORE_MEMORY}; or download the file again",
             ) from error
         raise WeightsBroken(
-            "a pickle is missing, damaged, or is none",
+            "a pickle file is missing, damaged, or not a pickle",
             where=path,
             found=f"{type(error).__name__}: {error}"[:200],
             do="copy or download it again",

@@ -94,7 +94,7 @@ def _parsed(path: Path, parse: Callable[[], NnunetV1Plans]) -> NnunetV1Plans:
         raise WeightsBroken(
             f"{path.name} describes no model that can be used",
             where=path,
-            found=f"no or unknown {error}" if isinstance(error, KeyError) else str(error),
+            found=f"missing or unknown: {error}" if isinstance(error, KeyError) else str(error),
             do="use the file that nnU-Net v1 wrote beside these weights, of a 3d_fullres model",
         ) from error
 

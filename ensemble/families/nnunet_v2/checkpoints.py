@@ -73,7 +73,9 @@ def read_fold(path: Path) -> dict[str, Any]:
         try:
             return {"network_weights": weights} | {key: parse_json(text) for key, text in metadata.items()}
         except ValueError as error:
-            raise WeightsBroken("packed weights are damaged", where=path, found=str(error)) from error
+            raise WeightsBroken(
+                "packed weights are damaged", where=path, found=str(error), do="copy or pack them again"
+            ) from error
     return checkpoint_of("nnU-Net v2", path, "network_weights", CHECKPOINT)
 
 

@@ -179,7 +179,7 @@ class _JsonFile:
             return parse()
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
             missing = isinstance(error, KeyError)
-            raise self.broken(f"{key}: {'no or unknown ' if missing else ''}{error}") from error
+            raise self.broken(f"{key}: {'missing or unknown: ' if missing else ''}{error}") from error
 
     def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote beside these weights") -> WeightsBroken:
         """Return the complaint to raise about this file."""
