@@ -199,7 +199,7 @@ def verdict(scan: Scan, name: str) -> str:
     grid = Grid((nx, ny, nz), (x, y, z), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     arrays = {Modality.DWI: scan.images[name], Modality.ADC: scan.adc}
     images = {m: RawImage(Path(m.value), Volume(array.astype(np.float32), grid)) for m, array in arrays.items()}
-    with patch.object(skull, "_predict", lambda *_: scan.brain):
+    with patch.object(skull, "_brain_probability", lambda *_: scan.brain):
         try:
             prepare(RawCase(str(scan.seed), images), brain_ml=(100.0, 2500.0))  # slabs are small
         except InputRefused as refusal:

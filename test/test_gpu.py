@@ -186,7 +186,9 @@ def test_a_case_from_files_to_report(gpu: Gpu, tmp_path: Path) -> None:
         masks[device] = sitk.GetArrayFromImage(sitk.ReadImage(str(next(out.glob("mask*")))))
         report = json.loads((out / "report.json").read_text())
         assert ("GPU" in report["device"] or "CUDA" in report["device"]) == (device == "cuda")
-        assert {member["arithmetic"] for member in report["members"]} == {"fp16" if device == "cuda" else "fp32, fused"}
+        assert {member["arithmetic"] for member in report["members"]} == {
+            "fp16" if device == "cuda" else "fp32, OpenVINO"
+        }
     assert masks["cpu"].any()
     assert dice(masks["cpu"], masks["cuda"]) >= 0.99
 
