@@ -1,6 +1,7 @@
 """Peak memory and time of the swan member with networks of the published size: ten of 29 and 6 million parameters, windows of 64^3.
 
     python -m benchmarks.swan_full_size [--device auto] [--folds 5] [--precision auto] [--shape 73 112 112] [--threads 1] [--load-only]
+    python -m benchmarks.swan_full_size --openvino    # one network of each kind: is converting it worth its while?
 
 Weights are random (the tests' builder, in a temporary folder), the image is noise of the given shape (z, y, x) at 2 mm: masks mean
 nothing, time and memory do. The default is one window.
@@ -20,10 +21,15 @@ import torch
 from benchmarks.memory import peak_mb
 from ensemble.config import Precision
 from ensemble.families.base import InferenceSettings
+from ensemble.families.swan.checkpoints import networks_of
+from ensemble.families.swan.folder import read_swan_folder
 from ensemble.families.swan.member import SwanMember
-from ensemble.families.swan.network import WIDTHS
+from ensemble.families.swan.network import CHANNELS, WIDTHS, WINDOW
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
+from ensemble.inference.session import LoadedSession
+from ensemble.inference.session_openvino import on_openvino
+from ensemble.inference.session_torch import TorchSession
 from ensemble.inference.tiling import Tiling
 from ensemble.members.manifest import find_members
 from ensemble.prepare.case import PreparedCase
@@ -41,6 +47,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 64, 64), help="of the image (z, y, x), 2 mm")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--load-only", action="store_true", help="load, and predict nothing")
+    parser.add_argument("--openvino", action="store_true", help="one network of each kind, by PyTorch and by OpenVINO")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     precision: Precision = options.precision
@@ -48,6 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         _made_weights(Path(scratch), options.folds)
         (spec,) = find_members(Path(scratch))
+        if options.openvino:
+            _on_openvino(spec.folder)
+            return
         before, started = peak_mb(), time.perf_counter()
         member = SwanMember.load(spec, settings)
         loading = time.perf_counter() - started
@@ -68,6 +78,23 @@ def main() -> None:
     print(f"peak resident memory {peak_mb():.0f} MB")
     if settings.device == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MB allocated")
+
+
+def _on_openvino(folder: Path) -> None:
+    """Print what converting a network takes, and a window by either runtime (CPU seconds, the second of two)."""
+    one_of_each = {network.weights.parents[2].name: network for network in networks_of(read_swan_folder(folder))}
+    window = torch.randn(1, CHANNELS, *WINDOW)
+    for kind, network in one_of_each.items():
+        built = network.build()
+        started = time.process_time()
+        converted = on_openvino(built, network.channels, network.smallest_window, "fp32")
+        print(f"{kind}: converted in {time.process_time() - started:.1f} CPU s", flush=True)
+        sessions: list[LoadedSession] = [TorchSession(built, dims=3, device="cpu")]
+        for session in sessions if converted is None else [*sessions, converted]:
+            session(window)
+            started = time.process_time()
+            session(window)
+            print(f"{kind}, {session.arithmetic}: a window in {time.process_time() - started:.2f} CPU s", flush=True)
 
 
 def _made_weights(folder: Path, folds: int) -> None:

@@ -142,6 +142,8 @@ class NetworkSpec:
     """What makes the activations so large, for messages."""
     build: Callable[[], nn.Module]
     """Builds the network and loads its weights. Raises WeightsBroken."""
+    convert: bool = True
+    """Whether OpenVINO runs it on the CPU. Not where converting takes longer than is saved in a case (docs/adr/0020)."""
 
 
 class ReferenceProgram(Protocol):

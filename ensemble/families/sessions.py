@@ -70,7 +70,7 @@ def open_session(network: NetworkSpec, settings: InferenceSettings) -> LoadedSes
         return open_onnx(network.weights.parent, dims, device, settings.session)
     precision = precision_of(settings)
     built = network.build()
-    if settings.session == "auto" and device.type == "cpu":
+    if settings.session == "auto" and device.type == "cpu" and network.convert:
         session = on_openvino(built, network.channels, network.smallest_window, precision)
         if session is not None:
             return session

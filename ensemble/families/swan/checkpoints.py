@@ -50,6 +50,7 @@ def networks_of(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
             window_bytes=window_bytes(WINDOW, WIDTHS[0]),
             memory_of=f"{WIDTHS[0]} feature maps",
             build=partial(_with_weights, kind, path),
+            convert=False,
         )
         for (_, kind), path in folder.weights.items()
     )

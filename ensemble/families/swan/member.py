@@ -6,7 +6,7 @@ original, which leaves dropout on by an oversight: here it is off, so that a cas
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction
@@ -45,8 +45,6 @@ class SwanMember:
         """Read a folder and put its networks onto the device. Raises WeightsBroken, naming file and finding."""
         _refuse_choices(spec)
         folder = read_swan_folder(spec.folder)
-        if settings.session == "auto":  # converting a Factorizer takes OpenVINO longer than it saves in a case
-            settings = replace(settings, session="torch")
         return cls(spec, open_sessions(spec, networks_of(folder), settings), folder.missing)
 
     @property
