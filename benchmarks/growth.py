@@ -65,7 +65,7 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     keep_freed_memory()
     import torch
 
-    from benchmarks.seals_full_size import _made_case
+    from benchmarks.made_up import made_up_case
     from ensemble.families.base import InferenceSettings
     from ensemble.families.nnunet_v2.member import NnunetV2Member
     from ensemble.members.manifest import find_members
@@ -76,7 +76,7 @@ def _once(folder: Path, member: str, threads: int, shape: Shape) -> dict[str, An
     (spec,) = find_members(folder, (member,))
     settings = InferenceSettings(tta="none")
     loaded = NnunetV2Member.load(spec, settings)
-    case = _made_case(shape, spacing_mm=2.0)
+    case = made_up_case(shape, spacing_mm=2.0)
     before = peak_mb()
     wall, cpu = time.perf_counter(), time.process_time()
     loaded.predict(case, settings, ignore_progress)

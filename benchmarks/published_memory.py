@@ -17,20 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from benchmarks.made_up import made_up_case, write_nvauto, write_seals, write_swan
 from benchmarks.memory import peak_mb
-from benchmarks.swan_full_size import TEST, WIDTHS
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
-from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.members.manifest import find_members
 from ensemble.members.pack import pack
-from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback, ignore_progress
-from ensemble.volume import Volume
 
 SHAPE, SPACING_MM = (73, 112, 112), 2.0
 NETWORKS = {"seals": 5, "nvauto": 15, "swan": 10}
@@ -46,7 +42,10 @@ def main() -> int:
     device = resolve_device(options.device)
     settings = InferenceSettings(device=device, tta="mirror", allow_torchscript=True)
     with tempfile.TemporaryDirectory() as scratch:
-        weights = _write_weights(Path(scratch) / "weights")
+        weights = Path(scratch) / "weights"
+        write_seals(weights, NETWORKS["seals"])
+        write_nvauto(weights, NETWORKS["nvauto"])
+        write_swan(weights, NETWORKS["swan"] // 2)
         if options.packed:
             pack(weights, weights := Path(scratch) / "packed", "fp32")
         before, started = peak_mb(), time.perf_counter()
@@ -56,7 +55,7 @@ def main() -> int:
             f"loaded in {time.perf_counter() - started:.0f} s: peak {peak_mb():.0f} MB, {before:.0f} MB before",
             flush=True,
         )
-        case = _made_case()
+        case = made_up_case(SHAPE, SPACING_MM, tuple(Modality))
         for member in members:
             started = time.process_time()
             with contextlib.suppress(EnoughError):
@@ -75,42 +74,6 @@ def _stop() -> ProgressCallback:
             raise EnoughError
 
     return progress
-
-
-def _write_weights(root: Path) -> Path:
-    """DeepISLES' archive in full size; folds and numbers beyond the first are links to it."""
-    sys.path.insert(0, str(TEST))
-    from monai.networks.nets import SegResNet
-
-    from nnunet_v1_folders import PUBLISHED as SEALS
-    from nnunet_v1_folders import V1Spec, build_v1_folder
-    from nvauto_files import PUBLISHED as NVAUTO
-    from nvauto_files import save_script
-    from swan_folders import PUBLISHED as SWAN
-    from swan_folders import build_swan_folder
-
-    cube = V1Spec(patch=(128, 128, 128), pools=((2, 2, 2),) * 5, kernels=((3, 3, 3),) * 6, features=32)
-    build_v1_folder(root / SEALS, cube)
-    for fold in range(1, NETWORKS["seals"]):
-        (root / SEALS / f"fold_{fold}").symlink_to("fold_0")
-    network = SegResNet(spatial_dims=3, init_filters=32, in_channels=2, out_channels=2)
-    save_script(network, root / NVAUTO / "model0.ts")
-    for number in range(1, NETWORKS["nvauto"]):
-        (root / NVAUTO / f"model{number}.ts").symlink_to("model0.ts")
-    build_swan_folder(root / SWAN, folds=("0",), widths=WIDTHS)
-    for fold in range(1, NETWORKS["swan"] // 2):
-        (root / SWAN / f"fold{fold}").symlink_to("fold0")
-    return root
-
-
-def _made_case() -> PreparedCase:
-    z, y, x = SHAPE
-    grid = Grid((x, y, z), (SPACING_MM,) * 3, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    generator = np.random.default_rng(0)
-    images = {m: Volume(generator.uniform(1, 2, SHAPE).astype(np.float32), grid) for m in Modality}
-    return PreparedCase(
-        "made up", images, images, images, images[Modality.DWI].like(images[Modality.DWI].array > 0), ()
-    )
 
 
 def _options() -> argparse.Namespace:

@@ -10,36 +10,31 @@ windows and eight flips (--shape 141 164 140 --tta mirror), in the same memory b
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from benchmarks.made_up import made_up_case, write_seals
 from benchmarks.memory import peak_mb
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import NnunetV1Member
-from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.tiling import Tiling
 from ensemble.members.manifest import find_members
 from ensemble.members.pack import pack
-from ensemble.prepare.case import PreparedCase
-from ensemble.types import Modality, ignore_progress
-from ensemble.volume import Volume
-
-TEST = Path(__file__).resolve().parent.parent / "test"
+from ensemble.types import ignore_progress
 
 
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     settings = InferenceSettings(resolve_device(options.device), options.tta, session=options.session)
-    case = _made_case(tuple(options.shape))
+    case = made_up_case(tuple(options.shape))
     with tempfile.TemporaryDirectory() as scratch:
-        weights = _made_weights(Path(scratch), options.folds)
+        weights = Path(scratch) / "weights"
+        write_seals(weights, options.folds)
         if options.packed:
             (weights,) = pack(weights, Path(scratch) / "packed", options.packed)
         (spec,) = find_members(weights)
@@ -78,33 +73,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--packed", choices=("fp32", "fp16"), help="pack the weights first")
     parser.add_argument("--load-only", action="store_true", help="load, and predict nothing")
     return parser.parse_args()
-
-
-def _made_weights(scratch: Path, folds: int) -> Path:
-    """A model folder with the network that nnU-Net v1 plans for DWI and ADC at 1 mm."""
-    sys.path.insert(0, str(TEST))
-    from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
-
-    spec = V1Spec(
-        patch=(128, 128, 128),
-        pools=((2, 2, 2),) * 5,
-        kernels=((3, 3, 3),) * 6,
-        features=32,
-        folds=tuple(f"fold_{fold}" for fold in range(folds)),
-    )
-    return build_v1_folder(scratch / PUBLISHED, spec)
-
-
-def _made_case(shape: tuple[int, ...], spacing_mm: float = 1.0) -> PreparedCase:
-    """DWI and ADC (z, y, x) of noise, not zero anywhere, so that nothing is cropped."""
-    z, y, x = shape
-    grid = Grid((x, y, z), (spacing_mm,) * 3, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    generator = np.random.default_rng(0)
-    images = {
-        modality: Volume(generator.uniform(1, 2, grid.shape_zyx).astype(np.float32), grid)
-        for modality in (Modality.DWI, Modality.ADC)
-    }
-    return PreparedCase("made up", images, images, images, Volume(images[Modality.DWI].array > 0, grid), ())
 
 
 if __name__ == "__main__":

@@ -10,33 +10,27 @@ nothing, time and memory do. The default is one window.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from benchmarks.made_up import made_up_case, write_swan
 from benchmarks.memory import peak_mb
 from ensemble.config import Precision
 from ensemble.families.base import InferenceSettings
 from ensemble.families.swan.checkpoints import networks_of
 from ensemble.families.swan.folder import read_swan_folder
 from ensemble.families.swan.member import SwanMember
-from ensemble.families.swan.network import CHANNELS, WIDTHS, WINDOW
-from ensemble.geometry import Grid
+from ensemble.families.swan.network import CHANNELS, WINDOW
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_openvino import on_openvino
 from ensemble.inference.session_torch import TorchSession
 from ensemble.inference.tiling import Tiling
 from ensemble.members.manifest import find_members
-from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ignore_progress
-from ensemble.volume import Volume
-
-TEST = Path(__file__).resolve().parent.parent / "test"
 
 
 def main() -> None:
@@ -53,7 +47,7 @@ def main() -> None:
     precision: Precision = options.precision
     settings = InferenceSettings(device=resolve_device(options.device), precision=precision)
     with tempfile.TemporaryDirectory() as scratch:
-        _made_weights(Path(scratch), options.folds)
+        write_swan(Path(scratch), options.folds)
         (spec,) = find_members(Path(scratch))
         if options.openvino:
             _on_openvino(spec.folder)
@@ -66,7 +60,7 @@ def main() -> None:
     print(f"loaded in {loading:.1f} s; peak resident memory {peak_mb():.0f} MB, {before:.0f} MB before", flush=True)
     if options.load_only:
         return
-    case, how = _made_case(tuple(options.shape)), member.windows
+    case, how = made_up_case(tuple(options.shape), 2.0, tuple(Modality)), member.windows
     x, y, z = case.grid.size
     windows = len(Tiling((x, y, z), how.window, how.blending).windows())
     wall, cpu = time.perf_counter(), time.process_time()
@@ -95,27 +89,6 @@ def _on_openvino(folder: Path) -> None:
             started = time.process_time()
             session(window)
             print(f"{kind}, {session.arithmetic}: a window in {time.process_time() - started:.2f} CPU s", flush=True)
-
-
-def _made_weights(folder: Path, folds: int) -> None:
-    """The archive: a fold is made, the others are links to it."""
-    sys.path.insert(0, str(TEST))
-    from swan_folders import PUBLISHED, build_swan_folder
-
-    build_swan_folder(folder / PUBLISHED, folds=("0",), widths=WIDTHS)
-    for fold in range(1, folds):
-        (folder / PUBLISHED / f"fold{fold}").symlink_to("fold0")
-
-
-def _made_case(shape: tuple[int, ...]) -> PreparedCase:
-    """Images (z, y, x) of noise, not zero anywhere."""
-    z, y, x = shape
-    grid = Grid((x, y, z), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    generator = np.random.default_rng(0)
-    images = {
-        modality: Volume(generator.uniform(1, 2, grid.shape_zyx).astype(np.float32), grid) for modality in Modality
-    }
-    return PreparedCase("made up", images, images, images, Volume(images[Modality.DWI].array > 0, grid), ())
 
 
 if __name__ == "__main__":
