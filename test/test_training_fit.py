@@ -213,6 +213,9 @@ def test_folds_can_be_stated_as_nnunet_has_them(tmp_path: Path) -> None:
     assert read_folds(tmp_path / "splits_final.json", ours) == folds
     with pytest.raises(InputRefused, match="in no fold"):
         read_folds(tmp_path / "splits_final.json", [*ours, *scans([0.0] * 5)[4:]])
+    (tmp_path / "splits_final.json").write_text('[{"val": ["s0", "s1", "s0"]}, {"val": ["s2", "s3"]}]')
+    with pytest.raises(InputRefused, match="named twice"):
+        read_folds(tmp_path / "splits_final.json", ours)
     (tmp_path / "splits_final.json").write_text('[{"val": ["nobody"]}]')
     with pytest.raises(InputRefused, match="folds can't be read"):
         read_folds(tmp_path / "splits_final.json", ours)
