@@ -118,32 +118,36 @@ def _checkpoint(weights: Path, member: str, fold: int) -> Path:
 
 def predict_out_of_fold(asked: Fit, folds: Folds) -> list[Tested]:
     """What each member's network says of the patients that it was not trained on."""
-    settings = InferenceSettings.of(RunConfig(tta=asked.tta), asked.device)
-    said: dict[str, dict[str, np.ndarray]] = {scan.name: {} for fold in folds for scan in fold}
-    for spec in asked.members:
-        for number, fold in enumerate(folds):
-            folder = asked.folder(spec, number)
-            kept = folder / f"said_{asked.tta}_{file_sha256(folder / CHECKPOINT)[:16]}"
-            kept.mkdir(exist_ok=True)
-            described = _described(spec, folder)
-            member = None
-            for scan in tqdm(fold, desc=f"{spec.name}, fold {number}", disable=None):
-                path = kept / f"{scan.name}.npy"
-                if not path.exists():
-                    member = member or family_of(described).load(described, settings)
-                    case, _ = bank.as_prepared(scan.path)
-                    probability = member.predict(case, settings, ignore_progress).probability.array
-                    with (draft := path.with_suffix(".draft")).open("wb") as file:
-                        np.save(file, probability.astype(np.float16))
-                    draft.rename(path)
-                said[scan.name][spec.name] = np.load(path)
     tested = []
     for number, fold in enumerate(folds):
+        kept = {spec.name: _predict_fold(asked, spec, number, fold) for spec in asked.members}
         for scan in fold:
             case, lesion = bank.as_prepared(scan.path)
-            patient = Patient(lesion, said.pop(scan.name), case.grid.voxel_ml).cut()
+            said = {member: np.load(folder / f"{scan.name}.npy") for member, folder in kept.items()}
+            patient = Patient(lesion, said, case.grid.voxel_ml).cut()
             tested.append(Tested(scan, number, patient, case.grid.spacing_zyx_mm))
     return tested
+
+
+def _predict_fold(asked: Fit, spec: MemberSpec, number: int, scans: Sequence[bank.Scan]) -> Path:
+    """The folder of what one network says (float16; z, y, x) of scans, `<name>.npy`; what lies there already is kept."""
+    settings = InferenceSettings.of(RunConfig(tta=asked.tta), asked.device)
+    folder = asked.folder(spec, number)
+    kept = folder / f"said_{asked.tta}_{file_sha256(folder / CHECKPOINT)[:16]}"
+    kept.mkdir(exist_ok=True)
+    described = _described(spec, folder)
+    member = None
+    for scan in tqdm(scans, desc=f"{spec.name}, fold {number}", disable=None):
+        path = kept / f"{scan.name}.npy"
+        if path.exists():
+            continue
+        member = member or family_of(described).load(described, settings)
+        case, _ = bank.as_prepared(scan.path)
+        probability = member.predict(case, settings, ignore_progress).probability.array
+        with (draft := path.with_suffix(".draft")).open("wb") as file:
+            np.save(file, probability.astype(np.float16))
+        draft.rename(path)
+    return kept
 
 
 def _described(spec: MemberSpec, folder: Path) -> Described:
