@@ -52,7 +52,8 @@ class Fit:
 
     members: tuple[MemberSpec, ...]
     bank: Path
-    simulated: Path | None
+    simulated: tuple[Path, ...]
+    """Simulated patients that every network sees, too: those that the bank held at the start."""
     simulated_share: float
     out: Path
     work: Path
@@ -87,9 +88,9 @@ def _train_fold(asked: Fit, spec: MemberSpec, folds: Folds, number: int) -> bool
     folder = asked.folder(spec, number)
     log.info("%s, fold %d of %d", spec.name, number, len(folds))
     source: Source = Bank(asked.bank, paths=[scan.path for scan in training_scans(folds, number)])
-    if asked.simulated is not None:
-        simulated = sorted(asked.simulated.glob("case_*.npz"))
-        source = Mixed(source, Bank(asked.simulated, paths=simulated), asked.simulated_share)
+    if asked.simulated:
+        simulated = Bank(asked.simulated[0].parent, paths=asked.simulated)
+        source = Mixed(source, simulated, asked.simulated_share)
     seed = 1000 * asked.seed + 10 * number + sorted(MEMBERS).index(spec.name)
     recipe = Recipe(
         asked.length,
@@ -215,7 +216,7 @@ def _about(asked: Fit, folds: Folds) -> dict[str, Any]:
         "bank_sha256": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         "folds": [[scan.name for scan in fold] for fold in folds],
         "simulated_share": asked.simulated_share if asked.simulated else 0.0,
-        "simulated": sorted(path.name for path in asked.simulated.glob("case_*.npz")) if asked.simulated else [],
+        "simulated": [path.name for path in asked.simulated],
         "steps": asked.length.steps,
         "minutes": asked.length.minutes,
         "start_from": str(asked.start_from) if asked.start_from else None,
@@ -282,7 +283,8 @@ def _command(options: argparse.Namespace) -> int:
     folds = read_folds(options.splits, scans) if options.splits else make_folds(scans, options.folds, options.seed)
     if options.steps is not None and options.steps < 1:
         raise UsageError("--steps must be 1 or more", found=str(options.steps))
-    check_folds(folds, _scans(options.simulated) if options.simulated else ())
+    simulated = _scans(options.simulated) if options.simulated else []
+    check_folds(folds, simulated)
     if not 0 <= options.simulated_share < 1:
         raise UsageError("--simulated-share must be from 0 to below 1", found=str(options.simulated_share))
     if any(scan.real for scan in scans) and not (options.licence and options.consent):
@@ -295,7 +297,7 @@ def _command(options: argparse.Namespace) -> int:
     asked = Fit(
         tuple(MEMBERS[name] for name in names),
         options.bank,
-        options.simulated,
+        tuple(scan.path for scan in simulated),
         options.simulated_share,
         options.out,
         options.work or options.out.absolute().with_name(options.out.name + ".work"),
