@@ -268,6 +268,19 @@ def test_what_cannot_be_is_said_at_once(
     assert words in capfd.readouterr().err
 
 
+def test_weights_to_begin_with_are_looked_for_before_any_member_is_trained(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(fit, "train", lambda spec, *_, **__: trained.append(spec.name) or True)
+    (tmp_path / "given" / "flair3d" / "fold_0").mkdir(parents=True)
+    (tmp_path / "given" / "flair3d" / CHECKPOINT).touch()
+    asked = ["all", "--bank", str(bank), "--out", str(tmp_path / "out"), "--folds", "2", "--steps", "1"]
+    assert fit.main([*asked, "--start-from", str(tmp_path / "given")]) == 2
+    assert "holds no weights of iso3d" in capfd.readouterr().err
+    assert trained == []
+
+
 def test_fine_tuning_begins_with_the_weights_that_are_given(bank: Path, tmp_path: Path) -> None:
     """What is trained is what was loaded: not a copy that the optimiser doesn't know. Another network's weights are refused."""
     spec = tiny(MEMBERS["slice2d"])

@@ -312,6 +312,9 @@ def _command(options: argparse.Namespace) -> int:
         options.consent or "simulated patients only",
     )
     _refuse_other(asked, _about(asked, folds))
+    if asked.start_from:
+        for name in names:
+            _checkpoint(asked.start_from, name, 0)  # what is missing is said now, not after hours
     if not fit(asked, folds):
         log.info("stopped: the same command goes on")
         return 143
