@@ -88,12 +88,17 @@ def _mask(ballots: BoolArray, weights: Sequence[float], mean: FloatArray, method
             assert_never(method)
 
 
-def drop_small_components(mask: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
-    """Return the mask (z, y, x) without its 26-connected components of fewer voxels, and how many those are."""
+def drop_small_components(mask: BoolArray, min_voxels: float, spared: BoolArray | None = None) -> tuple[BoolArray, int]:
+    """Return the mask (z, y, x) without its 26-connected components of fewer voxels, and how many those are.
+
+    Components with a voxel in `spared` (z, y, x) stay.
+    """
     if min_voxels <= 1:
         return mask, 0
     labels, _ = lesion_components(mask)
     small = np.bincount(labels.ravel()) < min_voxels
+    if spared is not None:
+        small[labels[spared]] = False
     small[0] = False
     return np.asarray(mask & ~small[labels]), int(small.sum())
 
@@ -104,11 +109,7 @@ def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxe
     Components are 26-connected. Those of fewer than `min_voxels` voxels go, unless all `ballots` (voters, z, y, x) are true in one of
     theirs. Returns the mask, and how many components went.
     """
-    labels, _ = lesion_components(mask)
-    small = np.bincount(labels.ravel()) < min_voxels
-    small[labels[ballots.all(axis=0)]] = False
-    small[0] = False
-    return np.asarray(mask & ~small[labels]), int(small.sum())
+    return drop_small_components(mask, min_voxels, spared=np.asarray(ballots.all(axis=0)))
 
 
 def majority(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ensemble.types import ignore_progress
-from training.calibrate import Patient, choose, shift, worth
+from training.calibrate import Patient, Rule, choose_thresholds, shift, worth_of
 
 NAMES = ("a", "b", "c")
 
@@ -31,15 +31,15 @@ def patients(levels: dict[str, float], number: int = 3) -> list[Patient]:
 
 def test_timid_members_decide_earlier() -> None:
     timid = patients({"a": 0.3, "b": 0.3, "c": 0.9})
-    assert worth(timid, dict.fromkeys(NAMES, 0.5), 0.0).recall == 0
-    chosen = choose(timid, 0.0)
-    found = worth(timid, chosen, 0.0)
+    assert worth_of(timid, Rule(dict.fromkeys(NAMES, 0.5), 0.0)).recall == 0
+    chosen = choose_thresholds(timid, 0.0)
+    found = worth_of(timid, chosen)
     assert (found.dice, found.f1, found.recall, found.precision, found.false_share) == (1, 1, 1, 1, 0)
-    assert 0.05 < min(chosen.values()) < 0.3
+    assert 0.05 < min(chosen.thresholds.values()) < 0.3
 
 
 def test_members_that_need_no_change_keep_half() -> None:
-    assert choose(patients(dict.fromkeys(NAMES, 0.9)), 0.0) == dict.fromkeys(NAMES, 0.5)
+    assert choose_thresholds(patients(dict.fromkeys(NAMES, 0.9)), 0.0).thresholds == dict.fromkeys(NAMES, 0.5)
 
 
 def test_a_mask_in_patients_without_a_lesion_is_not_bought() -> None:
@@ -47,8 +47,8 @@ def test_a_mask_in_patients_without_a_lesion_is_not_bought() -> None:
     free = made[-1]
     bright = np.full(free.lesion.shape, 0.35, np.float16)
     made[-1] = Patient(free.lesion, dict.fromkeys(NAMES, bright), free.voxel_ml)
-    assert worth(made, choose(made, 0.0), 0.0).false_share == 0
-    assert worth(made, dict.fromkeys(NAMES, 0.2), 0.0).score < 0
+    assert worth_of(made, choose_thresholds(made, 0.0)).false_share == 0
+    assert worth_of(made, Rule(dict.fromkeys(NAMES, 0.2), 0.0)).score < 0
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.6])

@@ -213,6 +213,9 @@ def test_folds_can_be_stated_as_nnunet_has_them(tmp_path: Path) -> None:
     assert read_folds(tmp_path / "splits_final.json", ours) == folds
     with pytest.raises(InputRefused, match="in no fold"):
         read_folds(tmp_path / "splits_final.json", [*ours, *scans([0.0] * 5)[4:]])
+    (tmp_path / "splits_final.json").write_text('[{"val": ["s0", "s1", "s0"]}, {"val": ["s2", "s3"]}]')
+    with pytest.raises(InputRefused, match="named twice"):
+        read_folds(tmp_path / "splits_final.json", ours)
     (tmp_path / "splits_final.json").write_text('[{"val": ["nobody"]}]')
     with pytest.raises(InputRefused, match="folds can't be read"):
         read_folds(tmp_path / "splits_final.json", ours)
@@ -263,6 +266,19 @@ def test_what_cannot_be_is_said_at_once(
     asked = ["slice2d", "--bank", str(bank), "--out", str(tmp_path / "out"), "--folds", "2", "--steps", "1"]
     assert fit.main([*asked, "--start-from", str(tmp_path)]) == code
     assert words in capfd.readouterr().err
+
+
+def test_weights_to_begin_with_are_looked_for_before_any_member_is_trained(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(fit, "train", lambda spec, *_, **__: trained.append(spec.name) or True)
+    (tmp_path / "given" / "flair3d" / "fold_0").mkdir(parents=True)
+    (tmp_path / "given" / "flair3d" / CHECKPOINT).touch()
+    asked = ["all", "--bank", str(bank), "--out", str(tmp_path / "out"), "--folds", "2", "--steps", "1"]
+    assert fit.main([*asked, "--start-from", str(tmp_path / "given")]) == 2
+    assert "holds no weights of iso3d" in capfd.readouterr().err
+    assert trained == []
 
 
 def test_fine_tuning_begins_with_the_weights_that_are_given(bank: Path, tmp_path: Path) -> None:

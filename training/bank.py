@@ -41,6 +41,12 @@ def anterior(lps: AnyArray) -> AnyArray:
     return lps[..., ::-1, :].copy()
 
 
+def anterior_grid(shape_zyx: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
+    """The grid of such arrays, of this voxel size (z, y, x), with its origin at 0."""
+    (depth, height, width), (z, y, x) = shape_zyx, spacing_mm
+    return Grid((width, height, depth), (x, y, z), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+
+
 def cut(stack: AnyArray, label: AnyArray) -> tuple[AnyArray, AnyArray]:
     """Images (channels, z, y, x) and label (z, y, x) in the box of what is brain on DWI, or lesion."""
     inside = (stack[0] > 0) | (label > 0)
@@ -128,9 +134,8 @@ def as_prepared(path: Path) -> tuple[PreparedCase, AnyArray]:
     """A scan as members are given it, on a grid of its own, and its lesion (bool; z, y, x)."""
     with np.load(path) as content:
         stack, label = content["images"].astype(np.float32), content["label"] > 0
-        z, y, x = (round(float(mm), 5) for mm in content["spacing_mm"])
-    depth, height, width = label.shape
-    grid = Grid((width, height, depth), (x, y, z), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+        spacing_mm = [round(float(mm), 5) for mm in content["spacing_mm"]]
+    grid = anterior_grid(label.shape, spacing_mm)
     images = {m: Volume(image, grid) for m, image in zip(CHANNELS, stack, strict=True) if image.any()}
     brain = Volume(stack[0] > 0, grid)
     return PreparedCase(path.stem.removeprefix("case_"), images, images, images, brain, ()), label

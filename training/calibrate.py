@@ -121,11 +121,6 @@ class Worth:
         )
 
 
-def worth(patients: Sequence[Patient], thresholds: Mapping[str, float], min_disputed_ml: float) -> Worth:
-    """What thresholds alone are worth."""
-    return worth_of(patients, Rule(thresholds, min_disputed_ml))
-
-
 def worth_of(patients: Sequence[Patient], rule: Rule) -> Worth:
     """Means over patients with a lesion, the share of false masks over those without."""
     scores: list[tuple[float, float, float]] = []
@@ -149,13 +144,8 @@ def worth_of(patients: Sequence[Patient], rule: Rule) -> Worth:
     )
 
 
-def choose(patients: Sequence[Patient], min_disputed_ml: float) -> dict[str, float]:
-    """The thresholds by member: one after the other is set to its best, until none changes."""
-    return dict(choose_thresholds(patients, min_disputed_ml).thresholds)
-
-
 def choose_thresholds(patients: Sequence[Patient], min_disputed_ml: float) -> Rule:
-    """The rule with those thresholds and equal votes."""
+    """The rule with equal votes, and the thresholds: one member's after the other's is set to its best, until none changes."""
     names, changed = list(patients[0].probabilities), True
     chosen = Rule(dict.fromkeys(names, 0.5), min_disputed_ml)
     best = worth_of(patients, chosen)
@@ -240,10 +230,10 @@ def main() -> None:
     set_up_logging()
     torch.set_num_threads(options.threads)
     patients = predicted(options.weights, options.first, options.count, options.shared, options.cache)
-    chosen = choose(patients, RunConfig().min_disputed_ml)
+    chosen = choose_thresholds(patients, RunConfig().min_disputed_ml)
     if not options.apply:
         return
-    for name, threshold in chosen.items():
+    for name, threshold in chosen.thresholds.items():
         for checkpoint in sorted((options.weights / name).glob("fold_*/checkpoint_final.pth")):
             shift(checkpoint, threshold)
     write_manifest(options.weights)

@@ -23,7 +23,6 @@ import torch
 from scipy import ndimage
 
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
-from ensemble.geometry import Grid
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
 from ensemble.pipeline import Ensemble, Result, load, segment
@@ -34,6 +33,7 @@ from ensemble.readers.imagefile import read_files, read_image
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 from training.acquisition import Acquired
+from training.bank import anterior_grid
 from training.baseline import best_rule
 from training.simulate import SHARED, validation_case
 
@@ -152,9 +152,7 @@ def found_lesions(truth: Truth, tta: str, result: Result) -> list[Found]:
 
 def as_raw(name: str, case: Acquired) -> RawCase:
     """A simulated case as a reader would give it."""
-    z, y, x = case.spacing_mm
-    shape = case.brain.shape
-    grid = Grid((shape[2], shape[1], shape[0]), (x, y, z), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+    grid = anterior_grid(case.brain.shape, case.spacing_mm)
     arrays = {Modality.DWI: case.dwi, Modality.ADC: case.adc, Modality.FLAIR: case.flair}
     return RawCase(name, {m: RawImage(Path(f"{name}_{m}"), Volume(a.numpy(), grid)) for m, a in arrays.items()})
 

@@ -52,7 +52,8 @@ class Fit:
 
     members: tuple[MemberSpec, ...]
     bank: Path
-    simulated: Path | None
+    simulated: tuple[Path, ...]
+    """Simulated patients that every network sees, too: those that the bank held at the start."""
     simulated_share: float
     out: Path
     work: Path
@@ -87,9 +88,9 @@ def _train_fold(asked: Fit, spec: MemberSpec, folds: Folds, number: int) -> bool
     folder = asked.folder(spec, number)
     log.info("%s, fold %d of %d", spec.name, number, len(folds))
     source: Source = Bank(asked.bank, paths=[scan.path for scan in training_scans(folds, number)])
-    if asked.simulated is not None:
-        simulated = sorted(asked.simulated.glob("case_*.npz"))
-        source = Mixed(source, Bank(asked.simulated, paths=simulated), asked.simulated_share)
+    if asked.simulated:
+        simulated = Bank(asked.simulated[0].parent, paths=asked.simulated)
+        source = Mixed(source, simulated, asked.simulated_share)
     seed = 1000 * asked.seed + 10 * number + sorted(MEMBERS).index(spec.name)
     recipe = Recipe(
         asked.length,
@@ -118,32 +119,36 @@ def _checkpoint(weights: Path, member: str, fold: int) -> Path:
 
 def predict_out_of_fold(asked: Fit, folds: Folds) -> list[Tested]:
     """What each member's network says of the patients that it was not trained on."""
-    settings = InferenceSettings.of(RunConfig(tta=asked.tta), asked.device)
-    said: dict[str, dict[str, np.ndarray]] = {scan.name: {} for fold in folds for scan in fold}
-    for spec in asked.members:
-        for number, fold in enumerate(folds):
-            folder = asked.folder(spec, number)
-            kept = folder / f"said_{asked.tta}_{file_sha256(folder / CHECKPOINT)[:16]}"
-            kept.mkdir(exist_ok=True)
-            described = _described(spec, folder)
-            member = None
-            for scan in tqdm(fold, desc=f"{spec.name}, fold {number}", disable=None):
-                path = kept / f"{scan.name}.npy"
-                if not path.exists():
-                    member = member or family_of(described).load(described, settings)
-                    case, _ = bank.as_prepared(scan.path)
-                    probability = member.predict(case, settings, ignore_progress).probability.array
-                    with (draft := path.with_suffix(".draft")).open("wb") as file:
-                        np.save(file, probability.astype(np.float16))
-                    draft.rename(path)
-                said[scan.name][spec.name] = np.load(path)
     tested = []
     for number, fold in enumerate(folds):
+        kept = {spec.name: _predict_fold(asked, spec, number, fold) for spec in asked.members}
         for scan in fold:
             case, lesion = bank.as_prepared(scan.path)
-            patient = Patient(lesion, said.pop(scan.name), case.grid.voxel_ml).cut()
+            said = {member: np.load(folder / f"{scan.name}.npy") for member, folder in kept.items()}
+            patient = Patient(lesion, said, case.grid.voxel_ml).cut()
             tested.append(Tested(scan, number, patient, case.grid.spacing_zyx_mm))
     return tested
+
+
+def _predict_fold(asked: Fit, spec: MemberSpec, number: int, scans: Sequence[bank.Scan]) -> Path:
+    """The folder of what one network says (float16; z, y, x) of scans, `<name>.npy`; what lies there already is kept."""
+    settings = InferenceSettings.of(RunConfig(tta=asked.tta), asked.device)
+    folder = asked.folder(spec, number)
+    kept = folder / f"said_{asked.tta}_{file_sha256(folder / CHECKPOINT)[:16]}"
+    kept.mkdir(exist_ok=True)
+    described = _described(spec, folder)
+    member = None
+    for scan in tqdm(scans, desc=f"{spec.name}, fold {number}", disable=None):
+        path = kept / f"{scan.name}.npy"
+        if path.exists():
+            continue
+        member = member or family_of(described).load(described, settings)
+        case, _ = bank.as_prepared(scan.path)
+        probability = member.predict(case, settings, ignore_progress).probability.array
+        with (draft := path.with_suffix(".draft")).open("wb") as file:
+            np.save(file, probability.astype(np.float16))
+        draft.rename(path)
+    return kept
 
 
 def _described(spec: MemberSpec, folder: Path) -> Described:
@@ -211,7 +216,7 @@ def _about(asked: Fit, folds: Folds) -> dict[str, Any]:
         "bank_sha256": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         "folds": [[scan.name for scan in fold] for fold in folds],
         "simulated_share": asked.simulated_share if asked.simulated else 0.0,
-        "simulated": sorted(path.name for path in asked.simulated.glob("case_*.npz")) if asked.simulated else [],
+        "simulated": [path.name for path in asked.simulated],
         "steps": asked.length.steps,
         "minutes": asked.length.minutes,
         "start_from": str(asked.start_from) if asked.start_from else None,
@@ -278,7 +283,8 @@ def _command(options: argparse.Namespace) -> int:
     folds = read_folds(options.splits, scans) if options.splits else make_folds(scans, options.folds, options.seed)
     if options.steps is not None and options.steps < 1:
         raise UsageError("--steps must be 1 or more", found=str(options.steps))
-    check_folds(folds, _scans(options.simulated) if options.simulated else ())
+    simulated = _scans(options.simulated) if options.simulated else []
+    check_folds(folds, simulated)
     if not 0 <= options.simulated_share < 1:
         raise UsageError("--simulated-share must be from 0 to below 1", found=str(options.simulated_share))
     if any(scan.real for scan in scans) and not (options.licence and options.consent):
@@ -291,7 +297,7 @@ def _command(options: argparse.Namespace) -> int:
     asked = Fit(
         tuple(MEMBERS[name] for name in names),
         options.bank,
-        options.simulated,
+        tuple(scan.path for scan in simulated),
         options.simulated_share,
         options.out,
         options.work or options.out.absolute().with_name(options.out.name + ".work"),
@@ -306,6 +312,9 @@ def _command(options: argparse.Namespace) -> int:
         options.consent or "simulated patients only",
     )
     _refuse_other(asked, _about(asked, folds))
+    if asked.start_from:
+        for name in names:
+            _checkpoint(asked.start_from, name, 0)  # what is missing is said now, not after hours
     if not fit(asked, folds):
         log.info("stopped: the same command goes on")
         return 143

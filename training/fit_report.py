@@ -65,10 +65,6 @@ def write_reports(fitted: Fitted, tested: Sequence[Tested], weights: Path) -> No
         (weights / member / "README.md").write_text(_card(member, fitted, table), encoding="utf-8")
 
 
-def _alone(rule: Rule, member: str) -> Rule:
-    return replace(rule, thresholds={member: rule.thresholds[member]}, weights={})
-
-
 def _table(fitted: Fitted, tested: Sequence[Tested]) -> str:
     """Means by member and of the ensemble, before and after calibration, as Markdown."""
     lines = ["| out of fold | Dice | lesion F1 | AVD ml | ALCD |", "| --- | ---: | ---: | ---: | ---: |"]
@@ -78,8 +74,7 @@ def _table(fitted: Fitted, tested: Sequence[Tested]) -> str:
             scores = []
             for one in tested:
                 part = replace(one.patient, probabilities={m: one.patient.probabilities[m] for m in members})
-                rule = rules[one.fold] if len(members) > 1 else _alone(rules[one.fold], members[0])
-                scores.append(replace(one, patient=part).score(rule))
+                scores.append(replace(one, patient=part).score(rules[one.fold]))
             means = [float(np.mean([getattr(score, key) for score in scores])) for key in MEASURES]
             lines.append(f"| {name}, {title} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
     return "\n".join(lines)

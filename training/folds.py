@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -52,7 +52,12 @@ def read_folds(path: Path, scans: Sequence[Scan]) -> Folds:
             found=f"{type(error).__name__}: {error}",
             do='write nnU-Net\'s [{"train": [...], "val": [...]}, ...] with names of the bank, without case_ and .npz',
         ) from error
-    if left := sorted(set(by_name) - {name for fold in named for name in fold}):
+    times_named = Counter(name for fold in named for name in fold)
+    if twice := sorted(name for name, times in times_named.items() if times > 1):
+        raise InputRefused(
+            "scans are named twice", where=path, found=", ".join(twice[:5]), do="let each be tested once"
+        )
+    if left := sorted(set(by_name) - set(times_named)):
         raise InputRefused("scans are in no fold", where=path, found=", ".join(left[:5]), do="add them to a fold's val")
     return folds
 

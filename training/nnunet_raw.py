@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import SimpleITK as sitk
 
 from ensemble.errors import UsageError
 from ensemble.prepare.case import PreparedCase
+from ensemble.publish import write_json
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume, to_sitk
 
@@ -57,7 +57,7 @@ class NnunetRaw:
             "numTraining": len(self.cases),
             "file_ending": ".nii.gz",
         }
-        (self.folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_json(description, self.folder / "dataset.json")
 
 
 def _write(volume: Volume, path: Path) -> None:

@@ -24,6 +24,7 @@ from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, FloatArray
 from ensemble.volume import Volume, to_sitk
 from training.anatomy import HEADS, blur, brain_hull, freesurfer_numbers, load_head
+from training.bank import anterior_grid
 from training.draw import Draw
 from training.simulate import SHARED
 from training.tissues import CSF_CLASSES, Tissue
@@ -93,16 +94,10 @@ def usual_images(classes: Tensor, draw: Draw) -> tuple[FloatArray, FloatArray, A
     return (1 - (1 - CSF_SIGNAL) * soft) * brain, (1 + 3 * soft) * brain, brain
 
 
-def lps_grid(shape_zyx: Sequence[int]) -> Grid:
-    """Of our 1 mm arrays (z up, y to anterior, x to the left)."""
-    z, y, x = shape_zyx
-    return Grid((x, y, z), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
-
-
 def head_in_template(shared: Path, index: int, onto: Template) -> FloatArray:
     """Left half's structures of one head on the template's grid (structure, z, y, x): it and its mirror image, averaged."""
     head = load_head(shared, index)
-    grid = lps_grid(head.classes.shape)
+    grid = anterior_grid(head.classes.shape, (1.0, 1.0, 1.0))
     dwi, adc, brain = usual_images(head.classes, Draw(index))
     found = place(Volume(dwi, grid), Volume(adc, grid), brain, onto)
     if found is None or found.problems():
