@@ -73,8 +73,8 @@ def test_half_stays_where_a_member_decides(tmp_path: Path, threshold: float) -> 
     before = probability()
     for checkpoint in tmp_path.rglob("checkpoint_final.pth"):
         shift(checkpoint, threshold)
-    odds = np.log(before / (1 - before)) + log((1 - threshold) / threshold)
     after = probability()
     inside = (before > 1e-3) & (before < 1 - 1e-3)
+    odds = np.log(before[inside] / (1 - before[inside])) + log((1 - threshold) / threshold)
     assert inside.sum() > 100
-    np.testing.assert_allclose(after[inside], 1 / (1 + np.exp(-odds[inside])), atol=2e-3)
+    np.testing.assert_allclose(after[inside], 1 / (1 + np.exp(-odds)), atol=2e-3)
