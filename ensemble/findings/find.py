@@ -54,7 +54,7 @@ def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = 
         found,
         places=summed(tallied, [tally(onto, member, matrix) for member in members], elsewhere),
         lesions=_with_places(found.lesions, own, matrix, tallied, elsewhere),
-        atlases=tuple(ask(one, own, members, matrix, nearby) for one in maps),
+        atlases=tuple(ask(one, own, few, members, matrix, nearby) for one in maps),
         seconds=time.perf_counter() - started,
     )
 

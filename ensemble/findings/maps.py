@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -71,9 +71,14 @@ class LabelMap:
     space: str
     mismatch: str
 
-    def chosen(self, group: str, side: str | None = None) -> list[Label]:
-        """Return the labels of a group, on one side if that is given."""
-        return [label for label in self.labels if label.group == group and side in (None, label.side)]
+    @property
+    def numbered(self) -> Iterator[tuple[int, Label]]:
+        """The labels with their numbers in `array`."""
+        return enumerate(self.labels, start=1)
+
+    def chosen(self, group: str, side: str | None = None) -> list[int]:
+        """Return the numbers in `array` of a group's labels, on one side if that is given."""
+        return [n for n, label in self.numbered if label.group == group and side in (None, label.side)]
 
     @property
     def is_aspects(self) -> bool:
@@ -261,16 +266,16 @@ class _Volumes:
     ml: FloatArray
     map: LabelMap
 
-    def of(self, chosen: Collection[Label]) -> float:
-        return float(sum(self.ml[n] for n, label in enumerate(self.map.labels, start=1) if label in chosen))
+    def of(self, chosen: Sequence[int]) -> float:
+        return float(sum(self.ml[n] for n in chosen))
 
-    def share(self, chosen: Collection[Label]) -> float:
+    def share(self, chosen: Sequence[int]) -> float:
         return self.of(chosen) / max(float(self.ml.sum()), 1e-9)
 
     def leading(self, word: Callable[[Label], str]) -> str:
         """Return the word (its group, say) under which most lies; empty where nothing does."""
         by_word: dict[str, float] = {}
-        for n, label in enumerate(self.map.labels, start=1):
+        for n, label in self.map.numbered:
             by_word[word(label)] = by_word.get(word(label), 0.0) + float(self.ml[n])
         best = max(by_word, key=lambda name: by_word[name])
         return best if by_word[best] > 0 else ""
@@ -289,7 +294,7 @@ class _Asked:
             measure(self.own), [measure(one) for one in self.members], [measure(one) for one in self.elsewhere]
         )
 
-    def amount(self, name: str, chosen: Collection[Label]) -> Amount:
+    def amount(self, name: str, chosen: Sequence[int]) -> Amount:
         with_lesion = replace(self, members=[one for one in self.members if one.ml.any()])
         return Amount(
             name, self.quantity(lambda one: one.of(chosen)), with_lesion.quantity(lambda one: one.share(chosen))
@@ -304,9 +309,14 @@ class _Asked:
 
 
 def ask(
-    one: LabelMap, own: Sample, members: Sequence[Sample], matrix: FloatArray, nearby: Sequence[FloatArray]
+    one: LabelMap,
+    own: Sample,
+    few: Sample,
+    members: Sequence[Sample],
+    matrix: FloatArray,
+    nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
-    """Return what a map says of a lesion, given by voxels of the mask and of each voter's own.
+    """Return what a map says of a lesion, given by voxels of the mask (all, and `few` of them) and of each voter's own.
 
     `matrix` is the 4x4 map from the image to the template (LPS), `nearby` others that it might be.
     """
@@ -318,7 +328,7 @@ def ask(
     asked = _Asked(
         volumes(own, matrix),
         [volumes(member, matrix) for member in members],
-        [volumes(own.thinned(), other) for other in nearby],
+        [volumes(few, other) for other in nearby],
     )
     groups = list(dict.fromkeys(label.group for label in one.labels if label.group))
     return AtlasFindings(
@@ -327,7 +337,7 @@ def ask(
         one.sha256,
         one.space,
         one.mismatch,
-        labels=_touched(asked.amount(label.name, [label]) for label in one.labels),
+        labels=_touched(asked.amount(label.name, [n]) for n, label in one.numbered),
         groups=_touched(asked.amount(group, one.chosen(group)) for group in groups),
         sided_groups=_touched(
             asked.amount(f"{group} {side}", one.chosen(group, side)) for group in groups for side in _SIDES
@@ -359,7 +369,7 @@ def _aspects(asked: _Asked, matrix: FloatArray) -> Aspects:
     regions: list[RegionShare] = []
     scores = []
     for side in _SIDES:
-        numbers = [n for n, label in enumerate(one.labels, start=1) if label.side == side]
+        numbers = [n for n, label in one.numbered if label.side == side]
         regions += [RegionShare(one.labels[n - 1].name, asked.quantity(partial(share, number=n))) for n in numbers]
         if len(numbers) == _ASPECTS_REGIONS:
             affected = tuple(one.labels[n - 1].name for n in numbers if share(asked.own, n) > ASPECTS_SHARE)
