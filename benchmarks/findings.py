@@ -239,8 +239,7 @@ def report(counts: Counts) -> Iterator[str]:
 def halves(case: PreparedCase) -> Iterator[tuple[str, PreparedCase]]:
     """The case with half of its brain missing: cut off by the field of view, or empty."""
     turn = case.grid.canonical()
-    index = np.moveaxis(np.indices(case.grid.shape_zyx), 0, -1)[..., ::-1]
-    points = index @ case.grid.affine[:3, :3].T + case.grid.affine[:3, 3]
+    points = case.grid.points_mm(np.moveaxis(np.indices(case.grid.shape_zyx), 0, -1))
     middle = points[case.brain.array].mean(axis=0)
     for axis, names in enumerate((("left", "right"), ("rear", "front"), ("upper", "lower"))):
         for sign, name in zip((1, -1), names, strict=True):
@@ -262,10 +261,10 @@ def _cut(case: PreparedCase, axis: int, flipped: bool) -> PreparedCase:
     at = [slice(None)] * 3
     at[axis] = slice(middle, None)
     start = np.zeros(3)
-    start[2 - axis] = middle
+    start[axis] = middle
     size = list(case.grid.size)
     size[2 - axis] -= middle
-    origin = case.grid.affine[:3, :3] @ start + case.grid.affine[:3, 3]
+    origin = case.grid.points_mm(start)
     grid = replace(case.grid, size=tuple(size), origin_mm=tuple(origin.tolist()))  # type: ignore[arg-type]
 
     def cut(volume: Volume) -> Volume:

@@ -182,7 +182,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
     """
     index = np.argwhere(array)
     at = index[:: max(1, len(index) // 400_000)]
-    points = at[:, ::-1] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    points = grid.points_mm(at)
     onto = template()
     inside = nearest(onto.hull, onto.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
@@ -250,8 +250,7 @@ def _by_header(path: Path, grid: Grid) -> str:
 
 def nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
     """Return values of an array (z, y, x) at points (n, 3; LPS mm), of the nearest voxel; 0 outside."""
-    inverse = np.linalg.inv(grid.affine)
-    index = np.rint(points_mm @ inverse[:3, :3].T + inverse[:3, 3]).astype(np.int64)
+    index = np.rint(moved(np.linalg.inv(grid.affine), points_mm)).astype(np.int64)
     within = ((index >= 0) & (index < grid.size)).all(axis=1)
     found = np.zeros(len(points_mm), array.dtype)
     x, y, z = index[within].T

@@ -65,7 +65,7 @@ def _about(matrix: FloatArray, centre_mm: FloatArray) -> FloatArray:
 
 
 def moved(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
-    """Points (n, 3) through a 4x4 map."""
+    """Points (..., 3) through a 4x4 map."""
     return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
 
@@ -153,8 +153,7 @@ class Sample:
         largest_first = np.argsort(-np.bincount(number, minlength=count + 1)[1:], kind="stable")
         rank = np.empty(count + 1, np.int64)
         rank[largest_first + 1] = np.arange(count)
-        points = index[:, ::-1] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        return cls(points, np.full(len(index), grid.voxel_ml), rank[number])
+        return cls(grid.points_mm(index), np.full(len(index), grid.voxel_ml), rank[number])
 
     @property
     def volumes_ml(self) -> FloatArray:
