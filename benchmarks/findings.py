@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from ensemble.config import RunConfig
 from ensemble.findings.find import find, placed
 from ensemble.findings.maps import LabelMap, read_map
-from ensemble.findings.places import TISSUE, Sample, Tally, summed
+from ensemble.findings.places import TISSUE, Sample, Tally, moved, summed, tally_of
 from ensemble.findings.template import Structure, Template, template
 from ensemble.findings.types import Findings
 from ensemble.fusion import FusedPrediction
@@ -143,15 +143,9 @@ def result_of(case: PreparedCase, lesion: AnyArray) -> Result:
 def true_tally(head: Head, grid: Grid) -> Tally:
     """Volumes by lesion, side and structure, in the order of the findings."""
     own = Sample.of(head.lesion, grid)
-    inverse = np.linalg.inv(grid.affine)
-    index = np.rint(own.points_mm @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
+    index = np.rint(moved(np.linalg.inv(grid.affine), own.points_mm)).astype(int)
     chances = head.truth[:, :, index[:, 2], index[:, 1], index[:, 0]]
-    chances = chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6)
-    volumes = np.zeros((len(own.volumes_ml), 2, len(TISSUE)))
-    for side in range(2):
-        for kind in range(len(TISSUE)):
-            volumes[:, side, kind] = np.bincount(own.lesion_of, own.ml * chances[side, kind], minlength=len(volumes))
-    return Tally(volumes)
+    return tally_of(own, chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6))
 
 
 def atlases(shared: Path) -> list[Template]:

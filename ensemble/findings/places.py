@@ -181,7 +181,11 @@ class Sample:
 
 def tally(onto: Template, sample: Sample, matrix: FloatArray) -> Tally:
     """Volumes by lesion, with a brain that a 4x4 map brings to the template."""
-    chances = probabilities(onto, moved(matrix, sample.points_mm))
+    return tally_of(sample, probabilities(onto, moved(matrix, sample.points_mm)))
+
+
+def tally_of(sample: Sample, chances: FloatArray) -> Tally:
+    """Volumes by lesion, given the probability (side, structure of TISSUE, n) of what lies at each voxel."""
     count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
     for side in range(2):
