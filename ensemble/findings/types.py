@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Side = Literal["left", "right", "both"]
 Pattern = Literal["none", "single", "scattered"]
 
 
