@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
-from ensemble.files import open_file, read_bounded, read_json
+from ensemble.files import file_sha256, read_bounded, read_json
 from ensemble.findings.places import Sample, moved
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import Amount, Aspects, AspectsScore, AtlasFindings, Choice, Quantity, RegionShare
@@ -112,8 +111,7 @@ def read_map(path: Path) -> LabelMap:
     name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
     try:
         stored = read_stored(path, "atlas")
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except InputRefused as refused:
         raise UsageError(refused.what, where=path, found=refused.found, do=refused.do) from refused
     values = stored.values(np.float64)
