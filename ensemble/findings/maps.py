@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -263,11 +263,9 @@ class _Volumes:
     ml: FloatArray
     map: LabelMap
 
-    def of(self, chosen: Sequence[int]) -> float:
-        return float(sum(self.ml[n] for n in chosen))
-
-    def share(self, chosen: Sequence[int]) -> float:
-        return self.of(chosen) / max(float(self.ml.sum()), 1e-9)
+    def part(self, chosen: Sequence[int]) -> tuple[float, float]:
+        """Return ml in some labels, and of the whole lesion."""
+        return float(sum(self.ml[n] for n in chosen)), float(self.ml.sum())
 
     def leading(self, word: Callable[[Label], str]) -> str:
         """Return the word (its group, say) under which most lies; empty where nothing does."""
@@ -292,10 +290,8 @@ class _Asked:
         )
 
     def amount(self, name: str, chosen: Sequence[int]) -> Amount:
-        with_lesion = replace(self, members=[one for one in self.members if one.ml.any()])
-        return Amount(
-            name, self.quantity(lambda one: one.of(chosen)), with_lesion.quantity(lambda one: one.share(chosen))
-        )
+        members, elsewhere = ([one.part(chosen) for one in some] for some in (self.members, self.elsewhere))
+        return Amount.of(name, self.own.part(chosen), members, elsewhere)
 
     def choice(self, word: Callable[[Label], str]) -> Choice | None:
         own = self.own.leading(word)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from ensemble.findings.template import Structure, Template
-from ensemble.findings.types import Amount, Choice, Places, Quantity
+from ensemble.findings.types import Amount, Choice, Places
 from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.types import AnyArray, FloatArray
@@ -218,15 +218,7 @@ def _amount(
     """Return what lies on some sides in some structures, of the mask's, the voters' and the perturbed totals (side, structure)."""
     own, members, elsewhere = found
 
-    def ml(total: FloatArray) -> float:
-        return float(total[np.ix_(list(sides), list(kinds))].sum())
+    def part(total: FloatArray) -> tuple[float, float]:
+        return float(total[np.ix_(list(sides), list(kinds))].sum()), float(total.sum())
 
-    def share(total: FloatArray) -> float:
-        return ml(total) / max(float(total.sum()), 1e-9)
-
-    with_lesion = [total for total in members if total.sum() > 0]
-    return Amount(
-        name,
-        Quantity.of(ml(own), [ml(m) for m in members], [ml(e) for e in elsewhere]),
-        Quantity.of(share(own), [share(m) for m in with_lesion], [share(e) for e in elsewhere]),
-    )
+    return Amount.of(name, part(own), [part(m) for m in members], [part(e) for e in elsewhere])
