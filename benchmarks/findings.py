@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from ensemble.config import RunConfig
 from ensemble.findings.find import find, placed
 from ensemble.findings.maps import LabelMap, read_map
-from ensemble.findings.places import TISSUE, Sample, Tally, summed
+from ensemble.findings.places import TISSUE, Sample, Tally, moved, summed, tally_of
 from ensemble.findings.template import Structure, Template, template
 from ensemble.findings.types import Findings
 from ensemble.fusion import FusedPrediction
@@ -143,15 +143,9 @@ def result_of(case: PreparedCase, lesion: AnyArray) -> Result:
 def true_tally(head: Head, grid: Grid) -> Tally:
     """Volumes by lesion, side and structure, in the order of the findings."""
     own = Sample.of(head.lesion, grid)
-    inverse = np.linalg.inv(grid.affine)
-    index = np.rint(own.points_mm @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
+    index = np.rint(moved(np.linalg.inv(grid.affine), own.points_mm)).astype(int)
     chances = head.truth[:, :, index[:, 2], index[:, 1], index[:, 0]]
-    chances = chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6)
-    volumes = np.zeros((len(own.volumes_ml), 2, len(TISSUE)))
-    for side in range(2):
-        for kind in range(len(TISSUE)):
-            volumes[:, side, kind] = np.bincount(own.lesion_of, own.ml * chances[side, kind], minlength=len(volumes))
-    return Tally(volumes)
+    return tally_of(own, chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6))
 
 
 def atlases(shared: Path) -> list[Template]:
@@ -239,8 +233,7 @@ def report(counts: Counts) -> Iterator[str]:
 def halves(case: PreparedCase) -> Iterator[tuple[str, PreparedCase]]:
     """The case with half of its brain missing: cut off by the field of view, or empty."""
     turn = case.grid.canonical()
-    index = np.moveaxis(np.indices(case.grid.shape_zyx), 0, -1)[..., ::-1]
-    points = index @ case.grid.affine[:3, :3].T + case.grid.affine[:3, 3]
+    points = case.grid.points_mm(np.moveaxis(np.indices(case.grid.shape_zyx), 0, -1))
     middle = points[case.brain.array].mean(axis=0)
     for axis, names in enumerate((("left", "right"), ("rear", "front"), ("upper", "lower"))):
         for sign, name in zip((1, -1), names, strict=True):
@@ -262,10 +255,10 @@ def _cut(case: PreparedCase, axis: int, flipped: bool) -> PreparedCase:
     at = [slice(None)] * 3
     at[axis] = slice(middle, None)
     start = np.zeros(3)
-    start[2 - axis] = middle
+    start[axis] = middle
     size = list(case.grid.size)
     size[2 - axis] -= middle
-    origin = case.grid.affine[:3, :3] @ start + case.grid.affine[:3, 3]
+    origin = case.grid.points_mm(start)
     grid = replace(case.grid, size=tuple(size), origin_mm=tuple(origin.tolist()))  # type: ignore[arg-type]
 
     def cut(volume: Volume) -> Volume:

@@ -84,8 +84,8 @@ def displaced(image: Volume, motion: sitk.Euler3DTransform) -> Volume:
 
 def voxels_mm(image: Volume, brain: AnyArray) -> list[list[float]]:
     """Some voxels of the brain, in scanner coordinates."""
-    indices = np.argwhere(brain)[::500, ::-1]
-    return [(image.grid.affine[:3] @ np.append(index, 1)).tolist() for index in indices]
+    points: list[list[float]] = image.grid.points_mm(np.argwhere(brain)[::500]).tolist()
+    return points
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -52,6 +53,12 @@ def open_file(path: Path) -> BufferedReader:
     """Open a regular file, links followed, for reading. Raises OSError; NotARegularFile for what is none."""
     refuse_irregular_file(path)
     return path.open("rb")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_irregular_file(path: Path) -> None:

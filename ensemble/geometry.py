@@ -108,6 +108,10 @@ class Grid:
             return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
         return np.vstack([np.reshape(self.sform, (3, 4)), [0.0, 0.0, 0.0, 1.0]])
 
+    def points_mm(self, index_zyx: AnyArray) -> FloatArray:
+        """Return the world positions (..., 3; LPS, mm) of voxels, given by their indices (..., 3; z, y, x) as `np.argwhere` has them."""
+        return np.asarray(index_zyx[..., ::-1] @ self.affine[:3, :3].T + self.affine[:3, 3])
+
     @cached_property
     def corners_mm(self) -> FloatArray:
         """World positions (8, 3) of the centres of the eight corner voxels, LPS, mm."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemble.findings.registration import affine_transform
 from ensemble.findings.template import Structure, template
 from ensemble.fusion import FusedPrediction
 from ensemble.geometry import Grid
@@ -40,12 +41,7 @@ GRID = Grid((50, 60, 36), (3.5, 3.5, 4.5), (-90.0, -90.0, -90.0), (1.0, 0, 0, 0,
 @cache
 def raw() -> RawCase:
     """DWI and ADC (1e-6 mm^2/s) of the head: tissue and CSF, a little noise."""
-    import SimpleITK as sitk
-
-    onto, matrix = template(), true_matrix()
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
-    transform.SetTranslation(matrix[:3, 3].tolist())
+    onto, transform = template(), affine_transform(true_matrix())
     csf = onto.left[Structure.CSF] + onto.left[Structure.CSF][..., ::-1]
     there = resample_volume(onto.t1.like(csf), GRID, transform=transform).array
     brain = resample_volume(onto.t1.like(onto.hull.astype(np.float32)), GRID, transform=transform).array > 0.5

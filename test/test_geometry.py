@@ -75,6 +75,15 @@ def test_distance_and_volume() -> None:
     assert GRID.voxel_ml == pytest.approx(0.08)
 
 
+def test_voxels_lie_where_itk_has_them() -> None:
+    grid = grid_with((2, 0, 1), (1, -1, -1), tilt=0.2)
+    image = to_sitk(Volume(np.zeros(grid.shape_zyx, np.float32), grid))
+    index = np.array([[0, 0, 0], [5, 1, 2], [3, 4, 1]])
+    expected = [image.TransformIndexToPhysicalPoint(one[::-1].tolist()) for one in index]
+    np.testing.assert_allclose(grid.points_mm(index), expected)
+    np.testing.assert_allclose(grid.points_mm(index[1]), expected[1])
+
+
 def test_simpleitk_round_trip_keeps_every_voxel_and_the_grid() -> None:
     array = np.random.default_rng(2).random(GRID.shape_zyx).astype(np.float32)
     back = from_sitk(to_sitk(Volume(array, GRID)))

@@ -15,9 +15,9 @@ from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
+from ensemble.files import file_sha256
 from ensemble.members import manifest
 from ensemble.members.manifest import (
-    file_sha256,
     find_members,
     open_member,
     settled,

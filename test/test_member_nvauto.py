@@ -29,9 +29,10 @@ from ensemble.families.nvauto.member import NvautoMember, networks_of
 from ensemble.families.nvauto.processing import ResampleTo1Mm, _solved, normalised
 from ensemble.families.nvauto.rebuild import pack_network, rebuild_network
 from ensemble.families.spec import MemberSpec
+from ensemble.files import file_sha256
 from ensemble.inference.engine import NonFiniteLogits
 from ensemble.members.listing import describe
-from ensemble.members.manifest import file_sha256, find_members, find_unsupported, open_member
+from ensemble.members.manifest import find_members, find_unsupported, open_member
 from ensemble.members.pack import pack
 from ensemble.metrics import dice
 from ensemble.options import parse, run_config

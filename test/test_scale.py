@@ -197,7 +197,7 @@ TOO_MUCH: dict[str, Callable[[Path], Path]] = {
 
 def pack_with(folder: Path, change: Callable[[dict], object]) -> Path:
     """A packed member whose plans were changed afterwards, its digests too."""
-    from ensemble.members.manifest import file_sha256
+    from ensemble.files import file_sha256
 
     (packed,) = pack(build_folder(folder / "whole", SMALL), folder / "packed", "fp32")
     plans = json.loads((packed / "plans.json").read_text())

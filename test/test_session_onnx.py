@@ -14,9 +14,10 @@ import torch
 from ensemble.cli import main
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, Member
+from ensemble.files import file_sha256
 from ensemble.inference.parity import Parity, Probe, compare, make_probe
 from ensemble.inference.session_onnx import OnnxSession
-from ensemble.members.manifest import file_sha256, find_members, open_member
+from ensemble.members.manifest import find_members, open_member
 from ensemble.members.pack import pack
 from ensemble.types import AnyArray, ignore_progress
 from nnunet_folders import FolderSpec, build_folder, small_case

@@ -26,7 +26,8 @@ from ensemble.errors import InputRefused, UsageError
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec as Described
-from ensemble.members.manifest import MANIFEST, file_sha256
+from ensemble.files import file_sha256
+from ensemble.members.manifest import MANIFEST
 from ensemble.memory import keep_freed_memory
 from ensemble.publish import publish_folder, write_json
 from ensemble.types import ignore_progress

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.config import SHIPPED_WEIGHTS
-from ensemble.members.manifest import MANIFEST, file_sha256
+from ensemble.files import file_sha256
+from ensemble.members.manifest import MANIFEST
 from training.members import MEMBERS, MemberSpec
 
 

@@ -13,9 +13,8 @@ from ensemble import __version__
 from ensemble.config import IMMATERIAL, ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
-from ensemble.files import unreadable_reason
+from ensemble.files import file_sha256, unreadable_reason
 from ensemble.findings.maps import read_maps
-from ensemble.members.manifest import file_sha256
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.types import Modality
 

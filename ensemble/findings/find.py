@@ -46,15 +46,14 @@ def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = 
         log.info("note: findings: the brain's place in the template is not known: %s", "; ".join(registered.problems))
         return replace(found, seconds=time.perf_counter() - started)
     matrix, few = placement.matrix, own.thinned()
-    middle = np.argwhere(result.case.brain.array).mean(axis=0)[::-1]
-    centre = moved(matrix, (grid.affine[:3, :3] @ middle + grid.affine[:3, 3])[None])[0]
+    centre = moved(matrix, grid.points_mm(np.argwhere(result.case.brain.array).mean(axis=0)))
     nearby = [other @ matrix for other in perturbations(centre)]
     tallied, elsewhere = tally(onto, own, matrix), [tally(onto, few, other) for other in nearby]
     return replace(
         found,
         places=summed(tallied, [tally(onto, member, matrix) for member in members], elsewhere),
         lesions=_with_places(found.lesions, own, matrix, tallied, elsewhere),
-        atlases=tuple(ask(one, own, members, matrix, nearby) for one in maps),
+        atlases=tuple(ask(one, own, few, members, matrix, nearby) for one in maps),
         seconds=time.perf_counter() - started,
     )
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
-from ensemble.files import open_file, read_bounded, read_json
+from ensemble.files import file_sha256, read_bounded, read_json
 from ensemble.findings.places import Sample, moved
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import Amount, Aspects, AspectsScore, AtlasFindings, Choice, Quantity, RegionShare
@@ -71,9 +70,14 @@ class LabelMap:
     space: str
     mismatch: str
 
-    def chosen(self, group: str, side: str | None = None) -> list[Label]:
-        """Return the labels of a group, on one side if that is given."""
-        return [label for label in self.labels if label.group == group and side in (None, label.side)]
+    @property
+    def numbered(self) -> Iterator[tuple[int, Label]]:
+        """The labels with their numbers in `array`."""
+        return enumerate(self.labels, start=1)
+
+    def chosen(self, group: str, side: str | None = None) -> list[int]:
+        """Return the numbers in `array` of a group's labels, on one side if that is given."""
+        return [n for n, label in self.numbered if label.group == group and side in (None, label.side)]
 
     @property
     def is_aspects(self) -> bool:
@@ -107,8 +111,7 @@ def read_map(path: Path) -> LabelMap:
     name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
     try:
         stored = read_stored(path, "atlas")
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except InputRefused as refused:
         raise UsageError(refused.what, where=path, found=refused.found, do=refused.do) from refused
     values = stored.values(np.float64)
@@ -177,7 +180,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
     """
     index = np.argwhere(array)
     at = index[:: max(1, len(index) // 400_000)]
-    points = at[:, ::-1] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    points = grid.points_mm(at)
     onto = template()
     inside = nearest(onto.hull, onto.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
@@ -245,8 +248,7 @@ def _by_header(path: Path, grid: Grid) -> str:
 
 def nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
     """Return values of an array (z, y, x) at points (n, 3; LPS mm), of the nearest voxel; 0 outside."""
-    inverse = np.linalg.inv(grid.affine)
-    index = np.rint(points_mm @ inverse[:3, :3].T + inverse[:3, 3]).astype(np.int64)
+    index = np.rint(moved(np.linalg.inv(grid.affine), points_mm)).astype(np.int64)
     within = ((index >= 0) & (index < grid.size)).all(axis=1)
     found = np.zeros(len(points_mm), array.dtype)
     x, y, z = index[within].T
@@ -261,16 +263,14 @@ class _Volumes:
     ml: FloatArray
     map: LabelMap
 
-    def of(self, chosen: Collection[Label]) -> float:
-        return float(sum(self.ml[n] for n, label in enumerate(self.map.labels, start=1) if label in chosen))
-
-    def share(self, chosen: Collection[Label]) -> float:
-        return self.of(chosen) / max(float(self.ml.sum()), 1e-9)
+    def part(self, chosen: Sequence[int]) -> tuple[float, float]:
+        """Return ml in some labels, and of the whole lesion."""
+        return float(sum(self.ml[n] for n in chosen)), float(self.ml.sum())
 
     def leading(self, word: Callable[[Label], str]) -> str:
         """Return the word (its group, say) under which most lies; empty where nothing does."""
         by_word: dict[str, float] = {}
-        for n, label in enumerate(self.map.labels, start=1):
+        for n, label in self.map.numbered:
             by_word[word(label)] = by_word.get(word(label), 0.0) + float(self.ml[n])
         best = max(by_word, key=lambda name: by_word[name])
         return best if by_word[best] > 0 else ""
@@ -289,11 +289,9 @@ class _Asked:
             measure(self.own), [measure(one) for one in self.members], [measure(one) for one in self.elsewhere]
         )
 
-    def amount(self, name: str, chosen: Collection[Label]) -> Amount:
-        with_lesion = replace(self, members=[one for one in self.members if one.ml.any()])
-        return Amount(
-            name, self.quantity(lambda one: one.of(chosen)), with_lesion.quantity(lambda one: one.share(chosen))
-        )
+    def amount(self, name: str, chosen: Sequence[int]) -> Amount:
+        members, elsewhere = ([one.part(chosen) for one in some] for some in (self.members, self.elsewhere))
+        return Amount.of(name, self.own.part(chosen), members, elsewhere)
 
     def choice(self, word: Callable[[Label], str]) -> Choice | None:
         own = self.own.leading(word)
@@ -304,9 +302,14 @@ class _Asked:
 
 
 def ask(
-    one: LabelMap, own: Sample, members: Sequence[Sample], matrix: FloatArray, nearby: Sequence[FloatArray]
+    one: LabelMap,
+    own: Sample,
+    few: Sample,
+    members: Sequence[Sample],
+    matrix: FloatArray,
+    nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
-    """Return what a map says of a lesion, given by voxels of the mask and of each voter's own.
+    """Return what a map says of a lesion, given by voxels of the mask (all, and `few` of them) and of each voter's own.
 
     `matrix` is the 4x4 map from the image to the template (LPS), `nearby` others that it might be.
     """
@@ -318,7 +321,7 @@ def ask(
     asked = _Asked(
         volumes(own, matrix),
         [volumes(member, matrix) for member in members],
-        [volumes(own.thinned(), other) for other in nearby],
+        [volumes(few, other) for other in nearby],
     )
     groups = list(dict.fromkeys(label.group for label in one.labels if label.group))
     return AtlasFindings(
@@ -327,7 +330,7 @@ def ask(
         one.sha256,
         one.space,
         one.mismatch,
-        labels=_touched(asked.amount(label.name, [label]) for label in one.labels),
+        labels=_touched(asked.amount(label.name, [n]) for n, label in one.numbered),
         groups=_touched(asked.amount(group, one.chosen(group)) for group in groups),
         sided_groups=_touched(
             asked.amount(f"{group} {side}", one.chosen(group, side)) for group in groups for side in _SIDES
@@ -359,7 +362,7 @@ def _aspects(asked: _Asked, matrix: FloatArray) -> Aspects:
     regions: list[RegionShare] = []
     scores = []
     for side in _SIDES:
-        numbers = [n for n, label in enumerate(one.labels, start=1) if label.side == side]
+        numbers = [n for n, label in one.numbered if label.side == side]
         regions += [RegionShare(one.labels[n - 1].name, asked.quantity(partial(share, number=n))) for n in numbers]
         if len(numbers) == _ASPECTS_REGIONS:
             affected = tuple(one.labels[n - 1].name for n in numbers if share(asked.own, n) > ASPECTS_SHARE)

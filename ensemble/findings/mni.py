@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ensemble.findings.registration import affine_transform
 from ensemble.findings.template import FULL_GRID
 from ensemble.resample import resample_volume
 from ensemble.types import FloatArray
@@ -14,13 +15,8 @@ from ensemble.volume import Volume
 
 def image_in_mni(image: Volume, matrix: Sequence[Sequence[float]]) -> Volume:
     """Return an image (linear, float32; 0 beyond its field of view) on the template's grid; `matrix` (4x4, LPS) brings points there."""
-    import SimpleITK as sitk
-
     back = np.linalg.inv(np.array(matrix))
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(back[:3, :3].ravel().tolist())
-    transform.SetTranslation(back[:3, 3].tolist())
-    return resample_volume(image, FULL_GRID, transform=transform)
+    return resample_volume(image, FULL_GRID, transform=affine_transform(back))
 
 
 def mask_in_mni(mask: Volume, matrix: Sequence[Sequence[float]]) -> Volume:

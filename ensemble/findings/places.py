@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from ensemble.findings.template import Structure, Template
-from ensemble.findings.types import Amount, Choice, Places, Quantity
+from ensemble.findings.types import Amount, Choice, Places
 from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.types import AnyArray, FloatArray
@@ -65,7 +65,7 @@ def _about(matrix: FloatArray, centre_mm: FloatArray) -> FloatArray:
 
 
 def moved(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
-    """Points (n, 3) through a 4x4 map."""
+    """Points (..., 3) through a 4x4 map."""
     return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
 
@@ -153,8 +153,7 @@ class Sample:
         largest_first = np.argsort(-np.bincount(number, minlength=count + 1)[1:], kind="stable")
         rank = np.empty(count + 1, np.int64)
         rank[largest_first + 1] = np.arange(count)
-        points = index[:, ::-1] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        return cls(points, np.full(len(index), grid.voxel_ml), rank[number])
+        return cls(grid.points_mm(index), np.full(len(index), grid.voxel_ml), rank[number])
 
     @property
     def volumes_ml(self) -> FloatArray:
@@ -182,7 +181,11 @@ class Sample:
 
 def tally(onto: Template, sample: Sample, matrix: FloatArray) -> Tally:
     """Volumes by lesion, with a brain that a 4x4 map brings to the template."""
-    chances = probabilities(onto, moved(matrix, sample.points_mm))
+    return tally_of(sample, probabilities(onto, moved(matrix, sample.points_mm)))
+
+
+def tally_of(sample: Sample, chances: FloatArray) -> Tally:
+    """Volumes by lesion, given the probability (side, structure of TISSUE, n) of what lies at each voxel."""
     count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
     for side in range(2):
@@ -215,15 +218,7 @@ def _amount(
     """Return what lies on some sides in some structures, of the mask's, the voters' and the perturbed totals (side, structure)."""
     own, members, elsewhere = found
 
-    def ml(total: FloatArray) -> float:
-        return float(total[np.ix_(list(sides), list(kinds))].sum())
+    def part(total: FloatArray) -> tuple[float, float]:
+        return float(total[np.ix_(list(sides), list(kinds))].sum()), float(total.sum())
 
-    def share(total: FloatArray) -> float:
-        return ml(total) / max(float(total.sum()), 1e-9)
-
-    with_lesion = [total for total in members if total.sum() > 0]
-    return Amount(
-        name,
-        Quantity.of(ml(own), [ml(m) for m in members], [ml(e) for e in elsewhere]),
-        Quantity.of(share(own), [share(m) for m in with_lesion], [share(e) for e in elsewhere]),
-    )
+    return Amount.of(name, part(own), [part(m) for m in members], [part(e) for e in elsewhere])

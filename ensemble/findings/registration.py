@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from ensemble.findings.template import Template, template
 from ensemble.memory import is_out_of_memory
+from ensemble.metrics import dice
 from ensemble.resample import resample_volume
 from ensemble.types import BoolArray, FloatArray
 from ensemble.volume import Volume, to_sitk
@@ -91,10 +92,15 @@ class Placement:
 
     def transform(self) -> sitk.AffineTransform:
         """Return as SimpleITK has it: from points of the image to points of the template."""
-        found = sitk.AffineTransform(3)
-        found.SetMatrix(self.matrix[:3, :3].ravel().tolist())
-        found.SetTranslation(self.matrix[:3, 3].tolist())
-        return found
+        return affine_transform(self.matrix)
+
+
+def affine_transform(matrix: FloatArray) -> sitk.AffineTransform:
+    """Return a 4x4 map of points (LPS, mm) as SimpleITK has it."""
+    found = sitk.AffineTransform(3)
+    found.SetMatrix(matrix[:3, :3].ravel().tolist())
+    found.SetTranslation(matrix[:3, 3].tolist())
+    return found
 
 
 def place(dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = None) -> Placement | None:
@@ -228,17 +234,16 @@ def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -
     linear = matrix[:3, :3]
     left, scale, right = np.linalg.svd(linear)
     cosine = (float(np.trace(left @ right)) - 1) / 2
-    found = Placement(matrix, 0.0, 0.0, (float(scale[0]), float(scale[1]), float(scale[2])), 0.0, 0.0)
-    there = resample_volume(onto.t1, adc.grid, transform=found.transform()).array
+    there = resample_volume(onto.t1, adc.grid, transform=affine_transform(matrix)).array
     hull = there > 0
     both = brain & hull
     total_ml = onto.hull.sum() * onto.t1.grid.voxel_ml
     covered = both.sum() * adc.grid.voxel_ml * abs(float(np.linalg.det(linear))) / total_ml
     return Placement(
         matrix,
-        overlap=2 * float(both.sum()) / max(float(brain.sum() + hull.sum()), 1.0),
+        overlap=dice(brain, hull),
         covered=float(min(covered, 1.0)),
-        scale=found.scale,
+        scale=(float(scale[0]), float(scale[1]), float(scale[2])),
         turn_degrees=math.degrees(math.acos(min(1.0, max(-1.0, cosine)))),
         likeness=_likeness(there[both], adc.array[both]),
     )

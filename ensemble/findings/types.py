@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Side = Literal["left", "right", "both"]
 Pattern = Literal["none", "single", "scattered"]
 
 
@@ -60,6 +59,29 @@ class Amount:
     ml: Quantity
     share: Quantity
     """Of the whole lesion, 0 to 1."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        own: tuple[float, float],
+        members: Sequence[tuple[float, float]],
+        elsewhere: Sequence[tuple[float, float]],
+    ) -> Amount:
+        """Make it of ml in something and ml of the whole lesion: of the mask, of each voter's, and of the mask elsewhere.
+
+        A voter without lesion has no share.
+        """
+
+        def share(part: tuple[float, float]) -> float:
+            return part[0] / max(part[1], 1e-9)
+
+        with_lesion = [member for member in members if member[1] > 0]
+        return cls(
+            name,
+            Quantity.of(own[0], [ml for ml, _ in members], [ml for ml, _ in elsewhere]),
+            Quantity.of(share(own), map(share, with_lesion), map(share, elsewhere)),
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "ml": self.ml.as_json(4), "share": self.share.as_json(4)}

@@ -5,7 +5,6 @@ A folder with a `manifest.json` says so itself; otherwise its layout is recognis
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
 from ensemble.families.spec import PACKED, MemberSpec
-from ensemble.files import lexists, open_file, read_json
+from ensemble.files import file_sha256, lexists, read_json
 from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.folder import files_of, listing, readable
@@ -146,12 +145,6 @@ def _digest(path: Path) -> str:
 @lru_cache(maxsize=1024)
 def _digest_of(path: Path, *_stamp: int) -> str:
     return file_sha256(path)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:

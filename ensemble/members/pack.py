@@ -11,8 +11,9 @@ from pathlib import Path
 from ensemble.errors import UsageError
 from ensemble.families.registry import family_of
 from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.files import file_sha256
 from ensemble.folders import exclusive_writer
-from ensemble.members.manifest import MANIFEST, file_sha256, find_members, verify_files
+from ensemble.members.manifest import MANIFEST, find_members, verify_files
 from ensemble.publish import publish, write_json
 from ensemble.weights.folder import readable
 from ensemble.weights.onnx_form import write_onnx

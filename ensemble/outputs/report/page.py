@@ -23,7 +23,6 @@ from PIL import Image
 
 from ensemble import __version__
 from ensemble.findings.types import Findings, LesionPlace
-from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.outputs.report.places import blocks, in_words, said
 from ensemble.outputs.report.run_report import RESEARCH_USE
@@ -93,7 +92,7 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
     table = []
     for inside in sorted(lesions, key=len, reverse=True):
         slices, areas = np.unique(slice_of[inside] + 1, return_counts=True)
-        centre = _world(grid, np.mean(np.unravel_index(inside, labels.shape), axis=1))
+        centre = grid.points_mm(np.mean(np.unravel_index(inside, labels.shape), axis=1))
         table.append(
             {
                 "volume_ml": len(inside) * grid.voxel_ml,
@@ -109,10 +108,6 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
             }
         )
     return table
-
-
-def _world(grid: Grid, index_zyx: AnyArray) -> AnyArray:
-    return np.asarray(grid.affine[:3, :3] @ index_zyx[::-1] + grid.affine[:3, 3])
 
 
 def _viewer(result: Result) -> dict[str, Any]:
