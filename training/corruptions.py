@@ -29,7 +29,6 @@ def corrupted(raw: RawCase, kind: str, strength: int, seed: int) -> RawCase:
     spoilt = CORRUPTIONS[kind](dict(images), images[Modality.DWI] > 0, spacing, strength, Draw(seed))
     return replace(
         raw,
-        name=f"{raw.name}_{kind}_{strength}",
         images={
             modality: replace(image, volume=image.volume.like(np.ascontiguousarray(spoilt[modality], np.float32)))
             for modality, image in raw.images.items()

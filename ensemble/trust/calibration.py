@@ -50,6 +50,10 @@ class Limit:
             return "good"
         return "check" if value <= 2 * self.limit - self.median else "poor"
 
+    def likeness(self, value: float) -> float:
+        """Return near 1 for what is usual, 0.5 at the limit, 0 far beyond: for ranking only."""
+        return expit(3 * (self.limit - value) / max(self.limit - self.median, 1e-6))
+
     @classmethod
     def of(cls, values: Sequence[float], beyond: float = BEYOND) -> Limit:
         """Return the conformal quantile of in-distribution values: a further one lies beyond it with a probability of `beyond` at most.
