@@ -195,8 +195,8 @@ def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tm
     assert page.index("Expected Dice") < page.index("<h2>Lesions")
     assert "the members disagree" in page
     made_of = recipe((), {}, ensemble.config, ExtraOutputs())
-    assert made_of["trust"]["calibration.json"] == file_sha256(tmp_path / FOLDER / "calibration.json")
-    assert "trust" not in recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())
+    assert made_of["options"]["trust_files"]["calibration.json"] == file_sha256(tmp_path / FOLDER / "calibration.json")
+    assert "trust_files" not in recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())["options"]
 
 
 def test_what_nobody_asked_for_is_not_there(stub_ensemble: Callable[..., Ensemble]) -> None:

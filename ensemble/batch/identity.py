@@ -28,7 +28,7 @@ def recipe(
     members = [spec.as_json() | {"sha256": dict(digests[spec.name])} for spec in specs]
     written = {name: value for name, value in vars(extras).items() if name != "atlas"}
     maps = {} if extras.atlas is None else {"atlas": {one.name: one.sha256 for one in read_maps(extras.atlas)}}
-    usual = {"trust": reference_digests(config.weights_folder)} if config.trust else {}
+    usual = {"trust_files": reference_digests(config.weights_folder)} if config.trust else {}
     return {"version": __version__, "options": options | written | maps | usual, "members": members}
 
 
