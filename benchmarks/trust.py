@@ -49,6 +49,7 @@ SHOWN = (
     "agreement",
     "histogram",
     "spectral",
+    "rest",
     "spectral_lesion",
     "soft_dice",
     "probability",

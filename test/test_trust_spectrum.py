@@ -41,20 +41,20 @@ def test_planted_modes_are_counted_and_the_bulk_is_not() -> None:
     spectrum = np.concatenate([[40.0, 25.0, 16.0], np.full(97, 0.05)])
     for seed in range(5):
         _, values, vectors = eigenmodes(gaussian(spectrum, 200, seed))
-        assert stable_modes(values, 200) == 3
+        assert stable_modes(values, 200, tau=1) == 3
         assert np.linalg.norm(vectors[:3, :3], axis=1).min() > 0.97  # and lie where they were planted
 
 
 def test_more_samples_make_more_modes_stable() -> None:
     spectrum = np.arange(1, 101) ** -1.0
-    counts = [fit_spectrum(gaussian(spectrum, n)).modes for n in (10, 100, 1000, 10000)]
+    counts = [fit_spectrum(gaussian(spectrum, n), tau=1).modes for n in (10, 100, 1000, 10000)]
     assert counts == sorted(counts)
     assert counts[0] <= 2 < 10 < counts[-1]
 
 
 def test_noise_alone_in_many_dimensions_has_next_to_no_mode() -> None:
     """D >> N: the sample's eigenvalues are all noise, although the largest is 17 times the true one."""
-    assert fit_spectrum(gaussian(np.ones(1000), 100)).modes <= 3
+    assert fit_spectrum(gaussian(np.ones(1000), 100), tau=1).modes <= 3
 
 
 def test_the_distance_is_about_one_in_the_cloud_and_right_beyond() -> None:
@@ -77,6 +77,8 @@ def test_noise_beyond_the_stable_modes_does_not_count() -> None:
     off[50] = 0.3  # three standard deviations along an unknown direction
     assert cloud.modes == 1
     assert cloud.energy(off) < 0.1
+    assert cloud.rest(cloud.mean + off) == pytest.approx(0.3, rel=0.05)
+    assert cloud.rest(cloud.mean + 7 * cloud.vectors[0]) < 1e-9
 
 
 def test_a_cloud_without_spread_has_no_mode_and_no_distance() -> None:

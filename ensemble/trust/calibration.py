@@ -26,10 +26,11 @@ INPUTS: Mapping[str, Shape] = {
     "soft_dice": "logit",
     "volume_ml": "log",
     "spectral": "log",
+    "rest": "log",
     "histogram": "log",
 }
 #: By which a case looks like others or doesn't: the less usual one counts.
-LOOKS = ("spectral", "histogram")
+LOOKS = ("spectral", "rest", "histogram")
 #: Share of patients like those of the calibration that may lie beyond a limit; there are two.
 BEYOND = 0.025
 #: Share of such patients whose Dice lies within the interval.

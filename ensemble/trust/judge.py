@@ -139,6 +139,7 @@ def judge(result: Result, ensemble: Ensemble) -> Trust:
 def _unlike(scores: Mapping[str, float]) -> list[str]:
     words = {
         "spectral": "the members' encoders see this brain {:.1f} times as far from usual ones as those lie from each other",
+        "rest": "the members' encoders see in this brain what usual ones don't have, {:.1f} times as much as those differ by",
         "histogram": "the intensities of DWI and ADC lie {:.1f} times as far from usual ones as those lie from each other",
     }
     known = {name: scores[name] for name in words if name in scores}

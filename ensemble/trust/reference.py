@@ -43,22 +43,27 @@ class Cloud:
 
     spectrum: Spectrum
     usual: float
-    """Median distance of cases that the spectrum was not made of."""
+    usual_rest: float
+    """Median distance and rest (`spectrum.Spectrum`) of cases that the spectrum was not made of."""
 
     def distance(self, features: FloatArray) -> float:
-        """Return how many times as far as usual a vector (D,) lies; 0 where no mode is stable."""
+        """Return how many times as far as usual a vector (D,) lies in the stable modes; 0 where there is none."""
         return self.spectrum.distance(features) / self.usual if self.usual > 0 else 0.0
+
+    def rest(self, features: FloatArray) -> float:
+        """Return how many times as far as usual it lies in all that they leave out."""
+        return self.spectrum.rest(features) / self.usual_rest if self.usual_rest > 0 else 0.0
 
     @classmethod
     def of(cls, samples: AnyArray) -> Cloud:
         """Return the cloud of samples (N, D)."""
         at = np.arange(len(samples)) % _PARTS
-        distances = [
-            fit_spectrum(samples[at != part]).distance(sample)
-            for part in range(_PARTS)
-            for sample in samples[at == part]
-        ]
-        return cls(fit_spectrum(samples), float(np.median(distances)))
+        found: list[tuple[float, float]] = []
+        for part in range(_PARTS):
+            others = fit_spectrum(samples[at != part])
+            found += [(others.distance(sample), others.rest(sample)) for sample in samples[at == part]]
+        usual, usual_rest = np.median(found, axis=0)
+        return cls(fit_spectrum(samples), float(usual), float(usual_rest))
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def _member_bytes(member: MemberReference) -> bytes:
             tensors[f"{part}.mean"] = np.asarray(spectrum.mean, np.float32)
             tensors[f"{part}.vectors"] = np.ascontiguousarray(spectrum.vectors, np.float32)
             tensors[f"{part}.values"] = np.asarray(spectrum.values, np.float32)
-            about[part] = {"n": spectrum.n, "usual": cloud.usual}
+            about[part] = {"n": spectrum.n, "usual": cloud.usual, "usual_rest": cloud.usual_rest}
     content = {"version": _VERSION, "weights": dict(member.weights), "clouds": about}
     return save(tensors, {"trust": json.dumps(content, sort_keys=True)})
 
@@ -186,7 +191,7 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
 
 def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> Cloud:
     mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
-    return Cloud(Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]))
+    return Cloud(Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"]))
 
 
 def _read_images(path: Path) -> ImageReference:

@@ -21,6 +21,7 @@ DIRECTIONS = {
     "lesions": -1,
     "spectral": -1,
     "spectral_lesion": -1,
+    "rest": -1,
     "histogram": -1,
 }
 #: Larger distances are all the same, and infinite ones must not leave JSON's numbers.
@@ -30,20 +31,21 @@ _FARTHEST = 1e3
 def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
     """Return the scores that there are, by name: those of `DIRECTIONS`.
 
-    Distances are in units of what is usual: `spectral` and `spectral_lesion` by the features of the whole brain and of the lesion, the
-    geometric mean over the members; `histogram` by the intensities.
+    Distances are in units of what is usual: `spectral` and `spectral_lesion` in the stable modes of the features of the whole brain and of
+    the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities.
     """
     scores = dict(evidence.mask)
     if evidence.agreement is not None:
         scores["agreement"] = evidence.agreement
     members = references.members
     whole = [members[name].whole.distance(x) for name, x in sorted(evidence.whole.items()) if name in members]
+    rest = [members[name].whole.rest(x) for name, x in sorted(evidence.whole.items()) if name in members]
     lesion = [
         cloud.distance(x)
         for name, x in sorted(evidence.lesion.items())
         if name in members and (cloud := members[name].lesion) is not None
     ]
-    for name, distances in (("spectral", whole), ("spectral_lesion", lesion)):
+    for name, distances in (("spectral", whole), ("spectral_lesion", lesion), ("rest", rest)):
         if distances:
             scores[name] = _geometric_mean(distances)
     if references.images is not None:

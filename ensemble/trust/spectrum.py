@@ -14,8 +14,9 @@ import numpy as np
 
 from ensemble.types import AnyArray
 
-#: Share of the floor that an eigenvalue must exceed. 1 is the bound itself.
-TAU = 1.0
+#: Share of the floor that an eigenvalue must exceed for its mode to count. 1 is the bound, which of 60 cases leaves one or two modes; this
+#: share was chosen on the calibration's patients (docs/adr/0026).
+TAU = 0.25
 
 
 def noise_floor(eigenvalues: AnyArray, n: int) -> float:
@@ -61,6 +62,11 @@ class Spectrum:
     def distance(self, features: AnyArray) -> float:
         """Return the root of the energy a mode: about 1 for a vector of the cloud, whatever K is."""
         return (self.energy(features) / max(1, self.modes)) ** 0.5
+
+    def rest(self, features: AnyArray) -> float:
+        """Return how far a vector (D,) lies from the mean in all that the stable modes leave out: a Euclidean distance."""
+        away = np.asarray(features, np.float64) - self.mean
+        return float(np.linalg.norm(away - self.vectors.T @ (self.vectors @ away)))
 
 
 def eigenmodes(samples: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
