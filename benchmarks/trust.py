@@ -2,11 +2,10 @@
 
     python -m benchmarks.trust [--only clean,spoilt,mimics,real] [--csv scores.csv] [--patients 150] [--spoilt 20]
 
-Simulated patients of two heads that neither the networks, nor the references, nor the calibration have seen: as they are; 20 of them
-spoilt in twelve ways and three strengths; mimics and lesion-free ones; and the public cases. Without mirroring. Images that the product's
-checks refuse are segmented all the same, here only, and shown apart. What each patient shows is kept in `.train/trust`: a call that was
-stopped goes on, and with fewer patients than asked for `--have` prints what there is. The references must have been made with the present
-weights (`python -m training.trust`).
+Simulated patients of heads that neither the networks nor the references have seen: as they are; 20 of them spoilt in twelve ways and
+three strengths; mimics and lesion-free ones; and the public cases. Each is judged by a calibration of the other heads' patients, so that no
+head and no seed is on both sides. Without mirroring. Images that the product's checks refuse are segmented all the same, here only, and
+shown apart. What each patient shows is kept in `.train/trust`: a call that was stopped goes on, and `--have` prints what there is.
 """
 
 from __future__ import annotations
@@ -32,12 +31,22 @@ from ensemble.trust.calibration import Verdict
 from ensemble.trust.judge import Judge
 from ensemble.trust.scores import DIRECTIONS, scores_of
 from ensemble.types import AnyArray
+from training.anatomy import HELD_OUT_HEADS
 from training.corruptions import CORRUPTIONS, SEEN, STRENGTHS
 from training.evaluate import FALSE_ALARM_ML, Truth, as_raw, lesion_free_heads, real_cases
 from training.mimics import MIMICS, mimic
 from training.simulate import SHARED
-from training.trust import FOLDER, open_ensemble
-from training.trust_patients import TEST_HEADS, Collection, Patient, Seen, seen_of, test_patients
+from training.trust import CALIBRATIONS, FOLDER, REFERENCES, SPOILT, Lesson, open_ensemble
+from training.trust_patients import (
+    VALIDATION_SEED,
+    Collection,
+    Patient,
+    Seen,
+    head_of,
+    seen_of,
+    spoilt_for_measurement,
+    validation_patients,
+)
 
 GROUPS = ("clean", "spoilt", "mimics", "real")
 MIMIC_SEED, MIMICS_EACH = 950_000, 8
@@ -106,17 +115,6 @@ class Bypassing(Collection):
         return Seen(**vars(seen) | {"refused": reason})
 
 
-def spoilt_patients(number: int) -> Iterator[tuple[Patient, str, int]]:
-    """Patients with a lesion, one after the other, each in every way and strength."""
-    for patient in (p for p in test_patients(2 * number) if p.seed % 3 != 2):
-        number -= 1
-        if number < 0:
-            return
-        for kind in CORRUPTIONS:
-            for strength in STRENGTHS:
-                yield patient.spoilt(kind, strength), kind, strength
-
-
 def gathered(collection: Bypassing, options: argparse.Namespace) -> Iterator[tuple[str, str, str, int, Seen]]:
     """Group, patient, kind, strength and what is seen, of all that were asked for."""
     have = collection.get
@@ -125,20 +123,21 @@ def gathered(collection: Bypassing, options: argparse.Namespace) -> Iterator[tup
         return have(patient.name) if options.have else next(collection.of([patient]))
 
     if "clean" in options.only:
-        for patient in test_patients(options.patients):
+        for patient in validation_patients(options.patients):
             if seen := of(patient):
                 yield "clean", patient.name, "", 0, seen
     if "spoilt" in options.only:
-        for patient, kind, strength in spoilt_patients(options.spoilt):
+        for patient in spoilt_for_measurement(options.spoilt):
             if seen := of(patient):
-                yield "spoilt", patient.name.removesuffix(f"_{kind}_{strength}"), kind, strength, seen
+                name = f"simulated_{patient.seed - VALIDATION_SEED:03d}"
+                yield "spoilt", name, patient.kind, patient.strength, seen
     if "mimics" in options.only:
         for number in range(MIMICS_EACH):
             for turn, kind in enumerate(MIMICS):
                 name, seed = f"mimic_{kind}_{number}", MIMIC_SEED + len(MIMICS) * number + turn
                 seen = have(name)
                 if seen is None and not options.have:
-                    acquired = mimic(kind, seed, TEST_HEADS, options.shared)
+                    acquired = mimic(kind, seed, _mimic_head(number), options.shared)
                     truth = Truth(as_raw(name, acquired), np.zeros(acquired.lesion.shape, bool))
                     seen = collection.put(collection.measured(truth))
                 if seen:
@@ -156,15 +155,24 @@ def gathered(collection: Bypassing, options: argparse.Namespace) -> Iterator[tup
 
 def judged(ensemble: Ensemble, collection: Bypassing, options: argparse.Namespace) -> list[Row]:
     """Everything that could be measured, with its scores."""
-    judge, rows = Judge.of(ensemble), []
-    print("not used:", *judge.references.missing or ("nothing",), sep="\n  ")
+    lesson = Lesson.of(ensemble, collection, (REFERENCES, CALIBRATIONS, SPOILT))
+    judges = {head: Judge(lesson.references, lesson.calibration(without=head)) for head in (None, *HELD_OUT_HEADS)}
+    rows = []
     for group, patient, kind, strength, seen in gathered(collection, options):
         if seen.evidence is None:
             continue
+        number = int(patient.split("_")[-1]) if group != "real" else 0
+        judge = judges[
+            None if group == "real" else _mimic_head(number) if group == "mimics" else head_of(VALIDATION_SEED + number)
+        ]
         told = judge.verdict(scores_of(seen.evidence, judge.references), empty=seen.evidence.empty)
         scores = dict(told.scores)
         rows.append(Row(patient, group, kind, strength, seen, scores, told.verdict, told.expected_dice, told.interval))
     return rows
+
+
+def _mimic_head(number: int) -> int:
+    return HELD_OUT_HEADS[number % len(HELD_OUT_HEADS)]
 
 
 def aurc(confidence: AnyArray, risk: AnyArray) -> float:

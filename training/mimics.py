@@ -83,10 +83,10 @@ MIMICS: Mapping[str, Mimic] = {
 }
 
 
-def mimic(kind: str, seed: int, heads: tuple[int, ...], shared: Path = SHARED) -> Acquired:
-    """The patient of one seed, of one of these heads, with something that is no infarct: a row of `MIMICS`."""
+def mimic(kind: str, seed: int, head: int, shared: Path = SHARED) -> Acquired:
+    """The patient of one seed, with one of the label maps, with something that is no infarct: a row of `MIMICS`."""
     draw = Draw(seed)
-    person: Person = random_person(load_head(shared, draw.choice(heads)), draw)
+    person: Person = random_person(load_head(shared, head), draw)
     grid = draw_spacing(draw)
     maps = parameter_maps(person.classes, draw)
     emphasise_tracts(maps, person.tract, draw)

@@ -10,6 +10,7 @@ import argparse
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,22 @@ from ensemble.types import AnyArray
 from training.command import call
 from training.simulate import SHARED
 from training.trust_patients import (
-    CALIBRATION_HEADS,
-    TEST_HEADS,
+    VALIDATION_SEED,
     Collection,
     Patient,
     Seen,
-    calibration_patients,
+    head_of,
     reference_patients,
     spoilt_for_calibration,
+    validation_patients,
 )
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(".train/trust")
-REFERENCES, CALIBRATIONS, SPOILT = 60, 57, 45
+REFERENCES, CALIBRATIONS, SPOILT = 60, 120, 45
 #: Pull of the slopes towards 0, on inputs of unit spread.
 RIDGE = 0.05
-_PARTS = 5
 
 
 def usable(seen: Sequence[Seen]) -> list[Seen]:
@@ -91,12 +91,12 @@ def calibrate(
     is_clean = np.arange(len(rows)) < len(usable(clean))
     inputs = design([row for row, there in zip(rows, with_mask, strict=True) if there], names)
     dice = np.array([one.dice for one in patients])[with_mask]
-    # a patient's spoilt images never help to predict the others
-    part = np.array([int(one.name.split("_")[1]) % _PARTS for one in patients])[with_mask]
+    # what is expected of a patient is learnt of other heads
+    heads = np.array([head_of_name(one.name) for one in patients])[with_mask]
     out_of_fold = np.empty(len(dice))
-    for number in range(_PARTS):
-        intercept, slopes = fit_dice(inputs[part != number], dice[part != number], names)
-        out_of_fold[part == number] = intercept + inputs[part == number] @ slopes
+    for head in set(heads):
+        intercept, slopes = fit_dice(inputs[heads != head], dice[heads != head], names)
+        out_of_fold[heads == head] = intercept + inputs[heads == head] @ slopes
     intercept, slopes = fit_dice(inputs, dice, names)
     usual = is_clean[with_mask]
     expected = np.array([expit(x) for x in out_of_fold])
@@ -106,7 +106,7 @@ def calibrate(
         "calibration_patients": int(is_clean.sum()),
         "of_these_with_a_mask": int(usual.sum()),
         "with_spoilt_images": int((~is_clean).sum()),
-        "heads": list(CALIBRATION_HEADS),
+        "heads": sorted({head_of_name(one.name) for one in patients}),
     }
     return Calibration(
         {name: dict(digests) for name, digests in ensemble.digests.items()},
@@ -119,6 +119,11 @@ def calibrate(
     )
 
 
+def head_of_name(name: str) -> int:
+    """The label map of a patient of the validation set, by his name."""
+    return head_of(VALIDATION_SEED + int(name.split("_")[1]))
+
+
 def collected(collection: Collection, what: str, patients: Sequence[Patient]) -> list[Seen]:
     """What each of some patients shows, told as it goes."""
     found = []
@@ -129,14 +134,31 @@ def collected(collection: Collection, what: str, patients: Sequence[Patient]) ->
     return found
 
 
-def make(ensemble: Ensemble, collection: Collection, sizes: tuple[int, int, int]) -> tuple[References, Calibration]:
-    """References and calibration of an ensemble."""
-    reference, calibration, spoilt = sizes
-    normal = usable(collected(collection, "references", reference_patients(reference)))
-    clean = collected(collection, "calibration", calibration_patients(calibration))
-    wrong = collected(collection, "spoilt", spoilt_for_calibration(calibration_patients(spoilt)))
-    references = fit_references([one.evidence for one in normal if one.evidence is not None], ensemble.digests)
-    return references, calibrate(ensemble, references, clean, wrong, list(INPUTS))
+@dataclass(frozen=True)
+class Lesson:
+    """What an ensemble is calibrated by."""
+
+    ensemble: Ensemble
+    references: References
+    clean: Sequence[Seen]
+    spoilt: Sequence[Seen]
+
+    @classmethod
+    def of(cls, ensemble: Ensemble, collection: Collection, sizes: tuple[int, int, int]) -> Lesson:
+        """Segment so many patients for the references, for the calibration, and of these with spoilt images."""
+        reference, calibration, spoilt = sizes
+        normal = usable(collected(collection, "references", reference_patients(reference)))
+        clean = collected(collection, "calibration", validation_patients(calibration))
+        wrong = collected(collection, "spoilt", spoilt_for_calibration(spoilt))
+        evidence = [one.evidence for one in normal if one.evidence is not None]
+        return cls(ensemble, fit_references(evidence, ensemble.digests), clean, wrong)
+
+    def calibration(self, without: int | None = None) -> Calibration:
+        """What all patients teach, or all but those of one head."""
+        clean, spoilt = (
+            [one for one in part if head_of_name(one.name) != without] for part in (self.clean, self.spoilt)
+        )
+        return calibrate(self.ensemble, self.references, clean, spoilt, list(INPUTS))
 
 
 def described(references: References, calibration: Calibration) -> list[str]:
@@ -183,11 +205,11 @@ def _make(options: Any) -> int:
     caches = (options.cache,) if options.cache else ()
     collection = Collection(ensemble, options.folder, options.shared, caches)
     sizes = options.references, options.calibration, options.spoilt
-    references, calibration = make(ensemble, collection, sizes)
-    for line in described(references, calibration):
+    lesson = Lesson.of(ensemble, collection, sizes)
+    calibration = lesson.calibration()
+    for line in described(lesson.references, calibration):
         log.info("%s", line)
-    log.info("test patients are of the heads %s, which nothing here has seen", ", ".join(map(str, TEST_HEADS)))
-    write_references(references, calibration.as_json(), options.weights)
+    write_references(lesson.references, calibration.as_json(), options.weights)
     return 0
 
 

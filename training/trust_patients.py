@@ -1,8 +1,8 @@
 """Simulated patients for the trust score, and what each shows once it is segmented: kept in a folder, so that nothing is done twice.
 
-Three groups that share neither seeds nor label maps: references are of the heads that the networks were trained on (their patients were
-not), calibration and test of two each of the heads that no network has seen, all three with their own scanner draws. "As in training" thus
-means: the simulator's anatomy, physics and faults; a head that the references don't know is part of it.
+References are of the heads that the networks were trained on (their patients were not); calibration and test of the four heads that no
+network has seen, a head at a time: who is measured is of a head, and has a seed, that his calibration has not seen. "Usual" thus means: the
+simulator's anatomy, physics and faults; a head that the references don't know is part of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from ensemble.trust.evidence import Evidence, gather
 from ensemble.types import Modality
 from training.acquisition import Acquired
 from training.anatomy import HELD_OUT_HEADS
-from training.corruptions import SEEN, STRENGTHS, corrupted
+from training.corruptions import CORRUPTIONS, SEEN, STRENGTHS, corrupted
 from training.draw import Draw
 from training.evaluate import Truth, as_raw
 from training.simulate import SHARED, VALIDATION_SEED, simulate, validation_case
 
 REFERENCE_SEED = 700_000
-CALIBRATION_HEADS, TEST_HEADS = (4, 9), (14, 19)
+#: Of the former, some patients' images are spoilt for the calibration, of the latter for the measurement.
+SPOILT_HEADS, MEASURED_HEADS = (4, 9), (14, 19)
 #: Every so many-th patient has no lesion, and no FLAIR.
 LESION_FREE_EVERY, WITHOUT_FLAIR_EVERY = 3, 4
 
@@ -48,6 +50,11 @@ class Patient:
     kind: str = ""
     """What is wrong with the images: a row of `training.corruptions.CORRUPTIONS`; empty for nothing."""
     strength: int = 0
+
+    @property
+    def head(self) -> int:
+        """Whose label map a patient of the validation set has."""
+        return head_of(self.seed)
 
     def spoilt(self, kind: str, strength: int) -> Patient:
         """The same patient, with images that are wrong."""
@@ -86,30 +93,45 @@ def reference_patients(number: int) -> list[Patient]:
     return [Patient(f"reference_{at:03d}", REFERENCE_SEED + at, _has_flair(at)) for at in range(number)]
 
 
-def calibration_patients(number: int) -> list[Patient]:
-    """By whom thresholds and the expected Dice are set."""
-    return _validation(number, CALIBRATION_HEADS)
+def validation_patients(number: int) -> list[Patient]:
+    """The first patients of the validation set: they calibrate, and on them it is measured, never both at once."""
+    chosen = islice(count(VALIDATION_SEED), number)
+    seeds = sorted(chosen, key=lambda seed: head_of(seed) in MEASURED_HEADS)
+    heads = [head_of(seed) in MEASURED_HEADS for seed in seeds]
+    first = heads.count(False)
+    made = [
+        Patient(f"simulated_{seed - VALIDATION_SEED:03d}", seed, _has_flair(at - first if measured else at))
+        for at, (seed, measured) in enumerate(zip(seeds, heads, strict=True))
+    ]
+    return sorted(made, key=lambda patient: patient.seed)
 
 
-def test_patients(number: int) -> list[Patient]:
-    """On whom it is measured."""
-    return _validation(number, TEST_HEADS)
-
-
-def spoilt_for_calibration(patients: Sequence[Patient]) -> list[Patient]:
-    """One fault a patient, of the kinds that calibration sees, in turn."""
-    turns = ((kind, strength) for strength in STRENGTHS for kind in SEEN)
-    plan = list(turns)
+def spoilt_for_calibration(number: int) -> list[Patient]:
+    """The first such patients, one fault each, of the kinds that calibration sees, in turn."""
+    plan = [(kind, strength) for strength in STRENGTHS for kind in SEEN]
+    patients = [patient for patient in validation_patients(4 * number) if patient.head in SPOILT_HEADS][:number]
     return [patient.spoilt(*plan[at % len(plan)]) for at, patient in enumerate(patients)]
 
 
-def _validation(number: int, heads: Sequence[int]) -> list[Patient]:
-    """The first patients of the validation set who have one of these heads."""
-    seeds = (seed for seed in count(VALIDATION_SEED) if Draw(seed).choice(HELD_OUT_HEADS) in heads)
-    return [
-        Patient(f"simulated_{seed - VALIDATION_SEED:03d}", seed, _has_flair(at))
-        for at, seed in enumerate(islice(seeds, number))
+def spoilt_for_measurement(number: int) -> list[Patient]:
+    """The first such patients with a lesion, each in every way and strength."""
+    patients = [
+        patient
+        for patient in validation_patients(6 * number)
+        if patient.head in MEASURED_HEADS and (patient.seed - VALIDATION_SEED) % LESION_FREE_EVERY != 2
     ]
+    return [
+        patient.spoilt(kind, strength)
+        for patient in patients[:number]
+        for kind in CORRUPTIONS
+        for strength in STRENGTHS
+    ]
+
+
+@cache
+def head_of(seed: int) -> int:
+    """The label map of a patient of the validation set (the first thing that `training.simulate` draws)."""
+    return Draw(seed).choice(HELD_OUT_HEADS)
 
 
 def _has_flair(at: int) -> bool:
