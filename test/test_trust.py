@@ -76,7 +76,7 @@ def _phantom_evidence() -> Evidence:
 def calibration(**changes: object) -> Calibration:
     """Expects more where members agree; what is more than e^1 = 2.7 times as far as usual does not look so."""
     known = Calibration(
-        DIGESTS, 1.0, {"agreement": 1.0}, 0.2, Limit(0.0, 1.0), Limit(-2.0, -0.5), {"made": "2026-11-26"}
+        DIGESTS, 1.0, {"agreement": 1.0}, 0.9, 0.2, Limit(0.0, 1.0), Limit(-2.0, -0.5), {"made": "2026-11-26"}
     )
     return replace(known, **changes)  # type: ignore[arg-type]
 

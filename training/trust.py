@@ -112,6 +112,7 @@ def calibrate(
         {name: dict(digests) for name, digests in ensemble.digests.items()},
         intercept,
         dict(zip(names, map(float, slopes), strict=True)),
+        float(np.mean([one.dice for one, there in zip(patients, with_mask, strict=True) if not there] or [1.0])),
         conformal_quantile(np.abs(expected - dice)[usual]),
         Limit.of([x for x in far if x is not None]),
         Limit.of(list(-out_of_fold[usual])),

@@ -24,10 +24,7 @@ Shape = Literal["plain", "log", "logit"]
 INPUTS: Mapping[str, Shape] = {
     "agreement": "logit",
     "soft_dice": "logit",
-    "volume_ml": "log",
     "spectral": "log",
-    "rest": "log",
-    "histogram": "log",
 }
 #: By which a case looks like others or doesn't: the less usual one counts.
 LOOKS = ("spectral", "rest", "histogram")
@@ -52,8 +49,8 @@ class Limit:
         return "check" if value <= 2 * self.limit - self.median else "poor"
 
     def likeness(self, value: float) -> float:
-        """Return near 1 for what is usual, 0.5 at the limit, 0 far beyond: for ranking only."""
-        return expit(3 * (self.limit - value) / max(self.limit - self.median, 1e-6))
+        """Return 1 for what is within the limit, falling to 0 beyond: for ranking only."""
+        return math.exp(-max(0.0, value - self.limit) / max(self.limit - self.median, 1e-6))
 
     @classmethod
     def of(cls, values: Sequence[float], beyond: float = BEYOND) -> Limit:
@@ -75,6 +72,8 @@ class Calibration:
     intercept: float
     slopes: Mapping[str, float]
     """Logit of the expected Dice = intercept + sum of slope x input; an input is a score on the scale of `INPUTS`."""
+    empty_right: float
+    """Share of empty masks that were right, of patients of whom a third had no lesion."""
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
     looks: Limit
@@ -102,10 +101,11 @@ class Calibration:
                 raise Unusable(f"it is of version {told['version']}, this program reads {_VERSION}")
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
             looks, dice = (Limit(float(told[name]["median"]), float(told[name]["limit"])) for name in ("looks", "dice"))
-            intercept, residual = float(told["intercept"]), float(told["residual"])
-            if not set(slopes) <= set(INPUTS) or not all(map(math.isfinite, (intercept, residual, *slopes.values()))):
+            intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
+            numbers = (intercept, right, residual, *slopes.values(), *vars(looks).values(), *vars(dice).values())
+            if not set(slopes) <= set(INPUTS) or not all(map(math.isfinite, numbers)):
                 raise ValueError("not this program's numbers")
-            return cls(told["weights"], intercept, slopes, residual, looks, dice, dict(told["about"]))
+            return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unusable(f"it is damaged ({type(error).__name__}: {error})") from error
 

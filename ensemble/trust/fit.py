@@ -37,7 +37,7 @@ def refit(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[
         known = read_calibration(ensemble)
     except Unusable:
         nothing = Limit(0.0, 0.0)
-        known = Calibration(digests, 0.0, {}, 1.0, nothing, nothing, {})
+        known = Calibration(digests, 0.0, {}, 1.0, 1.0, nothing, nothing, {})
     about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
     looks = Limit.of(looks_of(evidence, digests))
     return fit_references(evidence, digests), replace(known, looks=looks, about=about)

@@ -112,8 +112,9 @@ class Judge:
         looks = calibration.looks.verdict(far)
         reasons = [] if looks == "good" else _unlike(scores)
         logit = calibration.logit(scores) if all_voted and not empty else None
-        combined = calibration.looks.likeness(far) if logit is None else expit(logit)
-        scores = {"combined": combined, **scores}
+        right = calibration.empty_right if empty else None if logit is None else expit(logit)
+        if right is not None:
+            scores = {"combined": right * calibration.looks.likeness(far), **scores}
         if logit is None:
             why = reasons or ["the images look as usual" + (", and no lesion was found" if empty else "")]
             return Trust(looks, None, None, scores, tuple(why), ())
