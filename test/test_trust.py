@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import REPOSITORY, StubMember, phantom_case
+from conftest import REPOSITORY, StubMember, phantom_arrays, phantom_case, write_image
 from ensemble.batch.identity import recipe
-from ensemble.config import ExtraOutputs, RunConfig
+from ensemble.batch.reference import fit_reference
+from ensemble.config import SHIPPED_WEIGHTS, ExtraOutputs, RunConfig
+from ensemble.errors import InputRefused
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.files import file_sha256
 from ensemble.inference.features import Features
+from ensemble.members.manifest import find_members
 from ensemble.options import parse, run_config
+from ensemble.outputs.closing_lines import summary
 from ensemble.outputs.report.page import case_page
 from ensemble.outputs.segmented import SegmentedCase
 from ensemble.pipeline import Ensemble, segment
@@ -26,7 +31,7 @@ from ensemble.trust.calibration import Calibration, Limit, conformal_quantile, e
 from ensemble.trust.evidence import Evidence, describe_mask, gather
 from ensemble.trust.fit import looks_of, refit
 from ensemble.trust.judge import Judge, Trust, judge
-from ensemble.trust.reference import FOLDER, fit_references, read_references, write_references
+from ensemble.trust.reference import CALIBRATION, FOLDER, fit_references, read_references, write_references
 from ensemble.trust.scores import scores_of
 from ensemble.types import AnyArray, ProgressCallback
 from json_schema import faults
@@ -191,9 +196,11 @@ def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tm
     told = case.report["trust"]
     assert told["verdict"] in ("check", "poor")
     assert told["scores"]["agreement"] == pytest.approx(case.report["agreement"], abs=1e-4)
+    assert case.trust is not None
     page = case_page(case.report, case.result, None, case.trust)
     assert page.index("Expected Dice") < page.index("<h2>Lesions")
     assert "the members disagree" in page
+    assert f"{case.trust.headline} {case.trust.reasons}" in summary(case, ExtraOutputs(), Path("out"), ".mha")
     made_of = recipe((), {}, ensemble.config, ExtraOutputs())
     assert made_of["options"]["trust_files"]["calibration.json"] == file_sha256(tmp_path / FOLDER / "calibration.json")
     assert "trust_files" not in recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())["options"]
@@ -291,3 +298,34 @@ def test_a_judge_without_calibration_gives_no_verdict() -> None:
     references = fit_references(usual(), DIGESTS)
     told = Judge(references, None).verdict({"agreement": 0.1}, empty=False)
     assert (told.verdict, told.headline) == (None, "How far the mask is to be trusted is not known.")
+
+
+def test_shipped_references_are_of_the_shipped_weights() -> None:
+    """New weights need `python -m training.trust`: without it, every report would say that nothing is known of them."""
+    digests = {spec.name: dict(spec.sha256) for spec in find_members(SHIPPED_WEIGHTS)}
+    references = read_references(SHIPPED_WEIGHTS, digests)
+    assert references.missing == ()
+    told = Calibration.from_json(json.loads((SHIPPED_WEIGHTS / FOLDER / CALIBRATION).read_text(encoding="utf-8")))
+    assert {name: dict(files) for name, files in told.weights.items()} == digests
+    assert all(path.stat().st_size < 2_000_000 for path in (SHIPPED_WEIGHTS / FOLDER).iterdir())
+
+
+def test_a_dataset_of_ones_own_becomes_usual_by_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_ensemble: Callable[..., Ensemble]
+) -> None:
+    for number in range(22):
+        for modality, array in phantom_arrays().items():
+            write_image(array * (1 + 0.01 * number), tmp_path / "data" / f"case{number:02d}" / f"{modality}.nii.gz")
+    (tmp_path / "data" / "case21" / "adc.nii.gz").unlink()  # is left out
+    ensemble = replace(stub_ensemble(Seeing("a"), StubMember("s"), weights=tmp_path, trust=True), digests=DIGESTS)
+    monkeypatch.setattr("ensemble.batch.reference.load", lambda config: replace(ensemble, config=config))
+    fit_reference(tmp_path / "data", RunConfig(weights=tmp_path))
+    read = read_references(tmp_path, DIGESTS)
+    assert set(read.members) == {"a"}
+    assert read.members["a"].whole.spectrum.n == 21
+    told = json.loads((tmp_path / FOLDER / CALIBRATION).read_text(encoding="utf-8"))
+    assert (told["slopes"], told["about"]["looks_of"]) == ({}, "21 cases of data")
+    with pytest.raises(InputRefused, match="too few cases"):
+        shutil.rmtree(tmp_path / "data" / "case00")
+        shutil.rmtree(tmp_path / "data" / "case01")
+        fit_reference(tmp_path / "data", RunConfig(weights=tmp_path))

@@ -46,7 +46,7 @@ from training.trust_patients import (
     validation_patients,
 )
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"ensemble.{__name__}")
 
 FOLDER = Path(".train/trust")
 REFERENCES, CALIBRATIONS, SPOILT = 60, 120, 45

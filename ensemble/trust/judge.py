@@ -56,6 +56,12 @@ class Trust:
         low, high = self.interval
         return f"{words[self.verdict]} Expected Dice {self.expected_dice:.2f} ({low:.2f} to {high:.2f})."
 
+    @property
+    def reasons(self) -> str:
+        """Why, as a sentence; empty where there is nothing to say."""
+        told = "; ".join(self.why)
+        return f"{told[0].upper()}{told[1:]}." if told else ""
+
     def as_json(self) -> dict[str, Any]:
         """Return what stands in report.json."""
         return {
