@@ -99,6 +99,12 @@ def test_nothing_in_the_image_is_no_feature_and_no_foreground_none_of_the_lesion
     assert features.foreground is None
 
 
+def test_a_map_beyond_its_precision_is_no_feature() -> None:
+    pool = FeaturePool()
+    pool.add(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 2, 2, 2, 2), torch.full((1, 3, 1, 1, 1), torch.inf))
+    assert pool.features() is None
+
+
 def test_what_ran_out_of_memory_counts_once() -> None:
     class Full(TorchSession):
         """Takes no two windows at once."""

@@ -148,7 +148,7 @@ def test_references_of_other_weights_are_not_used_and_the_report_says_so(ensembl
     [
         ("a.safetensors", lambda content: content[:100]),
         ("a.safetensors", lambda content: b""),
-        ("images.safetensors", lambda content: content.replace(b"usual", b"usuel")),
+        ("images.json", lambda content: content.replace(b"usual", b"usuel")),
         ("calibration.json", lambda content: content[:-20]),
         ("calibration.json", lambda content: content.replace(b'"slopes": {', b'"slopes": {"shoe size": 1,')),
         ("calibration.json", lambda content: content.replace(b'"residual": 0.2', b'"residual": Infinity')),

@@ -36,7 +36,8 @@ class FeaturePool:
     def add(self, windows: torch.Tensor, logits: torch.Tensor, maps: torch.Tensor) -> None:
         """Add windows (N, C, Z, Y, X), the network's logits (N, K, Z, Y, X) and its maps (N, D, z, y, x); z = 1 for 2-D networks."""
         inside = (windows != 0).any(1)
-        shares = torch.stack([inside, inside & (logits.argmax(1) > 0)], 1).float()
+        foreground = logits[:, 1:].amax(1) > logits[:, 0]  # argmax takes eighty times as long
+        shares = torch.stack([inside, inside & foreground], 1).float()
         z, y, x = maps.shape[2:]
         cells = torch.nn.functional.adaptive_avg_pool3d(shares, (z, y, x)).cpu().double()
         for weight, window in zip(cells, maps.cpu().double(), strict=True):
@@ -44,12 +45,9 @@ class FeaturePool:
             self._weights += weight.sum((1, 2, 3))
 
     def features(self) -> Features | None:
-        """Return the means; None where there was nothing in the image."""
-        if not self._sums or self._weights[0] == 0:
+        """Return the means; None where there was nothing in the image, or a map held what is beyond its precision."""
+        total = torch.stack(self._sums).sum(0) if self._sums else torch.zeros(2, 0)
+        if self._weights[0] == 0 or not total.isfinite().all():
             return None
-        whole, foreground = (
-            None if weight == 0 else (total / weight).float().numpy()
-            for total, weight in zip(torch.stack(self._sums).sum(0), self._weights, strict=True)
-        )
-        assert whole is not None
-        return Features(whole, foreground)
+        whole, foreground = (total / self._weights[:, None]).float().numpy()
+        return Features(whole, foreground if self._weights[1] > 0 else None)

@@ -1,7 +1,7 @@
 """What is normal: features and intensities of reference cases, in small files beside the members.
 
     <weights>/trust/<member>.safetensors   its features' clouds, and the digests of the weights that they were made with
-    <weights>/trust/images.safetensors     intensities of DWI and ADC
+    <weights>/trust/images.json            intensities of DWI and ADC
     <weights>/trust/calibration.json       see `calibration.py`
 
 A file made with other weights is not used, and the report says so.
@@ -19,13 +19,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ensemble.files import file_sha256, parse_json
+from ensemble.files import file_sha256, parse_json, read_json
 from ensemble.publish import publish
-from ensemble.trust.evidence import QUANTILES, Evidence
+from ensemble.trust.evidence import COMPARED, QUANTILES, Evidence
 from ensemble.trust.spectrum import Spectrum, fit_spectrum
 from ensemble.types import AnyArray, FloatArray
 
-FOLDER, IMAGES, CALIBRATION, SUFFIX = "trust", "images", "calibration.json", ".safetensors"
+#: Members are safetensors, so that none can be called as one of the others is.
+FOLDER, IMAGES, CALIBRATION, SUFFIX = "trust", "images.json", "calibration.json", ".safetensors"
 #: Fewest cases of which a reference is made, and lesions of which one of lesions is.
 MIN_CASES, MIN_LESIONS = 20, 10
 #: Each part's distances are measured from the cloud of the others.
@@ -124,7 +125,9 @@ def fit_references(
 def _fit_images(evidence: Sequence[Evidence]) -> ImageReference:
     stacks = {name: np.stack([found.intensities[name] for found in evidence]) for name in evidence[0].intensities}
     means = {name: stack.mean(axis=0) for name, stack in stacks.items()}
-    usual = {name: float(np.median(np.abs(stack - means[name]).mean(axis=1))) for name, stack in stacks.items()}
+    usual = {
+        name: max(1e-6, float(np.median(np.abs(stack - means[name]).mean(axis=1)))) for name, stack in stacks.items()
+    }
     return ImageReference(means, usual)
 
 
@@ -132,7 +135,7 @@ def write_references(references: References, calibration: Mapping[str, Any] | No
     """Write everything into `<weights>/trust`, all or nothing. Raises UsageError where that can't be written."""
     files = {f"{name}{SUFFIX}": _member_bytes(member) for name, member in references.members.items()}
     if references.images is not None:
-        files[f"{IMAGES}{SUFFIX}"] = _image_bytes(references.images)
+        files[IMAGES] = _image_bytes(references.images)
     if calibration is not None:
         files[CALIBRATION] = (json.dumps(calibration, indent=1) + "\n").encode()
     with publish(weights / FOLDER) as draft:
@@ -149,7 +152,7 @@ def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> 
         except Unusable as reason:
             missing.append(f"{name}: {reason}")
     try:
-        images = _read_images(weights / FOLDER / f"{IMAGES}{SUFFIX}")
+        images = _read_images(weights / FOLDER / IMAGES)
     except Unusable as reason:
         missing.append(f"images: {reason}")
     return References(members, images, tuple(missing))
@@ -174,8 +177,10 @@ def _member_bytes(member: MemberReference) -> bytes:
 
 
 def _image_bytes(images: ImageReference) -> bytes:
-    tensors = {name: np.asarray(values, np.float32) for name, values in images.quantiles.items()}
-    return save(tensors, {"trust": json.dumps({"version": _VERSION, "usual": dict(images.usual)}, sort_keys=True)})
+    told = {
+        name: {"quantiles": images.quantiles[name].tolist(), "usual": usual} for name, usual in images.usual.items()
+    }
+    return (json.dumps({"version": _VERSION, "images": told}, indent=1) + "\n").encode()
 
 
 def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
@@ -195,18 +200,24 @@ def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) 
 
 
 def _read_images(path: Path) -> ImageReference:
-    tensors, about = _read(path)
+    if not path.is_file():
+        raise Unusable("there is no reference")
     try:
-        usual = {name: float(about["usual"][name]) for name in tensors}
-        if not usual or any(values.shape != QUANTILES.shape for values in tensors.values()):
+        about = read_json(path)
+        if about["version"] != _VERSION:
+            raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+        quantiles = {str(name): np.array(told["quantiles"], np.float32) for name, told in about["images"].items()}
+        usual = {str(name): float(told["usual"]) for name, told in about["images"].items()}
+        fits = all(one.shape == QUANTILES.shape and np.isfinite(one).all() for one in quantiles.values())
+        if set(usual) != {m.value for m in COMPARED} or not fits or not all(0 < x < np.inf for x in usual.values()):
             raise ValueError("not the quantiles of this version")
-        return ImageReference(tensors, usual)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return ImageReference(quantiles, usual)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
 
 
 def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-    """Return the tensors of a file and what it says of them. Raises Unusable."""
+    """Return the tensors of a file, all finite, and what it says of them. Raises Unusable."""
     if not path.is_file():
         raise Unusable("there is no reference")
     try:
@@ -215,6 +226,8 @@ def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
             about: dict[str, Any] = parse_json((file.metadata() or {})["trust"])
         if about["version"] != _VERSION:
             raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError("not finite")
         return tensors, about
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
