@@ -236,8 +236,8 @@ def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_a_further_usual_case_lies_about_as_far_as_usual() -> None:
     references = fit_references(usual(60), DIGESTS)
     scores = [scores_of(evidence, references) for evidence in usual(60, seed=2)]
-    for name in ("spectral", "spectral_lesion", "histogram"):
-        assert 0.7 < np.median([score[name] for score in scores]) < 1.4
+    for name, most in (("spectral", 1.4), ("spectral_lesion", 1.4), ("rest", 1.4), ("histogram", 2.0)):  # of two images
+        assert 0.7 < np.median([score[name] for score in scores]) < most
 
 
 def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], tmp_path: Path) -> None:

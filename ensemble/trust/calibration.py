@@ -21,15 +21,11 @@ Verdict = Literal["good", "check", "poor"]
 Shape = Literal["plain", "log", "logit"]
 
 #: What the expected Dice hangs on, and on which scale; signs as of `scores.DIRECTIONS`.
-INPUTS: Mapping[str, Shape] = {
-    "agreement": "logit",
-    "soft_dice": "logit",
-    "spectral": "log",
-}
+INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
 #: By which a case looks like others or doesn't: the less usual one counts.
-LOOKS = ("spectral", "rest", "histogram")
+LOOKS = ("rest", "histogram")
 #: Share of patients like those of the calibration that may lie beyond a limit; there are two.
-BEYOND = 0.025
+BEYOND = 0.02
 #: Share of such patients whose Dice lies within the interval.
 COVERAGE = 0.9
 _VERSION = 1

@@ -19,6 +19,8 @@ from ensemble.trust.scores import scores_of
 log = logging.getLogger(__name__)
 
 _WORSE: Mapping[Verdict, int] = {"good": 0, "check": 1, "poor": 2}
+#: Below this, a mask that is no worse than some usual ones is still called doubtful.
+_LOW_DICE = 0.5
 #: What a distance says in words, from this many times the usual on.
 _FAR = 2.0
 
@@ -46,15 +48,14 @@ class Trust:
         """The verdict in words, with the expected Dice where there is one."""
         if self.verdict is None:
             return "How far the mask is to be trusted is not known."
-        words = {
-            "good": "No sign against the mask.",
-            "check": "Check this mask.",
-            "poor": "Do not rely on this mask.",
-        }
+        words = {"check": "Check this mask.", "poor": "Do not rely on this mask."}
+        said = words.get(self.verdict, "No sign against the mask.")
         if self.expected_dice is None or self.interval is None:
-            return words[self.verdict]
+            return said
+        if self.verdict == "good" and self.expected_dice < _LOW_DICE:
+            said = "A doubtful mask, as usual cases have them, too."
         low, high = self.interval
-        return f"{words[self.verdict]} Expected Dice {self.expected_dice:.2f} ({low:.2f} to {high:.2f})."
+        return f"{said} Expected Dice {self.expected_dice:.2f} ({low:.2f} to {high:.2f})."
 
     @property
     def reasons(self) -> str:
@@ -145,7 +146,6 @@ def judge(result: Result, ensemble: Ensemble) -> Trust:
 
 def _unlike(scores: Mapping[str, float]) -> list[str]:
     words = {
-        "spectral": "the members' encoders see this brain {:.1f} times as far from usual ones as those lie from each other",
         "rest": "the members' encoders see in this brain what usual ones don't have, {:.1f} times as much as those differ by",
         "histogram": "the intensities of DWI and ADC lie {:.1f} times as far from usual ones as those lie from each other",
     }

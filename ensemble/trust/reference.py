@@ -58,13 +58,13 @@ class Cloud:
     @classmethod
     def of(cls, samples: AnyArray) -> Cloud:
         """Return the cloud of samples (N, D)."""
-        at = np.arange(len(samples)) % _PARTS
+        whole, at = fit_spectrum(samples), np.arange(len(samples)) % _PARTS
         found: list[tuple[float, float]] = []
         for part in range(_PARTS):
-            others = fit_spectrum(samples[at != part])
+            others = fit_spectrum(samples[at != part], modes=whole.modes)
             found += [(others.distance(sample), others.rest(sample)) for sample in samples[at == part]]
         usual, usual_rest = np.median(found, axis=0)
-        return cls(fit_spectrum(samples), float(usual), float(usual_rest))
+        return cls(whole, float(usual), float(usual_rest))
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,9 @@ class ImageReference:
     """By image: median distance of the cases from that."""
 
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
-        """Return how many times as far as usual histograms lie (1-Wasserstein, the mean over the images)."""
-        return float(
-            np.mean(
-                [np.abs(intensities[name] - mean).mean() / self.usual[name] for name, mean in self.quantiles.items()]
-            )
-        )
+        """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
+        apart = {name: float(np.abs(intensities[name] - mean).mean()) for name, mean in self.quantiles.items()}
+        return max(distance / self.usual[name] for name, distance in apart.items())
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def eigenmodes(samples: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
     return mean, singular[:kept] ** 2 / (len(array) - 1), vectors[:kept]
 
 
-def fit_spectrum(samples: AnyArray, tau: float = TAU) -> Spectrum:
-    """Return the cloud of samples (N, D) in its K(N) stable modes. Raises ValueError for fewer than two samples."""
+def fit_spectrum(samples: AnyArray, tau: float = TAU, modes: int | None = None) -> Spectrum:
+    """Return the cloud of samples (N, D) in its K(N) stable modes, or in so many. Raises ValueError for fewer than two samples."""
     mean, values, vectors = eigenmodes(samples)
-    kept = stable_modes(values, len(samples), tau)
+    kept = stable_modes(values, len(samples), tau) if modes is None else modes
     return Spectrum(mean, vectors[:kept], values[:kept], len(samples))
