@@ -353,7 +353,7 @@ def real_table(rows: Sequence[Row]) -> list[str]:
     lines = [
         "",
         "| case | ml | Dice | expected | verdict | agreement | spectral | histogram |",
-        "| --- | ---: " * 1 + "| ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: |",
     ]
     for row in here:
         expected = (
