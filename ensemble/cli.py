@@ -216,8 +216,17 @@ def _batch(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from ensemble.evaluate.run import evaluate
+    from ensemble.evaluate.study import Asked
 
-    return InputRefused.exit_code if evaluate(options.predictions, options.ground_truth, options.out) else 0
+    if len(options.masks) < 2:
+        raise UsageError(
+            "evaluate takes predicted masks and, last, the true ones",
+            found=" ".join(map(str, options.masks)) or "no path",
+            do=command("evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv"),
+        )
+    *predictions, truths = options.masks
+    asked = Asked(options.clinical, options.by or ())
+    return InputRefused.exit_code if evaluate(predictions, truths, options.out, asked) else 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

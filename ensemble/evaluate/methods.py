@@ -41,8 +41,7 @@ def measure_methods(predictions: Sequence[Path], truths: Path) -> list[Method]:
         refused: dict[Path, InputRefused] = {}
         for pair in pairs:
             try:
-                measured = score(pair)
-                scores |= dict.fromkeys(pair.truth, measured)
+                scores[pair.truth[0]] = score(pair)
             except InputRefused as error:
                 refused |= dict.fromkeys(pair.truth, error)
         if not scores:

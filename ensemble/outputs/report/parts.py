@@ -68,9 +68,10 @@ def _shown(value: Any) -> Any:
 
 
 @cache
-def code(name: str) -> dict[str, str]:
-    """Return a page's script and style, and what its content security policy allows: these two and nothing else."""
-    script, style = ((_TEMPLATES / part).read_text(encoding="utf-8") for part in (name, "style.css"))
+def code(name: str = "") -> dict[str, str]:
+    """Return a page's script, if it has one, and style, and what its content security policy allows: these and nothing else."""
+    script = (_TEMPLATES / name).read_text(encoding="utf-8") if name else ""
+    style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     allowed = [
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
     ]
