@@ -255,6 +255,33 @@ def _add_evaluate(commands: Any) -> None:
         help="measures by the groups of these columns of --clinical, and by size and number of the true lesions (these alone:"
         " lesion_size)",
     )
+    group = evaluate.add_argument_group("reader studies")
+    _add(
+        group,
+        "--reader-study",
+        type=Path,
+        metavar="HTML",
+        help="write one offline page that shows readers two masks of each case, blinded and in random order: two methods', or one's and the"
+        " true ones",
+    )
+    _add(group, "--images", type=Path, metavar="DATASET", help="images for --reader-study: a dataset as batch takes it")
+    _add(
+        group,
+        "--key",
+        type=Path,
+        metavar="JSON",
+        help="file that tells whose masks they were; --reader-study writes it (default: PAGE_key.json beside the page), --reader-answers"
+        " reads it. Keep it from the readers",
+    )
+    _add(
+        group,
+        "--reader-answers",
+        type=Path,
+        nargs="+",
+        metavar="CSV",
+        help="files that readers saved from the page: with --key and --out and no masks, writes preferences with exact intervals, grades"
+        " and the readers' agreement",
+    )
 
 
 def _add_inspect(commands: Any) -> None:
@@ -533,7 +560,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
         if not hasattr(action, "fallback") or not text:  # an empty variable is as good as none
             continue
         try:
-            values[action.dest] = _boolean(text) if action.nargs == 0 else (action.type or str)(text)  # type: ignore[operator]
+            values[action.dest] = _read(action, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(f"{variable} is not valid", found=repr(text), do=str(error)) from error
         if action.choices is not None and values[action.dest] not in action.choices:
@@ -541,6 +568,14 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
                 f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
             )
     return values
+
+
+def _read(action: argparse.Action, text: str) -> Any:
+    """Return what a variable says as its option would; several values stand between commas."""
+    if action.nargs == 0:
+        return _boolean(text)
+    convert: Any = action.type or str
+    return [convert(name) for name in _names(text)] if action.nargs == "+" else convert(text)
 
 
 def service_links(environment: Mapping[str, str]) -> list[str]:

@@ -14,13 +14,12 @@ import numpy as np
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.intervals import (
     MIN_CORRELATED,
-    MIN_CORRELATED_DIFFERENCE,
     ends,
     holm,
     spearman,
     spearman_intervals,
 )
-from ensemble.evaluate.methods import Method
+from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.scores import Score
 from ensemble.files import cannot_open_error
 from ensemble.tables import NOTHING, Sheet, read_sheet
@@ -30,8 +29,6 @@ from ensemble.types import FloatArray
 _NAME = "the clinical table"
 _CASE = "case"
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-#: What true masks are called in tables.
-TRUTH = "true masks"
 #: Quantities that are set beside scores: what they are called, and how predicted and true masks are asked for them.
 QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_lesions", "truth_lesions")}
 
@@ -199,7 +196,7 @@ def _with_difference(
     if one and other and np.array_equal(ours, theirs):
         said, drawn = "equal in all cases", (None, None, None)
     elif one and other and drawn[2] is None:
-        said = f"no interval below {MIN_CORRELATED_DIFFERENCE} cases"
+        said = f"no interval below {MIN_CORRELATED} cases"
     rho, rho_true = one and one[0], other and other[0]
     return row, CorrelationDifference(
         method,

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import kendalltau, rankdata
 
 from ensemble.evaluate.intervals import (
+    TOO_SKEWED,
     ends,
     holm,
     mean_interval,
@@ -21,7 +22,7 @@ from ensemble.evaluate.intervals import (
     without_rounding,
 )
 from ensemble.evaluate.methods import Method
-from ensemble.evaluate.scores import MEASURES
+from ensemble.evaluate.scores import MEASURES, SKEWED
 from ensemble.types import FloatArray
 
 #: Whether a larger value of a measure is better.
@@ -38,7 +39,7 @@ class Paired:
     n: int
     mean_difference: float
     mean_ci_low: float | None
-    """Student's 95 % interval."""
+    """Student's 95 % interval; none of volumes, which are too skewed."""
     mean_ci_high: float | None
     median_difference: float
     median_ci_low: float | None
@@ -117,7 +118,7 @@ def paired_row(
     differences = without_rounding(first - second)
     good = differences if larger_is_better else -differences
     wins, losses = int((good > 0).sum()), int((good < 0).sum())
-    mean, median = mean_interval(differences), median_interval(differences)
+    mean, median = None if measure in SKEWED else mean_interval(differences), median_interval(differences)
     rate = share_interval(wins, wins + losses)
     return Paired(
         measure,
@@ -134,16 +135,17 @@ def paired_row(
         *ends(rate),
         wilcoxon_p(differences),
         None,
-        _note(differences, mean is None, median is None),
+        _note(differences, measure in SKEWED),
     )
 
 
-def _note(differences: FloatArray, no_mean: bool, no_median: bool) -> str:
-    """Say why there is no interval."""
+def _note(differences: FloatArray, skewed: bool) -> str:
+    """Say why an interval is not there."""
     if np.ptp(differences) == 0:
         return "all cases differ by the same" if differences.any() else "equal in all cases"
-    said = ["no interval of the mean below 3 cases"] * no_mean + ["no interval of the median below 6 cases"] * no_median
-    return "; ".join(said)
+    said = [TOO_SKEWED] * skewed
+    said += ["no interval of the mean below 3 cases"] * (len(differences) < 3 and not skewed)
+    return "; ".join(said + ["no interval of the median below 6 cases"] * (len(differences) < 6))
 
 
 def ranking(methods: Sequence[Method]) -> Ranking | None:

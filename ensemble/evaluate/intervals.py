@@ -15,8 +15,10 @@ from ensemble.types import AnyArray, FloatArray
 
 LEVEL = 0.95
 RESAMPLES = 9999
-#: Below this many cases the bootstrap of a rank correlation, and of the difference of two, covers the truth too seldom.
-MIN_CORRELATED, MIN_CORRELATED_DIFFERENCE = 10, 20
+#: Below this many cases the bootstrap of a rank correlation, or of the difference of two, covers the truth too seldom.
+MIN_CORRELATED = 20
+#: What is said where a measure's mean has no interval: no known one holds the mean of so skewed values in small studies.
+TOO_SKEWED = "ml are too skewed for an interval of the mean"
 #: Below these, a rank test asks permutations in place of a distribution for large samples.
 _MIN_T_CORRELATION, _MIN_CHI_SQUARED = 30, 5
 #: Differences of measures below this are rounding.
@@ -100,7 +102,7 @@ def spearman_intervals(
     both = np.concatenate([_drawn(first, second, score, index) for index in _resampled(n, resamples)], axis=1)
     both = both[:, np.isfinite(both).all(axis=0)]  # a resample in which all are equal has no rho
     one, other = (_percentiles(values) for values in both)
-    return one, other, _percentiles(both[0] - both[1]) if n >= MIN_CORRELATED_DIFFERENCE else None
+    return one, other, _percentiles(both[0] - both[1])
 
 
 def resampled_means(values: FloatArray, resamples: int = RESAMPLES) -> FloatArray:

@@ -13,6 +13,9 @@ from ensemble.evaluate.scores import Score, score
 from ensemble.readers.names import stem
 from ensemble.text import printable, visible
 
+#: What the true masks are called beside methods.
+TRUTH = "true masks"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -64,7 +67,8 @@ def method_names(predictions: Sequence[Path]) -> list[str]:
                 do="give each method's own folder, and the true masks last",
             )
     parts = [(*place.parts[1:-1], stem(place) if place.is_file() else place.name) for place in places]
-    depth = next(deep for deep in range(1, 999) if len({one[-deep:] for one in parts}) == len(parts))
+    taken = (TRUTH,)
+    depth = next(deep for deep in range(1, 999) if len({taken, *(one[-deep:] for one in parts)}) > len(parts))
     return [printable(visible("/".join(one[-depth:]))) for one in parts]
 
 

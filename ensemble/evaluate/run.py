@@ -8,33 +8,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ensemble.errors import InputRefused, UsageError
+from ensemble.errors import InputRefused
+from ensemble.evaluate.blinded import (
+    AskedReaders,
+    ReaderStudy,
+    compared,
+    make_reader_study,
+    refuse_standing,
+    shown_cases,
+    write_reader_study,
+)
 from ensemble.evaluate.methods import Method, measure_methods
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score
 from ensemble.evaluate.statistics import Summary, summarise
-from ensemble.evaluate.study import (
-    DATA,
-    PAGE,
-    TABLES,
-    Asked,
-    Study,
-    beside,
-    make_study,
-    read_asked,
-    write_csv,
-    write_study,
-)
-from ensemble.files import read_json
+from ensemble.evaluate.study import DATA, PAGE, TABLES, Asked, Study, make_study, read_asked, write_study
+from ensemble.evaluate.written import METHOD, beside, refuse_foreign, write_csv
 from ensemble.logging_setup import write_final_error_line
-from ensemble.outputs.report.run_report import TOOL
 from ensemble.publish import publish
 
 log = logging.getLogger(__name__)
 
 _PER_CASE = tuple(name for name in Score.__dataclass_fields__ if name not in ("lesions_ml", "lesions_found"))
 _SUMMARY = tuple(Summary.__dataclass_fields__)
-_METHOD = "method"
 
 
 def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked = Asked()) -> int:  # noqa: B008 (frozen)
@@ -44,15 +40,30 @@ def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked 
     or when more is asked for, also what `write_study` does. All or none. Raises InputRefused when there is nothing to measure,
     UsageError when something else would be replaced.
     """
-    earlier = _refuse_foreign(out)
+    earlier = _earlier(out)
     clinical = read_asked(asked)
+    if asked.readers is not None:
+        refuse_standing(asked.readers.page, asked.readers.key)
     methods = measure_methods(predictions, truths)
+    readers = None if asked.readers is None else _reader_study(methods, truths, asked.readers)
     study = make_study(methods, truths, asked, clinical) if len(methods) > 1 or asked.anything else None
     with publish(out.parent, earlier) as staging:
         summaries = _write_methods(methods, staging / out.name)
         names = write_study(study, staging / out.name) if study else []
+        if readers and asked.readers:
+            write_reader_study(readers, asked.readers.page, asked.readers.key)
+            names += [str(asked.readers.page), f"{asked.readers.key} (keep it from the readers)"]
     _tell(methods, summaries, study, [str(out), f"{out.stem}_summary.csv", f"{out.stem}_plots.png", *names])
     return sum(len(_refused(method)) for method in methods)
+
+
+def _reader_study(methods: Sequence[Method], truths: Path, asked: AskedReaders) -> ReaderStudy:
+    names = compared(methods)
+    cases, said = shown_cases(methods, truths, asked.images)
+    for line in said:
+        log.warning("%s", line)
+    log.info("reader study: %d cases, %s and %s", len(cases), *names)
+    return make_reader_study(cases, names)
 
 
 def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path) -> list[Summary]:
@@ -76,13 +87,13 @@ def _write_tables(
     for name, scores, refused in methods:
         measured = [asdict(one) | {"status": "measured"} for one in scores]
         failed = [{"case": case, "status": " ".join(str(error).split())} for case, error in refused]
-        rows += [{_METHOD: name} | row for row in sorted(measured + failed, key=lambda row: str(row["case"]))]
-    column = (_METHOD,) * (len(methods) > 1)
+        rows += [{METHOD: name} | row for row in sorted(measured + failed, key=lambda row: str(row["case"]))]
+    column = (METHOD,) * (len(methods) > 1)
     write_csv(out, (*column, *_PER_CASE, "status"), rows)
     write_csv(
         beside(out, "summary.csv"),
         (*column, *_SUMMARY),
-        ({_METHOD: name} | asdict(row) for (name, _, _), own in zip(methods, summaries, strict=True) for row in own),
+        ({METHOD: name} | asdict(row) for (name, _, _), own in zip(methods, summaries, strict=True) for row in own),
     )
     draw_plots({name: scores for name, scores, _ in methods}, beside(out, "plots.png"))
     return summaries
@@ -94,44 +105,15 @@ def _refused(method: Method) -> list[tuple[str, InputRefused]]:
     return list(by_pair.values())
 
 
-def _refuse_foreign(out: Path) -> list[str]:
+def _earlier(out: Path) -> list[str]:
     """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
 
     Returns the names of what an earlier one has written beside its table.
     """
     ours = {out: (*_PER_CASE, "status"), beside(out, "summary.csv"): _SUMMARY}
     ours |= {beside(out, f"{name}.csv"): columns for name, columns in TABLES.items()}
-    for path, columns in ours.items():
-        if (
-            path.is_file()
-            and path.stat().st_size
-            and _first_line(path).removeprefix(f"{_METHOD},") != ",".join(columns)
-        ):
-            _refuse(path)
-    if beside(out, DATA).exists() and not _is_ours(beside(out, DATA)):
-        _refuse(beside(out, DATA))
-    if beside(out, PAGE).exists() and not beside(out, DATA).exists():
-        _refuse(beside(out, PAGE))
+    refuse_foreign(ours, beside(out, DATA), beside(out, PAGE))
     return [beside(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
-
-
-def _refuse(path: Path) -> None:
-    raise UsageError(
-        "a file that is no result of evaluate would be replaced", where=path, do="name another file as --out"
-    )
-
-
-def _is_ours(data: Path) -> bool:
-    try:
-        found = read_json(data)
-        return bool(found["tool"]["name"] == TOOL and "paired" in found)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def _first_line(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.readline(10_000).decode(errors="replace").rstrip()
 
 
 def _tell(

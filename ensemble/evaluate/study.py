@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
+from ensemble.evaluate.blinded import AskedReaders
 from ensemble.evaluate.clinical import (
     Clinical,
     Correlation,
@@ -25,10 +25,11 @@ from ensemble.evaluate.scores import MEASURES
 from ensemble.evaluate.statistics import Summary, summarise
 from ensemble.evaluate.study_plots import correlation_plots, difference_plot, forest_plots
 from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, by_subgroup
+from ensemble.evaluate.written import beside, write_csv
 from ensemble.outputs.report.parts import code, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import write_json
-from ensemble.text import all_printable, printable, spreadsheet_cell
+from ensemble.text import all_printable, printable
 
 #: Grows when a field changes its meaning or goes, not when one joins (docs/study.schema.json).
 SCHEMA = 1
@@ -40,10 +41,11 @@ class Asked:
 
     clinical: Path | None = None
     by: tuple[str, ...] = ()
+    readers: AskedReaders | None = None
 
     @property
     def anything(self) -> bool:
-        """Whether it is more than that table."""
+        """Whether there is a study to write."""
         return self.clinical is not None or bool(self.by)
 
 
@@ -143,11 +145,6 @@ def write_study(study: Study, out: Path) -> list[str]:
     return [path.name for path in (*written.values(), beside(out, DATA), beside(out, PAGE))]
 
 
-def beside(out: Path, ending: str) -> Path:
-    """Return where a file of an evaluation lies: metrics.csv, metrics_study.html."""
-    return out.with_name(f"{out.stem}_{ending}")
-
-
 def as_json(study: Study) -> dict[str, Any]:
     """Return everything as data: docs/study.schema.json."""
     return {
@@ -174,16 +171,6 @@ def as_json(study: Study) -> dict[str, Any]:
         "summary": [{"method": name} | asdict(row) for name, summaries in study.summaries.items() for row in summaries],
         "ranking_kendall_tau": study.ranking and study.ranking.kendall_tau,
     } | {name: [asdict(row) for row in rows] for name, (_, rows) in study.tables.items()}
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table for spreadsheets."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{v:.6g}" if isinstance(v, float) else spreadsheet_cell(v) for key, v in row.items()} for row in rows
-        )
 
 
 def _left_out(methods: Sequence[Method]) -> list[str]:

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ensemble.evaluate.clinical import QUANTITIES, TRUTH, Clinical, Correlation
+from ensemble.evaluate.clinical import QUANTITIES, Clinical, Correlation
 from ensemble.evaluate.compare import Paired
-from ensemble.evaluate.methods import Method
-from ensemble.evaluate.scores import MEASURES
+from ensemble.evaluate.methods import TRUTH, Method
+from ensemble.evaluate.scores import MEASURES, SKEWED
 from ensemble.evaluate.subgroups import GroupSummary
 from ensemble.text import visible
 
@@ -23,7 +23,7 @@ _MAX_SCORES, _MAX_ROWS, _MAX_LABEL = 12, 60, 28
 
 
 def difference_plot(rows: Sequence[Paired]) -> str:
-    """Draw the mean paired differences with their intervals, a panel a measure; empty with one method."""
+    """Draw the paired differences with their intervals, a panel a measure (means; medians of volumes); empty with one method."""
     if not rows:
         return ""
     pairs = list(dict.fromkeys((row.first, row.second) for row in rows))[:_MAX_ROWS]
@@ -33,8 +33,13 @@ def difference_plot(rows: Sequence[Paired]) -> str:
         _forest(
             ax,
             [f"{_short(row.first)} - {_short(row.second)}" for row in shown],
-            [(row.mean_difference, row.mean_ci_low, row.mean_ci_high) for row in shown],
-            measure,
+            [
+                (row.median_difference, row.median_ci_low, row.median_ci_high)
+                if measure in SKEWED
+                else (row.mean_difference, row.mean_ci_low, row.mean_ci_high)
+                for row in shown
+            ],
+            _title(measure),
             labelled=measure == MEASURES[0],
         )
         ax.axvline(0, color="0.4", linewidth=1)
@@ -75,7 +80,7 @@ def correlation_plots(
 
 
 def forest_plots(rows: Sequence[GroupSummary]) -> list[tuple[str, str]]:
-    """Draw each measure's mean by group with its interval: names of factors and pictures."""
+    """Draw each measure by group with its interval (means; medians of volumes): names of factors and pictures."""
     pictures = []
     for factor in dict.fromkeys(row.factor for row in rows):
         of_factor = [row for row in rows if row.factor == factor]
@@ -87,12 +92,21 @@ def forest_plots(rows: Sequence[GroupSummary]) -> list[tuple[str, str]]:
             _forest(
                 ax,
                 [f"{_short(row.method)}: " * several + f"{_short(row.group)} (n = {row.n})" for row in shown],
-                [(row.mean, row.mean_ci_low, row.mean_ci_high) for row in shown],
-                measure,
+                [
+                    (row.median, row.median_ci_low, row.median_ci_high)
+                    if measure in SKEWED
+                    else (row.mean, row.mean_ci_low, row.mean_ci_high)
+                    for row in shown
+                ],
+                _title(measure),
                 labelled=measure == MEASURES[0],
             )
         pictures.append((factor, _png(figure)))
     return pictures
+
+
+def _title(measure: str) -> str:
+    return f"{measure} ({'median' if measure in SKEWED else 'mean'})"
 
 
 def _forest(
@@ -103,7 +117,7 @@ def _forest(
     *,
     labelled: bool,
 ) -> None:
-    """Draw means and intervals, the first row on top; a mean without an interval is a hollow mark."""
+    """Draw values and intervals, the first row on top; a value without an interval is a hollow mark."""
     for place, (mean, low, high) in enumerate(values):
         if low is not None and high is not None:
             ax.plot((low, high), (place, place), color="tab:blue", linewidth=2)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.evaluate.intervals import ends, holm, kruskal, mean_interval
+from ensemble.evaluate.intervals import TOO_SKEWED, ends, holm, kruskal, mean_interval, median_interval
 from ensemble.evaluate.methods import Method
-from ensemble.evaluate.scores import MEASURES, Score
+from ensemble.evaluate.scores import MEASURES, SKEWED, Score
 from ensemble.evaluate.statistics import CASE_BOUNDS_ML, ranges
 from ensemble.types import FloatArray
 
@@ -34,9 +34,12 @@ class GroupSummary:
     n: int
     mean: float
     mean_ci_low: float | None
-    """Student's 95 % interval, cut at the ends of the measure's range."""
+    """Student's 95 % interval, cut at the ends of the measure's range; none of volumes, which are too skewed."""
     mean_ci_high: float | None
     median: float
+    median_ci_low: float | None
+    """Distribution-free 95 % interval."""
+    median_ci_high: float | None
     q1: float
     q3: float
     note: str = ""
@@ -133,16 +136,33 @@ def _remarks(factor: str, known: Mapping[str, str], methods: Sequence[Method]) -
 
 
 def _summary(method: str, factor: str, group: str, measure: str, values: FloatArray) -> GroupSummary:
-    interval = mean_interval(values)
+    interval = None if measure in SKEWED else mean_interval(values)
     if interval is not None:
         interval = max(0.0, interval[0]), min(1.0, interval[1]) if measure in ("dice", "lesion_f1") else interval[1]
     q1, median, q3 = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    note = ""
-    if interval is None:
-        note = "no interval below 3 cases" if len(values) < 3 else "all values are equal"
     return GroupSummary(
-        method, factor, group, measure, len(values), float(values.mean()), *ends(interval), median, q1, q3, note
-    )  # fmt: skip
+        method,
+        factor,
+        group,
+        measure,
+        len(values),
+        float(values.mean()),
+        *ends(interval),
+        median,
+        *ends(median_interval(values)),
+        q1,
+        q3,
+        _note(values, measure in SKEWED),
+    )
+
+
+def _note(values: FloatArray, skewed: bool) -> str:
+    """Say why an interval is not there."""
+    if len(values) < 3:
+        return "no interval below 3 cases"
+    if np.ptp(values) == 0:
+        return "all values are equal"
+    return "; ".join([TOO_SKEWED] * skewed + ["no interval of the median below 6 cases"] * (len(values) < 6))
 
 
 def _test(method: str, factor: str, measure: str, values: Mapping[str, FloatArray]) -> GroupTest:
