@@ -245,7 +245,7 @@ def _asked_readers(options: argparse.Namespace) -> AskedReaders | None:
         return None
     if options.images is None:
         raise UsageError("--reader-study needs the images", do="give the dataset, as to batch: --images DATASET")
-    files = {case.name: case.files for case in find_cases(options.images, page.parent)}
+    files = {case.name: case.files for case in find_cases(options.images, page)}
     root = options.images if options.images.is_dir() else options.images.parent
     return AskedReaders(page, options.key or page.with_name(f"{page.stem}_key.json"), Images(root, files))
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from conftest import GRID, REPOSITORY, phantom_arrays, phantom_case, phantom_lesion, tree, write_image
 from ensemble.cli import main
-from ensemble.evaluate.blinded import Shown, make_reader_study, write_reader_study
+from ensemble.evaluate.blinded import Shown, as_shown, make_reader_study, write_reader_study
 from ensemble.prepare.case import prepare
 from ensemble.types import Modality
 from json_schema import faults
@@ -35,7 +35,7 @@ def cases() -> list[Shown]:
     """Three cases: two masks that differ, equal ones, and two empty ones."""
     images, lesion = prepare(phantom_case(), skull_strip="never"), phantom_lesion()
     masks = [(lesion, np.roll(lesion, 3, axis=2)), (lesion, lesion), (lesion & False, lesion & False)]
-    return [Shown(f"Müller {k} {HOSTILE}", images, pair) for k, pair in enumerate(masks)]
+    return [as_shown(f"Müller {k} {HOSTILE}", images, pair) for k, pair in enumerate(masks)]
 
 
 def seed_with_sides(cases: Sequence[Shown], exchanged: bool) -> str:
@@ -188,6 +188,9 @@ def test_a_reader_answers_by_keyboard_reloads_goes_on_and_is_scored(
         better.count(NAMES[1]),
     )
     assert list(faults(data, json.loads((REPOSITORY / "docs" / "readers.schema.json").read_text()))) == []
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.locator("#clear").click()
+    assert (page.locator("#reader").input_value(), page.locator("#done").inner_text()) == ("", "0 of 3")
     scored = open_page(tmp_path / "scores_readers.html")
     assert "Dr. Ülle Ärzt 1" in scored.locator("#preferences").inner_text()
 

@@ -21,7 +21,7 @@ from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.pairs import Pair, masks_of
 from ensemble.evaluate.scores import read_mask
-from ensemble.geometry import ROUNDING_VOXELS, Reorientation
+from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.outputs.report.parts import code, grey_levels, json_text, sheet, sheet_columns, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.outputs.report.views import WINDOWS, brain_box
@@ -29,7 +29,7 @@ from ensemble.prepare.case import PreparedCase, prepare_for_run
 from ensemble.publish import publish, write_json
 from ensemble.readers.imagefile import read_files
 from ensemble.text import all_printable, printable
-from ensemble.types import BoolArray, Modality
+from ensemble.types import AnyArray, BoolArray, Modality
 
 KEY_SCHEMA = 1
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -54,12 +54,15 @@ class AskedReaders:
 
 @dataclass(frozen=True)
 class Shown:
-    """A case of a reader study."""
+    """A case of a reader study, as it is shown: axial, radiological, cut to the brain and the masks."""
 
     case: str
-    images: PreparedCase
+    pixel_mm: tuple[float, float]
+    """Width and height."""
+    images: tuple[Mapping[str, str], ...]
+    """Of each image its `name` and its `sheet` of slices."""
     masks: tuple[BoolArray, BoolArray]
-    """(z, y, x) on the grid of the DWI, in the order of the study's methods."""
+    """(z, y, x), in the order of the study's methods."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,27 @@ def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: 
                 "a mask does not lie on the grid of the DWI", where=path, do="give the images it was drawn on"
             )
         masks.append(mask.array)
-    return Shown(case, images, (masks[0], masks[1]))
+    return as_shown(case, images, (masks[0], masks[1]))
+
+
+def as_shown(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]) -> Shown:
+    """Return a case as it is shown; `masks` are (z, y, x) on its grid."""
+    canonical = images.grid.canonical()
+    rows, columns = brain_box(canonical.apply(images.brain.array | masks[0] | masks[1]))
+    spacing = canonical.spacing(images.grid.spacing_zyx_mm)
+
+    def cut(array: AnyArray) -> AnyArray:
+        return canonical.apply(array)[:, rows, columns]
+
+    sheets = tuple(
+        {
+            "name": modality.label,
+            "sheet": sheet(grey_levels(cut(images.tissue_normalized[modality].array), window), lossless=False),
+        }
+        for modality, window in WINDOWS.items()
+        if modality in images.tissue_normalized
+    )
+    return Shown(case, (spacing[2], spacing[1]), sheets, (cut(masks[0]).copy(), cut(masks[1]).copy()))
 
 
 def make_reader_study(cases: Sequence[Shown], names: tuple[str, str], seed: str = "") -> ReaderStudy:
@@ -160,7 +183,7 @@ def make_reader_study(cases: Sequence[Shown], names: tuple[str, str], seed: str 
         case, token, exchanged = cases[number], _token(seed, f"item {number}"), _drawn(seed, f"side {number}")[0] & 1
         left, right = case.masks[::-1] if exchanged else case.masks
         sides = names[::-1] if exchanged else names
-        items.append({"item": token} | _viewer(case.images, left, right))
+        items.append({"item": token} | _viewer(case, left, right))
         entries.append({"item": token, "case": case.case, "left": sides[0], "right": sides[1]})
     key: dict[str, Any] = {
         "schema": KEY_SCHEMA,
@@ -189,32 +212,19 @@ def _page(study: str, items: Sequence[Mapping[str, Any]]) -> str:
     return printable(text)
 
 
-def _viewer(images: PreparedCase, left: BoolArray, right: BoolArray) -> dict[str, Any]:
+def _viewer(case: Shown, left: BoolArray, right: BoolArray) -> dict[str, Any]:
     """Return what the script needs to draw a case. It begins where both masks together are largest."""
-    canonical: Reorientation = images.grid.canonical()
-    rows, columns = brain_box(canonical.apply(images.brain.array | left | right))
-    spacing = canonical.spacing(images.grid.spacing_zyx_mm)
-    sides = [canonical.apply(mask)[:, rows, columns] for mask in (left, right)]
-    area = sum(mask.sum(axis=(1, 2)) for mask in sides)
-    bits = np.stack([*(mask.astype(np.uint8) * 255 for mask in sides), np.zeros(sides[0].shape, np.uint8)], axis=-1)
+    slices, height, width = left.shape
+    area = left.sum(axis=(1, 2)) + right.sum(axis=(1, 2))
+    bits = np.stack([left, right, np.zeros_like(left)], axis=-1).astype(np.uint8) * 255
     return {
-        "slices": sides[0].shape[0],
-        "height": sides[0].shape[1],
-        "width": sides[0].shape[2],
-        "columns": sheet_columns(sides[0].shape[0]),
-        "pixel_mm": [spacing[2], spacing[1]],
-        "start": int(np.argmax(area)) if np.any(area) else sides[0].shape[0] // 2,
-        "area": np.asarray(area).tolist(),
+        "slices": slices,
+        "height": height,
+        "width": width,
+        "columns": sheet_columns(slices),
+        "pixel_mm": case.pixel_mm,
+        "start": int(area.argmax()) if area.any() else slices // 2,
+        "area": area.tolist(),
         "labels": sheet(bits, lossless=True),
-        "images": [
-            {
-                "name": modality.label,
-                "sheet": sheet(
-                    grey_levels(canonical.apply(images.tissue_normalized[modality].array)[:, rows, columns], window),
-                    lossless=False,
-                ),
-            }
-            for modality, window in WINDOWS.items()
-            if modality in images.tissue_normalized
-        ],
+        "images": case.images,
     }

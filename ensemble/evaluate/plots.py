@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +22,16 @@ def draw_plots(scores: Mapping[str, Sequence[Score]], path: Path) -> None:
     figure = Figure(figsize=(11, 4.6 * len(scores)), layout="constrained")
     for (left, right), (name, own) in zip(figure.subplots(len(scores), 2, squeeze=False), scores.items(), strict=True):
         _draw(left, right, f"{name}: " * (len(scores) > 1), own)
-    FigureCanvasAgg(figure).print_png(str(path))
+    path.write_bytes(as_png(figure))
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as PNG; a letter that the font lacks becomes a box, in silence."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()
 
 
 def _draw(left: Axes, right: Axes, name: str, scores: Sequence[Score]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ensemble.errors import InputRefused
+from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.blinded import (
     AskedReaders,
     ReaderStudy,
@@ -40,7 +40,7 @@ def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked 
     or when more is asked for, also what `write_study` does. All or none. Raises InputRefused when there is nothing to measure,
     UsageError when something else would be replaced.
     """
-    earlier = _earlier(out)
+    earlier = _earlier(out, asked)
     clinical = read_asked(asked)
     if asked.readers is not None:
         refuse_standing(asked.readers.page, asked.readers.key)
@@ -105,13 +105,17 @@ def _refused(method: Method) -> list[tuple[str, InputRefused]]:
     return list(by_pair.values())
 
 
-def _earlier(out: Path) -> list[str]:
+def _earlier(out: Path, asked: Asked) -> list[str]:
     """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
 
     Returns the names of what an earlier one has written beside its table.
     """
     ours = {out: (*_PER_CASE, "status"), beside(out, "summary.csv"): _SUMMARY}
     ours |= {beside(out, f"{name}.csv"): columns for name, columns in TABLES.items()}
+    written = [path.resolve() for path in (*ours, beside(out, "plots.png"), beside(out, DATA), beside(out, PAGE))]
+    others = [asked.clinical, *((asked.readers.page, asked.readers.key) if asked.readers else ())]
+    if both := [path for path in others if path and path.resolve() in written]:
+        raise UsageError("one file stands for two things", where=both[0], do="name another file as --out")
     refuse_foreign(ours, beside(out, DATA), beside(out, PAGE))
     return [beside(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
 

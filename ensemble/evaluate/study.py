@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,11 @@ def _left_out(methods: Sequence[Method]) -> list[str]:
             notes.append(f"{method.name} is not measured in {len(missing)} cases: {', '.join(missing)}{last}")
         if method.without_truth:
             notes.append(f"{method.name}: no true mask, passed over: {', '.join(method.without_truth)}")
+    notes += [
+        f"{first.name} and {second.name} share no case, and are not compared"
+        for first, second in combinations(methods, 2)
+        if not set(first.scores) & set(second.scores)
+    ]
     return notes
 
 

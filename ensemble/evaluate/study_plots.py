@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ensemble.evaluate.clinical import QUANTITIES, Clinical, Correlation
 from ensemble.evaluate.compare import Paired
 from ensemble.evaluate.methods import TRUTH, Method
+from ensemble.evaluate.plots import as_png
 from ensemble.evaluate.scores import MEASURES, SKEWED
 from ensemble.evaluate.subgroups import GroupSummary
 from ensemble.text import visible
@@ -135,6 +134,4 @@ def _short(text: str) -> str:
 
 
 def _png(figure: Figure) -> str:
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}"

@@ -184,6 +184,14 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
+  function clear() {
+    if (!window.confirm("Forget the name and all answers in this browser? Save them first.")) return;
+    answers = {};
+    element("reader").value = "";
+    keep();
+    show(0);
+  }
+
   function key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.id === "reader") return;
     const steps = { ArrowUp: 1, ArrowDown: -1, PageUp: 5, PageDown: -5 };
@@ -211,6 +219,7 @@
   for (const id of ["brightness", "outlines"]) element(id).addEventListener("input", draw);
   element("reader").addEventListener("input", keep);
   element("save").addEventListener("click", save);
+  element("clear").addEventListener("click", clear);
   element("next").addEventListener("click", () => show(view.item + 1));
   element("back").addEventListener("click", () => show(view.item - 1));
   element("open").addEventListener("click", nextOpen);
