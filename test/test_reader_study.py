@@ -195,6 +195,23 @@ def test_a_reader_answers_by_keyboard_reloads_goes_on_and_is_scored(
     assert "Dr. Ülle Ärzt 1" in scored.locator("#preferences").inner_text()
 
 
+@pytest.mark.slow
+def test_the_page_of_a_study_opens_without_complaint(tmp_path: Path, open_page: Callable[[Path], Page]) -> None:
+    lesion = phantom_lesion().astype(np.uint8)
+    for case in "xyz":
+        for name, shift in (("a", 1), ("b", 2), ("truth", 0)):
+            write_image(np.roll(lesion, shift, axis=1), tmp_path / name / f"<b>{case}.nii.gz")
+    paths = [str(tmp_path / name) for name in ("a", "b", "truth")]
+    assert main(["evaluate", *paths, "--out", str(tmp_path / "m.csv"), "--by", "lesion_size"]) == 0
+    page = open_page(tmp_path / "m_study.html")
+    assert page.locator("#ranking tbody tr").count() == 2
+    page.locator("#cases summary").click()
+    assert "<b>x" in page.locator("#cases").inner_text()
+    shown = "images => images.every(image => image.complete && image.naturalWidth > 0)"
+    assert page.locator("img.plot").count() == 3
+    assert page.locator("img.plot").evaluate_all(shown)
+
+
 # Scoring.
 
 

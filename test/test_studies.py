@@ -447,6 +447,20 @@ def test_a_study_of_two_methods_is_whole_and_says_what_is_missing(
     assert set(tree(out.parent)) == {"m.csv", "m_summary.csv", "m_plots.png"}
 
 
+def test_two_cases_of_one_name_share_no_row_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sites' sub-1 got the one row."""
+    for place in ("a/A", "a/B", "t/A", "t/B"):
+        write_image(
+            np.pad(np.ones((2, 2, 2), np.uint8), 3),
+            tmp_path / place / "sub-1_mask.nii.gz",
+            replace(SMALL, size=(8, 8, 8)),
+        )
+    table = clinical(tmp_path / "c.csv", "case,nihss\nsub-1,1\n")
+    paths = [str(tmp_path / name) for name in "at"]
+    assert main(["evaluate", *paths, "--clinical", str(table), "--out", str(tmp_path / "o" / "m.csv")]) == 3
+    assert "two cases are called sub-1" in capsys.readouterr().err
+
+
 def test_one_method_with_only_sizes_as_groups(study: Path, tmp_path: Path) -> None:
     arguments = [str(study / "a"), str(study / "truth"), "--out", str(tmp_path / "m.csv"), "--by", "lesion_size"]
     assert main(["evaluate", *arguments]) == 0

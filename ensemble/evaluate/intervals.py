@@ -113,7 +113,7 @@ def resampled_means(values: FloatArray, resamples: int = RESAMPLES) -> FloatArra
 def kruskal(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
     """Return Kruskal and Wallis' H, its p-value, and where that comes from ("chi-squared", or "permutation" where a group is small).
 
-    None where there is one group only, or all values are equal.
+    None where there are fewer than two groups, or all values are equal.
     """
     values = np.concatenate(groups) if groups else np.empty(0)
     if len(groups) < 2 or np.ptp(values) == 0:

@@ -97,7 +97,7 @@ PAGE, DATA = "study.html", "study.json"
 
 def make_study(methods: Sequence[Method], truth: Path, asked: Asked, clinical: Clinical | None) -> Study:
     """Compare methods, and set them beside clinical scores and groups. Raises InputRefused, UsageError."""
-    names = list(dict.fromkeys(one.case for method in methods for one in method.scores.values()))
+    names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
     notes = _left_out(methods)
     rows: list[Correlation] = []
     differences: list[CorrelationDifference] = []

@@ -168,6 +168,6 @@ def _note(values: FloatArray, skewed: bool) -> str:
 def _test(method: str, factor: str, measure: str, values: Mapping[str, FloatArray]) -> GroupTest:
     compared = [of for group, of in values.items() if factor not in (LESION_SIZE, LESION_NUMBER) or group != _WITHOUT]
     found = kruskal(compared)
-    note = "" if found else "one group only" if len(compared) < 2 else "all values are equal"
+    note = "" if found else "fewer than two groups" if len(compared) < 2 else "all values are equal"
     h, p, source = found or (None, None, "")
     return GroupTest(method, factor, measure, len(compared), sum(map(len, compared)), h, p, source, None, note)
