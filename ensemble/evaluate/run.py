@@ -46,9 +46,11 @@ def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked 
         refuse_standing(asked.readers.page, asked.readers.key)
     methods = measure_methods(predictions, truths)
     readers = None if asked.readers is None else _reader_study(methods, truths, asked.readers)
-    study = make_study(methods, truths, asked, clinical) if len(methods) > 1 or asked.anything else None
+    summaries = [summarise(list(method.scores.values())) for method in methods]
+    study = make_study(methods, summaries, truths, asked, clinical) if len(methods) > 1 or asked.anything else None
     with publish(out.parent, earlier) as staging:
-        summaries = _write_methods(methods, staging / out.name)
+        tables = [(method.name, list(method.scores.values()), _refused(method)) for method in methods]
+        _write_tables(tables, summaries, staging / out.name)
         names = write_study(study, staging / out.name) if study else []
         if readers and asked.readers:
             write_reader_study(readers, asked.readers.page, asked.readers.key)
@@ -68,22 +70,18 @@ def _reader_study(methods: Sequence[Method], truths: Path, asked: AskedReaders) 
 
 def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path) -> list[Summary]:
     """Write the table of all cases of one method, and beside it summary and plots. Returns the summary."""
-    return _write_tables([("", scores, refused)], out)[0]
-
-
-def _write_methods(methods: Sequence[Method], out: Path) -> list[list[Summary]]:
-    return _write_tables(
-        [(method.name, list(method.scores.values()), _refused(method)) for method in methods],
-        out,
-    )
+    summaries = summarise(scores)
+    _write_tables([("", scores, refused)], [summaries], out)
+    return summaries
 
 
 def _write_tables(
-    methods: Sequence[tuple[str, Sequence[Score], Sequence[tuple[str, InputRefused]]]], out: Path
-) -> list[list[Summary]]:
+    methods: Sequence[tuple[str, Sequence[Score], Sequence[tuple[str, InputRefused]]]],
+    summaries: Sequence[Sequence[Summary]],
+    out: Path,
+) -> None:
     """Write the tables, with a column for the method where there are several, and the plots."""
     rows: list[dict[str, Any]] = []
-    summaries = [summarise(scores) for _, scores, _ in methods]
     for name, scores, refused in methods:
         measured = [asdict(one) | {"status": "measured"} for one in scores]
         failed = [{"case": case, "status": " ".join(str(error).split())} for case, error in refused]
@@ -96,7 +94,6 @@ def _write_tables(
         ({METHOD: name} | asdict(row) for (name, _, _), own in zip(methods, summaries, strict=True) for row in own),
     )
     draw_plots({name: scores for name, scores, _ in methods}, beside(out, "plots.png"))
-    return summaries
 
 
 def _refused(method: Method) -> list[tuple[str, InputRefused]]:

@@ -23,7 +23,7 @@ from ensemble.evaluate.clinical import (
 from ensemble.evaluate.compare import Paired, Rank, Ranking, paired, ranking
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES
-from ensemble.evaluate.statistics import Summary, summarise
+from ensemble.evaluate.statistics import Summary
 from ensemble.evaluate.study_plots import correlation_plots, difference_plot, forest_plots
 from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, by_subgroup
 from ensemble.evaluate.written import beside, write_csv
@@ -56,7 +56,7 @@ class Study:
 
     truth: Path
     methods: Sequence[Method]
-    summaries: Mapping[str, list[Summary]]
+    summaries: Mapping[str, Sequence[Summary]]
     """By method."""
     paired: list[Paired]
     ranking: Ranking | None
@@ -68,15 +68,15 @@ class Study:
     notes: list[str]
 
     @property
-    def tables(self) -> dict[str, tuple[type, Sequence[Any]]]:
-        """The tables with a file of their own, by what ends its name: what its rows are, and the rows."""
+    def tables(self) -> dict[str, Sequence[Any]]:
+        """The rows of the tables with a file of their own, by what ends its name: those of TABLES."""
         return {
-            "paired": (Paired, self.paired),
-            "ranking": (Rank, self.ranking.rows if self.ranking else []),
-            "clinical": (Correlation, self.correlations),
-            "clinical_differences": (CorrelationDifference, self.differences),
-            "groups": (GroupSummary, self.groups),
-            "group_tests": (GroupTest, self.group_tests),
+            "paired": self.paired,
+            "ranking": self.ranking.rows if self.ranking else [],
+            "clinical": self.correlations,
+            "clinical_differences": self.differences,
+            "groups": self.groups,
+            "group_tests": self.group_tests,
         }
 
 
@@ -95,7 +95,13 @@ TABLES = {
 PAGE, DATA = "study.html", "study.json"
 
 
-def make_study(methods: Sequence[Method], truth: Path, asked: Asked, clinical: Clinical | None) -> Study:
+def make_study(
+    methods: Sequence[Method],
+    summaries: Sequence[Sequence[Summary]],
+    truth: Path,
+    asked: Asked,
+    clinical: Clinical | None,
+) -> Study:
     """Compare methods, and set them beside clinical scores and groups. Raises InputRefused, UsageError."""
     names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
     notes = _left_out(methods)
@@ -109,7 +115,7 @@ def make_study(methods: Sequence[Method], truth: Path, asked: Asked, clinical: C
     return Study(
         truth,
         methods,
-        {method.name: summarise(list(method.scores.values())) for method in methods},
+        {method.name: own for method, own in zip(methods, summaries, strict=True)},
         paired(methods),
         ranking(methods),
         clinical,
@@ -136,7 +142,7 @@ def named_columns(by: Sequence[str]) -> list[str]:
 def write_study(study: Study, out: Path) -> list[str]:
     """Write tables, JSON and page beside the table of measures. Returns their names."""
     written = {}
-    for name, (_, rows) in study.tables.items():
+    for name, rows in study.tables.items():
         if rows:
             written[name] = beside(out, f"{name}.csv")
             write_csv(written[name], TABLES[name], map(asdict, rows))
@@ -171,7 +177,7 @@ def as_json(study: Study) -> dict[str, Any]:
         "cases": [{"method": method.name} | asdict(one) for method in study.methods for one in method.scores.values()],
         "summary": [{"method": name} | asdict(row) for name, summaries in study.summaries.items() for row in summaries],
         "ranking_kendall_tau": study.ranking and study.ranking.kendall_tau,
-    } | {name: [asdict(row) for row in rows] for name, (_, rows) in study.tables.items()}
+    } | {name: [asdict(row) for row in rows] for name, rows in study.tables.items()}
 
 
 def _left_out(methods: Sequence[Method]) -> list[str]:
