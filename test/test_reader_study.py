@@ -147,6 +147,7 @@ def test_a_reader_answers_by_keyboard_reloads_goes_on_and_is_scored(
     at_case(page, 2)
     keys(page, "e", "3")
     assert page.locator("#done").inner_text() == "1 of 3"
+    page.wait_for_timeout(3000)  # browsers pass on what is stored behind the page's back; people take longer to reload
     page.reload()
     page.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE_MS)
     at_case(page, 2)  # where the first answer is missing
