@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -28,10 +28,17 @@ _SERVICE_VARIABLE = re.compile(
 )
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
+#: How a BIDS App is called: `BIDS_DIR OUT_DIR LEVEL`.
+LEVELS = ("participant", "group")
+#: The name of the command that such a call becomes.
+BIDS_APP = "bids-app"
+
 _EPILOG = """\
 Without a command, %(prog)s honours the ISLES'22 contract of grand-challenge.org: the case below --input is segmented
 and the mask and results.json appear below --output. Every option is also read from the environment: --min-members from
 ISLES_MIN_MEMBERS, and so on. The command line wins.
+
+As a BIDS App: %(prog)s BIDS_DIR OUT_DIR participant|group (--help behind it lists its options).
 
 exit codes: 0 done; 2 wrong usage, or the output folder can't be written or is in use; 3 input refused; 4 weights missing or
 broken; 5 too few members voted; 137 out of memory; 1 a bug.
@@ -55,7 +62,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         log.info("note: ignored, as Kubernetes sets them for a Service: %s", ", ".join(links))
     environment = {name: text for name, text in environment.items() if name not in links}
     _refuse_unknown(environment, (parser, *commands.values()))
-    stated = parser.parse_args(arguments)
+    stated = parser.parse_args(as_command(arguments, commands))
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
         names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
@@ -74,6 +81,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 def run_config(options: argparse.Namespace) -> RunConfig:
     """Return the part of the options that says how cases are segmented."""
     return RunConfig(**{field.name: getattr(options, field.name) for field in fields(RunConfig)})
+
+
+def command_parser(command: str) -> argparse.ArgumentParser:
+    """Return what parses a command's own arguments."""
+    return _build()[1][command]
 
 
 def _build() -> tuple[_Parser, dict[str, _Parser]]:
@@ -186,14 +198,8 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     )
     batch.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
     batch.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
-    _add(
-        batch,
-        "--resume",
-        flag=True,
-        default=True,
-        help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
-    )
-    _add(batch, "--report", flag=True, help="also write report.html and overlay.png of each case")
+    _add_batch(batch)
+    _add_bids_app(commands, common)
     evaluate = _command(
         commands,
         _messages(),
@@ -215,6 +221,106 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     _add_listen(commands, common)
     _add_inspect(commands)
     return root, commands.choices
+
+
+def _add_batch(parser: Any) -> None:
+    """Add what `batch` and the BIDS App share."""
+    group = parser.add_argument_group("how a dataset is worked on")
+    _add(
+        group,
+        "--resume",
+        flag=True,
+        default=True,
+        help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
+    )
+    _add(group, "--report", flag=True, help="also write report.html and overlay.png of each case")
+    _add(
+        group,
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="only the I-th of N shares of the cases, I from 1 to N. A case's share depends on its name alone: cases that join move no"
+        " other. Without summary, which DATASET OUT group writes when all shares are done",
+    )
+    _add_dry_run(group)
+
+
+def _add_dry_run(group: Any) -> None:
+    _add(
+        group,
+        "--dry-run",
+        flag=True,
+        help="only say which cases there are, which would be refused by their names or headers, and the seconds and memory to expect;"
+        " exit code 3 where one would be refused",
+    )
+    _add(group, "--json", flag=True, help="with --dry-run: print JSON")
+
+
+def _add_bids_app(commands: Any, common: _Parser) -> None:
+    app = commands.add_parser(  # without help: it is found by its level, and not listed as a command
+        BIDS_APP,
+        prog=program_name(),
+        parents=[common],
+        argument_default=argparse.SUPPRESS,
+        description="As a BIDS App. participant: segment the cases of a BIDS dataset, or of some participants, into BIDS derivatives."
+        " group: summary.csv and index.html of all that participant has done.",
+    )
+    app.add_argument("dataset", type=Path, metavar="BIDS_DIR", help="BIDS dataset")
+    app.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the results")
+    app.add_argument("level", choices=LEVELS, help="what is done")
+    group = app.add_argument_group("BIDS App")
+    _add(
+        group,
+        "--participant-label",
+        former="--participant_label",
+        nargs="+",
+        metavar="LABEL",
+        help="only these participants, with or without sub- (default: all)",
+    )
+    _add(
+        group,
+        "--session-label",
+        former="--session_label",
+        nargs="+",
+        metavar="LABEL",
+        help="only these sessions, with or without ses- (default: all)",
+    )
+    _add(
+        group,
+        "--bids-filter-file",
+        former="--bids_filter_file",
+        type=Path,
+        metavar="FILE",
+        help='which images may be taken, by BIDS entities: {"dwi": {"acquisition": "b1000"}, "adc": {...}, "flair": {...}}',
+    )
+    _add(
+        group,
+        "--work-dir",
+        former="--work_dir",
+        type=Path,
+        metavar="DIR",
+        help="folder for temporary files (default: $TMPDIR, else /tmp); what is unfinished of results lies in OUT_DIR",
+    )
+    _add(
+        group,
+        "--skip-bids-validation",
+        former="--skip_bids_validation",
+        flag=True,
+        help="take a folder without a dataset_description.json of a raw BIDS dataset, too",
+    )
+    _add_batch(app)
+
+
+def as_command(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
+    """Return arguments with a BIDS App's call, `BIDS_DIR OUT_DIR LEVEL` anywhere among options, as a command with these first."""
+    words = list(arguments)
+    for at in range(2, len(words)):
+        before = words[at - 2 : at]
+        if words[at] in LEVELS and not any(word.startswith("-") for word in before):
+            if {words[0], before[0]} & set(commands):
+                break
+            return [BIDS_APP, *before, words[at], *words[: at - 2], *words[at + 1 :]]
+    return words
 
 
 def _command(commands: Any, common: _Parser, name: str, help_: str, description: str) -> _Parser:
@@ -501,7 +607,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
         if not hasattr(action, "fallback") or not text:  # an empty variable is as good as none
             continue
         try:
-            values[action.dest] = _boolean(text) if action.nargs == 0 else (action.type or str)(text)  # type: ignore[operator]
+            values[action.dest] = _value(action, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(f"{variable} is not valid", found=repr(text), do=str(error)) from error
         if action.choices is not None and values[action.dest] not in action.choices:
@@ -552,6 +658,14 @@ def _variables(action: argparse.Action) -> list[str]:
     return [ENVIRONMENT_PREFIX + name.upper() for name in names if name]
 
 
+def _value(action: argparse.Action, text: str) -> Any:
+    """Return what a variable's text stands for; several values stand there with blanks between them."""
+    if action.nargs == 0:
+        return _boolean(text)
+    kind: Any = action.type or str
+    return [kind(word) for word in text.split()] if action.nargs == "+" else kind(text)
+
+
 def _boolean(text: str) -> bool:
     if text.lower() in _TRUE | _FALSE:
         return text.lower() in _TRUE
@@ -564,6 +678,13 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two volumes in ml") from None
     return low, high
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a share from 1/N to N/N")
+    return int(match[1]), int(match[2])
 
 
 def _weights(text: str) -> dict[str, float]:

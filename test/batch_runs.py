@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import re
 import time
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -74,6 +75,17 @@ def write_dataset(root: Path, good: int) -> Path:
     return root
 
 
+def write_bids(root: Path, subjects: Mapping[str, Sequence[str]]) -> Path:
+    """A raw BIDS dataset of phantoms: sessions by subject; one called "" lies in the subject's folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(json.dumps({"Name": "phantoms", "BIDSVersion": "1.10.0"}))
+    for subject, sessions in subjects.items():
+        for session in sessions:
+            parts = [f"sub-{subject}", *([f"ses-{session}"] if session else [])]
+            write_case(root.joinpath(*parts, "dwi"), prefix="_".join(parts) + "_")
+    return root
+
+
 def touch(root: Path, *names: str) -> None:
     """Make empty files."""
     for name in names:
@@ -85,11 +97,12 @@ BROKEN = ("constant", "cut off", "empty", "no adc", "the members fail")
 
 
 def run_batch(
-    dataset: Path,
+    dataset: Path | run.Dataset,
     out: Path,
     weights: Path,
     *,
     resume: bool = True,
+    summarise: bool = True,
     report: bool = False,
     extras: ExtraOutputs | None = None,
     diary: Path | None = None,
@@ -99,7 +112,7 @@ def run_batch(
     """`batch` with members that call bright voxels lesions."""
     settings = RunConfig(**{"weights": weights, "device": "cpu", **(config or {})})
     with patch.object(run, "load", partial(_load, diary=diary, seconds=seconds)):
-        return batch(dataset, out, settings, extras or ExtraOutputs(report=report), resume=resume)
+        return batch(dataset, out, settings, extras or ExtraOutputs(report=report), resume=resume, summarise=summarise)
 
 
 def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:
