@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from ensemble.config import ExtraOutputs, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.logging_setup import report_failure, set_up_logging, write_final_error_line
 from ensemble.memory import as_user_error
-from ensemble.options import BIDS_APP, parse, run_config
+from ensemble.options import BIDS_APP, as_words, parse, run_config
 from ensemble.program import command
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "members": _members,
             "batch": _batch,
             BIDS_APP: _bids_app,
+            "slurm": _slurm,
             "evaluate": _evaluate,
             "inspect": _inspect,
         }
@@ -250,7 +251,28 @@ def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) 
     if options.json:
         raise UsageError("--json says nothing without --dry-run", do="leave it out, or add --dry-run")
     with exclusive_writer(options.out, shared=True):
-        return batch(dataset, options.out, run_config(options), extras, resume=options.resume, summarise=summarise)
+        return batch(
+            dataset,
+            options.out,
+            run_config(options),
+            extras,
+            resume=options.resume,
+            summarise=summarise,
+            ray=options.ray,
+            ray_cpus=options.ray_cpus,
+        )
+
+
+def _slurm(options: argparse.Namespace) -> int:
+    from ensemble.batch.run import Dataset
+    from ensemble.batch.slurm import Resources, write_scripts
+
+    extras = _extras(options, report=options.report, in_report=True)
+    own = {field.name: getattr(options, field.name) for field in fields(Resources)}
+    words = as_words(options, set(vars(options)) - {*own, "scripts"})
+    dataset = Dataset(options.dataset)
+    write_scripts(dataset, options.out, run_config(options), extras, words, Resources(**own), options.scripts)
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -200,6 +200,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     batch.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
     _add_batch(batch)
     _add_bids_app(commands, common)
+    _add_slurm(commands, common)
     evaluate = _command(
         commands,
         _messages(),
@@ -223,9 +224,8 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     return root, commands.choices
 
 
-def _add_batch(parser: Any) -> None:
-    """Add what `batch` and the BIDS App share."""
-    group = parser.add_argument_group("how a dataset is worked on")
+def _add_results(group: Any) -> None:
+    """Add what every way of working on a dataset knows."""
     _add(
         group,
         "--resume",
@@ -234,6 +234,12 @@ def _add_batch(parser: Any) -> None:
         help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
     )
     _add(group, "--report", flag=True, help="also write report.html and overlay.png of each case")
+
+
+def _add_batch(parser: Any) -> None:
+    """Add what `batch` and the BIDS App share."""
+    group = parser.add_argument_group("how a dataset is worked on")
+    _add_results(group)
     _add(
         group,
         "--shard",
@@ -242,6 +248,17 @@ def _add_batch(parser: Any) -> None:
         help="only the I-th of N shares of the cases, I from 1 to N. A case's share depends on its name alone: cases that join move no"
         " other. Without summary, which DATASET OUT group writes when all shares are done",
     )
+    _add(
+        group,
+        "--ray",
+        nargs="?",
+        const="local",
+        type=_address,
+        metavar="ADDRESS",
+        help="work on a Ray cluster: HOST:PORT, or auto on a machine of it; without ADDRESS on this machine, with a process for each GPU or"
+        " some CPUs. Several GPUs use it anyway. Without Ray (pip install ray) one device works",
+    )
+    _add(group, "--ray-cpus", type=_count, default=4, metavar="N", help="CPUs of each process on Ray (default: 4)")
     _add_dry_run(group)
 
 
@@ -309,6 +326,56 @@ def _add_bids_app(commands: Any, common: _Parser) -> None:
         help="take a folder without a dataset_description.json of a raw BIDS dataset, too",
     )
     _add_batch(app)
+
+
+def _add_slurm(commands: Any, common: _Parser) -> None:
+    slurm = _command(
+        commands,
+        common,
+        "slurm",
+        "write a batch as SLURM jobs: an array that shares the cases, and a summary",
+        "Write participant.sbatch (an array, a share of the cases each), group.sbatch (the summary of all) and submit.sh, which submits"
+        " both. The options of batch go into them. Every path must be the same on all nodes.",
+    )
+    slurm.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
+    slurm.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
+    _add_results(slurm.add_argument_group("how a dataset is worked on"))
+    group = slurm.add_argument_group("jobs")
+    _add(
+        group,
+        "--scripts",
+        type=Path,
+        default=Path("isles-slurm"),
+        metavar="DIR",
+        help="folder for the scripts and their logs (default: isles-slurm)",
+    )
+    _add(group, "--shards", type=_count, metavar="N", help="tasks of the array (default: of about an hour each)")
+    _add(group, "--cpus", type=_count, default=4, metavar="N", help="CPUs of a task (default: 4)")
+    _add(group, "--gpu", flag=True, help="a GPU for each task")
+    _add(group, "--memory-gb", type=float, metavar="N", help="memory of a task (default: by the estimate of --dry-run)")
+    _add(group, "--hours", type=float, metavar="N", help="time limit of a task (default: by the estimate)")
+    _add(group, "--apptainer", default="", metavar="IMAGE", help="run in this Apptainer image (.sif)")
+    _add(group, "--docker", default="", metavar="IMAGE", help="run in this image of a Docker engine on the nodes")
+
+
+def as_words(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Return options as words of a command line that parse to the same; those at their defaults are left out. Paths are absolute."""
+    words = []
+    parser = command_parser(options.command)
+    for action in (action for action in parser._actions if action.dest in set(names) and hasattr(action, "fallback")):
+        value = getattr(options, action.dest)
+        if value == action.fallback:
+            continue
+        flag = action.option_strings[0]
+        if action.nargs == 0:
+            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, Mapping):
+            words += [flag, ",".join(f"{name}={number}" for name, number in value.items())]
+        elif isinstance(value, tuple | list):
+            words += [flag, ",".join(map(str, value))]
+        else:
+            words += [flag, str(value.absolute() if isinstance(value, Path) else value)]
+    return words
 
 
 def as_command(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
@@ -678,6 +745,19 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two volumes in ml") from None
     return low, high
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    """Read a cluster's address; a folder is none, which stands where the address was left out before it."""
+    if text in ("auto", "local") or re.fullmatch(r"(ray://)?[\w.\-\[\]:]+:\d+", text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, nor auto: put --ray behind the folders")
 
 
 def _shard(text: str) -> tuple[int, int]:

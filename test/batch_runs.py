@@ -103,6 +103,8 @@ def run_batch(
     *,
     resume: bool = True,
     summarise: bool = True,
+    ray: str | None = None,
+    ray_cpus: int = 1,
     report: bool = False,
     extras: ExtraOutputs | None = None,
     diary: Path | None = None,
@@ -112,7 +114,16 @@ def run_batch(
     """`batch` with members that call bright voxels lesions."""
     settings = RunConfig(**{"weights": weights, "device": "cpu", **(config or {})})
     with patch.object(run, "load", partial(_load, diary=diary, seconds=seconds)):
-        return batch(dataset, out, settings, extras or ExtraOutputs(report=report), resume=resume, summarise=summarise)
+        return batch(
+            dataset,
+            out,
+            settings,
+            extras or ExtraOutputs(report=report),
+            resume=resume,
+            summarise=summarise,
+            ray=ray,
+            ray_cpus=ray_cpus,
+        )
 
 
 def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:
@@ -149,16 +160,17 @@ def _exit_with(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     raise SystemExit(run_batch(*arguments, **options))
 
 
-def comparable(root: Path) -> dict[str, Any]:
-    """A tree of results without timings and dates, file by file, hidden ones included."""
-    return {path.relative_to(root).as_posix(): _content(path) for path in sorted(root.rglob("*"))}
+def comparable(root: Path, *, device: bool = True) -> dict[str, Any]:
+    """A tree of results without timings and dates, file by file, hidden ones included; without the device, where several worked on it."""
+    return {path.relative_to(root).as_posix(): _content(path, device) for path in sorted(root.rglob("*"))}
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path, device: bool) -> Any:
     if path.is_dir():
         return "<folder>"
     if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text()))
+        content = _timeless(json.loads(path.read_text()))
+        return {name: content[name] for name in content if device or name != "device"}
     if path.name == "summary.csv":
         rows = list(csv.DictReader(io.StringIO(path.read_text())))
         return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

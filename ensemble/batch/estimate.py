@@ -54,8 +54,9 @@ class Expected:
 
     case: str
     problem: InputRefused | None = None
-    voxels: int = 0
-    """Of the DWI."""
+    size: tuple[int, ...] = ()
+    """Voxels of the DWI along x, y, z."""
+    spacing_mm: tuple[float, ...] = ()
     seconds: float | None = None
     memory_bytes: int = 0
 
@@ -127,7 +128,7 @@ def expect(placed: Placed, root: Path, model: CostModel) -> Expected:
     except InputRefused as refused:
         return Expected(case.name, refused)
     seconds = None if model.factor is None else model.factor * model.cpu_seconds(dwi.size, dwi.spacing_mm)
-    return Expected(case.name, None, math.prod(dwi.size), seconds, model.memory(dwi.size))
+    return Expected(case.name, None, dwi.size, dwi.spacing_mm, seconds, model.memory(dwi.size))
 
 
 def _grids(case: FoundCase) -> dict[Modality, Grid]:
@@ -170,7 +171,7 @@ def _report(expected: Sequence[Expected], there: Collection[str], device: str) -
         else:
             entry |= {
                 "earlier_result": case.case in there,
-                "voxels": case.voxels,
+                "voxels": math.prod(case.size),
                 "seconds": None if case.seconds is None else round(case.seconds, 1),
                 "memory_mb": round(case.memory_bytes / 2**20),
             }

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ensemble.batch import failures
@@ -15,11 +16,11 @@ from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.layouts import FoundImage
+from ensemble.batch.on_ray import LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
 from ensemble.batch.summary import rows, write_summary
-from ensemble.batch.workers import gpus, work_on_each
-from ensemble.config import ExtraOutputs, RunConfig
+from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
 from ensemble.logging_setup import write_final_error_line
@@ -61,11 +62,13 @@ def batch(
     *,
     resume: bool = True,
     summarise: bool = True,
-    workers: tuple[str, ...] = (),
+    ray: str | None = None,
+    ray_cpus: int = 4,
 ) -> int:
     """Segment the cases of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
 
-    Where others work on the rest of the dataset, they `summarise` together, by `group`. Raises InputRefused when there is no case,
+    Where others work on the rest of the dataset, they `summarise` together, by `group`. `ray` is the address of a cluster that does the
+    work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises InputRefused when there is no case,
     WeightsBroken, and UsageError when results can't be written or there is no such device.
     """
     of = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
@@ -73,8 +76,9 @@ def batch(
     places, selected = of.find(out)
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
-    job = BatchPlan(out, config, extras, recipe(specs, digests, config, extras), resolve_device(config.device), resume)
-    workers = workers or gpus(config.device)
+    ray = ray or _for_gpus(config.device)
+    device = "cpu" if ray else resolve_device(config.device)
+    job = BatchPlan(out, config, extras, recipe(specs, digests, config, extras), device, resume)
     outcomes: dict[str, Outcome] = {}
     try:
         session = BatchClaims(out, result_key(job.recipe, {}))
@@ -84,8 +88,8 @@ def batch(
             try:
                 with closing(open_progress(len(selected))) as shown:
                     tell = _Teller(out, session.folder, places, outcomes, shown)
-                    if len(workers) > 1:
-                        work_on_each(workers, job, selected, tell)
+                    if ray:
+                        segment_on_ray(ray, ray_cpus, job, session, selected, partial(load, config), tell)
                     else:
                         segment_cases(job, session, selected, lambda: load(config), shown, tell)
             finally:  # also what was interrupted has a summary
@@ -99,6 +103,16 @@ def batch(
     if not summarise:
         log.info("  the summary of all, once the others have ended: %s", command(f"{of.path} {out} group"))
     return _worst(outcomes)
+
+
+def _for_gpus(device: Device) -> str | None:
+    """Return that Ray is to share the work among several GPUs of this machine; None where there are none, or no Ray."""
+    if (count := gpu_count(device)) < 2:
+        return None
+    if is_installed():
+        return LOCAL
+    log.info("note: one of %d GPUs works: with Ray (pip install 'isles-ensemble[ray]') all do", count)
+    return None
 
 
 def group(dataset: Dataset, out: Path) -> int:
