@@ -32,6 +32,7 @@ from ensemble.logging_setup import set_up_logging
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.memory import MORE_MEMORY, keep_freed_memory
 from ensemble.pipeline import Ensemble
+from ensemble.threads import thread_variables
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +241,7 @@ class _Fleet:
             "num_gpus": int(self._gpus),
             "max_concurrency": _AT_A_TIME,
             "scheduling_strategy": _only_on(slot[0]),
+            "runtime_env": {"env_vars": thread_variables(cpus)},
         }
         actor = self._ray.remote(_Worker).options(**options).remote(*self._arguments)
         member = self.members[slot] = _Member(slot, actor)
@@ -254,11 +256,13 @@ class _Fleet:
             self._losses[member.slot] += not member.ready
 
     def end(self) -> None:
-        """End all actors."""
-        leaving = [member.actor.leave.remote() for member in self.members.values() if member.ready and not member.cases]
-        self._ray.wait(leaving, num_returns=len(leaving), timeout=10) if leaving else None
-        for member in self.members.values():
-            self._ray.kill(member.actor)
+        """End all actors, as far as they can still be reached."""
+        with suppress(self._ray.exceptions.RayError):
+            idle = [member for member in self.members.values() if member.ready and not member.cases]
+            if leaving := [member.actor.leave.remote() for member in idle]:
+                self._ray.wait(leaving, num_returns=len(leaving), timeout=10)
+            for member in self.members.values():
+                self._ray.kill(member.actor)
 
 
 def _only_on(node: str) -> Any:

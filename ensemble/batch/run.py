@@ -136,10 +136,9 @@ def group(dataset: Dataset, out: Path) -> int:
         raise unwritable(out, error) from error
     waiting = {row.case for row in table if row.status == "not done"}
     _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
-    if waiting and not failed:
-        write_final_error_line(
-            f"error: {len(waiting)} of {len(places)} cases are not done: {out / 'summary.csv'} says which"
-        )
+    if waiting:
+        undone = f"{len(waiting)} of {len(places)} cases are not done: {out / 'summary.csv'} says which"
+        write_final_error_line(f"error: {undone}") if not failed else log.info("%s", undone)
     return _worst(failed) or (_NOT_DONE if waiting else 0)
 
 

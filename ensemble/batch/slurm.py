@@ -21,6 +21,7 @@ from ensemble.folders import unwritable
 from ensemble.members.manifest import find_members
 from ensemble.outputs.layouts.bids import refuse_foreign_tree
 from ensemble.program import program_name
+from ensemble.threads import VARIABLES, thread_variables
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _ARRAY = """\
 #SBATCH --output={logs}/%A_%a.log
 {directives}
 set -euo pipefail
-export OMP_NUM_THREADS={cpus}
+export {threads}
 scratch=$(mktemp -d "${{TMPDIR:-/tmp}}/isles-ensemble-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 export TMPDIR=$scratch
@@ -57,7 +58,7 @@ _GROUP = """\
 #SBATCH --output={logs}/group_%j.log
 {directives}
 set -euo pipefail
-export OMP_NUM_THREADS=1
+export {threads}
 scratch=$(mktemp -d "${{TMPDIR:-/tmp}}/isles-ensemble-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 export TMPDIR=$scratch
@@ -126,6 +127,7 @@ def write_scripts(
         "group": GROUP,
         "shards": shards,
         "cpus": resources.cpus,
+        "threads": _threads(resources.cpus),
         "memory_mb": math.ceil((resources.memory_gb or _MARGIN_MEMORY * memory_mb / 1000) * 1000),
         "minutes": math.ceil(60 * hours),
         "logs": _in_directive(logs),
@@ -136,7 +138,11 @@ def write_scripts(
     }
     mounts = _mounts(absolute, selected, words)
     array = parts | {"command": _command(resources, mounts, results, gpu=resources.gpu)}
-    group = parts | {"command": _command(resources, mounts, results, gpu=False), "directives": "#"}
+    group = parts | {
+        "command": _command(resources, mounts, results, gpu=False),
+        "directives": "#",
+        "threads": _threads(1),
+    }
     try:
         logs.mkdir(parents=True, exist_ok=True)
         if resources.docker or resources.apptainer:
@@ -172,17 +178,22 @@ def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: boo
     if resources.apptainer:
         binds = [word for place in mounts for word in ("--bind", f"{place}:{place}:ro")]
         words = ["apptainer", "run", *(["--nv"] if gpu else []), *binds, "--bind", f"{out}:{out}"]
-        inside = '--bind "$scratch:/tmp" --env TMPDIR=/tmp,OMP_NUM_THREADS="$OMP_NUM_THREADS"'
+        inside = '--bind "$scratch:/tmp" --env TMPDIR=/tmp'  # what else is exported, Apptainer passes on
         return f"{shlex.join(words)} {inside} {shlex.quote(resources.apptainer)}"
     if resources.docker:
         binds = [word for place in mounts for word in ("--volume", f"{place}:{place}:ro")]
         words = ["docker", "run", "--rm", "--network", "none", *binds, "--volume", f"{out}:{out}"]
-        inside = '--user "$(id -u):$(id -g)" --volume "$scratch:/tmp" --env TMPDIR=/tmp --env OMP_NUM_THREADS'
+        inside = '--user "$(id -u):$(id -g)" --volume "$scratch:/tmp" --env TMPDIR=/tmp'
+        inside += "".join(f" --env {name}" for name in VARIABLES)
         inside += ' --gpus "\\"device=$CUDA_VISIBLE_DEVICES\\""' * gpu
         return f"{shlex.join(words)} {inside} {shlex.quote(resources.docker)}"
     if program_name() == "isles-ensemble":
         return shlex.quote(str(Path(sys.argv[0]).absolute()))
     return shlex.join([sys.executable, str(Path(ensemble.__file__).resolve().parent.parent / "process.py")])
+
+
+def _threads(count: int) -> str:
+    return " ".join(f"{name}={value}" for name, value in thread_variables(count).items())
 
 
 def _mounts(dataset: Path, selected: Sequence[Placed], words: Sequence[str]) -> list[str]:
