@@ -97,6 +97,7 @@ def test_the_tree_passes_the_bids_validator(tmp_path: Path, weights: Path, monke
     extras = ExtraOutputs(report=True, save_probabilities=True, save_member_masks=True)
     assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 3
     assert (tmp_path / "out" / "failed" / "sub-4.json").is_file()
+    touch(tmp_path / "out", "superseded/sub-1/report.json")
 
     def errors() -> set[str]:
         """Codes of what the validator calls an error."""

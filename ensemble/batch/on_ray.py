@@ -32,7 +32,6 @@ from ensemble.logging_setup import set_up_logging
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.memory import MORE_MEMORY, keep_freed_memory
 from ensemble.pipeline import Ensemble
-from ensemble.threads import thread_variables
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +131,15 @@ def _connected(address: str) -> Iterator[Any]:
 class _Worker:
     """The actor: keeps the networks, and brings one case after the other to its end."""
 
-    def __init__(self, job: BatchPlan, load: Callable[[], Ensemble], token: Path) -> None:
+    def __init__(self, job: BatchPlan, load: Callable[[], Ensemble], token: Path, threads: int) -> None:
+        import SimpleITK as sitk
+        import torch
+
         keep_freed_memory()
         set_up_logging()
+        # a cluster of our own inherits variables that give each process the whole machine
+        torch.set_num_threads(threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         self._job, self._load, self._token = job, load, token
         self._claims: BatchClaims | None = None
 
@@ -241,9 +246,8 @@ class _Fleet:
             "num_gpus": int(self._gpus),
             "max_concurrency": _AT_A_TIME,
             "scheduling_strategy": _only_on(slot[0]),
-            "runtime_env": {"env_vars": thread_variables(cpus)},
         }
-        actor = self._ray.remote(_Worker).options(**options).remote(*self._arguments)
+        actor = self._ray.remote(_Worker).options(**options).remote(*self._arguments, cpus)
         member = self.members[slot] = _Member(slot, actor)
         self.starting[actor.ready.remote()] = member
 

@@ -184,15 +184,15 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
 
 
 def _no_bids() -> list[str]:
-    """Return patterns, for `.bidsignore`, of what BIDS has no names for."""
+    """Return patterns, for `.bidsignore`, of what BIDS has no names for. With a slash behind it a folder itself would not be ignored."""
     unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if not _names(kind)]
     return [
         REPORT_FILE,
         *(f"**/{name}" for name in unknown),
         "index.html",
         "summary.csv",
-        f"{SUPERSEDED}/",
-        f"{FAILED}/",
+        SUPERSEDED,
+        FAILED,
         ".batch/",
     ]
 
