@@ -43,7 +43,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(on_ray, "_LOOK_S", 0.2)
 
     def common() -> dict[str, Any]:
-        # ports that are told are not waited for: on a busy machine a node's helpers take longer to start than Ray waits
+        # ports that are told are not waited for: on a busy machine a node's own processes take longer to start than Ray waits
         ports = free_ports(4)
         names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
         return {
@@ -63,7 +63,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def started(made: Any, **settings: Any) -> Any:
-    """A node of one CPU. Ray gives its helpers 15 seconds to start, which is little on a busy machine: three attempts."""
+    """A node of one CPU. Ray gives its own processes 15 seconds to start, which is little on a busy machine: three attempts."""
     for _ in range(3):
         try:
             return made.add_node(num_cpus=1, **settings)
