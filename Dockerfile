@@ -46,3 +46,6 @@ CMD ["serve"]
 
 # The default: one case, then exit. Both images share all layers.
 FROM application AS exec
+# what dataset_description.json of a batch names as its container
+ARG TAG=isles-ensemble
+ENV CONTAINER_TAG=${TAG}

@@ -17,7 +17,7 @@ arguments=(--platform linux/amd64)
 [ -z "${BUILD_NETWORK:-}" ] || arguments+=(--network "$BUILD_NETWORK")
 [ -z "${CA_BUNDLE:-}" ] || arguments+=(--secret "id=ca,src=$CA_BUNDLE")
 export DOCKER_BUILDKIT=1
-"$docker" build "${arguments[@]}" --target exec -t "$IMAGE:$version" -t "$IMAGE:latest" "$@" .
+"$docker" build "${arguments[@]}" --target exec --build-arg "TAG=$IMAGE:$version" -t "$IMAGE:$version" -t "$IMAGE:latest" "$@" .
 "$docker" build "${arguments[@]}" --target invoke -t "$IMAGE-invoke:$version" -t "$IMAGE-invoke:latest" "$@" .
 for image in "$IMAGE" "$IMAGE-invoke"; do
     "$docker" images --format '{{.Repository}}:{{.Tag}} {{.Size}}' "$image:$version"

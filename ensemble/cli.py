@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
@@ -18,10 +18,11 @@ from ensemble.config import ExtraOutputs, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.logging_setup import report_failure, set_up_logging, write_final_error_line
 from ensemble.memory import as_user_error
-from ensemble.options import parse, run_config
+from ensemble.options import BIDS_APP, as_words, parse, run_config
 from ensemble.program import command
 
 if TYPE_CHECKING:
+    from ensemble.batch.run import Dataset
     from ensemble.evaluate.blinded import AskedReaders
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "serve": _serve,
             "members": _members,
             "batch": _batch,
+            BIDS_APP: _bids_app,
+            "slurm": _slurm,
             "evaluate": _evaluate,
             "inspect": _inspect,
         }
@@ -218,12 +221,70 @@ def _members(options: argparse.Namespace) -> int:
 
 
 def _batch(options: argparse.Namespace) -> int:
+    from ensemble.batch.run import Dataset
+    from ensemble.batch.selection import Selection
+
+    return _work_on(Dataset(options.dataset, Selection(shard=options.shard)), options, summarise=options.shard is None)
+
+
+def _bids_app(options: argparse.Namespace) -> int:
+    from ensemble.batch.bids_app import check_dataset, use_work_folder
+    from ensemble.batch.bids_filter import read_filter
+    from ensemble.batch.run import Dataset, group
+    from ensemble.batch.selection import Selection
+    from ensemble.folders import exclusive_writer
+
+    labels = tuple(options.participant_label or ()), tuple(options.session_label or ())
+    dataset = Dataset(options.dataset, Selection(*labels, options.shard))
+    if options.bids_filter_file is not None:
+        dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
+    if options.level == "group":
+        with exclusive_writer(options.out, shared=True):
+            return group(dataset, options.out)
+    if not options.skip_bids_validation:
+        check_dataset(options.dataset)
+    if options.work_dir is not None:
+        use_work_folder(options.work_dir)
+    return _work_on(dataset, options, summarise=False)
+
+
+def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) -> int:
     from ensemble.batch.run import batch
     from ensemble.folders import exclusive_writer
 
     extras = _extras(options, report=options.report, in_report=True)
+    if options.dry_run:
+        from ensemble.batch.estimate import dry_run
+
+        config = run_config(options, report=True)
+        return dry_run(dataset, options.out, config, extras, resume=options.resume, as_json=options.json)
+    if options.json:
+        raise UsageError("--json says nothing without --dry-run", do="leave it out, or add --dry-run")
     with exclusive_writer(options.out, shared=True):
-        return batch(options.dataset, options.out, run_config(options, report=True), extras, resume=options.resume)
+        return batch(
+            dataset,
+            options.out,
+            run_config(options, report=True),
+            extras,
+            resume=options.resume,
+            summarise=summarise,
+            ray=options.ray,
+            ray_cpus=options.ray_cpus,
+        )
+
+
+def _slurm(options: argparse.Namespace) -> int:
+    from ensemble.batch.run import Dataset
+    from ensemble.batch.slurm import Resources, write_scripts
+
+    extras = _extras(options, report=options.report, in_report=True)
+    own = {field.name: getattr(options, field.name) for field in fields(Resources)}
+    words = as_words(options, set(vars(options)) - {*own, "scripts"})
+    dataset = Dataset(options.dataset)
+    write_scripts(
+        dataset, options.out, run_config(options, report=True), extras, words, Resources(**own), options.scripts
+    )
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

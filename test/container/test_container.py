@@ -194,6 +194,20 @@ def test_what_requirements_name_can_be_imported() -> None:
     docker(*script)
 
 
+def test_the_image_is_a_bids_app(folders: Folders) -> None:
+    """Called as such, it reads the dataset; `--dry-run` spares the networks, which other tests run."""
+    for modality in ("dwi", "adc"):
+        path = folders.input / "sub-01" / "dwi" / f"sub-01_{modality}.mha"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(next((SAMPLE / "input" / "images" / f"{modality}-brain-mri").iterdir()), path)
+    (folders.input / "dataset_description.json").write_text(json.dumps({"Name": "sample", "BIDSVersion": "1.10.0"}))
+    call = ["run", "--rm", *RESTRICTIONS, *folders.mounts(), IMAGE, "/input", "/output", "participant"]
+    told = json.loads(docker(*call, "--participant-label", "01", "--device", "cpu", "--dry-run", "--json").stdout)
+    assert [(case["case"], case["status"]) for case in told["cases"]] == [("sub-01", "ready")]
+    assert docker(*call, "--participant-label", "02", check=False).returncode == 3
+    assert f"CONTAINER_TAG={IMAGE}" in inspect(IMAGE, ".Config.Env"), "as dataset_description.json names it"
+
+
 # one case a run
 
 

@@ -25,6 +25,8 @@ from ensemble.types import AnyArray
 
 #: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
 MAX_LOSSLESS_VOXELS = 4_000_000
+#: Rows of a batch's page that stand in the document at a time; the others wait where browsers don't lay them out.
+SHOWN_ROWS = 200
 #: The mask and its voters share the 24 bits of a pixel.
 _MAX_VOTERS = 23
 
@@ -67,7 +69,7 @@ def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
     return template("index.html").render(
-        rows=rows, counts=counts, notice=RESEARCH_USE, version=__version__, **code("index.js")
+        rows=rows, shown=SHOWN_ROWS, counts=counts, notice=RESEARCH_USE, version=__version__, **code("index.js")
     )
 
 
