@@ -3,7 +3,8 @@ ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
 
 # Requirements, and wheels if someone laid some into wheels/, for the install below without a layer of their own.
 FROM ${BASE_IMAGE} AS requirements
-COPY requirements.txt constraints.txt wheels* /requirements/
+COPY requirements.txt wheels* /requirements/
+COPY locks /requirements/locks
 
 FROM ${BASE_IMAGE} AS application
 RUN groupadd -r user && useradd --no-log-init -r -g user -d /tmp user && mkdir -p /opt/app /input /output /spool && chown user:user /output /spool
@@ -12,7 +13,7 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirement
     --mount=type=secret,id=ca,target=/run/ca.pem,mode=0444 \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
     python3 -m venv --system-site-packages /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --find-links /requirements -r /requirements/requirements.txt \
+    && /requirements/locks/install.sh /opt/venv/bin/python run --no-cache-dir --find-links /requirements \
     # 125 MB of packages' own tests; numpy's and nibabel's stay, since these import from them
     && for package in networkx pandas pynetdicom scipy skimage sklearn sympy; do \
         find /opt/venv/lib/python3*/site-packages/$package -type d -name tests -prune -exec rm -rf {} +; done \
