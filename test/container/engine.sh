@@ -82,6 +82,7 @@ if [ ! -s "$base" ]; then
     echo "making the base image: Debian $release with Python, from $mirror"
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$release" "$work/root" "$mirror" \
         >"$work/debootstrap.log" 2>&1 || fail "debootstrap could not make a base image" debootstrap.log
+    : >"$work/root/etc/hosts" # where there is none, builders leave the date of one in a layer
     find "$work/root/usr/share/doc" -type f ! -name copyright -delete
     tar -C "$work/root" --numeric-owner --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
         --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' -cf "$base.partial" .

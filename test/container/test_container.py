@@ -62,7 +62,12 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 def docker(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [DOCKER, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        [DOCKER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+        env=os.environ | {"DOCKER_BUILDKIT": "1"},
     )
     assert not check or done.returncode == 0, f"docker {arguments[0]}: {done.stdout}{done.stderr}"
     return done
@@ -214,17 +219,25 @@ def test_labels_say_what_the_image_is_and_is_made_from(image: str) -> None:
 
 def test_the_user_is_a_number_and_nothing_gives_it_more_rights() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", inspect(IMAGE, ".Config.User"))
-    find = "find / -xdev -perm /6000 -type f; find / -xdev -path '*/bin/*' -name '*pip*'; find / -xdev -name '*-wheels'"
+    find = "find / -xdev -perm /6000 -type f; find / -xdev -name 'pip*' -path '*/bin/*' -perm /111"
+    find += "; find / -xdev -name 'pip*.whl' -o -xdev -name 'setuptools*.whl'"
     done = docker("run", "--rm", "--network", "none", "--user", "0", "--entrypoint", "sh", IMAGE, "-c", find)
     assert done.stdout == ""
 
 
 def test_there_are_no_installers() -> None:
     """Neither in the environment nor in the base image's Python."""
-    code = "import importlib.util as u; print([n for n in ('pip', 'setuptools', 'pkg_resources', 'ensurepip', 'wheel') if u.find_spec(n)])"
+    code = """
+import importlib
+for name in ("pip", "setuptools", "pkg_resources", "ensurepip", "wheel"):
+    try:
+        print(importlib.import_module(name))
+    except ModuleNotFoundError:
+        pass
+"""
     for python in ("python", "/usr/bin/python3"):
         done = docker("run", "--rm", *RESTRICTIONS, "--entrypoint", python, IMAGE, "-c", code)
-        assert done.stdout == "[]\n"
+        assert done.stdout == ""
 
 
 def test_what_nothing_imports_is_not_there() -> None:
