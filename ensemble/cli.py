@@ -107,7 +107,7 @@ def _study(options: argparse.Namespace) -> int:
         refuse_foreign(options.out, [options.study])
         with closing(default_watcher()) as watching:
             case = segment_study(options.study, options.out, suffix, extras, lambda: load(config), watching)
-    for line in summary(case.result, options.out, suffix, case.findings).split("\n"):
+    for line in summary(case, extras, options.out, suffix).split("\n"):
         log.info("%s", line)
     return 0
 
@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
             result = segment(raw, ensemble, watching)
         case = SegmentedCase.of(raw, result, ensemble, extras)
         publish_case(case, extras, options.out, suffix)
-    for line in summary(result, options.out, suffix, case.findings).split("\n"):
+    for line in summary(case, extras, options.out, suffix).split("\n"):
         log.info("%s", line)
     return 0
 

@@ -60,7 +60,7 @@ def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        remove_empty(made)
+        remove_empty_folders(made)
         os.close(descriptor)
 
 
@@ -97,7 +97,7 @@ def unwritable(root: Path, error: OSError) -> UsageError:
     return UsageError("the outputs can't be written", where=root, found=found, do=do)
 
 
-def remove_empty(folders: list[Path]) -> None:
+def remove_empty_folders(folders: list[Path]) -> None:
     """Remove folders that we made and that hold nothing, deepest first."""
     for folder in sorted(folders, key=lambda path: -len(path.parts)):
         if folder.is_dir() and not any(folder.iterdir()):

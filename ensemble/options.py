@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args
 from ensemble import __version__
 from ensemble.config import Device, FusionMethod, Precision, Registration, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
-from ensemble.program import program_name
+from ensemble.program import help_on, program_name
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong usage as an error of ours, so that it looks and exits like all others."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, do=f"see {self.prog} --help")
+        raise UsageError(message, do=help_on(self.prog))
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
@@ -59,14 +59,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
         names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
-        raise UsageError(f"{names} says nothing to the command {stated.command}", do=f"see {chosen.prog} --help")
+        raise UsageError(f"{names} says nothing to the command {stated.command}", do=help_on(chosen.prog))
     options = _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
     options.setdefault("command", None)
     if missing := [
         action for action in chosen._actions if getattr(action, "needed", False) and options[action.dest] is None
     ]:
         raise UsageError(
-            f"{', '.join(action.option_strings[0] for action in missing)} is needed", do=f"see {chosen.prog} --help"
+            f"{', '.join(action.option_strings[0] for action in missing)} is needed", do=help_on(chosen.prog)
         )
     return argparse.Namespace(**options)
 

@@ -13,3 +13,8 @@ def command(arguments: str) -> str:
     """Return a whole command line of this program, for messages: `python process.py members list`."""
     name = program_name()
     return f"python {name} {arguments}" if name.endswith(".py") else f"{name} {arguments}"
+
+
+def help_on(prog: str) -> str:
+    """Return what to do for the help of a parser called `prog` (`process.py`, `process.py run`)."""
+    return f"see {command(f'{prog} --help'.removeprefix(program_name()).strip())}"

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from ensemble.config import STAGING
-from ensemble.folders import remove_empty, unwritable
+from ensemble.folders import remove_empty_folders, unwritable
 from ensemble.text import printable
 
 
@@ -44,7 +44,7 @@ def publish(root: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
         with _signals_held():
             if staging != root:
                 shutil.rmtree(staging, ignore_errors=True)
-            remove_empty(made)
+            remove_empty_folders(made)
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
             except BaseException:
                 if (staging / "old").exists():
                     (staging / "old").rename(target)
-                remove_empty(made)
+                remove_empty_folders(made)
                 raise
             for folder in {target.parent, *(folder.parent for folder in made)}:
                 to_disk(folder)
@@ -149,7 +149,7 @@ def _move_all(staging: Path, root: Path, replaces: Iterable[str], held: Sequence
         for copy, target in put_aside:
             if copy.exists():
                 copy.replace(target)
-        remove_empty(made)
+        remove_empty_folders(made)
         raise
 
 

@@ -356,6 +356,8 @@ def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
     assert told == {("Brain", "Left"): 3.0, ("Brain", "Right"): 1.0, ("Brain Stem", ""): 0.5}
     (group,) = highdicom.sr.srread(tmp_path / "without.dcm").content.get_volumetric_roi_measurement_groups()
     assert len(group.get_measurements()) == 3
+    uids = [pydicom.dcmread(tmp_path / f"{name}.dcm").SOPInstanceUID for name in ("without", "sr")]
+    assert uids[0] == measurements(case).SOPInstanceUID != uids[1], "two different reports must not share a UID"
     assert [error for name in ("sr", "without") for error in dciodvfy(tmp_path / f"{name}.dcm")] == []
 
 

@@ -107,11 +107,12 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_goes(tmp_path: Path, ensem
     assert "fall\ufffd: turned" in (tmp_path / "report.html").read_text(encoding="utf-8")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert (report["case"]["name"], report["repairs"]) == ("fall\ufffd", ["fall\ufffd: turned"])
-    summary(made, Path("/o"), ".mha").encode()
+    summary(case, ExtraOutputs(), Path("/o"), ".mha").encode()
 
 
-def test_closing_lines(result: Result) -> None:
-    text = summary(result, Path("/o"), ".nii.gz")
+def test_closing_lines(ensemble: Ensemble, result: Result) -> None:
+    case = SegmentedCase(phantom_case(), result, ensemble)
+    text = summary(case, ExtraOutputs(dicom=True), Path("/o"), ".nii.gz")
     for part in (
         "1 lesion, ",
         " ml (1 of 3 members voted)",
@@ -121,7 +122,10 @@ def test_closing_lines(result: Result) -> None:
         "/o/overlay.png",
         "/o/report.html",
         "/o/report.json",
+        "segmentation.dcm, measurements.dcm, picture.dcm",
     ):
         assert part in text
-    nothing = replace(result, lesion_count=0, lesion_ml=0.0)
-    assert "no lesion found" in summary(nothing, Path("/o"), ".mha")
+    nothing = replace(case, result=replace(result, lesion_count=0, lesion_ml=0.0))
+    text = summary(nothing, ExtraOutputs(), Path("/o"), ".mha")
+    assert "no lesion found" in text
+    assert "objects" not in text

@@ -60,6 +60,7 @@ def acquire(
     spacing_mm: tuple[float, float, float],
     draw: Draw,
     carried: Tensor | None = None,
+    protocol: DiffusionProtocol | None = None,
 ) -> Acquired:
     """Scan a person: echo-planar b0 and DWI, ADC from both, FLAIR; then skull-strip.
 
@@ -67,12 +68,14 @@ def acquire(
         healthy: the person's parameter maps without the damage.
         spacing_mm: voxel size (z, y, x) of the DWI grid.
         carried: maps (channels, z, y, x) on the person's grid that go where the signal goes: what lies where, say.
+        protocol: of the DWI; drawn if None.
     """
-    protocol = DiffusionProtocol(
+    drawn = DiffusionProtocol(
         b_s_per_mm2=1000.0 if draw.chance(0.75) else draw.uniform(500, 1500),
         te_ms=draw.uniform(60, 105),
         tr_ms=draw.uniform(3500, 8000),
     )
+    protocol = protocol or drawn
     hull = brain_hull(person.classes, draw)
     maps = damage.apply(healthy)
     signal = spin_echo(maps, protocol.te_ms, protocol.tr_ms)

@@ -20,6 +20,7 @@ from training.anatomy import HELD_OUT_HEADS, TRAINING_HEADS, load_head, random_p
 from training.bank import CHANNELS, cut, write
 from training.draw import Draw
 from training.lesions import draw_damage, load_lesions
+from training.signals import DiffusionProtocol
 from training.tissues import ParameterMaps, Tissue, parameter_maps
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -34,6 +35,7 @@ def simulate(
     spacing_mm: tuple[float, float, float] | None = None,
     lesion_free: bool | None = None,
     held_out: bool = False,
+    protocol: DiffusionProtocol | None = None,
     device: str = "cpu",
 ) -> Acquired:
     """The patient of one seed.
@@ -44,6 +46,7 @@ def simulate(
         spacing_mm: voxel size (z, y, x); drawn as in ISLES'22 if None.
         lesion_free: drawn if None.
         held_out: from the heads and lesion shapes that no training sees, instead of the others.
+        protocol: of the DWI; drawn if None.
     """
     draw = Draw(seed, device)
     library = load_lesions(shared).part(held_out=held_out)
@@ -54,7 +57,7 @@ def simulate(
     emphasise_tracts(maps, person.tract, draw)
     brighten_plexus(maps, person.classes, draw)
     damage = draw_damage(person, library, draw, free if lesion_free is None else lesion_free)
-    return acquire(person, maps, damage, spacing_mm or grid, draw)
+    return acquire(person, maps, damage, spacing_mm or grid, draw, protocol=protocol)
 
 
 def emphasise_tracts(maps: ParameterMaps, tract: torch.Tensor, draw: Draw) -> None:

@@ -14,6 +14,7 @@ from ensemble.hospital.node import Address, Node
 from ensemble.hospital.send import Destination, Sender, is_aet
 from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, Study
 from ensemble.hospital.status import StatusPage, check_ports
+from ensemble.program import help_on, program_name
 from ensemble.serve.worker import Done, Failed, WorkerConfig
 from ensemble.text import TrustedLines
 
@@ -41,7 +42,9 @@ class Listening:
         if not self.to:
             raise UsageError("nobody takes the results", do="--send-to AET@HOST:PORT")
         if not (0 < self.quiet_s <= 3600 and self.keep_s >= 0 and self.most_bytes > 0):
-            raise UsageError("--quiet-seconds, --keep-hours or --spool-gb makes no sense", do="see listen --help")
+            raise UsageError(
+                "--quiet-seconds, --keep-hours or --spool-gb makes no sense", do=help_on(f"{program_name()} listen")
+            )
         if self.address.most_associations < 1:
             raise UsageError("--most-associations must be at least 1", found=str(self.address.most_associations))
         check_ports(self.address.port, self.status_port)

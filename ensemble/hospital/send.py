@@ -1,4 +1,7 @@
-"""Results go back by C-STORE: each object once to each destination, tried again until it is acknowledged."""
+"""Results go back by C-STORE: each object once to each destination, tried again until it is acknowledged.
+
+An object whose acknowledgement was not heard, or not put on record before a kill, may have arrived: C-FIND asks the destination first.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pydicom
+from pydicom.dataset import Dataset
 from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
 from ensemble.errors import UsageError
 from ensemble.hospital.node import storage_contexts
@@ -98,6 +104,9 @@ class Sender:
             return ""
         ae = AE(ae_title=self._aet)
         ae.requested_contexts = storage_contexts([dataset.SOPClassUID for dataset in objects])
+        perhaps_there = study.offered.get(str(to))
+        if perhaps_there:
+            ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
         ae.connection_timeout, ae.acse_timeout, ae.dimse_timeout = _CONNECT_S, _CONNECT_S, _ANSWER_S
         association = ae.associate(to.host, to.port, ae_title=to.aet)
         if not association.is_established:
@@ -105,17 +114,41 @@ class Sender:
         failures: dict[str, None] = {}
         try:
             for dataset in objects:
+                instance = str(dataset.SOPInstanceUID)
+                if instance == perhaps_there and _holds(association, dataset):
+                    self._spool.sent(study.key, str(to), instance)
+                    continue
+                self._spool.offer(study.key, str(to), instance)
                 try:
                     status = association.send_c_store(dataset).get("Status", None)
-                except (ValueError, RuntimeError):
+                except ValueError:
                     failures[f"{to} does not take {dataset.SOPClassUID.name}"] = None
                     continue
-                if status == 0x0000 or (status is not None and status >> 12 == 0xB):  # success, or a warning
-                    self._spool.sent(study.key, str(to), dataset.SOPInstanceUID)
+                except RuntimeError:
+                    failures[f"{to} has ended the association"] = None
+                    break
+                if status is None:  # it may have arrived, and is asked for before it or another one is sent
+                    failures[f"{to} has not answered"] = None
+                    break
+                if status == 0x0000 or status >> 12 == 0xB:  # success, or a warning
+                    self._spool.sent(study.key, str(to), instance)
                 else:
-                    said = "has not answered" if status is None else f"answered with status {status:04X}"
-                    failures[f"{to} {said}"] = None
+                    failures[f"{to} answered with status {status:04X}"] = None
         finally:
             if association.is_established:
                 association.release()
         return "; ".join(failures)
+
+
+def _holds(association: Association, dataset: Dataset) -> bool:
+    """Return whether a destination says that it holds an object (C-FIND, PS3.4 C.6.2). One that can't be asked does not say so."""
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "IMAGE"
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(asked, name, str(getattr(dataset, name)))
+    try:
+        answers = association.send_c_find(asked, StudyRootQueryRetrieveInformationModelFind)
+        found = [str(answer.get("SOPInstanceUID", "")) for _, answer in answers if answer is not None]
+    except (ValueError, RuntimeError):  # it has not accepted the question
+        return False
+    return asked.SOPInstanceUID in found

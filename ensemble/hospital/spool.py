@@ -77,6 +77,8 @@ class Study:
     lesions: int | None = None
     sent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By destination: the SOP instances that it has acknowledged."""
+    offered: dict[str, str] = field(default_factory=dict)
+    """By destination: the SOP instance that was sent to it last, acknowledged or not."""
     tries: int = 0
     """Failures of sending in a row."""
 
@@ -304,6 +306,13 @@ class Spool:
         return study
 
     # sending
+
+    def offer(self, key: str, destination: str, instance: str) -> None:
+        """Note that an object is about to be sent: whoever finds this without an acknowledgement must ask the destination for it."""
+        with self._lock:
+            study = self._studies[key]
+            if study.offered.get(destination) != instance:
+                self._note(replace(study, offered={**study.offered, destination: instance}))
 
     def sent(self, key: str, destination: str, instance: str) -> None:
         """A destination has acknowledged an object."""

@@ -151,10 +151,14 @@ def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     return wanted
 
 
+def object_roles(extras: ExtraOutputs) -> list[Role[SegmentedCase]]:
+    """Return the kinds of DICOM objects that `extras` ask for."""
+    return [role for role in _asked(ROLES, extras) if role.format == "dicom"]
+
+
 def object_artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     """Return those of the case that are DICOM objects."""
-    roles = [role for role in _asked(ROLES, extras) if role.format == "dicom"]
-    return [Artifact(role, "", role.payload(case)) for role in roles]
+    return [Artifact(role, "", role.payload(case)) for role in object_roles(extras)]
 
 
 def _asked(roles: Collection[Role[Source]], extras: ExtraOutputs) -> list[Role[Source]]:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ensemble.findings.types import Findings
+from ensemble.config import ExtraOutputs
 from ensemble.metrics import volume_ml
-from ensemble.outputs.artifacts import MASK, OVERLAY, PAGE, REPORT, Artifact
+from ensemble.outputs.artifacts import MASK, OVERLAY, PAGE, REPORT, Artifact, SegmentedCase, object_roles
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.report.places import in_words
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import headline
-from ensemble.pipeline import MemberOutcome, Result
+from ensemble.pipeline import MemberOutcome
 from ensemble.text import visible
 
 
-def summary(result: Result, folder: Path, suffix: str, findings: Findings | None = None) -> str:
+def summary(case: SegmentedCase, extras: ExtraOutputs, folder: Path, suffix: str) -> str:
     """Return volume, lesions, votes, where they lie, and where in a folder of `run` to look."""
+    result, layout = case.result, Folder(suffix)
     voters, spacing = len(result.fused.voters), result.case.grid.spacing_zyx_mm
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]
-    if findings is not None:
-        lines.append(f"  {'findings':<12} {'; '.join(in_words(findings))}")
+    if case.findings is not None:
+        lines.append(f"  {'findings':<12} {'; '.join(in_words(case.findings))}")
     for what, role in (("mask", MASK), ("picture", OVERLAY), ("page", PAGE), ("report", REPORT)):
-        lines.append(f"  {what:<12} {folder / Folder(suffix).place(Artifact(role))}")
+        lines.append(f"  {what:<12} {folder / layout.place(Artifact(role))}")
+    if objects := [layout.place(Artifact(role)) for role in object_roles(extras)]:
+        lines.append(f"  {'objects':<12} {', '.join(objects)}")
     lines.append(RESEARCH_USE)
     return "\n".join(map(visible, lines))
 

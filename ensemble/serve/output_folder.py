@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path, PurePath
 
 from ensemble.config import STAGING
-from ensemble.folders import remove_empty
+from ensemble.folders import remove_empty_folders
 from ensemble.outputs.layouts.contract import patterns
 from ensemble.readers.sources import Stamp, stamp
 
@@ -53,4 +53,4 @@ class OutputFolder:
     def _remove_empty(self) -> None:
         """Remove the folders that outputs needed, as far as they were not there and are empty."""
         needed = {self._root / folder for pattern in patterns() for folder in PurePath(pattern).parents}
-        remove_empty(list(needed - self._folders))
+        remove_empty_folders(list(needed - self._folders))

@@ -36,6 +36,7 @@ _ONE = highdicom.sr.CodedConcept("1", "UCUM", "no units")
 def measurements(case: SegmentedCase) -> Dataset:
     """Return the report; its one group of measurements is about segment 1 of what `segmentation` makes of the case."""
     source = Source(case)
+    own = f"measurements {_ml_by_place(case.findings)}"  # without findings, or with others, it is another report
     device = highdicom.sr.DeviceObserverIdentifyingAttributes(
         uid=source.uid("device"), name=TOOL, manufacturer_name=TOOL, model_name=TOOL, serial_number="0"
     )
@@ -51,9 +52,9 @@ def measurements(case: SegmentedCase) -> Dataset:
     dataset = highdicom.sr.Comprehensive3DSR(
         evidence=_evidence(source),
         content=content,
-        series_instance_uid=source.uid("measurements series"),
+        series_instance_uid=source.uid(f"{own} series"),
         series_number=SERIES,
-        sop_instance_uid=source.uid("measurements"),
+        sop_instance_uid=source.uid(own),
         instance_number=1,
         manufacturer=TOOL,
         is_complete=True,
@@ -78,15 +79,18 @@ def found(case: SegmentedCase) -> list[highdicom.sr.Measurement]:
 
 
 def _by_place(findings: Findings | None) -> list[highdicom.sr.Measurement]:
-    """Volumes by side and region; none where the brain's place in the template is not known."""
-    if findings is None or findings.places is None:
-        return []
-    amounts = {amount.name: amount.ml.value for amount in (*findings.places.sides, *findings.places.regions)}
     return [
-        highdicom.sr.Measurement(codes.SCT.Volume, round(amounts[name], 4), _ML, finding_sites=[site])
-        for name, site in _SITES.items()
-        if name in amounts
+        highdicom.sr.Measurement(codes.SCT.Volume, ml, _ML, finding_sites=[_SITES[name]])
+        for name, ml in _ml_by_place(findings).items()
     ]
+
+
+def _ml_by_place(findings: Findings | None) -> dict[str, float]:
+    """Volumes by side and region, in ml; none where the brain's place in the template is not known."""
+    if findings is None or findings.places is None:
+        return {}
+    amounts = {amount.name: amount.ml.value for amount in (*findings.places.sides, *findings.places.regions)}
+    return {name: round(amounts[name], 4) for name in _SITES if name in amounts}
 
 
 def _group(source: Source) -> highdicom.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
