@@ -200,6 +200,13 @@ def test_the_two_images_differ_in_label_command_and_health_check_only() -> None:
     assert inspect(IMAGE, ".Config.Cmd") is None
 
 
+def test_the_health_check_fails_where_nothing_answers() -> None:
+    program, *arguments = inspect(INVOKE_IMAGE, ".Config.Healthcheck.Test")[1:]
+    done = docker("run", "--rm", *RESTRICTIONS, "--entrypoint", program, INVOKE_IMAGE, *arguments, check=False)
+    assert done.returncode == 1
+    assert "ConnectionRefusedError" in done.stderr
+
+
 @pytest.mark.parametrize("image", [IMAGE, INVOKE_IMAGE])
 def test_labels_say_what_the_image_is_and_is_made_from(image: str) -> None:
     labels = inspect(image, ".Config.Labels")
