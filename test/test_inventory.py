@@ -33,8 +33,6 @@ def test_the_bill_of_materials_is_cyclonedx(bill: str) -> None:
 
 def test_the_same_image_has_the_same_bill(bill: str) -> None:
     assert inventory("sbom", "isles-ensemble", "0.2.0", DIGEST) == bill
-    other = json.loads(inventory("sbom", "isles-ensemble", "0.2.0", DIGEST.replace("f", "0")))
-    assert other["serialNumber"] != json.loads(bill)["serialNumber"]
 
 
 def test_each_package_stands_there_once_with_its_licence(bill: str) -> None:
