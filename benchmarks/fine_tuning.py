@@ -63,7 +63,7 @@ def write_patients(root: Path, count: int, shared: Path) -> None:
 def means(table: Path) -> dict[str, tuple[float, float, float]]:
     """Return mean and its interval of each measure over all cases."""
     with table.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["group"] == "all"]
+        rows = [row for row in csv.DictReader(file) if row["group"] == "all cases"]
     return {
         row["measure"]: (float(row["mean"]), float(row["mean_ci_low"]), float(row["mean_ci_high"]))
         for row in rows
@@ -96,6 +96,7 @@ def main() -> None:
     told = [
         *("all", "--bank", bank, "--out", weights, "--start-from", MEMBERS, "--tta", "none"),
         *("--folds", options.folds, "--minutes", options.minutes, "--threads", options.threads),
+        *("--licence", "Apache-2.0", "--consent", "simulated patients: the images are nobody's"),
     ]
     if not (weights / "manifest.json").exists() and (code := fit.main([str(part) for part in told])):
         sys.exit(code)

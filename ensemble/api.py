@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     skull_strip: SkullStrip
     registration: Registration
     brain_ml: tuple[float, float]
+    trust: bool
     allow_torchscript: bool
 
 

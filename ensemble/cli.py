@@ -72,7 +72,7 @@ def _contract(options: argparse.Namespace) -> int:
 
     if (folders := mercure_folders(os.environ)) is not None:
         return _mercure(options, *folders)
-    config, extras = run_config(options), _extras(options, report=options.report)
+    config, extras = run_config(options, report=options.report), _extras(options, report=options.report)
     found = find_inputs(options.input)
     with exclusive_writer(options.output):
         result = run_case(found, options.output, lambda: load(config), extras, LogLines())
@@ -101,7 +101,7 @@ def _study(options: argparse.Namespace) -> int:
     from ensemble.pipeline import load
     from ensemble.progress import default_watcher
 
-    config, suffix = run_config(options), f".{options.format}"
+    config, suffix = run_config(options, report=True), f".{options.format}"
     extras = replace(_extras(options, report=True), dicom=True)
     with exclusive_writer(options.out):
         refuse_foreign(options.out, [options.study])
@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.readers.imagefile import case_name, read_files
     from ensemble.types import Modality
 
-    config, extras, suffix = run_config(options), _extras(options, report=True), f".{options.format}"
+    config, extras, suffix = run_config(options, report=True), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_files(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
     refuse_without_study(raw, extras)
@@ -148,7 +148,8 @@ def _serve(options: argparse.Namespace) -> int:
     from ensemble.serve.worker import WorkerConfig
 
     level = logging.DEBUG if options.verbose else logging.INFO
-    setup = WorkerConfig(run_config(options), _extras(options, report=options.report), LogLines(), level)
+    config, extras = run_config(options, report=options.report), _extras(options, report=options.report)
+    setup = WorkerConfig(config, extras, LogLines(), level)
     return serve(setup, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait))
 
 
@@ -179,11 +180,14 @@ def _members(options: argparse.Namespace) -> int:
     from ensemble.outputs.report.members import check_members, compare_members, show_members
 
     config, paths = run_config(options), options.paths
-    if len(paths) != (2 if options.action == "pack" else 0):
+    wanted, what = {"pack": (2, "a source and a destination"), "fit-reference": (1, "a dataset")}.get(
+        options.action, (0, "no folders")
+    )
+    if len(paths) != wanted:
         raise UsageError(
-            f"members {options.action} takes {'a source and a destination' if options.action == 'pack' else 'no folders'}",
+            f"members {options.action} takes {what}",
             found=" ".join(map(str, paths)),
-            do=f"{command('members pack SRC DST')}; members list and check take --weights DIR",
+            do=f"{command('members pack SRC DST')}; {command('members fit-reference DATASET')}; all take --weights DIR",
         )
     if options.compare is not None and options.action != "check":
         raise UsageError(f"--compare says nothing to members {options.action}", do="members check --compare FOLDER")
@@ -194,6 +198,11 @@ def _members(options: argparse.Namespace) -> int:
         precision = _packed_precision(config.precision)
         for folder in pack(source, destination, precision, config.members, onnx=options.onnx):
             log.info("packed: %s", folder)
+        return 0
+    if options.action == "fit-reference":
+        from ensemble.batch.reference import fit_reference
+
+        fit_reference(paths[0], config)
         return 0
     specs = show_members(config)
     if options.action == "check" and not check_members(config, specs):
@@ -211,7 +220,7 @@ def _batch(options: argparse.Namespace) -> int:
 
     extras = _extras(options, report=options.report, in_report=True)
     with exclusive_writer(options.out, shared=True):
-        return batch(options.dataset, options.out, run_config(options), extras, resume=options.resume)
+        return batch(options.dataset, options.out, run_config(options, report=True), extras, resume=options.resume)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -260,8 +269,8 @@ def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
 def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None = None) -> ExtraOutputs:
     """Return what is to be written.
 
-    Findings stand in a report: they bring one where there would be none, unless one is written anyway (`in_report`), and are off where
-    there is none and nobody asks for them.
+    Findings and trust stand in a report: they bring one where there would be none, unless one is written anyway (`in_report`), and are off
+    where there is none and nobody asks for them.
     """
     asks = [name for name, asked in (("--atlas", options.atlas), ("--save-mni", options.save_mni)) if asked]
     if options.findings == "off" and asks:
@@ -273,7 +282,7 @@ def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None
 
         read_maps(options.atlas)  # what can't be used is said before networks are loaded
     return ExtraOutputs(
-        report or (findings and in_report is None),
+        report or ((findings or options.trust == "on") and in_report is None),
         options.save_probabilities,
         options.save_member_masks,
         findings,

@@ -68,6 +68,8 @@ class RunConfig:
     """Whether FLAIR is registered to DWI; auto does so where that aligns it better than its header, never goes by the header."""
     brain_ml: tuple[float, float] = (300.0, 2500.0)
     """Volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size."""
+    trust: bool = False
+    """Whether it is judged how far the mask is to be trusted."""
 
     allow_torchscript: bool = False
     """Whether members in TorchScript form, which is code, may be loaded although no manifest names their files by digest."""

@@ -7,6 +7,10 @@ as false when it touches none; two empty masks agree perfectly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+from statistics import mean
+
 import numpy as np
 from scipy import ndimage
 
@@ -36,6 +40,11 @@ def dice(truth: AnyArray, prediction: AnyArray) -> float:
     truth, prediction = truth.astype(bool), prediction.astype(bool)
     total = int(truth.sum()) + int(prediction.sum())
     return 2.0 * int((truth & prediction).sum()) / total if total else 1.0
+
+
+def pairwise_dice(masks: Sequence[AnyArray]) -> float | None:
+    """Return the mean Dice of masks (z, y, x), two by two: 1 when all are empty, None for fewer than two."""
+    return mean(dice(one, other) for one, other in combinations(masks, 2)) if len(masks) > 1 else None
 
 
 def detected_lesions(truth: AnyArray, prediction: AnyArray) -> tuple[AnyArray, AnyArray]:

@@ -71,9 +71,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     return argparse.Namespace(**options)
 
 
-def run_config(options: argparse.Namespace) -> RunConfig:
-    """Return the part of the options that says how cases are segmented."""
-    return RunConfig(**{field.name: getattr(options, field.name) for field in fields(RunConfig)})
+def run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfig:
+    """Return the part of the options that says how cases are segmented, and judged where a `report` is written."""
+    chosen = {field.name: getattr(options, field.name) for field in fields(RunConfig)}
+    return RunConfig(**chosen | {"trust": options.trust == "on" or (options.trust is None and report)})
 
 
 def _build() -> tuple[_Parser, dict[str, _Parser]]:
@@ -152,13 +153,17 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         commands,
         common,
         "members",
-        "list, check or pack the members that a weights folder holds",
+        "list, check or pack the members that a weights folder holds, or tell them what is usual",
         "list: what was found. check: load each member and verify its files; with --compare, also run nnU-Net's own predictor."
         " pack SRC DST: write a member folder,"
-        " or each member of a weights folder, as safetensors and JSON, which load without pickles.",
+        " or each member of a weights folder, as safetensors and JSON, which load without pickles."
+        " fit-reference DATASET: segment a dataset of your own, 20 cases or more, so that the trust score takes your scanner's images"
+        " for usual; writes <weights>/trust.",
     )
-    members.add_argument("action", choices=("list", "check", "pack"))
-    members.add_argument("paths", nargs="*", type=Path, default=[], metavar="SRC DST", help="only for pack")
+    members.add_argument("action", choices=("list", "check", "pack", "fit-reference"))
+    members.add_argument(
+        "paths", nargs="*", type=Path, default=[], metavar="PATH", help="pack: SRC DST; fit-reference: DATASET"
+    )
     _add(
         members,
         "--compare",
@@ -444,6 +449,13 @@ def _common() -> _Parser:
         choices=("on", "off"),
         help="where the lesion lies (side, structures, ranges), in report.json and on the page (default: on where a report is"
         " written; on writes one)",
+    )
+    _add(
+        group,
+        "--trust",
+        choices=("on", "off"),
+        help="how far the mask is to be trusted (verdict, expected Dice, scores), in report.json and on the page (default: on where a"
+        " report is written; on writes one)",
     )
     _add(
         group,

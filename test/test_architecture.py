@@ -26,6 +26,7 @@ LAYERS = (
     ("families",),
     ("members",),
     ("pipeline",),
+    ("trust",),
     ("findings",),
     ("outputs",),
     ("evaluate",),

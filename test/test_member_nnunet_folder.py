@@ -450,7 +450,9 @@ def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_
     """Only where the processor multiplies bfloat16 faster. Chosen when networks are loaded."""
     folder = build_folder(tmp_path, FolderSpec(norm=norm))
     asked = []
-    monkeypatch.setattr(sessions, "on_openvino", lambda network, channels, window, precision: asked.append(precision))
+    monkeypatch.setattr(
+        sessions, "on_openvino", lambda network, channels, window, precision, tap: asked.append(precision)
+    )
     for fast, gated in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(sessions, "has_fast_bfloat16", lambda device, fast=fast: fast)
         for settings, expected in (

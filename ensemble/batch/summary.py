@@ -66,6 +66,12 @@ class Row:
     deep_grey_ml: float | None = None
     leading: str = ""
     """Of each of the user's label maps, the group (or label) with most of the lesion: `<map>=<group>`."""
+    trust: str = ""
+    """good, check or poor; unknown where there is nothing to judge by, off where nobody asked."""
+    expected_dice: float | None = None
+    expected_dice_low: float | None = None
+    expected_dice_high: float | None = None
+    trust_why: str = ""
 
 
 def rows(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> list[Row]:
@@ -115,7 +121,24 @@ def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: P
         mask=mask_file(place),
         page=(page if (root / page).is_file() else place.folder / REPORT_FILE).as_posix(),
         **_findings(report),
+        **_trust(report),
     )
+
+
+def _trust(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns on how far the mask is to be trusted."""
+    told = _said(report, dict, "trust")
+    if told is None:
+        return {"trust": "off"}
+    ends = [_number(end) for end in _said(told, list, "interval") or ()]
+    low, high = ends if len(ends) == 2 else (None, None)
+    return {
+        "trust": _said(told, str, "verdict") or "unknown",
+        "expected_dice": _number(_said(told, object, "expected_dice")),
+        "expected_dice_low": low,
+        "expected_dice_high": high,
+        "trust_why": "; ".join(map(str, _said(told, list, "why") or ())),
+    }
 
 
 def _findings(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ensemble.volume import Volume
 if TYPE_CHECKING:
     from torch import nn
 
+    from ensemble.inference.features import Features
     from ensemble.weights import packed
 
 
@@ -39,6 +40,8 @@ class InferenceSettings:
     """Arithmetic of the networks."""
     session: SessionKind = "auto"
     """What runs the networks."""
+    features: bool = False
+    """Whether members tell, with their prediction, what their encoders make of the images."""
     allow_torchscript: bool = False
     """Whether TorchScript, which is code, may run although no manifest names its file by digest."""
 
@@ -50,7 +53,7 @@ class InferenceSettings:
     @classmethod
     def of(cls, config: RunConfig, device: str) -> InferenceSettings:
         """Return the settings of a run, on a torch device."""
-        return cls(device, config.tta, config.precision, config.session, config.allow_torchscript)
+        return cls(device, config.tta, config.precision, config.session, config.trust, config.allow_torchscript)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class MemberPrediction:
     """The arithmetic that they ran in, for the report: "fp32, fused", say."""
     remark: str = ""
     """What it had to do without, for the report: "without FLAIR", say."""
+    features: Features | None = None
+    """What the encoder of its first network made of the images; None where nobody asked, or it can't tell."""
 
     @property
     def mask(self) -> Volume:
@@ -142,6 +147,8 @@ class NetworkSpec:
     """What makes the activations so large, for messages."""
     build: Callable[[], nn.Module]
     """Builds the network and loads its weights. Raises WeightsBroken."""
+    tap: str = ""
+    """Dotted name of the layer whose maps are its encoder's features; empty where it has none that is known."""
     convert: bool = True
     """Whether OpenVINO runs it on the CPU. Not where converting takes longer than is saved in a case (docs/adr/0020)."""
 

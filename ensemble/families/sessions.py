@@ -27,7 +27,7 @@ def open_sessions(
     """Return one session a network. Raises WeightsBroken, before any is built for numbers that no memory holds."""
     for network in networks:
         refuse_too_much(spec, network)
-    return tuple(open_session(network, settings) for network in networks)
+    return tuple(open_session(network, settings, tapped=number == 0) for number, network in enumerate(networks))
 
 
 class SequentialSessions:
@@ -63,19 +63,20 @@ def open_sequential_sessions(
     return SequentialSessions(networks, lambda network: (open_one or open_session)(network, settings))
 
 
-def open_session(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
-    """Return the session of one network. Raises WeightsBroken."""
+def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: bool = False) -> LoadedSession:
+    """Return the session of one network; one that tells of its features where it can, if that is wanted. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
     if settings.packed_form:
         return open_onnx(network.weights.parent, dims, device, settings.session)
     precision = precision_of(settings)
+    tap = network.tap if tapped and settings.features else ""
     built = network.build()
     if settings.session == "auto" and device.type == "cpu" and network.convert:
-        session = on_openvino(built, network.channels, network.smallest_window, precision)
+        session = on_openvino(built, network.channels, network.smallest_window, precision, tap)
         if session is not None:
             return session
         precision = "fp32"
-    return TorchSession(built, dims=dims, device=device, precision=precision)
+    return TorchSession(built, dims=dims, device=device, precision=precision, tap=tap)
 
 
 def precision_of(settings: InferenceSettings) -> ResolvedPrecision:

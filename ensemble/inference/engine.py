@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import reduce
+from typing import cast
 
 import torch
 
+from ensemble.inference.features import FeaturePool
 from ensemble.inference.mirroring import Flip, all_flips, tensor_dims
-from ensemble.inference.session import Session
+from ensemble.inference.session import Session, TappedSession
 from ensemble.inference.tiling import NNUNET, Blending, Shape, Tiling
 from ensemble.types import ProgressCallback, ignore_progress
 
@@ -80,6 +82,7 @@ def sliding_window_inference(
     networks: Sequence[Session],
     config: SlidingWindowConfig,
     progress: ProgressCallback = ignore_progress,
+    pool: FeaturePool | None = None,
 ) -> torch.Tensor:
     """Mean of the networks' answers for a whole image.
 
@@ -89,6 +92,7 @@ def sliding_window_inference(
         networks: folds or other networks of the same input and classes; every window goes through all of them.
         how: windows, mirroring and averaging.
         progress: called after each pass of a batch; a mirrored window counts as a window of its own, a spared one as done.
+        pool: takes up what the first network, which must be a `TappedSession`, tells of its layer, in the unmirrored pass.
 
     Returns:
         (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Of arrays of the image's
@@ -101,12 +105,12 @@ def sliding_window_inference(
     if not networks:
         raise ValueError("no networks to predict with")
     try:
-        return _inference(image, networks, config, progress)
+        return _inference(image, networks, config, progress, pool)
     except torch.OutOfMemoryError:
         if image.device.type == "cpu":
             raise
         torch.cuda.empty_cache()
-        return _inference(image.cpu(), networks, config, progress).to(image.device)
+        return _inference(image.cpu(), networks, config, progress, pool).to(image.device)
 
 
 def _inference(
@@ -114,7 +118,10 @@ def _inference(
     networks: Sequence[Session],
     config: SlidingWindowConfig,
     progress: ProgressCallback,
+    pool: FeaturePool | None,
 ) -> torch.Tensor:
+    if pool is not None:
+        pool.clear()
     _, z, y, x = image.shape
     tiling = Tiling((z, y, x), config.window, config.blending)
     padded = _padded(image, tiling)
@@ -122,7 +129,7 @@ def _inference(
     weights = torch.zeros(tiling.padded, device=image.device)
     windows = tiling.windows()
     passes = _Passes(len(windows) * len(config.flips), progress)
-    runner = _Runner(networks, config)
+    runner = _Runner(networks, config, pool)
     total: torch.Tensor | None = None
     for batch in _batches(padded, windows, config.batch_size):
         answers = _answers(torch.stack([padded[:, *window] for window in batch.distinct]), runner, config, passes)
@@ -201,25 +208,30 @@ def _answers(windows: torch.Tensor, runner: _Runner, config: SlidingWindowConfig
 class _Runner:
     """Networks, and how many windows they were seen to take at once."""
 
-    def __init__(self, networks: Sequence[Session], config: SlidingWindowConfig) -> None:
-        self._networks, self._average, self._most = networks, config.average, config.batch_size
+    def __init__(self, networks: Sequence[Session], config: SlidingWindowConfig, pool: FeaturePool | None) -> None:
+        self._networks, self._average, self._most, self._pool = networks, config.average, config.batch_size, pool
 
     def __call__(self, windows: torch.Tensor, flips: Sequence[Flip]) -> torch.Tensor:
         """Sum over flips of the networks' mean answers (N, K, Z, Y, X) to windows (N, C, Z, Y, X), mirrored back."""
         dims = [tensor_dims(flip) for flip in flips]
-        answers = self._mean(torch.cat([windows.flip(d) if d else windows for d in dims]))
+        pool = None if any(dims) else self._pool
+        answers = self._mean(torch.cat([windows.flip(d) if d else windows for d in dims]), pool)
         back = [part.flip(d) if d else part for part, d in zip(answers.split(len(windows)), dims, strict=True)]
         return reduce(torch.add, back)
 
-    def _mean(self, windows: torch.Tensor) -> torch.Tensor:
+    def _mean(self, windows: torch.Tensor, pool: FeaturePool | None) -> torch.Tensor:
         """Mean over networks of their answers; batches that do not fit into memory are halved, these and all later ones."""
         parts: list[torch.Tensor] = []
         first = 0
         while first < len(windows):
             part = windows[first : first + self._most]
             try:
-                answers = [_answer(network, part, self._average) for network in self._networks]
+                leader, *others = self._networks
+                logits, maps = (leader(part), None) if pool is None else cast(TappedSession, leader).tapped(part)
+                answers = [_averaged(logits, self._average), *(_averaged(n(part), self._average) for n in others)]
                 parts.append(reduce(torch.add, answers) / len(answers))
+                if pool is not None and maps is not None:
+                    pool.add(part, logits, maps)
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
@@ -230,9 +242,8 @@ class _Runner:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _answer(network: Session, windows: torch.Tensor, average: Average) -> torch.Tensor:
+def _averaged(logits: torch.Tensor, average: Average) -> torch.Tensor:
     """What is averaged of one network's output. Raises NonFiniteLogits."""
-    logits = network(windows)
     if not torch.isfinite(logits).all():
         raise NonFiniteLogits(
             "a network's output is not finite: broken weights, or values beyond what its precision can hold"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-INPUT, OUTPUT = "windows", "logits"
+INPUT, OUTPUT, FEATURES = "windows", "logits", "features"
 _OPSET = 17
 _TORCH = Path(torch.__file__).parent
 
@@ -27,10 +27,30 @@ class Exported:
     """(2, C, y, x) or (2, C, z, y, x), noise."""
     logits: torch.Tensor
     """(2, K, ...)."""
+    features: torch.Tensor | None = None
+    """(2, D, ...), of the layer that is tapped."""
 
 
-def export(network: torch.nn.Module, channels: int, window: Sequence[int]) -> Exported:
-    """A network (in eval mode) in ONNX form, traced on a small window (y, x or z, y, x).
+class Tapped(torch.nn.Module):
+    """A network that gives, with its logits, what one of its layers (by dotted name) gives. Raises AttributeError for a name of none."""
+
+    def __init__(self, network: torch.nn.Module, tap: str) -> None:
+        super().__init__()
+        self.network, self._layer = network, network.get_submodule(tap)
+
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and maps."""
+        maps: list[torch.Tensor] = []
+        watching = self._layer.register_forward_hook(lambda _layer, _inputs, answer: maps.append(answer))
+        try:
+            logits = self.network(windows)
+        finally:
+            watching.remove()
+        return logits, maps[-1]
+
+
+def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: str = "") -> Exported:
+    """A network (in eval mode) in ONNX form, traced on a small window (y, x or z, y, x); with a second output where a layer is tapped.
 
     PyTorch's older exporter: the newer one needs onnxscript, and gives no better graph for convolutions. Raises what it raises, and
     ValueError for a network that reckons with its window's size, which would be this window's for good.
@@ -38,18 +58,22 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int]) -> Ex
     axes = dict(zip(range(2, 5), "zyx"[-len(window) :], strict=False))
     windows = torch.randn((2, channels, *window), generator=torch.Generator().manual_seed(0))
     file, answers = io.BytesIO(), []
-    watching = network.register_forward_hook(lambda _network, _inputs, answer: answers.append(answer.detach()))
+    traced, outputs = (Tapped(network, tap), [OUTPUT, FEATURES]) if tap else (network, [OUTPUT])
+    watching = traced.register_forward_hook(lambda _network, _inputs, answer: answers.append(answer))
+    shapes = {INPUT: {0: "n", **axes}, OUTPUT: {0: "n", **axes}}
+    if tap:
+        shapes[FEATURES] = {0: "n", **{axis: f"{name} of a map" for axis, name in axes.items()}}
     try:
         with _summed_in_parts(network), warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             torch.onnx.export(
-                network,
+                traced,
                 (windows,),
                 file,  # type: ignore[arg-type]  # it takes what can be written to
                 dynamo=False,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "n", **axes}, OUTPUT: {0: "n", **axes}},
+                output_names=outputs,
+                dynamic_axes=shapes,
                 opset_version=_OPSET,
             )
     finally:
@@ -57,7 +81,8 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int]) -> Ex
     for warning in seen:  # the others: that it is deprecated; that PyTorch's own layers look at their inputs' sizes
         if issubclass(warning.category, torch.jit.TracerWarning) and not Path(warning.filename).is_relative_to(_TORCH):
             raise ValueError(f"it reckons with its window's size ({warning.filename}, line {warning.lineno})")
-    return Exported(file.getvalue(), windows, answers[-1])
+    logits, features = answers[-1] if tap else (answers[-1], None)
+    return Exported(file.getvalue(), windows, logits.detach(), None if features is None else features.detach())
 
 
 @contextmanager

@@ -15,8 +15,19 @@ class Session(Protocol):
         """Logits (N, K, Z, Y, X) of windows (N, C, Z, Y, X); both float32, contiguous or not, on one device."""
 
 
+class TappedSession(Session, Protocol):
+    """A session that can tell the maps of one of the network's layers, too."""
+
+    def tapped(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits as of a call, and the layer's maps (N, D, z, y, x) float32; z = 1 for 2-D networks."""
+
+
 class LoadedSession(Session, Protocol):
     """A session that says where it runs."""
+
+    @property
+    def tap(self) -> str:
+        """Dotted name of the layer that `tapped` tells of, of a `TappedSession`; empty for one that has no such method."""
 
     @property
     def device(self) -> torch.device:

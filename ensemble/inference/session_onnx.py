@@ -27,6 +27,9 @@ _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 class OnnxSession:
     """Runs an ONNX file of a network of two or three spatial dimensions; float32, deterministic kernels."""
 
+    #: Packed files hold the logits alone.
+    tap = ""
+
     def __init__(
         self, path: Path, *, dims: int, device: str | torch.device, engine: Literal["onnx", "tensorrt"] = "onnx"
     ) -> None:

@@ -29,9 +29,9 @@ class OpenVinoSession:
 
     device = torch.device("cpu")
 
-    def __init__(self, onnx: bytes, *, dims: int, precision: ResolvedPrecision = "fp32") -> None:
-        """Raises what OpenVINO raises for a network that it can't run."""
-        self.dims = dims
+    def __init__(self, onnx: bytes, *, dims: int, precision: ResolvedPrecision = "fp32", tap: str = "") -> None:
+        """Raises what OpenVINO raises for a network that it can't run. `tap` names the layer that a second output tells of."""
+        self.dims, self.tap = dims, tap
         # the network is held once: as the CPU's code wants it
         self._compiled = _core().compile_model(
             _core().read_model(onnx),
@@ -55,35 +55,51 @@ class OpenVinoSession:
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, Z, Y, X) float32 of windows (N, C, Z, Y, X) float32, on the CPU; Z = 1 for 2-D networks."""
+        return self._answers(windows)[0]
+
+    def tapped(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the tapped layer's maps (N, D, z, y, x)."""
+        logits, maps = self._answers(windows)
+        return logits, maps
+
+    def _answers(self, windows: torch.Tensor) -> list[torch.Tensor]:
         inputs = windows.squeeze(2) if self.dims == 2 else windows
         answers = self._request.infer([inputs.contiguous().numpy()], share_inputs=True)
         self._compiled.release_memory()  # of activations, which each network would keep for itself
-        logits = torch.from_numpy(answers[0])
-        return logits.unsqueeze(2) if self.dims == 2 else logits
+        outputs = [torch.from_numpy(answers[number]) for number in range(2 if self.tap else 1)]
+        return [output.unsqueeze(2) for output in outputs] if self.dims == 2 else outputs
 
 
 def on_openvino(
-    network: torch.nn.Module, channels: int, window: Sequence[int], precision: ResolvedPrecision
+    network: torch.nn.Module, channels: int, window: Sequence[int], precision: ResolvedPrecision, tap: str = ""
 ) -> OpenVinoSession | None:
     """The session of a network on the CPU, once it has answered a small window (y, x or z, y, x) as PyTorch does; None, with a line in
-    the log, where it can't.
+    the log, where it can't. `tap` names the layer that it tells of beside the logits.
     """
     dims = len(window)
     try:
-        exported = export(network.eval(), channels, window)
-        session = OpenVinoSession(exported.onnx, dims=dims)
-        windows, expected = exported.windows, exported.logits
-        given = session(windows if dims == 3 else windows.unsqueeze(2)).reshape(expected.shape)
-        apart = float((given - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+        exported = export(network.eval(), channels, window, tap)
+        session = OpenVinoSession(exported.onnx, dims=dims, tap=tap)
+        windows = exported.windows if dims == 3 else exported.windows.unsqueeze(2)
+        expected = [exported.logits] if exported.features is None else [exported.logits, exported.features]
+        given = session.tapped(windows) if tap else [session(windows)]
+        apart = max(map(_apart, given, expected))
         if apart <= TOLERANCE:
-            return session if precision == "fp32" else OpenVinoSession(exported.onnx, dims=dims, precision=precision)
-        why = f"its logits are {apart:.1g} of their range away"
+            if precision == "fp32":
+                return session
+            return OpenVinoSession(exported.onnx, dims=dims, precision=precision, tap=tap)
+        why = f"its {'answers' if tap else 'logits'} are {apart:.1g} of their range away"
     except Exception as error:  # exporter and runtime have no class of errors in common
         if is_out_of_memory(error):
             raise
         why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     log.warning("OpenVINO does not run a network as PyTorch does (%s): PyTorch runs it, in float32", why)
     return None
+
+
+def _apart(given: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, relative to the range."""
+    return float((given.reshape(expected.shape) - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
 @cache

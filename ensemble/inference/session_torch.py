@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.modules.conv import _ConvNd
 
 from ensemble.inference.device import exact
+from ensemble.inference.export import Tapped
 from ensemble.inference.precision import DTYPES, ResolvedPrecision, resolve_precision
 
 
@@ -25,11 +28,13 @@ class TorchSession:
         dims: int,
         device: str | torch.device,
         precision: ResolvedPrecision | None = None,
+        tap: str = "",
     ) -> None:
+        """`tap` names the layer that it tells of beside the logits."""
         if dims not in (2, 3):
             raise ValueError(f"networks have 2 or 3 spatial dimensions, not {dims}")
         self.device = torch.device(device)
-        self.dims = dims
+        self.dims, self.tap = dims, tap
         self.precision = precision or resolve_precision("auto", self.device)
         self.network = network.to(self.device).eval()
         if self.precision != "fp32":
@@ -44,11 +49,22 @@ class TorchSession:
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, Z, Y, X) float32 of windows (N, C, Z, Y, X) float32, on the device of the windows; Z = 1 for 2-D networks."""
+        (logits,) = self._answers(windows, lambda inputs: (self.network(inputs),))
+        return logits
+
+    def tapped(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the tapped layer's maps (N, D, z, y, x)."""
+        logits, maps = self._answers(windows, Tapped(self.network, self.tap))
+        return logits, maps
+
+    def _answers(
+        self, windows: torch.Tensor, network: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    ) -> list[torch.Tensor]:
         inputs = windows.to(self.device)
         if self.dims == 2:
             inputs = inputs.squeeze(2)
         with torch.inference_mode(), exact(self.device):
-            logits = self.network(inputs.to(DTYPES[self.precision]))
+            outputs = network(inputs.to(DTYPES[self.precision]))
         if self.dims == 2:
-            logits = logits.unsqueeze(2)
-        return logits.to(device=windows.device, dtype=torch.float32).contiguous()
+            outputs = tuple(output.unsqueeze(2) for output in outputs)
+        return [output.to(device=windows.device, dtype=torch.float32).contiguous() for output in outputs]

@@ -70,7 +70,7 @@ def _overlay(case: SegmentedCase) -> bytes:
 def _page(case: SegmentedCase) -> str:
     from ensemble.outputs.report.page import case_page
 
-    return case_page(case.report, case.result, case.findings)
+    return case_page(case.report, case.result, case.findings, case.trust)
 
 
 def _in_mni(case: SegmentedCase, modality: Modality | None = None) -> Volume | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ensemble.findings.types import Findings
     from ensemble.pipeline import Ensemble, Result
     from ensemble.readers.base import RawCase
+    from ensemble.trust.judge import Trust
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SegmentedCase:
     """Where the lesion lies; None where nobody asked."""
     examination: Mapping[str, Any] | None = None
     """What the examination held that its images were chosen from, where a whole one was given."""
+    trust: Trust | None = None
+    """How far the mask is to be trusted; None where nobody asked."""
 
     @classmethod
     def of(
@@ -37,19 +40,22 @@ class SegmentedCase:
         extras: ExtraOutputs,
         examination: Mapping[str, Any] | None = None,
     ) -> SegmentedCase:
-        """Return a segmented case, with findings where `extras` ask for them."""
+        """Return a segmented case, with findings where `extras` ask for them, judged where the ensemble's choices ask for that."""
+        from ensemble.trust.judge import judge
+
+        trust = judge(result, ensemble) if ensemble.config.trust else None
         if not extras.findings:
-            return cls(raw, result, ensemble, None, examination)
+            return cls(raw, result, ensemble, None, examination, trust)
         from ensemble.findings.find import find
         from ensemble.findings.maps import read_maps
 
         found = find(result, read_maps(extras.atlas) if extras.atlas else ())
-        return cls(raw, result, ensemble, found, examination)
+        return cls(raw, result, ensemble, found, examination, trust)
 
     @cached_property
     def report(self) -> dict[str, Any]:
         """What ran and what came of it, ready for JSON."""
         from ensemble.outputs.report.run_report import build_report
 
-        report = build_report(self.raw, self.result, self.ensemble, self.findings)
+        report = build_report(self.raw, self.result, self.ensemble, self.findings, self.trust)
         return report if self.examination is None else report | {"examination": all_printable(self.examination)}

@@ -25,6 +25,7 @@ from ensemble.families.unet import memory_of
 from ensemble.geometry import Grid, Reorientation, Triple
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
+from ensemble.inference.features import FeaturePool
 from ensemble.inference.session import LoadedSession
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality, ProgressCallback
@@ -83,12 +84,14 @@ class NnunetV2Member:
         array, placement = to_network(images, spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
-        logits = sliding_window_inference(image, self.sessions, self._windows(settings), progress)
+        pool = FeaturePool() if self.sessions[0].tap else None
+        logits = sliding_window_inference(image, self.sessions, self._windows(settings), progress, pool)
         probability = orientation.undo(lesion_probability_from_logits(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
         lacking = ", ".join(sorted(modality.label for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
-        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, remark)
+        features = pool.features() if pool is not None else None
+        return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, remark, features)
 
     def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
         """Return what nnU-Net's preprocessing is given: images (channels, z, y, x), their spacing (z, y, x) in mm, and how they were
@@ -177,6 +180,7 @@ def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
             window_bytes=window_bytes,
             memory_of=what,
             build=partial(_with_weights, model, path),
+            tap=plans.bottleneck,
         )
         for path in model.checkpoints
     )

@@ -102,6 +102,11 @@ class NnunetV2Plans:
         return tuple(2 * factor for factor in _strides(self.architecture, self.dims))
 
     @property
+    def bottleneck(self) -> str:
+        """Name of the encoder's last stage, in the networks that `network.build_network` builds."""
+        return f"encoder.stages.{len(self.architecture.kwargs['strides']) - 1}"
+
+    @property
     def features(self) -> int:
         """Feature maps of the network's first stage. Raises KeyError, ValueError, TypeError or IndexError where that is not said."""
         features = self.architecture.kwargs["features_per_stage"]

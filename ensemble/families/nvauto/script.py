@@ -46,6 +46,9 @@ def refuse_code(spec: MemberSpec, files: list[Path], settings: InferenceSettings
 class ScriptSession:
     """Runs a TorchScript network; below float32 by autocast, as its weights are float32, or in float32 where that does not work."""
 
+    #: Its layers are not known.
+    tap = ""
+
     def __init__(self, path: Path, *, channels: int, device: torch.device, precision: ResolvedPrecision) -> None:
         """Raises WeightsBroken for a file that PyTorch can't load."""
         self.device, self.precision = device, precision

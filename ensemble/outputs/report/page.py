@@ -29,6 +29,7 @@ from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
 from ensemble.text import printable, visible
+from ensemble.trust.judge import Trust
 from ensemble.types import AnyArray
 
 #: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
@@ -37,7 +38,9 @@ MAX_LOSSLESS_VOXELS = 4_000_000
 _MAX_VOTERS = 23
 
 
-def case_page(report: Mapping[str, Any], result: Result, findings: Findings | None = None) -> str:
+def case_page(
+    report: Mapping[str, Any], result: Result, findings: Findings | None = None, trust: Trust | None = None
+) -> str:
     """Return the page of a case; `report` is what `build_report` gives."""
     lesions = lesion_table(result)
     places = [None] * len(lesions) if findings is None or findings.places is None else findings.lesions
@@ -50,6 +53,7 @@ def case_page(report: Mapping[str, Any], result: Result, findings: Findings | No
             for lesion, place in zip(lesions, places, strict=True)
         ],
         findings=findings,
+        trust=trust,
         blocks=() if findings is None else blocks(findings),
         words=() if findings is None else tuple(in_words(findings)),
         viewer=_json(_viewer(result)),

@@ -5,17 +5,16 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import combinations
-from statistics import mean
 from typing import Any
 
 from ensemble import __version__
 from ensemble.findings.types import Findings
 from ensemble.inference.device import describe_device
-from ensemble.metrics import dice, volume_ml
+from ensemble.metrics import pairwise_dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.readers.base import RawCase
 from ensemble.text import all_printable
+from ensemble.trust.judge import Trust
 from ensemble.types import Modality
 
 #: Grows when a field of the report changes its meaning or goes, not when one joins (docs/report.md lists them).
@@ -26,7 +25,13 @@ RESEARCH_USE = "For research only. Not a medical device; no clinical decision ma
 _PACKAGES = ("torch", "nnunetv2", "SimpleITK", "numpy", "scipy", "onnxruntime-gpu")
 
 
-def build_report(raw: RawCase, result: Result, ensemble: Ensemble, findings: Findings | None = None) -> dict[str, Any]:
+def build_report(
+    raw: RawCase,
+    result: Result,
+    ensemble: Ensemble,
+    findings: Findings | None = None,
+    trust: Trust | None = None,
+) -> dict[str, Any]:
     """Return the run report of one case, ready for JSON."""
     grid = result.case.grid
     report: dict[str, Any] = {
@@ -46,6 +51,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble, findings: Fin
             "brain_volume_ml": round(volume_ml(result.case.brain.array, grid.spacing_zyx_mm), 1),
         },
         "lesion": {"volume_ml": round(result.lesion_ml, 4), "count": result.lesion_count},
+        "trust": None if trust is None else trust.as_json(),
         "findings": None if findings is None else findings.as_json(),
         "agreement": agreement(result),
         "fusion": {
@@ -58,6 +64,7 @@ def build_report(raw: RawCase, result: Result, ensemble: Ensemble, findings: Fin
         "repairs": list(result.case.repairs),
         "seconds": {"read": round(raw.seconds, 3), "load members": round(ensemble.seconds, 3)}
         | result.seconds
+        | ({} if trust is None else {"trust": round(trust.seconds, 3)})
         | ({} if findings is None else {"findings": round(findings.seconds, 3)}),
         "device": describe_device(ensemble.settings.device),
         "config": ensemble.config.as_json(),
@@ -87,10 +94,8 @@ def _files(raw: RawCase) -> dict[str, str]:
 
 def agreement(result: Result) -> float | None:
     """Return how far the voters agree: mean Dice of their masks, two by two (1 when all are empty); None for a single voter."""
-    masks = [outcome.prediction.mask.array for outcome in result.outcomes if outcome.prediction is not None]
-    if len(masks) < 2:
-        return None
-    return round(mean(dice(one, other) for one, other in combinations(masks, 2)), 4)
+    found = pairwise_dice([outcome.prediction.mask.array for outcome in result.outcomes if outcome.prediction])
+    return None if found is None else round(found, 4)
 
 
 def _member(outcome: MemberOutcome, ensemble: Ensemble, spacing_zyx_mm: tuple[float, float, float]) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""From scores to an expected Dice with an interval, and to a verdict: few numbers, in `<weights>/trust/calibration.json`.
+
+Two questions are asked of a case, each against the patients of the calibration whose images were as they should be (docs/adr/0026):
+does it look like them (`looks`), and is so low a Dice expected of any of them (`dice`)? The limit of each is their conformal quantile, so
+that a further such patient lies beyond it with a known probability.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ensemble.trust.reference import Unusable
+from ensemble.types import AnyArray
+
+Verdict = Literal["good", "check", "poor"]
+Shape = Literal["plain", "log", "logit"]
+
+#: What the expected Dice hangs on, and on which scale; signs as of `scores.DIRECTIONS`.
+INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
+#: By which a case looks like others or doesn't: the less usual one counts.
+LOOKS = ("rest", "histogram")
+#: Share of patients like those of the calibration that may lie beyond a limit; there are two.
+BEYOND = 0.02
+#: Share of such patients whose Dice lies within the interval.
+COVERAGE = 0.9
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where a number of in-distribution patients ends; higher is less usual."""
+
+    median: float
+    limit: float
+
+    def verdict(self, value: float) -> Verdict:
+        """Return good within the limit, poor at twice its distance from the median, check between."""
+        if value <= self.limit:
+            return "good"
+        return "check" if value <= 2 * self.limit - self.median else "poor"
+
+    def likeness(self, value: float) -> float:
+        """Return 1 for what is within the limit, falling to 0 beyond: for ranking only."""
+        return math.exp(-max(0.0, value - self.limit) / max(self.limit - self.median, 1e-6))
+
+    @classmethod
+    def of(cls, values: Sequence[float], beyond: float = BEYOND) -> Limit:
+        """Return the conformal quantile of in-distribution values: a further one lies beyond it with a probability of `beyond` at most.
+
+        Where there are too few values for that, the largest is the limit.
+        """
+        ordered = sorted(values)
+        at = min(math.ceil((1 - beyond) * (len(ordered) + 1)), len(ordered))
+        return cls(float(np.median(ordered)), float(ordered[at - 1]))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was learnt of patients whose true mask is known, with certain weights."""
+
+    weights: Mapping[str, Mapping[str, str]]
+    """By member: SHA-256 of each file that determined what it predicted."""
+    intercept: float
+    slopes: Mapping[str, float]
+    """Logit of the expected Dice = intercept + sum of slope x input; an input is a score on the scale of `INPUTS`."""
+    empty_right: float
+    """Share of empty masks that were right, of patients of whom a third had no lesion."""
+    residual: float
+    """Conformal quantile of |Dice - expected|: half of the interval."""
+    looks: Limit
+    """Of the log of the larger of the `LOOKS`."""
+    dice: Limit
+    """Of minus the logit of the expected Dice."""
+    about: Mapping[str, Any]
+    """How it was made, for the record."""
+
+    def logit(self, scores: Mapping[str, float]) -> float | None:
+        """Return the logit of the expected Dice; None where a score is missing, or nothing was learnt of it."""
+        if not self.slopes or not all(name in scores for name in self.slopes):
+            return None
+        return self.intercept + sum(slope * scaled(name, scores[name]) for name, slope in self.slopes.items())
+
+    def as_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"version": _VERSION} | asdict(self)
+
+    @classmethod
+    def from_json(cls, told: Any) -> Calibration:
+        """Read what `as_json` gave. Raises Unusable."""
+        try:
+            if told["version"] != _VERSION:
+                raise Unusable(f"it is of version {told['version']}, this program reads {_VERSION}")
+            slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
+            looks, dice = (Limit(float(told[name]["median"]), float(told[name]["limit"])) for name in ("looks", "dice"))
+            intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
+            numbers = (intercept, right, residual, *slopes.values(), *vars(looks).values(), *vars(dice).values())
+            if not set(slopes) <= set(INPUTS) or not all(map(math.isfinite, numbers)):
+                raise ValueError("not this program's numbers")
+            return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Unusable(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def scaled(name: str, score: float) -> float:
+    """Return a score on the scale on which it is added up."""
+    if INPUTS[name] == "logit":
+        kept = min(max(score, 0.02), 0.98)
+        return math.log(kept / (1 - kept))
+    return math.log(max(score, 1e-3)) if INPUTS[name] == "log" else score
+
+
+def unlikeness(scores: Mapping[str, float]) -> float | None:
+    """Return how little a case looks like others: the log of the larger one of `LOOKS`, 0 is usual; None where there is none."""
+    known = [scores[name] for name in LOOKS if name in scores]
+    return math.log(max(*known, 1e-3)) if known else None
+
+
+def expit(x: float) -> float:
+    """Return the inverse of the logit."""
+    return 1 / (1 + math.exp(-max(-50.0, min(50.0, x))))
+
+
+def conformal_quantile(residuals: AnyArray, coverage: float = COVERAGE) -> float:
+    """Return the split-conformal quantile of absolute residuals (n,): a further one is at most that with a probability of `coverage`.
+
+    Vovk et al., Algorithmic Learning in a Random World, 2005. 1 where there are too few.
+    """
+    at = math.ceil(coverage * (len(residuals) + 1))
+    return float(np.sort(residuals)[at - 1]) if at <= len(residuals) else 1.0

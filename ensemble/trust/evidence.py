@@ -1,0 +1,79 @@
+"""What a segmented case shows of how far its mask is to be trusted, before anything is compared with other cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ensemble.metrics import lesion_components, pairwise_dice
+from ensemble.pipeline import Result
+from ensemble.types import BoolArray, FloatArray, Modality
+
+#: Shares of the brain below which intensities are noted: the whole histogram but its last per cent at either end, where single voxels lie.
+QUANTILES = np.linspace(0.01, 0.99, 50)
+#: Images whose histograms are compared: those that every case has.
+COMPARED = (Modality.DWI, Modality.ADC)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a case shows by itself."""
+
+    agreement: float | None
+    """Mean Dice of the voters' masks, two by two; None for a single voter."""
+    mask: Mapping[str, float]
+    """`volume_ml`, `lesions`, and of a mask that is not empty: `probability` and `entropy` (bits) of the mean probability in it,
+    `weakest` (mean probability of the lesion that is least sure), `boundary` (share of its voxels at the rim) and `soft_dice` (the Dice to
+    be expected if each voxel's mean probability were right)."""
+    whole: Mapping[str, FloatArray]
+    """By member that told of them: its features (D,) of the whole brain."""
+    lesion: Mapping[str, FloatArray]
+    """By member that found a lesion: its features (D,) there."""
+    intensities: Mapping[str, FloatArray]
+    """By image: the values (50,) below which `QUANTILES` of the brain lie, 1 is normal tissue."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the mask is."""
+        return self.mask["volume_ml"] == 0
+
+
+def gather(result: Result) -> Evidence:
+    """Return what a segmented case shows."""
+    predictions = [outcome.prediction for outcome in result.outcomes if outcome.prediction is not None]
+    features = {p.member: p.features for p in predictions if p.features is not None}
+    brain = result.case.brain.array
+    return Evidence(
+        pairwise_dice([prediction.mask.array for prediction in predictions]),
+        {"volume_ml": result.lesion_ml, "lesions": float(result.lesion_count)}
+        | describe_mask(result.fused.mask.array, result.fused.mean.array),
+        {member: found.whole for member, found in features.items()},
+        {member: found.foreground for member, found in features.items() if found.foreground is not None},
+        {m.value: quantiles(result.case.tissue_normalized[m].array[brain]) for m in COMPARED},
+    )
+
+
+def describe_mask(mask: BoolArray, probability: FloatArray) -> dict[str, float]:
+    """Return what a mask (z, y, x) and the mean probability say of it (see `Evidence.mask`); nothing of an empty one."""
+    if not mask.any():
+        return {}
+    labels, count = lesion_components(mask)
+    inside = np.clip(probability[mask].astype(np.float64), 1e-6, 1 - 1e-6)
+    sizes = np.bincount(labels[mask], minlength=count + 1)[1:]
+    sums = np.bincount(labels[mask], weights=inside, minlength=count + 1)[1:]
+    core = ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 1))
+    return {
+        "probability": float(inside.mean()),
+        "entropy": float(-(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).mean()),
+        "weakest": float((sums / sizes).min()),
+        "boundary": 1 - float(core.sum() / mask.sum()),
+        "soft_dice": float(2 * inside.sum() / (probability.sum(dtype=np.float64) + mask.sum())),
+    }
+
+
+def quantiles(values: FloatArray) -> FloatArray:
+    """Return the values (50,) float32 below which `QUANTILES` of all lie; 0 where there is none."""
+    return np.quantile(values, QUANTILES).astype(np.float32) if values.size else np.zeros(len(QUANTILES), np.float32)

@@ -1,0 +1,43 @@
+"""What is usual, learnt of cases: references for all members, and the limit of what looks like them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ensemble.pipeline import Ensemble
+from ensemble.trust.calibration import Calibration, Limit, unlikeness
+from ensemble.trust.evidence import Evidence
+from ensemble.trust.judge import read_calibration
+from ensemble.trust.reference import References, Unusable, fit_references
+from ensemble.trust.scores import scores_of
+
+#: A case's looks are measured from what the other parts' cases make.
+_PARTS = 5
+
+
+def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[float]:
+    """Return how little each case looks like the others: measured from references that it has no part in."""
+    far: list[float] = []
+    for part in range(_PARTS):
+        references = fit_references([e for at, e in enumerate(evidence) if at % _PARTS != part], digests, least=2)
+        found = (unlikeness(scores_of(e, references)) for e in evidence[part::_PARTS])
+        far += [x for x in found if x is not None]
+    return far
+
+
+def refit(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
+    """Return references of a user's cases, and the calibration with their looks for usual.
+
+    What was learnt of the Dice is kept if it was with these weights; else it is not known.
+    """
+    digests = {member: dict(files) for member, files in ensemble.digests.items()}
+    try:
+        known = read_calibration(ensemble)
+    except Unusable:
+        nothing = Limit(0.0, 0.0)
+        known = Calibration(digests, 0.0, {}, 1.0, 1.0, nothing, nothing, {})
+    about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
+    looks = Limit.of(looks_of(evidence, digests))
+    return fit_references(evidence, digests), replace(known, looks=looks, about=about)

@@ -1,0 +1,172 @@
+"""How far a mask is to be trusted: `judge(result, ensemble)` says it of a segmented case, in numbers and in words."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ensemble.errors import UserError
+from ensemble.files import read_json
+from ensemble.pipeline import Ensemble, Result
+from ensemble.trust.calibration import Calibration, Verdict, expit, unlikeness
+from ensemble.trust.evidence import gather
+from ensemble.trust.reference import CALIBRATION, FOLDER, References, Unusable, read_references
+from ensemble.trust.scores import scores_of
+
+log = logging.getLogger(__name__)
+
+_WORSE: Mapping[Verdict, int] = {"good": 0, "check": 1, "poor": 2}
+#: Below this, a mask that is no worse than some usual ones is still called doubtful.
+_LOW_DICE = 0.5
+#: What a distance says in words, from this many times the usual on.
+_FAR = 2.0
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far the mask of a case is to be trusted."""
+
+    verdict: Verdict | None
+    """None where nothing is known by which to judge."""
+    expected_dice: float | None
+    """Of the mask with a reader's; None of an empty mask, and where it is not known."""
+    interval: tuple[float, float] | None
+    """In which the Dice of nine in ten patients like those of the calibration lies."""
+    scores: Mapping[str, float]
+    """Each alone (see `scores.py`)."""
+    why: tuple[str, ...]
+    """A sentence for each reason."""
+    missing: tuple[str, ...]
+    """Which scores there are not, and why."""
+    seconds: float = 0.0
+
+    @property
+    def headline(self) -> str:
+        """The verdict in words, with the expected Dice where there is one."""
+        if self.verdict is None:
+            return "How far the mask is to be trusted is not known."
+        words = {"check": "Check this mask.", "poor": "Do not rely on this mask."}
+        said = words.get(self.verdict, "No sign against the mask.")
+        if self.expected_dice is None or self.interval is None:
+            return said
+        if self.verdict == "good" and self.expected_dice < _LOW_DICE:
+            said = "A doubtful mask, as usual cases have them, too."
+        low, high = self.interval
+        return f"{said} Expected Dice {self.expected_dice:.2f} ({low:.2f} to {high:.2f})."
+
+    @property
+    def reasons(self) -> str:
+        """Why, as a sentence; empty where there is nothing to say."""
+        told = "; ".join(self.why)
+        return f"{told[0].upper()}{told[1:]}." if told else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what stands in report.json."""
+        return {
+            "verdict": self.verdict,
+            "expected_dice": None if self.expected_dice is None else round(self.expected_dice, 4),
+            "interval": None if self.interval is None else [round(end, 4) for end in self.interval],
+            "scores": {name: float(f"{score:.5g}") for name, score in self.scores.items()},
+            "why": list(self.why),
+            "missing": list(self.missing),
+        }
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What is known of an ensemble's usual cases."""
+
+    references: References
+    calibration: Calibration | None
+
+    @classmethod
+    def of(cls, ensemble: Ensemble) -> Judge:
+        """Return what lies beside an ensemble's weights and was made with them."""
+        weights = ensemble.config.weights_folder
+        references, calibration = read_references(weights, ensemble.digests), None
+        try:
+            calibration = read_calibration(ensemble)
+        except Unusable as reason:
+            references = replace(references, missing=(*references.missing, f"expected Dice: {reason}"))
+        return cls(references, calibration)
+
+    def judge(self, result: Result) -> Trust:
+        """Return how far the mask of a case is to be trusted."""
+        started = time.perf_counter()
+        evidence = gather(result)
+        scores, missing = scores_of(evidence, self.references), list(self.references.missing)
+        missing += [
+            f"{outcome.member}: what runs it tells nothing of its features"
+            for outcome in result.outcomes
+            if outcome.member in self.references.members
+            and outcome.prediction is not None
+            and outcome.prediction.features is None
+        ]
+        voted, calibrated = set(result.fused.voters), set(self.calibration.weights if self.calibration else ())
+        if calibrated - voted:
+            missing.append(f"expected Dice: it was learnt with {', '.join(sorted(calibrated - voted))} voting, too")
+        told = self.verdict(scores, empty=evidence.empty, all_voted=voted == calibrated)
+        return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
+
+    def verdict(self, scores: Mapping[str, float], *, empty: bool, all_voted: bool = True) -> Trust:
+        """Return what some scores say of a mask."""
+        calibration, far = self.calibration, unlikeness(scores)
+        if calibration is None or far is None:
+            return Trust(None, None, None, scores, (), ())
+        looks = calibration.looks.verdict(far)
+        reasons = [] if looks == "good" else _unlike(scores)
+        logit = calibration.logit(scores) if all_voted and not empty else None
+        right = calibration.empty_right if empty else None if logit is None else expit(logit)
+        if right is not None:
+            scores = {"combined": right * calibration.looks.likeness(far), **scores}
+        if logit is None:
+            why = reasons or ["the images look as usual" + (", and no lesion was found" if empty else "")]
+            return Trust(looks, None, None, scores, tuple(why), ())
+        expected = expit(logit)
+        interval = max(0.0, expected - calibration.residual), min(1.0, expected + calibration.residual)
+        likely = calibration.dice.verdict(-logit)
+        if likely != "good":
+            reasons.append(f"a Dice of {expected:.2f} is expected, less than of nearly all usual cases")
+            if scores.get("agreement", 1.0) < 0.5:
+                reasons.append(f"the members disagree: mean Dice of their masks {scores['agreement']:.2f}")
+        verdict = max(looks, likely, key=_WORSE.__getitem__)
+        return Trust(verdict, expected, interval, scores, tuple(reasons) or ("images and mask look as usual",), ())
+
+
+def judge(result: Result, ensemble: Ensemble) -> Trust:
+    """Return how far the mask of a case is to be trusted, by what lies beside the ensemble's weights."""
+    trust = Judge.of(ensemble).judge(result)
+    if trust.verdict not in (None, "good"):
+        log.warning("trust in the mask: %s: %s", trust.verdict, "; ".join(trust.why))
+    return trust
+
+
+def _unlike(scores: Mapping[str, float]) -> list[str]:
+    words = {
+        "rest": "the members' encoders see in this brain what usual ones don't have, {:.1f} times as much as those differ by",
+        "histogram": "the intensities of DWI and ADC lie {:.1f} times as far from usual ones as those lie from each other",
+    }
+    known = {name: scores[name] for name in words if name in scores}
+    most = max(known.values())
+    return [words[name].format(score) for name, score in known.items() if score in (most,) or score > _FAR]
+
+
+def read_calibration(ensemble: Ensemble) -> Calibration:
+    """Return what was learnt of patients with these members and weights. Raises Unusable."""
+    path = ensemble.config.weights_folder / FOLDER / CALIBRATION
+    if not path.is_file():
+        raise Unusable("there is no calibration")
+    try:
+        told = read_json(path)
+    except (UserError, OSError, ValueError) as error:
+        raise Unusable(f"the calibration can't be read ({type(error).__name__}: {error})") from error
+    calibration = Calibration.from_json(told)
+    if {name: dict(digests) for name, digests in calibration.weights.items()} != {
+        name: dict(digests) for name, digests in ensemble.digests.items()
+    }:
+        theirs, ours = ", ".join(calibration.weights), ", ".join(ensemble.digests)
+        raise Unusable(f"the calibration was made with other members or weights ({theirs}; here: {ours})")
+    return calibration

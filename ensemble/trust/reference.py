@@ -1,0 +1,230 @@
+"""What is normal: features and intensities of reference cases, in small files beside the members.
+
+    <weights>/trust/<member>.safetensors   its features' clouds, and the digests of the weights that they were made with
+    <weights>/trust/images.json            intensities of DWI and ADC
+    <weights>/trust/calibration.json       see `calibration.py`
+
+A file made with other weights is not used, and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ensemble.files import file_sha256, parse_json, read_json
+from ensemble.publish import publish
+from ensemble.trust.evidence import COMPARED, QUANTILES, Evidence
+from ensemble.trust.spectrum import Spectrum, fit_spectrum
+from ensemble.types import AnyArray, FloatArray
+
+#: Members are safetensors, so that none can be called as one of the others is.
+FOLDER, IMAGES, CALIBRATION, SUFFIX = "trust", "images.json", "calibration.json", ".safetensors"
+#: Fewest cases of which a reference is made, and lesions of which one of lesions is.
+MIN_CASES, MIN_LESIONS = 20, 10
+#: Each part's distances are measured from the cloud of the others.
+_PARTS = 5
+_VERSION = 1
+
+
+class Unusable(Exception):
+    """A reference that says nothing of these weights; the reason, for the report."""
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Feature vectors of reference cases in their stable modes, and how far a further such case usually lies."""
+
+    spectrum: Spectrum
+    usual: float
+    usual_rest: float
+    """Median distance and rest (`spectrum.Spectrum`) of cases that the spectrum was not made of."""
+
+    def distance(self, features: FloatArray) -> float:
+        """Return how many times as far as usual a vector (D,) lies in the stable modes; 0 where there is none."""
+        return self.spectrum.distance(features) / self.usual if self.usual > 0 else 0.0
+
+    def rest(self, features: FloatArray) -> float:
+        """Return how many times as far as usual it lies in all that they leave out."""
+        return self.spectrum.rest(features) / self.usual_rest if self.usual_rest > 0 else 0.0
+
+    @classmethod
+    def of(cls, samples: AnyArray) -> Cloud:
+        """Return the cloud of samples (N, D)."""
+        whole, at = fit_spectrum(samples), np.arange(len(samples)) % _PARTS
+        found: list[tuple[float, float]] = []
+        for part in range(_PARTS):
+            others = fit_spectrum(samples[at != part], modes=whole.modes)
+            found += [(others.distance(sample), others.rest(sample)) for sample in samples[at == part]]
+        usual, usual_rest = np.median(found, axis=0)
+        return cls(whole, float(usual), float(usual_rest))
+
+
+@dataclass(frozen=True)
+class MemberReference:
+    """A member's features of reference cases."""
+
+    weights: Mapping[str, str]
+    """SHA-256 of each file that determined what it predicted."""
+    whole: Cloud
+    lesion: Cloud | None
+    """None where too few of the cases had a lesion."""
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """Intensities of reference cases."""
+
+    quantiles: Mapping[str, FloatArray]
+    """By image: mean value (50,) below which `evidence.QUANTILES` of the brain lie."""
+    usual: Mapping[str, float]
+    """By image: median distance of the cases from that."""
+
+    def distance(self, intensities: Mapping[str, FloatArray]) -> float:
+        """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
+        apart = {name: float(np.abs(intensities[name] - mean).mean()) for name, mean in self.quantiles.items()}
+        return max(distance / self.usual[name] for name, distance in apart.items())
+
+
+@dataclass(frozen=True)
+class References:
+    """What is normal for an ensemble."""
+
+    members: Mapping[str, MemberReference]
+    images: ImageReference | None
+    missing: tuple[str, ...] = ()
+    """What is not there or not used, and why; a sentence each."""
+
+
+def fit_references(
+    evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
+) -> References:
+    """Return the references that some cases make, of members with these digests. Raises ValueError for fewer than `least`."""
+    if len(evidence) < least:
+        raise ValueError(f"{len(evidence)} cases are no reference: {least} or more are")
+    members = {}
+    for name, weights in digests.items():
+        whole = [found.whole[name] for found in evidence if name in found.whole]
+        lesion = [found.lesion[name] for found in evidence if name in found.lesion]
+        if len(whole) >= least:
+            of_lesions = Cloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
+            members[name] = MemberReference(dict(weights), Cloud.of(np.stack(whole)), of_lesions)
+    return References(members, _fit_images(evidence))
+
+
+def _fit_images(evidence: Sequence[Evidence]) -> ImageReference:
+    stacks = {name: np.stack([found.intensities[name] for found in evidence]) for name in evidence[0].intensities}
+    means = {name: stack.mean(axis=0) for name, stack in stacks.items()}
+    usual = {
+        name: max(1e-6, float(np.median(np.abs(stack - means[name]).mean(axis=1)))) for name, stack in stacks.items()
+    }
+    return ImageReference(means, usual)
+
+
+def write_references(references: References, calibration: Mapping[str, Any] | None, weights: Path) -> None:
+    """Write everything into `<weights>/trust`, all or nothing. Raises UsageError where that can't be written."""
+    files = {f"{name}{SUFFIX}": _member_bytes(member) for name, member in references.members.items()}
+    if references.images is not None:
+        files[IMAGES] = _image_bytes(references.images)
+    if calibration is not None:
+        files[CALIBRATION] = (json.dumps(calibration, indent=1) + "\n").encode()
+    with publish(weights / FOLDER) as draft:
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
+
+
+def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> References:
+    """Return what there is for members with these digests. What is not used is among `missing`, with the reason."""
+    members, missing, images = {}, [], None
+    for name, digest in digests.items():
+        try:
+            members[name] = _read_member(weights / FOLDER / f"{name}{SUFFIX}", digest)
+        except Unusable as reason:
+            missing.append(f"{name}: {reason}")
+    try:
+        images = _read_images(weights / FOLDER / IMAGES)
+    except Unusable as reason:
+        missing.append(f"images: {reason}")
+    return References(members, images, tuple(missing))
+
+
+def reference_digests(weights: Path) -> dict[str, str]:
+    """Return SHA-256 of each file in `<weights>/trust`, by name: what verdicts hang on beside the weights themselves."""
+    return {path.name: file_sha256(path) for path in sorted((weights / FOLDER).glob("*")) if path.is_file()}
+
+
+def _member_bytes(member: MemberReference) -> bytes:
+    tensors, about = {}, {}
+    for part, cloud in (("whole", member.whole), ("lesion", member.lesion)):
+        if cloud is not None:
+            spectrum = cloud.spectrum
+            tensors[f"{part}.mean"] = np.asarray(spectrum.mean, np.float32)
+            tensors[f"{part}.vectors"] = np.ascontiguousarray(spectrum.vectors, np.float32)
+            tensors[f"{part}.values"] = np.asarray(spectrum.values, np.float32)
+            about[part] = {"n": spectrum.n, "usual": cloud.usual, "usual_rest": cloud.usual_rest}
+    content = {"version": _VERSION, "weights": dict(member.weights), "clouds": about}
+    return save(tensors, {"trust": json.dumps(content, sort_keys=True)})
+
+
+def _image_bytes(images: ImageReference) -> bytes:
+    told = {
+        name: {"quantiles": images.quantiles[name].tolist(), "usual": usual} for name, usual in images.usual.items()
+    }
+    return (json.dumps({"version": _VERSION, "images": told}, indent=1) + "\n").encode()
+
+
+def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
+    tensors, about = _read(path)
+    try:
+        if about["weights"] != dict(digests):
+            raise Unusable("the reference was made with other weights")
+        clouds = {part: _cloud(tensors, part, told) for part, told in about["clouds"].items()}
+        return MemberReference(about["weights"], clouds["whole"], clouds.get("lesion"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+
+
+def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> Cloud:
+    mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
+    return Cloud(Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"]))
+
+
+def _read_images(path: Path) -> ImageReference:
+    if not path.is_file():
+        raise Unusable("there is no reference")
+    try:
+        about = read_json(path)
+        if about["version"] != _VERSION:
+            raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+        quantiles = {str(name): np.array(told["quantiles"], np.float32) for name, told in about["images"].items()}
+        usual = {str(name): float(told["usual"]) for name, told in about["images"].items()}
+        fits = all(one.shape == QUANTILES.shape and np.isfinite(one).all() for one in quantiles.values())
+        if set(usual) != {m.value for m in COMPARED} or not fits or not all(0 < x < np.inf for x in usual.values()):
+            raise ValueError("not the quantiles of this version")
+        return ImageReference(quantiles, usual)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+
+
+def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
+    """Return the tensors of a file, all finite, and what it says of them. Raises Unusable."""
+    if not path.is_file():
+        raise Unusable("there is no reference")
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            about: dict[str, Any] = parse_json((file.metadata() or {})["trust"])
+        if about["version"] != _VERSION:
+            raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError("not finite")
+        return tensors, about
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error

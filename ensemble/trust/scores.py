@@ -1,0 +1,57 @@
+"""Each score alone: numbers that say how far a mask is to be trusted, of what a case shows beside what is normal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ensemble.trust.evidence import Evidence
+from ensemble.trust.reference import References
+
+#: By name: whether more of it speaks for the mask (1) or against it (-1).
+DIRECTIONS = {
+    "agreement": 1,
+    "soft_dice": 1,
+    "probability": 1,
+    "weakest": 1,
+    "entropy": -1,
+    "boundary": -1,
+    "volume_ml": 1,
+    "lesions": -1,
+    "spectral": -1,
+    "spectral_lesion": -1,
+    "rest": -1,
+    "histogram": -1,
+}
+#: Larger distances are all the same, and infinite ones must not leave JSON's numbers.
+_FARTHEST = 1e3
+
+
+def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
+    """Return the scores that there are, by name: those of `DIRECTIONS`.
+
+    Distances are in units of what is usual: `spectral` and `spectral_lesion` in the stable modes of the features of the whole brain and of
+    the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities.
+    """
+    scores = dict(evidence.mask)
+    if evidence.agreement is not None:
+        scores["agreement"] = evidence.agreement
+    members = references.members
+    whole = [members[name].whole.distance(x) for name, x in sorted(evidence.whole.items()) if name in members]
+    rest = [members[name].whole.rest(x) for name, x in sorted(evidence.whole.items()) if name in members]
+    lesion = [
+        cloud.distance(x)
+        for name, x in sorted(evidence.lesion.items())
+        if name in members and (cloud := members[name].lesion) is not None
+    ]
+    for name, distances in (("spectral", whole), ("spectral_lesion", lesion), ("rest", rest)):
+        if distances:
+            scores[name] = _geometric_mean(distances)
+    if references.images is not None:
+        scores["histogram"] = min(references.images.distance(evidence.intensities), _FARTHEST)
+    return {name: scores[name] for name in DIRECTIONS if name in scores}
+
+
+def _geometric_mean(distances: Sequence[float]) -> float:
+    return float(np.exp(np.mean(np.log(np.clip(distances, 1 / _FARTHEST, _FARTHEST)))))

@@ -1,0 +1,331 @@
+"""The trust score: what it says of good, odd and empty masks, and that no reference of other weights is used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import REPOSITORY, StubMember, phantom_arrays, phantom_case, write_image
+from ensemble.batch.identity import recipe
+from ensemble.batch.reference import fit_reference
+from ensemble.config import SHIPPED_WEIGHTS, ExtraOutputs, RunConfig
+from ensemble.errors import InputRefused
+from ensemble.families.base import InferenceSettings, MemberPrediction
+from ensemble.files import file_sha256
+from ensemble.inference.features import Features
+from ensemble.members.manifest import find_members
+from ensemble.options import parse, run_config
+from ensemble.outputs.closing_lines import summary
+from ensemble.outputs.report.page import case_page
+from ensemble.outputs.segmented import SegmentedCase
+from ensemble.pipeline import Ensemble, segment
+from ensemble.prepare.case import PreparedCase
+from ensemble.progress import SilentWatcher
+from ensemble.trust.calibration import Calibration, Limit, conformal_quantile, expit, unlikeness
+from ensemble.trust.evidence import Evidence, describe_mask, gather
+from ensemble.trust.fit import looks_of, refit
+from ensemble.trust.judge import Judge, Trust, judge
+from ensemble.trust.reference import CALIBRATION, FOLDER, fit_references, read_references, write_references
+from ensemble.trust.scores import scores_of
+from ensemble.types import AnyArray, ProgressCallback
+from json_schema import faults
+
+REPORT = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+DIGESTS = {name: {"fold_0/checkpoint_final.pth": name * 32} for name in "ab"}
+DIMENSIONS = 30
+
+
+class Seeing(StubMember):
+    """A stub that tells features, too: a fixed place, and how far it is shifted from there."""
+
+    def __init__(self, name: str, *, off: float = 0.0, level: float = 1.5) -> None:
+        super().__init__(name, level=level)
+        self._off = off
+
+    def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
+        found = super().predict(case, settings, progress)
+        at = np.full(DIMENSIONS, self._off, np.float32)
+        return replace(found, features=Features(at, at if found.mask.array.any() else None))
+
+
+def usual(n: int = 40, seed: int = 0) -> list[Evidence]:
+    """What `n` cases like the phantom show: features about 0 along a few directions, its intensities."""
+    draw = np.random.default_rng(seed)
+    spread = np.concatenate([[1.0, 0.5, 0.3], np.full(DIMENSIONS - 3, 0.01)])
+    intensities = _phantom_evidence().intensities
+    return [
+        Evidence(
+            agreement=0.9,
+            mask={"volume_ml": 10.0, "lesions": 1.0, "soft_dice": 0.9},
+            whole={name: (spread * draw.standard_normal(DIMENSIONS)).astype(np.float32) for name in "ab"},
+            lesion={name: (spread * draw.standard_normal(DIMENSIONS)).astype(np.float32) for name in "ab"},
+            intensities={
+                name: values * float(1 + 0.05 * draw.standard_normal()) for name, values in intensities.items()
+            },
+        )
+        for _ in range(n)
+    ]
+
+
+def _phantom_evidence() -> Evidence:
+    ensemble = Ensemble(RunConfig(), InferenceSettings(), (), (Seeing("a"), Seeing("b")), 0.0)
+    return gather(segment(phantom_case(), ensemble, SilentWatcher()))
+
+
+def calibration(**changes: object) -> Calibration:
+    """Expects more where members agree; what is more than e^1 = 2.7 times as far as usual does not look so."""
+    known = Calibration(
+        DIGESTS, 1.0, {"agreement": 1.0}, 0.9, 0.2, Limit(0.0, 1.0), Limit(-2.0, -0.5), {"made": "2026-11-26"}
+    )
+    return replace(known, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ensemble_of(tmp_path: Path, stub_ensemble: Callable[..., Ensemble]) -> Callable[..., Ensemble]:
+    """Builds an ensemble of stubs beside whose weights references and a calibration lie."""
+    write_references(fit_references(usual(), DIGESTS), calibration().as_json(), tmp_path)
+
+    def build(*members: StubMember) -> Ensemble:
+        return replace(stub_ensemble(*members, weights=tmp_path, trust=True), digests=DIGESTS)
+
+    return build
+
+
+def trust_of(ensemble: Ensemble) -> Trust:
+    return judge(segment(phantom_case(), ensemble, SilentWatcher()), ensemble)
+
+
+def test_a_mask_on_which_members_agree_and_that_looks_as_usual_is_good(ensemble_of: Callable[..., Ensemble]) -> None:
+    trust = trust_of(ensemble_of(Seeing("a"), Seeing("b")))
+    assert (trust.verdict, trust.missing) == ("good", ())
+    assert trust.expected_dice is not None
+    assert trust.expected_dice > 0.9
+    assert trust.interval == (pytest.approx(trust.expected_dice - 0.2), 1.0)
+    assert trust.scores["agreement"] == 1
+    assert trust.scores["spectral"] < 1
+
+
+def test_members_that_disagree_make_a_mask_doubtful(ensemble_of: Callable[..., Ensemble]) -> None:
+    trust = trust_of(ensemble_of(Seeing("a"), Seeing("b", level=2.24)))
+    assert trust.scores["agreement"] < 0.6
+    assert trust.verdict in ("check", "poor")
+    assert any("Dice" in reason for reason in trust.why)
+
+
+def test_features_far_from_all_references_make_any_mask_doubtful(ensemble_of: Callable[..., Ensemble]) -> None:
+    for level in (1.5, 9.0):  # with a mask, and with an empty one
+        trust = trust_of(ensemble_of(Seeing("a", off=50.0, level=level), Seeing("b", off=50.0, level=level)))
+        assert trust.verdict == "poor"
+        assert trust.scores["spectral"] > 10
+        assert "encoders" in trust.why[0]
+
+
+def test_of_an_empty_mask_no_dice_is_expected(ensemble_of: Callable[..., Ensemble]) -> None:
+    trust = trust_of(ensemble_of(Seeing("a", level=9.0), Seeing("b", level=9.0)))
+    assert (trust.verdict, trust.expected_dice, trust.interval) == ("good", None, None)
+    assert trust.scores["agreement"] == 1
+    assert "soft_dice" not in trust.scores
+
+
+def test_references_of_other_weights_are_not_used_and_the_report_says_so(ensemble_of: Callable[..., Ensemble]) -> None:
+    ensemble = ensemble_of(Seeing("a"), Seeing("b"))
+    stale = replace(ensemble, digests={"a": DIGESTS["a"], "b": {"fold_0/checkpoint_final.pth": "0" * 32}})
+    trust = trust_of(stale)
+    assert "b: the reference was made with other weights" in trust.missing
+    assert any("calibration was made with other members or weights" in reason for reason in trust.missing)
+    assert (trust.verdict, trust.expected_dice) == (None, None)
+    assert {"agreement", "spectral", "histogram"} <= set(trust.scores)  # of the member whose reference holds
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("a.safetensors", lambda content: content[:100]),
+        ("a.safetensors", lambda content: b""),
+        ("images.json", lambda content: content.replace(b"usual", b"usuel")),
+        ("calibration.json", lambda content: content[:-20]),
+        ("calibration.json", lambda content: content.replace(b'"slopes": {', b'"slopes": {"shoe size": 1,')),
+        ("calibration.json", lambda content: content.replace(b'"residual": 0.2', b'"residual": Infinity')),
+        ("calibration.json", lambda content: b"[]"),
+    ],
+)
+def test_what_is_damaged_is_not_used_and_the_report_says_so(
+    name: str, spoil: Callable[[bytes], bytes], ensemble_of: Callable[..., Ensemble], tmp_path: Path
+) -> None:
+    ensemble, path = ensemble_of(Seeing("a"), Seeing("b")), tmp_path / FOLDER / name
+    path.write_bytes(spoil(path.read_bytes()))
+    trust = trust_of(ensemble)
+    assert len(trust.missing) == 1
+    assert "damaged" in trust.missing[0] or "can't be read" in trust.missing[0]
+
+
+def test_without_any_reference_the_plain_scores_are_there(
+    tmp_path: Path, stub_ensemble: Callable[..., Ensemble]
+) -> None:
+    trust = trust_of(replace(stub_ensemble(StubMember("a"), weights=tmp_path, trust=True), digests={"a": {}}))
+    assert trust.verdict is None
+    assert "agreement" not in trust.scores  # a single voter
+    assert {"volume_ml", "probability", "entropy", "weakest", "boundary", "soft_dice"} <= set(trust.scores)
+    assert [reason.partition(":")[0] for reason in trust.missing] == ["a", "images", "expected Dice"]
+
+
+def test_a_member_that_tells_no_features_is_named(ensemble_of: Callable[..., Ensemble]) -> None:
+    trust = trust_of(ensemble_of(Seeing("a"), StubMember("b")))
+    assert trust.missing == ("b: what runs it tells nothing of its features",)
+    assert trust.verdict == "good"
+
+
+def test_where_a_member_did_not_vote_no_dice_is_expected(ensemble_of: Callable[..., Ensemble]) -> None:
+    ensemble = ensemble_of(Seeing("a"), StubMember("b", error=RuntimeError("no memory")))
+    trust = trust_of(replace(ensemble, config=replace(ensemble.config, min_members=1)))
+    assert (trust.expected_dice, trust.verdict) == (None, "good")
+    assert "expected Dice: it was learnt with b voting, too" in trust.missing
+
+
+def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tmp_path: Path) -> None:
+    ensemble = ensemble_of(Seeing("a"), Seeing("b", level=2.24))
+    raw = phantom_case()
+    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    assert not list(faults(case.report, REPORT))
+    told = case.report["trust"]
+    assert told["verdict"] in ("check", "poor")
+    assert told["scores"]["agreement"] == pytest.approx(case.report["agreement"], abs=1e-4)
+    assert case.trust is not None
+    page = case_page(case.report, case.result, None, case.trust)
+    assert page.index("Expected Dice") < page.index("<h2>Lesions")
+    assert "the members disagree" in page
+    assert f"{case.trust.headline} {case.trust.reasons}" in summary(case, ExtraOutputs(), Path("out"), ".mha")
+    made_of = recipe((), {}, ensemble.config, ExtraOutputs())
+    assert made_of["options"]["trust_files"]["calibration.json"] == file_sha256(tmp_path / FOLDER / "calibration.json")
+    assert "trust_files" not in recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())["options"]
+
+
+def test_what_nobody_asked_for_is_not_there(stub_ensemble: Callable[..., Ensemble]) -> None:
+    ensemble, raw = stub_ensemble(StubMember("a")), phantom_case()
+    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    assert case.report["trust"] is None
+    assert "trust" not in case.report["seconds"]
+    assert not InferenceSettings.of(RunConfig(), "cpu").features
+    assert InferenceSettings.of(RunConfig(trust=True), "cpu").features
+
+
+@pytest.mark.parametrize(
+    ("words", "report", "expected"),
+    [([], True, True), ([], False, False), (["--trust", "off"], True, False), (["--trust", "on"], False, True)],
+)
+def test_it_is_on_where_a_report_is_written(words: list[str], report: bool, expected: bool) -> None:
+    assert run_config(parse(words, {}), report=report).trust is expected
+
+
+def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
+    made = fit_references(usual(), DIGESTS)
+    write_references(made, None, tmp_path)
+    read = read_references(tmp_path, DIGESTS)
+    assert not read.missing
+    for evidence in usual(5, seed=1):
+        assert scores_of(evidence, read) == pytest.approx(scores_of(evidence, made), rel=1e-4)
+    assert all(path.stat().st_size < 2_000_000 for path in (tmp_path / FOLDER).iterdir())
+
+
+def test_a_further_usual_case_lies_about_as_far_as_usual() -> None:
+    references = fit_references(usual(60), DIGESTS)
+    scores = [scores_of(evidence, references) for evidence in usual(60, seed=2)]
+    for name, most in (("spectral", 1.4), ("spectral_lesion", 1.4), ("rest", 1.4), ("histogram", 2.0)):  # of two images
+        assert 0.7 < np.median([score[name] for score in scores]) < most
+
+
+def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], tmp_path: Path) -> None:
+    """Those of another scanner, all of them far from the first references."""
+    shifted = [
+        replace(evidence, whole={name: x + 50 for name, x in evidence.whole.items()}) for evidence in usual(40, seed=3)
+    ]
+    ensemble = ensemble_of(Seeing("a", off=50.0), Seeing("b", off=50.0))
+    assert trust_of(ensemble).verdict == "poor"
+    references, known = refit(shifted, ensemble, "mine")
+    assert known.slopes == {"agreement": 1.0}  # what was learnt of the Dice stays
+    assert known.about["looks_of"] == "40 cases of mine"
+    write_references(references, known.as_json(), tmp_path)
+    assert trust_of(ensemble).verdict == "good"
+
+
+def test_few_of_further_usual_cases_look_unusual() -> None:
+    limit = Limit.of(looks_of(usual(100), DIGESTS))
+    references = fit_references(usual(100), DIGESTS)
+    far = [unlikeness(scores_of(evidence, references)) for evidence in usual(200, seed=4)]
+    assert np.mean([x is not None and limit.verdict(x) != "good" for x in far]) <= 0.05
+
+
+@pytest.mark.parametrize("n", [50, 400])
+def test_limits_and_intervals_hold_what_conformal_prediction_promises(n: int) -> None:
+    draw = np.random.default_rng(0)
+    beyond, inside = [], []
+    for _ in range(200):
+        values, further = draw.exponential(size=n), draw.exponential(size=50)
+        beyond.append(np.mean(further > Limit.of(list(values), 0.025).limit))
+        inside.append(np.mean(further <= conformal_quantile(values, 0.9)))
+    assert np.mean(beyond) <= 0.026
+    assert 0.9 <= np.mean(inside) <= 0.93
+
+
+def test_verdicts_by_distance_from_the_usual() -> None:
+    limit = Limit(median=1.0, limit=3.0)
+    assert [limit.verdict(x) for x in (-5, 3.0, 3.1, 5.0, 5.1)] == ["good", "good", "check", "check", "poor"]
+    assert expit(0) == 0.5
+    assert unlikeness({"agreement": 0.1}) is None
+
+
+def test_what_a_mask_says_of_itself() -> None:
+    probability = np.zeros((6, 6, 6), np.float32)
+    probability[1:4, 1:4, 1:4] = 0.9
+    probability[5, 5, 5] = 0.6
+    mask = probability > 0.5
+    told = describe_mask(mask, probability)
+    assert told["weakest"] == pytest.approx(0.6)
+    assert told["boundary"] == pytest.approx(27 / 28)  # one voxel has six neighbours
+    assert told["soft_dice"] == pytest.approx(2 * (27 * 0.9 + 0.6) / (27 * 0.9 + 0.6 + 28))
+    assert describe_mask(np.zeros_like(mask), probability) == {}
+    with_doubt: AnyArray = np.where(mask, 0.51, 0.0).astype(np.float32)
+    assert describe_mask(mask, with_doubt)["entropy"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_judge_without_calibration_gives_no_verdict() -> None:
+    references = fit_references(usual(), DIGESTS)
+    told = Judge(references, None).verdict({"agreement": 0.1}, empty=False)
+    assert (told.verdict, told.headline) == (None, "How far the mask is to be trusted is not known.")
+
+
+def test_shipped_references_are_of_the_shipped_weights() -> None:
+    """New weights need `python -m training.trust`: without it, every report would say that nothing is known of them."""
+    digests = {spec.name: dict(spec.sha256) for spec in find_members(SHIPPED_WEIGHTS)}
+    references = read_references(SHIPPED_WEIGHTS, digests)
+    assert references.missing == ()
+    told = Calibration.from_json(json.loads((SHIPPED_WEIGHTS / FOLDER / CALIBRATION).read_text(encoding="utf-8")))
+    assert {name: dict(files) for name, files in told.weights.items()} == digests
+    assert all(path.stat().st_size < 2_000_000 for path in (SHIPPED_WEIGHTS / FOLDER).iterdir())
+
+
+def test_a_dataset_of_ones_own_becomes_usual_by_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_ensemble: Callable[..., Ensemble]
+) -> None:
+    for number in range(22):
+        for modality, array in phantom_arrays().items():
+            write_image(array * (1 + 0.01 * number), tmp_path / "data" / f"case{number:02d}" / f"{modality}.nii.gz")
+    (tmp_path / "data" / "case21" / "adc.nii.gz").unlink()  # is left out
+    ensemble = replace(stub_ensemble(Seeing("a"), StubMember("s"), weights=tmp_path, trust=True), digests=DIGESTS)
+    monkeypatch.setattr("ensemble.batch.reference.load", lambda config: replace(ensemble, config=config))
+    fit_reference(tmp_path / "data", RunConfig(weights=tmp_path))
+    read = read_references(tmp_path, DIGESTS)
+    assert set(read.members) == {"a"}
+    assert read.members["a"].whole.spectrum.n == 21
+    told = json.loads((tmp_path / FOLDER / CALIBRATION).read_text(encoding="utf-8"))
+    assert (told["slopes"], told["about"]["looks_of"]) == ({}, "21 cases of data")
+    with pytest.raises(InputRefused, match="too few cases"):
+        shutil.rmtree(tmp_path / "data" / "case00")
+        shutil.rmtree(tmp_path / "data" / "case01")
+        fit_reference(tmp_path / "data", RunConfig(weights=tmp_path))
