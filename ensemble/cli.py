@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ensemble.config import ExtraOutputs, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
@@ -20,6 +20,9 @@ from ensemble.logging_setup import report_failure, set_up_logging, write_final_e
 from ensemble.memory import as_user_error
 from ensemble.options import parse, run_config
 from ensemble.program import command
+
+if TYPE_CHECKING:
+    from ensemble.evaluate.blinded import AskedReaders
 
 log = logging.getLogger(__name__)
 
@@ -225,8 +228,48 @@ def _batch(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from ensemble.evaluate.run import evaluate
+    from ensemble.evaluate.study import Asked
 
-    return InputRefused.exit_code if evaluate(options.predictions, options.ground_truth, options.out) else 0
+    if options.reader_answers:
+        return _score_answers(options)
+    if len(options.masks) < 2:
+        raise UsageError(
+            "evaluate takes predicted masks and, last, the true ones",
+            found=" ".join(map(str, options.masks)) or "no path",
+            do=command("evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv"),
+        )
+    *predictions, truths = options.masks
+    asked = Asked(options.clinical, options.by or (), _asked_readers(options))
+    return InputRefused.exit_code if evaluate(predictions, truths, options.out, asked) else 0
+
+
+def _asked_readers(options: argparse.Namespace) -> AskedReaders | None:
+    from ensemble.batch.find import find_cases
+    from ensemble.evaluate.blinded import AskedReaders, Images
+
+    page: Path | None = options.reader_study
+    if page is None:
+        if options.images or options.key:
+            raise UsageError("--images and --key say nothing without --reader-study or --reader-answers")
+        return None
+    if options.images is None:
+        raise UsageError("--reader-study needs the images", do="give the dataset, as to batch: --images DATASET")
+    files = {case.name: case.files for case in find_cases(options.images, page)}
+    root = options.images if options.images.is_dir() else options.images.parent
+    return AskedReaders(page, options.key or page.with_name(f"{page.stem}_key.json"), Images(root, files))
+
+
+def _score_answers(options: argparse.Namespace) -> int:
+    from ensemble.evaluate.answers import score_answers
+
+    others = {"paths of masks": options.masks, "--clinical": options.clinical, "--by": options.by}
+    others |= {"--reader-study": options.reader_study, "--images": options.images}
+    if found := [name for name, value in others.items() if value]:
+        raise UsageError("--reader-answers stands alone with --key and --out", found=", ".join(found))
+    if options.key is None:
+        raise UsageError("--reader-answers needs --key", do="give the .json that appeared beside the page")
+    score_answers(options.reader_answers, options.key, options.out)
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

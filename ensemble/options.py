@@ -55,7 +55,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         log.info("note: ignored, as Kubernetes sets them for a Service: %s", ", ".join(links))
     environment = {name: text for name, text in environment.items() if name not in links}
     _refuse_unknown(environment, (parser, *commands.values()))
-    stated = parser.parse_args(arguments)
+    stated, left = parser.parse_known_args(arguments)
+    if left and (not hasattr(stated, "masks") or any(one.startswith("-") for one in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    elif left:  # paths behind an option: argparse takes a list of paths in one piece only
+        stated.masks = [*stated.masks, *map(Path, left)]
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
         names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
@@ -199,24 +203,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
     )
     _add(batch, "--report", flag=True, help="also write report.html and overlay.png of each case")
-    evaluate = _command(
-        commands,
-        _messages(),
-        "evaluate",
-        "measure predicted masks against true ones, as ISLES'22 does",
-        "Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
-        " true mask. Masks on different grids are refused. Exit code 3 when a case can't be measured; the others are.",
-    )
-    evaluate.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder of masks (or one mask)")
-    evaluate.add_argument("ground_truth", type=Path, metavar="GROUND_TRUTH", help="folder of true masks (or one)")
-    _add(
-        evaluate,
-        "--out",
-        type=Path,
-        needed=True,
-        metavar="CSV",
-        help="a row a case; beside metrics.csv appear metrics_summary.csv and metrics_plots.png",
-    )
+    _add_evaluate(commands)
     _add_listen(commands, common)
     _add_inspect(commands)
     return root, commands.choices
@@ -228,6 +215,78 @@ def _command(commands: Any, common: _Parser, name: str, help_: str, description:
         name, help=help_, parents=[common], argument_default=argparse.SUPPRESS, description=description
     )
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _command(
+        commands,
+        _messages(),
+        "evaluate",
+        "measure predicted masks against true ones, as ISLES'22 does; compare methods, groups and clinical scores",
+        "Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
+        " true mask. Masks on different grids are refused. Exit code 3 when a case can't be measured; the others are."
+        " Several methods are compared case by case and ranked, on one page beside the tables.",
+    )
+    evaluate.add_argument(
+        "masks",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="MASKS",
+        help="folder of predicted masks (or one mask) of each method, and last that of the true masks",
+    )
+    _add(
+        evaluate,
+        "--out",
+        type=Path,
+        needed=True,
+        metavar="CSV",
+        help="a row a case; beside metrics.csv appear metrics_summary.csv and metrics_plots.png, and for several methods, --clinical and"
+        " --by also metrics_study.html, metrics_study.json and their tables",
+    )
+    _add(
+        evaluate,
+        "--clinical",
+        type=Path,
+        metavar="CSV",
+        help="table with the column case and others (nihss, mrs, scanner ...): Spearman's correlation of lesion volume and number,"
+        " predicted and true, with each column of numbers",
+    )
+    _add(
+        evaluate,
+        "--by",
+        type=_names,
+        metavar="COLUMN,COLUMN",
+        help="measures by the groups of these columns of --clinical, and by size and number of the true lesions (these alone:"
+        " lesion_size)",
+    )
+    group = evaluate.add_argument_group("reader studies")
+    _add(
+        group,
+        "--reader-study",
+        type=Path,
+        metavar="HTML",
+        help="write one offline page that shows readers two masks of each case, blinded and in random order: two methods', or one's and the"
+        " true ones",
+    )
+    _add(group, "--images", type=Path, metavar="DATASET", help="images for --reader-study: a dataset as batch takes it")
+    _add(
+        group,
+        "--key",
+        type=Path,
+        metavar="JSON",
+        help="file that tells whose masks they were; --reader-study writes it (default: PAGE_key.json beside the page), --reader-answers"
+        " reads it. Keep it from the readers",
+    )
+    _add(
+        group,
+        "--reader-answers",
+        type=Path,
+        nargs="+",
+        metavar="CSV",
+        help="files that readers saved from the page: with --key and --out and no masks, writes preferences with exact intervals, grades"
+        " and the readers' agreement",
+    )
 
 
 def _add_inspect(commands: Any) -> None:
@@ -513,7 +572,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
         if not hasattr(action, "fallback") or not text:  # an empty variable is as good as none
             continue
         try:
-            values[action.dest] = _boolean(text) if action.nargs == 0 else (action.type or str)(text)  # type: ignore[operator]
+            values[action.dest] = _read(action, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(f"{variable} is not valid", found=repr(text), do=str(error)) from error
         if action.choices is not None and values[action.dest] not in action.choices:
@@ -521,6 +580,14 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
                 f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
             )
     return values
+
+
+def _read(action: argparse.Action, text: str) -> Any:
+    """Return what a variable says as its option would; several values stand between commas."""
+    if action.nargs == 0:
+        return _boolean(text)
+    convert: Any = action.type or str
+    return [convert(name) for name in _names(text)] if action.nargs == "+" else convert(text)
 
 
 def service_links(environment: Mapping[str, str]) -> list[str]:
