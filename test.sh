@@ -35,7 +35,7 @@ container() {
     CONTAINER_TEST_IMAGE=$IMAGE:$version exec "$PY" -m pytest test/container "$@"
 }
 
-need_venv requirements-dev.txt
+need_venv dev
 if [ "${1:-}" = --container ]; then
     shift
     container "$@"

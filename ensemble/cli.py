@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads our output has had enough of it
         return 0
     except ModuleNotFoundError as error:
-        do = "use the environment that ./run.sh makes (.venv/bin/python), or pip install -r requirements.txt"
+        do = "use the environment that ./run.sh makes: .venv/bin/python"
         report_failure(UserError(f"the Python package {error.name} is not installed", do=do))
         return UserError.exit_code
     except Exception as error:
