@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from ensemble.config import Precision, SessionKind
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
@@ -130,15 +131,20 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build_folder(tmp_path_factory.mktemp("weights"), spec)
 
 
-def predicted(folder: Path, session: str, *, features: bool) -> MemberPrediction:
-    settings = InferenceSettings(session=session, features=features)  # type: ignore[arg-type]
+def predicted(
+    folder: Path, session: SessionKind, precision: Precision = "auto", *, features: bool
+) -> MemberPrediction:
+    settings = InferenceSettings(session=session, precision=precision, features=features)
     member = NnunetV2Member.load(MemberSpec("small", "nnunet", folder), settings)
     return member.predict(small_case((12, 20, 18), (2.0, 2.0, 2.0)), settings, ignore_progress)
 
 
-@pytest.mark.parametrize("session", ["auto", "torch"])
-def test_a_member_tells_its_features_and_its_mask_is_the_same_to_the_bit(folder: Path, session: str) -> None:
-    off, on = predicted(folder, session, features=False), predicted(folder, session, features=True)
+@pytest.mark.parametrize(("session", "precision"), [("auto", "fp32"), ("auto", "bf16"), ("torch", "fp32")])
+def test_a_member_tells_its_features_and_its_mask_is_the_same_to_the_bit(
+    folder: Path, session: SessionKind, precision: Precision
+) -> None:
+    off = predicted(folder, session, precision, features=False)
+    on = predicted(folder, session, precision, features=True)
     assert np.array_equal(off.probability.array, on.probability.array)
     assert off.features is None
     assert on.features is not None
