@@ -165,6 +165,48 @@ def test_what_is_damaged_is_not_used_and_the_report_says_so(
     assert "damaged" in trust.missing[0] or "can't be read" in trust.missing[0]
 
 
+@pytest.mark.parametrize("part", ["mean", "vectors", "values"])
+def test_a_reference_whose_modes_do_not_fit_together_is_damaged(
+    part: str, ensemble_of: Callable[..., Ensemble], tmp_path: Path
+) -> None:
+    ensemble, made = ensemble_of(Seeing("a"), Seeing("b")), fit_references(usual(), DIGESTS)
+    cloud = made.members["a"].whole
+    spoilt = {
+        "mean": cloud.spectrum.mean[1:],
+        "vectors": cloud.spectrum.vectors[1:],
+        "values": 0 * cloud.spectrum.values,
+    }
+    wrong = replace(cloud, spectrum=replace(cloud.spectrum, **{part: spoilt[part]}))
+    write_references(replace(made, members={"a": replace(made.members["a"], whole=wrong)}), None, tmp_path)
+    trust = trust_of(ensemble)
+    assert [reason.partition(" (")[0] for reason in trust.missing] == ["a: the reference is damaged"]
+    assert "spectral" in trust.scores  # of the other member
+
+
+@pytest.mark.parametrize("where", ["gather", "read_references", "scores_of"])
+def test_what_goes_wrong_in_judging_costs_the_verdict_and_no_mask(
+    where: str, ensemble_of: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError("no room")
+
+    ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
+    monkeypatch.setattr(f"ensemble.trust.judge.{where}", broken)
+    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    assert not list(faults(case.report, REPORT))
+    told = case.report["trust"]
+    assert (told["verdict"], told["expected_dice"], told["scores"]) == (None, None, {})
+    assert told["missing"] == ["everything: judging failed (MemoryError: no room)"]
+    assert "is not known" in case_page(case.report, case.result, None, case.trust)
+
+
+def test_what_is_no_number_is_no_score() -> None:
+    spoilt = replace(usual(1)[0], agreement=float("nan"), whole={"a": np.full(DIMENSIONS, np.nan, np.float32)})
+    scores = scores_of(spoilt, fit_references(usual(), DIGESTS))
+    assert not {"agreement", "spectral", "rest"} & set(scores)
+    assert "histogram" in scores
+
+
 def test_without_any_reference_the_plain_scores_are_there(
     tmp_path: Path, stub_ensemble: Callable[..., Ensemble]
 ) -> None:

@@ -137,8 +137,15 @@ class Judge:
 
 
 def judge(result: Result, ensemble: Ensemble) -> Trust:
-    """Return how far the mask of a case is to be trusted, by what lies beside the ensemble's weights."""
-    trust = Judge.of(ensemble).judge(result)
+    """Return how far the mask of a case is to be trusted, by what lies beside the ensemble's weights.
+
+    Raises nothing: a mask is not lost for want of a verdict. Where judging fails, there is none, and `missing` says why.
+    """
+    try:
+        trust = Judge.of(ensemble).judge(result)
+    except Exception as error:
+        log.warning("trust in the mask is not known: judging failed", exc_info=True)
+        return Trust(None, None, None, {}, (), (f"everything: judging failed ({type(error).__name__}: {error})",))
     if trust.verdict not in (None, "good"):
         log.warning("trust in the mask: %s: %s", trust.verdict, "; ".join(trust.why))
     return trust

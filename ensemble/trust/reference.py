@@ -193,6 +193,8 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
 
 def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> Cloud:
     mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
+    if mean.ndim != 1 or vectors.shape != (len(values), len(mean)) or not (values > 0).all():
+        raise ValueError("its modes do not fit together")
     return Cloud(Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"]))
 
 
