@@ -248,6 +248,37 @@ def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tm
     assert "trust_files" not in recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())["options"]
 
 
+def test_good_is_not_called_right(ensemble_of: Callable[..., Ensemble]) -> None:
+    """Neither by words nor by the colour of what is done: a mask and an empty one can be usual and wrong."""
+    for level, unseen in ((1.5, "tumour"), (9.0, "all members miss")):
+        ensemble, raw = ensemble_of(Seeing("a", level=level), Seeing("b", level=level)), phantom_case()
+        case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+        assert case.trust is not None
+        assert (case.trust.verdict, case.trust.doubtful) == ("good", False)
+        for told in (
+            case_page(case.report, case.result, None, case.trust),
+            summary(case, ExtraOutputs(), Path("out"), ""),
+        ):
+            assert "does not mean right" in told
+            assert unseen in told
+    style = (REPOSITORY / "ensemble/outputs/report/templates/style.css").read_text(encoding="utf-8")
+    assert ".good" not in style
+
+
+def test_a_usual_mask_of_which_a_low_dice_is_expected_is_called_doubtful(
+    ensemble_of: Callable[..., Ensemble], tmp_path: Path
+) -> None:
+    ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
+    low = calibration(intercept=-5.0, dice=Limit(0.0, 2.0))
+    write_references(fit_references(usual(), DIGESTS), low.as_json(), tmp_path)
+    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    told = case.report["trust"]
+    assert told["verdict"] == "good"
+    assert told["expected_dice"] < 0.5
+    assert "low Dice" in told["why"][0]
+    assert '<b class="other">A doubtful mask' in case_page(case.report, case.result, None, case.trust)
+
+
 def test_what_nobody_asked_for_is_not_there(stub_ensemble: Callable[..., Ensemble]) -> None:
     ensemble, raw = stub_ensemble(StubMember("a")), phantom_case()
     case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
