@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, StubMember, phantom_arrays, phantom_case, write_image
 from ensemble.batch.identity import recipe
 from ensemble.batch.reference import fit_reference
+from ensemble.batch.summary import _trust as trust_columns
 from ensemble.config import SHIPPED_WEIGHTS, ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import InferenceSettings, MemberPrediction
@@ -228,6 +229,40 @@ def test_where_a_member_did_not_vote_no_dice_is_expected(ensemble_of: Callable[.
     trust = trust_of(replace(ensemble, config=replace(ensemble.config, min_members=1)))
     assert (trust.expected_dice, trust.verdict) == (None, "good")
     assert "expected Dice: it was learnt with b voting, too" in trust.missing
+
+
+@pytest.mark.parametrize(
+    ("slopes", "reason"),
+    [
+        ({}, "nothing was learnt of it with these weights"),
+        ({"agreement": 1.0, "spectral": -1.0}, "it hangs on spectral"),
+    ],
+)
+def test_why_no_dice_is_expected_is_said(
+    slopes: dict[str, float], reason: str, ensemble_of: Callable[..., Ensemble], tmp_path: Path
+) -> None:
+    ensemble = ensemble_of(StubMember("a"), StubMember("b"))
+    write_references(fit_references(usual(), DIGESTS), calibration(slopes=slopes).as_json(), tmp_path)
+    trust = trust_of(ensemble)
+    assert (trust.verdict, trust.expected_dice) == ("good", None)
+    assert trust.missing[-1] == f"expected Dice: {reason}"
+
+
+def test_a_row_of_the_summary_says_what_the_report_does(ensemble_of: Callable[..., Ensemble]) -> None:
+    columns = json.loads((REPOSITORY / "docs" / "summary.schema.json").read_text(encoding="utf-8"))["properties"]
+    trusts = [trust_of(ensemble_of(Seeing("a", level=level), Seeing("b", level=level))) for level in (1.5, 9.0)]
+    reports = [
+        *({"trust": trust.as_json()} for trust in (*trusts, replace(trusts[0], verdict=None))),
+        {"trust": None},
+        {},
+    ]
+    told = [trust_columns(report) for report in reports]
+    assert [row["trust"] for row in told] == ["good", "good", "unknown", "off", "off"]
+    assert {row["trust"] for row in told} <= set(columns["trust"]["enum"])
+    ends = [told[0][f"expected_dice{end}"] for end in ("_low", "", "_high")]
+    assert ends == pytest.approx([trusts[0].interval[0], trusts[0].expected_dice, 1.0], abs=1e-4)  # type: ignore[index]
+    assert [told[1][f"expected_dice{end}"] for end in ("_low", "", "_high")] == [None] * 3  # an empty mask
+    assert told[0]["trust_why"] == "images and mask look as usual"
 
 
 def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tmp_path: Path) -> None:

@@ -132,6 +132,11 @@ class Judge:
         voted, calibrated = set(result.fused.voters), set(self.calibration.weights if self.calibration else ())
         if calibrated - voted:
             missing.append(f"expected Dice: it was learnt with {', '.join(sorted(calibrated - voted))} voting, too")
+        elif self.calibration is not None and not evidence.empty and self.calibration.logit(scores) is None:
+            lacking = ", ".join(sorted(set(self.calibration.slopes) - set(scores)))
+            missing.append(
+                f"expected Dice: {f'it hangs on {lacking}' if lacking else 'nothing was learnt of it with these weights'}"
+            )
         told = self.verdict(scores, empty=evidence.empty, all_voted=voted == calibrated)
         return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
 
