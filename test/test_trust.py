@@ -314,6 +314,19 @@ def test_a_usual_mask_of_which_a_low_dice_is_expected_is_called_doubtful(
     assert '<b class="other">A doubtful mask' in case_page(case.report, case.result, None, case.trust)
 
 
+def test_a_reference_that_cannot_be_read_stops_no_batch(
+    ensemble_of: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = ensemble_of(Seeing("a"), Seeing("b"))
+
+    def unreadable(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("ensemble.trust.reference.file_sha256", unreadable)
+    made_of = recipe((), {}, ensemble.config, ExtraOutputs())
+    assert set(made_of["options"]["trust_files"].values()) == {""}
+
+
 def test_what_nobody_asked_for_is_not_there(stub_ensemble: Callable[..., Ensemble]) -> None:
     ensemble, raw = stub_ensemble(StubMember("a")), phantom_case()
     case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())

@@ -156,8 +156,18 @@ def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> 
 
 
 def reference_digests(weights: Path) -> dict[str, str]:
-    """Return SHA-256 of each file in `<weights>/trust`, by name: what verdicts hang on beside the weights themselves."""
-    return {path.name: file_sha256(path) for path in sorted((weights / FOLDER).glob("*")) if path.is_file()}
+    """Return SHA-256 of each file in `<weights>/trust`, by name: what verdicts hang on beside the weights themselves.
+
+    One that can't be read is no part of a verdict, either, and has none.
+    """
+    return {path.name: _digest(path) for path in sorted((weights / FOLDER).glob("*")) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""
 
 
 def _member_bytes(member: MemberReference) -> bytes:
