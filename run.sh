@@ -5,7 +5,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 source "$here/venv.sh"
-(cd "$here" && need_venv requirements.txt)
+(cd "$here" && need_venv run)
 if [ $# -eq 0 ]; then
     images=$here/test/sample/input/images
     set -- --dwi "$images"/dwi-brain-mri/*.mha --adc "$images"/adc-brain-mri/*.mha --flair "$images"/flair-brain-mri/*.mha --out "$here/out/sample"

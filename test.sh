@@ -35,7 +35,7 @@ container() {
     CONTAINER_TEST_IMAGE=$IMAGE:$version exec "$PY" -m pytest test/container "$@"
 }
 
-need_venv requirements-dev.txt
+need_venv dev
 if [ "${1:-}" = --container ]; then
     shift
     container "$@"
@@ -54,6 +54,11 @@ runner=(-m pytest)
 if [ "${1:-}" = --coverage ]; then
     shift
     runner=(-m coverage run --source ensemble -m pytest)
+fi
+if [ "${runner[1]}" = pytest ] && { [ $# -eq 0 ] || [ "$1" = -m ]; }; then
+    # a process a core, four at most, each with one thread; a file's tests stay together, since they share what is made once
+    set -- -n auto --maxprocesses 4 --dist loadfile "$@"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 fi
 "$PY" "${runner[@]}" "$@" || failed=$?
 [ "${runner[1]}" = pytest ] || "$PY" -m coverage report --skip-covered

@@ -1,4 +1,4 @@
-"""A process that holds networks and works for a parent: the server's worker, and those of a batch."""
+"""A process that holds networks and works for a parent: the server's worker."""
 
 from __future__ import annotations
 

@@ -9,17 +9,21 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ensemble.config import ExtraOutputs, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.logging_setup import report_failure, set_up_logging, write_final_error_line
 from ensemble.memory import as_user_error
-from ensemble.options import parse, run_config
+from ensemble.options import BIDS_APP, as_words, parse, run_config
 from ensemble.program import command
+
+if TYPE_CHECKING:
+    from ensemble.batch.run import Dataset
+    from ensemble.evaluate.blinded import AskedReaders
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "serve": _serve,
             "members": _members,
             "batch": _batch,
+            BIDS_APP: _bids_app,
+            "slurm": _slurm,
             "evaluate": _evaluate,
             "inspect": _inspect,
         }
@@ -52,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads our output has had enough of it
         return 0
     except ModuleNotFoundError as error:
-        do = "use the environment that ./run.sh makes (.venv/bin/python), or pip install -r requirements.txt"
+        do = "use the environment that ./run.sh makes: .venv/bin/python"
         report_failure(UserError(f"the Python package {error.name} is not installed", do=do))
         return UserError.exit_code
     except Exception as error:
@@ -215,18 +221,116 @@ def _members(options: argparse.Namespace) -> int:
 
 
 def _batch(options: argparse.Namespace) -> int:
+    from ensemble.batch.run import Dataset
+    from ensemble.batch.selection import Selection
+
+    return _work_on(Dataset(options.dataset, Selection(shard=options.shard)), options, summarise=options.shard is None)
+
+
+def _bids_app(options: argparse.Namespace) -> int:
+    from ensemble.batch.bids_app import check_dataset, use_work_folder
+    from ensemble.batch.bids_filter import read_filter
+    from ensemble.batch.run import Dataset, group
+    from ensemble.batch.selection import Selection
+    from ensemble.folders import exclusive_writer
+
+    labels = tuple(options.participant_label or ()), tuple(options.session_label or ())
+    dataset = Dataset(options.dataset, Selection(*labels, options.shard))
+    if options.bids_filter_file is not None:
+        dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
+    if options.level == "group":
+        with exclusive_writer(options.out, shared=True):
+            return group(dataset, options.out)
+    if not options.skip_bids_validation:
+        check_dataset(options.dataset)
+    if options.work_dir is not None:
+        use_work_folder(options.work_dir)
+    return _work_on(dataset, options, summarise=False)
+
+
+def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) -> int:
     from ensemble.batch.run import batch
     from ensemble.folders import exclusive_writer
 
     extras = _extras(options, report=options.report, in_report=True)
+    if options.dry_run:
+        from ensemble.batch.estimate import dry_run
+
+        config = run_config(options, report=True)
+        return dry_run(dataset, options.out, config, extras, resume=options.resume, as_json=options.json)
+    if options.json:
+        raise UsageError("--json says nothing without --dry-run", do="leave it out, or add --dry-run")
     with exclusive_writer(options.out, shared=True):
-        return batch(options.dataset, options.out, run_config(options, report=True), extras, resume=options.resume)
+        return batch(
+            dataset,
+            options.out,
+            run_config(options, report=True),
+            extras,
+            resume=options.resume,
+            summarise=summarise,
+            ray=options.ray,
+            ray_cpus=options.ray_cpus,
+        )
+
+
+def _slurm(options: argparse.Namespace) -> int:
+    from ensemble.batch.run import Dataset
+    from ensemble.batch.slurm import Resources, write_scripts
+
+    extras = _extras(options, report=options.report, in_report=True)
+    own = {field.name: getattr(options, field.name) for field in fields(Resources)}
+    words = as_words(options, set(vars(options)) - {*own, "scripts"})
+    dataset = Dataset(options.dataset)
+    write_scripts(
+        dataset, options.out, run_config(options, report=True), extras, words, Resources(**own), options.scripts
+    )
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from ensemble.evaluate.run import evaluate
+    from ensemble.evaluate.study import Asked
 
-    return InputRefused.exit_code if evaluate(options.predictions, options.ground_truth, options.out) else 0
+    if options.reader_answers:
+        return _score_answers(options)
+    if len(options.masks) < 2:
+        raise UsageError(
+            "evaluate takes predicted masks and, last, the true ones",
+            found=" ".join(map(str, options.masks)) or "no path",
+            do=command("evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv"),
+        )
+    *predictions, truths = options.masks
+    asked = Asked(options.clinical, options.by or (), _asked_readers(options))
+    return InputRefused.exit_code if evaluate(predictions, truths, options.out, asked) else 0
+
+
+def _asked_readers(options: argparse.Namespace) -> AskedReaders | None:
+    from ensemble.batch.find import find_cases
+    from ensemble.evaluate.blinded import AskedReaders, Images
+
+    page: Path | None = options.reader_study
+    if page is None:
+        if options.images or options.key:
+            raise UsageError("--images and --key say nothing without --reader-study or --reader-answers")
+        return None
+    if options.images is None:
+        raise UsageError("--reader-study needs the images", do="give the dataset, as to batch: --images DATASET")
+    files = {case.name: case.files for case in find_cases(options.images, page)}
+    root = options.images if options.images.is_dir() else options.images.parent
+    return AskedReaders(page, options.key or page.with_name(f"{page.stem}_key.json"), Images(root, files))
+
+
+def _score_answers(options: argparse.Namespace) -> int:
+    from ensemble.evaluate.answers import score_answers
+
+    others = {"paths of masks": options.masks, "--clinical": options.clinical, "--by": options.by}
+    others |= {"--reader-study": options.reader_study, "--images": options.images}
+    if found := [name for name, value in others.items() if value]:
+        raise UsageError("--reader-answers stands alone with --key and --out", found=", ".join(found))
+    if options.key is None:
+        raise UsageError("--reader-answers needs --key", do="give the .json that appeared beside the page")
+    score_answers(options.reader_answers, options.key, options.out)
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -28,10 +28,17 @@ _SERVICE_VARIABLE = re.compile(
 )
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
+#: How a BIDS App is called: `BIDS_DIR OUT_DIR LEVEL`.
+LEVELS = ("participant", "group")
+#: The name of the command that such a call becomes.
+BIDS_APP = "bids-app"
+
 _EPILOG = """\
 Without a command, %(prog)s honours the ISLES'22 contract of grand-challenge.org: the case below --input is segmented
 and the mask and results.json appear below --output. Every option is also read from the environment: --min-members from
 ISLES_MIN_MEMBERS, and so on. The command line wins.
+
+As a BIDS App: %(prog)s BIDS_DIR OUT_DIR participant|group (--help behind it lists its options).
 
 exit codes: 0 done; 2 wrong usage, or the output folder can't be written or is in use; 3 input refused; 4 weights missing or
 broken; 5 too few members voted; 137 out of memory; 1 a bug.
@@ -55,7 +62,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         log.info("note: ignored, as Kubernetes sets them for a Service: %s", ", ".join(links))
     environment = {name: text for name, text in environment.items() if name not in links}
     _refuse_unknown(environment, (parser, *commands.values()))
-    stated = parser.parse_args(arguments)
+    stated, left = parser.parse_known_args(as_command(arguments, commands))
+    if left and (not hasattr(stated, "masks") or any(one.startswith("-") for one in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    elif left:  # paths behind an option: argparse takes a list of paths in one piece only
+        stated.masks = [*stated.masks, *map(Path, left)]
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
         names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
@@ -75,6 +86,11 @@ def run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfi
     """Return the part of the options that says how cases are segmented, and judged where a `report` is written."""
     chosen = {field.name: getattr(options, field.name) for field in fields(RunConfig)}
     return RunConfig(**chosen | {"trust": options.trust == "on" or (options.trust is None and report)})
+
+
+def command_parser(command: str) -> argparse.ArgumentParser:
+    """Return what parses a command's own arguments."""
+    return _build()[1][command]
 
 
 def _build() -> tuple[_Parser, dict[str, _Parser]]:
@@ -191,35 +207,179 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
     )
     batch.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
     batch.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
+    _add_batch(batch)
+    _add_bids_app(commands, common)
+    _add_slurm(commands, common)
+    _add_evaluate(commands)
+    _add_listen(commands, common)
+    _add_inspect(commands)
+    return root, commands.choices
+
+
+def _add_results(group: Any) -> None:
+    """Add what every way of working on a dataset knows."""
     _add(
-        batch,
+        group,
         "--resume",
         flag=True,
         default=True,
         help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
     )
-    _add(batch, "--report", flag=True, help="also write report.html and overlay.png of each case")
-    evaluate = _command(
-        commands,
-        _messages(),
-        "evaluate",
-        "measure predicted masks against true ones, as ISLES'22 does",
-        "Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
-        " true mask. Masks on different grids are refused. Exit code 3 when a case can't be measured; the others are.",
-    )
-    evaluate.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder of masks (or one mask)")
-    evaluate.add_argument("ground_truth", type=Path, metavar="GROUND_TRUTH", help="folder of true masks (or one)")
+    _add(group, "--report", flag=True, help="also write report.html and overlay.png of each case")
+
+
+def _add_batch(parser: Any) -> None:
+    """Add what `batch` and the BIDS App share."""
+    group = parser.add_argument_group("how a dataset is worked on")
+    _add_results(group)
     _add(
-        evaluate,
-        "--out",
-        type=Path,
-        needed=True,
-        metavar="CSV",
-        help="a row a case; beside metrics.csv appear metrics_summary.csv and metrics_plots.png",
+        group,
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="only the I-th of N shares of the cases, I from 1 to N. A case's share depends on its name alone: cases that join move no"
+        " other. Without summary, which DATASET OUT group writes when all shares are done",
     )
-    _add_listen(commands, common)
-    _add_inspect(commands)
-    return root, commands.choices
+    _add(
+        group,
+        "--ray",
+        nargs="?",
+        const="local",
+        type=_address,
+        metavar="ADDRESS",
+        help="work on a Ray cluster: HOST:PORT, or auto on a machine of it; without ADDRESS on this machine, with a process for each GPU or"
+        " some CPUs. Several GPUs use it anyway. Without Ray (pip install ray) one device works",
+    )
+    _add(group, "--ray-cpus", type=_count, default=4, metavar="N", help="CPUs of each process on Ray (default: 4)")
+    _add_dry_run(group)
+
+
+def _add_dry_run(group: Any) -> None:
+    _add(
+        group,
+        "--dry-run",
+        flag=True,
+        help="only say which cases there are, which would be refused by their names or headers, and the seconds and memory to expect;"
+        " exit code 3 where one would be refused",
+    )
+    _add(group, "--json", flag=True, help="with --dry-run: print JSON")
+
+
+def _add_bids_app(commands: Any, common: _Parser) -> None:
+    app = commands.add_parser(  # without help: it is found by its level, and not listed as a command
+        BIDS_APP,
+        prog=program_name(),
+        parents=[common],
+        argument_default=argparse.SUPPRESS,
+        description="As a BIDS App. participant: segment the cases of a BIDS dataset, or of some participants, into BIDS derivatives."
+        " group: summary.csv and index.html of all that participant has done.",
+    )
+    app.add_argument("dataset", type=Path, metavar="BIDS_DIR", help="BIDS dataset")
+    app.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the results")
+    app.add_argument("level", choices=LEVELS, help="what is done")
+    group = app.add_argument_group("BIDS App")
+    _add(
+        group,
+        "--participant-label",
+        former="--participant_label",
+        nargs="+",
+        metavar="LABEL",
+        help="only these participants, with or without sub- (default: all)",
+    )
+    _add(
+        group,
+        "--session-label",
+        former="--session_label",
+        nargs="+",
+        metavar="LABEL",
+        help="only these sessions, with or without ses- (default: all)",
+    )
+    _add(
+        group,
+        "--bids-filter-file",
+        former="--bids_filter_file",
+        type=Path,
+        metavar="FILE",
+        help='which images may be taken, by BIDS entities: {"dwi": {"acquisition": "b1000"}, "adc": {...}, "flair": {...}}',
+    )
+    _add(
+        group,
+        "--work-dir",
+        former="--work_dir",
+        type=Path,
+        metavar="DIR",
+        help="folder for temporary files (default: $TMPDIR, else /tmp); what is unfinished of results lies in OUT_DIR",
+    )
+    _add(
+        group,
+        "--skip-bids-validation",
+        former="--skip_bids_validation",
+        flag=True,
+        help="take a folder without a dataset_description.json of a raw BIDS dataset, too",
+    )
+    _add_batch(app)
+
+
+def _add_slurm(commands: Any, common: _Parser) -> None:
+    slurm = _command(
+        commands,
+        common,
+        "slurm",
+        "write a batch as SLURM jobs: an array that shares the cases, and a summary",
+        "Write participant.sbatch (an array, a share of the cases each), group.sbatch (the summary of all) and submit.sh, which submits"
+        " both. The options of batch go into them. Every path must be the same on all nodes.",
+    )
+    slurm.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
+    slurm.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
+    _add_results(slurm.add_argument_group("how a dataset is worked on"))
+    group = slurm.add_argument_group("jobs")
+    _add(
+        group,
+        "--scripts",
+        type=Path,
+        default=Path("isles-slurm"),
+        metavar="DIR",
+        help="folder for the scripts and their logs (default: isles-slurm)",
+    )
+    _add(group, "--shards", type=_count, metavar="N", help="tasks of the array (default: of about an hour each)")
+    _add(group, "--cpus", type=_count, default=4, metavar="N", help="CPUs of a task (default: 4)")
+    _add(group, "--gpu", flag=True, help="a GPU for each task")
+    _add(group, "--memory-gb", type=float, metavar="N", help="memory of a task (default: by the estimate of --dry-run)")
+    _add(group, "--hours", type=float, metavar="N", help="time limit of a task (default: by the estimate)")
+    _add(group, "--apptainer", default="", metavar="IMAGE", help="run in this Apptainer image (.sif)")
+    _add(group, "--docker", default="", metavar="IMAGE", help="run in this image of a Docker engine on the nodes")
+
+
+def as_words(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Return options as words of a command line that parse to the same; those at their defaults are left out. Paths are absolute."""
+    words = []
+    parser = command_parser(options.command)
+    for action in (action for action in parser._actions if action.dest in set(names) and hasattr(action, "fallback")):
+        value = getattr(options, action.dest)
+        if value == action.fallback:
+            continue
+        flag = action.option_strings[0]
+        if action.nargs == 0:
+            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, Mapping):
+            words += [flag, ",".join(f"{name}={number}" for name, number in value.items())]
+        elif isinstance(value, tuple | list):
+            words += [flag, ",".join(map(str, value))]
+        else:
+            words += [flag, str(value.absolute() if isinstance(value, Path) else value)]
+    return words
+
+
+def as_command(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
+    """Return arguments with a BIDS App's call, `BIDS_DIR OUT_DIR LEVEL` anywhere among options, as a command with these first."""
+    words = list(arguments)
+    for at in range(2, len(words)):
+        before = words[at - 2 : at]
+        if words[at] in LEVELS and not any(word.startswith("-") for word in before):
+            if {words[0], before[0]} & set(commands):
+                break
+            return [BIDS_APP, *before, words[at], *words[: at - 2], *words[at + 1 :]]
+    return words
 
 
 def _command(commands: Any, common: _Parser, name: str, help_: str, description: str) -> _Parser:
@@ -228,6 +388,78 @@ def _command(commands: Any, common: _Parser, name: str, help_: str, description:
         name, help=help_, parents=[common], argument_default=argparse.SUPPRESS, description=description
     )
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _command(
+        commands,
+        _messages(),
+        "evaluate",
+        "measure predicted masks against true ones, as ISLES'22 does; compare methods, groups and clinical scores",
+        "Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
+        " true mask. Masks on different grids are refused. Exit code 3 when a case can't be measured; the others are."
+        " Several methods are compared case by case and ranked, on one page beside the tables.",
+    )
+    evaluate.add_argument(
+        "masks",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="MASKS",
+        help="folder of predicted masks (or one mask) of each method, and last that of the true masks",
+    )
+    _add(
+        evaluate,
+        "--out",
+        type=Path,
+        needed=True,
+        metavar="CSV",
+        help="a row a case; beside metrics.csv appear metrics_summary.csv and metrics_plots.png, and for several methods, --clinical and"
+        " --by also metrics_study.html, metrics_study.json and their tables",
+    )
+    _add(
+        evaluate,
+        "--clinical",
+        type=Path,
+        metavar="CSV",
+        help="table with the column case and others (nihss, mrs, scanner ...): Spearman's correlation of lesion volume and number,"
+        " predicted and true, with each column of numbers",
+    )
+    _add(
+        evaluate,
+        "--by",
+        type=_names,
+        metavar="COLUMN,COLUMN",
+        help="measures by the groups of these columns of --clinical, and by size and number of the true lesions (these alone:"
+        " lesion_size)",
+    )
+    group = evaluate.add_argument_group("reader studies")
+    _add(
+        group,
+        "--reader-study",
+        type=Path,
+        metavar="HTML",
+        help="write one offline page that shows readers two masks of each case, blinded and in random order: two methods', or one's and the"
+        " true ones",
+    )
+    _add(group, "--images", type=Path, metavar="DATASET", help="images for --reader-study: a dataset as batch takes it")
+    _add(
+        group,
+        "--key",
+        type=Path,
+        metavar="JSON",
+        help="file that tells whose masks they were; --reader-study writes it (default: PAGE_key.json beside the page), --reader-answers"
+        " reads it. Keep it from the readers",
+    )
+    _add(
+        group,
+        "--reader-answers",
+        type=Path,
+        nargs="+",
+        metavar="CSV",
+        help="files that readers saved from the page: with --key and --out and no masks, writes preferences with exact intervals, grades"
+        " and the readers' agreement",
+    )
 
 
 def _add_inspect(commands: Any) -> None:
@@ -513,7 +745,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
         if not hasattr(action, "fallback") or not text:  # an empty variable is as good as none
             continue
         try:
-            values[action.dest] = _boolean(text) if action.nargs == 0 else (action.type or str)(text)  # type: ignore[operator]
+            values[action.dest] = _read(action, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(f"{variable} is not valid", found=repr(text), do=str(error)) from error
         if action.choices is not None and values[action.dest] not in action.choices:
@@ -521,6 +753,14 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
                 f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
             )
     return values
+
+
+def _read(action: argparse.Action, text: str) -> Any:
+    """Return what a variable says as its option would; several values stand between commas."""
+    if action.nargs == 0:
+        return _boolean(text)
+    convert: Any = action.type or str
+    return [convert(name) for name in _names(text)] if action.nargs == "+" else convert(text)
 
 
 def service_links(environment: Mapping[str, str]) -> list[str]:
@@ -576,6 +816,26 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two volumes in ml") from None
     return low, high
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    """Read a cluster's address; a folder is none, which stands where the address was left out before it."""
+    if text in ("auto", "local") or re.fullmatch(r"(ray://)?[\w.\-\[\]:]+:\d+", text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, nor auto: put --ray behind the folders")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a share from 1/N to N/N")
+    return int(match[1]), int(match[2])
 
 
 def _weights(text: str) -> dict[str, float]:

@@ -34,6 +34,11 @@ def limit_threads() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", OMP_SPIN_COUNT)
 
 
+def thread_variables(count: int) -> dict[str, str]:
+    """Return the variables that let numerical libraries start so many threads."""
+    return dict.fromkeys(VARIABLES, str(count))
+
+
 def available_processors() -> int:
     """Return processors by the affinity mask, or fewer where the control group's quota says so (docker run --cpus)."""
     processors = len(os.sched_getaffinity(0))

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import re
 import time
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -74,6 +75,17 @@ def write_dataset(root: Path, good: int) -> Path:
     return root
 
 
+def write_bids(root: Path, subjects: Mapping[str, Sequence[str]]) -> Path:
+    """A raw BIDS dataset of phantoms: sessions by subject; one called "" lies in the subject's folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(json.dumps({"Name": "phantoms", "BIDSVersion": "1.10.0"}))
+    for subject, sessions in subjects.items():
+        for session in sessions:
+            parts = [f"sub-{subject}", *([f"ses-{session}"] if session else [])]
+            write_case(root.joinpath(*parts, "dwi"), prefix="_".join(parts) + "_")
+    return root
+
+
 def touch(root: Path, *names: str) -> None:
     """Make empty files."""
     for name in names:
@@ -85,11 +97,14 @@ BROKEN = ("constant", "cut off", "empty", "no adc", "the members fail")
 
 
 def run_batch(
-    dataset: Path,
+    dataset: Path | run.Dataset,
     out: Path,
     weights: Path,
     *,
     resume: bool = True,
+    summarise: bool = True,
+    ray: str | None = None,
+    ray_cpus: int = 1,
     report: bool = False,
     extras: ExtraOutputs | None = None,
     diary: Path | None = None,
@@ -99,7 +114,16 @@ def run_batch(
     """`batch` with members that call bright voxels lesions."""
     settings = RunConfig(**{"weights": weights, "device": "cpu", **(config or {})})
     with patch.object(run, "load", partial(_load, diary=diary, seconds=seconds)):
-        return batch(dataset, out, settings, extras or ExtraOutputs(report=report), resume=resume)
+        return batch(
+            dataset,
+            out,
+            settings,
+            extras or ExtraOutputs(report=report),
+            resume=resume,
+            summarise=summarise,
+            ray=ray,
+            ray_cpus=ray_cpus,
+        )
 
 
 def _load(config: RunConfig, *, diary: Path | None, seconds: float) -> Ensemble:
@@ -136,16 +160,17 @@ def _exit_with(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     raise SystemExit(run_batch(*arguments, **options))
 
 
-def comparable(root: Path) -> dict[str, Any]:
-    """A tree of results without timings and dates, file by file, hidden ones included."""
-    return {path.relative_to(root).as_posix(): _content(path) for path in sorted(root.rglob("*"))}
+def comparable(root: Path, *, device: bool = True) -> dict[str, Any]:
+    """A tree of results without timings and dates, file by file, hidden ones included; without the device, where several worked on it."""
+    return {path.relative_to(root).as_posix(): _content(path, device) for path in sorted(root.rglob("*"))}
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path, device: bool) -> Any:
     if path.is_dir():
         return "<folder>"
     if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text()))
+        content = _timeless(json.loads(path.read_text()))
+        return {name: content[name] for name in content if device or name != "device"}
     if path.name == "summary.csv":
         rows = list(csv.DictReader(io.StringIO(path.read_text())))
         return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

@@ -14,7 +14,19 @@ from conftest import REPOSITORY
 
 #: Top to bottom; a module or package may import its own row and those above.
 LAYERS = (
-    ("text", "errors", "types", "threads", "memory", "logging_setup", "folders", "child_process", "files", "program"),
+    (
+        "text",
+        "errors",
+        "types",
+        "threads",
+        "memory",
+        "logging_setup",
+        "folders",
+        "child_process",
+        "files",
+        "program",
+        "tables",
+    ),
     ("config",),
     ("geometry",),
     ("volume",),

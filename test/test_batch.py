@@ -81,8 +81,10 @@ def test_good_cases_are_done_and_bad_ones_explained(
         "report.json", "report.html", "overlay.png",
     }  # fmt: skip
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "dataset_description.json", ".bidsignore", "summary.csv", "index.html", "sub-case000", "sub-case001"
+        "README.md", "dataset_description.json", ".bidsignore", "summary.csv", "index.html", "failed",
+        "sub-case000", "sub-case001",
     }  # fmt: skip
+    assert len(list((out / "failed").iterdir())) == len(BROKEN)
     assert "[7/7]" in caplog.text
     assert "2 cases done (0 of them before or by another process), 5 failed" in caplog.text
 

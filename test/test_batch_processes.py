@@ -7,20 +7,13 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from batch_runs import comparable, rows, run_batch, start_batch, touch, write_case, write_dataset
 from conftest import tree, write_contract_case
-from ensemble.batch import workers
-from ensemble.batch.case_loop import BatchPlan
 from ensemble.batch.claims import BatchClaims
-from ensemble.batch.run import batch
-from ensemble.batch.workers import gpus
 from ensemble.cli import main
-from ensemble.config import ExtraOutputs, RunConfig
-from ensemble.errors import UsageError
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 
 
@@ -46,30 +39,6 @@ def test_what_a_dead_process_left_is_gone_with_the_next_session(tmp_path: Path) 
     session = BatchClaims(tmp_path, "x")
     assert set(tree(tmp_path)) == {".batch", ".batch/session.lock"}
     session.leave()
-
-
-def test_a_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus("cpu") == ()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert gpus("auto") == ("0", "1", "2")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5c1b")
-    assert gpus("cuda") == ("2", "GPU-5c1b")
-
-
-def test_an_error_of_the_system_in_a_process_for_a_gpu_is_told_as_in_one_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[UsageError] = []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (tmp_path / "out").touch()
-    job = BatchPlan(tmp_path / "out", RunConfig(), ExtraOutputs(), {})
-    workers._serve("", job, [], SimpleNamespace(send=said.append))  # type: ignore[arg-type]
-    assert [error.exit_code for error in said] == [2]
-    assert "Not a directory" in str(said[0]) or "File exists" in str(said[0])
 
 
 @pytest.mark.slow
@@ -169,7 +138,7 @@ def test_an_interrupted_batch_says_what_is_not_done(
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From outside, with networks that are really loaded, and a process for each of two devices."""
+    """From outside, with networks that are really loaded."""
     from nnunet_folders import FolderSpec, build_folder
 
     real = tmp_path / "real"
@@ -182,10 +151,6 @@ def test_the_command(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixtur
     assert len(list((tmp_path / "one" / "sub-p1").glob("*.nii.gz"))) == 5
     digests = json.loads((tmp_path / "one" / "sub-p1" / "report.json").read_text())["members"][0]["weights_sha256"]
     assert len(digests) == 3
-    config = RunConfig(weights=real, device="cpu", tta="none")
-    extras = ExtraOutputs(save_probabilities=True, save_member_masks=True)
-    assert batch(tmp_path / "data", tmp_path / "two", config, extras, workers=("", "")) == 0
-    assert comparable(tmp_path / "two") == comparable(tmp_path / "one")
     assert main(["batch", str(tmp_path / "data"), str(tmp_path / "one"), *common, "--no-resume"]) == 0
     assert main(["batch", str(tmp_path / "gone"), str(tmp_path / "three"), *common]) == 3
     assert not (tmp_path / "three").exists()

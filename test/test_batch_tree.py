@@ -88,12 +88,16 @@ def test_an_output_folder_that_is_none_or_unreadable_is_called_so(
 
 
 @pytest.mark.slow
-def test_the_tree_passes_the_bids_validator(tmp_path: Path, weights: Path) -> None:
+def test_the_tree_passes_the_bids_validator(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_TAG", "isles-ensemble:0.2.0")
     for name in ("sub-1_ses-a", "case 2"):
         write_case(tmp_path / "data" / name)
     write_case(tmp_path / "data" / "sub-3" / "ses-b")
+    touch(tmp_path, "data/sub-4/anat/sub-4_dwi.nii.gz")
     extras = ExtraOutputs(report=True, save_probabilities=True, save_member_masks=True)
-    assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 0
+    assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 3
+    assert (tmp_path / "out" / "failed" / "sub-4.json").is_file()
+    touch(tmp_path / "out", "superseded/sub-1/report.json")
 
     def errors() -> set[str]:
         """Codes of what the validator calls an error."""

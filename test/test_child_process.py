@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from child_processes import fail, report, sleep, start, talk_to_nobody
 from conftest import REPOSITORY
-from ensemble.batch import workers
 from ensemble.serve import worker
 
 
@@ -70,15 +68,8 @@ def test_it_ends_with_a_parent_that_is_killed() -> None:
     assert not Path(f"/proc/{child}").exists()
 
 
-@pytest.mark.parametrize("begin", [worker.serve_requests, workers._main])
-def test_server_and_batch_host_their_processes_by_this(
-    begin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_server_hosts_its_process_by_this(monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[int] = []
-    for module in (worker, workers):
-        monkeypatch.setattr(module, "run_child", lambda work, level: levels.append(level))
-    if begin is worker.serve_requests:
-        begin(None, worker.WorkerConfig(None, None, None, log_level=7))  # type: ignore[arg-type]
-    else:
-        begin("", None, [], None, 7)
+    monkeypatch.setattr(worker, "run_child", lambda work, level: levels.append(level))
+    worker.serve_requests(None, worker.WorkerConfig(None, None, None, log_level=7))  # type: ignore[arg-type]
     assert levels == [7]

@@ -298,6 +298,35 @@ def test_the_index_links_sorts_and_finds(tmp_path: Path, open_page: Callable[[Pa
 
 
 @pytest.mark.slow
+def test_an_index_of_thousands_has_pages_and_sorts_and_finds_in_all(
+    tmp_path: Path, open_page: Callable[[Path], Page]
+) -> None:
+    many = [
+        BLANK | {"case": f"p{n}", "status": "done", "volume_ml": float(5000 - n), "page": f"sub-{n}/r.html"}
+        for n in range(5000)
+    ]
+    (tmp_path / "index.html").write_text(index_page(many))
+    page = open_page(tmp_path / "index.html")
+
+    def cases() -> list[str]:
+        return page.locator("#cases tbody tr:visible td:first-child").all_inner_texts()
+
+    back, on = page.locator("#pager button").nth(0), page.locator("#pager button").nth(1)
+    assert (cases()[0], len(cases())) == ("p0", 200)
+    assert back.is_disabled()
+    on.click()
+    assert cases()[0] == "p200"
+    assert page.locator("#place").inner_text() == "201 to 400 of 5000"
+    page.locator("#cases th button").nth(2).click()
+    assert cases()[:2] == ["p4999", "p4998"], "sorted as a whole, and from the beginning"
+    page.locator("#find").fill("p499")
+    assert set(cases()) == {"p499", *(f"p499{digit}" for digit in range(10))}
+    assert page.locator("#shown").inner_text() == "11 of 5000"
+    assert page.locator("#pager").is_hidden()
+    assert page.locator("#cases a").first.get_attribute("href") == "sub-4999/r.html"
+
+
+@pytest.mark.slow
 def test_the_watch_on_complaints_works(tmp_path: Path, browser: Browser) -> None:
     """A page that errs and fetches is noticed by what `open_page` listens to."""
     (tmp_path / "bad.html").write_text(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,6 +25,7 @@ from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
 from ensemble.prepare.case import PreparedCase, prepare_for_run
+from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase
 from ensemble.readers.imagefile import read_files
 from ensemble.readers.sources import Stamp, stamp
@@ -120,6 +123,37 @@ def segment_cases(
 
 Item = TypeVar("Item")
 Taken = TypeVar("Taken")
+
+
+class CaseWorker:
+    """Networks that are kept, for cases that come one by one, from several threads: one is read while another is in the networks."""
+
+    def __init__(self, job: BatchPlan, session: BatchClaims, load: Callable[[], Ensemble]) -> None:
+        self._job, self._session, self._load = job, session, load
+        self._reading, self._networks, self._writing = threading.Lock(), threading.Lock(), threading.Lock()
+
+    def load(self) -> None:
+        """Load the networks. Raises as `pipeline.load` does."""
+        self._ensemble = self._load()
+
+    def __call__(self, case: FoundCase, place: BidsEntities) -> Outcome | None:
+        """Bring a case to its end; None while another process has it. Raises as `segment_cases` does."""
+        with self._reading:
+            taken = _take(self._job, self._session, case, place)
+        if not isinstance(taken, _Task):
+            return taken
+        with self._networks:
+            predicted = _segment(taken, self._ensemble, SilentWatcher())
+        with self._writing:
+            return _finish(self._job, self._session, taken, *predicted)
+
+
+def fail_case(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: UserError) -> Outcome:
+    """Note that a case failed whose process did not live to say so."""
+    report, stale = read_report(job.root, place), True
+    with suppress(InputRefused):
+        stale = report is not None and report["batch"].get("key") != result_key(job.recipe, input_digests(case.files))
+    return _failed(job, session, case, place, error, stale=stale)
 
 
 def _ahead(

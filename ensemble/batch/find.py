@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ensemble.batch.channels import NEEDS_DESCRIPTION, Channels, numbered
@@ -25,15 +25,19 @@ from ensemble.types import Modality
 log = logging.getLogger(__name__)
 
 
-def find_cases(dataset: Path, out: Path) -> tuple[FoundCase, ...]:
+def find_cases(
+    dataset: Path, out: Path, wanted: Callable[[FoundImage], bool] = lambda image: True
+) -> tuple[FoundCase, ...]:
     """Return the cases of a dataset in the order of their names; `out` is not looked into.
+
+    Images of a folder that are not `wanted` are passed over, and so are cases that are left with none.
 
     Raises InputRefused when it does not exist, can't be read, or holds no case.
     """
     try:
         if lexists(dataset) and not dataset.is_dir():
             refuse_irregular_file(dataset)
-        found = read_worklist(dataset) if dataset.is_file() else _look_through(dataset, out)
+        found = read_worklist(dataset) if dataset.is_file() else _look_through(dataset, out, wanted)
     except OSError as error:
         where = Path(error.filename or dataset)
         why = unreadable_reason(where, error)
@@ -66,26 +70,31 @@ def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
     return cases[0].name, cases[0].files
 
 
-def _look_through(root: Path, out: Path) -> tuple[FoundCase, ...]:
+def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -> tuple[FoundCase, ...]:
     root = root.resolve()
     if not root.is_dir():
         raise InputRefused("the dataset does not exist", where=root, do="check the path")
     groups: dict[tuple[str, ...], list[FoundImage]] = defaultdict(list)
     dicom: dict[tuple[str, ...], list[FoundImage]] = defaultdict(list)
     folders: set[Path] = set()
+    passed_over: set[Path] = set()
     unreadable: list[OSError] = []
     channels = Channels(root)
     for folder, names in walk(root, out.resolve(), unreadable):
         folders.add(folder)
         for path in (folder / name for name in names):
             if image_suffix(path) and (image := classify_path(path, root, channels)):
-                groups[image.group].append(image)
+                if wanted(image):
+                    groups[image.group].append(image)
+                else:
+                    passed_over |= {path, *path.parents}
         for path in (*([folder] if folder != root else []), *(folder / name for name in names)):
             if not image_suffix(path) and (image := classify_path(path, root, channels)) and is_dicom(path):
                 dicom[image.group].append(image)
     for group, images in groups.items():
         images += [image for image in dicom[group] if is_missing(image, images)]
     used = {at for images in groups.values() for image in images for at in (image.path, *image.path.parents)}
+    used |= passed_over
     cases = [_without_image_files(folder, root) for folder in case_folders(root, folders) if folder not in used]
     cases += [unreadable_folder(error, root) for error in unreadable]
     for group, name in names_of(groups, {case.name for case in cases}).items():

@@ -1,103 +1,178 @@
-"""`batch DATASET OUT`: every case of a dataset into a tree of BIDS derivatives."""
+"""`batch DATASET OUT`, and the levels of a BIDS App: every case of a dataset, or some, into a tree of BIDS derivatives."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from ensemble.batch import failures
 from ensemble.batch.case_loop import BatchPlan, Outcome, segment_cases
 from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
+from ensemble.batch.layouts import FoundImage
+from ensemble.batch.on_ray import LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
-from ensemble.batch.summary import Row, rows, write_summary
-from ensemble.batch.workers import gpus, work_on_each
-from ensemble.config import ExtraOutputs, RunConfig
+from ensemble.batch.selection import Placed, Selection
+from ensemble.batch.summary import rows, write_summary
+from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
 from ensemble.logging_setup import write_final_error_line
 from ensemble.members.manifest import find_members, weight_digests
-from ensemble.outputs.layouts.bids import describe_tree, refuse_foreign_tree
-from ensemble.outputs.layouts.bids_entities import assign_entities
+from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_foreign_tree
+from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
 from ensemble.pipeline import load
+from ensemble.program import command
 
 log = logging.getLogger(__name__)
 
 #: Exit codes of failed cases, worst first: the batch ends with the worst that came up.
 _WORST_FIRST = (1, 137, 4, 2, 5, 3)
+#: What `group` ends with where cases have neither a result nor a failure on record.
+_NOT_DONE = 3
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What cases there are, and which of them this call works on."""
+
+    path: Path
+    selection: Selection = field(default_factory=Selection)
+    wanted: Callable[[FoundImage], bool] = lambda image: True
+    """Which of its images may be taken."""
+
+    def find(self, out: Path) -> tuple[dict[str, BidsEntities], list[Placed]]:
+        """Return the place of every case, and the selected cases. Raises InputRefused."""
+        cases = find_cases(self.path, out, self.wanted)
+        places = assign_entities([case.name for case in cases])
+        return places, self.selection.of(cases, places, self.path)
 
 
 def batch(
-    dataset: Path,
+    dataset: Path | Dataset,
     out: Path,
     config: RunConfig,
     extras: ExtraOutputs,
     *,
     resume: bool = True,
-    workers: tuple[str, ...] = (),
+    summarise: bool = True,
+    ray: str | None = None,
+    ray_cpus: int = 4,
 ) -> int:
-    """Segment every case of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
+    """Segment the cases of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
 
-    `workers` names a `CUDA_VISIBLE_DEVICES` for each process to be started; by default there is one process a GPU, or this one.
-    Raises InputRefused when there is no case, WeightsBroken, and UsageError when results can't be written or there is no such device.
+    Where others work on the rest of the dataset, they `summarise` together, by `group`. `ray` is the address of a cluster that does the
+    work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises InputRefused when there is no case,
+    WeightsBroken, and UsageError when results can't be written or there is no such device.
     """
-    refuse_foreign_tree(out, dataset)
-    cases = find_cases(dataset, out)
-    places = assign_entities([case.name for case in cases])
+    of = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    refuse_foreign_tree(out, of.path)
+    places, selected = of.find(out)
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
-    job = BatchPlan(out, config, extras, recipe(specs, digests, config, extras), resolve_device(config.device), resume)
-    workers = workers or gpus(config.device)
+    ray = ray or _for_gpus(config.device)
+    device = "cpu" if ray else resolve_device(config.device)
+    job = BatchPlan(out, config, extras, recipe(specs, digests, config, extras), device, resume)
     outcomes: dict[str, Outcome] = {}
     try:
         session = BatchClaims(out, result_key(job.recipe, {}))
         try:
-            describe_tree(out, session.folder, dataset)
-            log.info("%d cases in %s", len(cases), dataset)
-            paired = [(case, places[case.name]) for case in cases]
+            describe_tree(out, session.folder, of.path)
+            log.info("%d cases in %s", len(selected), of.path)
             try:
-                with closing(open_progress(len(cases))) as shown:
-                    tell = _Teller(outcomes, shown)
-                    if len(workers) > 1:
-                        work_on_each(workers, job, paired, tell)
+                with closing(open_progress(len(selected))) as shown:
+                    tell = _Teller(out, session.folder, places, outcomes, shown)
+                    if ray:
+                        segment_on_ray(ray, ray_cpus, job, session, selected, partial(load, config), tell)
                     else:
-                        segment_cases(job, session, paired, lambda: load(config), shown, tell)
+                        segment_cases(job, session, selected, lambda: load(config), shown, tell)
             finally:  # also what was interrupted has a summary
-                table = rows(out, places, outcomes)
-                write_summary(out, session.folder, table)
+                if summarise:
+                    write_summary(out, session.folder, rows(out, places, outcomes))
         finally:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
-    return _close(out, table, outcomes)
+    _tell_end(out, len(selected), outcomes, summarised=summarise)
+    if not summarise:
+        log.info("  the summary of all, once the others have ended: %s", command(f"{of.path} {out} group"))
+    return _worst(outcomes)
+
+
+def _for_gpus(device: Device) -> str | None:
+    """Return that Ray is to share the work among several GPUs of this machine; None where there are none, or no Ray."""
+    if (count := gpu_count(device)) < 2:
+        return None
+    if is_installed():
+        return LOCAL
+    log.info("note: one of %d GPUs works: with Ray (pip install 'isles-ensemble[ray]') all do", count)
+    return None
+
+
+def group(dataset: Dataset, out: Path) -> int:
+    """Summarise what calls on parts of `dataset` have left below `out`: `summary.csv` and `index.html` of all its cases.
+
+    Returns the worst exit code that a failed case has, 3 where cases are not done, or 0. Raises as `batch` does.
+    """
+    refuse_foreign_tree(out, dataset.path)
+    places, _ = dataset.find(out)
+    failed = failures.recorded(out, places.items())
+    outcomes = {name: failed.get(name, Outcome(name, "kept")) for name in places}
+    try:
+        session = BatchClaims(out, "group")
+        try:
+            describe_tree(out, session.folder, dataset.path)
+            table = rows(out, places, outcomes)
+            write_summary(out, session.folder, table)
+        finally:
+            session.leave()
+    except OSError as error:
+        raise unwritable(out, error) from error
+    waiting = {row.case for row in table if row.status == "not done"}
+    _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
+    if waiting:
+        undone = f"{len(waiting)} of {len(places)} cases are not done: {out / 'summary.csv'} says which"
+        write_final_error_line(f"error: {undone}") if not failed else log.info("%s", undone)
+    return _worst(failed) or (_NOT_DONE if waiting else 0)
 
 
 @dataclass(frozen=True)
 class _Teller:
     """Keeps the first outcome of each case, and passes it on: of processes that share the work, each has one for every case."""
 
+    root: Path
+    scratch: Path
+    places: Mapping[str, BidsEntities]
     outcomes: dict[str, Outcome]
     shown: BatchProgress
 
     def __call__(self, outcome: Outcome) -> None:
         if outcome.case not in self.outcomes:
             self.outcomes[outcome.case] = outcome
+            failures.record(self.root, self.scratch, self.places[outcome.case], outcome)
             self.shown.tell(outcome)
 
 
-def _close(out: Path, table: list[Row], outcomes: dict[str, Outcome]) -> int:
-    counts = {status: sum(row.status == status for row in table) for status in ("done", "failed")}
-    kept = sum(outcome.status == "kept" for outcome in outcomes.values())
+def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summarised: bool) -> None:
+    counts = Counter(outcome.status for outcome in outcomes.values())
     log.info(
-        "%d cases done (%d of them before or by another process), %d failed", counts["done"], kept, counts["failed"]
+        "%d cases done (%d of them before or by another process), %d failed",
+        *(counts["done"] + counts["kept"], counts["kept"], counts["failed"]),
     )
-    for name in ("summary.csv", "index.html"):
-        log.info("  %s", out / name)
+    if summarised:
+        for name in ("summary.csv", "index.html"):
+            log.info("  %s", out / name)
     if counts["failed"]:
-        write_final_error_line(
-            f"error: {counts['failed']} of {len(table)} cases failed: {out / 'summary.csv'} says why"
-        )
+        says = out / ("summary.csv" if summarised else FAILED)
+        write_final_error_line(f"error: {counts['failed']} of {cases} cases failed: {says} says why")
+
+
+def _worst(outcomes: Mapping[str, Outcome]) -> int:
     codes = {outcome.exit_code for outcome in outcomes.values() if outcome.status == "failed"}
     return next((code for code in _WORST_FIRST if code in codes), max(codes, default=0))

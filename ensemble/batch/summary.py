@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,11 +104,26 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
 
 
+def spent(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
+    """Yield what results that a device made took (s), with size and spacing (mm) of their DWI along x, y, z."""
+    for place in sorted(_standing(root)):
+        report = read_report(root, place) or {}
+        size = _said(report, list, "case", "grid", "size_xyz") or []
+        spacing_mm = _said(report, list, "case", "grid", "spacing_mm_xyz") or []
+        seconds = _seconds(report)
+        numbers = [number for number in map(_number, (*size, *spacing_mm)) if number is not None and number > 0]
+        if (
+            seconds is not None
+            and len(size) == len(spacing_mm) == 3
+            and len(numbers) == 6
+            and report.get("device") == device
+        ):
+            yield seconds, size, spacing_mm
+
+
 def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: Path) -> Row:
     """Return a row with what a report says; what it doesn't say, as one of another version may, stays empty."""
     page = place.folder / "report.html"
-    spent = _said(report, dict, "seconds") or {}
-    seconds = [_number(value) for stage, value in spent.items() if stage != "load members"]
     lesions = _said(report, int, "lesion", "count")
     return replace(
         row,
@@ -117,7 +132,7 @@ def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: P
         agreement=_number(_said(report, object, "agreement")),
         voters=" ".join(map(str, _said(report, list, "fusion", "voters") or ())),
         repairs="; ".join(map(str, _said(report, list, "repairs") or ())),
-        seconds=round(sum(value or 0.0 for value in seconds), 2) if spent else None,
+        seconds=_seconds(report),
         mask=mask_file(place),
         page=(page if (root / page).is_file() else place.folder / REPORT_FILE).as_posix(),
         **_findings(report),
@@ -139,6 +154,14 @@ def _trust(report: Mapping[str, Any]) -> dict[str, Any]:
         "expected_dice_high": high,
         "trust_why": "; ".join(map(str, _said(told, list, "why") or ())),
     }
+
+
+def _seconds(report: Mapping[str, Any]) -> float | None:
+    """Return the time (s) of a case without loading networks; None where its report doesn't say."""
+    stages = _said(report, dict, "seconds")
+    if not stages:
+        return None
+    return round(sum(_number(value) or 0.0 for stage, value in stages.items() if stage != "load members"), 2)
 
 
 def _findings(report: Mapping[str, Any]) -> dict[str, Any]:

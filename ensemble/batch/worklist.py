@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +10,12 @@ from pathlib import Path, PureWindowsPath
 from ensemble.batch.layouts import FoundCase, missing
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name
+from ensemble.tables import NOTHING, read_sheet
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
 
 _CASE = "case"
-#: What people write into a cell that stands for nothing, in lower case; the first is BIDS' word.
-_NONE = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
 _DO = (
     "name the columns case, dwi, adc, flair in the first line; only a DWI that holds b0 as well, with its b-values,"
     " needs no adc"
@@ -63,62 +59,14 @@ def _table(path: Path, also: Sequence[str]) -> tuple[list[str], list[tuple[int, 
 
     And of each row the number of its line, and its cells by column, without what stands for nothing.
     """
-    text = _text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-    columns: list[str] = []
-    rows: list[tuple[int, dict[str, str]]] = []
-    try:
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            if not any(cells) or (not columns and _is_separator_line(cells)):
-                continue
-            if not columns:
-                columns = _columns(cells, path, also)
-                continue
-            if any(cells[len(columns) :]):
-                raise InputRefused(
-                    "a row of the worklist has more cells than there are columns",
-                    where=f"{path}, line {reader.line_num}",
-                    found=" | ".join(cells),
-                    do='put a cell that holds the separator into quotes: "a,b.nii.gz"',
-                )
-            rows.append((reader.line_num, dict(zip(columns, map(_said, columns, cells), strict=False))))
-    except csv.Error as error:
-        raise _no_table(path, f"line {reader.line_num}: {error}") from error
-    if not columns:
-        raise _lacks_columns(path, columns)
-    return columns, rows
-
-
-def _text(path: Path) -> str:
-    """Decode UTF-8, or UTF-16 with its mark, as spreadsheets save it."""
-    content = path.read_bytes()
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise _no_table(path, str(error)) from error
-    return text
-
-
-def _delimiter(text: str) -> str:
-    """Return as a first line `sep=;` says, which spreadsheets write and read; else what the first line with words holds most of."""
-    lines = [line for line in text.splitlines() if line.strip(" ,;\t\"'")]
-    first = lines[0].strip().strip('"') if lines else ""
-    if first.lower().startswith("sep=") and (told := lines[0].strip(" ").strip('"')[4:5]) in tuple(",;\t|"):
-        return told
-    return max(",;\t", key=(lines[0] if lines else "").count)
-
-
-def _is_separator_line(cells: list[str]) -> bool:
-    return cells[0].lower().startswith("sep=") and not any(cells[1:])
+    sheet = read_sheet(path, "the worklist")
+    columns = _columns(sheet.headings, path, also)
+    return columns, [(line, dict(zip(columns, map(_said, columns, cells), strict=False))) for line, cells in sheet.rows]
 
 
 def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
     """Return the names of the columns in lower case. Raises InputRefused where dwi is not among them, or one of ours is there twice."""
     columns = [cell.lower() for cell in cells]
-    while columns and not columns[-1]:
-        columns.pop()
     if Modality.DWI not in columns:
         raise _lacks_columns(path, columns)
     ours = (_CASE, *Modality, *also)
@@ -133,7 +81,7 @@ def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
 
 def _said(column: str, cell: str) -> str:
     """Return a cell's content; nothing where it says that there is none."""
-    return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else _NONE) else cell
+    return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else NOTHING) else cell
 
 
 def resolved(base: Path, cell: str) -> Path:
@@ -154,10 +102,6 @@ def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
         found=cell,
         do="give paths relative to the worklist, or as this machine (or container) calls them",
     )
-
-
-def _no_table(path: Path, found: str) -> InputRefused:
-    return InputRefused("the worklist is no table of text", where=path, found=found, do="save it as CSV, UTF-8")
 
 
 def _lacks_columns(path: Path, columns: Sequence[str]) -> InputRefused:

@@ -82,12 +82,13 @@ class _Mask:
         return bids.group(0) if (bids := _BIDS.match(stem(self.path))) else "/".join(self.names[0])
 
 
-def find_pairs(predictions: Path, truths: Path) -> tuple[list[Pair], list[str]]:
+def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> tuple[list[Pair], list[str]]:
     """Pair the masks of two folders (or two files): one pair for each case with a true mask, and the cases that have none.
 
     Two masks belong together when their cases have one name: that of the file without words such as `_mask`, with the folders that it
     lies in as far as both have some; what a batch wrote goes by the names in its reports. Else, when sub, ses and run of their BIDS
-    names are equal. Names are equal when all their characters are, in whichever Unicode form. Raises InputRefused when nothing matches.
+    names are equal. Names are equal when all their characters are, in whichever Unicode form. What lies below `others`, folders of other
+    methods' predictions, is no true mask. Raises InputRefused when nothing matches.
     """
     if predictions.is_file() and truths.is_file():
         return [Pair(stem(truths), (truths,), (predictions,))], []
@@ -100,7 +101,8 @@ def find_pairs(predictions: Path, truths: Path) -> tuple[list[Pair], list[str]]:
             do="give the folder of the predicted masks alone",
         )
     predicted = _masks(predictions)
-    true = [mask for mask in _masks(truths) if inner == outer or not mask.path.resolve().is_relative_to(inner)]
+    apart = [place for one in (predictions, *others) if (place := one.resolve()) != outer]
+    true = [mask for mask in _masks(truths) if not any(mask.path.resolve().is_relative_to(place) for place in apart)]
     groups, true, predicted = _together(true, predicted)
     pairs = [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
     if not pairs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +17,34 @@ from ensemble.evaluate.scores import Score
 _LINEAR_BELOW_ML = 0.1
 
 
-def draw_plots(scores: Sequence[Score], path: Path) -> None:
-    """Write both pictures into one PNG."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def draw_plots(scores: Mapping[str, Sequence[Score]], path: Path) -> None:
+    """Write both pictures of each method, by its name, into one PNG."""
+    figure = Figure(figsize=(11, 4.6 * len(scores)), layout="constrained")
+    for (left, right), (name, own) in zip(figure.subplots(len(scores), 2, squeeze=False), scores.items(), strict=True):
+        _draw(left, right, f"{name}: " * (len(scores) > 1), own)
+    path.write_bytes(as_png(figure))
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as PNG; a letter that the font lacks becomes a box, in silence."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()
+
+
+def _draw(left: Axes, right: Axes, name: str, scores: Sequence[Score]) -> None:
     true, predicted = np.array([s.truth_ml for s in scores]), np.array([s.predicted_ml for s in scores])
     left.scatter(true, [s.dice for s in scores], s=18, alpha=0.7, edgecolors="none")
     left.set(
         ylim=(-0.03, 1.03),
         xlabel="true lesion volume (ml)",
         ylabel="Dice",
-        title=f"Dice by volume, {len(scores)} cases",
+        title=f"{name}Dice by volume, {len(scores)} cases".replace("$", r"\$"),
     )
     _volumes(left, true)
     _bland_altman(right, true, predicted)
-    FigureCanvasAgg(figure).print_png(str(path))
 
 
 def _bland_altman(ax: Axes, true: np.ndarray, predicted: np.ndarray) -> None:

@@ -1,105 +1,158 @@
-"""`evaluate PREDICTIONS GROUND_TRUTH --out metrics.csv`."""
+"""`evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv`."""
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ensemble.errors import InputRefused, UsageError
-from ensemble.evaluate.pairs import find_pairs
+from ensemble.evaluate.blinded import (
+    AskedReaders,
+    ReaderStudy,
+    compared,
+    make_reader_study,
+    refuse_standing,
+    shown_cases,
+    write_reader_study,
+)
+from ensemble.evaluate.methods import Method, measure_methods
 from ensemble.evaluate.plots import draw_plots
-from ensemble.evaluate.scores import Score, score
+from ensemble.evaluate.scores import Score
 from ensemble.evaluate.statistics import Summary, summarise
+from ensemble.evaluate.study import DATA, PAGE, TABLES, Asked, Study, make_study, read_asked, write_study
+from ensemble.evaluate.written import METHOD, beside, refuse_foreign, write_csv
 from ensemble.logging_setup import write_final_error_line
 from ensemble.publish import publish
-from ensemble.text import spreadsheet_cell
 
 log = logging.getLogger(__name__)
 
 _PER_CASE = tuple(name for name in Score.__dataclass_fields__ if name not in ("lesions_ml", "lesions_found"))
+_SUMMARY = tuple(Summary.__dataclass_fields__)
 
 
-def evaluate(predictions: Path, truths: Path, out: Path) -> int:
-    """Measure every case with a true mask. Returns how many could not be measured.
+def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked = Asked()) -> int:  # noqa: B008 (frozen)
+    """Measure every case with a true mask, by each method. Returns how many could not be measured.
 
-    Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; all or none. Raises
-    InputRefused when there is nothing to measure, UsageError when something else would be replaced.
+    Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; with several methods,
+    or when more is asked for, also what `write_study` does. All or none. Raises InputRefused when there is nothing to measure,
+    UsageError when something else would be replaced.
     """
-    _refuse_foreign(out)
-    pairs, without_truth = find_pairs(predictions, truths)
-    scores: list[Score] = []
-    refused: list[tuple[str, InputRefused]] = []
-    for pair in pairs:
-        try:
-            scores.append(score(pair))
-        except InputRefused as error:
-            refused.append((pair.case, error))
-    if not scores:
-        raise refused[0][1]
-    with publish(out.parent) as staging:
-        summaries = write_scores(scores, refused, staging / out.name)
-    _tell(scores, summaries, refused, without_truth, out)
-    return len(refused)
+    earlier = _earlier(out, asked)
+    clinical = read_asked(asked)
+    if asked.readers is not None:
+        refuse_standing(asked.readers.page, asked.readers.key)
+    methods = measure_methods(predictions, truths)
+    readers = None if asked.readers is None else _reader_study(methods, truths, asked.readers)
+    summaries = [summarise(list(method.scores.values())) for method in methods]
+    study = make_study(methods, summaries, truths, asked, clinical) if len(methods) > 1 or asked.anything else None
+    with publish(out.parent, earlier) as staging:
+        tables = [(method.name, list(method.scores.values()), _refused(method)) for method in methods]
+        _write_tables(tables, summaries, staging / out.name)
+        names = write_study(study, staging / out.name) if study else []
+        if readers and asked.readers:
+            write_reader_study(readers, asked.readers.page, asked.readers.key)
+            names += [str(asked.readers.page), f"{asked.readers.key} (keep it from the readers)"]
+    _tell(methods, summaries, study, [str(out), f"{out.stem}_summary.csv", f"{out.stem}_plots.png", *names])
+    return sum(len(_refused(method)) for method in methods)
+
+
+def _reader_study(methods: Sequence[Method], truths: Path, asked: AskedReaders) -> ReaderStudy:
+    names = compared(methods)
+    cases, said = shown_cases(methods, truths, asked.images)
+    for line in said:
+        log.warning("%s", line)
+    log.info("reader study: %d cases, %s and %s", len(cases), *names)
+    return make_reader_study(cases, names)
 
 
 def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path) -> list[Summary]:
-    """Write the table of all cases, and beside it summary and plots. Returns the summary."""
+    """Write the table of all cases of one method, and beside it summary and plots. Returns the summary."""
     summaries = summarise(scores)
-    measured = [asdict(one) | {"status": "measured"} for one in scores]
-    failed = [{"case": case, "status": " ".join(str(error).split())} for case, error in refused]
-    _write_csv(out, (*_PER_CASE, "status"), sorted(measured + failed, key=lambda row: str(row["case"])))
-    _write_csv(out.with_name(f"{out.stem}_summary.csv"), tuple(Summary.__dataclass_fields__), map(asdict, summaries))
-    draw_plots(scores, out.with_name(f"{out.stem}_plots.png"))
+    _write_tables([("", scores, refused)], [summaries], out)
     return summaries
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch."""
-    ours = {out: (*_PER_CASE, "status"), out.with_name(f"{out.stem}_summary.csv"): tuple(Summary.__dataclass_fields__)}
-    for path, columns in ours.items():
-        if path.is_file() and path.stat().st_size and _first_line(path) != ",".join(columns):
-            raise UsageError(
-                "a file that is no result of evaluate would be replaced", where=path, do="name another file as --out"
-            )
+def _write_tables(
+    methods: Sequence[tuple[str, Sequence[Score], Sequence[tuple[str, InputRefused]]]],
+    summaries: Sequence[Sequence[Summary]],
+    out: Path,
+) -> None:
+    """Write the tables, with a column for the method where there are several, and the plots."""
+    rows: list[dict[str, Any]] = []
+    for name, scores, refused in methods:
+        measured = [asdict(one) | {"status": "measured"} for one in scores]
+        failed = [{"case": case, "status": " ".join(str(error).split())} for case, error in refused]
+        rows += [{METHOD: name} | row for row in sorted(measured + failed, key=lambda row: str(row["case"]))]
+    column = (METHOD,) * (len(methods) > 1)
+    write_csv(out, (*column, *_PER_CASE, "status"), rows)
+    write_csv(
+        beside(out, "summary.csv"),
+        (*column, *_SUMMARY),
+        ({METHOD: name} | asdict(row) for (name, _, _), own in zip(methods, summaries, strict=True) for row in own),
+    )
+    draw_plots({name: scores for name, scores, _ in methods}, beside(out, "plots.png"))
 
 
-def _first_line(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.readline(10_000).decode(errors="replace").rstrip()
+def _refused(method: Method) -> list[tuple[str, InputRefused]]:
+    """Return cases that are not measured, and why; several true masks of one case count once."""
+    by_pair = {id(error): (method.pairs[path].case, error) for path, error in method.refused.items()}
+    return list(by_pair.values())
+
+
+def _earlier(out: Path, asked: Asked) -> list[str]:
+    """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
+
+    Returns the names of what an earlier one has written beside its table.
+    """
+    ours = {out: (*_PER_CASE, "status"), beside(out, "summary.csv"): _SUMMARY}
+    ours |= {beside(out, f"{name}.csv"): columns for name, columns in TABLES.items()}
+    written = [path.resolve() for path in (*ours, beside(out, "plots.png"), beside(out, DATA), beside(out, PAGE))]
+    others = [asked.clinical, *((asked.readers.page, asked.readers.key) if asked.readers else ())]
+    if both := [path for path in others if path and path.resolve() in written]:
+        raise UsageError("one file stands for two things", where=both[0], do="name another file as --out")
+    refuse_foreign(ours, beside(out, DATA), beside(out, PAGE))
+    return [beside(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
 
 
 def _tell(
-    scores: Sequence[Score],
-    summaries: Sequence[Summary],
-    refused: Sequence[tuple[str, InputRefused]],
-    without_truth: Sequence[str],
-    out: Path,
+    methods: Sequence[Method], summaries: Sequence[Sequence[Summary]], study: Study | None, written: Iterable[str]
 ) -> None:
-    for case, error in refused:
-        log.error("%s is not measured: %s", case, error)
-    if refused:
+    several = len(methods) > 1
+    failed = {method.name: _refused(method) for method in methods}
+    for method in methods:
+        for case, error in failed[method.name]:
+            log.error("%s is not measured: %s", f"{method.name}: {case}" if several else case, error)
+    measured = {method.name: len(method.scores) for method in methods}
+    if refused := sum(map(len, failed.values())):
         write_final_error_line(
-            f"error: {len(refused)} of {len(scores) + len(refused)} cases are not measured: {out} says why"
+            f"error: {refused} of {refused + sum(measured.values())} cases are not measured: {next(iter(written))} says why"
         )
-    if without_truth:
-        log.info("no true mask, passed over: %s", ", ".join(without_truth))
-    log.info("%d of %d cases measured", len(scores), len(scores) + len(refused))
+    for method, own in zip(methods, summaries, strict=True):
+        if several:
+            log.info("%s", method.name)
+        if method.without_truth:
+            log.info("no true mask, passed over: %s", ", ".join(method.without_truth))
+        count = measured[method.name]
+        log.info("%d of %d cases measured", count, count + len(failed[method.name]))
+        _tell_summary(own)
+    if study is not None:
+        _tell_study(study)
+    log.info("written: %s", ", ".join(written))
+
+
+def _tell_summary(summaries: Sequence[Summary]) -> None:
     row = "  %-22s %-10s %4s  %s"
     log.info(row, "group", "measure", "n", "mean [95 % CI]              median (IQR)")
     for one in summaries:
         mean = f"{one.mean:.3f} [{one.mean_ci_low:.3f}, {one.mean_ci_high:.3f}]"
         log.info(row, one.group, one.measure, one.n, f"{mean:<27} {one.median:.3f} ({one.q1:.3f}-{one.q3:.3f})")
-    log.info("written: %s", ", ".join((str(out), f"{out.stem}_summary.csv", f"{out.stem}_plots.png")))
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{v:.6g}" if isinstance(v, float) else spreadsheet_cell(v) for key, v in row.items()} for row in rows
-        )
+def _tell_study(study: Study) -> None:
+    for note in study.notes:
+        log.info("note: %s", note)
+    for row in study.ranking.rows if study.ranking else ():
+        log.info("  place %g: %s, mean rank %.2f over %d cases", row.place, row.method, row.mean_rank, row.n)

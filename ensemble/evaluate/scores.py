@@ -18,6 +18,8 @@ from ensemble.volume import Volume
 _MAX_SHARE_OF_IMAGE = 0.5
 #: The measures of ISLES'22.
 MEASURES = ("dice", "lesion_f1", "avd_ml", "alcd")
+#: Of these a few large lesions make up the mean.
+SKEWED = ("avd_ml",)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,22 @@ def read_stored(path: Path, label: str) -> StoredImage:
         raise _refused_by_itk(path, label, error) from error
 
 
+def read_grid(path: Path, label: str) -> Grid:
+    """Return where an image lies, by its header alone. Raises InputRefused for what `read_stored` refuses by the header."""
+    _refuse_unreadable(path, label)
+    try:
+        header = nifti(path)
+        if header is not None:
+            return _nifti_grid(header, label, [])
+        refuse_other_content(path, label)
+        with _plain_name(path) as plain, native_stderr_to_log():
+            return _grid(plain, path, label)
+    except (*DAMAGE, MemoryError) as error:
+        raise _refusal(path, label, error) from error
+    except (RuntimeError, OverflowError) as error:
+        raise _refused_by_itk(path, label, error) from error
+
+
 def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
     """Return what to tell of a file whose bytes could not be read to their end: for want of memory, because of the disk, or of the
     bytes.
@@ -115,6 +131,12 @@ def out_of_memory_error(path: Path, label: str) -> InputRefused:
 
 def _read_nifti(header: Nifti, label: str) -> StoredImage:
     remarks: list[str] = []
+    grid = _nifti_grid(header, label, remarks)
+    return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
+
+
+def _nifti_grid(header: Nifti, label: str, remarks: list[str]) -> Grid:
+    """Return where a NIfTI image lies, adding what is odd to `remarks`. Raises InputRefused by what the header says."""
     if found := header.fault(remarks):
         raise odd_header_error(header.path, label, found)
     if found := header.shortfall():
@@ -134,7 +156,7 @@ def _read_nifti(header: Nifti, label: str) -> StoredImage:
     lengths = None if header.sform is None else np.linalg.norm(np.reshape(header.sform, (3, 4))[:, :3], axis=0)
     if lengths is not None and np.allclose(lengths, grid.spacing_mm, rtol=1e-3):  # not where its unit is other than mm
         grid = replace(grid, sform=header.sform)
-    return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
+    return grid
 
 
 def _grid(plain: Path, path: Path, label: str) -> Grid:

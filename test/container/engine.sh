@@ -80,10 +80,12 @@ if [ ! -s "$base" ]; then
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | awk -v release="$release" '$2 == release {print $1; exit}')
     [ -n "$mirror" ] || fail "apt knows no source of Debian $release to make the base image from"
     echo "making the base image: Debian $release with Python, from $mirror"
-    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates "$release" "$work/root" "$mirror" \
+    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$release" "$work/root" "$mirror" \
         >"$work/debootstrap.log" 2>&1 || fail "debootstrap could not make a base image" debootstrap.log
+    : >"$work/root/etc/hosts" # where there is none, builders leave the date of one in a layer
+    find "$work/root/usr/share/doc" -type f ! -name copyright -delete
     tar -C "$work/root" --numeric-owner --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
-        --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' -cf "$base.partial" .
+        --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' -cf "$base.partial" .
     mv "$base.partial" "$base"
     rm -rf --one-file-system "$work/root"
 fi

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +25,14 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from conftest import REPOSITORY, SAMPLE, slowness, tree
 from dicom_files import write_series
 from ensemble.metrics import dice
 from ensemble.volume import from_sitk, grid_of
+from tiny_wheels import write_wheel
 
 if not (IMAGE := os.environ.get("CONTAINER_TEST_IMAGE", "")):
     pytest.skip("needs built images and a container engine: ./test.sh --container", allow_module_level=True)
@@ -36,8 +41,9 @@ DOCKER = os.environ.get("DOCKER", "docker")
 GPU = os.environ.get("CONTAINER_TEST_GPU") == "1"
 INVOKE_IMAGE = IMAGE.replace(":", "-invoke:") if ":" in IMAGE else f"{IMAGE}-invoke"
 LABEL = "org.grand-challenge.api-method"
+OCI = "org.opencontainers.image."
 #: Of the image on a CPU base; with the platform's CUDA base it's that base and as much again.
-MAX_BYTES = 2.5e9
+MAX_BYTES = 2.0e9
 RESTRICTIONS = [
     *("--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "16g"),
     *("--memory-swap", "16g", "--pids-limit", "256", "--shm-size", "128m", "--read-only"),
@@ -50,12 +56,18 @@ RESTRICTIONS = [
 MASKS = Path("images/stroke-lesion-segmentation")
 CASE = next((SAMPLE / "input" / "images" / "dwi-brain-mri").iterdir()).name
 PATIENCE_S = 900
+REBUILD = os.environ.get("CONTAINER_TEST_REBUILD") == "1"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ISLES_")}
 
 
 def docker(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [DOCKER, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        [DOCKER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+        env=os.environ | {"DOCKER_BUILDKIT": "1"},
     )
     assert not check or done.returncode == 0, f"docker {arguments[0]}: {done.stdout}{done.stderr}"
     return done
@@ -173,25 +185,148 @@ def run_exec(folders: Folders, *options: object, **environment: str) -> subproce
 def test_the_platforms_rules_for_images(image: str) -> None:
     assert inspect(image, ".Config.User").split(":")[0] not in ("", "0", "root")
     assert inspect(image, ".Architecture") == "amd64"
+    size = inspect(image, ".Size")
+    print(f"{image}: {size / 1e9:.3f} GB")
     if "BASE_IMAGE" in os.environ:
-        assert inspect(image, ".Size") < MAX_BYTES
+        assert size < MAX_BYTES
 
 
-def test_the_two_images_differ_in_label_and_command_only() -> None:
+def test_the_two_images_differ_in_label_command_and_health_check_only() -> None:
     assert inspect(IMAGE, ".RootFS") == inspect(INVOKE_IMAGE, ".RootFS")
+    assert inspect(IMAGE, ".Config.Healthcheck") is None
     assert LABEL not in (inspect(IMAGE, ".Config.Labels") or {})
     assert inspect(INVOKE_IMAGE, ".Config.Labels")[LABEL] == "invoke"
     assert inspect(INVOKE_IMAGE, ".Config.Cmd") == ["serve"]
     assert inspect(IMAGE, ".Config.Cmd") is None
 
 
+def test_the_health_check_fails_where_nothing_answers() -> None:
+    program, *arguments = inspect(INVOKE_IMAGE, ".Config.Healthcheck.Test")[1:]
+    done = docker("run", "--rm", *RESTRICTIONS, "--entrypoint", program, INVOKE_IMAGE, *arguments, check=False)
+    assert done.returncode == 1
+    assert "ConnectionRefusedError" in done.stderr
+
+
+@pytest.mark.parametrize("image", [IMAGE, INVOKE_IMAGE])
+def test_labels_say_what_the_image_is_and_is_made_from(image: str) -> None:
+    labels = inspect(image, ".Config.Labels")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert labels[f"{OCI}version"] == project["version"] == image.split(":")[-1]
+    assert labels[f"{OCI}licenses"] == project["license"]
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert labels[f"{OCI}revision"].removesuffix("-modified") == (revision.stdout.strip() or "unknown")
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", labels[f"{OCI}base.digest"])
+    if base := os.environ.get("BASE_IMAGE"):
+        assert labels[f"{OCI}base.name"] == base.split("@")[0]
+        known = [inspect(base, ".Id"), *(name.split("@")[-1] for name in inspect(base, ".RepoDigests"))]
+        assert labels[f"{OCI}base.digest"] in known
+        under = inspect(base, ".RootFS.Layers")
+        assert inspect(image, ".RootFS.Layers")[: len(under)] == under
+
+
+def test_the_user_is_a_number_and_nothing_gives_it_more_rights() -> None:
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", inspect(IMAGE, ".Config.User"))
+    find = "find / -xdev -perm /6000 -type f; find / -xdev -name 'pip*' -path '*/bin/*' -perm /111"
+    find += "; find / -xdev -name 'pip*.whl' -o -xdev -name 'setuptools*.whl'"
+    done = docker("run", "--rm", "--network", "none", "--user", "0", "--entrypoint", "sh", IMAGE, "-c", find)
+    assert done.stdout == ""
+
+
+def test_there_are_no_installers() -> None:
+    """Neither in the environment nor in the base image's Python."""
+    code = """
+import importlib
+for name in ("pip", "setuptools", "pkg_resources", "ensurepip", "wheel"):
+    try:
+        print(importlib.import_module(name))
+    except ModuleNotFoundError:
+        pass
+"""
+    for python in ("python", "/usr/bin/python3"):
+        done = docker("run", "--rm", *RESTRICTIONS, "--entrypoint", python, IMAGE, "-c", code)
+        assert done.stdout == ""
+
+
+def test_what_nothing_imports_is_not_there() -> None:
+    unused = re.findall(r"^[\w.-]+", (REPOSITORY / "image" / "unused.txt").read_text(), re.MULTILINE)
+    code = "import importlib.metadata as m; print(*(d.name.lower().replace('_', '-') for d in m.distributions()))"
+    there = docker("run", "--rm", *RESTRICTIONS, "--entrypoint", "python", IMAGE, "-c", code).stdout.split()
+    assert {"nnunetv2", "torch", "simpleitk", "numpy", "onnxruntime-gpu"} <= set(there)
+    assert not set(unused) & set(there)
+
+
+# the same layers
+
+
+def write_clone(root: Path, date: int, tiny: bool) -> Path:
+    """What the image is built from, as a clone of any date and umask has it. Tiny: with tiny packages in place of the real ones."""
+    root.mkdir()
+    shutil.copy(REPOSITORY / ".dockerignore", root)
+    for name in ["Dockerfile", *re.findall(r"^!(.+)$", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE)]:
+        source = REPOSITORY / name
+        if source.is_dir() and not (tiny and name == "wheels"):
+            shutil.copytree(source, root / name)
+        elif source.is_file():
+            shutil.copy(source, root)
+    if tiny:
+        (root / "requirements.txt").write_text("torch==0.0.1\n")
+        write_wheel(root / "wheels", "torch", "0.0.1")
+        for lock in ("build", "run"):
+            digest = write_wheel(
+                root / "wheels", f"tiny_{lock}", "1.0", "WORDS = {'some', 'words', 'in', 'a', 'set'}\n"
+            )
+            (root / "locks" / f"{lock}.txt").write_text(f"tiny_{lock}==1.0 --hash=sha256:{digest}\n")
+    for path in root.rglob("*"):
+        path.chmod(path.stat().st_mode & (0o700 if date % 2 else 0o755))
+        os.utime(path, (date, date))
+    return root
+
+
+def built_layers(clone: Path, base: str) -> list[str]:
+    """The layers that a clone gives above those of the base image."""
+    tag = f"again-{uuid.uuid4().hex[:8]}"
+    options = ["--no-cache", "--platform", "linux/amd64", "--build-arg", f"BASE_IMAGE={base}", "--target", "exec"]
+    options += ["--network", os.environ["BUILD_NETWORK"]] if "BUILD_NETWORK" in os.environ else []
+    options += ["--secret", f"id=ca,src={os.environ['CA_BUNDLE']}"] if "CA_BUNDLE" in os.environ else []
+    docker("build", *options, "-t", tag, clone)
+    layers = inspect(tag, ".RootFS.Layers")
+    docker("rmi", tag)
+    return layers[len(inspect(base, ".RootFS.Layers")) :]
+
+
+def test_two_builds_of_one_commit_give_the_same_layers(tmp_path: Path) -> None:
+    """The real recipe on tiny packages; with CONTAINER_TEST_REBUILD=1 the real image, built once more, which takes minutes."""
+    base = os.environ.get("BASE_IMAGE") or inspect(IMAGE, ".Config.Labels")[f"{OCI}base.name"]
+    again = built_layers(write_clone(tmp_path / "b", 1_600_000_000, tiny=not REBUILD), base)
+    if REBUILD:
+        once = inspect(IMAGE, ".RootFS.Layers")[len(inspect(base, ".RootFS.Layers")) :]
+    else:
+        once = built_layers(write_clone(tmp_path / "a", 1_000_000_001, tiny=True), base)
+    assert once
+    assert once == again
+
+
 def test_what_requirements_name_can_be_imported() -> None:
     names = "fastapi matplotlib networkx nibabel nnunetv2 numpy.testing onnxruntime pandas safetensors scipy.stats SimpleITK"
-    # not torchvision: the index has none for a torch without CUDA, and nothing here uses it
+    names += " nnunetv2.inference.predict_from_raw_data"
     names += " skimage.measure sklearn.metrics sympy torch tqdm uvicorn highdicom pynetdicom.sop_class"
     code = f"import importlib\nfor name in {names.split()!r}: importlib.import_module(name)"
     script = ["run", "--rm", *RESTRICTIONS, "--tmpfs", "/tmp", "--entrypoint", "python", IMAGE, "-c", code]
     docker(*script)
+
+
+def test_the_image_is_a_bids_app(folders: Folders) -> None:
+    """Called as such, it reads the dataset; `--dry-run` spares the networks, which other tests run."""
+    for modality in ("dwi", "adc"):
+        path = folders.input / "sub-01" / "dwi" / f"sub-01_{modality}.mha"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(next((SAMPLE / "input" / "images" / f"{modality}-brain-mri").iterdir()), path)
+    (folders.input / "dataset_description.json").write_text(json.dumps({"Name": "sample", "BIDSVersion": "1.10.0"}))
+    call = ["run", "--rm", *RESTRICTIONS, *folders.mounts(), IMAGE, "/input", "/output", "participant"]
+    told = json.loads(docker(*call, "--participant-label", "01", "--device", "cpu", "--dry-run", "--json").stdout)
+    assert [(case["case"], case["status"]) for case in told["cases"]] == [("sub-01", "ready")]
+    assert docker(*call, "--participant-label", "02", check=False).returncode == 3
+    assert f"CONTAINER_TAG={IMAGE}" in inspect(IMAGE, ".Config.Env"), "as dataset_description.json names it"
 
 
 # one case a run
@@ -368,7 +503,10 @@ def state(server: Server) -> Mapping[str, Any]:
 
 def test_invoke_mode_one_case_after_the_other(folders: Folders, expected: Expected, empty_model: Path) -> None:
     none = ["--tta", "none"]
+    health_check = inspect(INVOKE_IMAGE, ".Config.Healthcheck.Test")
+    assert health_check[0] == "CMD"
     with serving(folders, "-v", f"{empty_model}:/opt/ml/model:ro", ISLES_TTA="none") as server:
+        docker("exec", server.name, *health_check[1:])
         for flair, truncate in ((True, False), (False, False), (True, True), (True, False)):
             folders.empty_output()
             fill(folders.input, flair, truncate)
@@ -482,11 +620,40 @@ def test_images_that_the_platform_would_reject_are_not_exported(tmp_path: Path, 
     assert not (tmp_path / "dist").exists()
 
 
+def check_bill_of_materials(path: Path) -> None:
+    """It is CycloneDX by its own schema, and names what is in the image: packages of Python and dpkg, and the weights."""
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(path.read_text()) is None
+    bill = json.loads(path.read_text())
+    there = {part["purl"].split("?")[0]: part for part in bill["components"] if "purl" in part}
+    locked = re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / "locks" / "run.txt").read_text(), re.MULTILINE)
+    unused = set(re.findall(r"^[\w.-]+", (REPOSITORY / "image" / "unused.txt").read_text(), re.MULTILINE))
+    kept = {f"pkg:pypi/{name}@{version}" for name, version in locked if name not in unused}
+    # of other systems, and what only builds
+    assert kept - set(there) <= {purl for purl in kept if re.search("/(colorama|httpx2-jsfetch|setuptools)@", purl)}
+    assert not [purl for purl in there if re.search(r"/(pip|setuptools|python3-pip)@", purl)]
+    assert [purl for purl in there if re.match(r"pkg:deb/\w+/libc6@2\.", purl)]
+    assert all(part["licenses"] for part in bill["components"])
+    manifest = json.loads((REPOSITORY / "model_weights" / "manifest.json").read_text())
+    digests = {digest for member in manifest["members"] for digest in member["sha256"].values()}
+    weights = [part for part in bill["components"] if part["type"] == "machine-learning-model"]
+    assert len(weights) == len(manifest["members"])
+    assert {part["hashes"][0]["content"] for part in weights} <= digests
+    assert bill["metadata"]["component"]["hashes"][0]["content"] == inspect(INVOKE_IMAGE, ".Id").split(":")[1]
+
+
 def test_what_is_exported_is_one_image_and_the_weights(tmp_path: Path) -> None:
     done = export(INVOKE_IMAGE, DIST=str(tmp_path), LEVEL="1")
     assert done.returncode == 0, done.stderr
     name, tag = INVOKE_IMAGE.split("/")[-1].split(":")
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_{tag}.tar.gz", "model.tar.gz"}
+    beside = {f"{name}_{tag}.cdx.json", f"{name}_{tag}.NOTICE.txt", "SHA256SUMS"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_{tag}.tar.gz", "model.tar.gz"} | beside
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True)
+    assert len((tmp_path / "SHA256SUMS").read_text().splitlines()) == 4
+    check_bill_of_materials(tmp_path / f"{name}_{tag}.cdx.json")
+    notice = (tmp_path / f"{name}_{tag}.NOTICE.txt").read_text()
+    assert "\nnumpy 2" in notice
+    assert "McConnell Brain Imaging Centre" in notice  # the template of the findings
+    assert "Permission is hereby granted, free of charge" in notice
     with tarfile.open(tmp_path / f"{name}_{tag}.tar.gz") as archive:
         content = archive.extractfile("manifest.json")
         assert content is not None

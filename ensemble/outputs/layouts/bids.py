@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ _IMAGES = ".nii.gz"
 REPORT_FILE = Artifact(REPORT).file_name(_IMAGES)
 #: Results that no longer hold, of cases that can't be done anew.
 SUPERSEDED = "superseded"
+#: Why cases failed, a file each.
+FAILED = "failed"
 #: Of the images that BIDS has names for: entities, suffix, and what to say of the case's own in the sidecar.
 _NAMES = {
     "mask": ("space-dwi_label-lesion", "mask", "Lesion, by vote of the members"),
@@ -42,7 +45,7 @@ _README = f"""\
 
 Made by `process.py batch`. Each folder `sub-*/ses-*` (or `sub-*`) holds the lesion mask of one case on the grid of its DWI, and
 `{REPORT_FILE}`: what ran, on which files, with which weights, and what was repaired on the way. `summary.csv` and `index.html` list
-all cases, failed ones too. A folder is complete or not there.
+all cases, failed ones too; `failed/` says why, a file a case. A folder is complete or not there.
 
 {RESEARCH_USE}
 """
@@ -181,9 +184,28 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
 
 
 def _no_bids() -> list[str]:
-    """Return patterns, for `.bidsignore`, of what BIDS has no names for."""
+    """Return patterns, for `.bidsignore`, of what BIDS has no names for. With a slash behind it a folder itself would not be ignored."""
     unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if not _names(kind)]
-    return [REPORT_FILE, *(f"**/{name}" for name in unknown), "index.html", "summary.csv", f"{SUPERSEDED}/", ".batch/"]
+    return [
+        REPORT_FILE,
+        *(f"**/{name}" for name in unknown),
+        "index.html",
+        "summary.csv",
+        SUPERSEDED,
+        FAILED,
+        ".batch/",
+    ]
+
+
+def _container(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what BIDS asks to be said of the container; nothing outside of one. The image says its tag (see the Dockerfile)."""
+    tag = environment.get("CONTAINER_TAG", "")
+    image = environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER")
+    if image:
+        return {
+            "Container": {"Type": "apptainer", "Tag": tag or Path(image).name, "URI": Path(image).absolute().as_uri()}
+        }
+    return {"Container": {"Type": "docker", "Tag": tag}} if tag else {}
 
 
 def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
@@ -192,7 +214,7 @@ def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
         "Name": "Ischemic stroke lesions",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": TOOL, "Version": __version__, "Description": RESEARCH_USE}],
+        "GeneratedBy": [{"Name": TOOL, "Version": __version__, "Description": RESEARCH_USE} | _container(os.environ)],
         "SourceDatasets": [{"URL": dataset.resolve().as_uri()}],
     }
     for name, text in (

@@ -6,34 +6,27 @@ voter's mask. A canvas puts them together, so that any browser of the last ten y
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
-import json
-import math
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from PIL import Image
 
 from ensemble import __version__
 from ensemble.findings.types import Findings, LesionPlace
 from ensemble.metrics import lesion_components
+from ensemble.outputs.report.parts import code, grey_levels, json_text, sheet, sheet_columns, template
 from ensemble.outputs.report.places import blocks, in_words, said
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
-from ensemble.text import printable, visible
+from ensemble.text import printable
 from ensemble.trust.judge import Trust
 from ensemble.types import AnyArray
 
 #: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
 MAX_LOSSLESS_VOXELS = 4_000_000
+#: Rows of a batch's page that stand in the document at a time; the others wait where browsers don't lay them out.
+SHOWN_ROWS = 200
 #: The mask and its voters share the 24 bits of a pixel.
 _MAX_VOTERS = 23
 
@@ -44,7 +37,7 @@ def case_page(
     """Return the page of a case; `report` is what `build_report` gives."""
     lesions = lesion_table(result)
     places = [None] * len(lesions) if findings is None or findings.places is None else findings.lesions
-    text: str = _template("case.html").render(
+    text: str = template("case.html").render(
         report=report,
         headline=headline(result),
         notice=RESEARCH_USE,
@@ -56,8 +49,8 @@ def case_page(
         trust=trust,
         blocks=() if findings is None else blocks(findings),
         words=() if findings is None else tuple(in_words(findings)),
-        viewer=_json(_viewer(result)),
-        **_code("case.js"),
+        viewer=json_text(_viewer(result)),
+        **code("case.js"),
     )
     return printable(text)
 
@@ -75,8 +68,8 @@ def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
     counts = {
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
-    return _template("index.html").render(
-        rows=rows, counts=counts, notice=RESEARCH_USE, version=__version__, **_code("index.js")
+    return template("index.html").render(
+        rows=rows, shown=SHOWN_ROWS, counts=counts, notice=RESEARCH_USE, version=__version__, **code("index.js")
     )
 
 
@@ -132,82 +125,19 @@ def _viewer(result: Result) -> dict[str, Any]:
     images = []
     for modality, window in WINDOWS.items():
         if modality in result.case.tissue_normalized:
-            grey = _grey(cut(result.case.tissue_normalized[modality].array), window)
-            images.append({"name": modality.label, "sheet": _sheet(grey, lossless=grey.size <= MAX_LOSSLESS_VOXELS)})
+            grey = grey_levels(cut(result.case.tissue_normalized[modality].array), window)
+            images.append({"name": modality.label, "sheet": sheet(grey, lossless=grey.size <= MAX_LOSSLESS_VOXELS)})
     return {
         "slices": mask.shape[0],
         "height": mask.shape[1],
         "width": mask.shape[2],
-        "columns": _columns(mask.shape[0]),
+        "columns": sheet_columns(mask.shape[0]),
         "pixel_mm": [spacing[2], spacing[1]],
         "start": int(area.argmax()) if area.any() else mask.shape[0] // 2,
         "images": images,
-        "labels": _sheet(
+        "labels": sheet(
             np.stack([bits >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8), lossless=True
         ),
         "voters": [prediction.member for prediction in layers],
         "area": area.tolist(),
     }
-
-
-def _grey(array: AnyArray, window: tuple[float, float]) -> AnyArray:
-    low, high = window
-    return np.asarray(np.clip((array - low) / (high - low) * 255, 0, 255).astype(np.uint8))
-
-
-def _columns(slices: int) -> int:
-    return math.ceil(math.sqrt(slices))
-
-
-def _sheet(stack: AnyArray, *, lossless: bool) -> str:
-    """Lay slices (z, y, x) or (z, y, x, 3) uint8 side by side in rows of `_columns`, as a data URI."""
-    columns = _columns(len(stack))
-    missing = -len(stack) % columns
-    padded = np.concatenate([stack, np.zeros((missing, *stack.shape[1:]), stack.dtype)])
-    tiles = padded.reshape(-1, columns, *stack.shape[1:]).swapaxes(1, 2)
-    picture = Image.fromarray(
-        tiles.reshape(tiles.shape[0] * stack.shape[1], columns * stack.shape[2], *stack.shape[3:])
-    )
-    content, kind = io.BytesIO(), "png" if lossless else "jpeg"
-    picture.save(content, kind, **({"optimize": False, "compress_level": 6} if lossless else {"quality": 88}))
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
-
-
-@cache
-def _template(name: str) -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
-
-
-def _shown(value: Any) -> Any:
-    """Return what stands in for an expression of a template: text from outside can't reorder what stands around it."""
-    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-@cache
-def _code(name: str) -> dict[str, str]:
-    """Return a page's script and style, and what its content security policy allows: these two and nothing else."""
-    script, style = ((_TEMPLATES / part).read_text(encoding="utf-8") for part in (name, "style.css"))
-    allowed = [
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
-    ]
-    policy = f"default-src 'none'; img-src data:; script-src {allowed[0]}; style-src {allowed[1]}"
-    return {"script": script, "style": style, "policy": policy}
-
-
-def _json(content: Any) -> str:
-    """Write JSON that may stand inside a script element, whatever its strings hold."""
-    text = json.dumps(content, allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

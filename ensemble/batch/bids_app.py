@@ -1,0 +1,53 @@
+"""What a BIDS App does beside segmenting: it takes BIDS datasets only, and puts temporary files where it is told."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ensemble.errors import InputRefused
+from ensemble.files import read_json, unreadable_reason
+from ensemble.folders import unwritable
+from ensemble.program import command
+
+_DESCRIPTION = "dataset_description.json"
+
+
+def check_dataset(root: Path) -> None:
+    """Raise InputRefused for a folder that does not say of itself that it is a raw BIDS dataset (BIDS 1.10, "Dataset description").
+
+    Whether its files follow BIDS in everything else, the BIDS validator tells: this program needs no more than their names.
+    """
+    path = root / _DESCRIPTION
+    if not root.is_dir():
+        raise InputRefused("the BIDS dataset does not exist", where=root, do="check the path")
+    try:
+        content: Any = read_json(path)
+    except FileNotFoundError:
+        raise _refused(root, f"no {_DESCRIPTION}") from None
+    except OSError as error:
+        why = unreadable_reason(path, error)
+        raise InputRefused("the BIDS dataset can't be read", where=path, found=why.said, do=why.do) from error
+    except ValueError as error:
+        raise _refused(path, str(error)) from error
+    if not isinstance(content, dict) or not content.get("Name") or not content.get("BIDSVersion"):
+        raise _refused(path, "no Name, or no BIDSVersion")
+    if (kind := content.get("DatasetType", "raw")) != "raw":
+        raise _refused(path, f"DatasetType {kind}")
+
+
+def _refused(where: Path, found: str) -> InputRefused:
+    do = f"give a raw BIDS dataset, go on all the same with --skip-bids-validation, or take {command('batch')} for other layouts"
+    return InputRefused("the dataset is no raw BIDS dataset", where=where, found=found, do=do)
+
+
+def use_work_folder(folder: Path) -> None:
+    """Let temporary files lie in a folder, made if need be; of processes that are started, too. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder.absolute())

@@ -1,0 +1,208 @@
+"""`batch --dry-run`: what a batch would do. Cases that headers already refuse, and the seconds and memory of the others.
+
+Time is proportional to the activations that go through the networks: windows x flips x bytes of a window (benchmarks/RESULTS.md, "Growth").
+Memory is that of docs/architecture.md. Neither knows whether a skull will be stripped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ensemble.batch.layouts import FoundCase
+from ensemble.batch.run import Dataset
+from ensemble.batch.selection import Placed
+from ensemble.batch.summary import spent
+from ensemble.config import ExtraOutputs, RunConfig
+from ensemble.errors import InputRefused
+from ensemble.families.base import NetworkSpec
+from ensemble.families.registry import family_of
+from ensemble.families.spec import MemberSpec
+from ensemble.geometry import Grid
+from ensemble.inference.device import describe_device, resolve_device
+from ensemble.inference.tiling import axis_starts
+from ensemble.members.manifest import find_members
+from ensemble.outputs.layouts.bids import read_report, refuse_foreign, refuse_foreign_tree
+from ensemble.readers.base import RawImage
+from ensemble.readers.dicom.read import is_dicom
+from ensemble.readers.inspect import inspect
+from ensemble.readers.stored import read_grid
+from ensemble.text import all_printable, visible
+from ensemble.types import Modality
+
+log = logging.getLogger(__name__)
+
+#: CPU seconds for a GiB of activations, for reading and preparing a case, and for its findings: docs/adr/0027 says how they were measured.
+CPU_S_PER_GIB, PREPARE_S, FINDINGS_S = 1.6, 1.0, 2.5
+#: What Python, PyTorch, OpenVINO and SciPy take before any case, in bytes.
+BASE_BYTES = 1100 * 2**20
+#: A brain's largest extent along x, y and z (mm): windows beyond it hold nothing and are computed once.
+_BRAIN_MM = (160.0, 190.0, 160.0)
+#: Earlier results by which times are corrected.
+_SAMPLE = 20
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One case."""
+
+    case: str
+    problem: InputRefused | None = None
+    size: tuple[int, ...] = ()
+    """Voxels of the DWI along x, y, z."""
+    spacing_mm: tuple[float, ...] = ()
+    seconds: float | None = None
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What a case costs on this machine."""
+
+    networks: Sequence[NetworkSpec]
+    mirrored: bool
+    """Whether windows are computed once for each flip."""
+    findings: bool
+    factor: float | None
+    """Seconds for a CPU second of the constants; None where that is not known, as on a GPU that has done no case yet."""
+
+    @classmethod
+    def of(
+        cls, specs: Sequence[MemberSpec], config: RunConfig, extras: ExtraOutputs, device: str, out: Path
+    ) -> CostModel:
+        """Return the model for these members, corrected by results that stand in `out`. Raises WeightsBroken."""
+        import torch
+
+        networks = [network for spec in specs for network in family_of(spec).networks(spec.folder)]
+        usual = 1 / torch.get_num_threads() if device == "cpu" else None
+        model = cls(networks, config.tta != "none", extras.findings, usual)
+        took = stated = 0.0
+        for seconds, size, spacing_mm in itertools.islice(spent(out, describe_device(device)), _SAMPLE):
+            took, stated = took + seconds, stated + model.cpu_seconds(size, spacing_mm)
+        return replace(model, factor=took / stated) if stated else model
+
+    def cpu_seconds(self, size: Sequence[int], spacing_mm: Sequence[float]) -> float:
+        """Return the time (s) that one core takes for a case whose DWI has this size and spacing along x, y, z."""
+        gib = sum(self._activations(network, size, spacing_mm) for network in self.networks) / 2**30
+        return CPU_S_PER_GIB * gib + PREPARE_S + FINDINGS_S * self.findings
+
+    def memory(self, size: Sequence[int]) -> int:
+        """Return the peak (bytes) of a process that holds all networks and works on such a case."""
+        import torch
+
+        from ensemble.inference.capacity import windows_at_once
+
+        cpu, voxels = torch.device("cpu"), math.prod(size)
+        held = sum(network.weights.stat().st_size for network in self.networks)
+        working = [
+            4 * voxels * (4 + 3 * network.channels + 2 * 2 + 4)
+            + network.window_bytes * windows_at_once(network.window_bytes, len(network.patch), cpu)
+            for network in self.networks
+        ]
+        return BASE_BYTES + 2 * held + max(working, default=0)
+
+    def _activations(self, network: NetworkSpec, size: Sequence[int], spacing_mm: Sequence[float]) -> float:
+        """Return the bytes of activations that go through a network."""
+        extent = [min(n * mm, most) for n, mm, most in zip(size, spacing_mm, _BRAIN_MM, strict=True)]
+        axes = len(network.patch)
+        windows = 1 if axes == 3 else math.ceil(extent[2] / spacing_mm[2])
+        for mm, voxel, window in zip(extent[::-1][-axes:], network.spacing_mm, network.patch, strict=True):
+            windows *= len(axis_starts(max(math.ceil(mm / voxel), window), window, 0.5))
+        return windows * (2**axes if self.mirrored else 1) * network.window_bytes
+
+
+def expect(placed: Placed, root: Path, model: CostModel) -> Expected:
+    """Return what is expected of a case, by names and headers."""
+    case, place = placed
+    try:
+        if case.problem is not None:
+            raise case.problem
+        refuse_foreign(root, place)
+        dwi = _grids(case)[Modality.DWI]
+    except InputRefused as refused:
+        return Expected(case.name, refused)
+    seconds = None if model.factor is None else model.factor * model.cpu_seconds(dwi.size, dwi.spacing_mm)
+    return Expected(case.name, None, dwi.size, dwi.spacing_mm, seconds, model.memory(dwi.size))
+
+
+def _grids(case: FoundCase) -> dict[Modality, Grid]:
+    """Return where the images of a case lie. Raises InputRefused for the first that its header refuses."""
+    grids = {}
+    for modality, path in case.files.items():
+        if not is_dicom(path):
+            grids[modality] = read_grid(path, modality.label)
+            continue
+        found: Any = inspect(path, None).images[modality]
+        if isinstance(found, InputRefused):
+            raise found
+        grids[modality] = found.volume.grid if isinstance(found, RawImage) else found
+    return grids
+
+
+def dry_run(
+    dataset: Dataset, out: Path, config: RunConfig, extras: ExtraOutputs, *, resume: bool = True, as_json: bool = False
+) -> int:
+    """Say what `batch` would do. Returns 3 where it would refuse a case, else 0; writes nothing. Raises as `batch` does."""
+    refuse_foreign_tree(out, dataset.path)
+    _, selected = dataset.find(out)
+    device = resolve_device(config.device)
+    model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, device, out)
+    there = {case.name for case, place in selected if resume and read_report(out, place) is not None}
+    expected = [expect(placed, out, model) for placed in selected]
+    report = _report(expected, there, describe_device(device))
+    for line in json.dumps(all_printable(report), indent=2).split("\n") if as_json else _lines(report):
+        log.info("%s", line)
+    return InputRefused.exit_code if report["total"]["refused"] else 0
+
+
+def _report(expected: Sequence[Expected], there: Collection[str], device: str) -> dict[str, Any]:
+    """Return what is expected, for JSON."""
+    cases = []
+    for case in expected:
+        entry: dict[str, Any] = {"case": case.case, "status": "refused" if case.problem else "ready"}
+        if case.problem is not None:
+            entry["message"] = " ".join(str(case.problem).split())
+        else:
+            entry |= {
+                "earlier_result": case.case in there,
+                "voxels": math.prod(case.size),
+                "seconds": None if case.seconds is None else round(case.seconds, 1),
+                "memory_mb": round(case.memory_bytes / 2**20),
+            }
+        cases.append(entry)
+    ready = [case for case in expected if case.problem is None]
+    seconds = [case.seconds for case in ready if case.seconds is not None]
+    return {
+        "device": device,
+        "total": {
+            "cases": len(cases),
+            "refused": len(cases) - len(ready),
+            "earlier_results": sum(entry.get("earlier_result", False) for entry in cases),
+            "seconds": round(sum(seconds)) if len(seconds) == len(ready) else None,
+            "memory_mb": max((round(case.memory_bytes / 2**20) for case in ready), default=0),
+        },
+        "cases": cases,
+    }
+
+
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the same for people: what is refused, and the sums."""
+    total = report["total"]
+    for entry in report["cases"]:
+        if entry["status"] == "refused":
+            yield f"{visible(entry['case'])}: would be refused: {visible(entry['message'])}"
+    yield f"{total['cases']} cases, {total['refused']} refused by their names or headers"
+    if total["earlier_results"]:
+        yield f"{total['earlier_results']} have results, kept where images, weights and options are the same"
+    if total["seconds"] is None:
+        yield f"seconds: not known before the first results ({report['device']})"
+    else:
+        hours = f" ({total['seconds'] / 3600:.1f} h)" if total["seconds"] > 3600 else ""
+        yield f"about {total['seconds']} s{hours} for all on {report['device']}, without stripping skulls"
+    yield f"about {total['memory_mb']} MB of memory"

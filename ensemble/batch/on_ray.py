@@ -1,0 +1,364 @@
+"""A batch on a Ray cluster, or on the GPUs of one machine: an actor for each GPU, or for some CPUs, that keeps the networks.
+
+Cases are calls of actors, longest first. Ray places and watches the processes; who may work on a case, and how it is published, is what it
+is without Ray (`case_loop`, `claims`): an actor that was given up and lives on can do no harm.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ensemble.batch.case_loop import BatchPlan, CaseWorker, Outcome, fail_case
+from ensemble.batch.claims import BatchClaims
+from ensemble.batch.identity import recipe, result_key
+from ensemble.batch.selection import Placed
+from ensemble.config import Device
+from ensemble.errors import MembersFailed, OutOfMemory, UsageError, UserError
+from ensemble.folders import unwritable
+from ensemble.inference.device import resolve_device
+from ensemble.logging_setup import set_up_logging
+from ensemble.members.manifest import find_members, weight_digests
+from ensemble.memory import MORE_MEMORY, keep_freed_memory
+from ensemble.pipeline import Ensemble
+
+log = logging.getLogger(__name__)
+
+#: What `--ray` without an address means: a cluster of this machine's own, for as long as the batch.
+LOCAL = "local"
+#: Cases that an actor has at a time: while one is in the networks, another is read or written.
+_AT_A_TIME = 2
+#: Seconds between looks at which nodes there are, and before a case is tried again that somebody else works on.
+_LOOK_S, _HELD_S = 2.0, 0.5
+#: How often a case may lose its process, or a node one before that is ready.
+_LIVES = 3
+#: Seconds without any living actor after which nobody is expected to come any more.
+_PATIENCE_S = 300.0
+#: Bytes of shared memory that a cluster of our own sets aside: only outcomes go through it.
+_OBJECT_STORE = 80 * 2**20
+#: Where a cluster of our own listens. Of 127.0.0.1 Ray makes the machine's address, of this one not.
+_LOOPBACK = "127.0.0.2"
+#: Ray's own settings: nothing is reported to its makers.
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
+_INSTALL = "pip install 'isles-ensemble[ray]', or pip install ray"
+
+
+def is_installed() -> bool:
+    """Return whether there is Ray."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def gpu_count(device: Device) -> int:
+    """Return how many GPUs this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+
+
+def segment_on_ray(
+    address: str,
+    cpus: int,
+    job: BatchPlan,
+    session: BatchClaims,
+    cases: Sequence[Placed],
+    load: Callable[[], Ensemble],
+    tell: Callable[[Outcome], None],
+) -> None:
+    """Bring every case to an end on a cluster.
+
+    `cpus` are those of an actor. `load` must be picklable. Raises what an actor raised that a user can act on, UsageError where there is
+    no Ray or no such cluster, MembersFailed when no actor is left.
+    """
+    with _connected(address) as ray:
+        token = job.root / ".batch" / f"ray-{uuid4().hex}"
+        token.touch()
+        fleet = _Fleet(ray, job, load, token, cpus)
+        try:
+            _share(ray, fleet, job, session, cases, tell)
+        finally:
+            fleet.end()
+            with suppress(OSError):
+                token.unlink()
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Give the module `ray`, connected to a cluster; one that was started for it ends with the block. Nothing is reported to anybody."""
+    if not is_installed():
+        raise UsageError("--ray needs Ray, which is not installed", do=_INSTALL)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if address == LOCAL:
+            own: dict[str, Any] = {
+                "include_dashboard": False,
+                "_node_ip_address": _LOOPBACK,
+                "object_store_memory": _OBJECT_STORE,
+            }
+            ray.init(address="local", **own, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except Exception as error:  # Ray raises whatever it likes, Exception itself among it
+        found = " ".join(str(error).split())[:300]
+        do = "give the address that `ray start --head` has printed (HOST:PORT), or auto on a machine of the cluster"
+        raise UsageError("no Ray cluster answers", where=address, found=found, do=do) from error
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class _Worker:
+    """The actor: keeps the networks, and brings one case after the other to its end."""
+
+    def __init__(self, job: BatchPlan, load: Callable[[], Ensemble], token: Path, threads: int) -> None:
+        import SimpleITK as sitk
+        import torch
+
+        keep_freed_memory()
+        set_up_logging()
+        # a cluster of our own inherits variables that give each process the whole machine
+        torch.set_num_threads(threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        self._job, self._load, self._token = job, load, token
+        self._claims: BatchClaims | None = None
+
+    def ready(self) -> UserError | None:
+        """Load the networks; return why that can't be, or why this node must not take part."""
+        job = self._job
+        try:
+            if not self._token.exists():
+                raise UsageError("a node of the cluster does not see the output folder", where=f"{_node()}: {job.root}",
+                                 do="give a folder that all nodes share, by the same path")  # fmt: skip
+            job = replace(job, device=resolve_device(job.config.device))
+            specs = find_members(job.config.weights_folder, job.config.members)
+            digests = {spec.name: weight_digests(spec) for spec in specs}
+            if recipe(specs, digests, job.config, job.extras) != job.recipe:
+                raise UsageError("a node of the cluster has another version of this program, or other weights", where=_node(),
+                                 do="install the same ones everywhere")  # fmt: skip
+            self._claims = BatchClaims(job.root, result_key(job.recipe, {}))
+            self._cases = CaseWorker(job, self._claims, self._load)
+            self._cases.load()
+        except UserError as error:
+            return error
+        except OSError as error:
+            return unwritable(job.root, error)
+        return None
+
+    def segment(self, placed: Placed) -> Outcome | UserError | None:
+        """Return what became of a case, or what ends the batch; None where somebody else works on the case."""
+        try:
+            return self._cases(*placed)
+        except UserError as error:
+            return error
+        except OSError as error:
+            return unwritable(self._job.root, error)
+
+    def leave(self) -> None:
+        """Give everything back."""
+        if self._claims is not None:
+            self._claims.leave()
+
+
+def _node() -> str:
+    return os.uname().nodename
+
+
+@dataclass
+class _Member:
+    """An actor, as the driver sees it."""
+
+    slot: tuple[str, int]
+    """Its node, and which of the node's actors it is."""
+    actor: Any
+    ready: bool = False
+    cases: list[str] = field(default_factory=list)
+    alone: bool = False
+    """Whether its case may be what kills its process: it gets no other one meanwhile."""
+
+
+class _Fleet:
+    """The actors on all living nodes."""
+
+    def __init__(self, ray: Any, job: BatchPlan, load: Callable[[], Ensemble], token: Path, cpus: int) -> None:
+        self._ray, self._cpus = ray, cpus
+        living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._gpus = job.config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in living)
+        if job.config.device == "cuda" and not self._gpus:
+            raise UsageError("--device cuda, but no node of the cluster has a GPU", do="use --device auto or cpu")
+        config = replace(job.config, device="cuda" if self._gpus else "cpu")
+        self._arguments = (replace(job, config=config), load, token)
+        self.members: dict[tuple[str, int], _Member] = {}
+        self.starting: dict[Any, _Member] = {}
+        self._losses: Counter[tuple[str, int]] = Counter()  # of processes that died before they were ready
+        self._looked = self._alive = time.monotonic()
+        self.last_loss = ""
+        self._look()
+
+    def refresh(self) -> None:
+        """Put actors where there is room for one. Raises MembersFailed where for long there was none at all."""
+        now = time.monotonic()
+        if now - self._looked > _LOOK_S:
+            self._looked = now
+            self._look()
+        if any(member.ready for member in self.members.values()):
+            self._alive = now
+        hopeless = not self.members and bool(self._losses)
+        if hopeless or now - self._alive > _PATIENCE_S:
+            raise MembersFailed(
+                "no process is left on the Ray cluster",
+                found=self.last_loss or f"no node with room for one of {self._cpus} CPUs" + " and a GPU" * self._gpus,
+                do="look whether its nodes are alive (ray status) and run the batch again",
+            )
+
+    def _look(self) -> None:
+        for node in (node for node in self._ray.nodes() if node["Alive"]):
+            cpus, gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
+            each = max(1, min(self._cpus, cpus // max(gpus, 1) if self._gpus else cpus))
+            for index in range(gpus if self._gpus else cpus // each):
+                slot = (node["NodeID"], index)
+                if slot not in self.members and self._losses[slot] < _LIVES:
+                    self._start(slot, each)
+
+    def _start(self, slot: tuple[str, int], cpus: int) -> None:
+        options = {
+            "num_cpus": cpus,
+            "num_gpus": int(self._gpus),
+            "max_concurrency": _AT_A_TIME,
+            "scheduling_strategy": _only_on(slot[0]),
+        }
+        actor = self._ray.remote(_Worker).options(**options).remote(*self._arguments, cpus)
+        member = self.members[slot] = _Member(slot, actor)
+        self.starting[actor.ready.remote()] = member
+
+    def lost(self, member: _Member, error: Exception) -> None:
+        """An actor's process has died, or its node."""
+        self.last_loss = " ".join(str(error).split())[:300]
+        if self.members.get(member.slot) is member:
+            log.warning("note: a process of the Ray cluster was lost: %s", self.last_loss)
+            del self.members[member.slot]
+            self._losses[member.slot] += not member.ready
+
+    def end(self) -> None:
+        """End all actors, as far as they can still be reached."""
+        with suppress(self._ray.exceptions.RayError):
+            idle = [member for member in self.members.values() if member.ready and not member.cases]
+            if leaving := [member.actor.leave.remote() for member in idle]:
+                self._ray.wait(leaving, num_returns=len(leaving), timeout=10)
+            for member in self.members.values():
+                self._ray.kill(member.actor)
+
+
+def _only_on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+
+def _share(
+    ray: Any,
+    fleet: _Fleet,
+    job: BatchPlan,
+    session: BatchClaims,
+    cases: Sequence[Placed],
+    tell: Callable[[Outcome], None],
+) -> None:
+    """Give the cases to the actors until all have come to an end."""
+    waiting = deque(sorted(cases, key=_bytes, reverse=True))
+    held: deque[tuple[float, Placed]] = deque()
+    running: dict[Any, tuple[_Member, Placed]] = {}
+    losses: Counter[str] = Counter()
+    while waiting or held or running:
+        fleet.refresh()
+        while held and held[0][0] < time.monotonic():
+            waiting.append(held.popleft()[1])
+        for member in sorted(fleet.members.values(), key=lambda member: len(member.cases)):
+            _give(member, waiting, losses, running)
+        for answer in _answers(ray, [*running, *fleet.starting]):
+            member, placed = running.pop(answer, None) or (fleet.starting.pop(answer), None)
+            try:
+                said = ray.get(answer)
+            except ray.exceptions.RayTaskError:  # a bug of ours
+                raise
+            except ray.exceptions.RayError as error:
+                fleet.lost(member, error)
+                if placed is not None:
+                    case = placed[0]
+                    losses[case.name] += 1
+                    if losses[case.name] < _LIVES:
+                        waiting.appendleft(placed)
+                    else:
+                        tell(fail_case(job, session, *placed, _gave_up(str(error))))
+                continue
+            if isinstance(said, UserError):
+                raise said
+            if placed is None:
+                member.ready = True
+                continue
+            member.cases.remove(placed[0].name)
+            member.alone = member.alone and bool(member.cases)
+            if said is None:
+                held.append((time.monotonic() + _HELD_S, placed))
+            else:
+                tell(said)
+
+
+def _answers(ray: Any, asked: list[Any]) -> list[Any]:
+    """Return what has been answered, after a while nothing."""
+    if not asked:
+        time.sleep(_HELD_S)
+        return []
+    done: list[Any] = ray.wait(asked, timeout=_HELD_S)[0]
+    return done
+
+
+def _give(
+    member: _Member, waiting: deque[Placed], losses: Counter[str], running: dict[Any, tuple[_Member, Placed]]
+) -> None:
+    """Give an actor as many cases as it takes. One that was lost before goes alone: it may be what killed the process."""
+    while member.ready and waiting and not member.alone and len(member.cases) < _AT_A_TIME:
+        suspect = losses[waiting[0][0].name] > 0
+        if suspect and member.cases:
+            return
+        placed = waiting.popleft()
+        member.alone = suspect
+        member.cases.append(placed[0].name)
+        running[member.actor.segment.remote(placed)] = (member, placed)
+
+
+def _gave_up(found: str) -> OutOfMemory:
+    return OutOfMemory(
+        f"the process that segmented it died {_LIVES} times",
+        found=" ".join(found.split())[:200],
+        do=f"if memory ran out, {MORE_MEMORY}, or give each process more of a node (--ray-cpus)",
+    )
+
+
+def _bytes(placed: Placed) -> int:
+    """Return how large a case's images are on disk: larger ones take longer."""
+    total = 0
+    for path in placed[0].files.values():
+        with suppress(OSError):
+            inner = path.rglob("*") if path.is_dir() else [path]
+            total += sum(file.stat().st_size for file in inner if file.is_file())
+    return total

@@ -1,0 +1,213 @@
+"""`slurm DATASET OUT`: a batch as an array of SLURM jobs, a share of the cases each, and a last job that summarises."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ensemble
+from ensemble.batch.estimate import CostModel, expect
+from ensemble.batch.run import Dataset
+from ensemble.batch.selection import Placed
+from ensemble.config import ExtraOutputs, RunConfig
+from ensemble.errors import UsageError
+from ensemble.folders import unwritable
+from ensemble.members.manifest import find_members
+from ensemble.outputs.layouts.bids import refuse_foreign_tree
+from ensemble.program import program_name
+from ensemble.threads import VARIABLES, thread_variables
+
+log = logging.getLogger(__name__)
+
+ARRAY, GROUP, SUBMIT = "participant.sbatch", "group.sbatch", "submit.sh"
+#: Cases whose headers are read for an estimate; seconds of a case where none can be had; most tasks (SLURM's default MaxArraySize is 1001).
+_SAMPLE, _USUAL_SECONDS, _MOST_SHARDS = 40, 60.0, 1000
+#: How much more time and memory is asked for than expected.
+_MARGIN_TIME, _MARGIN_MEMORY = 3.0, 1.5
+_ARRAY = """\
+#!/bin/bash
+# Written by `{program} slurm`. {submit} submits it. A task that is killed and requeued goes on where it ended.
+#SBATCH --job-name=isles-ensemble
+#SBATCH --array=1-{shards}
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --mem={memory_mb}M
+#SBATCH --time={minutes}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={logs}/%A_%a.log
+{directives}
+set -euo pipefail
+export {threads}
+scratch=$(mktemp -d "${{TMPDIR:-/tmp}}/isles-ensemble-XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+export TMPDIR=$scratch
+{command} batch {arguments} --shard "$SLURM_ARRAY_TASK_ID/{shards}"
+"""
+_GROUP = """\
+#!/bin/bash
+# Written by `{program} slurm`: the summary, when all tasks of the array have ended, well or not.
+#SBATCH --job-name=isles-ensemble-group
+#SBATCH --mem=4000M
+#SBATCH --time=120
+#SBATCH --output={logs}/group_%j.log
+{directives}
+set -euo pipefail
+export {threads}
+scratch=$(mktemp -d "${{TMPDIR:-/tmp}}/isles-ensemble-XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+export TMPDIR=$scratch
+{command} {dataset} {out} group
+"""
+_SUBMIT = """\
+#!/bin/bash
+# Written by `{program} slurm`. Submits the array, and the summary behind it; further options go to both calls of sbatch.
+set -euo pipefail
+here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
+array=$(sbatch --parsable "$@" "$here/{array}")
+array=${{array%%;*}}
+group=$(sbatch --parsable --dependency="afterany:$array" "$@" "$here/{group}")
+echo "array $array, summary ${{group%%;*}}: squeue --job $array,${{group%%;*}}"
+"""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a task of the array gets."""
+
+    shards: int | None = None
+    """Tasks; None for as many as take about an hour each."""
+    cpus: int = 4
+    gpu: bool = False
+    memory_gb: float | None = None
+    """None for what the estimate says, and half as much again."""
+    hours: float | None = None
+    """Time limit; None for three times the estimate."""
+    apptainer: str = ""
+    """Image file (.sif) or address that Apptainer runs; empty for none."""
+    docker: str = ""
+    """Image that Docker runs; empty for none."""
+
+
+def write_scripts(
+    dataset: Dataset,
+    out: Path,
+    config: RunConfig,
+    extras: ExtraOutputs,
+    words: Sequence[str],
+    resources: Resources,
+    folder: Path,
+) -> None:
+    """Write the two jobs and what submits them into `folder`; `words` are the options that the tasks get.
+
+    Raises as `batch` does.
+    """
+    if resources.apptainer and resources.docker:
+        raise UsageError("--apptainer and --docker name two images", do="give one of them")
+    refuse_foreign_tree(out, dataset.path)
+    _, selected = dataset.find(out)
+    model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, "cpu", out)
+    seconds, memory_mb = _expected(selected, out, model, resources)
+    shards = resources.shards or min(max(1, math.ceil(seconds / 3600)), len(selected), _MOST_SHARDS)
+    hours = resources.hours or max(1.0, _MARGIN_TIME * seconds / shards / 3600)
+    logs, absolute, results = (
+        folder.absolute() / "logs",
+        dataset.path.absolute(),
+        out.absolute(),
+    )
+    parts = {
+        "program": program_name(),
+        "submit": SUBMIT,
+        "array": ARRAY,
+        "group": GROUP,
+        "shards": shards,
+        "cpus": resources.cpus,
+        "threads": _threads(resources.cpus),
+        "memory_mb": math.ceil((resources.memory_gb or _MARGIN_MEMORY * memory_mb / 1000) * 1000),
+        "minutes": math.ceil(60 * hours),
+        "logs": _in_directive(logs),
+        "directives": "#SBATCH --gres=gpu:1" if resources.gpu else "#",
+        "dataset": shlex.quote(str(absolute)),
+        "out": shlex.quote(str(results)),
+        "arguments": shlex.join([str(absolute), str(results), *words]),
+    }
+    mounts = _mounts(absolute, selected, words)
+    array = parts | {"command": _command(resources, mounts, results, gpu=resources.gpu)}
+    group = parts | {
+        "command": _command(resources, mounts, results, gpu=False),
+        "directives": "#",
+        "threads": _threads(1),
+    }
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        if resources.docker or resources.apptainer:
+            results.mkdir(parents=True, exist_ok=True)  # what is mounted must be there
+        for name, text in (
+            (ARRAY, _ARRAY.format(**array)), (GROUP, _GROUP.format(**group)), (SUBMIT, _SUBMIT.format(**parts))
+        ):  # fmt: skip
+            path = folder / name
+            path.write_text(
+                "\n".join(line for line in text.split("\n") if line != "#"), encoding="utf-8", errors="surrogateescape"
+            )
+            path.chmod(0o755)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
+             parts["memory_mb"])  # fmt: skip
+    log.info("read them, then submit: %s", shlex.quote(str(folder / SUBMIT)))
+
+
+def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources: Resources) -> tuple[float, float]:
+    """Return the time (s) that all cases take, one after the other, and the memory (MB) of the largest: by some of them."""
+    some = selected[:: max(1, len(selected) // _SAMPLE)]
+    ready = [case for case in (expect(placed, out, model) for placed in some) if case.problem is None]
+    memory = max((case.memory_bytes / 1e6 for case in ready), default=2000.0)
+    if resources.gpu or not ready:
+        return _USUAL_SECONDS * len(selected), memory
+    cpu = [model.cpu_seconds(case.size, case.spacing_mm) for case in ready]
+    return sum(cpu) / len(cpu) * len(selected) / resources.cpus, memory
+
+
+def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: bool) -> str:
+    """Return what runs the program, as shell words."""
+    if resources.apptainer:
+        binds = [word for place in mounts for word in ("--bind", f"{place}:{place}:ro")]
+        words = ["apptainer", "run", *(["--nv"] if gpu else []), *binds, "--bind", f"{out}:{out}"]
+        inside = '--bind "$scratch:/tmp" --env TMPDIR=/tmp'  # what else is exported, Apptainer passes on
+        return f"{shlex.join(words)} {inside} {shlex.quote(resources.apptainer)}"
+    if resources.docker:
+        binds = [word for place in mounts for word in ("--volume", f"{place}:{place}:ro")]
+        words = ["docker", "run", "--rm", "--network", "none", *binds, "--volume", f"{out}:{out}"]
+        inside = '--user "$(id -u):$(id -g)" --volume "$scratch:/tmp" --env TMPDIR=/tmp'
+        inside += "".join(f" --env {name}" for name in VARIABLES)
+        inside += ' --gpus "\\"device=$CUDA_VISIBLE_DEVICES\\""' * gpu
+        return f"{shlex.join(words)} {inside} {shlex.quote(resources.docker)}"
+    if program_name() == "isles-ensemble":
+        return shlex.quote(str(Path(sys.argv[0]).absolute()))
+    return shlex.join([sys.executable, str(Path(ensemble.__file__).resolve().parent.parent / "process.py")])
+
+
+def _threads(count: int) -> str:
+    return " ".join(f"{name}={value}" for name, value in thread_variables(count).items())
+
+
+def _mounts(dataset: Path, selected: Sequence[Placed], words: Sequence[str]) -> list[str]:
+    """Return the folders that a container must see: the dataset's, those that its images lead to, and those that options name."""
+    root = dataset if dataset.is_dir() else dataset.parent
+    found = {str(path.resolve().parent) for case, _ in selected for path in case.files.values()}
+    outside = {place for place in found if not Path(place).is_relative_to(root.resolve())}
+    if outside and (common := os.path.commonpath(outside)) != "/":
+        outside = {common}
+    named = {word for word in words if word.startswith("/") and Path(word).exists()}
+    return sorted({str(root), *outside, *named})
+
+
+def _in_directive(path: Path) -> str:
+    """Return a path as a line of #SBATCH takes it: its % would stand for something, and blanks end it."""
+    text = str(path).replace("%", "%%")
+    return f'"{text}"' if " " in text else text

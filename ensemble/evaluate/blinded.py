@@ -1,0 +1,230 @@
+"""A reader study: one offline page that shows two masks of each case, and a key that tells whose they are.
+
+The page is made of images and of a left and a right mask for each case, in an order drawn at random; whose masks they are, what the
+cases are called, and what was drawn reach the key only. So nothing in the page can tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble import __version__
+from ensemble.config import RunConfig
+from ensemble.errors import InputRefused, UsageError
+from ensemble.evaluate.methods import TRUTH, Method
+from ensemble.evaluate.pairs import Pair, masks_of
+from ensemble.evaluate.scores import read_mask
+from ensemble.geometry import ROUNDING_VOXELS
+from ensemble.outputs.report.parts import code, grey_levels, json_text, sheet, sheet_columns, template
+from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
+from ensemble.outputs.report.views import WINDOWS, brain_box
+from ensemble.prepare.case import PreparedCase, prepare_for_run
+from ensemble.publish import publish, write_json
+from ensemble.readers.imagefile import read_files
+from ensemble.text import all_printable, printable
+from ensemble.types import AnyArray, BoolArray, Modality
+
+KEY_SCHEMA = 1
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Images:
+    """A dataset: images by the names of its cases."""
+
+    root: Path
+    files: Mapping[str, Mapping[Modality, Path]]
+
+
+@dataclass(frozen=True)
+class AskedReaders:
+    """A reader study that is to be made."""
+
+    page: Path
+    key: Path
+    images: Images
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case of a reader study, as it is shown: axial, radiological, cut to the brain and the masks."""
+
+    case: str
+    pixel_mm: tuple[float, float]
+    """Width and height."""
+    images: tuple[Mapping[str, str], ...]
+    """Of each image its `name` and its `sheet` of slices."""
+    masks: tuple[BoolArray, BoolArray]
+    """(z, y, x), in the order of the study's methods."""
+
+
+@dataclass(frozen=True)
+class ReaderStudy:
+    """The page and its key."""
+
+    page: str
+    key: dict[str, Any]
+
+
+def compared(methods: Sequence[Method]) -> tuple[str, str]:
+    """Return whose masks are shown: of two methods theirs, of one its and the true ones. Raises UsageError for more."""
+    if len(methods) > 2:
+        raise UsageError(
+            "a reader study shows two masks of a case",
+            found=f"{len(methods)} methods",
+            do="give one method, which is set beside the true masks, or two",
+        )
+    return methods[0].name, methods[1].name if len(methods) > 1 else TRUTH
+
+
+def refuse_standing(page: Path, key: Path) -> None:
+    """Raise UsageError where a page or key stands already: answers to a page whose key is gone are lost."""
+    if page.resolve() == key.resolve():
+        raise UsageError("page and key are one file", where=page, do="give the key a name of its own")
+    for path in (page, key):
+        if path.exists():
+            raise UsageError("a reader study stands there already", where=path, do="name another file, or move it away")
+
+
+def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
+    """Write the page, and the key such that others on the machine can't read it. Both or none."""
+    with publish(page.parent) as for_page, publish(key.parent) as for_key:
+        (for_page / page.name).write_text(study.page, encoding="utf-8")
+        (for_key / key.name).touch(mode=0o600)
+        write_json(all_printable(study.key), for_key / key.name)
+
+
+def shown_cases(methods: Sequence[Method], truths: Path, dataset: Images) -> tuple[list[Shown], list[str]]:
+    """Read images and both masks of each case that all methods are measured in; also what to say of those that can't be shown.
+
+    Raises InputRefused where none can.
+    """
+    dwi = {name: files[Modality.DWI] for name, files in dataset.files.items() if Modality.DWI in files}
+    paths = [path for files in dataset.files.values() for path in files.values()]
+    of_case = masks_of(dwi, dataset.root, truths, paths)
+    names = {path: name for name, pair in of_case.items() for path in pair.truth if _only(pair)}
+    shown, said = [], []
+    for path, pair in methods[0].pairs.items():
+        if any(path not in method.scores for method in methods):
+            said.append(f"{pair.case} is not in the reader study: not every method has a mask that can be measured")
+            continue
+        try:
+            if path not in names:
+                raise InputRefused(f"case {pair.case} has no images, or they can't be told apart", where=dataset.root)
+            shown.append(_shown(pair.case, path, methods, names[path], dataset.files[names[path]]))
+        except InputRefused as error:
+            said.append(f"{pair.case} is not in the reader study: {' '.join(str(error).split())}")
+    if not shown:
+        raise InputRefused(
+            "no case can be shown to readers",
+            where=dataset.root,
+            found=said[0],
+            do="give the images of the cases as --images",
+        )
+    return shown, said
+
+
+def _only(pair: Pair) -> bool:
+    return len(pair.truth) == 1 and len(pair.predictions) == 1
+
+
+def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: Mapping[Modality, Path]) -> Shown:
+    config = RunConfig()
+    images = prepare_for_run(read_files(name, files), config, "cpu")
+    paths = [method.pairs[truth].predictions[0] for method in methods] + [truth] * (len(methods) == 1)
+    masks = []
+    for path in paths:
+        mask = read_mask(path, "mask")
+        if not mask.grid.distance_voxels(images.grid) <= ROUNDING_VOXELS:
+            raise InputRefused(
+                "a mask does not lie on the grid of the DWI", where=path, do="give the images it was drawn on"
+            )
+        masks.append(mask.array)
+    return as_shown(case, images, (masks[0], masks[1]))
+
+
+def as_shown(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]) -> Shown:
+    """Return a case as it is shown; `masks` are (z, y, x) on its grid."""
+    canonical = images.grid.canonical()
+    rows, columns = brain_box(canonical.apply(images.brain.array | masks[0] | masks[1]))
+    spacing = canonical.spacing(images.grid.spacing_zyx_mm)
+
+    def cut(array: AnyArray) -> AnyArray:
+        return canonical.apply(array)[:, rows, columns]
+
+    sheets = tuple(
+        {
+            "name": modality.label,
+            "sheet": sheet(grey_levels(cut(images.tissue_normalized[modality].array), window), lossless=False),
+        }
+        for modality, window in WINDOWS.items()
+        if modality in images.tissue_normalized
+    )
+    return Shown(case, (spacing[2], spacing[1]), sheets, (cut(masks[0]).copy(), cut(masks[1]).copy()))
+
+
+def make_reader_study(cases: Sequence[Shown], names: tuple[str, str], seed: str = "") -> ReaderStudy:
+    """Draw order and sides, and make page and key.
+
+    `seed` (64 hexadecimal digits) is drawn by the system unless given; it stands in the key only. All that is drawn are keyed hashes,
+    so that what the page shows of them (names of items, their order) tells nothing of the rest.
+    """
+    seed = seed or secrets.token_hex(32)
+    order = sorted(range(len(cases)), key=lambda number: _drawn(seed, f"order {number}"))
+    items, entries = [], []
+    for number in order:
+        case, token, exchanged = cases[number], _token(seed, f"item {number}"), _drawn(seed, f"side {number}")[0] & 1
+        left, right = case.masks[::-1] if exchanged else case.masks
+        sides = names[::-1] if exchanged else names
+        items.append({"item": token} | _viewer(case, left, right))
+        entries.append({"item": token, "case": case.case, "left": sides[0], "right": sides[1]})
+    key: dict[str, Any] = {
+        "schema": KEY_SCHEMA,
+        "tool": {"name": TOOL, "version": __version__},
+        "study": _token(seed, "study"),
+        "seed": seed,
+        "methods": list(names),
+        "items": entries,
+    }
+    return ReaderStudy(_page(key["study"], items), key)
+
+
+def _drawn(seed: str, what: str) -> bytes:
+    return hashlib.blake2b(what.encode(), key=bytes.fromhex(seed), digest_size=16).digest()
+
+
+def _token(seed: str, what: str) -> str:
+    """Return a name that says nothing; letters only, since spreadsheets turn `12e5` into a number."""
+    return "".join(_LETTERS[byte % len(_LETTERS)] for byte in _drawn(seed, what))
+
+
+def _page(study: str, items: Sequence[Mapping[str, Any]]) -> str:
+    text: str = template("readers.html").render(
+        notice=RESEARCH_USE, count=len(items), data=json_text({"study": study, "items": items}), **code("readers.js")
+    )
+    return printable(text)
+
+
+def _viewer(case: Shown, left: BoolArray, right: BoolArray) -> dict[str, Any]:
+    """Return what the script needs to draw a case. It begins where both masks together are largest."""
+    slices, height, width = left.shape
+    area = left.sum(axis=(1, 2)) + right.sum(axis=(1, 2))
+    bits = np.stack([left, right, np.zeros_like(left)], axis=-1).astype(np.uint8) * 255
+    return {
+        "slices": slices,
+        "height": height,
+        "width": width,
+        "columns": sheet_columns(slices),
+        "pixel_mm": case.pixel_mm,
+        "start": int(area.argmax()) if area.any() else slices // 2,
+        "area": area.tolist(),
+        "labels": sheet(bits, lossless=True),
+        "images": case.images,
+    }

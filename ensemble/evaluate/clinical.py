@@ -1,0 +1,315 @@
+"""What is known of patients beside their masks: a table, and how lesion volume and number go with its scores."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import InputRefused, UsageError
+from ensemble.evaluate.intervals import (
+    MIN_CORRELATED,
+    ends,
+    holm,
+    spearman,
+    spearman_intervals,
+)
+from ensemble.evaluate.methods import TRUTH, Method
+from ensemble.evaluate.scores import Score
+from ensemble.files import cannot_open_error
+from ensemble.tables import NOTHING, Sheet, read_sheet
+from ensemble.text import printable
+from ensemble.types import FloatArray
+
+_NAME = "the clinical table"
+_CASE = "case"
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+#: Quantities that are set beside scores: what they are called, and how predicted and true masks are asked for them.
+QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_lesions", "truth_lesions")}
+
+
+@dataclass(frozen=True)
+class Clinical:
+    """A table of patients, by case."""
+
+    cases: frozenset[str]
+    scores: Mapping[str, Mapping[str, float]]
+    """Columns of numbers: by case, without missing ones."""
+    words: Mapping[str, Mapping[str, str]]
+    """All columns as text, for groups: by case, without missing ones."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation of a quantity of masks with a clinical score."""
+
+    masks: str
+    """A method, or the true masks."""
+    quantity: str
+    score: str
+    n: int
+    rho: float | None
+    ci_low: float | None
+    """Bootstrap 95 % interval (percentile, 9999 resamples of the cases, fixed seed)."""
+    ci_high: float | None
+    p: float | None
+    p_holm: float | None
+    """Corrected for all rows."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CorrelationDifference:
+    """Whether a method's masks go with a score as the true ones do, on the same cases."""
+
+    method: str
+    quantity: str
+    score: str
+    n: int
+    rho_predicted: float | None
+    rho_true: float | None
+    difference: float | None
+    ci_low: float | None
+    """Bootstrap 95 % interval, both drawn together."""
+    ci_high: float | None
+    note: str = ""
+
+
+def read_clinical(path: Path, groups: Sequence[str]) -> Clinical:
+    """Read a table with the column `case`, and of each case scores and the columns that `groups` names.
+
+    A column is a score when all that stands in it is a number; text alone is passed over, with a note. Raises InputRefused for what is
+    no such table, a case twice, or numbers beside text in one column.
+    """
+    try:
+        sheet = read_sheet(path, _NAME)
+    except OSError as error:
+        raise cannot_open_error(_NAME, path, error) from error
+    columns = _columns(sheet, path)
+    lower = {name.lower(): name for name in columns}
+    key = columns.pop(lower[_CASE])
+    lines = _by_case(sheet, key, path)
+    words = {
+        name: {case: cell for case, (_, cells) in lines.items() if (cell := _cell(cells, place))}
+        for name, place in columns.items()
+    }
+    grouping = {lower[group.lower()] for group in groups if group.lower() in lower}
+    numbers, notes = _Numbers(sheet, path, lines), []
+    scores = {}
+    for name, place in columns.items():
+        if name not in grouping and words[name]:
+            if (found := numbers.column(name, place)) is None:
+                notes.append(f"column {name} of {_NAME} is text and no score")
+            else:
+                scores[name] = found
+    notes += [f"column {name} of {_NAME} is empty" for name in columns if not words[name]]
+    return Clinical(frozenset(lines), scores, words, tuple(notes))
+
+
+def unmatched(clinical: Clinical, names: Sequence[str], path: Path) -> list[str]:
+    """Return what to say of cases that table and masks do not share.
+
+    Raises InputRefused where no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
+    has read a name as a number).
+    """
+    if twice := [name for name, often in Counter(names).items() if often > 1]:
+        raise InputRefused(
+            f"two cases are called {twice[0]}, and {_NAME} tells them apart by name only",
+            where=path,
+            found=", ".join(twice[:5]),
+            do="give the cases names of their own",
+        )
+    without_row = [name for name in names if name not in clinical.cases]
+    without_mask = sorted(clinical.cases - set(names))
+    alike = {_lossy(case): case for case in without_mask}
+    if similar := [(name, alike[_lossy(name)]) for name in without_row if _lossy(name) in alike]:
+        raise InputRefused(
+            f"names of cases in {_NAME} only look like those of the masks",
+            where=path,
+            found=", ".join(f"{theirs!r} for {ours!r}" for ours, theirs in similar[:5]) + " ..." * (len(similar) > 5),
+            do="write them as the masks are called; a spreadsheet reads 001 as 1 unless the column is text",
+        )
+    if len(without_row) == len(names):
+        raise InputRefused(
+            f"no case of {_NAME} is a case of the masks",
+            where=path,
+            found=f"table: {', '.join(without_mask[:3])}; masks: {', '.join(sorted(names)[:3])}",
+            do="write the column case as the masks are called",
+        )
+    said = [f"no row in {_NAME}, so in no score or group of it: {', '.join(without_row)}"] * bool(without_row)
+    return said + [f"in {_NAME} without a measured mask: {', '.join(without_mask)}"] * bool(without_mask)
+
+
+def correlations(
+    methods: Sequence[Method], clinical: Clinical
+) -> tuple[list[Correlation], list[CorrelationDifference]]:
+    """Correlate volume and number of lesions, of each method and of the true masks, with every score."""
+    rows, differences = [], []
+    truths: dict[Path, Score] = {case: one for method in reversed(methods) for case, one in method.scores.items()}
+    for score, known in clinical.scores.items():
+        for quantity, (predicted, true) in QUANTITIES.items():
+            every = [one for one in truths.values() if one.case in known]
+            rows.append(_correlation(TRUTH, quantity, score, _values(every, true), _known(every, known)))
+            for method in methods:
+                cases = [one for one in method.scores.values() if one.case in known]
+                ours, theirs, wanted = _values(cases, predicted), _values(cases, true), _known(cases, known)
+                row, difference = _with_difference(method.name, quantity, score, ours, theirs, wanted)
+                rows.append(row)
+                differences.append(difference)
+    corrected = holm([row.p for row in rows])
+    return [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)], differences
+
+
+def _values(cases: Sequence[Score], field: str) -> FloatArray:
+    return np.array([getattr(case, field) for case in cases], float)
+
+
+def _known(cases: Sequence[Score], known: Mapping[str, float]) -> FloatArray:
+    return np.array([known[case.case] for case in cases], float)
+
+
+def _correlation(masks: str, quantity: str, score: str, values: FloatArray, wanted: FloatArray) -> Correlation:
+    found = spearman(values, wanted)
+    interval = spearman_intervals(values, values, wanted)[0] if found else None
+    note = _note(found, values, wanted, f"{quantity} of the {TRUTH}", score)
+    return Correlation(
+        masks, quantity, score, len(values), found and found[0], *ends(interval), found and found[1], None, note
+    )  # fmt: skip
+
+
+def _with_difference(
+    method: str, quantity: str, score: str, ours: FloatArray, theirs: FloatArray, wanted: FloatArray
+) -> tuple[Correlation, CorrelationDifference]:
+    """Correlate predicted quantities, and set them beside the true ones of the same cases."""
+    one, other = spearman(ours, wanted), spearman(theirs, wanted)
+    drawn = spearman_intervals(ours, theirs, wanted)
+    interval = drawn[0] or (spearman_intervals(ours, ours, wanted)[0] if one else None)
+    note = _note(one, ours, wanted, f"{quantity} of {method}", score)
+    row = Correlation(method, quantity, score, len(ours), one and one[0], *ends(interval), one and one[1], None, note)
+    said = note if one is None else _note(other, theirs, wanted, f"{quantity} of the {TRUTH}", score)
+    if one and other and np.array_equal(ours, theirs):
+        said, drawn = "equal in all cases", (None, None, None)
+    elif one and other and drawn[2] is None:
+        said = f"no interval below {MIN_CORRELATED} cases"
+    rho, rho_true = one and one[0], other and other[0]
+    return row, CorrelationDifference(
+        method,
+        quantity,
+        score,
+        len(ours),
+        rho,
+        rho_true,
+        None if rho is None or rho_true is None else rho - rho_true,
+        *ends(drawn[2]),
+        said,
+    )
+
+
+def _note(found: object, values: FloatArray, wanted: FloatArray, name: str, score: str) -> str:
+    """Say why something can't be told."""
+    if len(values) < 3:
+        return "no correlation below 3 cases"
+    if found is None:
+        return f"all values of {score if np.ptp(wanted) == 0 else name} are equal"
+    return f"no interval below {MIN_CORRELATED} cases" if len(values) < MIN_CORRELATED else ""
+
+
+def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
+    """Return where each column stands. Those without a name are passed over. Raises InputRefused."""
+    if _CASE not in (lower := [heading.lower() for heading in sheet.headings]):
+        raise InputRefused(
+            f"{_NAME} has no column case",
+            where=path,
+            found=", ".join(sheet.headings) or "no row",
+            do="name the columns in the first line: case, then any others (nihss, mrs, scanner ...)",
+        )
+    if twice := [name for name, often in Counter(lower).items() if often > 1 and name]:
+        raise InputRefused(f"a column appears twice in {_NAME}", where=path, found=", ".join(twice), do="leave one")
+    return {heading: place for place, heading in enumerate(sheet.headings) if heading}
+
+
+def _by_case(sheet: Sheet, key: int, path: Path) -> dict[str, tuple[int, list[str]]]:
+    lines: dict[str, tuple[int, list[str]]] = {}
+    for line, cells in sheet.rows:
+        case = unicodedata.normalize("NFC", printable(cells[key] if key < len(cells) else ""))
+        if not case or case in lines:
+            raise InputRefused(
+                f"{_NAME} names a case twice" if case else f"a row of {_NAME} names no case",
+                where=f"{path}, line {line}",
+                found=case or " | ".join(cells),
+                do="give each case one row, with its name in the column case",
+            )
+        lines[case] = line, cells
+    if not lines:
+        raise InputRefused(f"{_NAME} has no row", where=path, do="give a row for each case")
+    return lines
+
+
+def _cell(cells: Sequence[str], place: int) -> str:
+    """Return a cell's content; nothing where it says that there is none."""
+    cell = cells[place] if place < len(cells) else ""
+    return "" if cell.lower() in NOTHING else cell
+
+
+@dataclass
+class _Numbers:
+    """The numbers of a table, all with points or all with commas as their decimal mark."""
+
+    sheet: Sheet
+    path: Path
+    lines: Mapping[str, tuple[int, list[str]]]
+    mark: str = ""
+    """The decimal mark that was met first."""
+
+    def column(self, name: str, place: int) -> dict[str, float] | None:
+        """Return a column's numbers by case; None where all is text. Raises InputRefused."""
+        cells = {case: (line, cell) for case, (line, row) in self.lines.items() if (cell := _cell(row, place))}
+        if not any(_NUMBER.fullmatch(cell) for _, cell in cells.values()):
+            return None
+        return {case: self._number(name, line, cell) for case, (line, cell) in cells.items()}
+
+    def _number(self, name: str, line: int, cell: str) -> float:
+        mark = next((one for one in ",." if one in cell), "")
+        self.mark = self.mark or mark
+        value = float(cell.replace(",", ".")) if _NUMBER.fullmatch(cell) else np.inf
+        wrong = "is no number" if not np.isfinite(value) else ""
+        if not wrong and mark == "," and self.sheet.delimiter == ",":
+            wrong = "has a comma in a table whose separator is the comma"
+        elif not wrong and mark and mark != self.mark:
+            wrong = "has another decimal mark than the numbers before it"
+        if wrong:
+            raise InputRefused(
+                f"a cell of the column {name} in {_NAME} {wrong}",
+                where=f"{self.path}, line {line}",
+                found=cell,
+                do="write numbers alike (3.5), and leave the cell empty where the value is not known;"
+                " name a column of groups in --by",
+            )
+        return value
+
+
+def chosen_groups(clinical: Clinical | None, names: Sequence[str], path: Path | None) -> dict[str, Mapping[str, str]]:
+    """Return the columns that are to group cases, as the table calls them. Raises UsageError for one that is not there."""
+    lower = {} if clinical is None else {name.lower(): name for name in clinical.words}
+    if absent := [name for name in names if name.lower() not in lower]:
+        raise UsageError(
+            f"--by names what is no column of {_NAME}" if clinical else "--by needs --clinical, whose columns it names",
+            where=path or "",
+            found=f"{', '.join(absent)}" + (f"; columns: {', '.join(lower.values())}" if clinical else ""),
+            do="name columns of the table, separated by commas"
+            if clinical
+            else "give the table, or only lesion_size and lesion_number",
+        )
+    assert clinical is not None or not names
+    return {lower[name.lower()]: clinical.words[lower[name.lower()]] for name in names} if clinical else {}
+
+
+def _lossy(name: str) -> str:
+    letters = unicodedata.normalize("NFKD", name.casefold().removeprefix("sub-"))
+    return re.sub(r"[\W_]|(?<!\d)0+(?=\d)", "", letters)

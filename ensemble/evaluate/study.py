@@ -1,0 +1,226 @@
+"""What an evaluation says beyond one method's table: comparisons, clinical scores, subgroups; as JSON, tables and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ensemble import __version__
+from ensemble.evaluate.blinded import AskedReaders
+from ensemble.evaluate.clinical import (
+    Clinical,
+    Correlation,
+    CorrelationDifference,
+    chosen_groups,
+    correlations,
+    read_clinical,
+    unmatched,
+)
+from ensemble.evaluate.compare import Paired, Rank, Ranking, paired, ranking
+from ensemble.evaluate.methods import Method
+from ensemble.evaluate.scores import MEASURES
+from ensemble.evaluate.statistics import Summary
+from ensemble.evaluate.study_plots import correlation_plots, difference_plot, forest_plots
+from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, by_subgroup
+from ensemble.evaluate.written import beside, write_csv
+from ensemble.outputs.report.parts import code, template
+from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
+from ensemble.publish import write_json
+from ensemble.text import all_printable, printable
+
+#: Grows when a field changes its meaning or goes, not when one joins (docs/study.schema.json).
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation is to tell beside the table of measures."""
+
+    clinical: Path | None = None
+    by: tuple[str, ...] = ()
+    readers: AskedReaders | None = None
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is a study to write."""
+        return self.clinical is not None or bool(self.by)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that was found."""
+
+    truth: Path
+    methods: Sequence[Method]
+    summaries: Mapping[str, Sequence[Summary]]
+    """By method."""
+    paired: list[Paired]
+    ranking: Ranking | None
+    clinical: Clinical | None
+    correlations: list[Correlation]
+    differences: list[CorrelationDifference]
+    groups: list[GroupSummary]
+    group_tests: list[GroupTest]
+    notes: list[str]
+
+    @property
+    def tables(self) -> dict[str, Sequence[Any]]:
+        """The rows of the tables with a file of their own, by what ends its name: those of TABLES."""
+        return {
+            "paired": self.paired,
+            "ranking": self.ranking.rows if self.ranking else [],
+            "clinical": self.correlations,
+            "clinical_differences": self.differences,
+            "groups": self.groups,
+            "group_tests": self.group_tests,
+        }
+
+
+#: Columns of each table by what ends the name of its file.
+TABLES = {
+    name: tuple(field.name for field in fields(row))
+    for name, row in {
+        "paired": Paired,
+        "ranking": Rank,
+        "clinical": Correlation,
+        "clinical_differences": CorrelationDifference,
+        "groups": GroupSummary,
+        "group_tests": GroupTest,
+    }.items()
+}
+PAGE, DATA = "study.html", "study.json"
+
+
+def make_study(
+    methods: Sequence[Method],
+    summaries: Sequence[Sequence[Summary]],
+    truth: Path,
+    asked: Asked,
+    clinical: Clinical | None,
+) -> Study:
+    """Compare methods, and set them beside clinical scores and groups. Raises InputRefused, UsageError."""
+    names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
+    notes = _left_out(methods)
+    rows: list[Correlation] = []
+    differences: list[CorrelationDifference] = []
+    if clinical is not None and asked.clinical is not None:
+        notes += [*unmatched(clinical, names, asked.clinical), *clinical.notes, *_without_score(clinical, names)]
+        rows, differences = correlations(methods, clinical)
+    columns = chosen_groups(clinical, named_columns(asked.by), asked.clinical)
+    groups, tests, said = by_subgroup(methods, columns) if asked.by else ([], [], [])
+    return Study(
+        truth,
+        methods,
+        {method.name: own for method, own in zip(methods, summaries, strict=True)},
+        paired(methods),
+        ranking(methods),
+        clinical,
+        rows,
+        differences,
+        groups,
+        tests,
+        notes + said,
+    )
+
+
+def read_asked(asked: Asked) -> Clinical | None:
+    """Read the clinical table, and check what is to group it, before any mask is read."""
+    clinical = None if asked.clinical is None else read_clinical(asked.clinical, asked.by)
+    chosen_groups(clinical, named_columns(asked.by), asked.clinical)
+    return clinical
+
+
+def named_columns(by: Sequence[str]) -> list[str]:
+    """Return what of the groups asked for are columns of the table; size and number of lesions are not."""
+    return [name for name in by if name.lower() not in (LESION_SIZE, LESION_NUMBER)]
+
+
+def write_study(study: Study, out: Path) -> list[str]:
+    """Write tables, JSON and page beside the table of measures. Returns their names."""
+    written = {}
+    for name, rows in study.tables.items():
+        if rows:
+            written[name] = beside(out, f"{name}.csv")
+            write_csv(written[name], TABLES[name], map(asdict, rows))
+    data = as_json(study)
+    write_json(all_printable(data), beside(out, DATA))
+    beside(out, PAGE).write_text(_page(study, data), encoding="utf-8")
+    return [path.name for path in (*written.values(), beside(out, DATA), beside(out, PAGE))]
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """Return everything as data: docs/study.schema.json."""
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": TOOL, "version": __version__},
+        "notice": RESEARCH_USE,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "truth": str(study.truth),
+        "methods": [
+            {
+                "name": method.name,
+                "path": str(method.path),
+                "measured": len(method.scores),
+                "not_measured": [
+                    {"case": method.pairs[path].case, "why": " ".join(str(error).split())}
+                    for path, error in method.refused.items()
+                ],
+                "without_truth": list(method.without_truth),
+            }
+            for method in study.methods
+        ],
+        "notes": study.notes,
+        "cases": [{"method": method.name} | asdict(one) for method in study.methods for one in method.scores.values()],
+        "summary": [{"method": name} | asdict(row) for name, summaries in study.summaries.items() for row in summaries],
+        "ranking_kendall_tau": study.ranking and study.ranking.kendall_tau,
+    } | {name: [asdict(row) for row in rows] for name, rows in study.tables.items()}
+
+
+def _left_out(methods: Sequence[Method]) -> list[str]:
+    """Say which cases which method has no mask for that can be measured, and which no pair of methods shares."""
+    notes = []
+    for method in methods:
+        if missing := [method.pairs[path].case for path in method.refused]:
+            last = "; last in the ranking there, and left out of comparisons" if len(methods) > 1 else ""
+            notes.append(f"{method.name} is not measured in {len(missing)} cases: {', '.join(missing)}{last}")
+        if method.without_truth:
+            notes.append(f"{method.name}: no true mask, passed over: {', '.join(method.without_truth)}")
+    notes += [
+        f"{first.name} and {second.name} share no case, and are not compared"
+        for first, second in combinations(methods, 2)
+        if not set(first.scores) & set(second.scores)
+    ]
+    return notes
+
+
+def _without_score(clinical: Clinical, names: Sequence[str]) -> list[str]:
+    missing = {
+        score: [name for name in names if name in clinical.cases and name not in known]
+        for score, known in clinical.scores.items()
+    }
+    return [f"{score} is missing, so left out there: {', '.join(cases)}" for score, cases in missing.items() if cases]
+
+
+def _page(study: Study, data: Mapping[str, Any]) -> str:
+    figures = {
+        "differences": difference_plot(study.paired),
+        "clinical": correlation_plots(study.methods, study.clinical, study.correlations),
+        "groups": forest_plots(study.groups),
+    }
+    text: str = template("study.html").render(
+        data=data, names=[method.name for method in study.methods], measures=MEASURES, figures=figures, number=_number, **code()
+    )  # fmt: skip
+    return printable(text)
+
+
+def _number(value: Any) -> str:
+    """Return a number as a table of the page shows it."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.2e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,95 @@
+"""Tables of text as spreadsheets save them: UTF-8 or UTF-16, separated by commas, semicolons or tabs."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.errors import InputRefused
+from ensemble.files import open_file
+
+#: What people write into a cell that stands for nothing, in lower case; the first is BIDS' word.
+NOTHING = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The lines of a table that hold anything, the headings first; cells are stripped."""
+
+    delimiter: str
+    headings: list[str]
+    """As they are written; none ends the list that is empty."""
+    rows: list[tuple[int, list[str]]]
+    """Of each row the number of its line, and its cells; never more than headings that are not empty."""
+
+
+def read_sheet(path: Path, name: str) -> Sheet:
+    """Read a table; `name` is what messages call it ("the worklist").
+
+    Raises InputRefused for what is no text, has unfinished quotes, or more cells in a row than columns; OSError.
+    """
+    text = _text(path, name)
+    delimiter = _delimiter(text)
+    headings: list[str] = []
+    rows: list[tuple[int, list[str]]] = []
+    for line, cells in _rows(text, delimiter, path, name):
+        if not headings:
+            headings = cells
+            while headings and not headings[-1]:
+                headings.pop()
+        elif any(cells[len(headings) :]):
+            raise InputRefused(
+                f"a row of {name} has more cells than there are columns",
+                where=f"{path}, line {line}",
+                found=" | ".join(cells),
+                do='put a cell that holds the separator into quotes: "a,b.nii.gz"',
+            )
+        else:
+            rows.append((line, cells[: len(headings)]))
+    return Sheet(delimiter, headings, rows)
+
+
+def _rows(text: str, delimiter: str, path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield lines that hold anything, without a first one such as `sep=;`."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first = True
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells) and not (first and _is_separator_line(cells)):
+                first = False
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise _no_table(path, name, f"line {reader.line_num}: {error}") from error
+
+
+def _text(path: Path, name: str) -> str:
+    """Decode UTF-8, or UTF-16 with its mark."""
+    with open_file(path) as file:
+        content = file.read()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise _no_table(path, name, str(error)) from error
+
+
+def _delimiter(text: str) -> str:
+    """Return as a first line `sep=;` says, which spreadsheets write and read; else what the first line with words holds most of."""
+    lines = [line for line in text.splitlines() if line.strip(" ,;\t\"'")]
+    first = lines[0].strip().strip('"') if lines else ""
+    if first.lower().startswith("sep=") and (told := lines[0].strip(" ").strip('"')[4:5]) in tuple(",;\t|"):
+        return told
+    return max(",;\t", key=(lines[0] if lines else "").count)
+
+
+def _is_separator_line(cells: list[str]) -> bool:
+    return cells[0].lower().startswith("sep=") and not any(cells[1:])
+
+
+def _no_table(path: Path, name: str, found: str) -> InputRefused:
+    return InputRefused(f"{name} is no table of text", where=path, found=found, do="save it as CSV, UTF-8")
