@@ -71,7 +71,7 @@ class Trust:
             return ""
         unseen = (
             "a lesion that all members miss"
-            if self.scores["volume_ml"] == 0
+            if self.scores.get("volume_ml") == 0
             else "a tumour or old lesion taken for an infarct"
         )
         return f"That does not mean right: {unseen} goes unnoticed here."
