@@ -196,7 +196,9 @@ def _members(options: argparse.Namespace) -> int:
             do=f"{command('members pack SRC DST')}; {command('members fit-reference DATASET')}; all take --weights DIR",
         )
     if options.compare is not None and options.action != "check":
-        raise UsageError(f"--compare says nothing to members {options.action}", do="members check --compare FOLDER")
+        raise UsageError(
+            f"--compare has no effect on members {options.action}", do="use it with: members check --compare FOLDER"
+        )
     if options.action == "pack":
         from ensemble.members.pack import pack
 
@@ -259,7 +261,7 @@ def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) 
         config = run_config(options, report=True)
         return dry_run(dataset, options.out, config, extras, resume=options.resume, as_json=options.json)
     if options.json:
-        raise UsageError("--json says nothing without --dry-run", do="leave it out, or add --dry-run")
+        raise UsageError("--json has no effect without --dry-run", do="leave it out, or add --dry-run")
     with exclusive_writer(options.out, shared=True):
         return batch(
             dataset,
@@ -311,7 +313,7 @@ def _asked_readers(options: argparse.Namespace) -> AskedReaders | None:
     page: Path | None = options.reader_study
     if page is None:
         if options.images or options.key:
-            raise UsageError("--images and --key say nothing without --reader-study or --reader-answers")
+            raise UsageError("--images and --key have no effect without --reader-study or --reader-answers")
         return None
     if options.images is None:
         raise UsageError("--reader-study needs the images", do="give the dataset, as to batch: --images DATASET")

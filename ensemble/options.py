@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
         names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
-        raise UsageError(f"{names} says nothing to the command {stated.command}", do=help_on(chosen.prog))
+        raise UsageError(f"{names} has no effect on the command {stated.command}", do=help_on(chosen.prog))
     options = _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
     options.setdefault("command", None)
     if missing := [

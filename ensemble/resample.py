@@ -74,7 +74,7 @@ def resample_within(volume: Volume, inside: BoolArray, grid: Grid) -> Volume:
 
 
 @dataclass(frozen=True)
-class ArrayResampling:
+class NnunetResampling:
     """How nnU-Net plans resample arrays: `resampling_fn_*` and its `_kwargs`."""
 
     order: int = 3
@@ -89,7 +89,7 @@ class ArrayResampling:
     """False for plans that turn resampling off."""
 
     @classmethod
-    def from_plans(cls, function: str, kwargs: Mapping[str, Any]) -> ArrayResampling:
+    def from_plans(cls, function: str, kwargs: Mapping[str, Any]) -> NnunetResampling:
         """Read what a configuration in plans.json names.
 
         Raises ValueError for a function or option that nnU-Net (2.0 to 2.8) does not have.

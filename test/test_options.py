@@ -58,7 +58,7 @@ def test_every_option_of_run_can_come_from_the_environment() -> None:
         (
             ["--output", "o", "run", "--dwi", "d", "--adc", "a", "--out", "o"],
             {},
-            "--output says nothing to the command run",
+            "--output has no effect on the command run",
         ),
     ],
 )

@@ -358,7 +358,7 @@ def test_other_misuse_is_refused(key: dict[str, Any], tmp_path: Path, capsys: py
         (["--reader-answers", str(tmp_path / "none.csv"), *with_key], 3, "does not exist"),
         (["--reader-answers", str(one), *with_key, "--by", "x"], 2, "stands alone"),
         ([str(tmp_path), str(tmp_path), "--reader-study", str(tmp_path / "p.html"), *out], 2, "needs the images"),
-        ([str(tmp_path), str(tmp_path), "--images", str(tmp_path), *out], 2, "say nothing without"),
+        ([str(tmp_path), str(tmp_path), "--images", str(tmp_path), *out], 2, "have no effect without"),
     ):
         assert main(["evaluate", *arguments]) == code
         assert said in capsys.readouterr().err

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.geometry import Grid
-from ensemble.resample import ArrayResampling, resample_volume
+from ensemble.resample import NnunetResampling, resample_volume
 from ensemble.volume import Volume
 
 OBLIQUE = (1.0, 0.0, 0.0, 0.0, 0.8, -0.6, 0.0, 0.6, 0.8)
@@ -73,7 +73,7 @@ def test_same_as_nnunet(name):
     array = np.random.default_rng(0).normal(size=(2, 12, 16, 15)).astype(np.float32)
     expected = recursive_find_resampling_fn_by_name(function)(array, shape, spacing, new_spacing, **options)
     before = array.copy()
-    result = ArrayResampling.from_plans(function, options).resize(array, shape, spacing, new_spacing)
+    result = NnunetResampling.from_plans(function, options).resize(array, shape, spacing, new_spacing)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=2e-5)
     np.testing.assert_array_equal(array, before)
@@ -88,7 +88,7 @@ def test_same_as_nnunet(name):
 def test_constants_stay_and_nothing_overshoots(samples, length, order, axis):
     shape, target = [3, 3, 3], [3, 3, 3]
     shape[axis], target[axis] = samples, length
-    how = ArrayResampling(order=order, force_separate_z=False)
+    how = NnunetResampling(order=order, force_separate_z=False)
     constant = how.resize(np.full((1, *shape), 5, np.float32), target, (1, 1, 1), (1, 1, 1))
     np.testing.assert_allclose(constant, 5, rtol=1e-5)
     noise = np.random.default_rng(samples).normal(size=(1, *shape)).astype(np.float32)
@@ -108,7 +108,7 @@ def test_constants_stay_and_nothing_overshoots(samples, length, order, axis):
 )
 def test_what_nnunet_does_not_have_is_refused(function, options, complaint):
     with pytest.raises(ValueError, match=complaint):
-        ArrayResampling.from_plans(function, options)
+        NnunetResampling.from_plans(function, options)
 
 
 def ramp(grid: Grid) -> Volume:

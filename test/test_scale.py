@@ -23,7 +23,7 @@ from ensemble.options import parse, run_config
 from ensemble.prepare import skull
 from ensemble.prepare.case import prepare
 from ensemble.readers.base import RawCase
-from ensemble.resample import ArrayResampling, resample_volume
+from ensemble.resample import NnunetResampling, resample_volume
 from ensemble.types import Modality
 from ensemble.volume import Volume
 from nnunet_folders import FolderSpec, build_folder
@@ -248,9 +248,9 @@ def test_no_lattice_is_resampled_that_no_memory_holds() -> None:
         resample_volume(tiny, replace(tiny.grid, size=(4000, 4000, 4000)))
     small: Triple = (0.001, 0.001, 0.001)
     with pytest.raises(InputRefused, match="too large"):
-        ArrayResampling().resize(tiny.array[None], (4000, 4000, 4000), tiny.grid.spacing_mm, small)
+        NnunetResampling().resize(tiny.array[None], (4000, 4000, 4000), tiny.grid.spacing_mm, small)
     with pytest.raises(InputRefused, match="too large"):
-        ArrayResampling().resize(tiny.array[None], (1, 1, 10_000_000), tiny.grid.spacing_mm, small)
+        NnunetResampling().resize(tiny.array[None], (1, 1, 10_000_000), tiny.grid.spacing_mm, small)
 
 
 def test_a_case_too_large_for_a_member_is_refused(tmp_path: Path) -> None:

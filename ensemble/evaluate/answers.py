@@ -58,7 +58,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Grade:
+class GradeSummary:
     """The grades of one method, 1 (poor) to 5 (excellent)."""
 
     grade: str
@@ -91,7 +91,7 @@ def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
     """
     tables = {
         out: _names(Preference),
-        beside(out, "grades.csv"): _names(Grade),
+        beside(out, "grades.csv"): _names(GradeSummary),
         beside(out, "grade_differences.csv"): _names(Paired),
     }
     data_path, page_path = beside(out, "readers.json"), beside(out, "readers.html")
@@ -197,7 +197,7 @@ def _agreement(answers: Sequence[_Answer], readers: int, choices: Sequence[str])
     return kappa, len(counts), why if kappa is None else ""
 
 
-def _grades(answers: Sequence[_Answer], names: Sequence[str], readers: Sequence[str]) -> list[Grade]:
+def _grades(answers: Sequence[_Answer], names: Sequence[str], readers: Sequence[str]) -> list[GradeSummary]:
     rows = []
     for grade in GRADES:
         for method in names:
@@ -209,7 +209,7 @@ def _grades(answers: Sequence[_Answer], names: Sequence[str], readers: Sequence[
                 ]
                 if given:
                     q1, median, q3 = (float(q) for q in np.quantile(given, (0.25, 0.5, 0.75)))
-                    rows.append(Grade(grade, method, reader, len(given), float(np.mean(given)), median, q1, q3))
+                    rows.append(GradeSummary(grade, method, reader, len(given), float(np.mean(given)), median, q1, q3))
     return rows
 
 
@@ -263,7 +263,10 @@ def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list
                 )
             if reader in (MAJORITY, EVERYBODY):
                 raise InputRefused(
-                    "a reader is called as our rows are", where=path, found=reader, do="call them otherwise"
+                    "a reader has a name that the tables keep for themselves",
+                    where=path,
+                    found=reader,
+                    do="rename the reader in the column reader",
                 )
         origin |= dict.fromkeys(own, path)
         found |= own

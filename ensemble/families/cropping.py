@@ -8,7 +8,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Triple, is_too_large
-from ensemble.resample import ArrayResampling
+from ensemble.resample import NnunetResampling
 from ensemble.types import BoolArray, FloatArray
 
 Box = tuple[slice, slice, slice]
@@ -40,7 +40,7 @@ class CropResampleGeometry:
         )
         return z, y, x
 
-    def to_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
+    def to_network(self, array: FloatArray, how: NnunetResampling) -> FloatArray:
         """Return an array (channels, a, b, c) in the box, at the network's spacing.
 
         Raises InputRefused where that is larger than any brain.
@@ -54,7 +54,7 @@ class CropResampleGeometry:
             )
         return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)
 
-    def from_network(self, array: FloatArray, how: ArrayResampling) -> FloatArray:
+    def from_network(self, array: FloatArray, how: NnunetResampling) -> FloatArray:
         """Return an array (channels, a, b, c) on the network's grid, at the image's spacing: still only the box."""
         shape = [part.stop - part.start for part in self.box]
         return how.resize(array, shape, self.network_spacing_mm, self.spacing_mm)

@@ -51,7 +51,7 @@ def segment_to_send(
     case = _segmented(_read(path, name, extras), extras, lambda: ensemble, watcher)
     target, scratch = places
     with publish_folder(target, scratch) as staging:
-        objects.write_objects(case, extras, staging)
+        objects.write_dicom_objects(case, extras, staging)
     return case
 
 

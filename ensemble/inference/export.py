@@ -19,7 +19,7 @@ _TORCH = Path(torch.__file__).parent
 
 
 @dataclass(frozen=True)
-class Exported:
+class OnnxExport:
     """A network for batches and windows of any size, and what PyTorch said of the one that it was traced on."""
 
     onnx: bytes
@@ -64,7 +64,7 @@ class _Branched(Tapped):
         return logits, (torch.nn.functional.conv2d if dims == 2 else torch.nn.functional.conv3d)(maps, same)
 
 
-def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: str = "") -> Exported:
+def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: str = "") -> OnnxExport:
     """A network (in eval mode) in ONNX form, traced on a small window (y, x or z, y, x); with a second output where a layer is tapped.
 
     PyTorch's older exporter: the newer one needs onnxscript, and gives no better graph for convolutions. Raises what it raises, and
@@ -97,7 +97,7 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: 
         if issubclass(warning.category, torch.jit.TracerWarning) and not Path(warning.filename).is_relative_to(_TORCH):
             raise ValueError(f"it reckons with its window's size ({warning.filename}, line {warning.lineno})")
     logits, features = answers[-1] if tap else (answers[-1], None)
-    return Exported(file.getvalue(), windows, logits.detach(), None if features is None else features.detach())
+    return OnnxExport(file.getvalue(), windows, logits.detach(), None if features is None else features.detach())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ensemble.geometry import Grid, is_too_large
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.draft import Draft, Note, StepResult
-from ensemble.resample import ArrayResampling
+from ensemble.resample import NnunetResampling
 from ensemble.types import BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
 
@@ -163,7 +163,7 @@ def _brain_probability(dwi: Volume, device: str) -> BoolArray:
     spacing = canonical.spacing(dwi.grid.spacing_zyx_mm)
     lattice = _lattice(dwi.grid)
     shape = [lattice[axis] for axis in canonical.transpose]
-    cubic, target = ArrayResampling(order=3, force_separate_z=False), (SPACING_MM,) * 3
+    cubic, target = NnunetResampling(order=3, force_separate_z=False), (SPACING_MM,) * 3
     small = cubic.resize(image[None], shape, spacing, target)[0]
     small = np.clip(small, None, _peak(small))
     small = (small - small.mean()) / max(float(small.std()), 1e-8)
@@ -179,7 +179,7 @@ def _brain_probability(dwi: Volume, device: str) -> BoolArray:
     ):
         logits = network.to(device).eval()(torch.from_numpy(padded)[None, None].to(device))
         probability = torch.softmax(logits, dim=1)[0, 1].float().cpu().numpy()[within]
-    linear = ArrayResampling(order=1, force_separate_z=False)
+    linear = NnunetResampling(order=1, force_separate_z=False)
     found = linear.resize(probability[None], image.shape, target, spacing)[0] > 0.5
     return np.ascontiguousarray(canonical.undo(_largest_piece(found)))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ensemble.families.unet import window_bytes
 from ensemble.geometry import Triple
-from ensemble.resample import ArrayResampling
+from ensemble.resample import NnunetResampling
 
 Sizes = tuple[int, int, int]
 
@@ -53,7 +53,7 @@ class NnunetV1Plans:
     """For each input channel, whether it is brought to zero mean and unit deviation."""
     use_mask: tuple[bool, ...]
     """For each input channel, whether only the non-zero region is normalised, and the rest set to 0."""
-    resample_softmax: ArrayResampling
+    resample_softmax: NnunetResampling
     """How probabilities are brought back to the image's spacing."""
 
     @property
@@ -117,7 +117,7 @@ def from_json(content: Mapping[str, Any]) -> NnunetV1Plans:
         kernels=tuple(_sizes(kernel) for kernel in content["kernels"]),
         normalise=tuple(bool(yes) for yes in content["normalise"]),
         use_mask=tuple(bool(yes) for yes in content["use_mask"]),
-        resample_softmax=ArrayResampling(**content["resample_softmax"]),
+        resample_softmax=NnunetResampling(**content["resample_softmax"]),
     )
     check_plans(read)
     return read
@@ -173,12 +173,12 @@ def _kernels(stage: Mapping[str, Any], poolings: int) -> tuple[Sizes, ...]:
     return tuple(_sizes(kernel) for kernel in stage["conv_kernel_sizes"])
 
 
-def _export(parameters: Mapping[str, Any] | None) -> ArrayResampling:
+def _export(parameters: Mapping[str, Any] | None) -> NnunetResampling:
     """Return how softmax is resampled: linear, nearest along a coarse axis, unless the plans say otherwise."""
     if parameters is None:
-        return ArrayResampling(order=1)
+        return NnunetResampling(order=1)
     separate = parameters["force_separate_z"]
-    return ArrayResampling(
+    return NnunetResampling(
         order=int(parameters["interpolation_order"]),
         order_z=int(parameters["interpolation_order_z"]),
         force_separate_z=None if separate is None else bool(separate),

@@ -12,13 +12,13 @@ import numpy as np
 from ensemble.families.cropping import CropResampleGeometry, bounding_box, nonzero_region
 from ensemble.families.nnunet_v1.plans import NnunetV1Plans
 from ensemble.geometry import Grid, Triple
-from ensemble.resample import ArrayResampling, resample_volume
+from ensemble.resample import NnunetResampling, resample_volume
 from ensemble.types import BoolArray, FloatArray
 from ensemble.volume import Volume
 
 SPACING_MM: Triple = (1.0, 1.0, 1.0)
 #: How nnU-Net v1 resamples images, and the mask of what is not zero.
-_IMAGES, _REGION = ArrayResampling(order=3), ArrayResampling(order=1)
+_IMAGES, _REGION = NnunetResampling(order=3), NnunetResampling(order=1)
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ensemble.errors import WeightsBroken
 from ensemble.families.unet import window_bytes
 from ensemble.files import read_json
-from ensemble.resample import ArrayResampling
+from ensemble.resample import NnunetResampling
 
 #: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
 LESION_WORDS = ("lesion", "stroke", "infarct", "ischemi", "ischaemi")
@@ -81,8 +81,8 @@ class NnunetV2Plans:
     """Whether images were read in RAS+ orientation, whatever their files' axes (readers named ...WithReorient)."""
     normalisation: tuple[Normalisation, ...]
     """For each input channel."""
-    resample_image: ArrayResampling
-    resample_logits: ArrayResampling
+    resample_image: NnunetResampling
+    resample_logits: NnunetResampling
     architecture: Architecture
     channel_names: tuple[str, ...]
     """For each input channel, what dataset.json calls it."""
@@ -269,8 +269,8 @@ def _normalisation(plans: Mapping[str, Any], chosen: Mapping[str, Any], channels
     return tuple(channel_schemes)
 
 
-def _resampling(chosen: Mapping[str, Any], key: str) -> ArrayResampling:
-    return ArrayResampling.from_plans(str(chosen[key]), dict(chosen[f"{key}_kwargs"]))
+def _resampling(chosen: Mapping[str, Any], key: str) -> NnunetResampling:
+    return NnunetResampling.from_plans(str(chosen[key]), dict(chosen[f"{key}_kwargs"]))
 
 
 def _check_numbers(value: Any, key: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from ensemble.outputs.dicom.study import Source, image_items
+from ensemble.outputs.dicom.study import Source, source_image_items
 from ensemble.outputs.report.figure import draw_overlay
 from ensemble.outputs.report.run_report import TOOL
 
@@ -43,7 +43,7 @@ def picture(case: SegmentedCase) -> Dataset:
     dataset.BodyPartExamined, dataset.BurnedInAnnotation = "BRAIN", "NO"
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.DerivationDescription = "Slices of DWI and ADC with the outline of the segmentation"
-    dataset.SourceImageSequence = image_items(source.frames)
+    dataset.SourceImageSequence = source_image_items(source.frames)
     dataset.ImageComments = "For research only. Not a medical device."
     for moment in ("DateOfSecondaryCapture", "TimeOfSecondaryCapture"):  # optional, and another one at each rerun
         del dataset[moment]

@@ -14,7 +14,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from ensemble import __version__
-from ensemble.outputs.dicom.study import Source, image_items, series_items
+from ensemble.outputs.dicom.study import Source, series_items, source_image_items
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.types import AnyArray
 
@@ -137,7 +137,7 @@ def _refer(dataset: Dataset, source: Source) -> None:
     for z, (group, held) in enumerate(zip(dataset.PerFrameFunctionalGroupsSequence, source.origin.slices, strict=True)):
         group.FrameContentSequence[0].DimensionIndexValues = [1, z + 1]
         derivation = _only(group.DerivationImageSequence)
-        derivation.SourceImageSequence = image_items(held.frames)
+        derivation.SourceImageSequence = source_image_items(held.frames)
         for item in derivation.SourceImageSequence:
             if slices_in[item.ReferencedSOPInstanceUID] == 1 or "ReferencedFrameNumber" in item:
                 item.SpatialLocationsPreserved = (

@@ -183,7 +183,7 @@ def series_items(frames: Iterable[SourceFrame]) -> Items:
     return Items(items)
 
 
-def image_items(frames: Iterable[SourceFrame]) -> Items:
+def source_image_items(frames: Iterable[SourceFrame]) -> Items:
     """Items of a SourceImageSequence (PS3.3 C.7.6.16.2.6): every instance once, with those of its frames that count."""
     by_instance: dict[tuple[str, str], list[int]] = {}
     for frame in frames:

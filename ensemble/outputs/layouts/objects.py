@@ -20,9 +20,9 @@ class Objects:
 def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
     """Put the objects of a case into a folder, all or none. Raises UsageError when they can't be written."""
     with publish(root) as staging:
-        write_objects(case, extras, staging)
+        write_dicom_objects(case, extras, staging)
 
 
-def write_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
+def write_dicom_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
     """Write the objects of a case into a folder that nobody looks into yet. Raises OSError."""
     write(placed(object_artifacts(case, extras), Objects()), folder)

@@ -33,7 +33,7 @@ MALFORMED = (
 
 
 @dataclass(frozen=True)
-class Private:
+class PrivateElement:
     """A private element: found by its creator, or by its vendor where de-identification removed the creators."""
 
     group: int
@@ -80,10 +80,10 @@ _PHILIPS, _UNITED = (
 #: b-values (s/mm^2), in the order of trust. GE adds millions to some.
 STANDARD_B = Tag(0x0018, 0x9087)
 PRIVATE_B = (
-    Private(0x0019, *_SIEMENS, 0x0C, "IS"),
-    Private(0x2001, *_PHILIPS, 0x03, "FL"),
-    Private(0x0065, *_UNITED, 0x09, "FD"),
-    Private(0x0043, *_GE, 0x39, "IS"),
+    PrivateElement(0x0019, *_SIEMENS, 0x0C, "IS"),
+    PrivateElement(0x2001, *_PHILIPS, 0x03, "FL"),
+    PrivateElement(0x0065, *_UNITED, 0x09, "FD"),
+    PrivateElement(0x0043, *_GE, 0x39, "IS"),
 )
 _GE_SURPLUS = 100_000
 #: Sequence names that tell one b-value: Siemens' `*ep_b1000#3` and `ep_b1000t`.
@@ -92,20 +92,23 @@ _SEQUENCE_B = re.compile(r"_b(\d+)(?:t|#\d+)?$")
 #: Whether a frame is weighted along one direction or all: words of (0018,9075), and vendors' own.
 DIRECTIONALITY, ORIENTATION = Tag(0x0018, 0x9075), Tag(0x0018, 0x9089)
 _PRIVATE_DIRECTION = (
-    (Private(0x0019, *_SIEMENS, 0x0D, "CS"), {"ISOTROPIC": "isotropic", "DIRECTIONAL": "directional", "NONE": "none"}),
-    (Private(0x2001, *_PHILIPS, 0x04, "CS"), {"I": "isotropic"}),
+    (
+        PrivateElement(0x0019, *_SIEMENS, 0x0D, "CS"),
+        {"ISOTROPIC": "isotropic", "DIRECTIONAL": "directional", "NONE": "none"},
+    ),
+    (PrivateElement(0x2001, *_PHILIPS, 0x04, "CS"), {"I": "isotropic"}),
 )
-_PRIVATE_ORIENTATION = (Private(0x0065, *_UNITED, 0x37, "FD"), Private(0x0019, *_SIEMENS, 0x0E, "FD"))
+_PRIVATE_ORIENTATION = (PrivateElement(0x0065, *_UNITED, 0x37, "FD"), PrivateElement(0x0019, *_SIEMENS, 0x0E, "FD"))
 
 #: Which part of a complex signal an image shows: words of (0008,9208), and GE's numbers from 1.
-_GE_PART, _GE_PARTS = Private(0x0043, *_GE, 0x2F, "SS"), ("PHASE", "REAL", "IMAGINARY")
+_GE_PART, _GE_PARTS = PrivateElement(0x0043, *_GE, 0x2F, "SS"), ("PHASE", "REAL", "IMAGINARY")
 
 #: Siemens mosaics: the CSA header that tells how many tiles there are and where they lie. United Imaging: tiles with places of their own.
-CSA_HEADER = Private(0x0029, *_SIEMENS_CSA, 0x10, "OB")
-TILES, TILE_COUNT = Private(0x0065, *_UNITED, 0x51, "SQ"), Private(0x0065, *_UNITED, 0x50, "DS")
+CSA_HEADER = PrivateElement(0x0029, *_SIEMENS_CSA, 0x10, "OB")
+TILES, TILE_COUNT = PrivateElement(0x0065, *_UNITED, 0x51, "SQ"), PrivateElement(0x0065, *_UNITED, 0x50, "DS")
 #: Attributes that a conversion to multi-frame put aside, and Philips' own copy of a classic header.
 CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
-PHILIPS_FRAME = Private(0x2005, *_vendor("^Philips MR Imaging DD 005", "philips"), 0x0F, "SQ")
+PHILIPS_FRAME = PrivateElement(0x2005, *_vendor("^Philips MR Imaging DD 005", "philips"), 0x0F, "SQ")
 
 _KEYWORDS = (
     *(

@@ -216,7 +216,7 @@ def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
 def _belongs(group: list[Frame], other: list[Frame]) -> bool:
     """Return whether a group of frames under one series UID continues another: slices, or volumes, under UIDs of their own."""
     first, second = group[0], other[0]
-    if not same_plane(first, second):
+    if not same_slice_geometry(first, second):
         return False
     if len(group) == 1 and len({frame.instance.series for frame in other}) == len(other):
         return True  # one slice each
@@ -224,7 +224,7 @@ def _belongs(group: list[Frame], other: list[Frame]) -> bool:
     return first.instance.number is not None and not any(frame.order in numbers for frame in group)
 
 
-def same_plane(first: Frame, second: Frame) -> bool:
+def same_slice_geometry(first: Frame, second: Frame) -> bool:
     """Return whether two slices have the same size, axes and pixel spacing, up to rounding; not whether they lie in one stack."""
     one, other = first.plane, second.plane
     if one is None or other is None or first.size != second.size:

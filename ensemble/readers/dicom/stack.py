@@ -13,7 +13,7 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import MAX_SKEW, Grid
 from ensemble.readers.b_values import SAME_SHELL
 from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, Plane
-from ensemble.readers.dicom.series import SAME_COSINE, Series, same_plane
+from ensemble.readers.dicom.series import SAME_COSINE, Series, same_slice_geometry
 from ensemble.readers.geometry_checks import MAX_VOXELS
 from ensemble.types import FloatArray
 
@@ -136,7 +136,7 @@ def _with_b(series: Series) -> tuple[list[Frame], list[str]]:
 
 def _refuse_mixed(frames: Sequence[Frame], refuse: Callable[..., InputRefused]) -> None:
     first = frames[0]
-    odd = next((frame for frame in frames if not same_plane(frame, first)), None)
+    odd = next((frame for frame in frames if not same_slice_geometry(frame, first)), None)
     if odd is None:
         return
     said = [(frame.size, plane_of(frame).orientation, plane_of(frame).spacing) for frame in (first, odd)]
