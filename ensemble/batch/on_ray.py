@@ -217,13 +217,13 @@ class _Fleet:
 
     def refresh(self) -> None:
         """Put actors where there is room for one. Raises MembersFailed where for long there was none at all."""
-        now = time.monotonic()
+        now, hopeless = time.monotonic(), False
         if now - self._looked > _LOOK_S:
             self._looked = now
             self._look()
+            hopeless = not self.members and max(self._losses.values(), default=0) >= _LIVES
         if any(member.ready for member in self.members.values()):
             self._alive = now
-        hopeless = not self.members and bool(self._losses)
         if hopeless or now - self._alive > _PATIENCE_S:
             raise MembersFailed(
                 "no process is left on the Ray cluster",
