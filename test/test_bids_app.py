@@ -7,8 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,13 +18,14 @@ import pytest
 from batch_runs import _load, comparable, rows, run_batch, touch, write_bids
 from conftest import REPOSITORY, tree
 from deploy.boutiques import descriptor
-from ensemble.batch import run
+from ensemble.batch import case_loop, failures, run
 from ensemble.batch.bids_filter import read_filter
 from ensemble.batch.find import find_cases
 from ensemble.batch.selection import Selection, share_of
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
 from ensemble.options import as_command, parse
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.types import Modality
 
 COMMANDS = ("run", "batch", "bids-app")
@@ -83,6 +86,45 @@ def test_a_failure_on_record_goes_when_the_case_succeeds(tmp_path: Path, app: Ca
     assert app("participant", "--participant-label", "2") == 0
     assert not (out / "failed").exists()
     assert app("group") == 0
+
+
+def test_a_process_killed_behind_a_result_leaves_no_record_of_an_earlier_failure(
+    tmp_path: Path, app: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_bids(tmp_path / "data", {"1": ("",)}), tmp_path / "out"
+    image = data / "sub-1" / "dwi" / "sub-1_dwi.nii.gz"
+    whole = image.read_bytes()
+    image.write_bytes(b"")
+    assert app("participant") == 3
+    image.write_bytes(whole)
+    really = case_loop.write_case
+
+    def killed(*arguments: Any) -> None:
+        really(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(case_loop, "write_case", killed)
+        app("participant")
+    assert done(out) == {"sub-1"}
+    assert app("group") == 0
+    assert rows(out)["sub-1"]["status"] == "done"
+
+
+def test_a_failure_is_on_record_although_others_take_the_empty_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, places = failures.replace_text, iter((True, False))
+
+    def beside_another(path: Path, *rest: Any) -> None:
+        if next(places):
+            path.parent.rmdir()
+        really(path, *rest)
+
+    monkeypatch.setattr(failures, "replace_text", beside_another)
+    place = BidsEntities("1", "")
+    failures.record(tmp_path, tmp_path, place, "sub-1", {"message": "why", "exit_code": 3})
+    assert failures.recorded(tmp_path, [("sub-1", place)]) == {"sub-1": {"message": "why", "exit_code": 3}}
 
 
 def test_labels_that_are_not_there_are_named(

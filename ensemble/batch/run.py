@@ -87,7 +87,7 @@ def batch(
             log.info("%d cases in %s", len(selected), of.path)
             try:
                 with closing(open_progress(len(selected))) as shown:
-                    tell = _Teller(out, session.folder, places, outcomes, shown)
+                    tell = _Teller(outcomes, shown)
                     if ray:
                         segment_on_ray(ray, ray_cpus, job, session, selected, partial(load, config), tell)
                     else:
@@ -122,7 +122,8 @@ def group(dataset: Dataset, out: Path) -> int:
     """
     refuse_foreign_tree(out, dataset.path)
     places, _ = dataset.find(out)
-    failed = failures.recorded(out, places.items())
+    recorded = failures.recorded(out, places.items())
+    failed = {name: Outcome(name, "failed", **noted) for name, noted in recorded.items()}
     outcomes = {name: failed.get(name, Outcome(name, "kept")) for name in places}
     try:
         session = BatchClaims(out, "group")
@@ -146,16 +147,12 @@ def group(dataset: Dataset, out: Path) -> int:
 class _Teller:
     """Keeps the first outcome of each case, and passes it on: of processes that share the work, each has one for every case."""
 
-    root: Path
-    scratch: Path
-    places: Mapping[str, BidsEntities]
     outcomes: dict[str, Outcome]
     shown: BatchProgress
 
     def __call__(self, outcome: Outcome) -> None:
         if outcome.case not in self.outcomes:
             self.outcomes[outcome.case] = outcome
-            failures.record(self.root, self.scratch, self.places[outcome.case], outcome)
             self.shown.tell(outcome)
 
 
