@@ -239,6 +239,8 @@ def _bids_app(options: argparse.Namespace) -> int:
     if options.bids_filter_file is not None:
         dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
     if options.level == "group":
+        if options.dry_run:
+            raise UsageError("--dry-run says nothing to group", do="leave it out, or give it to participant")
         with exclusive_writer(options.out, shared=True):
             return group(dataset, options.out)
     if not options.skip_bids_validation:

@@ -175,6 +175,15 @@ def test_temporary_files_lie_in_the_work_folder(
     assert tempfile.gettempdir() == str(tmp_path / "work" / "x")
 
 
+def test_group_writes_nothing_on_a_dry_run(
+    tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bids(tmp_path / "data", {"1": ("",)})
+    assert app("group", "--dry-run") == 2
+    assert "--dry-run says nothing to group" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
     app = ["bids-app", "/b", "/o", "participant"]
     for given, seen in (
