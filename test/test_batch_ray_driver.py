@@ -197,7 +197,8 @@ def test_without_ray_it_is_said_how_to_get_it(
     assert "pip install" in told.value.do
     monkeypatch.setattr(run, "gpu_count", lambda device: 2)
     assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
-    assert "one of 2 GPUs works: with Ray" in caplog.text
+    assert "one of 2 GPUs works. All do with Ray (pip install ray)" in caplog.text
+    assert "CUDA_VISIBLE_DEVICES=1 python process.py batch ..., and so on" in caplog.text
     assert ".batch" not in tree(tmp_path / "out")
 
 

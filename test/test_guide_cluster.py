@@ -66,5 +66,5 @@ def test_every_option_of_its_tables_is_one() -> None:
         for word in action.option_strings
     }
     assert set(re.findall(r"--[a-z][a-z_-]+", PAGE)) - known <= {
-        "--rm", "--gpus", "--network", "--user", "--partition", "--account", "--head", "--no-cache-dir"
+        "--rm", "--gpus", "--network", "--user", "--partition", "--account", "--head", "--no-cache-dir", "--target", "--from"
     }  # fmt: skip

@@ -51,7 +51,7 @@ _OBJECT_STORE = 80 * 2**20
 _LOOPBACK = "127.0.0.2"
 #: Ray's own settings: nothing is reported to its makers.
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
-_INSTALL = "pip install 'isles-ensemble[ray]', or pip install ray"
+INSTALL = "pip install ray"
 
 
 def is_installed() -> bool:
@@ -96,7 +96,7 @@ def segment_on_ray(
 def _connected(address: str) -> Iterator[Any]:
     """Give the module `ray`, connected to a cluster; one that was started for it ends with the block. Nothing is reported to anybody."""
     if not is_installed():
-        raise UsageError("--ray needs Ray, which is not installed", do=_INSTALL)
+        raise UsageError("--ray needs Ray, which is not installed", do=INSTALL)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray

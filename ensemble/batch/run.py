@@ -16,7 +16,7 @@ from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.layouts import FoundImage
-from ensemble.batch.on_ray import LOCAL, gpu_count, is_installed, segment_on_ray
+from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
 from ensemble.batch.summary import rows, write_summary
@@ -111,7 +111,11 @@ def _for_gpus(device: Device) -> str | None:
         return None
     if is_installed():
         return LOCAL
-    log.info("note: one of %d GPUs works: with Ray (pip install 'isles-ensemble[ray]') all do", count)
+    log.warning(
+        "note: one of %d GPUs works. All do with Ray (%s), or with the same call once more for each:"
+        " CUDA_VISIBLE_DEVICES=1 %s, and so on",
+        count, INSTALL, command("batch ..."),
+    )  # fmt: skip
     return None
 
 
