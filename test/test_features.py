@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ensemble.config import Precision, SessionKind
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
@@ -123,6 +125,42 @@ def test_what_ran_out_of_memory_counts_once() -> None:
     np.testing.assert_allclose(again.whole, expected.whole, rtol=1e-6)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("no such kernel")])
+def test_what_goes_wrong_in_pooling_costs_the_features_and_no_answer(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch whose answers are there is not computed again, and none counts twice."""
+
+    def broken(*_: object) -> None:
+        raise error
+
+    image, session = image_of(20, 12, 9), TorchSession(Half(), dims=3, device="cpu", tap="encoder")
+    for batch in (1, 4):
+        how = SlidingWindowConfig((8, 8, 8), batch_size=batch)
+        expected = sliding_window_inference(image, [session], how)
+        with monkeypatch.context() as patched:
+            patched.setattr("torch.nn.functional.adaptive_avg_pool3d", broken)
+            pool = FeaturePool()
+            assert torch.equal(sliding_window_inference(image, [session], how, pool=pool), expected)
+            assert pool.features() is None
+        sliding_window_inference(image, [session], how, pool=pool)
+        assert pool.features() is not None  # the next image begins anew
+
+
+@pytest.mark.parametrize("tappable", [True, False])
+def test_a_layer_that_openvino_cannot_tell_of_does_not_move_the_network_to_pytorch(
+    tappable: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_taps(*given: Any) -> OpenVinoSession | None:
+        *_, tap = given
+        return on_openvino(*given) if tappable or not tap else None
+
+    monkeypatch.setattr("ensemble.families.sessions.on_openvino", without_taps)
+    found = predicted(folder, "auto", features=True)
+    assert found.arithmetic == "fp32, OpenVINO"
+    assert (found.features is not None) == tappable
+
+
 @pytest.fixture(scope="module", params=["PlainConvUNet", "ResidualEncoderUNet", "2d"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flat = {"configuration": "2d", "patch": (32, 24), "strides": ((1, 1), (2, 2)), "mirror_axes": (0, 1)}
@@ -130,15 +168,18 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build_folder(tmp_path_factory.mktemp("weights"), spec)
 
 
-def predicted(folder: Path, session: str, *, features: bool) -> MemberPrediction:
-    settings = InferenceSettings(session=session, features=features)  # type: ignore[arg-type]
+def predicted(folder: Path, session: SessionKind, precision: Precision = "auto", *, features: bool) -> MemberPrediction:
+    settings = InferenceSettings(session=session, precision=precision, features=features)
     member = NnunetV2Member.load(MemberSpec("small", "nnunet", folder), settings)
     return member.predict(small_case((12, 20, 18), (2.0, 2.0, 2.0)), settings, ignore_progress)
 
 
-@pytest.mark.parametrize("session", ["auto", "torch"])
-def test_a_member_tells_its_features_and_its_mask_is_the_same_to_the_bit(folder: Path, session: str) -> None:
-    off, on = predicted(folder, session, features=False), predicted(folder, session, features=True)
+@pytest.mark.parametrize(("session", "precision"), [("auto", "fp32"), ("auto", "bf16"), ("torch", "fp32")])
+def test_a_member_tells_its_features_and_its_mask_is_the_same_to_the_bit(
+    folder: Path, session: SessionKind, precision: Precision
+) -> None:
+    off = predicted(folder, session, precision, features=False)
+    on = predicted(folder, session, precision, features=True)
     assert np.array_equal(off.probability.array, on.probability.array)
     assert off.features is None
     assert on.features is not None

@@ -13,15 +13,19 @@ import pytest
 import torch
 
 from ensemble.cli import main as product
-from ensemble.config import SHIPPED_WEIGHTS
+from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
 from ensemble.members.manifest import find_members, open_member
+from ensemble.pipeline import Ensemble, segment_prepared
+from ensemble.progress import SilentWatcher
+from ensemble.trust.judge import judge
+from ensemble.trust.reference import CALIBRATION, FOLDER, MIN_CASES, read_references
 from labelled_data import write_isles22
 from training import dataset, fit
 from training import train as training_of
-from training.bank import Scan, scan
+from training.bank import Scan, as_prepared, scan
 from training.batches import Bank, Batches, Mixed
 from training.calibrate import Patient, Rule, choose_rule, worth_of
 from training.draw import Draw
@@ -116,6 +120,35 @@ def test_all_members_are_fitted_together(
     assert fit.main([*asked, "--splits", str(splits)]) == 0  # the same folds: nothing is trained again
     verified = [open_member(spec, InferenceSettings()) for spec in find_members(weights)]
     assert len(verified) == 3
+
+
+def test_the_first_fold_is_what_the_trust_score_takes_for_usual(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_ensemble: Callable[..., Ensemble]
+) -> None:
+    from test_training_simulator import write_tiny_case
+    from test_trust import Seeing
+
+    for seed in range(4, MIN_CASES):
+        write_tiny_case(bank, seed)
+    weights, digests, asked = tmp_path / "weights", {"a": {"fold_0/checkpoint_final.pth": "0" * 64}}, []
+
+    def load(config: RunConfig) -> Ensemble:
+        asked.append(config)
+        return replace(stub_ensemble(Seeing("a"), weights=config.weights, trust=config.trust), digests=digests)
+
+    monkeypatch.setattr(fit, "load", load)
+    first = [scan(path) for path in sorted(bank.glob("case_*.npz"))]
+    fit.write_usual(weights, first[1:], "cpu")
+    assert (asked, weights.exists()) == ([], False)  # too few
+    fit.write_usual(weights, first, "cpu")
+    assert [(config.tta, config.trust) for config in asked] == [("none", True)]
+    read = read_references(weights, digests)
+    assert (read.missing, read.members["a"].whole.spectrum.n) == ((), MIN_CASES)
+    told = json.loads((weights / FOLDER / CALIBRATION).read_text(encoding="utf-8"))
+    assert (told["weights"], told["about"]["looks_of"]) == (digests, f"{MIN_CASES} cases of bank")
+    for one in first:  # each looks like the others
+        seen = judge(segment_prepared(as_prepared(one.path)[0], load(asked[0]), SilentWatcher()), load(asked[0]))
+        assert (seen.verdict, seen.expected_dice) == ("good", None)
 
 
 @pytest.mark.parametrize("member", sorted(MEMBERS))

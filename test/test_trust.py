@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, StubMember, phantom_arrays, phantom_case, write_image
 from ensemble.batch.identity import recipe
 from ensemble.batch.reference import fit_reference
+from ensemble.batch.summary import _trust as trust_columns
 from ensemble.config import SHIPPED_WEIGHTS, ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import InferenceSettings, MemberPrediction
@@ -165,6 +166,48 @@ def test_what_is_damaged_is_not_used_and_the_report_says_so(
     assert "damaged" in trust.missing[0] or "can't be read" in trust.missing[0]
 
 
+@pytest.mark.parametrize("part", ["mean", "vectors", "values"])
+def test_a_reference_whose_modes_do_not_fit_together_is_damaged(
+    part: str, ensemble_of: Callable[..., Ensemble], tmp_path: Path
+) -> None:
+    ensemble, made = ensemble_of(Seeing("a"), Seeing("b")), fit_references(usual(), DIGESTS)
+    cloud = made.members["a"].whole
+    spoilt = {
+        "mean": cloud.spectrum.mean[1:],
+        "vectors": cloud.spectrum.vectors[1:],
+        "values": 0 * cloud.spectrum.values,
+    }
+    wrong = replace(cloud, spectrum=replace(cloud.spectrum, **{part: spoilt[part]}))
+    write_references(replace(made, members={"a": replace(made.members["a"], whole=wrong)}), None, tmp_path)
+    trust = trust_of(ensemble)
+    assert [reason.partition(" (")[0] for reason in trust.missing] == ["a: the reference is damaged"]
+    assert "spectral" in trust.scores  # of the other member
+
+
+@pytest.mark.parametrize("where", ["gather", "read_references", "scores_of"])
+def test_what_goes_wrong_in_judging_costs_the_verdict_and_no_mask(
+    where: str, ensemble_of: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError("no room")
+
+    ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
+    monkeypatch.setattr(f"ensemble.trust.judge.{where}", broken)
+    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    assert not list(faults(case.report, REPORT))
+    told = case.report["trust"]
+    assert (told["verdict"], told["expected_dice"], told["scores"]) == (None, None, {})
+    assert told["missing"] == ["everything: judging failed (MemoryError: no room)"]
+    assert "is not known" in case_page(case.report, case.result, None, case.trust)
+
+
+def test_what_is_no_number_is_no_score() -> None:
+    spoilt = replace(usual(1)[0], agreement=float("nan"), whole={"a": np.full(DIMENSIONS, np.nan, np.float32)})
+    scores = scores_of(spoilt, fit_references(usual(), DIGESTS))
+    assert not {"agreement", "spectral", "rest"} & set(scores)
+    assert "histogram" in scores
+
+
 def test_without_any_reference_the_plain_scores_are_there(
     tmp_path: Path, stub_ensemble: Callable[..., Ensemble]
 ) -> None:
@@ -188,6 +231,40 @@ def test_where_a_member_did_not_vote_no_dice_is_expected(ensemble_of: Callable[.
     assert "expected Dice: it was learnt with b voting, too" in trust.missing
 
 
+@pytest.mark.parametrize(
+    ("slopes", "reason"),
+    [
+        ({}, "nothing was learnt of it with these weights"),
+        ({"agreement": 1.0, "spectral": -1.0}, "it hangs on spectral"),
+    ],
+)
+def test_why_no_dice_is_expected_is_said(
+    slopes: dict[str, float], reason: str, ensemble_of: Callable[..., Ensemble], tmp_path: Path
+) -> None:
+    ensemble = ensemble_of(StubMember("a"), StubMember("b"))
+    write_references(fit_references(usual(), DIGESTS), calibration(slopes=slopes).as_json(), tmp_path)
+    trust = trust_of(ensemble)
+    assert (trust.verdict, trust.expected_dice) == ("good", None)
+    assert trust.missing[-1] == f"expected Dice: {reason}"
+
+
+def test_a_row_of_the_summary_says_what_the_report_does(ensemble_of: Callable[..., Ensemble]) -> None:
+    columns = json.loads((REPOSITORY / "docs" / "summary.schema.json").read_text(encoding="utf-8"))["properties"]
+    trusts = [trust_of(ensemble_of(Seeing("a", level=level), Seeing("b", level=level))) for level in (1.5, 9.0)]
+    reports = [
+        *({"trust": trust.as_json()} for trust in (*trusts, replace(trusts[0], verdict=None))),
+        {"trust": None},
+        {},
+    ]
+    told = [trust_columns(report) for report in reports]
+    assert [row["trust"] for row in told] == ["good", "good", "unknown", "off", "off"]
+    assert {row["trust"] for row in told} <= set(columns["trust"]["enum"])
+    ends = [told[0][f"expected_dice{end}"] for end in ("_low", "", "_high")]
+    assert ends == pytest.approx([trusts[0].interval[0], trusts[0].expected_dice, 1.0], abs=1e-4)  # type: ignore[index]
+    assert [told[1][f"expected_dice{end}"] for end in ("_low", "", "_high")] == [None] * 3  # an empty mask
+    assert told[0]["trust_why"] == "images and mask look as usual"
+
+
 def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tmp_path: Path) -> None:
     ensemble = ensemble_of(Seeing("a"), Seeing("b", level=2.24))
     raw = phantom_case()
@@ -204,6 +281,50 @@ def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tm
     made_of = recipe((), {}, ensemble.config, ExtraOutputs())
     assert made_of["options"]["trust_files"]["calibration.json"] == file_sha256(tmp_path / FOLDER / "calibration.json")
     assert "trust_files" not in recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())["options"]
+
+
+def test_good_is_not_called_right(ensemble_of: Callable[..., Ensemble]) -> None:
+    """Neither by words nor by the colour of what is done: a mask and an empty one can be usual and wrong."""
+    for level, unseen in ((1.5, "tumour"), (9.0, "all members miss")):
+        ensemble, raw = ensemble_of(Seeing("a", level=level), Seeing("b", level=level)), phantom_case()
+        case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+        assert case.trust is not None
+        assert (case.trust.verdict, case.trust.doubtful) == ("good", False)
+        for told in (
+            case_page(case.report, case.result, None, case.trust),
+            summary(case, ExtraOutputs(), Path("out"), ""),
+        ):
+            assert "does not mean right" in told
+            assert unseen in told
+    style = (REPOSITORY / "ensemble/outputs/report/templates/style.css").read_text(encoding="utf-8")
+    assert ".good" not in style
+
+
+def test_a_usual_mask_of_which_a_low_dice_is_expected_is_called_doubtful(
+    ensemble_of: Callable[..., Ensemble], tmp_path: Path
+) -> None:
+    ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
+    low = calibration(intercept=-5.0, dice=Limit(0.0, 2.0))
+    write_references(fit_references(usual(), DIGESTS), low.as_json(), tmp_path)
+    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    told = case.report["trust"]
+    assert told["verdict"] == "good"
+    assert told["expected_dice"] < 0.5
+    assert "low Dice" in told["why"][0]
+    assert '<b class="other">A doubtful mask' in case_page(case.report, case.result, None, case.trust)
+
+
+def test_a_reference_that_cannot_be_read_stops_no_batch(
+    ensemble_of: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = ensemble_of(Seeing("a"), Seeing("b"))
+
+    def unreadable(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("ensemble.trust.reference.file_sha256", unreadable)
+    made_of = recipe((), {}, ensemble.config, ExtraOutputs())
+    assert set(made_of["options"]["trust_files"].values()) == {""}
 
 
 def test_what_nobody_asked_for_is_not_there(stub_ensemble: Callable[..., Ensemble]) -> None:

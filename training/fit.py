@@ -29,7 +29,12 @@ from ensemble.families.spec import MemberSpec as Described
 from ensemble.files import file_sha256
 from ensemble.members.manifest import MANIFEST
 from ensemble.memory import keep_freed_memory
+from ensemble.pipeline import load, segment_prepared
+from ensemble.progress import SilentWatcher
 from ensemble.publish import publish_folder, write_json
+from ensemble.trust.evidence import gather
+from ensemble.trust.fit import refit
+from ensemble.trust.reference import MIN_CASES, write_references
 from ensemble.types import ignore_progress
 from training import bank
 from training.batches import Bank, Mixed, Source
@@ -82,6 +87,7 @@ def fit(asked: Fit, folds: Folds) -> bool:
     tested = predict_out_of_fold(asked, folds)
     rule = choose_rule([one.patient for one in tested], RunConfig.min_disputed_ml)
     write_weights(asked, folds, tested, rule)
+    write_usual(asked.out, folds[0], asked.device)
     return True
 
 
@@ -180,6 +186,28 @@ def write_weights(asked: Fit, folds: Folds, tested: Sequence[Tested], rule: Rule
         write_folds(folds, staging / "splits_final.json")
         write_reports(fitted, tested, staging)
     log.info("written: %s", asked.out)
+
+
+def write_usual(weights: Path, scans: Sequence[bank.Scan], device: str) -> None:
+    """What the trust score takes for usual, of the first fold's scans: a member tells the features of its first network, which has not
+    seen these. Nothing but a line in the log where they are too few.
+    """
+    if len(scans) < MIN_CASES:
+        later = "members fit-reference makes one of other cases"
+        log.info(
+            "no reference for the trust score: the first fold holds %d scans, %d are needed; %s",
+            len(scans),
+            MIN_CASES,
+            later,
+        )
+        return
+    ensemble = load(RunConfig(weights=weights, device="cpu" if device == "cpu" else "cuda", tta="none", trust=True))
+    shown = [
+        gather(segment_prepared(bank.as_prepared(scan.path)[0], ensemble, SilentWatcher()))
+        for scan in tqdm(scans, desc="usual cases", disable=None)
+    ]
+    references, calibration = refit(shown, ensemble, scans[0].path.resolve().parent.name)
+    write_references(references, calibration.as_json(), weights)
 
 
 def cross_fitted(tested: Sequence[Tested], folds: int) -> tuple[Rule, ...]:

@@ -72,9 +72,10 @@ def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: b
     tap = network.tap if tapped and settings.features else ""
     built = network.build()
     if settings.session == "auto" and device.type == "cpu" and network.convert:
-        session = on_openvino(built, network.channels, network.smallest_window, precision, tap)
-        if session is not None:
-            return session
+        for layer in dict.fromkeys((tap, "")):  # features must not cost the network what runs it, nor its arithmetic
+            session = on_openvino(built, network.channels, network.smallest_window, precision, layer)
+            if session is not None:
+                return session
         precision = "fp32"
     return TorchSession(built, dims=dims, device=device, precision=precision, tap=tap)
 

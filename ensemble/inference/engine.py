@@ -230,14 +230,14 @@ class _Runner:
                 logits, maps = (leader(part), None) if pool is None else cast(TappedSession, leader).tapped(part)
                 answers = [_averaged(logits, self._average), *(_averaged(n(part), self._average) for n in others)]
                 parts.append(reduce(torch.add, answers) / len(answers))
-                if pool is not None and maps is not None:
-                    pool.add(part, logits, maps)
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
                 self._most = len(part) // 2
                 torch.cuda.empty_cache()  # does nothing where there is no GPU
                 continue
+            if pool is not None and maps is not None:  # the answers are there: nothing of them may be tried again
+                pool.add(part, logits, maps)
             first += len(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

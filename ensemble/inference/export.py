@@ -49,6 +49,21 @@ class Tapped(torch.nn.Module):
         return logits, maps[-1]
 
 
+class _Branched(Tapped):
+    """Tells the maps by way of a convolution that changes nothing (bfloat16's values times 1 or 0).
+
+    OpenVINO computes what lies between its last convolution and an output in float32, whatever is asked for: with the maps as an output of
+    their own, the logits would differ in bfloat16 from those of the network alone.
+    """
+
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and maps."""
+        logits, maps = super().forward(windows)
+        dims, channels = maps.ndim - 2, maps.shape[1]
+        same = torch.eye(channels).reshape(channels, channels, *(1,) * dims)
+        return logits, (torch.nn.functional.conv2d if dims == 2 else torch.nn.functional.conv3d)(maps, same)
+
+
 def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: str = "") -> Exported:
     """A network (in eval mode) in ONNX form, traced on a small window (y, x or z, y, x); with a second output where a layer is tapped.
 
@@ -58,7 +73,7 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: 
     axes = dict(zip(range(2, 5), "zyx"[-len(window) :], strict=False))
     windows = torch.randn((2, channels, *window), generator=torch.Generator().manual_seed(0))
     file, answers = io.BytesIO(), []
-    traced, outputs = (Tapped(network, tap), [OUTPUT, FEATURES]) if tap else (network, [OUTPUT])
+    traced, outputs = (_Branched(network, tap), [OUTPUT, FEATURES]) if tap else (network, [OUTPUT])
     watching = traced.register_forward_hook(lambda _network, _inputs, answer: answers.append(answer))
     shapes = {INPUT: {0: "n", **axes}, OUTPUT: {0: "n", **axes}}
     if tap:

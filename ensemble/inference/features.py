@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from ensemble.types import FloatArray
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class FeaturePool:
     """Adds up a layer's maps (N, D, z, y, x) of windows, in float64 and in the order of the windows: the same for any number of threads.
 
     A cell of the map counts by how many voxels of its window lie in the image, or in the foreground. Where windows overlap, both count.
+    What goes wrong here, be it memory, costs the features: the networks' answers stand.
     """
 
     def __init__(self) -> None:
@@ -32,9 +36,19 @@ class FeaturePool:
         """Forget everything: the work starts again."""
         self._sums: list[torch.Tensor] = []
         self._weights = torch.zeros(2, dtype=torch.float64)
+        self._failed = False
 
     def add(self, windows: torch.Tensor, logits: torch.Tensor, maps: torch.Tensor) -> None:
         """Add windows (N, C, Z, Y, X), the network's logits (N, K, Z, Y, X) and its maps (N, D, z, y, x); z = 1 for 2-D networks."""
+        if self._failed:
+            return
+        try:
+            self._add(windows, logits, maps)
+        except Exception as error:
+            log.warning("no features of this image (%s: %s)", type(error).__name__, error)
+            self._failed = True
+
+    def _add(self, windows: torch.Tensor, logits: torch.Tensor, maps: torch.Tensor) -> None:
         inside = (windows != 0).any(1)
         foreground = logits[:, 1:].amax(1) > logits[:, 0]  # argmax takes eighty times as long
         shares = torch.stack([inside, inside & foreground], 1).float()
@@ -45,9 +59,9 @@ class FeaturePool:
             self._weights += weight.sum((1, 2, 3))
 
     def features(self) -> Features | None:
-        """Return the means; None where there was nothing in the image, or a map held what is beyond its precision."""
+        """Return the means; None where there was nothing in the image, a map held what is beyond its precision, or adding failed."""
         total = torch.stack(self._sums).sum(0) if self._sums else torch.zeros(2, 0)
-        if self._weights[0] == 0 or not total.isfinite().all():
+        if self._failed or self._weights[0] == 0 or not total.isfinite().all():
             return None
         whole, foreground = (total / self._weights[:, None]).float().numpy()
         return Features(whole, foreground if self._weights[1] > 0 else None)

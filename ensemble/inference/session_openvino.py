@@ -93,7 +93,10 @@ def on_openvino(
         if is_out_of_memory(error):
             raise
         why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    log.warning("OpenVINO does not run a network as PyTorch does (%s): PyTorch runs it, in float32", why)
+    if tap:
+        log.warning("OpenVINO does not tell a network's features as PyTorch does (%s): it is tried without them", why)
+    else:
+        log.warning("OpenVINO does not run a network as PyTorch does (%s): PyTorch runs it, in float32", why)
     return None
 
 

@@ -22,7 +22,7 @@ def summary(case: SegmentedCase, extras: ExtraOutputs, folder: Path, suffix: str
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]
     if case.trust is not None:
-        lines.append(f"  {'trust':<12} {f'{case.trust.headline} {case.trust.reasons}'.strip()}")
+        lines.append(f"  {'trust':<12} {case.trust.text}")
     if case.findings is not None:
         lines.append(f"  {'findings':<12} {'; '.join(in_words(case.findings))}")
     for what, role in (("mask", MASK), ("picture", OVERLAY), ("page", PAGE), ("report", REPORT)):

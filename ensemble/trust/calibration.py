@@ -18,7 +18,7 @@ from ensemble.trust.reference import Unusable
 from ensemble.types import AnyArray
 
 Verdict = Literal["good", "check", "poor"]
-Shape = Literal["plain", "log", "logit"]
+Shape = Literal["log", "logit"]
 
 #: What the expected Dice hangs on, and on which scale; signs as of `scores.DIRECTIONS`.
 INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
@@ -111,7 +111,7 @@ def scaled(name: str, score: float) -> float:
     if INPUTS[name] == "logit":
         kept = min(max(score, 0.02), 0.98)
         return math.log(kept / (1 - kept))
-    return math.log(max(score, 1e-3)) if INPUTS[name] == "log" else score
+    return math.log(max(score, 1e-3))
 
 
 def unlikeness(scores: Mapping[str, float]) -> float | None:

@@ -23,6 +23,8 @@ _WORSE: Mapping[Verdict, int] = {"good": 0, "check": 1, "poor": 2}
 _LOW_DICE = 0.5
 #: What a distance says in words, from this many times the usual on.
 _FAR = 2.0
+_USUAL = "images and mask look as usual"
+_USUAL_AND_LOW = "the images look as usual, but usual masks like this one have a low Dice"
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,32 @@ class Trust:
         said = words.get(self.verdict, "No sign against the mask.")
         if self.expected_dice is None or self.interval is None:
             return said
-        if self.verdict == "good" and self.expected_dice < _LOW_DICE:
-            said = "A doubtful mask, as usual cases have them, too."
+        if self.doubtful:
+            said = "A doubtful mask, though nothing about it is unusual."
         low, high = self.interval
         return f"{said} Expected Dice {self.expected_dice:.2f} ({low:.2f} to {high:.2f})."
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nothing is unusual, and a low Dice expected all the same: of usual cases many have such masks."""
+        return self.verdict == "good" and self.expected_dice is not None and self.expected_dice < _LOW_DICE
+
+    @property
+    def caveat(self) -> str:
+        """What a good verdict must not be taken for; empty for the others."""
+        if self.verdict != "good":
+            return ""
+        unseen = (
+            "a lesion that all members miss"
+            if self.scores.get("volume_ml") == 0
+            else "a tumour or old lesion taken for an infarct"
+        )
+        return f"That does not mean right: {unseen} goes unnoticed here."
+
+    @property
+    def text(self) -> str:
+        """Headline, reasons and caveat, as they are read."""
+        return " ".join(filter(None, (self.headline, self.reasons, self.caveat)))
 
     @property
     def reasons(self) -> str:
@@ -108,6 +132,11 @@ class Judge:
         voted, calibrated = set(result.fused.voters), set(self.calibration.weights if self.calibration else ())
         if calibrated - voted:
             missing.append(f"expected Dice: it was learnt with {', '.join(sorted(calibrated - voted))} voting, too")
+        elif self.calibration is not None and not evidence.empty and self.calibration.logit(scores) is None:
+            lacking = ", ".join(sorted(set(self.calibration.slopes) - set(scores)))
+            missing.append(
+                f"expected Dice: {f'it hangs on {lacking}' if lacking else 'nothing was learnt of it with these weights'}"
+            )
         told = self.verdict(scores, empty=evidence.empty, all_voted=voted == calibrated)
         return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
 
@@ -133,12 +162,20 @@ class Judge:
             if scores.get("agreement", 1.0) < 0.5:
                 reasons.append(f"the members disagree: mean Dice of their masks {scores['agreement']:.2f}")
         verdict = max(looks, likely, key=_WORSE.__getitem__)
-        return Trust(verdict, expected, interval, scores, tuple(reasons) or ("images and mask look as usual",), ())
+        trust = Trust(verdict, expected, interval, scores, tuple(reasons), ())
+        return trust if reasons else replace(trust, why=(_USUAL_AND_LOW if trust.doubtful else _USUAL,))
 
 
 def judge(result: Result, ensemble: Ensemble) -> Trust:
-    """Return how far the mask of a case is to be trusted, by what lies beside the ensemble's weights."""
-    trust = Judge.of(ensemble).judge(result)
+    """Return how far the mask of a case is to be trusted, by what lies beside the ensemble's weights.
+
+    Raises nothing: a mask is not lost for want of a verdict. Where judging fails, there is none, and `missing` says why.
+    """
+    try:
+        trust = Judge.of(ensemble).judge(result)
+    except Exception as error:
+        log.warning("trust in the mask is not known: judging failed", exc_info=True)
+        return Trust(None, None, None, {}, (), (f"everything: judging failed ({type(error).__name__}: {error})",))
     if trust.verdict not in (None, "good"):
         log.warning("trust in the mask: %s: %s", trust.verdict, "; ".join(trust.why))
     return trust
@@ -146,8 +183,8 @@ def judge(result: Result, ensemble: Ensemble) -> Trust:
 
 def _unlike(scores: Mapping[str, float]) -> list[str]:
     words = {
-        "rest": "the members' encoders see in this brain what usual ones don't have, {:.1f} times as much as those differ by",
-        "histogram": "the intensities of DWI and ADC lie {:.1f} times as far from usual ones as those lie from each other",
+        "rest": "to the members' encoders this brain looks {:.1f} times as unusual as the median reference case",
+        "histogram": "the intensities of DWI and ADC are {:.1f} times as unusual as those of the median reference case",
     }
     known = {name: scores[name] for name in words if name in scores}
     most = max(known.values())

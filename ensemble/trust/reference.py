@@ -156,8 +156,18 @@ def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> 
 
 
 def reference_digests(weights: Path) -> dict[str, str]:
-    """Return SHA-256 of each file in `<weights>/trust`, by name: what verdicts hang on beside the weights themselves."""
-    return {path.name: file_sha256(path) for path in sorted((weights / FOLDER).glob("*")) if path.is_file()}
+    """Return SHA-256 of each file in `<weights>/trust`, by name: what verdicts hang on beside the weights themselves.
+
+    One that can't be read is no part of a verdict, either, and has none.
+    """
+    return {path.name: _digest(path) for path in sorted((weights / FOLDER).glob("*")) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""
 
 
 def _member_bytes(member: MemberReference) -> bytes:
@@ -193,6 +203,8 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
 
 def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> Cloud:
     mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
+    if mean.ndim != 1 or vectors.shape != (len(values), len(mean)) or not (values > 0).all():
+        raise ValueError("its modes do not fit together")
     return Cloud(Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"]))
 
 

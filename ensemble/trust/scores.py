@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,8 @@ def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
     """Return the scores that there are, by name: those of `DIRECTIONS`.
 
     Distances are in units of what is usual: `spectral` and `spectral_lesion` in the stable modes of the features of the whole brain and of
-    the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities.
+    the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities. What is not
+    finite is no score.
     """
     scores = dict(evidence.mask)
     if evidence.agreement is not None:
@@ -50,7 +52,7 @@ def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
             scores[name] = _geometric_mean(distances)
     if references.images is not None:
         scores["histogram"] = min(references.images.distance(evidence.intensities), _FARTHEST)
-    return {name: scores[name] for name in DIRECTIONS if name in scores}
+    return {name: scores[name] for name in DIRECTIONS if math.isfinite(scores.get(name, math.nan))}
 
 
 def _geometric_mean(distances: Sequence[float]) -> float:

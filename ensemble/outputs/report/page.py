@@ -59,7 +59,7 @@ def _place(lesion: LesionPlace) -> dict[str, str]:
     """Return what the table of lesions says of a lesion's place."""
     return {
         "where": ", ".join(map(said, (lesion.side, lesion.region, lesion.structure))),
-        "mni": ", ".join(f"{mm:.0f}" for mm in lesion.centre_mni_mm or ()),
+        "mni": ", ".join(f"{mm:z.0f}" for mm in lesion.centre_mni_mm or ()),
     }
 
 
