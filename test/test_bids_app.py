@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -240,7 +241,17 @@ def test_a_filter_file_chooses_images(tmp_path: Path) -> None:
         read_filter(tmp_path / "none.json")
 
 
-def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path) -> None:
+def test_a_filter_is_not_passed_over_where_it_filters_nothing(
+    tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").write_text("case,dwi,adc\n1,dwi.nii.gz,adc.nii.gz\n")
+    (tmp_path / "filter.json").write_text('{"dwi": {"session": "a"}}')
+    assert app("participant", "--skip-bids-validation", "--bids-filter-file", str(tmp_path / "filter.json")) == 2
+    assert "--bids-filter-file says nothing to a worklist" in capsys.readouterr().err
+
+
+def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ensemble")
     touch(
         tmp_path / "data",
         *(f"sub-{n}/ses-{s}/dwi/sub-{n}_ses-{s}_{what}.nii.gz" for n in "12" for s in "ab" for what in ("dwi", "adc")),
@@ -249,6 +260,7 @@ def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path) -> None:
     (tmp_path / "filter.json").write_text(json.dumps({"dwi": session, "adc": session}))
     cases = find_cases(tmp_path / "data", tmp_path / "out", read_filter(tmp_path / "filter.json"))
     assert [(case.name, case.problem) for case in cases] == [("sub-1/ses-a", None), ("sub-2/ses-a", None)]
+    assert "4 images are passed over, as they were filtered out" in caplog.text
 
 
 def test_shares_are_a_partition_that_joining_cases_do_not_move() -> None:
