@@ -238,7 +238,9 @@ def _bids_app(options: argparse.Namespace) -> int:
     dataset = Dataset(options.dataset, Selection(*labels, options.shard))
     if options.bids_filter_file is not None:
         if options.dataset.is_file():
-            raise UsageError("--bids-filter-file says nothing to a worklist", do="leave the rows out, or give the dataset")
+            raise UsageError(
+                "--bids-filter-file says nothing to a worklist", do="leave the rows out, or give the dataset"
+            )
         dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
     if options.level == "group":
         if options.dry_run:

@@ -328,7 +328,9 @@ def test_boutiques_takes_the_descriptor_and_makes_a_call_of_it(tmp_path: Path) -
     (tmp_path / "call.json").write_text(json.dumps(inputs))
     described = str(REPOSITORY / "deploy" / "boutiques.json")
     for command in (["validate", described], ["exec", "simulate", "-i", str(tmp_path / "call.json"), described]):
-        answer = subprocess.run([bosh, *command], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        answer = subprocess.run(
+            [sys.executable, bosh, *command], capture_output=True, text=True, check=True, cwd=tmp_path
+        ).stdout
     words = answer.split("process.py ")[1].split()
     options = parse(words, {})
     assert (options.command, options.dataset, options.level) == ("bids-app", Path("/b"), "participant")
