@@ -176,6 +176,19 @@ def test_temporary_files_lie_in_the_work_folder(
     assert tempfile.gettempdir() == str(tmp_path / "work" / "x")
 
 
+def test_group_says_where_results_were_made_in_several_ways(
+    tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when only some shares ran again with other options: each result is complete, and nothing else tells."""
+    write_bids(tmp_path / "data", {"1": ("",), "2": ("",)})
+    for label, tta, said in (("1", "none", False), ("2", "mirror", True), ("1", "mirror", False)):
+        assert app("participant", "--participant-label", label, "--tta", tta) == 0
+        capsys.readouterr()
+        assert app("group") == (0 if (tmp_path / "out" / "sub-2").exists() else 3)
+        shown = capsys.readouterr()
+        assert ("the results were made in 2 ways" in shown.out + shown.err) == said
+
+
 def test_group_writes_nothing_on_a_dry_run(
     tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

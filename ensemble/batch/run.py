@@ -19,7 +19,7 @@ from ensemble.batch.layouts import FoundImage
 from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import rows, write_summary
+from ensemble.batch.summary import rows, ways_made, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
@@ -139,6 +139,11 @@ def group(dataset: Dataset, out: Path) -> int:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
+    if (ways := ways_made(out, places.values())) > 1:
+        log.warning(
+            "note: the results were made in %d ways (version, options or weights). participant makes anew what was not made as it is asked",
+            ways,
+        )
     waiting = {row.case for row in table if row.status == "not done"}
     _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
     if waiting:
