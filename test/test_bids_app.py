@@ -220,6 +220,8 @@ def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
 def test_labels_are_read_from_the_environment() -> None:
     options = parse(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": "01,02", "ISLES_SHARD": "2/3"})
     assert (options.participant_label, options.shard) == (["01", "02"], (2, 3))
+    with pytest.raises(UsageError, match="ISLES_PARTICIPANT_LABEL is not valid"):
+        parse(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": " , "})  # labels of nobody: not all
     for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/2"):
         with pytest.raises(UsageError):
             parse(["batch", "a", "b", "--shard", text], {})

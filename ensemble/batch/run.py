@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -101,7 +102,10 @@ def batch(
         raise unwritable(out, error) from error
     _tell_end(out, len(selected), outcomes, summarised=summarise)
     if not summarise:
-        log.info("  the summary of all, once the others have ended: %s", command(f"{of.path} {out} group"))
+        log.info(
+            "  the summary of all, once the others have ended: %s",
+            command(f"{shlex.join([str(of.path), str(out)])} group"),
+        )
     return _worst(outcomes)
 
 
