@@ -239,8 +239,14 @@ def _bids_app(options: argparse.Namespace) -> int:
     labels = tuple(options.participant_label or ()), tuple(options.session_label or ())
     dataset = Dataset(options.dataset, Selection(*labels, options.shard))
     if options.bids_filter_file is not None:
+        if options.dataset.is_file():
+            raise UsageError(
+                "--bids-filter-file says nothing to a worklist", do="leave the rows out, or give the dataset"
+            )
         dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
     if options.level == "group":
+        if options.dry_run:
+            raise UsageError("--dry-run says nothing to group", do="leave it out, or give it to participant")
         with exclusive_writer(options.out, shared=True):
             return group(dataset, options.out)
     if not options.skip_bids_validation:

@@ -760,7 +760,11 @@ def _read(action: argparse.Action, text: str) -> Any:
     if action.nargs == 0:
         return _boolean(text)
     convert: Any = action.type or str
-    return [convert(name) for name in _names(text)] if action.nargs == "+" else convert(text)
+    if action.nargs != "+":
+        return convert(text)
+    if not (values := [convert(name) for name in _names(text)]):
+        raise ValueError("give one value or several, with commas between them")
+    return values
 
 
 def service_links(environment: Mapping[str, str]) -> list[str]:

@@ -136,6 +136,14 @@ def test_a_case_that_kills_each_process_fails_alone(tmp_path: Path, on_stand: An
     assert [queue for queue in stand.together if "b" in queue][-1] == ("b",), "a suspect goes alone"
 
 
+def test_the_only_process_may_die_between_two_looks(on_stand: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one GPU nobody is left for a moment, which ended the batch unless a look at the nodes was just due."""
+    monkeypatch.setattr(on_ray, "_LOOK_S", 0.05)
+    stand, start = on_stand(lambda name, attempt: Died("killed") if attempt == 1 else done(name, attempt))
+    assert start() == 0
+    assert set(stand.asked) == set("abcd")
+
+
 def test_a_case_that_somebody_else_has_is_asked_for_again(on_stand: Any) -> None:
     stand, start = on_stand(lambda name, attempt: None if name == "c" and attempt < 4 else done(name, attempt))
     assert start() == 0
@@ -189,7 +197,8 @@ def test_without_ray_it_is_said_how_to_get_it(
     assert "pip install" in told.value.do
     monkeypatch.setattr(run, "gpu_count", lambda device: 2)
     assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
-    assert "one of 2 GPUs works: with Ray" in caplog.text
+    assert "one of 2 GPUs works. All do with Ray (pip install ray)" in caplog.text
+    assert "CUDA_VISIBLE_DEVICES=1 python process.py batch ..., and so on" in caplog.text
     assert ".batch" not in tree(tmp_path / "out")
 
 

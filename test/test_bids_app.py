@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,13 +19,14 @@ import pytest
 from batch_runs import _load, comparable, rows, run_batch, touch, write_bids
 from conftest import REPOSITORY, tree
 from deploy.boutiques import descriptor
-from ensemble.batch import run
+from ensemble.batch import case_loop, failures, run
 from ensemble.batch.bids_filter import read_filter
 from ensemble.batch.find import find_cases
 from ensemble.batch.selection import Selection, share_of
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
 from ensemble.options import as_command, parse
+from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.types import Modality
 
 COMMANDS = ("run", "batch", "bids-app")
@@ -85,6 +89,45 @@ def test_a_failure_on_record_goes_when_the_case_succeeds(tmp_path: Path, app: Ca
     assert app("group") == 0
 
 
+def test_a_process_killed_behind_a_result_leaves_no_record_of_an_earlier_failure(
+    tmp_path: Path, app: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_bids(tmp_path / "data", {"1": ("",)}), tmp_path / "out"
+    image = data / "sub-1" / "dwi" / "sub-1_dwi.nii.gz"
+    whole = image.read_bytes()
+    image.write_bytes(b"")
+    assert app("participant") == 3
+    image.write_bytes(whole)
+    really = case_loop.write_case
+
+    def killed(*arguments: Any) -> None:
+        really(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(case_loop, "write_case", killed)
+        app("participant")
+    assert done(out) == {"sub-1"}
+    assert app("group") == 0
+    assert rows(out)["sub-1"]["status"] == "done"
+
+
+def test_a_failure_is_on_record_although_others_take_the_empty_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, places = failures.replace_text, iter((True, False))
+
+    def beside_another(path: Path, *rest: Any) -> None:
+        if next(places):
+            path.parent.rmdir()
+        really(path, *rest)
+
+    monkeypatch.setattr(failures, "replace_text", beside_another)
+    place = BidsEntities("1", "")
+    failures.record(tmp_path, tmp_path, place, "sub-1", {"message": "why", "exit_code": 3})
+    assert failures.recorded(tmp_path, [("sub-1", place)]) == {"sub-1": {"message": "why", "exit_code": 3}}
+
+
 def test_labels_that_are_not_there_are_named(
     tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +176,28 @@ def test_temporary_files_lie_in_the_work_folder(
     assert tempfile.gettempdir() == str(tmp_path / "work" / "x")
 
 
+def test_group_says_where_results_were_made_in_several_ways(
+    tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when only some shares ran again with other options: each result is complete, and nothing else tells."""
+    write_bids(tmp_path / "data", {"1": ("",), "2": ("",)})
+    for label, tta, said in (("1", "none", False), ("2", "mirror", True), ("1", "mirror", False)):
+        assert app("participant", "--participant-label", label, "--tta", tta) == 0
+        capsys.readouterr()
+        assert app("group") == (0 if (tmp_path / "out" / "sub-2").exists() else 3)
+        shown = capsys.readouterr()
+        assert ("the results were made in 2 ways" in shown.out + shown.err) == said
+
+
+def test_group_writes_nothing_on_a_dry_run(
+    tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bids(tmp_path / "data", {"1": ("",)})
+    assert app("group", "--dry-run") == 2
+    assert "--dry-run says nothing to group" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
     app = ["bids-app", "/b", "/o", "participant"]
     for given, seen in (
@@ -155,6 +220,8 @@ def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
 def test_labels_are_read_from_the_environment() -> None:
     options = parse(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": "01,02", "ISLES_SHARD": "2/3"})
     assert (options.participant_label, options.shard) == (["01", "02"], (2, 3))
+    with pytest.raises(UsageError, match="ISLES_PARTICIPANT_LABEL is not valid"):
+        parse(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": " , "})  # labels of nobody: not all
     for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/2"):
         with pytest.raises(UsageError):
             parse(["batch", "a", "b", "--shard", text], {})
@@ -189,7 +256,17 @@ def test_a_filter_file_chooses_images(tmp_path: Path) -> None:
         read_filter(tmp_path / "none.json")
 
 
-def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path) -> None:
+def test_a_filter_is_not_passed_over_where_it_filters_nothing(
+    tmp_path: Path, app: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").write_text("case,dwi,adc\n1,dwi.nii.gz,adc.nii.gz\n")
+    (tmp_path / "filter.json").write_text('{"dwi": {"session": "a"}}')
+    assert app("participant", "--skip-bids-validation", "--bids-filter-file", str(tmp_path / "filter.json")) == 2
+    assert "--bids-filter-file says nothing to a worklist" in capsys.readouterr().err
+
+
+def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ensemble")
     touch(
         tmp_path / "data",
         *(f"sub-{n}/ses-{s}/dwi/sub-{n}_ses-{s}_{what}.nii.gz" for n in "12" for s in "ab" for what in ("dwi", "adc")),
@@ -198,6 +275,7 @@ def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path) -> None:
     (tmp_path / "filter.json").write_text(json.dumps({"dwi": session, "adc": session}))
     cases = find_cases(tmp_path / "data", tmp_path / "out", read_filter(tmp_path / "filter.json"))
     assert [(case.name, case.problem) for case in cases] == [("sub-1/ses-a", None), ("sub-2/ses-a", None)]
+    assert "4 images are passed over, as they were filtered out" in caplog.text
 
 
 def test_shares_are_a_partition_that_joining_cases_do_not_move() -> None:
@@ -265,7 +343,9 @@ def test_boutiques_takes_the_descriptor_and_makes_a_call_of_it(tmp_path: Path) -
     (tmp_path / "call.json").write_text(json.dumps(inputs))
     described = str(REPOSITORY / "deploy" / "boutiques.json")
     for command in (["validate", described], ["exec", "simulate", "-i", str(tmp_path / "call.json"), described]):
-        answer = subprocess.run([bosh, *command], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        answer = subprocess.run(
+            [sys.executable, bosh, *command], capture_output=True, text=True, check=True, cwd=tmp_path
+        ).stdout
     words = answer.split("process.py ")[1].split()
     options = parse(words, {})
     assert (options.command, options.dataset, options.level) == ("bids-app", Path("/b"), "participant")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ensemble.batch import failures
 from ensemble.batch.claims import BatchClaims, Lock
 from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
@@ -191,6 +192,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
             report = read_report(job.root, place)
             stale = report is not None and report["batch"].get("key") != key
             if report is not None and not stale and (job.resume or session.is_done(place)):
+                failures.forget(job.root, place)
                 outcome = Outcome(case.name, "kept")
             else:
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
@@ -243,6 +245,7 @@ def _finish(
         if isinstance(result, Exception):
             raise result
         case = SegmentedCase.of(task.raw, result, ensemble, job.extras)
+        failures.forget(job.root, task.place)  # first: a process may be killed behind either
         write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
         session.note_done(task.place)
         return Outcome(task.case.name, "done")
@@ -271,7 +274,9 @@ def _failed(
         message += f"\n  note: an earlier result, made of something else, was moved to {visible(str(aside))}"
     elif (job.root / place.folder).is_dir():
         message += f"\n  note: an earlier result stays in {place.folder}"
-    session.note_failure(place, {"message": message, "exit_code": code})
+    failure = {"message": message, "exit_code": code}
+    session.note_failure(place, failure)
+    failures.record(job.root, session.folder, place, case.name, failure)
     return Outcome(case.name, "failed", message, code)
 
 

@@ -6,38 +6,50 @@ Shares of a dataset that ran elsewhere, at another time, tell the summary of the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ensemble.batch.case_loop import Outcome
+from ensemble.folders import unwritable
 from ensemble.outputs.layouts.bids import FAILED
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.publish import replace_text
 from ensemble.text import all_printable
 
+_ATTEMPTS = 5
 
-def record(root: Path, scratch: Path, place: BidsEntities, outcome: Outcome) -> None:
-    """Note a failure, or take back what was noted before the case succeeded. Raises OSError."""
+
+def record(root: Path, scratch: Path, place: BidsEntities, case: str, failure: Mapping[str, Any]) -> None:
+    """Note that a case failed: its `message` and `exit_code`. Raises OSError."""
+    path, content = _path(root, place), json.dumps(all_printable({"case": case, **failure}), indent=2)
+    for left in reversed(range(_ATTEMPTS)):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            return replace_text(path, content + "\n", scratch)
+        except FileNotFoundError:  # in between another process has taken the empty folder away
+            if not left:
+                raise
+
+
+def forget(root: Path, place: BidsEntities) -> None:
+    """Take back what was noted of a case. Raises UsageError."""
     path = _path(root, place)
-    if outcome.status != "failed":
-        with suppress(FileNotFoundError):
-            path.unlink()
-        with suppress(OSError):
-            path.parent.rmdir()
-        return
-    path.parent.mkdir(exist_ok=True)
-    content = all_printable({"case": outcome.case, "exit_code": outcome.exit_code, "message": outcome.message})
-    replace_text(path, json.dumps(content, indent=2) + "\n", scratch)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(root, error) from error
+    with suppress(OSError):
+        path.parent.rmdir()
 
 
-def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str, Outcome]:
-    """Return the failures that are noted of these cases, by their names."""
+def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str, dict[str, Any]]:
+    """Return what is noted of these cases, by their names: `message` and `exit_code`."""
     found = {}
     for name, place in places:
         with suppress(OSError, ValueError, KeyError, TypeError):
             noted = json.loads(_path(root, place).read_text(encoding="utf-8"))
-            found[name] = Outcome(name, "failed", str(noted["message"]), int(noted["exit_code"]))
+            found[name] = {"message": str(noted["message"]), "exit_code": int(noted["exit_code"])}
     return found
 
 

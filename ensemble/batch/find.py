@@ -77,7 +77,7 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
     groups: dict[tuple[str, ...], list[FoundImage]] = defaultdict(list)
     dicom: dict[tuple[str, ...], list[FoundImage]] = defaultdict(list)
     folders: set[Path] = set()
-    passed_over: set[Path] = set()
+    passed_over: list[Path] = []
     unreadable: list[OSError] = []
     channels = Channels(root)
     for folder, names in walk(root, out.resolve(), unreadable):
@@ -87,14 +87,16 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
                 if wanted(image):
                     groups[image.group].append(image)
                 else:
-                    passed_over |= {path, *path.parents}
+                    passed_over.append(path)
         for path in (*([folder] if folder != root else []), *(folder / name for name in names)):
             if not image_suffix(path) and (image := classify_path(path, root, channels)) and is_dicom(path):
                 dicom[image.group].append(image)
     for group, images in groups.items():
         images += [image for image in dicom[group] if is_missing(image, images)]
     used = {at for images in groups.values() for image in images for at in (image.path, *image.path.parents)}
-    used |= passed_over
+    used |= {at for path in passed_over for at in (path, *path.parents)}
+    if passed_over:
+        log.info("note: %d images are passed over, as they were filtered out: %s", len(passed_over), passed_over[0])
     cases = [_without_image_files(folder, root) for folder in case_folders(root, folders) if folder not in used]
     cases += [unreadable_folder(error, root) for error in unreadable]
     for group, name in names_of(groups, {case.name for case in cases}).items():

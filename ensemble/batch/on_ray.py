@@ -51,7 +51,7 @@ _OBJECT_STORE = 80 * 2**20
 _LOOPBACK = "127.0.0.2"
 #: Ray's own settings: nothing is reported to its makers.
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
-_INSTALL = "pip install 'isles-ensemble[ray]', or pip install ray"
+INSTALL = "pip install ray"
 
 
 def is_installed() -> bool:
@@ -96,7 +96,7 @@ def segment_on_ray(
 def _connected(address: str) -> Iterator[Any]:
     """Give the module `ray`, connected to a cluster; one that was started for it ends with the block. Nothing is reported to anybody."""
     if not is_installed():
-        raise UsageError("--ray needs Ray, which is not installed", do=_INSTALL)
+        raise UsageError("--ray needs Ray, which is not installed", do=INSTALL)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -217,13 +217,13 @@ class _Fleet:
 
     def refresh(self) -> None:
         """Put actors where there is room for one. Raises MembersFailed where for long there was none at all."""
-        now = time.monotonic()
+        now, hopeless = time.monotonic(), False
         if now - self._looked > _LOOK_S:
             self._looked = now
             self._look()
+            hopeless = not self.members and max(self._losses.values(), default=0) >= _LIVES
         if any(member.ready for member in self.members.values()):
             self._alive = now
-        hopeless = not self.members and bool(self._losses)
         if hopeless or now - self._alive > _PATIENCE_S:
             raise MembersFailed(
                 "no process is left on the Ray cluster",

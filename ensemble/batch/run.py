@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -16,10 +17,10 @@ from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.layouts import FoundImage
-from ensemble.batch.on_ray import LOCAL, gpu_count, is_installed, segment_on_ray
+from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import rows, write_summary
+from ensemble.batch.summary import rows, ways_made, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
@@ -87,7 +88,7 @@ def batch(
             log.info("%d cases in %s", len(selected), of.path)
             try:
                 with closing(open_progress(len(selected))) as shown:
-                    tell = _Teller(out, session.folder, places, outcomes, shown)
+                    tell = _Teller(outcomes, shown)
                     if ray:
                         segment_on_ray(ray, ray_cpus, job, session, selected, partial(load, config), tell)
                     else:
@@ -101,7 +102,10 @@ def batch(
         raise unwritable(out, error) from error
     _tell_end(out, len(selected), outcomes, summarised=summarise)
     if not summarise:
-        log.info("  the summary of all, once the others have ended: %s", command(f"{of.path} {out} group"))
+        log.info(
+            "  the summary of all, once the others have ended: %s",
+            command(f"{shlex.join([str(of.path), str(out)])} group"),
+        )
     return _worst(outcomes)
 
 
@@ -111,7 +115,11 @@ def _for_gpus(device: Device) -> str | None:
         return None
     if is_installed():
         return LOCAL
-    log.info("note: one of %d GPUs works: with Ray (pip install 'isles-ensemble[ray]') all do", count)
+    log.warning(
+        "note: one of %d GPUs works. All do with Ray (%s), or with the same call once more for each:"
+        " CUDA_VISIBLE_DEVICES=1 %s, and so on",
+        count, INSTALL, command("batch ..."),
+    )  # fmt: skip
     return None
 
 
@@ -122,7 +130,8 @@ def group(dataset: Dataset, out: Path) -> int:
     """
     refuse_foreign_tree(out, dataset.path)
     places, _ = dataset.find(out)
-    failed = failures.recorded(out, places.items())
+    recorded = failures.recorded(out, places.items())
+    failed = {name: Outcome(name, "failed", **noted) for name, noted in recorded.items()}
     outcomes = {name: failed.get(name, Outcome(name, "kept")) for name in places}
     try:
         session = BatchClaims(out, "group")
@@ -134,6 +143,11 @@ def group(dataset: Dataset, out: Path) -> int:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
+    if (ways := ways_made(out, places.values())) > 1:
+        log.warning(
+            "note: the results were made in %d ways (version, options or weights). participant makes anew what was not made as it is asked",
+            ways,
+        )
     waiting = {row.case for row in table if row.status == "not done"}
     _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
     if waiting:
@@ -146,16 +160,12 @@ def group(dataset: Dataset, out: Path) -> int:
 class _Teller:
     """Keeps the first outcome of each case, and passes it on: of processes that share the work, each has one for every case."""
 
-    root: Path
-    scratch: Path
-    places: Mapping[str, BidsEntities]
     outcomes: dict[str, Outcome]
     shown: BatchProgress
 
     def __call__(self, outcome: Outcome) -> None:
         if outcome.case not in self.outcomes:
             self.outcomes[outcome.case] = outcome
-            failures.record(self.root, self.scratch, self.places[outcome.case], outcome)
             self.shown.tell(outcome)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +103,13 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     writer.writerows({key: spreadsheet_cell(value) for key, value in asdict(row).items()} for row in table)
     replace_text(root / "summary.csv", text.getvalue(), scratch)
     replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
+
+
+def ways_made(root: Path, places: Iterable[BidsEntities]) -> int:
+    """Return how many recipes (version, options, weights) the results in these places were made by."""
+    reports = (read_report(root, place) or {} for place in places)
+    recipes = (_said(report, dict, "batch", "recipe") for report in reports)
+    return len({json.dumps(recipe, sort_keys=True) for recipe in recipes if recipe is not None})
 
 
 def spent(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
