@@ -1,7 +1,8 @@
 """Simulated patients for the trust score, and what each shows once it is segmented: kept in a folder, so that nothing is done twice.
 
 References are of the heads that the networks were trained on (their patients were not); calibration and test of the four heads that were
-kept out of their last trainings, a head at a time: who is measured is of a head, and has a seed, that his calibration has not seen. "Usual" thus means: the
+kept out of their last trainings, a head at a time: who is measured is of a head, and has a seed, that his calibration has not seen.
+"Usual" thus means: the
 simulator's anatomy, physics and faults; a head that the references don't know is part of it.
 """
 
