@@ -2,10 +2,11 @@
 
     python -m benchmarks.trust [--only clean,spoilt,mimics,real] [--csv scores.csv] [--patients 150] [--spoilt 20]
 
-Simulated patients of four heads kept from the references, and from the networks' last trainings: as they are; 20 of them spoilt in
-twelve ways and three strengths; mimics and lesion-free ones; and the public cases. Each is judged by a calibration of the other heads'
-patients, so that no head and no seed is on both sides. Without mirroring. Images that the product's checks refuse are segmented all the same, here only, and
-shown apart. What each patient shows is kept in `.train/trust`: a call that was stopped goes on, and `--have` prints what there is.
+Simulated patients of four heads kept from the references, and from the networks' last trainings: as they are; 20 of them spoilt in twelve
+ways and three strengths; mimics and lesion-free ones; and the public cases. Each is judged by a calibration of the other heads' patients,
+so that no head and no seed is on both sides. Without mirroring. Images that the product's checks refuse are segmented all the same, here
+only, and shown apart. What each patient shows is kept in `.train/trust`: a call that was stopped goes on, and `--have` prints what there
+is.
 """
 
 from __future__ import annotations
