@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ from ensemble.types import AnyArray, Modality, ProgressCallback
 from ensemble.volume import Volume, to_sitk
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
     from ensemble.families.base import InferenceSettings, MemberPrediction
     from ensemble.pipeline import Ensemble
     from ensemble.prepare.case import PreparedCase
@@ -30,6 +34,10 @@ settings.load_profile("steady")
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "test" / "sample"
 SHARED = REPOSITORY.parent / "shared"
+#: Opens the pages: any Chromium. Those tests are skipped, saying so, where there is none.
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+#: How long a browser may take: a machine may be busy with other things.
+PATIENCE_MS = 180_000
 #: About 11 degrees about x: the headers of real scans are rarely straight.
 OBLIQUE = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.2)), -float(np.sin(0.2)), 0.0, float(np.sin(0.2)), float(np.cos(0.2)))
 GRID = Grid(size=(40, 48, 24), spacing_mm=(4.0, 4.0, 5.0), origin_mm=(-80.0, -70.5, 12.25), direction=OBLIQUE)
@@ -169,3 +177,38 @@ def slowness() -> float:
     while time.process_time() - used < 0.2:
         pass
     return max(1.0, (time.monotonic() - started) / 0.2)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.skip("NO BROWSER: the pages are not tested. Install one: apt-get install chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE_MS) as launched:
+            yield launched
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
+    """Opens a file offline; any complaint of the browser, or request that leaves the file, fails the test at its end."""
+    complaints: list[str] = []
+    context = browser.new_context(offline=True, viewport={"width": 1300, "height": 900}, accept_downloads=True)
+
+    def open_(path: Path) -> Page:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        own = (path.as_uri(), "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(own) else complaints.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE_MS)
+        return page
+
+    yield open_
+    context.close()
+    assert complaints == []

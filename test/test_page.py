@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import html
 import io
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from scipy.ndimage import gaussian_filter
 
 from conftest import StubMember, phantom_case
@@ -32,46 +30,7 @@ from ensemble.types import Modality
 from ensemble.volume import Volume
 
 Build = Callable[..., Ensemble]
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-#: A machine may be busy with other things.
-PATIENCE_MS = 180_000
 HOSTILE = "</script><script>document.title='broken out'</script><b>&amp; \" '"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("NO BROWSER: the pages are not tested. Install one: apt-get install chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE_MS) as browser:
-            yield browser
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
-    """Opens a file offline; any complaint of the browser, or request that leaves the file, fails the test at its end."""
-    complaints: list[str] = []
-    context = browser.new_context(offline=True, viewport={"width": 1300, "height": 900})
-
-    def open_(path: Path) -> Page:
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                complaints.append(request.url) if not request.url.startswith((path.as_uri(), "data:")) else None
-            ),
-        )
-        page.goto(path.as_uri())
-        page.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE_MS)
-        return page
-
-    yield open_
-    context.close()
-    assert complaints == []
 
 
 @pytest.fixture

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 from scipy import stats
 
-from conftest import GRID, REPOSITORY, phantom_arrays, phantom_case, phantom_lesion, tree, write_image
+from conftest import GRID, PATIENCE_MS, REPOSITORY, phantom_arrays, phantom_case, phantom_lesion, tree, write_image
 from ensemble.cli import main
 from ensemble.evaluate.blinded import Shown, as_shown, make_reader_study, write_reader_study
 from ensemble.prepare.case import prepare
 from ensemble.types import Modality
 from json_schema import faults
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE_MS = 180_000
 NAMES = ("our-method", "expert-rater")
 QUESTIONS = ("preference", "left_completeness", "left_precision", "right_completeness", "right_precision")
 HOSTILE = "</script><script>document.title='broken out'</script>"
@@ -82,38 +78,6 @@ def test_sides_and_order_are_drawn_evenly_and_anew(cases: list[Shown]) -> None:
     left = [item["left"] for study in (first, second) for item in study.key["items"]].count(NAMES[0])
     assert 8 < left < 40
     assert make_reader_study(many, NAMES, first.key["seed"]).page == first.page, "the key makes the page again"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("NO BROWSER: the page is not tested. Install one: apt-get install chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE_MS) as browser:
-            yield browser
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
-    """Opens a file offline; any complaint of the browser, or request that leaves the file, fails the test at its end."""
-    complaints: list[str] = []
-    context = browser.new_context(offline=True, viewport={"width": 1100, "height": 900}, accept_downloads=True)
-
-    def open_(path: Path) -> Page:
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        own = (path.as_uri(), "data:", "blob:")
-        page.on("request", lambda request: None if request.url.startswith(own) else complaints.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE_MS)
-        return page
-
-    yield open_
-    context.close()
-    assert complaints == []
 
 
 def keys(page: Page, *pressed: str) -> None:
