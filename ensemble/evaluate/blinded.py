@@ -207,7 +207,10 @@ def _token(seed: str, what: str) -> str:
 
 def _page(study: str, items: Sequence[Mapping[str, Any]]) -> str:
     text: str = template("readers.html").render(
-        notice=RESEARCH_USE, count=len(items), data=json_text({"study": study, "items": items}), **code("readers.js")
+        notice=RESEARCH_USE,
+        count=len(items),
+        data=json_text({"study": study, "items": items}),
+        **code("slices.js", "readers.js"),
     )
     return printable(text)
 

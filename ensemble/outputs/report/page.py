@@ -50,7 +50,7 @@ def case_page(
         blocks=() if findings is None else blocks(findings),
         words=() if findings is None else tuple(in_words(findings)),
         viewer=json_text(_viewer(result)),
-        **code("case.js"),
+        **code("slices.js", "case.js"),
     )
     return printable(text)
 

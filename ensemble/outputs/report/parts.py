@@ -68,9 +68,9 @@ def _shown(value: Any) -> Any:
 
 
 @cache
-def code(name: str = "") -> dict[str, str]:
-    """Return a page's script, if it has one, and style, and what its content security policy allows: these and nothing else."""
-    script = (_TEMPLATES / name).read_text(encoding="utf-8") if name else ""
+def code(*names: str) -> dict[str, str]:
+    """Return a page's script, put together from files, and style, and what its content security policy allows: these and nothing else."""
+    script = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     allowed = [
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)

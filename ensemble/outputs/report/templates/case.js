@@ -2,54 +2,24 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const element = (id) => document.getElementById(id);
-  const MASK = "#ff453a";
+  const { MASK, tile, outline } = slices;
   const MEMBERS = ["#ffd60a", "#32d1ff", "#6fe36f", "#ff8ad8", "#c69cff", "#ffa552", "#9be7d8", "#e0e0e0"];
   const view = { slice: data.start, zoom: 1, x: 0.5, y: 0.5 }; // x, y: the middle of the view, as fractions of the slice
   const panels = [];
-  let labels = null; // canvas with the sheet of masks
+  let labels = null; // context with the sheet of masks
 
   const voters = data.voters.length;
   const memberColour = (number) => MEMBERS[number % MEMBERS.length];
   // few votes yellow, all votes green
   const voteColour = (votes) => (votes === voters ? "#3ddc84" : `hsl(${15 + 40 * (votes - 1) / Math.max(1, voters - 1)} 100% 55%)`);
 
-  function load(source) {
-    return new Promise((resolve, reject) => {
-      const image = new Image();
-      image.onload = () => resolve(image);
-      image.onerror = () => reject(new Error("a sheet of slices can't be decoded"));
-      image.src = source;
-    });
-  }
-
-  function tile(slice) {
-    return { x: (slice % data.columns) * data.width, y: Math.floor(slice / data.columns) * data.height };
-  }
-
   /** One number a voxel: bit 0 the mask, bit k the k-th voter. */
   function bitsOf(slice) {
-    const at = tile(slice);
+    const at = tile(data, slice);
     const pixels = labels.getImageData(at.x, at.y, data.width, data.height).data;
     const bits = new Uint32Array(data.width * data.height);
     for (let i = 0; i < bits.length; i++) bits[i] = pixels[4 * i] | (pixels[4 * i + 1] << 8) | (pixels[4 * i + 2] << 16);
     return bits;
-  }
-
-  /** Edges between voxels that have a bit and neighbours that don't. */
-  function outline(bits, bit) {
-    const path = new Path2D();
-    const w = data.width, h = data.height;
-    const has = (x, y) => x >= 0 && y >= 0 && x < w && y < h && (bits[y * w + x] >>> bit) & 1;
-    for (let y = 0; y < h; y++) {
-      for (let x = 0; x < w; x++) {
-        if (!has(x, y)) continue;
-        if (!has(x - 1, y)) { path.moveTo(x, y); path.lineTo(x, y + 1); }
-        if (!has(x + 1, y)) { path.moveTo(x + 1, y); path.lineTo(x + 1, y + 1); }
-        if (!has(x, y - 1)) { path.moveTo(x, y); path.lineTo(x + 1, y); }
-        if (!has(x, y + 1)) { path.moveTo(x, y + 1); path.lineTo(x + 1, y + 1); }
-      }
-    }
-    return path;
   }
 
   function countVotes(value) {
@@ -68,9 +38,10 @@
   }
 
   function draw() {
-    const mode = element("mode").value, bits = bitsOf(view.slice), at = tile(view.slice);
-    const edges = { mask: outline(bits, 0) };
-    if (mode === "members") for (let k = 1; k <= voters; k++) edges[k] = outline(bits, k);
+    const mode = element("mode").value, bits = bitsOf(view.slice), at = tile(data, view.slice);
+    const edgesOf = (bit) => outline(data, (voxel) => (bits[voxel] >>> bit) & 1);
+    const edges = { mask: edgesOf(0) };
+    if (mode === "members") for (let k = 1; k <= voters; k++) edges[k] = edgesOf(k);
     for (const panel of panels) {
       const { canvas, context } = panel;
       fit(canvas);
@@ -97,7 +68,7 @@
     element("slice").value = view.slice + 1;
     element("zoom").textContent = `${view.zoom.toFixed(1)}x`;
     for (const row of document.querySelectorAll("tr.jump")) row.classList.toggle("here", Number(row.dataset.slice) === view.slice + 1);
-    strip();
+    slices.strip(element("strip"), data, view.slice);
   }
 
   function fillVotes(context, bits) {
@@ -123,22 +94,6 @@
     context.lineWidth = 3 * scale;
     const places = [["R", edge, middle[1]], ["L", canvas.width - edge, middle[1]], ["A", middle[0], edge], ["P", middle[0], canvas.height - edge]];
     for (const place of places) { context.strokeText(...place); context.fillText(...place); }
-  }
-
-  /** Where along the slices the mask lies, and where we are. */
-  function strip() {
-    const canvas = element("strip"), context = canvas.getContext("2d");
-    canvas.width = Math.max(1, canvas.clientWidth);
-    const most = Math.max(1, ...data.area), step = canvas.width / data.slices;
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.fillStyle = MASK;
-    data.area.forEach((area, z) => {
-      const height = area ? Math.max(2, area / most * canvas.height) : 0;
-      context.fillRect(z * step, canvas.height - height, Math.max(1, step - 0.5), height);
-    });
-    context.fillStyle = "#fff";
-    context.fillRect((view.slice + 0.5) * step - 1, 0, 2, canvas.height);
   }
 
   function go(slice) {
@@ -186,7 +141,7 @@
   function readout(canvas, event) {
     const { x, y } = voxelAt(canvas, event);
     if (x < 0 || y < 0 || x >= data.width || y >= data.height) { element("readout").textContent = ""; return; }
-    const at = tile(view.slice), pixel = labels.getImageData(at.x + x, at.y + y, 1, 1).data;
+    const at = tile(data, view.slice), pixel = labels.getImageData(at.x + x, at.y + y, 1, 1).data;
     const value = pixel[0] | (pixel[1] << 8) | (pixel[2] << 16);
     const names = data.voters.filter((_, k) => (value >>> (k + 1)) & 1);
     element("readout").textContent = names.length ? `under the pointer: lesion by ${names.join(", ")}${value & 1 ? "; in the mask" : "; not in the mask"}` : "";
@@ -235,12 +190,8 @@
     window.addEventListener("resize", draw);
   }
 
-  Promise.all([load(data.labels), ...data.images.map((image) => load(image.sheet))]).then(([sheet, ...sheets]) => {
-    const canvas = document.createElement("canvas");
-    canvas.width = sheet.width;
-    canvas.height = sheet.height;
-    labels = canvas.getContext("2d", { willReadFrequently: true });
-    labels.drawImage(sheet, 0, 0);
+  Promise.all([slices.load(data.labels), ...data.images.map((image) => slices.load(image.sheet))]).then(([sheet, ...sheets]) => {
+    labels = slices.readable(sheet);
     sheets.forEach((image, k) => {
       const figure = document.createElement("figure"), caption = document.createElement("figcaption"), panel = document.createElement("canvas");
       caption.textContent = data.images[k].name;

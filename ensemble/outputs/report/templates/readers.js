@@ -2,7 +2,8 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const element = (id) => document.getElementById(id);
-  const MASK = "#ff453a", STORE = `reader-study-${data.study}`;
+  const { MASK, load, tile, outline } = slices;
+  const STORE = `reader-study-${data.study}`;
   const rows = [...document.querySelectorAll(".question")];
   const questions = rows.map((row) => row.dataset.question);
   const canvases = [...document.querySelectorAll("#panels canvas")];
@@ -35,15 +36,6 @@
   const current = () => data.items[view.item];
   const answered = (item) => questions.every((question) => (answers[item.item] || {})[question]);
 
-  function load(source) {
-    return new Promise((resolve, reject) => {
-      const image = new Image();
-      image.onload = () => resolve(image);
-      image.onerror = () => reject(new Error("a sheet of slices can't be decoded"));
-      image.src = source;
-    });
-  }
-
   /** Show a case, once its pictures are decoded; a later call overtakes. */
   async function show(number) {
     const mine = ++turn;
@@ -52,12 +44,7 @@
     document.body.dataset.shown = "";
     const [labels, ...images] = await Promise.all([load(item.labels), ...item.images.map((image) => load(image.sheet))]);
     if (mine !== turn) return;
-    const canvas = document.createElement("canvas");
-    canvas.width = labels.width;
-    canvas.height = labels.height;
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.drawImage(labels, 0, 0);
-    loaded = { labels: context, images };
+    loaded = { labels: slices.readable(labels), images };
     view.slice = item.start;
     view.image = Math.min(view.image, images.length - 1);
     view.marked = Math.max(0, questions.findIndex((question) => !(answers[item.item] || {})[question]));
@@ -68,26 +55,6 @@
     tell();
     document.body.dataset.shown = String(view.item + 1);
     document.body.dataset.ready = "yes";
-  }
-
-  function tile(item, slice) {
-    return { x: (slice % item.columns) * item.width, y: Math.floor(slice / item.columns) * item.height };
-  }
-
-  /** Edges between voxels of a side's mask (0 left, 1 right) and their neighbours. */
-  function outline(pixels, item, side) {
-    const path = new Path2D(), w = item.width, h = item.height;
-    const has = (x, y) => x >= 0 && y >= 0 && x < w && y < h && pixels[4 * (y * w + x) + side] > 127;
-    for (let y = 0; y < h; y++) {
-      for (let x = 0; x < w; x++) {
-        if (!has(x, y)) continue;
-        if (!has(x - 1, y)) { path.moveTo(x, y); path.lineTo(x, y + 1); }
-        if (!has(x + 1, y)) { path.moveTo(x + 1, y); path.lineTo(x + 1, y + 1); }
-        if (!has(x, y - 1)) { path.moveTo(x, y); path.lineTo(x + 1, y); }
-        if (!has(x, y + 1)) { path.moveTo(x, y + 1); path.lineTo(x + 1, y + 1); }
-      }
-    }
-    return path;
   }
 
   function draw() {
@@ -107,25 +74,12 @@
       if (!element("outlines").checked) return;
       context.lineWidth = 1.5 * (window.devicePixelRatio || 1) / Math.min(sx, sy);
       context.strokeStyle = MASK;
-      context.stroke(outline(pixels, item, side));
+      context.stroke(outline(item, (voxel) => pixels[4 * voxel + side] > 127)); // 0 left, 1 right
     });
     element("where").textContent = `${view.slice + 1} of ${item.slices}`;
     element("slice").value = view.slice + 1;
     element("image").value = String(view.image);
-    strip(item);
-  }
-
-  function strip(item) {
-    const canvas = element("strip"), context = canvas.getContext("2d");
-    canvas.width = Math.max(1, canvas.clientWidth);
-    const most = Math.max(1, ...item.area), step = canvas.width / item.slices;
-    context.fillStyle = MASK;
-    item.area.forEach((area, z) => {
-      const height = area ? Math.max(2, area / most * canvas.height) : 0;
-      context.fillRect(z * step, canvas.height - height, Math.max(1, step - 0.5), height);
-    });
-    context.fillStyle = "#fff";
-    context.fillRect((view.slice + 0.5) * step - 1, 0, 2, canvas.height);
+    slices.strip(element("strip"), item, view.slice);
   }
 
   /** Show the answers of the case, and which question a digit answers. */
