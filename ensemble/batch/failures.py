@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ensemble.files import read_json
 from ensemble.folders import unwritable
 from ensemble.outputs.layouts.bids import FAILED
 from ensemble.outputs.layouts.bids_entities import BidsEntities
@@ -48,7 +49,7 @@ def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str
     found = {}
     for name, place in places:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            noted = json.loads(_path(root, place).read_text(encoding="utf-8"))
+            noted = read_json(_path(root, place))
             found[name] = {"message": str(noted["message"]), "exit_code": int(noted["exit_code"])}
     return found
 

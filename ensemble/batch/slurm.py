@@ -30,6 +30,13 @@ ARRAY, GROUP, SUBMIT = "participant.sbatch", "group.sbatch", "submit.sh"
 _SAMPLE, _USUAL_SECONDS, _MOST_SHARDS = 40, 60.0, 1000
 #: How much more time and memory is asked for than expected.
 _MARGIN_TIME, _MARGIN_MEMORY = 3.0, 1.5
+_SET_UP = """\
+set -euo pipefail
+export {threads}
+scratch=$(mktemp -d "${{TMPDIR:-/tmp}}/isles-ensemble-XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+export TMPDIR=$scratch
+"""
 _ARRAY = """\
 #!/bin/bash
 # Written by `{program} slurm`. {submit} submits it. A task that is killed and requeued goes on where it ended.
@@ -42,12 +49,7 @@ _ARRAY = """\
 #SBATCH --open-mode=append
 #SBATCH --output={logs}/%A_%a.log
 {directives}
-set -euo pipefail
-export {threads}
-scratch=$(mktemp -d "${{TMPDIR:-/tmp}}/isles-ensemble-XXXXXX")
-trap 'rm -rf "$scratch"' EXIT
-export TMPDIR=$scratch
-{command} batch {arguments} --shard "$SLURM_ARRAY_TASK_ID/{shards}"
+{set_up}{command} batch {arguments} --shard "$SLURM_ARRAY_TASK_ID/{shards}"
 """
 _GROUP = """\
 #!/bin/bash
@@ -57,12 +59,7 @@ _GROUP = """\
 #SBATCH --time=120
 #SBATCH --output={logs}/group_%j.log
 {directives}
-set -euo pipefail
-export {threads}
-scratch=$(mktemp -d "${{TMPDIR:-/tmp}}/isles-ensemble-XXXXXX")
-trap 'rm -rf "$scratch"' EXIT
-export TMPDIR=$scratch
-{command} {dataset} {out} group
+{set_up}{command} {dataset} {out} group
 """
 _SUBMIT = """\
 #!/bin/bash
@@ -127,7 +124,7 @@ def write_scripts(
         "group": GROUP,
         "shards": shards,
         "cpus": resources.cpus,
-        "threads": _threads(resources.cpus),
+        "set_up": _set_up(resources.cpus),
         "memory_mb": math.ceil((resources.memory_gb or _MARGIN_MEMORY * memory_mb / 1000) * 1000),
         "minutes": math.ceil(60 * hours),
         "logs": _in_directive(logs),
@@ -141,7 +138,7 @@ def write_scripts(
     group = parts | {
         "command": _command(resources, mounts, results, gpu=False),
         "directives": "#",
-        "threads": _threads(1),
+        "set_up": _set_up(1),
     }
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -192,8 +189,9 @@ def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: boo
     return shlex.join([sys.executable, str(Path(ensemble.__file__).resolve().parent.parent / "process.py")])
 
 
-def _threads(count: int) -> str:
-    return " ".join(f"{name}={value}" for name, value in thread_variables(count).items())
+def _set_up(cpus: int) -> str:
+    """Return what every job does first."""
+    return _SET_UP.format(threads=" ".join(f"{name}={value}" for name, value in thread_variables(cpus).items()))
 
 
 def _mounts(dataset: Path, selected: Sequence[Placed], words: Sequence[str]) -> list[str]:

@@ -10,19 +10,16 @@ from ensemble.pipeline import Ensemble
 from ensemble.trust.calibration import Calibration, Limit, unlikeness
 from ensemble.trust.evidence import Evidence
 from ensemble.trust.judge import read_calibration
-from ensemble.trust.reference import References, Unusable, fit_references
+from ensemble.trust.reference import PARTS, References, Unusable, fit_references
 from ensemble.trust.scores import scores_of
-
-#: A case's looks are measured from what the other parts' cases make.
-_PARTS = 5
 
 
 def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[float]:
     """Return how little each case looks like the others: measured from references that it has no part in."""
     far: list[float] = []
-    for part in range(_PARTS):
-        references = fit_references([e for at, e in enumerate(evidence) if at % _PARTS != part], digests, least=2)
-        found = (unlikeness(scores_of(e, references)) for e in evidence[part::_PARTS])
+    for part in range(PARTS):
+        references = fit_references([e for at, e in enumerate(evidence) if at % PARTS != part], digests, least=2)
+        found = (unlikeness(scores_of(e, references)) for e in evidence[part::PARTS])
         far += [x for x in found if x is not None]
     return far
 

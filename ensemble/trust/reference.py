@@ -29,8 +29,8 @@ from ensemble.types import AnyArray, FloatArray
 FOLDER, IMAGES, CALIBRATION, SUFFIX = "trust", "images.json", "calibration.json", ".safetensors"
 #: Fewest cases of which a reference is made, and lesions of which one of lesions is.
 MIN_CASES, MIN_LESIONS = 20, 10
-#: Each part's distances are measured from the cloud of the others.
-_PARTS = 5
+#: Cases fall into so many parts; what is usual of a part is measured from what the others make.
+PARTS = 5
 _VERSION = 1
 
 
@@ -58,9 +58,9 @@ class Cloud:
     @classmethod
     def of(cls, samples: AnyArray) -> Cloud:
         """Return the cloud of samples (N, D)."""
-        whole, at = fit_spectrum(samples), np.arange(len(samples)) % _PARTS
+        whole, at = fit_spectrum(samples), np.arange(len(samples)) % PARTS
         found: list[tuple[float, float]] = []
-        for part in range(_PARTS):
+        for part in range(PARTS):
             others = fit_spectrum(samples[at != part], modes=whole.modes)
             found += [(others.distance(sample), others.rest(sample)) for sample in samples[at == part]]
         usual, usual_rest = np.median(found, axis=0)
