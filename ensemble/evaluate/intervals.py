@@ -5,7 +5,6 @@ Which interval is used for what was chosen by simulation: `python -m benchmarks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,9 +79,10 @@ def spearman(x: FloatArray, y: FloatArray) -> tuple[float, float] | None:
     """
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    rho = float(stats.spearmanr(x, y).statistic)
+    found = stats.spearmanr(x, y)
+    rho = float(found.statistic)
     if len(x) >= _MIN_T_CORRELATION:
-        return rho, float(stats.spearmanr(x, y).pvalue)
+        return rho, float(found.pvalue)
     ranks, other = stats.rankdata(x), stats.rankdata(y)
     shuffled = np.random.default_rng(0).permuted(np.tile(other, (RESAMPLES, 1)), axis=1)
     return rho, _extreme(_correlation(ranks[None], shuffled), rho)
@@ -155,11 +155,6 @@ def fleiss_kappa(counts: AnyArray) -> float | None:
     by_chance = float((shares**2).sum())
     agreed = float((((counts**2).sum(axis=1) - raters) / (raters * (raters - 1))).mean())
     return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else None
-
-
-def finite(value: float) -> float | None:
-    """Return a number that JSON can hold, or None."""
-    return float(value) if math.isfinite(value) else None
 
 
 def _resampled(n: int, resamples: int) -> list[AnyArray]:
