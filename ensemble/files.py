@@ -85,7 +85,7 @@ def dangling_link(path: Path) -> str:
     return ""
 
 
-def lacks_rights(error: OSError) -> bool:
+def is_permission_error(error: OSError) -> bool:
     """Return whether it is for want of rights that something can't be read."""
     return error.errno in _RIGHTS
 
@@ -101,7 +101,7 @@ def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
         if target := dangling_link(path):
             return UnreadableReason("is a link to what is not there", f"it points to {target}", _FETCH)
         return UnreadableReason("does not exist", "", "check the path")
-    if lacks_rights(error):
+    if is_permission_error(error):
         do = "give this user the right to read it, and to enter the folders above it"
         return UnreadableReason("can't be opened", f"{said} {user}", do)
     if error.errno == errno.ENOMEM:

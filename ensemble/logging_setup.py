@@ -99,7 +99,7 @@ def write_final_error_line(text: str) -> None:
 
 
 @contextmanager
-def only_warnings() -> Iterator[None]:
+def suppress_info_messages() -> Iterator[None]:
     """Keep messages below a warning from the log, unless all were asked for (--verbose)."""
     ours = logging.getLogger("ensemble")
     level = ours.level

@@ -19,7 +19,7 @@ from ensemble.program import help_on, program_name
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "ISLES_"
-#: How Kubernetes names what it tells of a Service (see `service_links`).
+#: How Kubernetes names what it tells of a Service (see `kubernetes_service_variables`).
 _SERVICE_HOST = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_SERVICE_HOST")
 _SERVICE_PORT = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_PORT")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
@@ -57,12 +57,12 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
     """Return options of one call: defaults, then the environment, then the command line. Raises UsageError."""
     parser, commands = _build()
-    links = service_links(environment)
+    links = kubernetes_service_variables(environment)
     if links:
         log.info("note: ignored, as Kubernetes sets them for a Service: %s", ", ".join(links))
     environment = {name: text for name, text in environment.items() if name not in links}
     _refuse_unknown(environment, (parser, *commands.values()))
-    stated, left = parser.parse_known_args(as_command(arguments, commands))
+    stated, left = parser.parse_known_args(normalise_bids_app_call(arguments, commands))
     if left and (not hasattr(stated, "masks") or any(one.startswith("-") for one in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     elif left:  # paths behind an option: argparse takes a list of paths in one piece only
@@ -350,7 +350,7 @@ def _add_slurm(commands: Any, common: _Parser) -> None:
     _add(group, "--docker", default="", metavar="IMAGE", help="run in this image of a Docker engine on the nodes")
 
 
-def as_words(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+def to_arguments(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
     """Return options as words of a command line that parse to the same; those at their defaults are left out. Paths are absolute."""
     words = []
     parser = command_parser(options.command)
@@ -370,7 +370,7 @@ def as_words(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
     return words
 
 
-def as_command(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
+def normalise_bids_app_call(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
     """Return arguments with a BIDS App's call, `BIDS_DIR OUT_DIR LEVEL` anywhere among options, as a command with these first."""
     words = list(arguments)
     for at in range(2, len(words)):
@@ -767,7 +767,7 @@ def _read(action: argparse.Action, text: str) -> Any:
     return values
 
 
-def service_links(environment: Mapping[str, str]) -> list[str]:
+def kubernetes_service_variables(environment: Mapping[str, str]) -> list[str]:
     """Return the `ISLES_...` variables by which Kubernetes tells of a Service whose name begins with isles, in order.
 
     For a Service `isles-web` these are ISLES_WEB_SERVICE_HOST, ISLES_WEB_SERVICE_PORT[_NAME], ISLES_WEB_PORT=tcp://ADDRESS:PORT and

@@ -21,7 +21,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.fusion import FusedPrediction, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.listing import describe
-from ensemble.members.manifest import find_members, find_unsupported, open_member, settled, weight_digests
+from ensemble.members.manifest import apply_member_defaults, find_members, find_unsupported, open_member, weight_digests
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare_for_run
@@ -111,7 +111,7 @@ def load(config: RunConfig) -> Ensemble:
             found=f"--min-members {config.min_members}, members: {len(specs)} ({', '.join(spec.name for spec in specs)})",
             do="lower --min-members, or let more members take part (--members, --weights)",
         )
-    config = settled(config, specs)
+    config = apply_member_defaults(config, specs)
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)

@@ -61,7 +61,7 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
         (new := staging / "new").mkdir()  # with the permissions that others expect, which mkdtemp does not give
         yield new
         for path in (*new.rglob("*"), new):
-            to_disk(path)
+            flush_to_disk(path)
         with _signals_held():
             made = [folder for folder in target.parents if not folder.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
                 remove_empty_folders(made)
                 raise
             for folder in {target.parent, *(folder.parent for folder in made)}:
-                to_disk(folder)
+                flush_to_disk(folder)
     except OSError as error:
         raise unwritable(target, error) from error
     finally:
@@ -88,13 +88,13 @@ def replace_text(path: Path, text: str, scratch: Path) -> None:
     draft = scratch / f"{path.name}.{uuid4()}"  # containers that share a folder have the same process ids
     try:
         draft.write_text(printable(text), encoding="utf-8")
-        to_disk(draft)
+        flush_to_disk(draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on disk; some network file systems know no such thing for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -13,7 +13,7 @@ from ensemble.errors import InputRefused
 from ensemble.files import open_file
 
 #: What people write into a cell that stands for nothing, in lower case; the first is BIDS' word.
-NOTHING = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
+EMPTY_CELLS = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
 
 
 @dataclass(frozen=True)

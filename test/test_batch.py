@@ -139,14 +139,14 @@ def test_a_full_disk_ends_the_batch_and_a_rerun_finishes_it(
         full: Callable[..., None]
         calls = iter(range(999))
         if failing == "fsync":
-            really = ensemble.publish.to_disk
+            really = ensemble.publish.flush_to_disk
 
             def full(path: Path) -> None:
                 if ".batch" in path.parts and next(calls) >= 9:
                     raise OSError(errno.ENOSPC, "No space left on device", str(path))
                 really(path)
 
-            patch.setattr(ensemble.publish, "to_disk", full)
+            patch.setattr(ensemble.publish, "flush_to_disk", full)
         else:
             rename = Path.rename
 

@@ -25,7 +25,7 @@ from ensemble.batch.find import find_cases
 from ensemble.batch.selection import Selection, share_of
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
-from ensemble.options import as_command, parse
+from ensemble.options import normalise_bids_app_call, parse
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.types import Modality
 
@@ -205,7 +205,7 @@ def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
         (["--participant-label", "01", "02", "/b", "/o", "participant"], [*app, "--participant-label", "01", "02"]),
         (["--verbose", "/b", "/o", "participant"], [*app, "--verbose"]),
     ):
-        assert as_command(given, COMMANDS) == seen
+        assert normalise_bids_app_call(given, COMMANDS) == seen
     for given in (
         ["batch", "data", "participant"],
         ["--verbose", "batch", "data", "group"],
@@ -214,7 +214,7 @@ def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
         ["--input", "in", "--members", "group"],
         [],
     ):
-        assert as_command(given, COMMANDS) == given
+        assert normalise_bids_app_call(given, COMMANDS) == given
 
 
 def test_labels_are_read_from_the_environment() -> None:
@@ -293,11 +293,11 @@ def test_shares_and_a_group_make_what_a_batch_makes(tmp_path: Path, weights: Pat
     (data / "sub-9").mkdir()
     assert run_batch(data, tmp_path / "whole", weights) == 3
     codes = [
-        run_batch(run.Dataset(data, Selection(shard=(number, 3))), out, weights, summarise=False)
+        run_batch(run.BatchCases(data, Selection(shard=(number, 3))), out, weights, summarise=False)
         for number in (3, 1, 2)
     ]
     assert sorted(codes) == [0, 0, 3]
-    assert run.group(run.Dataset(data), out) == 3
+    assert run.group(run.BatchCases(data), out) == 3
     assert comparable(out) == comparable(tmp_path / "whole")
 
 

@@ -28,7 +28,7 @@ from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused, WeightsBroken
 from ensemble.evaluate.pairs import find_pairs
 from ensemble.members.manifest import find_members
-from ensemble.outputs.layouts.bids import refuse_foreign_tree
+from ensemble.outputs.layouts.bids import refuse_unsafe_output_folder
 from ensemble.readers.imagefile import read_image
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -354,7 +354,7 @@ def test_hostile_json_is_refused_wherever_it_is_read(tmp_path: Path, text: str) 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "dataset_description.json").write_text(text)
     with pytest.raises(Exception, match="a dataset of its own"):
-        refuse_foreign_tree(tmp_path / "out", tmp_path / "set")
+        refuse_unsafe_output_folder(tmp_path / "out", tmp_path / "set")
     write_image((DWI > 400).astype(np.uint8), tmp_path / "truth" / "case.nii.gz")
     write_image((DWI > 400).astype(np.uint8), tmp_path / "predicted" / "case" / "case_mask.nii.gz")
     (tmp_path / "predicted" / "case" / "report.json").write_text(text)

@@ -342,8 +342,8 @@ def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
     ml = {name: Quantity(value, (value, value)) for name, value in (("left", 3.0), ("right", 1.0), ("brain stem", 0.5))}
     left, right, stem = (Amount(name, volume, volume) for name, volume in ml.items())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find, "placed", lambda case, onto: None)
-        findings = find.find(case.result)
+        patch.setattr(find, "locate_brain", lambda case, onto: None)
+        findings = find.compute_findings(case.result)
     FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "without.dcm")
     findings = replace(findings, places=Places(None, (left, right), (stem,), ()))
     FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "sr.dcm")

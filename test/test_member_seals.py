@@ -23,7 +23,7 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
 from ensemble.families.probability import lesion_probability
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
@@ -179,7 +179,7 @@ def test_folds_are_averaged_on_the_image_grid(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_grids_of_more_than_255_voxels(tmp_path: Path) -> None:
     case, spec = small_case((6, 12, 90), (2.0, 2.0, 3.0)), V1Spec(patch=(16, 16, 64))
-    assert respaced(case.grid).size == (270, 24, 12)
+    assert grid_at_1mm(case.grid).size == (270, 24, 12)
     ours = probability(loaded(build_v1_folder(tmp_path, spec)), case)
     np.testing.assert_allclose(ours, reference(case, spec)[0], atol=1e-3)
 
@@ -197,7 +197,7 @@ def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
             ADC: write_image(adc, tmp_path / "adc.nii.gz", grid),
         }
         cases.append(prepare(read_files("case", files), brain_ml=(50.0, 2500.0)))
-    fine = resample_volume(cases[0].images[DWI], respaced(grid)).array
+    fine = resample_volume(cases[0].images[DWI], grid_at_1mm(grid)).array
     assert (fine % 1 != 0).any()
     member = loaded(build_v1_folder(tmp_path / "model"))
     np.testing.assert_array_equal(*(probability(member, case) for case in cases))
@@ -206,7 +206,7 @@ def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
 def test_beyond_the_1mm_grid_is_background() -> None:
     """At half a millimetre the last voxels lie beyond the grid at 1 mm, whose size is rounded down."""
     grid = Grid((9, 9, 9), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    fine = respaced(grid)
+    fine = grid_at_1mm(grid)
     assert fine.size == (4, 4, 4)
     images = np.ones((2, *fine.shape_zyx), np.float32)
     plans = parse_plans(v1_description(V1Spec()))

@@ -133,7 +133,7 @@ def test_two_may_replace_a_text_at_once_whatever_their_process_ids(
     """Another container's process, of the same id, comes in between."""
     path, scratch = tmp_path / "summary.csv", tmp_path / "scratch"
     scratch.mkdir()
-    really, others = ensemble.publish.to_disk, iter(["other"])
+    really, others = ensemble.publish.flush_to_disk, iter(["other"])
 
     def to_disk(draft: Path) -> None:
         for text in others:
@@ -141,7 +141,7 @@ def test_two_may_replace_a_text_at_once_whatever_their_process_ids(
         assert draft.read_text() in ("mine", "other")
         really(draft)
 
-    monkeypatch.setattr(ensemble.publish, "to_disk", to_disk)
+    monkeypatch.setattr(ensemble.publish, "flush_to_disk", to_disk)
     replace_text(path, "mine", scratch)
     assert path.read_text() == "mine"
     (beside := tmp_path / "beside").touch()

@@ -16,7 +16,7 @@ from scipy import stats
 
 from conftest import GRID, PATIENCE_MS, REPOSITORY, phantom_arrays, phantom_case, phantom_lesion, tree, write_image
 from ensemble.cli import main
-from ensemble.evaluate.blinded import Shown, as_shown, make_reader_study, write_reader_study
+from ensemble.evaluate.blinded import BlindedCase, make_blinded_case, make_reader_study, write_reader_study
 from ensemble.prepare.case import prepare
 from ensemble.types import Modality
 from json_schema import faults
@@ -27,14 +27,14 @@ HOSTILE = "</script><script>document.title='broken out'</script>"
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Shown]:
+def cases() -> list[BlindedCase]:
     """Three cases: two masks that differ, equal ones, and two empty ones."""
     images, lesion = prepare(phantom_case(), skull_strip="never"), phantom_lesion()
     masks = [(lesion, np.roll(lesion, 3, axis=2)), (lesion, lesion), (lesion & False, lesion & False)]
-    return [as_shown(f"Müller {k} {HOSTILE}", images, pair) for k, pair in enumerate(masks)]
+    return [make_blinded_case(f"Müller {k} {HOSTILE}", images, pair) for k, pair in enumerate(masks)]
 
 
-def seed_with_sides(cases: Sequence[Shown], exchanged: bool) -> str:
+def seed_with_sides(cases: Sequence[BlindedCase], exchanged: bool) -> str:
     """A seed by which the first case is shown one way round."""
     for number in range(99):
         seed = f"{number:064x}"
@@ -46,7 +46,7 @@ def seed_with_sides(cases: Sequence[Shown], exchanged: bool) -> str:
     raise AssertionError
 
 
-def test_the_page_does_not_depend_on_whose_masks_are_shown(cases: list[Shown], tmp_path: Path) -> None:
+def test_the_page_does_not_depend_on_whose_masks_are_shown(cases: list[BlindedCase], tmp_path: Path) -> None:
     """The strongest form of blinding: with masks and names exchanged, and drawn the other way round, the page is the same to the byte."""
     seed = seed_with_sides(cases[:1], exchanged=False)
     study = make_reader_study(cases[:1], NAMES, seed)
@@ -68,7 +68,7 @@ def test_the_page_does_not_depend_on_whose_masks_are_shown(cases: list[Shown], t
     assert (tmp_path / "k" / "key.json").stat().st_mode & 0o077 == 0
 
 
-def test_sides_and_order_are_drawn_evenly_and_anew(cases: list[Shown]) -> None:
+def test_sides_and_order_are_drawn_evenly_and_anew(cases: list[BlindedCase]) -> None:
     many = [replace(cases[2], case=f"{k:02d}") for k in range(24)]
     first, second = make_reader_study(many, NAMES), make_reader_study(many, NAMES)
     assert first.key["seed"] != second.key["seed"]
@@ -91,7 +91,7 @@ def at_case(page: Page, number: int) -> None:
 
 @pytest.mark.slow
 def test_a_reader_answers_by_keyboard_reloads_goes_on_and_is_scored(
-    cases: list[Shown], tmp_path: Path, open_page: Callable[[Path], Page]
+    cases: list[BlindedCase], tmp_path: Path, open_page: Callable[[Path], Page]
 ) -> None:
     study = make_reader_study(cases, NAMES)
     write_reader_study(study, tmp_path / "page.html", tmp_path / "key.json")

@@ -18,12 +18,18 @@ from benchmarks.coverage import coverage
 from conftest import GRID, REPOSITORY, tree, write_image
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
-from ensemble.evaluate.clinical import Clinical, chosen_groups, correlations, read_clinical, unmatched
-from ensemble.evaluate.compare import case_ranks, paired, paired_row, ranking
+from ensemble.evaluate.clinical import (
+    ClinicalTable,
+    correlations,
+    describe_unmatched_cases,
+    group_columns,
+    read_clinical,
+)
+from ensemble.evaluate.compare import case_ranks, compare_methods, compare_pair, rank_methods
 from ensemble.evaluate.intervals import (
     fleiss_kappa,
-    holm,
-    kruskal,
+    holm_correction,
+    kruskal_wallis,
     mean_interval,
     median_interval,
     share_interval,
@@ -90,12 +96,12 @@ def test_intervals_and_corrections_agree_with_statsmodels() -> None:
         wins = (n + 1) // 3
         assert share_interval(wins, n) == pytest.approx(sm.proportion_confint(wins, n, method="beta"))
         p = rng.random(n) ** 3
-        assert holm([*p, None])[:-1] == pytest.approx(multipletests(p, method="holm")[1])
+        assert holm_correction([*p, None])[:-1] == pytest.approx(multipletests(p, method="holm")[1])
     assert share_interval(0, 5) == pytest.approx((0, 1 - 0.025 ** (1 / 5)))
     for raters in (2, 3, 7):
         counts = rng.multinomial(raters, (0.5, 0.3, 0.2), size=40)
         assert fleiss_kappa(counts) == pytest.approx(theirs(counts))
-    assert holm([None, None]) == [None, None]
+    assert holm_correction([None, None]) == [None, None]
 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 9, 20, 41])
@@ -126,7 +132,7 @@ def test_rank_tests_agree_with_independent_computations() -> None:
             assert p == pytest.approx(2 * stats.t.sf(abs(t), n - 2))
     for sizes in ((6, 9, 20), (2, 4, 3)):
         groups = [np.round(rng.normal(k, 1, size), 1) for k, size in enumerate(sizes)]
-        h, p, source = kruskal(groups) or (0, 0, "")
+        h, p, source = kruskal_wallis(groups) or (0, 0, "")
         ranks = stats.rankdata(np.concatenate(groups))
         member = np.repeat(range(3), sizes)
         between = sum(size * (ranks[member == k].mean() - ranks.mean()) ** 2 for k, size in enumerate(sizes))
@@ -153,7 +159,7 @@ def test_bootstrap_intervals_agree_with_scipy() -> None:
         theirs = stats.bootstrap(
             (ours, true, score),
             statistic,
-            paired=True,
+            compare_methods=True,
             vectorized=False,
             n_resamples=300,
             method="percentile",
@@ -179,7 +185,7 @@ def test_the_ranking_is_that_of_isles22() -> None:
         ranks.append(wide.rank(axis=1, ascending=measure in ("avd_ml", "alcd"), na_option="bottom"))
     wanted = sum(ranks) / 4
     assert case_ranks(methods, [Path(case) for case in wanted.index]) == pytest.approx(wanted.to_numpy())
-    found = ranking(methods)
+    found = rank_methods(methods)
     assert found is not None
     assert {row.method: row.mean_rank for row in found.rows} == pytest.approx(wanted.mean().to_dict())
     assert [row.place for row in found.rows] == [1, 2, 3]
@@ -189,11 +195,11 @@ def test_the_ranking_is_that_of_isles22() -> None:
 
 
 def test_equal_methods_share_their_place() -> None:
-    found = ranking([drawn("a"), drawn("b")])
+    found = rank_methods([drawn("a"), drawn("b")])
     assert found is not None
     assert [(row.place, row.mean_rank, row.first_share) for row in found.rows] == [(1.5, 1.5, 0), (1.5, 1.5, 0)]
     assert found.kendall_tau is None
-    for row in paired([drawn("a"), drawn("b")]):
+    for row in compare_methods([drawn("a"), drawn("b")]):
         assert (row.equal, row.win_rate, row.p, row.mean_ci_low, row.note) == (
             30,
             None,
@@ -205,7 +211,7 @@ def test_equal_methods_share_their_place() -> None:
 
 def test_a_known_effect_is_found_and_signs_are_right() -> None:
     first, second = drawn("a", 60, 1, 0.15), drawn("b", 60, 2)
-    rows = {row.measure: row for row in paired([first, second])}
+    rows = {row.measure: row for row in compare_methods([first, second])}
     dice = np.array([first.scores[case].dice - second.scores[case].dice for case in first.scores])
     assert rows["dice"].mean_difference == pytest.approx(dice.mean())
     assert (rows["dice"].mean_ci_low or -1) > 0
@@ -214,23 +220,23 @@ def test_a_known_effect_is_found_and_signs_are_right() -> None:
     assert rows["avd_ml"].first_better == sum(
         first.scores[case].avd_ml < second.scores[case].avd_ml for case in first.scores
     )
-    found = ranking([first, second])
+    found = rank_methods([first, second])
     assert found is not None
     assert found.rows[0].method == "a"
 
 
 def test_small_studies_say_why_something_is_not_told() -> None:
-    five = paired([drawn("a", 5, 1), drawn("b", 5, 2)])
+    five = compare_methods([drawn("a", 5, 1), drawn("b", 5, 2)])
     assert all((row.mean_ci_low is None) == (row.measure == "avd_ml") for row in five)
     assert all("below 6 cases" in row.note for row in five)
-    one = paired([drawn("a", 1, 1), drawn("b", 1, 2)])
+    one = compare_methods([drawn("a", 1, 1), drawn("b", 1, 2)])
     assert all(row.mean_ci_low is None and row.note for row in one)
-    alone = ranking([drawn("a", 1, 1), drawn("b", 1, 2)])
+    alone = rank_methods([drawn("a", 1, 1), drawn("b", 1, 2)])
     assert alone is not None
     assert all(row.place_low is None and "one case" in row.note for row in alone.rows)
-    differ = paired_row("dice", ("a", "b"), np.full(9, 0.7), np.full(9, 0.5), True)
+    differ = compare_pair("dice", ("a", "b"), np.full(9, 0.7), np.full(9, 0.5), True)
     assert (differ.mean_ci_low, differ.note) == (None, "all cases differ by the same")
-    rounding = paired_row("avd_ml", ("a", "b"), np.array([0.1 + 0.2]), np.array([0.3]), False)
+    rounding = compare_pair("avd_ml", ("a", "b"), np.array([0.1 + 0.2]), np.array([0.3]), False)
     assert rounding.equal == 1
 
 
@@ -309,13 +315,13 @@ def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> Non
     path = clinical(tmp_path / "c.csv", "case,nihss\n1,2\n2,3\n010,4\n")
     found = read_clinical(path, ())
     with pytest.raises(InputRefused, match="only look like") as refusal:
-        unmatched(found, ["001", "002", "010"], path)
+        describe_unmatched_cases(found, ["001", "002", "010"], path)
     assert "'1' for '001'" in refusal.value.found
     with pytest.raises(InputRefused, match="no case of the clinical table"):
-        unmatched(found, ["x", "y"], path)
+        describe_unmatched_cases(found, ["x", "y"], path)
     with pytest.raises(InputRefused, match="two cases are called 1"):
-        unmatched(found, ["1", "1"], path)
-    said = unmatched(found, ["1", "7"], path)
+        describe_unmatched_cases(found, ["1", "1"], path)
+    said = describe_unmatched_cases(found, ["1", "7"], path)
     assert "7" in said[0]
     assert "010, 2" in said[1]
 
@@ -323,11 +329,11 @@ def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> Non
 def test_groups_are_columns_of_the_table(tmp_path: Path) -> None:
     found = read_clinical(clinical(tmp_path / "c.csv", "case,Tesla,age\n1,1.5,60\n2,3,70\n"), ["tesla"])
     assert set(found.scores) == {"age"}
-    assert chosen_groups(found, ["tesla"], None) == {"Tesla": {"1": "1.5", "2": "3"}}
+    assert group_columns(found, ["tesla"], None) == {"Tesla": {"1": "1.5", "2": "3"}}
     with pytest.raises(UsageError, match="no column"):
-        chosen_groups(found, ["vendor"], tmp_path)
+        group_columns(found, ["vendor"], tmp_path)
     with pytest.raises(UsageError, match="needs --clinical"):
-        chosen_groups(None, ["vendor"], None)
+        group_columns(None, ["vendor"], None)
 
 
 def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
@@ -335,7 +341,7 @@ def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
     cases = list(ours.scores.values())
     rng = np.random.default_rng(0)
     known = {one.case: float(np.log(one.truth_ml) + rng.normal()) for one in cases[5:]}
-    found = Clinical(
+    found = ClinicalTable(
         frozenset(known), {"nihss": known, "flat": dict.fromkeys(known, 2.0), "few": dict(list(known.items())[:5])}, {}
     )
     rows, differences = correlations([ours], found)

@@ -22,7 +22,7 @@ from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.memory import as_user_error
 from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.dicom.study import refuse_without_study
-from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
+from ensemble.outputs.layouts.bids import move_to_superseded, read_report, refuse_occupied_case_folder, write_case
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
 from ensemble.prepare.case import PreparedCase, prepare_for_run
@@ -185,7 +185,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
             stale = _is_left_over(job, case, place)
             if case.problem is not None:
                 raise case.problem
-            refuse_foreign(job.root, place)
+            refuse_occupied_case_folder(job.root, place)
             before = input_stamps(case.files)
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
@@ -270,7 +270,7 @@ def _failed(
     else:
         log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
         message, code = visible(f"a bug: {type(error).__name__}: {error}"), 1
-    if stale and (aside := set_aside(job.root, place)):
+    if stale and (aside := move_to_superseded(job.root, place)):
         message += f"\n  note: an earlier result, made of something else, was moved to {visible(str(aside))}"
     elif (job.root / place.folder).is_dir():
         message += f"\n  note: an earlier result stays in {place.folder}"

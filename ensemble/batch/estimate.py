@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.batch.layouts import FoundCase
-from ensemble.batch.run import Dataset
+from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
-from ensemble.batch.summary import spent
+from ensemble.batch.summary import recorded_costs
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import NetworkSpec
@@ -28,7 +28,7 @@ from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.tiling import axis_starts
 from ensemble.members.manifest import find_members
-from ensemble.outputs.layouts.bids import read_report, refuse_foreign, refuse_foreign_tree
+from ensemble.outputs.layouts.bids import read_report, refuse_occupied_case_folder, refuse_unsafe_output_folder
 from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.read import is_dicom
 from ensemble.readers.inspect import inspect
@@ -83,7 +83,7 @@ class CostModel:
         usual = 1 / torch.get_num_threads() if device == "cpu" else None
         model = cls(networks, config.tta != "none", extras.findings, usual)
         took = stated = 0.0
-        for seconds, size, spacing_mm in itertools.islice(spent(out, describe_device(device)), _SAMPLE):
+        for seconds, size, spacing_mm in itertools.islice(recorded_costs(out, describe_device(device)), _SAMPLE):
             took, stated = took + seconds, stated + model.cpu_seconds(size, spacing_mm)
         return replace(model, factor=took / stated) if stated else model
 
@@ -123,7 +123,7 @@ def expect(placed: Placed, root: Path, model: CostModel) -> Expected:
     try:
         if case.problem is not None:
             raise case.problem
-        refuse_foreign(root, place)
+        refuse_occupied_case_folder(root, place)
         dwi = _grids(case)[Modality.DWI]
     except InputRefused as refused:
         return Expected(case.name, refused)
@@ -146,10 +146,16 @@ def _grids(case: FoundCase) -> dict[Modality, Grid]:
 
 
 def dry_run(
-    dataset: Dataset, out: Path, config: RunConfig, extras: ExtraOutputs, *, resume: bool = True, as_json: bool = False
+    dataset: BatchCases,
+    out: Path,
+    config: RunConfig,
+    extras: ExtraOutputs,
+    *,
+    resume: bool = True,
+    as_json: bool = False,
 ) -> int:
     """Say what `batch` would do. Returns 3 where it would refuse a case, else 0; writes nothing. Raises as `batch` does."""
-    refuse_foreign_tree(out, dataset.path)
+    refuse_unsafe_output_folder(out, dataset.path)
     _, selected = dataset.find(out)
     device = resolve_device(config.device)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, device, out)

@@ -14,7 +14,7 @@ from ensemble.config import IMMATERIAL, ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.files import file_sha256, unreadable_reason
-from ensemble.findings.maps import read_maps
+from ensemble.findings.maps import read_label_maps
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.trust.reference import reference_digests
 from ensemble.types import Modality
@@ -27,7 +27,7 @@ def recipe(
     options = {name: value for name, value in config.as_json().items() if name not in IMMATERIAL}
     members = [spec.as_json() | {"sha256": dict(digests[spec.name])} for spec in specs]
     written = {name: value for name, value in vars(extras).items() if name != "atlas"}
-    maps = {} if extras.atlas is None else {"atlas": {one.name: one.sha256 for one in read_maps(extras.atlas)}}
+    maps = {} if extras.atlas is None else {"atlas": {one.name: one.sha256 for one in read_label_maps(extras.atlas)}}
     usual = {"trust_files": reference_digests(config.weights_folder)} if config.trust else {}
     return {"version": __version__, "options": options | written | maps | usual, "members": members}
 

@@ -12,7 +12,7 @@ from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
 from ensemble.readers.b_values import DIFFUSION_B, no_adc_error
 from ensemble.readers.names import ARCHIVE, ParsedName, image_suffix, parse_image_name, stem
-from ensemble.readers.sources import may_tell_b_values
+from ensemble.readers.sources import may_have_b_values
 from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
@@ -139,7 +139,7 @@ def dicom_name(path: Path) -> str:
 def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
     """Return what to say of a case without DWI, or without an ADC that could not be computed either."""
     if Modality.DWI in files:
-        known = Modality.ADC in files or may_tell_b_values(files[Modality.DWI])
+        known = Modality.ADC in files or may_have_b_values(files[Modality.DWI])
         return None if known else no_adc_error(files[Modality.DWI], "its b-values are not known")
     return InputRefused(
         "there is no DWI image",

@@ -13,8 +13,8 @@ from ensemble.pipeline import load, segment
 from ensemble.progress import SilentWatcher
 from ensemble.publish import check_writable
 from ensemble.readers.imagefile import read_files
-from ensemble.trust.evidence import Evidence, gather
-from ensemble.trust.fit import refit
+from ensemble.trust.evidence import Evidence, gather_evidence
+from ensemble.trust.fit import fit_user_reference
 from ensemble.trust.reference import FOLDER, MIN_CASES, write_references
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ def fit_reference(dataset: Path, config: RunConfig) -> None:
         try:
             if case.problem is not None:
                 raise case.problem
-            usual.append(gather(segment(read_files(case.name, case.files), ensemble, SilentWatcher())))
+            usual.append(gather_evidence(segment(read_files(case.name, case.files), ensemble, SilentWatcher())))
             log.info("%s: %d of %d", case.name, number, len(cases))
         except (InputRefused, MembersFailed) as error:
             log.warning("%s is left out: %s", case.name, error)
     if len(usual) < MIN_CASES:
         raise _too_few(dataset, f"{len(usual)} of {len(cases)} cases could be segmented")
-    references, calibration = refit(usual, ensemble, dataset.resolve().name)
+    references, calibration = fit_user_reference(usual, ensemble, dataset.resolve().name)
     write_references(references, calibration.as_json(), config.weights_folder)
     for name in ensemble.digests:
         if (member := references.members.get(name)) is None:

@@ -20,13 +20,13 @@ from ensemble.batch.layouts import FoundImage
 from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import rows, ways_made, write_summary
+from ensemble.batch.summary import count_recipes, rows, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
 from ensemble.logging_setup import write_final_error_line
 from ensemble.members.manifest import find_members, weight_digests
-from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_foreign_tree
+from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_unsafe_output_folder
 from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
 from ensemble.pipeline import load
 from ensemble.program import command
@@ -40,7 +40,7 @@ _NOT_DONE = 3
 
 
 @dataclass(frozen=True)
-class Dataset:
+class BatchCases:
     """What cases there are, and which of them this call works on."""
 
     path: Path
@@ -56,7 +56,7 @@ class Dataset:
 
 
 def batch(
-    dataset: Path | Dataset,
+    dataset: Path | BatchCases,
     out: Path,
     config: RunConfig,
     extras: ExtraOutputs,
@@ -72,8 +72,8 @@ def batch(
     work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises InputRefused when there is no case,
     WeightsBroken, and UsageError when results can't be written or there is no such device.
     """
-    of = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
-    refuse_foreign_tree(out, of.path)
+    of = dataset if isinstance(dataset, BatchCases) else BatchCases(dataset)
+    refuse_unsafe_output_folder(out, of.path)
     places, selected = of.find(out)
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
@@ -123,12 +123,12 @@ def _for_gpus(device: Device) -> str | None:
     return None
 
 
-def group(dataset: Dataset, out: Path) -> int:
+def group(dataset: BatchCases, out: Path) -> int:
     """Summarise what calls on parts of `dataset` have left below `out`: `summary.csv` and `index.html` of all its cases.
 
     Returns the worst exit code that a failed case has, 3 where cases are not done, or 0. Raises as `batch` does.
     """
-    refuse_foreign_tree(out, dataset.path)
+    refuse_unsafe_output_folder(out, dataset.path)
     places, _ = dataset.find(out)
     recorded = failures.recorded(out, places.items())
     failed = {name: Outcome(name, "failed", **noted) for name, noted in recorded.items()}
@@ -143,7 +143,7 @@ def group(dataset: Dataset, out: Path) -> int:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
-    if (ways := ways_made(out, places.values())) > 1:
+    if (ways := count_recipes(out, places.values())) > 1:
         log.warning(
             "note: the results were made in %d ways (version, options or weights). participant makes anew what was not made as it is asked",
             ways,

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import ensemble
 from ensemble.batch.estimate import CostModel, expect
-from ensemble.batch.run import Dataset
+from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
 from ensemble.folders import unwritable
 from ensemble.members.manifest import find_members
-from ensemble.outputs.layouts.bids import refuse_foreign_tree
+from ensemble.outputs.layouts.bids import refuse_unsafe_output_folder
 from ensemble.program import program_name
 from ensemble.threads import VARIABLES, thread_variables
 
@@ -92,7 +92,7 @@ class Resources:
 
 
 def write_scripts(
-    dataset: Dataset,
+    dataset: BatchCases,
     out: Path,
     config: RunConfig,
     extras: ExtraOutputs,
@@ -106,7 +106,7 @@ def write_scripts(
     """
     if resources.apptainer and resources.docker:
         raise UsageError("--apptainer and --docker name two images", do="give one of them")
-    refuse_foreign_tree(out, dataset.path)
+    refuse_unsafe_output_folder(out, dataset.path)
     _, selected = dataset.find(out)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, "cpu", out)
     seconds, memory_mb = _expected(selected, out, model, resources)

@@ -105,14 +105,14 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
 
 
-def ways_made(root: Path, places: Iterable[BidsEntities]) -> int:
+def count_recipes(root: Path, places: Iterable[BidsEntities]) -> int:
     """Return how many recipes (version, options, weights) the results in these places were made by."""
     reports = (read_report(root, place) or {} for place in places)
     recipes = (_said(report, dict, "batch", "recipe") for report in reports)
     return len({json.dumps(recipe, sort_keys=True) for recipe in recipes if recipe is not None})
 
 
-def spent(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
+def recorded_costs(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
     """Yield what results that a device made took (s), with size and spacing (mm) of their DWI along x, y, z."""
     for place in sorted(_standing(root)):
         report = read_report(root, place) or {}

@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from ensemble.batch.layouts import FoundCase, missing
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name
-from ensemble.tables import NOTHING, read_sheet
+from ensemble.tables import EMPTY_CELLS, read_sheet
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
 
 def _said(column: str, cell: str) -> str:
     """Return a cell's content; nothing where it says that there is none."""
-    return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else NOTHING) else cell
+    return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else EMPTY_CELLS) else cell
 
 
 def resolved(base: Path, cell: str) -> Path:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
-from ensemble.files import lacks_rights, lexists, read_json, unreadable_reason
+from ensemble.files import is_permission_error, lexists, read_json, unreadable_reason
 from ensemble.outputs.layouts.contract import OUTPUT_SLUG
-from ensemble.readers.dicom.files import begins_as_dicom
+from ensemble.readers.dicom.files import has_dicom_signature
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
-from ensemble.readers.sources import Stamp, may_tell_b_values, stamps
+from ensemble.readers.sources import Stamp, may_have_b_values, stamps
 from ensemble.types import Modality
 
 #: Interface slug of each input image; its folder is /input/images/<slug>.
@@ -83,7 +83,7 @@ def find_inputs(root: Path) -> ContractCase:
             "the input folder can't be read",
             where=where,
             found=why.said,
-            do=rights if lacks_rights(error) else why.do,
+            do=rights if is_permission_error(error) else why.do,
         ) from error
 
 
@@ -96,7 +96,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
     files: dict[Modality, Path] = {}
     for modality, slug in INPUT_SLUGS.items():
         folder = root / listed.get(slug, Path("images") / slug)
-        computed = modality is Modality.ADC and may_tell_b_values(files[Modality.DWI])  # who reads the DWI tells
+        computed = modality is Modality.ADC and may_have_b_values(files[Modality.DWI])  # who reads the DWI tells
         must_exist = slug in listed or not (modality is Modality.FLAIR or computed)
         if (image := _only_image(folder, modality, must_exist)) is not None:
             files[modality] = image
@@ -113,7 +113,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
         path.is_dir()
         or path.suffix.lower() in SLICE_SUFFIXES
         or not path.exists()
-        or (path.is_file() and begins_as_dicom(path))
+        or (path.is_file() and has_dicom_signature(path))
         for path in present
     ):
         return folder  # of DICOM files, or of such folders

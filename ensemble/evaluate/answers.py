@@ -14,11 +14,11 @@ from scipy.stats import binomtest
 
 from ensemble import __version__
 from ensemble.errors import InputRefused
-from ensemble.evaluate.compare import Paired, corrected, paired_row
-from ensemble.evaluate.intervals import ends, fleiss_kappa, share_interval
-from ensemble.evaluate.written import beside, refuse_foreign, write_csv
+from ensemble.evaluate.compare import PairedComparison, compare_pair, correct_p_values
+from ensemble.evaluate.intervals import fleiss_kappa, interval_ends, share_interval
+from ensemble.evaluate.written import refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.files import cannot_open_error, read_json
-from ensemble.outputs.report.parts import code, template
+from ensemble.outputs.report.parts import page_script, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish, write_json
 from ensemble.tables import read_sheet
@@ -91,11 +91,11 @@ def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
     """
     tables = {
         out: _names(Preference),
-        beside(out, "grades.csv"): _names(GradeSummary),
-        beside(out, "grade_differences.csv"): _names(Paired),
+        sibling_path(out, "grades.csv"): _names(GradeSummary),
+        sibling_path(out, "grade_differences.csv"): _names(PairedComparison),
     }
-    data_path, page_path = beside(out, "readers.json"), beside(out, "readers.html")
-    refuse_foreign(tables, data_path, page_path)
+    data_path, page_path = sibling_path(out, "readers.json"), sibling_path(out, "readers.html")
+    refuse_overwriting_other_files(tables, data_path, page_path)
     study = _read_key(key)
     answers = [answer for readers in _read_all(files, study).values() for answer in readers]
     data = _found(study, answers)
@@ -104,7 +104,7 @@ def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
         for (path, columns), own in zip(tables.items(), rows, strict=True):
             write_csv(staging / path.name, columns, own)
         write_json(all_printable(data), staging / data_path.name)
-        page = template("answers.html").render(data=data, **code())
+        page = template("answers.html").render(data=data, **page_script())
         (staging / page_path.name).write_text(printable(page), encoding="utf-8")
     for row in data["preferences"]:
         told = "" if row["ci_low"] is None else f" [{row['ci_low']:.0%}, {row['ci_high']:.0%}]"
@@ -169,7 +169,9 @@ def _preference(reader: str, names: tuple[str, str], given: Sequence[str]) -> Pr
     if reader == EVERYBODY and decided:
         interval, p, note = None, None, "readers judge the same cases: the interval is that of their majority"
     share = wins / decided if decided else None
-    return Preference(reader, *names, wins + equal + losses, wins, equal, losses, share, *ends(interval), p, note)
+    return Preference(
+        reader, *names, wins + equal + losses, wins, equal, losses, share, *interval_ends(interval), p, note
+    )
 
 
 def _majorities(answers: Sequence[_Answer]) -> list[str]:
@@ -213,7 +215,7 @@ def _grades(answers: Sequence[_Answer], names: Sequence[str], readers: Sequence[
     return rows
 
 
-def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> list[Paired]:
+def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> list[PairedComparison]:
     """Compare the grades of both methods by case: the means over those readers who graded both."""
     rows = []
     for grade in GRADES:
@@ -224,8 +226,8 @@ def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> li
                 both.setdefault(answer.case, []).append(pair)
         if both:
             means = np.array([np.mean(pairs, axis=0) for pairs in both.values()])
-            rows.append(paired_row(grade, names, means[:, 0], means[:, 1], larger_is_better=True))
-    return corrected(rows)
+            rows.append(compare_pair(grade, names, means[:, 0], means[:, 1], larger_is_better=True))
+    return correct_p_values(rows)
 
 
 def _read_key(path: Path) -> dict[str, Any]:

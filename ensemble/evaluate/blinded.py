@@ -19,10 +19,10 @@ from ensemble import __version__
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.methods import TRUTH, Method
-from ensemble.evaluate.pairs import Pair, masks_of
+from ensemble.evaluate.pairs import Pair, find_true_masks
 from ensemble.evaluate.scores import read_mask
 from ensemble.geometry import ROUNDING_VOXELS
-from ensemble.outputs.report.parts import code, grey_levels, json_text, sheet, sheet_columns, template
+from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.outputs.report.views import WINDOWS, brain_box
 from ensemble.prepare.case import PreparedCase, prepare_for_run
@@ -36,7 +36,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
-class Images:
+class DatasetImages:
     """A dataset: images by the names of its cases."""
 
     root: Path
@@ -44,16 +44,16 @@ class Images:
 
 
 @dataclass(frozen=True)
-class AskedReaders:
+class ReaderStudyRequest:
     """A reader study that is to be made."""
 
     page: Path
     key: Path
-    images: Images
+    images: DatasetImages
 
 
 @dataclass(frozen=True)
-class Shown:
+class BlindedCase:
     """A case of a reader study, as it is shown: axial, radiological, cut to the brain and the masks."""
 
     case: str
@@ -73,7 +73,7 @@ class ReaderStudy:
     key: dict[str, Any]
 
 
-def compared(methods: Sequence[Method]) -> tuple[str, str]:
+def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
     """Return whose masks are shown: of two methods theirs, of one its and the true ones. Raises UsageError for more."""
     if len(methods) > 2:
         raise UsageError(
@@ -84,7 +84,7 @@ def compared(methods: Sequence[Method]) -> tuple[str, str]:
     return methods[0].name, methods[1].name if len(methods) > 1 else TRUTH
 
 
-def refuse_standing(page: Path, key: Path) -> None:
+def refuse_existing_study(page: Path, key: Path) -> None:
     """Raise UsageError where a page or key stands already: answers to a page whose key is gone are lost."""
     if page.resolve() == key.resolve():
         raise UsageError("page and key are one file", where=page, do="give the key a name of its own")
@@ -101,14 +101,16 @@ def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
         write_json(all_printable(study.key), for_key / key.name)
 
 
-def shown_cases(methods: Sequence[Method], truths: Path, dataset: Images) -> tuple[list[Shown], list[str]]:
+def read_blinded_cases(
+    methods: Sequence[Method], truths: Path, dataset: DatasetImages
+) -> tuple[list[BlindedCase], list[str]]:
     """Read images and both masks of each case that all methods are measured in; also what to say of those that can't be shown.
 
     Raises InputRefused where none can.
     """
     dwi = {name: files[Modality.DWI] for name, files in dataset.files.items() if Modality.DWI in files}
     paths = [path for files in dataset.files.values() for path in files.values()]
-    of_case = masks_of(dwi, dataset.root, truths, paths)
+    of_case = find_true_masks(dwi, dataset.root, truths, paths)
     names = {path: name for name, pair in of_case.items() for path in pair.truth if _only(pair)}
     shown, said = [], []
     for path, pair in methods[0].pairs.items():
@@ -135,7 +137,7 @@ def _only(pair: Pair) -> bool:
     return len(pair.truth) == 1 and len(pair.predictions) == 1
 
 
-def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: Mapping[Modality, Path]) -> Shown:
+def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: Mapping[Modality, Path]) -> BlindedCase:
     config = RunConfig()
     images = prepare_for_run(read_files(name, files), config, "cpu")
     paths = [method.pairs[truth].predictions[0] for method in methods] + [truth] * (len(methods) == 1)
@@ -147,10 +149,10 @@ def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: 
                 "a mask does not lie on the grid of the DWI", where=path, do="give the images it was drawn on"
             )
         masks.append(mask.array)
-    return as_shown(case, images, (masks[0], masks[1]))
+    return make_blinded_case(case, images, (masks[0], masks[1]))
 
 
-def as_shown(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]) -> Shown:
+def make_blinded_case(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]) -> BlindedCase:
     """Return a case as it is shown; `masks` are (z, y, x) on its grid."""
     canonical = images.grid.canonical()
     rows, columns = brain_box(canonical.apply(images.brain.array | masks[0] | masks[1]))
@@ -167,10 +169,10 @@ def as_shown(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]
         for modality, window in WINDOWS.items()
         if modality in images.tissue_normalized
     )
-    return Shown(case, (spacing[2], spacing[1]), sheets, (cut(masks[0]).copy(), cut(masks[1]).copy()))
+    return BlindedCase(case, (spacing[2], spacing[1]), sheets, (cut(masks[0]).copy(), cut(masks[1]).copy()))
 
 
-def make_reader_study(cases: Sequence[Shown], names: tuple[str, str], seed: str = "") -> ReaderStudy:
+def make_reader_study(cases: Sequence[BlindedCase], names: tuple[str, str], seed: str = "") -> ReaderStudy:
     """Draw order and sides, and make page and key.
 
     `seed` (64 hexadecimal digits) is drawn by the system unless given; it stands in the key only. All that is drawn are keyed hashes,
@@ -210,12 +212,12 @@ def _page(study: str, items: Sequence[Mapping[str, Any]]) -> str:
         notice=RESEARCH_USE,
         count=len(items),
         data=json_text({"study": study, "items": items}),
-        **code("slices.js", "readers.js"),
+        **page_script("slices.js", "readers.js"),
     )
     return printable(text)
 
 
-def _viewer(case: Shown, left: BoolArray, right: BoolArray) -> dict[str, Any]:
+def _viewer(case: BlindedCase, left: BoolArray, right: BoolArray) -> dict[str, Any]:
     """Return what the script needs to draw a case. It begins where both masks together are largest."""
     slices, height, width = left.shape
     area = left.sum(axis=(1, 2)) + right.sum(axis=(1, 2))

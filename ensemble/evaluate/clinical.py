@@ -14,15 +14,15 @@ import numpy as np
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.intervals import (
     MIN_CORRELATED,
-    ends,
-    holm,
+    holm_correction,
+    interval_ends,
     spearman,
     spearman_intervals,
 )
 from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.scores import Score
 from ensemble.files import cannot_open_error
-from ensemble.tables import NOTHING, Sheet, read_sheet
+from ensemble.tables import EMPTY_CELLS, Sheet, read_sheet
 from ensemble.text import printable
 from ensemble.types import FloatArray
 
@@ -34,7 +34,7 @@ QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_
 
 
 @dataclass(frozen=True)
-class Clinical:
+class ClinicalTable:
     """A table of patients, by case."""
 
     cases: frozenset[str]
@@ -81,7 +81,7 @@ class CorrelationDifference:
     note: str = ""
 
 
-def read_clinical(path: Path, groups: Sequence[str]) -> Clinical:
+def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
     """Read a table with the column `case`, and of each case scores and the columns that `groups` names.
 
     A column is a score when all that stands in it is a number; text alone is passed over, with a note. Raises InputRefused for what is
@@ -109,10 +109,10 @@ def read_clinical(path: Path, groups: Sequence[str]) -> Clinical:
             else:
                 scores[name] = found
     notes += [f"column {name} of {_NAME} is empty" for name in columns if not words[name]]
-    return Clinical(frozenset(lines), scores, words, tuple(notes))
+    return ClinicalTable(frozenset(lines), scores, words, tuple(notes))
 
 
-def unmatched(clinical: Clinical, names: Sequence[str], path: Path) -> list[str]:
+def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path: Path) -> list[str]:
     """Return what to say of cases that table and masks do not share.
 
     Raises InputRefused where no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
@@ -147,7 +147,7 @@ def unmatched(clinical: Clinical, names: Sequence[str], path: Path) -> list[str]
 
 
 def correlations(
-    methods: Sequence[Method], clinical: Clinical
+    methods: Sequence[Method], clinical: ClinicalTable
 ) -> tuple[list[Correlation], list[CorrelationDifference]]:
     """Correlate volume and number of lesions, of each method and of the true masks, with every score."""
     rows, differences = [], []
@@ -162,7 +162,7 @@ def correlations(
                 row, difference = _with_difference(method.name, quantity, score, ours, theirs, wanted)
                 rows.append(row)
                 differences.append(difference)
-    corrected = holm([row.p for row in rows])
+    corrected = holm_correction([row.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)], differences
 
 
@@ -179,7 +179,7 @@ def _correlation(masks: str, quantity: str, score: str, values: FloatArray, want
     interval = spearman_intervals(values, values, wanted)[0] if found else None
     note = _note(found, values, wanted, f"{quantity} of the {TRUTH}", score)
     return Correlation(
-        masks, quantity, score, len(values), found and found[0], *ends(interval), found and found[1], None, note
+        masks, quantity, score, len(values), found and found[0], *interval_ends(interval), found and found[1], None, note
     )  # fmt: skip
 
 
@@ -191,7 +191,9 @@ def _with_difference(
     drawn = spearman_intervals(ours, theirs, wanted)
     interval = drawn[0] or (spearman_intervals(ours, ours, wanted)[0] if one else None)
     note = _note(one, ours, wanted, f"{quantity} of {method}", score)
-    row = Correlation(method, quantity, score, len(ours), one and one[0], *ends(interval), one and one[1], None, note)
+    row = Correlation(
+        method, quantity, score, len(ours), one and one[0], *interval_ends(interval), one and one[1], None, note
+    )
     said = note if one is None else _note(other, theirs, wanted, f"{quantity} of the {TRUTH}", score)
     if one and other and np.array_equal(ours, theirs):
         said, drawn = "equal in all cases", (None, None, None)
@@ -206,7 +208,7 @@ def _with_difference(
         rho,
         rho_true,
         None if rho is None or rho_true is None else rho - rho_true,
-        *ends(drawn[2]),
+        *interval_ends(drawn[2]),
         said,
     )
 
@@ -254,7 +256,7 @@ def _by_case(sheet: Sheet, key: int, path: Path) -> dict[str, tuple[int, list[st
 def _cell(cells: Sequence[str], place: int) -> str:
     """Return a cell's content; nothing where it says that there is none."""
     cell = cells[place] if place < len(cells) else ""
-    return "" if cell.lower() in NOTHING else cell
+    return "" if cell.lower() in EMPTY_CELLS else cell
 
 
 @dataclass
@@ -294,7 +296,9 @@ class _Numbers:
         return value
 
 
-def chosen_groups(clinical: Clinical | None, names: Sequence[str], path: Path | None) -> dict[str, Mapping[str, str]]:
+def group_columns(
+    clinical: ClinicalTable | None, names: Sequence[str], path: Path | None
+) -> dict[str, Mapping[str, str]]:
     """Return the columns that are to group cases, as the table calls them. Raises UsageError for one that is not there."""
     lower = {} if clinical is None else {name.lower(): name for name in clinical.words}
     if absent := [name for name in names if name.lower() not in lower]:

@@ -12,14 +12,14 @@ from scipy.stats import kendalltau, rankdata
 
 from ensemble.evaluate.intervals import (
     TOO_SKEWED,
-    ends,
-    holm,
+    holm_correction,
+    interval_ends,
     mean_interval,
     median_interval,
+    merge_rounding_differences,
     resampled_means,
     share_interval,
     wilcoxon_p,
-    without_rounding,
 )
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES, SKEWED
@@ -30,7 +30,7 @@ LARGER_IS_BETTER = {"dice": True, "lesion_f1": True, "avd_ml": False, "alcd": Fa
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """One measure of two methods on the cases that both have: the first one's value less the second one's."""
 
     measure: str
@@ -92,7 +92,7 @@ class Ranking:
     """Median over the resamples of Kendall's tau with the order of all cases; None where that has ties only, or there is one case."""
 
 
-def paired(methods: Sequence[Method]) -> list[Paired]:
+def compare_methods(methods: Sequence[Method]) -> list[PairedComparison]:
     """Compare all methods two by two, on the cases that both have."""
     rows = []
     for first, second in combinations(methods, 2):
@@ -102,37 +102,37 @@ def paired(methods: Sequence[Method]) -> list[Paired]:
                 np.array([getattr(method.scores[case], measure) for case in common], float)
                 for method in (first, second)
             )
-            rows.append(paired_row(measure, (first.name, second.name), one, other, LARGER_IS_BETTER[measure]))
-    return corrected(rows)
+            rows.append(compare_pair(measure, (first.name, second.name), one, other, LARGER_IS_BETTER[measure]))
+    return correct_p_values(rows)
 
 
-def corrected(rows: Sequence[Paired]) -> list[Paired]:
+def correct_p_values(rows: Sequence[PairedComparison]) -> list[PairedComparison]:
     """Return rows with their p-values corrected for each other."""
-    return [replace(row, p_holm=p) for row, p in zip(rows, holm([row.p for row in rows]), strict=True)]
+    return [replace(row, p_holm=p) for row, p in zip(rows, holm_correction([row.p for row in rows]), strict=True)]
 
 
-def paired_row(
+def compare_pair(
     measure: str, names: tuple[str, str], first: FloatArray, second: FloatArray, larger_is_better: bool
-) -> Paired:
+) -> PairedComparison:
     """Compare two methods by the values of one measure on the same cases (cases,), at least one."""
-    differences = without_rounding(first - second)
+    differences = merge_rounding_differences(first - second)
     good = differences if larger_is_better else -differences
     wins, losses = int((good > 0).sum()), int((good < 0).sum())
     mean, median = None if measure in SKEWED else mean_interval(differences), median_interval(differences)
     rate = share_interval(wins, wins + losses)
-    return Paired(
+    return PairedComparison(
         measure,
         *names,
         len(differences),
         float(differences.mean()),
-        *ends(mean),
+        *interval_ends(mean),
         float(np.median(differences)),
-        *ends(median),
+        *interval_ends(median),
         wins,
         len(differences) - wins - losses,
         losses,
         wins / (wins + losses) if rate else None,
-        *ends(rate),
+        *interval_ends(rate),
         wilcoxon_p(differences),
         None,
         _note(differences, measure in SKEWED),
@@ -148,7 +148,7 @@ def _note(differences: FloatArray, skewed: bool) -> str:
     return "; ".join(said + ["no interval of the median below 6 cases"] * (len(differences) < 6))
 
 
-def ranking(methods: Sequence[Method]) -> Ranking | None:
+def rank_methods(methods: Sequence[Method]) -> Ranking | None:
     """Rank methods as ISLES'22 does: by case and measure, then by the mean of all these ranks; None with one method.
 
     A method without a mask that can be measured is last in its case, as in challenges: it must not gain by failing on hard ones. Cases
@@ -158,9 +158,9 @@ def ranking(methods: Sequence[Method]) -> Ranking | None:
     if len(methods) < 2:
         return None
     ranks = case_ranks(methods, cases)
-    means = without_rounding(ranks.mean(axis=0))
+    means = merge_rounding_differences(ranks.mean(axis=0))
     places = rankdata(means)
-    drawn = rankdata(without_rounding(resampled_means(ranks)), axis=1) if len(cases) > 1 else None
+    drawn = rankdata(merge_rounding_differences(resampled_means(ranks)), axis=1) if len(cases) > 1 else None
     rows = []
     for number, method in enumerate(methods):
         interval = mean_interval(ranks[:, number])
@@ -174,7 +174,7 @@ def ranking(methods: Sequence[Method]) -> Ranking | None:
                 method.name,
                 float(places[number]),
                 float(means[number]),
-                *ends(interval),
+                *interval_ends(interval),
                 len(cases),
                 sum(case not in method.scores for case in cases),
                 None if low is None else float(low),
@@ -195,7 +195,9 @@ def case_ranks(methods: Sequence[Method], cases: Sequence[Path]) -> FloatArray:
             [[getattr(m.scores[case], measure) if case in m.scores else worst for m in methods] for case in cases],
             float,
         )
-        of_measures.append(rankdata(without_rounding(-values if LARGER_IS_BETTER[measure] else values), axis=1))
+        of_measures.append(
+            rankdata(merge_rounding_differences(-values if LARGER_IS_BETTER[measure] else values), axis=1)
+        )
     return np.asarray(np.mean(of_measures, axis=0))
 
 

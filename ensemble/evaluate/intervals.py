@@ -28,7 +28,7 @@ _BLOCK = 2_000_000
 Interval = tuple[float, float]
 
 
-def ends(interval: Interval | None) -> tuple[float | None, float | None]:
+def interval_ends(interval: Interval | None) -> tuple[float | None, float | None]:
     """Return both ends of an interval, None where there is none."""
     return interval or (None, None)
 
@@ -61,7 +61,7 @@ def share_interval(successes: int, of: int) -> Interval | None:
     return float(found.low), float(found.high)
 
 
-def without_rounding(values: FloatArray) -> FloatArray:
+def merge_rounding_differences(values: FloatArray) -> FloatArray:
     """Return measures such that those which differ by rounding only are equal."""
     return np.round(values / _ROUNDING) * _ROUNDING
 
@@ -110,7 +110,7 @@ def resampled_means(values: FloatArray, resamples: int = RESAMPLES) -> FloatArra
     return np.concatenate([values[index].mean(axis=1) for index in _resampled(len(values), resamples)])
 
 
-def kruskal(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
+def kruskal_wallis(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
     """Return Kruskal and Wallis' H, its p-value, and where that comes from ("chi-squared", or "permutation" where a group is small).
 
     None where there are fewer than two groups, or all values are equal.
@@ -132,7 +132,7 @@ def kruskal(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
     return float(found.statistic), _extreme(spread(shuffled), float(spread(ranks[None])[0])), "permutation"
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
+def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     """Return p-values corrected for their number (Holm 1979); None, a test that was not made, counts for nothing."""
     made = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)

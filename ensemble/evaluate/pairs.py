@@ -116,7 +116,9 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
     return sorted(pairs, key=lambda pair: (pair.case, pair.truth)), sorted(mask.case for mask in predicted)
 
 
-def masks_of(cases: Mapping[str, Path], root: Path, truths: Path, passed_over: Collection[Path]) -> dict[str, Pair]:
+def find_true_masks(
+    cases: Mapping[str, Path], root: Path, truths: Path, passed_over: Collection[Path]
+) -> dict[str, Pair]:
     """Return the true masks below a folder of each case that has some: by the case's name and its DWI's, as masks are paired with each
     other.
     What our own program has predicted is no true mask.

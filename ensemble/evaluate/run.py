@@ -10,20 +10,20 @@ from typing import Any
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.blinded import (
-    AskedReaders,
     ReaderStudy,
-    compared,
+    ReaderStudyRequest,
     make_reader_study,
-    refuse_standing,
-    shown_cases,
+    mask_sources,
+    read_blinded_cases,
+    refuse_existing_study,
     write_reader_study,
 )
 from ensemble.evaluate.methods import Method, measure_methods
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score
 from ensemble.evaluate.statistics import Summary, summarise
-from ensemble.evaluate.study import DATA, PAGE, TABLES, Asked, Study, make_study, read_asked, write_study
-from ensemble.evaluate.written import METHOD, beside, refuse_foreign, write_csv
+from ensemble.evaluate.study import DATA, PAGE, TABLES, Study, StudyRequest, make_study, read_request, write_study
+from ensemble.evaluate.written import METHOD, refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.logging_setup import write_final_error_line
 from ensemble.publish import publish
 
@@ -33,7 +33,7 @@ _PER_CASE = tuple(name for name in Score.__dataclass_fields__ if name not in ("l
 _SUMMARY = tuple(Summary.__dataclass_fields__)
 
 
-def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked = Asked()) -> int:  # noqa: B008 (frozen)
+def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: StudyRequest = StudyRequest()) -> int:  # noqa: B008 (frozen)
     """Measure every case with a true mask, by each method. Returns how many could not be measured.
 
     Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; with several methods,
@@ -41,9 +41,9 @@ def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked 
     UsageError when something else would be replaced.
     """
     earlier = _earlier(out, asked)
-    clinical = read_asked(asked)
+    clinical = read_request(asked)
     if asked.readers is not None:
-        refuse_standing(asked.readers.page, asked.readers.key)
+        refuse_existing_study(asked.readers.page, asked.readers.key)
     methods = measure_methods(predictions, truths)
     readers = None if asked.readers is None else _reader_study(methods, truths, asked.readers)
     summaries = [summarise(list(method.scores.values())) for method in methods]
@@ -59,9 +59,9 @@ def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked 
     return sum(len(_refused(method)) for method in methods)
 
 
-def _reader_study(methods: Sequence[Method], truths: Path, asked: AskedReaders) -> ReaderStudy:
-    names = compared(methods)
-    cases, said = shown_cases(methods, truths, asked.images)
+def _reader_study(methods: Sequence[Method], truths: Path, asked: ReaderStudyRequest) -> ReaderStudy:
+    names = mask_sources(methods)
+    cases, said = read_blinded_cases(methods, truths, asked.images)
     for line in said:
         log.warning("%s", line)
     log.info("reader study: %d cases, %s and %s", len(cases), *names)
@@ -89,11 +89,11 @@ def _write_tables(
     column = (METHOD,) * (len(methods) > 1)
     write_csv(out, (*column, *_PER_CASE, "status"), rows)
     write_csv(
-        beside(out, "summary.csv"),
+        sibling_path(out, "summary.csv"),
         (*column, *_SUMMARY),
         ({METHOD: name} | asdict(row) for (name, _, _), own in zip(methods, summaries, strict=True) for row in own),
     )
-    draw_plots({name: scores for name, scores, _ in methods}, beside(out, "plots.png"))
+    draw_plots({name: scores for name, scores, _ in methods}, sibling_path(out, "plots.png"))
 
 
 def _refused(method: Method) -> list[tuple[str, InputRefused]]:
@@ -102,19 +102,22 @@ def _refused(method: Method) -> list[tuple[str, InputRefused]]:
     return list(by_pair.values())
 
 
-def _earlier(out: Path, asked: Asked) -> list[str]:
+def _earlier(out: Path, asked: StudyRequest) -> list[str]:
     """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
 
     Returns the names of what an earlier one has written beside its table.
     """
-    ours = {out: (*_PER_CASE, "status"), beside(out, "summary.csv"): _SUMMARY}
-    ours |= {beside(out, f"{name}.csv"): columns for name, columns in TABLES.items()}
-    written = [path.resolve() for path in (*ours, beside(out, "plots.png"), beside(out, DATA), beside(out, PAGE))]
+    ours = {out: (*_PER_CASE, "status"), sibling_path(out, "summary.csv"): _SUMMARY}
+    ours |= {sibling_path(out, f"{name}.csv"): columns for name, columns in TABLES.items()}
+    written = [
+        path.resolve()
+        for path in (*ours, sibling_path(out, "plots.png"), sibling_path(out, DATA), sibling_path(out, PAGE))
+    ]
     others = [asked.clinical, *((asked.readers.page, asked.readers.key) if asked.readers else ())]
     if both := [path for path in others if path and path.resolve() in written]:
         raise UsageError("one file stands for two things", where=both[0], do="name another file as --out")
-    refuse_foreign(ours, beside(out, DATA), beside(out, PAGE))
-    return [beside(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
+    refuse_overwriting_other_files(ours, sibling_path(out, DATA), sibling_path(out, PAGE))
+    return [sibling_path(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
 
 
 def _tell(

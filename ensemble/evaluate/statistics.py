@@ -42,7 +42,7 @@ def summarise(scores: Sequence[Score]) -> list[Summary]:
     for group, members in _case_groups(scores):
         rows += [_summary(group, name, [getattr(score, name) for score in members]) for name in MEASURES]
     found = [(ml, hit) for score in scores for ml, hit in zip(score.lesions_ml, score.lesions_found, strict=True)]
-    for group, low, high in ranges(LESION_BOUNDS_ML):
+    for group, low, high in size_ranges(LESION_BOUNDS_ML):
         if hits := [float(hit) for ml, hit in found if low < ml <= high]:
             rows.append(_summary(f"lesions {group}", "found", hits))
     return rows
@@ -51,12 +51,13 @@ def summarise(scores: Sequence[Score]) -> list[Summary]:
 def _case_groups(scores: Sequence[Score]) -> list[tuple[str, list[Score]]]:
     groups = [("all cases", list(scores)), ("cases without lesion", [s for s in scores if s.truth_ml == 0])]
     groups += [
-        (f"cases {name}", [s for s in scores if low < s.truth_ml <= high]) for name, low, high in ranges(CASE_BOUNDS_ML)
+        (f"cases {name}", [s for s in scores if low < s.truth_ml <= high])
+        for name, low, high in size_ranges(CASE_BOUNDS_ML)
     ]
     return [(name, members) for name, members in groups if members]
 
 
-def ranges(bounds: Sequence[float]) -> list[tuple[str, float, float]]:
+def size_ranges(bounds: Sequence[float]) -> list[tuple[str, float, float]]:
     names = [
         f"up to {bounds[0]:g} ml",
         *(f"{low:g} to {high:g} ml" for low, high in zip(bounds, bounds[1:], strict=False)),

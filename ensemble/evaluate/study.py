@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.evaluate.blinded import AskedReaders
+from ensemble.evaluate.blinded import ReaderStudyRequest
 from ensemble.evaluate.clinical import (
-    Clinical,
+    ClinicalTable,
     Correlation,
     CorrelationDifference,
-    chosen_groups,
     correlations,
+    describe_unmatched_cases,
+    group_columns,
     read_clinical,
-    unmatched,
 )
-from ensemble.evaluate.compare import Paired, Rank, Ranking, paired, ranking
+from ensemble.evaluate.compare import PairedComparison, Rank, Ranking, compare_methods, rank_methods
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES
 from ensemble.evaluate.statistics import Summary
 from ensemble.evaluate.study_plots import correlation_plots, difference_plot, forest_plots
 from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, by_subgroup
-from ensemble.evaluate.written import beside, write_csv
-from ensemble.outputs.report.parts import code, template
+from ensemble.evaluate.written import sibling_path, write_csv
+from ensemble.outputs.report.parts import page_script, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import write_json
 from ensemble.text import all_printable, printable
@@ -37,12 +37,12 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Asked:
+class StudyRequest:
     """What an evaluation is to tell beside the table of measures."""
 
     clinical: Path | None = None
     by: tuple[str, ...] = ()
-    readers: AskedReaders | None = None
+    readers: ReaderStudyRequest | None = None
 
     @property
     def anything(self) -> bool:
@@ -58,9 +58,9 @@ class Study:
     methods: Sequence[Method]
     summaries: Mapping[str, Sequence[Summary]]
     """By method."""
-    paired: list[Paired]
+    paired: list[PairedComparison]
     ranking: Ranking | None
-    clinical: Clinical | None
+    clinical: ClinicalTable | None
     correlations: list[Correlation]
     differences: list[CorrelationDifference]
     groups: list[GroupSummary]
@@ -84,7 +84,7 @@ class Study:
 TABLES = {
     name: tuple(field.name for field in fields(row))
     for name, row in {
-        "paired": Paired,
+        "paired": PairedComparison,
         "ranking": Rank,
         "clinical": Correlation,
         "clinical_differences": CorrelationDifference,
@@ -99,8 +99,8 @@ def make_study(
     methods: Sequence[Method],
     summaries: Sequence[Sequence[Summary]],
     truth: Path,
-    asked: Asked,
-    clinical: Clinical | None,
+    asked: StudyRequest,
+    clinical: ClinicalTable | None,
 ) -> Study:
     """Compare methods, and set them beside clinical scores and groups. Raises InputRefused, UsageError."""
     names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
@@ -108,16 +108,20 @@ def make_study(
     rows: list[Correlation] = []
     differences: list[CorrelationDifference] = []
     if clinical is not None and asked.clinical is not None:
-        notes += [*unmatched(clinical, names, asked.clinical), *clinical.notes, *_without_score(clinical, names)]
+        notes += [
+            *describe_unmatched_cases(clinical, names, asked.clinical),
+            *clinical.notes,
+            *_without_score(clinical, names),
+        ]
         rows, differences = correlations(methods, clinical)
-    columns = chosen_groups(clinical, named_columns(asked.by), asked.clinical)
+    columns = group_columns(clinical, named_columns(asked.by), asked.clinical)
     groups, tests, said = by_subgroup(methods, columns) if asked.by else ([], [], [])
     return Study(
         truth,
         methods,
         {method.name: own for method, own in zip(methods, summaries, strict=True)},
-        paired(methods),
-        ranking(methods),
+        compare_methods(methods),
+        rank_methods(methods),
         clinical,
         rows,
         differences,
@@ -127,10 +131,10 @@ def make_study(
     )
 
 
-def read_asked(asked: Asked) -> Clinical | None:
+def read_request(asked: StudyRequest) -> ClinicalTable | None:
     """Read the clinical table, and check what is to group it, before any mask is read."""
     clinical = None if asked.clinical is None else read_clinical(asked.clinical, asked.by)
-    chosen_groups(clinical, named_columns(asked.by), asked.clinical)
+    group_columns(clinical, named_columns(asked.by), asked.clinical)
     return clinical
 
 
@@ -144,12 +148,12 @@ def write_study(study: Study, out: Path) -> list[str]:
     written = {}
     for name, rows in study.tables.items():
         if rows:
-            written[name] = beside(out, f"{name}.csv")
+            written[name] = sibling_path(out, f"{name}.csv")
             write_csv(written[name], TABLES[name], map(asdict, rows))
     data = as_json(study)
-    write_json(all_printable(data), beside(out, DATA))
-    beside(out, PAGE).write_text(_page(study, data), encoding="utf-8")
-    return [path.name for path in (*written.values(), beside(out, DATA), beside(out, PAGE))]
+    write_json(all_printable(data), sibling_path(out, DATA))
+    sibling_path(out, PAGE).write_text(_page(study, data), encoding="utf-8")
+    return [path.name for path in (*written.values(), sibling_path(out, DATA), sibling_path(out, PAGE))]
 
 
 def as_json(study: Study) -> dict[str, Any]:
@@ -197,7 +201,7 @@ def _left_out(methods: Sequence[Method]) -> list[str]:
     return notes
 
 
-def _without_score(clinical: Clinical, names: Sequence[str]) -> list[str]:
+def _without_score(clinical: ClinicalTable, names: Sequence[str]) -> list[str]:
     missing = {
         score: [name for name in names if name in clinical.cases and name not in known]
         for score, known in clinical.scores.items()
@@ -212,7 +216,7 @@ def _page(study: Study, data: Mapping[str, Any]) -> str:
         "groups": forest_plots(study.groups),
     }
     text: str = template("study.html").render(
-        data=data, names=[method.name for method in study.methods], measures=MEASURES, figures=figures, number=_number, **code()
+        data=data, names=[method.name for method in study.methods], measures=MEASURES, figures=figures, number=_number, **page_script()
     )  # fmt: skip
     return printable(text)
 

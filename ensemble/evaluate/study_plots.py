@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ensemble.evaluate.clinical import QUANTITIES, Clinical, Correlation
-from ensemble.evaluate.compare import Paired
+from ensemble.evaluate.clinical import QUANTITIES, ClinicalTable, Correlation
+from ensemble.evaluate.compare import PairedComparison
 from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.plots import as_png
 from ensemble.evaluate.scores import MEASURES, SKEWED
@@ -21,7 +21,7 @@ from ensemble.text import visible
 _MAX_SCORES, _MAX_ROWS, _MAX_LABEL = 12, 60, 28
 
 
-def difference_plot(rows: Sequence[Paired]) -> str:
+def difference_plot(rows: Sequence[PairedComparison]) -> str:
     """Draw the paired differences with their intervals, a panel a measure (means; medians of volumes); empty with one method."""
     if not rows:
         return ""
@@ -46,7 +46,7 @@ def difference_plot(rows: Sequence[Paired]) -> str:
 
 
 def correlation_plots(
-    methods: Sequence[Method], clinical: Clinical | None, rows: Sequence[Correlation]
+    methods: Sequence[Method], clinical: ClinicalTable | None, rows: Sequence[Correlation]
 ) -> list[tuple[str, str]]:
     """Draw each score against volume and number of lesions, of all methods and the true masks: names of scores and pictures."""
     if clinical is None:

@@ -8,10 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.evaluate.intervals import TOO_SKEWED, ends, holm, kruskal, mean_interval, median_interval
+from ensemble.evaluate.intervals import (
+    TOO_SKEWED,
+    holm_correction,
+    interval_ends,
+    kruskal_wallis,
+    mean_interval,
+    median_interval,
+)
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES, SKEWED, Score
-from ensemble.evaluate.statistics import CASE_BOUNDS_ML, ranges
+from ensemble.evaluate.statistics import CASE_BOUNDS_ML, size_ranges
 from ensemble.types import FloatArray
 
 #: More groups than this are no groups: a column of ages, or of names.
@@ -83,7 +90,7 @@ def by_subgroup(
                 }
                 summaries += [_summary(method.name, factor, group, measure, of) for group, of in values.items()]
                 tests.append(_test(method.name, factor, measure, values))
-    corrected = holm([test.p for test in tests])
+    corrected = holm_correction([test.p for test in tests])
     return summaries, [replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)], notes
 
 
@@ -96,7 +103,9 @@ def _factors(
         for factor, known in columns.items()
     ]
     without = [one for one in scores if one.truth_ml == 0]
-    sizes = {name: [one for one in scores if low < one.truth_ml <= high] for name, low, high in ranges(CASE_BOUNDS_ML)}
+    sizes = {
+        name: [one for one in scores if low < one.truth_ml <= high] for name, low, high in size_ranges(CASE_BOUNDS_ML)
+    }
     numbers, below = {}, 0.0
     for most, name in _NUMBERS:
         numbers[name] = [one for one in scores if below < one.truth_lesions <= most]
@@ -147,9 +156,9 @@ def _summary(method: str, factor: str, group: str, measure: str, values: FloatAr
         measure,
         len(values),
         float(values.mean()),
-        *ends(interval),
+        *interval_ends(interval),
         median,
-        *ends(median_interval(values)),
+        *interval_ends(median_interval(values)),
         q1,
         q3,
         _note(values, measure in SKEWED),
@@ -167,7 +176,7 @@ def _note(values: FloatArray, skewed: bool) -> str:
 
 def _test(method: str, factor: str, measure: str, values: Mapping[str, FloatArray]) -> GroupTest:
     compared = [of for group, of in values.items() if factor not in (LESION_SIZE, LESION_NUMBER) or group != _WITHOUT]
-    found = kruskal(compared)
+    found = kruskal_wallis(compared)
     note = "" if found else "fewer than two groups" if len(compared) < 2 else "all values are equal"
     h, p, source = found or (None, None, "")
     return GroupTest(method, factor, measure, len(compared), sum(map(len, compared)), h, p, source, None, note)

@@ -16,7 +16,7 @@ from ensemble.text import spreadsheet_cell
 METHOD = "method"
 
 
-def beside(out: Path, ending: str) -> Path:
+def sibling_path(out: Path, ending: str) -> Path:
     """Return where a file of an evaluation lies: metrics.csv, metrics_study.html."""
     return out.with_name(f"{out.stem}_{ending}")
 
@@ -31,7 +31,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
         )
 
 
-def refuse_foreign(tables: Mapping[Path, Sequence[str]], data: Path, page: Path) -> None:
+def refuse_overwriting_other_files(tables: Mapping[Path, Sequence[str]], data: Path, page: Path) -> None:
     """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
 
     `tables` are CSV files with their columns, `data` a JSON file, `page` what is written together with it.

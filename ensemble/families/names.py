@@ -12,7 +12,7 @@ MAX_CHARACTERS = 100
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def problem_of(name: object) -> str:
+def name_problem(name: object) -> str:
     """Return what keeps something from being a member's name; empty when nothing does."""
     if isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= MAX_CHARACTERS:
         return ""
@@ -24,10 +24,10 @@ def problem_of(name: object) -> str:
 def name_of_path(path: str) -> str:
     """Return a name made from a path: it keeps what a name may hold."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.replace("/", "__"))
-    return name if not problem_of(name) else _with_digest(name, path)
+    return name if not name_problem(name) else _with_digest(name, path)
 
 
-def distinct(names: Sequence[str], origins: Sequence[str]) -> list[str]:
+def make_names_unique(names: Sequence[str], origins: Sequence[str]) -> list[str]:
     """Return the names, with a digest of its origin added to each that another one equals, be it but for capitals."""
     often = Counter(name.lower() for name in names)
     told = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ensemble.families.base import InferenceSettings, NetworkSpec
-from ensemble.families.bounds import refuse_too_much
+from ensemble.families.bounds import refuse_excessive_memory
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.precision import ResolvedPrecision, has_fast_bfloat16, resolve_precision
 from ensemble.inference.session import LoadedSession
@@ -26,7 +26,7 @@ def open_sessions(
 ) -> tuple[LoadedSession, ...]:
     """Return one session a network. Raises WeightsBroken, before any is built for numbers that no memory holds."""
     for network in networks:
-        refuse_too_much(spec, network)
+        refuse_excessive_memory(spec, network)
     return tuple(open_session(network, settings, tapped=number == 0) for number, network in enumerate(networks))
 
 
@@ -59,7 +59,7 @@ def open_sequential_sessions(
 ) -> SequentialSessions:
     """Return sessions for members whose networks go over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
     for network in networks:
-        refuse_too_much(spec, network)
+        refuse_excessive_memory(spec, network)
     return SequentialSessions(networks, lambda network: (open_one or open_session)(network, settings))
 
 

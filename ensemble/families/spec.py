@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.names import problem_of
+from ensemble.families.names import name_problem
 
 #: The file in which a packed member says of itself what a manifest entry says.
-PACKED = "member.json"
+PACKED_MEMBER_FILE = "member.json"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MemberSpec:
         Raises KeyError, TypeError or ValueError for one that is incomplete or makes no sense, or whose name could lead out of the output
         folder.
         """
-        if problem := problem_of(entry["name"]):
+        if problem := name_problem(entry["name"]):
             raise ValueError(problem)
         channels = entry.get("channels")
         return cls(

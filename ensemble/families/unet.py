@@ -14,6 +14,6 @@ def window_bytes(patch: Sequence[int], features: int) -> int:
     return 4 * LIVE_FEATURE_MAPS * features * prod(patch)
 
 
-def memory_of(features: int) -> str:
+def explain_window_memory(features: int) -> str:
     """Return what makes a window so large, for messages."""
     return f"{features} feature maps (features_per_stage, base_num_features)"

@@ -13,11 +13,11 @@ import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.files import file_sha256, read_bounded, read_json
-from ensemble.findings.places import Sample, moved
+from ensemble.findings.places import Sample, transform_points
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import Amount, Aspects, AspectsScore, AtlasFindings, Choice, Quantity, RegionShare
 from ensemble.geometry import Grid
-from ensemble.readers.nifti import nifti
+from ensemble.readers.nifti import read_nifti_header
 from ensemble.readers.stored import read_stored
 from ensemble.text import visible
 from ensemble.types import AnyArray, FloatArray
@@ -85,7 +85,7 @@ class LabelMap:
 
 
 @lru_cache(maxsize=1)
-def read_maps(folder: Path) -> tuple[LabelMap, ...]:
+def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
     """Return all label maps of a folder, read once: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and `<name>_dseg.json`, if there
     is one).
 
@@ -103,10 +103,10 @@ def read_maps(folder: Path) -> tuple[LabelMap, ...]:
             where=folder,
             do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns index, name; optional group, side)",
         )
-    return tuple(read_map(path) for path in files)
+    return tuple(read_label_map(path) for path in files)
 
 
-def read_map(path: Path) -> LabelMap:
+def read_label_map(path: Path) -> LabelMap:
     """Return one label map with its table. Raises UsageError."""
     name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
     try:
@@ -182,7 +182,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
     at = index[:: max(1, len(index) // 400_000)]
     points = grid.points_mm(at)
     onto = template()
-    inside = nearest(onto.hull, onto.t1.grid, points).mean()
+    inside = sample_nearest(onto.hull, onto.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
         raise UsageError(
             "the atlas does not lie in MNI space",
@@ -240,15 +240,15 @@ def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
 def _by_header(path: Path, grid: Grid) -> str:
     if grid.size in _FSL_SIZES:
         return f"MNI152 as FSL has it, by its {' x '.join(map(str, grid.size))} voxels"
-    header = nifti(path)
+    header = read_nifti_header(path)
     return {3: "Talairach, by its form code", 4: "MNI152, by its form code"}.get(
         0 if header is None else header.form, ""
     )
 
 
-def nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
+def sample_nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
     """Return values of an array (z, y, x) at points (n, 3; LPS mm), of the nearest voxel; 0 outside."""
-    index = np.rint(moved(np.linalg.inv(grid.affine), points_mm)).astype(np.int64)
+    index = np.rint(transform_points(np.linalg.inv(grid.affine), points_mm)).astype(np.int64)
     within = ((index >= 0) & (index < grid.size)).all(axis=1)
     found = np.zeros(len(points_mm), array.dtype)
     x, y, z = index[within].T
@@ -301,7 +301,7 @@ class _Asked:
         return Choice.of(own, filter(None, members), filter(None, elsewhere))
 
 
-def ask(
+def measure_in_map(
     one: LabelMap,
     own: Sample,
     few: Sample,
@@ -315,7 +315,7 @@ def ask(
     """
 
     def volumes(sample: Sample, through: FloatArray) -> _Volumes:
-        numbers = nearest(one.array, one.grid, moved(through, sample.points_mm))
+        numbers = sample_nearest(one.array, one.grid, transform_points(through, sample.points_mm))
         return _Volumes(np.bincount(numbers, sample.ml, minlength=len(one.labels) + 1).astype(float), one)
 
     asked = _Asked(

@@ -64,7 +64,7 @@ def _about(matrix: FloatArray, centre_mm: FloatArray) -> FloatArray:
     return np.asarray(there @ matrix @ back)
 
 
-def moved(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
+def transform_points(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
     """Points (..., 3) through a 4x4 map."""
     return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
@@ -181,10 +181,10 @@ class Sample:
 
 def tally(onto: Template, sample: Sample, matrix: FloatArray) -> Tally:
     """Volumes by lesion, with a brain that a 4x4 map brings to the template."""
-    return tally_of(sample, probabilities(onto, moved(matrix, sample.points_mm)))
+    return tally_from_probabilities(sample, probabilities(onto, transform_points(matrix, sample.points_mm)))
 
 
-def tally_of(sample: Sample, chances: FloatArray) -> Tally:
+def tally_from_probabilities(sample: Sample, chances: FloatArray) -> Tally:
     """Volumes by lesion, given the probability (side, structure of TISSUE, n) of what lies at each voxel."""
     count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
@@ -194,7 +194,7 @@ def tally_of(sample: Sample, chances: FloatArray) -> Tally:
     return Tally(volumes)
 
 
-def summed(own: Tally, members: Sequence[Tally], elsewhere: Sequence[Tally]) -> Places:
+def summarise_places(own: Tally, members: Sequence[Tally], elsewhere: Sequence[Tally]) -> Places:
     """Places of all lesions together: of the mask, of each voter's mask, and of the mask elsewhere."""
     if not len(own.by_lesion):
         return Places(None, (), (), ())

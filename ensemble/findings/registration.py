@@ -60,7 +60,7 @@ LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class Placement:
+class TemplatePlacement:
     """A brain's place in the template."""
 
     matrix: FloatArray
@@ -103,7 +103,9 @@ def affine_transform(matrix: FloatArray) -> sitk.AffineTransform:
     return found
 
 
-def place(dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = None) -> Placement | None:
+def register_to_template(
+    dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = None
+) -> TemplatePlacement | None:
     """Find a brain's place in the template.
 
     Args:
@@ -229,7 +231,7 @@ def _padded(onto: Template, mm: float) -> sitk.Image:
     return _shrunk(sitk.ConstantPad(to_sitk(onto.t1), steps, steps, 0.0), mm)
 
 
-def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -> Placement:
+def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -> TemplatePlacement:
     """Return the map with what tells whether it can be believed."""
     linear = matrix[:3, :3]
     left, scale, right = np.linalg.svd(linear)
@@ -239,7 +241,7 @@ def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -
     both = brain & hull
     total_ml = onto.hull.sum() * onto.t1.grid.voxel_ml
     covered = both.sum() * adc.grid.voxel_ml * abs(float(np.linalg.det(linear))) / total_ml
-    return Placement(
+    return TemplatePlacement(
         matrix,
         overlap=dice(brain, hull),
         covered=float(min(covered, 1.0)),

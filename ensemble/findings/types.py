@@ -210,7 +210,7 @@ class AtlasFindings:
 
 
 @dataclass(frozen=True)
-class Registered:
+class TemplateRegistration:
     """How the brain was brought to the template."""
 
     template: str
@@ -243,7 +243,7 @@ class Findings:
     largest_ml: Quantity
     pattern: Choice
     """none, single (one lesion holds nearly all), or scattered."""
-    registered: Registered
+    registered: TemplateRegistration
     lesions: tuple[LesionPlace, ...]
     """Largest first."""
     places: Places | None

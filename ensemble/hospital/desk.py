@@ -31,7 +31,7 @@ class StudyJob:
     scratch: Path
 
 
-class Died(Exception):
+class ProcessDied(Exception):
     """The process that segments has ended in the midst of a study; how."""
 
 
@@ -61,7 +61,7 @@ class Desk:
         self.ready = answer
 
     def segment(self, job: StudyJob) -> Done | Failed:
-        """Segment a study. Raises Died when the process does."""
+        """Segment a study. Raises ProcessDied when the process does."""
         if self._process is None:
             self.open()
         assert self._connection is not None
@@ -71,7 +71,7 @@ class Desk:
         except (EOFError, OSError) as error:
             how = self._end()
             self.close()
-            raise Died(how) from error
+            raise ProcessDied(how) from error
         return answer
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from ensemble.types import Modality
 
 
 @dataclass(frozen=True)
-class Examined:
+class ExaminationCase:
     """What was taken of an examination."""
 
     raw: RawCase
@@ -24,7 +24,7 @@ class Examined:
     """Every series, what it shows, for what it was taken and why not: as `inspect --json` has it."""
 
 
-def read_examination(path: Path, name: str) -> Examined:
+def read_examination(path: Path, name: str) -> ExaminationCase:
     """Read DWI, ADC and FLAIR of a folder or .zip of DICOM that holds one examination.
 
     Without a series that shows ADC, it will be computed from the DWI. A FLAIR is left out, with a note, where none or no single one can be
@@ -45,7 +45,7 @@ def read_examination(path: Path, name: str) -> Examined:
                 why = f"{refused.what} ({refused.found})" if refused.found else refused.what
                 images[Modality.DWI] = _noting(images[Modality.DWI], f"FLAIR: left out: {why}")
         record = as_json(finding_of(examination, None))
-    return Examined(RawCase(name, images, time.perf_counter() - started), record)
+    return ExaminationCase(RawCase(name, images, time.perf_counter() - started), record)
 
 
 def _refuse_several(examination: Examination) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.folders import exclusive_writer, unwritable
-from ensemble.hospital.desk import Desk, Died, StudyJob
+from ensemble.hospital.desk import Desk, ProcessDied, StudyJob
 from ensemble.hospital.node import Address, Node
 from ensemble.hospital.send import Destination, Sender, is_aet
 from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, Study
@@ -25,7 +25,7 @@ _LOOK_S, _AGAIN_S = 0.2, 5.0
 
 
 @dataclass(frozen=True)
-class Listening:
+class ListenConfig:
     """What `listen` was told."""
 
     address: Address
@@ -50,7 +50,7 @@ class Listening:
         check_ports(self.address.port, self.status_port)
 
 
-def listen(told: Listening, setup: WorkerConfig) -> None:
+def listen(told: ListenConfig, setup: WorkerConfig) -> None:
     """Listen until a signal ends it. Raises UserError where ports, spool or members can't be had."""
     with exclusive_writer(told.spool):
         try:
@@ -87,7 +87,7 @@ def listen(told: Listening, setup: WorkerConfig) -> None:
             page.stop()
 
 
-def _look(told: Listening, spool: Spool, desk: Desk) -> None:
+def _look(told: ListenConfig, spool: Spool, desk: Desk) -> None:
     """Do the next study, if there is one."""
     spool.forget_finished(told.keep_s)
     study = spool.next_complete(told.quiet_s)
@@ -106,7 +106,7 @@ def _segment(study: Study, spool: Spool, desk: Desk) -> None:
     try:
         with spool.taken(key) as images:
             answer = desk.segment(StudyJob(f"study-{key[:12]}", images, *spool.results_folder(key)))
-    except Died as died:
+    except ProcessDied as died:
         again = spool.died(key)
         log.error("study %s: the process that segments died (%s)%s", key[:12], died, "; again" if again else "")
         if not again:

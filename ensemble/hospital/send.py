@@ -40,7 +40,7 @@ class Destination:
         return f"{self.aet}@{self.host}:{self.port}"
 
 
-def destinations(text: str) -> tuple[Destination, ...]:
+def parse_destinations(text: str) -> tuple[Destination, ...]:
     """AET@HOST:PORT, several by commas. Raises UsageError."""
     return tuple(_destination(part.strip()) for part in text.split(",") if part.strip())
 

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from ensemble.errors import UserError
 from ensemble.files import read_json
-from ensemble.publish import replace_text, to_disk
+from ensemble.publish import flush_to_disk, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Spool:
             if len(self._studies) >= MAX_STUDIES and not self._forget_oldest():
                 raise SpoolFull(f"{MAX_STUDIES} studies are in the spool")
             (self.folder(key) / _IMAGES).mkdir(parents=True, exist_ok=True)
-            to_disk(self.root / "studies")
+            flush_to_disk(self.root / "studies")
             study = Study(key, uid, since=_utc(), received=_utc(), unfinished=True)
             self._note(study)
         elif sender not in self._senders.get(key, ()) and not study.unfinished:
@@ -204,13 +204,13 @@ class Spool:
         draft = self._scratch / uuid4().hex
         try:
             draft.write_bytes(content)
-            to_disk(draft)
+            flush_to_disk(draft)
             older = list(folder.glob(f"{name.partition('-')[0]}-*"))
             draft.replace(folder / name)
             for path in older:  # the same instance with other content: the last word counts
                 self._bytes -= path.stat().st_size
                 path.unlink()
-            to_disk(folder)
+            flush_to_disk(folder)
             self._bytes += len(content)
             return len(older)
         finally:
@@ -372,7 +372,7 @@ class Spool:
         folder = self.folder(study.key)
         replace_text(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
         self._studies[study.key] = study
-        to_disk(folder)
+        flush_to_disk(folder)
 
     def _take_up(self, folder: Path) -> None:
         """A study as a process that ended has left it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ensemble.config import ExtraOutputs
 from ensemble.errors import InputRefused, UsageError
-from ensemble.hospital.examination import Examined, read_examination
+from ensemble.hospital.examination import ExaminationCase, read_examination
 from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.dicom.study import refuse_without_study
 from ensemble.outputs.layouts import folder, objects
@@ -65,7 +65,7 @@ def mercure_folders(environment: Mapping[str, str]) -> tuple[Path, Path] | None:
     return Path(given[IN_DIR]), Path(given[OUT_DIR])
 
 
-def _read(path: Path, name: str, extras: ExtraOutputs) -> Examined:
+def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
     if not is_dicom(path):
         raise InputRefused(
             "there is no examination",
@@ -78,6 +78,6 @@ def _read(path: Path, name: str, extras: ExtraOutputs) -> Examined:
     return examined
 
 
-def _segmented(examined: Examined, extras: ExtraOutputs, load: Load, watcher: Watcher) -> SegmentedCase:
+def _segmented(examined: ExaminationCase, extras: ExtraOutputs, load: Load, watcher: Watcher) -> SegmentedCase:
     ensemble = load()
     return SegmentedCase.of(examined.raw, segment(examined.raw, ensemble, watcher), ensemble, extras, examined.record)

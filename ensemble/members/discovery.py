@@ -10,17 +10,17 @@ from typing import Any
 from ensemble.errors import WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import Unsupported
-from ensemble.families.names import distinct
-from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.families.names import make_names_unique
+from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.families.tree import WeightsTree
 from ensemble.files import lexists, read_json
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 
 
 def members_by_folder_layout(weights: Path) -> tuple[MemberSpec, ...]:
     """Return members in the weights folder itself or any folder below it, in the order of their paths. Raises WeightsBroken."""
     tree = WeightsTree.read(weights)
-    found = {path.parent: packed_member(path) for path in tree.named(PACKED)}
+    found = {path.parent: packed_member(path) for path in tree.named(PACKED_MEMBER_FILE)}
     for thing in _recognised(tree):
         if isinstance(thing, MemberSpec):
             found.setdefault(thing.folder, thing)
@@ -28,7 +28,7 @@ def members_by_folder_layout(weights: Path) -> tuple[MemberSpec, ...]:
     often = Counter(spec.name.lower() for spec in found.values())
     own = [found[folder].name for folder in folders]
     names = [name if often[name.lower()] == 1 else tree.name_of(at) for name, at in zip(own, folders, strict=True)]
-    told = distinct(names, [folder.relative_to(weights).as_posix() for folder in folders])
+    told = make_names_unique(names, [folder.relative_to(weights).as_posix() for folder in folders])
     return tuple(replace(found[folder], name=name) for folder, name in zip(folders, told, strict=True))
 
 
@@ -52,10 +52,10 @@ def packed_member(path: Path) -> MemberSpec:
 
 def packed_entry(folder: Path) -> dict[str, Any]:
     """Return the manifest entry in a packed folder; empty where there is none. Raises ValueError for what is no JSON object."""
-    path = folder / PACKED
+    path = folder / PACKED_MEMBER_FILE
     return dict(read_json(path)) if lexists(path) else {}
 
 
 def _recognised(tree: WeightsTree) -> list[MemberSpec | Unsupported]:
-    with readable(tree.root):
+    with folder_errors(tree.root):
         return [thing for family in registry.FAMILIES for thing in family.discover(tree)]

@@ -8,7 +8,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import MemberDescription
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
-from ensemble.weights.folder import files_of, readable
+from ensemble.weights.folder import files_of, folder_errors
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def describe(spec: MemberSpec) -> MemberSummary:
 
     Raises WeightsBroken for a folder that can't be read.
     """
-    with readable(spec.folder):
+    with folder_errors(spec.folder):
         size = sum(path.stat().st_size for path in files_of(spec.folder) if path.is_file())
         shown, folds, remarks = MemberDescription((), ()), tuple[str, ...](), tuple[str, ...]()
         try:

@@ -14,11 +14,11 @@ from ensemble.config import RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
-from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.files import file_sha256, lexists, read_json
 from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
-from ensemble.weights.folder import files_of, listing, readable
+from ensemble.weights.folder import files_of, folder_errors, listing
 
 MANIFEST = "manifest.json"
 
@@ -28,7 +28,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
     Raises WeightsBroken when there is none, or when the manifest can't be read; UsageError when a name is unknown.
     """
-    with readable(weights):
+    with folder_errors(weights):
         if not weights.is_dir():
             raise WeightsBroken(
                 "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
@@ -55,7 +55,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
     return tuple(by_name[name] for name in names)
 
 
-def settled(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
+def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
     """Return a run's choices with what the members' own entries say of votes and small lesions, where nothing was chosen.
 
     None stays where that is the usual rule: equal votes, every size. Of members that differ about the smallest lesion, the one that keeps
@@ -100,7 +100,7 @@ def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
 def verify_files(spec: MemberSpec) -> None:
     """Raise WeightsBroken unless each file that the manifest lists is there, unaltered, and no other weights lie beside them."""
     present = _weight_files(spec.folder)
-    if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED})):
+    if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED_MEMBER_FILE})):
         raise WeightsBroken(
             f"member {spec.name} has files that {MANIFEST} does not list",
             where=spec.folder,
@@ -128,14 +128,14 @@ def weight_digests(spec: MemberSpec) -> dict[str, str]:
 def _weight_files(folder: Path) -> dict[str, Path]:
     """Return the files of a member's folder that bear on what it predicts, by path. Raises WeightsBroken for what can't be read."""
     suffixes = registry.weight_suffixes()
-    with readable(folder):
+    with folder_errors(folder):
         found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def _digest(path: Path) -> str:
     """Return as `file_sha256`; of a file that is as it was, what it was: folds take gigabytes. Raises WeightsBroken."""
-    with readable(path):
+    with folder_errors(path):
         found = path.stat()
         return _digest_of(
             path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

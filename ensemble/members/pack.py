@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ensemble.errors import UsageError
 from ensemble.families.registry import family_of
-from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.files import file_sha256
 from ensemble.folders import exclusive_writer
 from ensemble.members.manifest import MANIFEST, find_members, verify_files
 from ensemble.publish import publish, write_json
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 from ensemble.weights.onnx_form import write_onnx
 from ensemble.weights.packed import PackedPrecision
 
@@ -50,7 +50,7 @@ def pack(
 
 def _beside(source: Path) -> tuple[MemberSpec, ...]:
     """Return the entry for a member folder in the manifest of a weights folder above it."""
-    with readable(source):
+    with folder_errors(source):
         above = [weights for weights in source.resolve().parents if (weights / MANIFEST).is_file()]
         if not above or (source / MANIFEST).is_file():
             return ()
@@ -67,4 +67,4 @@ def _pack_member(spec: MemberSpec, folder: Path, precision: PackedPrecision, onn
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     entry = replace(spec, sha256=digests).as_json()
-    write_json(entry | {"precision": precision}, folder / PACKED)
+    write_json(entry | {"precision": precision}, folder / PACKED_MEMBER_FILE)

@@ -136,7 +136,7 @@ MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
 )
 
 
-def kinds(member: str) -> list[Artifact]:
+def all_artifact_kinds(member: str) -> list[Artifact]:
     """Return one of every kind, without payload: of the case, and of a member."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 

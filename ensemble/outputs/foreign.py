@@ -7,16 +7,16 @@ from pathlib import Path
 
 from ensemble.errors import UsageError
 from ensemble.files import read_json
-from ensemble.outputs.artifacts import REPORT, Artifact, kinds
+from ensemble.outputs.artifacts import REPORT, Artifact, all_artifact_kinds
 from ensemble.outputs.layouts.folder import MEMBERS, Folder
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.names import image_suffix
 
 #: What `run` may write, as patterns: all kinds of a case's outputs, and whatever lies where those of members do. Of patterns only images.
-_OURS = (*(Folder(".*").place(kind) for kind in kinds("*") if not kind.member), f"{MEMBERS}/**/*")
+_OURS = (*(Folder(".*").place(kind) for kind in all_artifact_kinds("*") if not kind.member), f"{MEMBERS}/**/*")
 
 
-def refuse_foreign(root: Path, inputs: Iterable[Path]) -> None:
+def refuse_overwriting_foreign_files(root: Path, inputs: Iterable[Path]) -> None:
     """Raise UsageError where files would be replaced that no earlier run into this folder has written, as its report tells, or inputs."""
     standing = [
         path for pattern in _OURS for path in sorted(root.glob(pattern)) if "*" not in pattern or image_suffix(path)

@@ -25,7 +25,7 @@ _CORNER, _RAYLEIGH_MEDIAN = 0.1, 1.1774
 _ABOVE_NOISE = 2.5
 
 
-def with_adc(raw: RawCase) -> RawCase:
+def compute_missing_adc(raw: RawCase) -> RawCase:
     """Return the case with an ADC computed where it has none; as it is where one was given.
 
     Raises InputRefused where none can be computed.

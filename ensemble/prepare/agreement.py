@@ -34,7 +34,7 @@ def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
 
 def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str) -> None:
     """Raise InputRefused for a DWI and ADC (z, y, x) that have nothing in common, or more so when ADC is mirrored or displaced."""
-    here, elsewhere = information(dwi, adc, brain, spacing_zyx_mm)
+    here, elsewhere = mutual_information(dwi, adc, brain, spacing_zyx_mm)
     if here < _MIN_INFORMATION:
         raise InputRefused(
             "DWI and ADC have nothing in common",
@@ -52,7 +52,7 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
             )
 
 
-def information(
+def mutual_information(
     dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple
 ) -> tuple[float, Iterator[tuple[str, float]]]:
     """Return the mutual information (nats) of DWI and ADC (z, y, x) within the brain where they lie.

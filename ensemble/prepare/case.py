@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ensemble.config import Registration, RunConfig, SkullStrip
 from ensemble.geometry import Grid
-from ensemble.prepare.adc import with_adc
+from ensemble.prepare.adc import compute_missing_adc
 from ensemble.prepare.agreement import check_adc_belongs_to_dwi
 from ensemble.prepare.background import clear_background, note_cut_off_brain, zero_unusable_voxels
 from ensemble.prepare.draft import Draft, LazyImages, Note, Step
@@ -88,7 +88,7 @@ def prepare(
 
     Raises InputRefused when the case can't be segmented safely.
     """
-    raw = with_adc(raw)
+    raw = compute_missing_adc(raw)
     paths = {modality: image.path for modality, image in raw.images.items()}
     images = {modality: image.volume for modality, image in raw.images.items()}
     case = Draft(raw.name, paths, images, skull_strip, device, brain_ml, registration)

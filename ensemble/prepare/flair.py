@@ -12,9 +12,9 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.draft import Draft, Note, StepResult
-from ensemble.prepare.grids import covered_by
+from ensemble.prepare.grids import field_of_view_on
 from ensemble.prepare.registration import RegistrationResult, register
-from ensemble.prepare.scale import refuse_no_brain
+from ensemble.prepare.scale import refuse_implausible_brain
 from ensemble.prepare.skull import must_strip
 from ensemble.resample import resample_cubic, resample_volume
 from ensemble.types import Modality
@@ -32,7 +32,7 @@ def check_flair_size(case: Draft) -> StepResult:
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
         shown = brain_mask(flair.array, flair.array)
-        refuse_no_brain(shown, flair.grid, "brain on FLAIR", case.paths[Modality.FLAIR], case.brain_ml)
+        refuse_implausible_brain(shown, flair.grid, "brain on FLAIR", case.paths[Modality.FLAIR], case.brain_ml)
     return case, ()
 
 
@@ -45,7 +45,7 @@ def align_flair(case: Draft) -> StepResult:
     if flair is None:
         return case, ()
     grid, there, notes = case.dwi.grid, flair.grid, []
-    coverage = float(covered_by(there, grid)[case.brain].mean())
+    coverage = float(field_of_view_on(there, grid)[case.brain].mean())
     if coverage < MIN_FLAIR_COVERAGE:
         raise InputRefused(
             "FLAIR and DWI show different places",

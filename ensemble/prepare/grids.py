@@ -28,7 +28,7 @@ def align_adc(case: Draft) -> StepResult:
         if apart > 1e-3:
             text = f"ADC header differs from DWI by {apart:.3g} voxels: taken as rounding, the DWI header holds"
     else:
-        covered = covered_by(there, grid)
+        covered = field_of_view_on(there, grid)
         if covered.mean() < MIN_ADC_OVERLAP:
             raise InputRefused(
                 "DWI and ADC show different places",
@@ -61,7 +61,7 @@ def check_adc_coverage(case: Draft) -> StepResult:
     return replace(case, brain=case.brain & case.covered), notes
 
 
-def covered_by(there: Grid, grid: Grid) -> BoolArray:
+def field_of_view_on(there: Grid, grid: Grid) -> BoolArray:
     """Return where on `grid` an image on the grid `there` has data: up to half a voxel beyond its outermost voxel centres."""
     everywhere = Volume(np.ones(there.shape_zyx, np.uint8), there)
     return resample_volume(everywhere, grid, linear=False).array > 0

@@ -26,7 +26,7 @@ def highest_plausible(image: AnyArray) -> float:
     return float("inf")
 
 
-def unusable(image: AnyArray) -> BoolArray:
+def unusable_voxels(image: AnyArray) -> BoolArray:
     """Return where an image (z, y, x) holds no number, or one that nothing in a head has."""
     return ~(np.abs(image) <= min(highest_plausible(image), float(np.finfo(np.float32).max)))
 

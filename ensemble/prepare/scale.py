@@ -50,7 +50,7 @@ def check_scale(case: Draft) -> StepResult:
 
 def check_brain_volume(case: Draft) -> StepResult:
     """Refuse a brain of a size that no brain has; note one that few have."""
-    notes = refuse_no_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
+    notes = refuse_implausible_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
     return case, notes
 
 
@@ -89,14 +89,14 @@ def _refuse_two_scales(one: Grid, other: Grid, where: Path) -> None:
         raise _refusal("DWI and ADC have voxels of different size: one of their headers is wrong", where, found)
 
 
-def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_ml: Range) -> tuple[Note, ...]:
+def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_ml: Range) -> tuple[Note, ...]:
     """Raise InputRefused for an extracted brain (z, y, x) of a size that no brain has; gives a note on one that few have."""
     low, high = brain_ml
     volume = volume_ml(brain, grid.spacing_zyx_mm)
     if not low <= volume <= high:
         found = f"{volume:.3g} ml, with voxels of {_spacing(grid)} mm; a brain has {low:g} to {high:g} ml"
         raise _refusal(f"the {what} has a size that no brain has", where, found, volume, brain_ml)
-    lengths = axes_mm(brain, grid)
+    lengths = brain_extent_mm(brain, grid)
     shortest, longest = (
         mm * (now / usual) ** (1 / 3) for mm, now, usual in zip(_BRAIN_MM, brain_ml, BRAIN_ML, strict=True)
     )
@@ -104,7 +104,7 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
         raise _refusal(f"the {what} has a size that no brain has", where, found)
-    if max(lengths) > _MAX_UNEQUAL * min(lengths) and cut_share(brain) <= _CUT_SHARE:
+    if max(lengths) > _MAX_UNEQUAL * min(lengths) and cut_off_share(brain) <= _CUT_SHARE:
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z and is nowhere cut off, with voxels of {_spacing(grid)} mm"
         raise _refusal(f"the {what} has a shape that no brain has", where, found)
@@ -115,12 +115,12 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
     return (Note(f"the foreground measures {volume:.0f} ml, {usual}: {hint}"),)
 
 
-def axes_mm(brain: BoolArray, grid: Grid) -> list[float]:
+def brain_extent_mm(brain: BoolArray, grid: Grid) -> list[float]:
     """Return how long most of a brain (z, y, x) is along each axis of its array."""
     return [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
 
 
-def cut_share(brain: BoolArray) -> float:
+def cut_off_share(brain: BoolArray) -> float:
     """Return the largest first or last section of a brain, of any axis, as a share of the largest section of that axis: much in a slab."""
     sections = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
     return max(float(areas[np.flatnonzero(areas)[[0, -1]]].max() / areas.max()) for areas in sections)

@@ -53,7 +53,7 @@ def extract_brain(case: Draft) -> StepResult:
     where = case.paths[Modality.DWI]
     stripped, notes = must_strip(case.skull_strip, case.dwi)
     if stripped:
-        found, note = strip(case.dwi, case.device, where, case.brain_ml)
+        found, note = strip_skull(case.dwi, case.device, where, case.brain_ml)
         return replace(case, brain=found, stripped=True), (*notes, note)
     found = brain_mask(case.dwi.array, case.adc.array)
     if not found.any():
@@ -71,7 +71,7 @@ def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]
     return bool(reason), (Note(f"the brain is not extracted: {reason}", Modality.DWI),) if reason else ()
 
 
-def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
+def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
     """Return the brain (bool, z, y, x) on a DWI with its skull, and what to note of it.
 
     Raises InputRefused when what is found is no brain, WeightsBroken when the network is not there.

@@ -10,7 +10,7 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
 from ensemble.prepare.draft import Draft, StepResult, UnusableVoxels
-from ensemble.prepare.hot_voxels import is_constant, unusable
+from ensemble.prepare.hot_voxels import is_constant, unusable_voxels
 from ensemble.types import FloatArray, Modality
 
 #: Share of an image's outer faces that must have one value to say what air has.
@@ -29,7 +29,7 @@ def check_values(case: Draft) -> StepResult:
     """Put 0 for what is no number, or none of a head, for now (`background.not_numbers` judges); refuse images that hold no picture."""
     marked, images = {}, dict(case.images)
     for modality, image in case.images.items():
-        bad = unusable(image.array)
+        bad = unusable_voxels(image.array)
         if bad.all():
             raise InputRefused(
                 f"the {modality.label} image holds only values that are not numbers",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ensemble.errors import InputRefused
 from ensemble.files import open_file
-from ensemble.readers.inflate import Inflated
+from ensemble.readers.inflate import GzipReader
 from ensemble.readers.integrity import damaged_file_error, unreadable_file_error
 from ensemble.readers.names import image_suffix
 
@@ -45,7 +45,7 @@ _CONTENTS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
 _OWN = {".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".nhdr": "NRRD"}
 
 
-def refuse_other_content(path: Path, label: str) -> None:
+def refuse_mislabelled_file(path: Path, label: str) -> None:
     """Raise InputRefused for a file, known to be no NIfTI, that does not begin as its name says. Raises OSError."""
     suffix = image_suffix(path)
     with open_file(path) as file:
@@ -54,7 +54,7 @@ def refuse_other_content(path: Path, label: str) -> None:
     if begin[:2] == b"\x1f\x8b":
         try:
             with open_file(path) as file:
-                begin, named = Inflated(file).exactly(_BEGIN), f"compressed, {named}"
+                begin, named = GzipReader(file).exactly(_BEGIN), f"compressed, {named}"
         except (EOFError, ValueError, zlib.error) as error:
             raise damaged_file_error(path, label, str(error) or type(error).__name__) from error
     compressed = named.startswith("compressed")

@@ -48,7 +48,7 @@ class TextHeader:
         return (path.parent / self.data_file, 0) if self.data_file else (path, self.end)
 
 
-def text_header(path: Path) -> TextHeader | None:
+def read_text_header(path: Path) -> TextHeader | None:
     """Return the header of a MetaImage or NRRD file, by its ending; None for other kinds and for what is no header. Raises OSError."""
     kind = path.suffix.lower()
     if kind not in TEXT_HEADERS:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 _BLOCK, _MAGIC = 1 << 14, b"\x1f\x8b"
 
 
-class Inflated(io.RawIOBase):
+class GzipReader(io.RawIOBase):
     """What a gzip file holds (RFC 1952).
 
     Reading raises zlib.error, also where a checksum does not hold; EOFError where the end is missing; ValueError for what stands behind it

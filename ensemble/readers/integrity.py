@@ -17,8 +17,8 @@ from typing import BinaryIO
 from ensemble.errors import InputRefused
 from ensemble.files import open_file, refuse_irregular_file, unreadable_reason
 from ensemble.geometry import MAX_VOXELS
-from ensemble.readers.headers import TEXT_HEADERS, TextHeader, text_header
-from ensemble.readers.inflate import Inflated
+from ensemble.readers.headers import TEXT_HEADERS, TextHeader, read_text_header
+from ensemble.readers.inflate import GzipReader
 from ensemble.text import printable
 
 #: What reading damaged files raises.
@@ -62,7 +62,7 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
     remarks: list[str] = []
     try:
         found = ""
-        header = text_header(path)
+        header = read_text_header(path)
         if header is None and path.suffix.lower() in TEXT_HEADERS:
             raise unreadable_file_error(path, label, "no MetaImage or NRRD header")
         if header is not None:
@@ -79,7 +79,9 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
             if header.fields.get("encoding", "raw").lower() != "raw" or _true(header.fields, "CompressedData"):
                 refuse_too_large(size, path, label)  # before all of it is inflated to see whether it is whole
                 source, start = header.voxels_of(path)
-                refuse_bomb(math.prod(size) * _voxel_bytes(header), source.stat().st_size - start, path, label)
+                refuse_decompression_bomb(
+                    math.prod(size) * _voxel_bytes(header), source.stat().st_size - start, path, label
+                )
             found = (_metaimage_data_damage if metaimage else _nrrd_damage)(header, path)
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
@@ -131,7 +133,7 @@ def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
     )
 
 
-def refuse_bomb(needed: int, present: int, path: Path, label: str) -> None:
+def refuse_decompression_bomb(needed: int, present: int, path: Path, label: str) -> None:
     """Raise InputRefused for an image of `needed` bytes in `present` ones of compressed data, where that is as no scan inflates."""
     if present * MAX_INFLATION < needed:
         raise damaged_file_error(path, label, f"{present} bytes (compressed), which can't hold {needed}")
@@ -278,7 +280,7 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
             if not file.readline(MAX_SURPLUS):
                 return "fewer lines than are to be skipped"
         given = 0
-        stream = Inflated(file)
+        stream = GzipReader(file)
         while given < most and (block := stream.read(1 << 20)):
             given += len(block)
     return f"more than {given} bytes of voxels" if given >= most else ""

@@ -19,8 +19,8 @@ import numpy as np
 
 from ensemble.files import open_file
 from ensemble.geometry import MAX_SKEW
-from ensemble.readers.inflate import Inflated
-from ensemble.readers.integrity import MAX_SURPLUS, refuse_bomb
+from ensemble.readers.inflate import GzipReader
+from ensemble.readers.integrity import MAX_SURPLUS, refuse_decompression_bomb
 from ensemble.types import AnyArray
 
 #: A struct format and a byte offset.
@@ -75,7 +75,7 @@ _LAYOUTS = {
 
 
 @dataclass(frozen=True)
-class Nifti:
+class NiftiHeader:
     """A NIfTI file's header."""
 
     path: Path
@@ -164,10 +164,10 @@ class Nifti:
             return f"{present} bytes of {self._needed} (uncompressed)"
         return ""
 
-    def refuse_bomb(self, label: str) -> None:
+    def refuse_decompression_bomb(self, label: str) -> None:
         """Raise InputRefused where it inflates as no scan does."""
         if self.compressed:
-            refuse_bomb(self._needed, self.path.stat().st_size, self.path, label)
+            refuse_decompression_bomb(self._needed, self.path.stat().st_size, self.path, label)
 
     @property
     def _kind(self) -> np.dtype[Any]:
@@ -248,10 +248,10 @@ class Nifti:
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         with open_file(self.path) as file:
-            yield cast(BinaryIO, Inflated(file)) if self.compressed else file
+            yield cast(BinaryIO, GzipReader(file)) if self.compressed else file
 
 
-def nifti(path: Path) -> Nifti | None:
+def read_nifti_header(path: Path) -> NiftiHeader | None:
     """Return a file's NIfTI header, whatever the file is called; None where it has none.
 
     Raises OSError, EOFError or zlib.error for a damaged file.
@@ -260,12 +260,12 @@ def nifti(path: Path) -> Nifti | None:
         begin = file.read(540)
     if compressed := begin[:2] == b"\x1f\x8b":
         with open_file(path) as file:
-            begin = Inflated(file).exactly(540)
+            begin = GzipReader(file).exactly(540)
     for order in "<>":
         size = struct.unpack(order + "i", begin[:4])[0] if len(begin) >= 4 else 0
         layout = _LAYOUTS.get(size)
         if layout is not None and len(begin) >= layout.length:
-            return Nifti(path, compressed, begin, order, layout)
+            return NiftiHeader(path, compressed, begin, order, layout)
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ensemble.files import lexists
-from ensemble.readers.headers import text_header
+from ensemble.readers.headers import read_text_header
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES, stem
 
 #: What tells a file from another in its place: inode, size, time of change.
@@ -28,14 +28,14 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
     yield path.name, path
     if lexists(b_values := path.with_name(stem(path) + ".bval")):
         yield b_values.name, b_values
-    header = text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
+    header = read_text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
     if header is not None and header.data_file and not header.leads_out:
         data = path.parent / header.data_file
         if lexists(data):
             yield header.data_file, data
 
 
-def may_tell_b_values(dwi: Path) -> bool:
+def may_have_b_values(dwi: Path) -> bool:
     """Return whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval.
 
     Without, no ADC can be computed.

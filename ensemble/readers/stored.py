@@ -21,7 +21,7 @@ from ensemble.files import cannot_open_error, open_file
 from ensemble.geometry import Grid
 from ensemble.logging_setup import native_stderr_to_log
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
-from ensemble.readers.content import refuse_other_content
+from ensemble.readers.content import refuse_mislabelled_file
 from ensemble.readers.geometry_checks import last_itk_line
 from ensemble.readers.integrity import (
     DAMAGE,
@@ -32,7 +32,7 @@ from ensemble.readers.integrity import (
     unreadable_file_error,
 )
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
-from ensemble.readers.nifti import Nifti, nifti
+from ensemble.readers.nifti import NiftiHeader, read_nifti_header
 from ensemble.types import AnyArray, FloatArray
 
 #: What reads each kind: left to choose by content, ITK would take a TIFF or an HDF5 file that is named .mha, with a geometry made up.
@@ -80,10 +80,10 @@ def read_stored(path: Path, label: str) -> StoredImage:
     """
     _refuse_unreadable(path, label)
     try:
-        header = nifti(path)
+        header = read_nifti_header(path)
         if header is not None:
             return _read_nifti(header, label)
-        refuse_other_content(path, label)
+        refuse_mislabelled_file(path, label)
         remarks = check_file_integrity(path, label)
     except (*DAMAGE, MemoryError) as error:
         raise _refusal(path, label, error) from error
@@ -100,10 +100,10 @@ def read_grid(path: Path, label: str) -> Grid:
     """Return where an image lies, by its header alone. Raises InputRefused for what `read_stored` refuses by the header."""
     _refuse_unreadable(path, label)
     try:
-        header = nifti(path)
+        header = read_nifti_header(path)
         if header is not None:
             return _nifti_grid(header, label, [])
-        refuse_other_content(path, label)
+        refuse_mislabelled_file(path, label)
         with _plain_name(path) as plain, native_stderr_to_log():
             return _grid(plain, path, label)
     except (*DAMAGE, MemoryError) as error:
@@ -129,13 +129,13 @@ def out_of_memory_error(path: Path, label: str) -> InputRefused:
     return InputRefused(f"there is not enough memory to read the {label} image", where=path, do=do)
 
 
-def _read_nifti(header: Nifti, label: str) -> StoredImage:
+def _read_nifti(header: NiftiHeader, label: str) -> StoredImage:
     remarks: list[str] = []
     grid = _nifti_grid(header, label, remarks)
     return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
 
 
-def _nifti_grid(header: Nifti, label: str, remarks: list[str]) -> Grid:
+def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
     """Return where a NIfTI image lies, adding what is odd to `remarks`. Raises InputRefused by what the header says."""
     if found := header.fault(remarks):
         raise odd_header_error(header.path, label, found)
@@ -144,7 +144,7 @@ def _nifti_grid(header: Nifti, label: str, remarks: list[str]) -> Grid:
     refuse_too_large(header.size, header.path, label)
     if header.not_scalar:
         raise _not_scalar(header.path, label, header.not_scalar)
-    header.refuse_bomb(label)
+    header.refuse_decompression_bomb(label)
     try:
         with header.place_for_itk() as plain, native_stderr_to_log():
             grid = _grid(plain, header.path, label)

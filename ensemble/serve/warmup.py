@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.geometry import Grid
-from ensemble.logging_setup import only_warnings
+from ensemble.logging_setup import suppress_info_messages
 from ensemble.pipeline import Ensemble, segment
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import Modality
@@ -37,7 +37,7 @@ def warm_up(ensemble: Ensemble) -> None:
         settings=dataclasses.replace(ensemble.settings, tta="none"),
     )
     try:
-        with only_warnings():  # notes on a phantom would stand in the log of the first patient's job
+        with suppress_info_messages():  # notes on a phantom would stand in the log of the first patient's job
             segment(_phantom(), hurried, _Deadline(time.monotonic() + WARM_UP_LIMIT_S))
     except _Enough:
         log.info("warm-up stopped after %.0f s", WARM_UP_LIMIT_S)

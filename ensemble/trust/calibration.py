@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ensemble.trust.reference import Unusable
+from ensemble.trust.reference import UnusableReference
 from ensemble.types import AnyArray
 
 Verdict = Literal["good", "check", "poor"]
@@ -23,7 +23,7 @@ Shape = Literal["log", "logit"]
 #: What the expected Dice hangs on, and on which scale; signs as of `scores.DIRECTIONS`.
 INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
 #: By which a case looks like others or doesn't: the less usual one counts.
-LOOKS = ("rest", "histogram")
+UNLIKENESS_SCORES = ("rest", "histogram")
 #: Share of patients like those of the calibration that may lie beyond a limit; there are two.
 BEYOND = 0.02
 #: Share of such patients whose Dice lies within the interval.
@@ -73,7 +73,7 @@ class Calibration:
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
     looks: Limit
-    """Of the log of the larger of the `LOOKS`."""
+    """Of the log of the larger of the `UNLIKENESS_SCORES`."""
     dice: Limit
     """Of minus the logit of the expected Dice."""
     about: Mapping[str, Any]
@@ -91,10 +91,10 @@ class Calibration:
 
     @classmethod
     def from_json(cls, told: Any) -> Calibration:
-        """Read what `as_json` gave. Raises Unusable."""
+        """Read what `as_json` gave. Raises UnusableReference."""
         try:
             if told["version"] != _VERSION:
-                raise Unusable(f"it is of version {told['version']}, this program reads {_VERSION}")
+                raise UnusableReference(f"it is of version {told['version']}, this program reads {_VERSION}")
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
             looks, dice = (Limit(float(told[name]["median"]), float(told[name]["limit"])) for name in ("looks", "dice"))
             intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
@@ -103,7 +103,7 @@ class Calibration:
                 raise ValueError("not this program's numbers")
             return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Unusable(f"it is damaged ({type(error).__name__}: {error})") from error
+            raise UnusableReference(f"it is damaged ({type(error).__name__}: {error})") from error
 
 
 def scaled(name: str, score: float) -> float:
@@ -115,8 +115,8 @@ def scaled(name: str, score: float) -> float:
 
 
 def unlikeness(scores: Mapping[str, float]) -> float | None:
-    """Return how little a case looks like others: the log of the larger one of `LOOKS`, 0 is usual; None where there is none."""
-    known = [scores[name] for name in LOOKS if name in scores]
+    """Return how unlike usual a case looks: the log of the larger of `UNLIKENESS_SCORES` (0: usual); None where neither is known."""
+    known = [scores[name] for name in UNLIKENESS_SCORES if name in scores]
     return math.log(max(*known, 1e-3)) if known else None
 
 

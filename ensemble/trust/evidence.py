@@ -41,7 +41,7 @@ class Evidence:
         return self.mask["volume_ml"] == 0
 
 
-def gather(result: Result) -> Evidence:
+def gather_evidence(result: Result) -> Evidence:
     """Return what a segmented case shows."""
     predictions = [outcome.prediction for outcome in result.outcomes if outcome.prediction is not None]
     features = {p.member: p.features for p in predictions if p.features is not None}

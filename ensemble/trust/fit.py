@@ -10,11 +10,11 @@ from ensemble.pipeline import Ensemble
 from ensemble.trust.calibration import Calibration, Limit, unlikeness
 from ensemble.trust.evidence import Evidence
 from ensemble.trust.judge import read_calibration
-from ensemble.trust.reference import PARTS, References, Unusable, fit_references
+from ensemble.trust.reference import PARTS, References, UnusableReference, fit_references
 from ensemble.trust.scores import scores_of
 
 
-def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[float]:
+def leave_one_out_unlikeness(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[float]:
     """Return how little each case looks like the others: measured from references that it has no part in."""
     far: list[float] = []
     for part in range(PARTS):
@@ -24,7 +24,7 @@ def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, st
     return far
 
 
-def refit(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
+def fit_user_reference(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
     """Return references of a user's cases, and the calibration with their looks for usual.
 
     What was learnt of the Dice is kept if it was with these weights; else it is not known.
@@ -32,9 +32,9 @@ def refit(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[
     digests = {member: dict(files) for member, files in ensemble.digests.items()}
     try:
         known = read_calibration(ensemble)
-    except Unusable:
+    except UnusableReference:
         nothing = Limit(0.0, 0.0)
         known = Calibration(digests, 0.0, {}, 1.0, 1.0, nothing, nothing, {})
     about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
-    looks = Limit.of(looks_of(evidence, digests))
+    looks = Limit.of(leave_one_out_unlikeness(evidence, digests))
     return fit_references(evidence, digests), replace(known, looks=looks, about=about)

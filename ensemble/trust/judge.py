@@ -12,8 +12,8 @@ from ensemble.errors import UserError
 from ensemble.files import read_json
 from ensemble.pipeline import Ensemble, Result
 from ensemble.trust.calibration import Calibration, Verdict, expit, unlikeness
-from ensemble.trust.evidence import gather
-from ensemble.trust.reference import CALIBRATION, FOLDER, References, Unusable, read_references
+from ensemble.trust.evidence import gather_evidence
+from ensemble.trust.reference import CALIBRATION, FOLDER, References, UnusableReference, read_references
 from ensemble.trust.scores import scores_of
 
 log = logging.getLogger(__name__)
@@ -113,14 +113,14 @@ class Judge:
         references, calibration = read_references(weights, ensemble.digests), None
         try:
             calibration = read_calibration(ensemble)
-        except Unusable as reason:
+        except UnusableReference as reason:
             references = replace(references, missing=(*references.missing, f"expected Dice: {reason}"))
         return cls(references, calibration)
 
     def judge(self, result: Result) -> Trust:
         """Return how far the mask of a case is to be trusted."""
         started = time.perf_counter()
-        evidence = gather(result)
+        evidence = gather_evidence(result)
         scores, missing = scores_of(evidence, self.references), list(self.references.missing)
         missing += [
             f"{outcome.member}: what runs it tells nothing of its features"
@@ -192,18 +192,18 @@ def _unlike(scores: Mapping[str, float]) -> list[str]:
 
 
 def read_calibration(ensemble: Ensemble) -> Calibration:
-    """Return what was learnt of patients with these members and weights. Raises Unusable."""
+    """Return what was learnt of patients with these members and weights. Raises UnusableReference."""
     path = ensemble.config.weights_folder / FOLDER / CALIBRATION
     if not path.is_file():
-        raise Unusable("there is no calibration")
+        raise UnusableReference("there is no calibration")
     try:
         told = read_json(path)
     except (UserError, OSError, ValueError) as error:
-        raise Unusable(f"the calibration can't be read ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the calibration can't be read ({type(error).__name__}: {error})") from error
     calibration = Calibration.from_json(told)
     if {name: dict(digests) for name, digests in calibration.weights.items()} != {
         name: dict(digests) for name, digests in ensemble.digests.items()
     }:
         theirs, ours = ", ".join(calibration.weights), ", ".join(ensemble.digests)
-        raise Unusable(f"the calibration was made with other members or weights ({theirs}; here: {ours})")
+        raise UnusableReference(f"the calibration was made with other members or weights ({theirs}; here: {ours})")
     return calibration

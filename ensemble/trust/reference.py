@@ -34,12 +34,12 @@ PARTS = 5
 _VERSION = 1
 
 
-class Unusable(Exception):
+class UnusableReference(Exception):
     """A reference that says nothing of these weights; the reason, for the report."""
 
 
 @dataclass(frozen=True)
-class Cloud:
+class FeatureCloud:
     """Feature vectors of reference cases in their stable modes, and how far a further such case usually lies."""
 
     spectrum: Spectrum
@@ -56,7 +56,7 @@ class Cloud:
         return self.spectrum.rest(features) / self.usual_rest if self.usual_rest > 0 else 0.0
 
     @classmethod
-    def of(cls, samples: AnyArray) -> Cloud:
+    def of(cls, samples: AnyArray) -> FeatureCloud:
         """Return the cloud of samples (N, D)."""
         whole, at = fit_spectrum(samples), np.arange(len(samples)) % PARTS
         found: list[tuple[float, float]] = []
@@ -73,8 +73,8 @@ class MemberReference:
 
     weights: Mapping[str, str]
     """SHA-256 of each file that determined what it predicted."""
-    whole: Cloud
-    lesion: Cloud | None
+    whole: FeatureCloud
+    lesion: FeatureCloud | None
     """None where too few of the cases had a lesion."""
 
 
@@ -114,8 +114,8 @@ def fit_references(
         whole = [found.whole[name] for found in evidence if name in found.whole]
         lesion = [found.lesion[name] for found in evidence if name in found.lesion]
         if len(whole) >= least:
-            of_lesions = Cloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
-            members[name] = MemberReference(dict(weights), Cloud.of(np.stack(whole)), of_lesions)
+            of_lesions = FeatureCloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
+            members[name] = MemberReference(dict(weights), FeatureCloud.of(np.stack(whole)), of_lesions)
     return References(members, _fit_images(evidence))
 
 
@@ -146,11 +146,11 @@ def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> 
     for name, digest in digests.items():
         try:
             members[name] = _read_member(weights / FOLDER / f"{name}{SUFFIX}", digest)
-        except Unusable as reason:
+        except UnusableReference as reason:
             missing.append(f"{name}: {reason}")
     try:
         images = _read_images(weights / FOLDER / IMAGES)
-    except Unusable as reason:
+    except UnusableReference as reason:
         missing.append(f"images: {reason}")
     return References(members, images, tuple(missing))
 
@@ -194,27 +194,29 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
     tensors, about = _read(path)
     try:
         if about["weights"] != dict(digests):
-            raise Unusable("the reference was made with other weights")
+            raise UnusableReference("the reference was made with other weights")
         clouds = {part: _cloud(tensors, part, told) for part, told in about["clouds"].items()}
         return MemberReference(about["weights"], clouds["whole"], clouds.get("lesion"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
 
 
-def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> Cloud:
+def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureCloud:
     mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
     if mean.ndim != 1 or vectors.shape != (len(values), len(mean)) or not (values > 0).all():
         raise ValueError("its modes do not fit together")
-    return Cloud(Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"]))
+    return FeatureCloud(
+        Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"])
+    )
 
 
 def _read_images(path: Path) -> ImageReference:
     if not path.is_file():
-        raise Unusable("there is no reference")
+        raise UnusableReference("there is no reference")
     try:
         about = read_json(path)
         if about["version"] != _VERSION:
-            raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+            raise UnusableReference(f"the reference is of version {about['version']}, this program reads {_VERSION}")
         quantiles = {str(name): np.array(told["quantiles"], np.float32) for name, told in about["images"].items()}
         usual = {str(name): float(told["usual"]) for name, told in about["images"].items()}
         fits = all(one.shape == QUANTILES.shape and np.isfinite(one).all() for one in quantiles.values())
@@ -222,21 +224,21 @@ def _read_images(path: Path) -> ImageReference:
             raise ValueError("not the quantiles of this version")
         return ImageReference(quantiles, usual)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
 
 
 def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-    """Return the tensors of a file, all finite, and what it says of them. Raises Unusable."""
+    """Return the tensors of a file, all finite, and what it says of them. Raises UnusableReference."""
     if not path.is_file():
-        raise Unusable("there is no reference")
+        raise UnusableReference("there is no reference")
     try:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             about: dict[str, Any] = parse_json((file.metadata() or {})["trust"])
         if about["version"] != _VERSION:
-            raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+            raise UnusableReference(f"the reference is of version {about['version']}, this program reads {_VERSION}")
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError("not finite")
         return tensors, about
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error

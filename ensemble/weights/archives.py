@@ -6,7 +6,7 @@ import pickle
 import zipfile
 
 
-def folder_of(archive: zipfile.ZipFile) -> str:
+def archive_root(archive: zipfile.ZipFile) -> str:
     """Return the one folder of the archive, which is named as the file was or "archive", with its slash.
 
     Raises UnpicklingError where there is none, or several, or for numbers that are not little-endian.
@@ -15,12 +15,12 @@ def folder_of(archive: zipfile.ZipFile) -> str:
     if len(found) != 1:
         raise pickle.UnpicklingError(f"{len(found)} files data.pkl in the archive")
     folder = found[0].removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist() and stored(archive, f"{folder}byteorder", 16) != b"little":
+    if f"{folder}byteorder" in archive.namelist() and read_archive_file(archive, f"{folder}byteorder", 16) != b"little":
         raise pickle.UnpicklingError("its numbers are not little-endian")
     return folder
 
 
-def stored(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
+def read_archive_file(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
     """Return a file of the archive, its checksum verified.
 
     PyTorch compresses no pickle and no tensor, so that none is larger than it looks.

@@ -16,10 +16,10 @@ import torch
 from ensemble.errors import WeightsBroken
 from ensemble.files import lexists, open_file
 from ensemble.memory import is_out_of_memory
-from ensemble.weights.damage import UNREADABLE, damaged_weights_error
-from ensemble.weights.folder import readable
+from ensemble.weights.damage import READ_ERRORS, damaged_weights_error
+from ensemble.weights.folder import folder_errors
 from ensemble.weights.pickles import ForbiddenName
-from ensemble.weights.programs import refuse_greedy
+from ensemble.weights.programs import refuse_excessive_allocation
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises WeightsBroken for files that are missing, damaged, or hold anything else.
     """
-    refuse_unopened(path)
+    refuse_unreadable_checkpoint(path)
     archive = zipfile.is_zipfile(path)
     try:
         _refuse_greedy(path, archive=archive)
@@ -48,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(loaded, dict):
             raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
         refuse_more_than_the_file(loaded, path)
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         wanted = str(error) if isinstance(error, ForbiddenName) else _forbidden(error)
         if wanted:
             raise WeightsBroken(
@@ -62,11 +62,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def refuse_unopened(path: Path) -> None:
+def refuse_unreadable_checkpoint(path: Path) -> None:
     """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is no file."""
     if not lexists(path):
         raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
-    with readable(path):
+    with folder_errors(path):
         open_file(path).close()
 
 
@@ -75,7 +75,7 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
     if not archive:
         with path.open("rb") as file:
             for _ in range(_PICKLES):
-                refuse_greedy(file)
+                refuse_excessive_allocation(file)
         return
     with zipfile.ZipFile(path) as checkpoint:
         for member in checkpoint.infolist():
@@ -84,7 +84,7 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
                 found = f"{member.filename} takes {member.file_size} bytes of {member.compress_size}"
                 raise pickle.UnpicklingError(f"{found}; torch.save compresses nothing")
             if program:
-                refuse_greedy(io.BytesIO(checkpoint.read(member)))
+                refuse_excessive_allocation(io.BytesIO(checkpoint.read(member)))
 
 
 def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
@@ -135,7 +135,11 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
 
     Raises WeightsBroken, naming `path`, when names or shapes differ from the network's or when a weight is not finite.
     """
-    state = {unwrapped(str(name)): _as_float32(tensor) for name, tensor in weights.items() if torch.is_tensor(tensor)}
+    state = {
+        strip_wrapper_prefixes(str(name)): _as_float32(tensor)
+        for name, tensor in weights.items()
+        if torch.is_tensor(tensor)
+    }
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise WeightsBroken(
@@ -157,7 +161,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
         ) from error
 
 
-def unwrapped(name: str) -> str:
+def strip_wrapper_prefixes(name: str) -> str:
     """Return a parameter's name without the prefixes that wrappers of a network leave in its checkpoints."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]

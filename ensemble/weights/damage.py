@@ -12,7 +12,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 
 #: What readers of pickles, archives and tensors say of bytes that make no sense.
-UNREADABLE = (
+READ_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     RuntimeError,  # NotImplementedError and RecursionError among them
@@ -48,5 +48,5 @@ def weights_errors(path: Path, what: str, doing: str) -> Iterator[None]:
     """Turn what reading a damaged file raises into WeightsBroken."""
     try:
         yield
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise damaged_weights_error(path, what, doing, error) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ensemble.config import files_below
 from ensemble.errors import WeightsBroken
-from ensemble.files import first_names, lacks_rights, unreadable_reason
+from ensemble.files import first_names, is_permission_error, unreadable_reason
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
@@ -16,7 +16,7 @@ def files_of(folder: Path) -> tuple[Path, ...]:
 
     Raises WeightsBroken where anything in it can't be read: nothing is passed over in silence.
     """
-    with readable(folder):
+    with folder_errors(folder):
         if not folder.is_dir():
             return ()
         files = sorted(files_below(folder, hidden=True))
@@ -26,7 +26,7 @@ def files_of(folder: Path) -> tuple[Path, ...]:
 
 
 @contextmanager
-def readable(folder: Path) -> Iterator[None]:
+def folder_errors(folder: Path) -> Iterator[None]:
     """Turn errors of the file system into WeightsBroken, naming what can't be read."""
     try:
         yield
@@ -38,13 +38,13 @@ def readable(folder: Path) -> Iterator[None]:
             "a file or folder of the weights can't be read",
             where=where,
             found=why.said,
-            do=rights if lacks_rights(error) else why.do,
+            do=rights if is_permission_error(error) else why.do,
         ) from error
 
 
 def listing(folder: Path) -> str:
     """Return the first names in a folder, for messages. Raises WeightsBroken where it can't be read."""
-    with readable(folder):
+    with folder_errors(folder):
         if not folder.is_dir():
             return "no such folder"
         return first_names(folder)

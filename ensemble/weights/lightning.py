@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.archives import folder_of, stored
-from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unopened
+from ensemble.weights.archives import archive_root, read_archive_file
+from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unreadable_checkpoint
 from ensemble.weights.damage import weights_errors
 
 #: Pickles of trainers hold settings and optimizer states without their tensors: some 100 KB.
@@ -56,10 +56,10 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
-    refuse_unopened(path)
+    refuse_unreadable_checkpoint(path)
     with weights_errors(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
-        folder = folder_of(archive)
-        content = _unpickler(io.BytesIO(stored(archive, f"{folder}data.pkl", MAX_BYTES))).load()
+        folder = archive_root(archive)
+        content = _unpickler(io.BytesIO(read_archive_file(archive, f"{folder}data.pkl", MAX_BYTES))).load()
         state = content.get("state_dict") if isinstance(content, dict) else None
         if isinstance(state, dict) and state:
             told = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
@@ -86,7 +86,7 @@ def _tensors(
     if whole > size:
         raise pickle.UnpicklingError("its parts are together larger than the file")
     for key, names in by_key.items():
-        data = bytearray(stored(archive, f"{folder}data/{key}"))
+        data = bytearray(read_archive_file(archive, f"{folder}data/{key}"))
         for name in names:
             yield name, _tensor(data, state[name])
 

@@ -19,7 +19,7 @@ import numpy as np
 from ensemble.errors import WeightsBroken
 from ensemble.files import open_file, unreadable_reason
 from ensemble.memory import MORE_MEMORY
-from ensemble.weights.damage import UNREADABLE
+from ensemble.weights.damage import READ_ERRORS
 
 #: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
 MAX_BYTES = 16 * 2**20
@@ -50,7 +50,7 @@ def read_pickle(path: Path) -> Any:
             found=f"it asks for {error}",
             do="use the file that nnU-Net wrote; a description that needs other code to load can't be trusted",
         ) from error
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             why = unreadable_reason(path, error)
             raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error

@@ -24,7 +24,7 @@ _ITEM_BYTES = 100
 _NOTHING, _MARK, _VALUE = "()", "(", ""
 
 
-def refuse_greedy(program: BinaryIO) -> None:
+def refuse_excessive_allocation(program: BinaryIO) -> None:
     """Read one pickle to its end.
 
     Raises ForbiddenName for a name that no checkpoint needs; UnpicklingError for calls that would make far more than the file holds, and

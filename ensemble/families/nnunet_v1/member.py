@@ -20,11 +20,11 @@ from ensemble.families.nnunet_v1.checkpoints import read_nnunet_v1_weights
 from ensemble.families.nnunet_v1.folder import NnunetV1Folder, read_nnunet_v1_folder
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import NnunetV1Plans
-from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import MemberSpec, refuse_unfit_images
-from ensemble.families.unet import memory_of
+from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import Average, MirrorMode, SlidingWindowConfig, sliding_window_inference
@@ -75,7 +75,7 @@ class NnunetV1Member:
 
         Networks stay on the device they were loaded to. Raises NonFiniteLogits, or what torch raises.
         """
-        fine = respaced(case.grid)
+        fine = grid_at_1mm(case.grid)
         array, placement = to_network(self._images(case, fine), self.plans)
         device = self.sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
@@ -133,7 +133,7 @@ def networks_of(folder: NnunetV1Folder) -> tuple[NetworkSpec, ...]:
             patch=plans.patch,
             smallest_window=plans.smallest_window,
             window_bytes=plans.window_bytes,
-            memory_of=memory_of(plans.base_features),
+            memory_of=explain_window_memory(plans.base_features),
             build=partial(_with_weights, plans, path),
         )
         for path in folder.weights.values()

@@ -22,7 +22,7 @@ _IMAGES, _REGION = NnunetResampling(order=3), NnunetResampling(order=1)
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def respaced(grid: Grid) -> Grid:
+def grid_at_1mm(grid: Grid) -> Grid:
     """Return the grid at 1 mm that starts at the same voxel centre; it ends inside the given one."""
     # written as DeepISLES does it: rounding decides about the last voxel
     x, y, z = (max(1, int(n / (new / old))) for n, new, old in zip(grid.size, SPACING_MM, grid.spacing_mm, strict=True))

@@ -14,7 +14,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans, read_plans
 from ensemble.files import parse_json
-from ensemble.weights.checkpoints import checkpoint_of, unwrapped
+from ensemble.weights.checkpoints import checkpoint_of, strip_wrapper_prefixes
 from ensemble.weights.folder import listing
 from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
@@ -95,6 +95,8 @@ def pack_fold(source: Path, target: Path, precision: PackedPrecision) -> None:
         "inference_allowed_mirroring_axes": content.get("inference_allowed_mirroring_axes"),
     }
     weights = {
-        unwrapped(name): tensor for name, tensor in content["network_weights"].items() if torch.is_tensor(tensor)
+        strip_wrapper_prefixes(name): tensor
+        for name, tensor in content["network_weights"].items()
+        if torch.is_tensor(tensor)
     }
     write_packed(target, weights, {key: json.dumps(value) for key, value in kept.items()}, precision)

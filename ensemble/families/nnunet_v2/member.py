@@ -21,7 +21,7 @@ from ensemble.families.nnunet_v2.plans import NnunetV2Plans
 from ensemble.families.nnunet_v2.processing import lesion_probability_from_logits, to_network
 from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import MemberSpec
-from ensemble.families.unet import memory_of
+from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid, Reorientation, Triple
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
@@ -167,7 +167,7 @@ def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
     """Return the networks of a model's folds. Raises WeightsBroken for plans that describe none."""
     plans = model.plans
     try:
-        window_bytes, what = plans.window_bytes, memory_of(plans.features)
+        window_bytes, what = plans.window_bytes, explain_window_memory(plans.features)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise _unbuildable(model, f"features_per_stage: {type(error).__name__}: {error}") from error
     return tuple(

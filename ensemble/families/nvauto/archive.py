@@ -18,10 +18,10 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.files import open_file
-from ensemble.weights.archives import folder_of, stored
+from ensemble.weights.archives import archive_root, read_archive_file
 from ensemble.weights.checkpoints import refuse_more_than_the_file
 from ensemble.weights.damage import weights_errors
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -65,7 +65,7 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
     Raises WeightsBroken for what is missing, damaged, none, or holds more than modules and tensors."""
     try:
         with weights_errors(path, "a TorchScript file", "read"):
-            with readable(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
+            with folder_errors(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
                 archive = _read(file, weights)
             refuse_more_than_the_file(archive.parameters, path)
             return archive
@@ -83,7 +83,7 @@ class _Forbidden(Exception):
 
 
 def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
-    folder = folder_of(file)
+    folder = archive_root(file)
     texts = [
         info for info in file.infolist() if info.filename.startswith(f"{folder}code/") and info.filename.endswith(".py")
     ]
@@ -106,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: zipfile.ZipFile, name: str, weights: bool) -> None:
         """`name` is that of the pickle without its ending, and of the folder of its tensors."""
-        super().__init__(io.BytesIO(stored(file, f"{name}.pkl", _MAX_CODE_BYTES)))
+        super().__init__(io.BytesIO(read_archive_file(file, f"{name}.pkl", _MAX_CODE_BYTES)))
         self._file, self._place, self._weights = file, f"{name}/", weights
         self._classes: dict[str, type[Module]] = {}
         self._storages: dict[str, torch.Tensor] = {}
@@ -128,7 +128,7 @@ class _Unpickler(pickle.Unpickler):
         if not self._weights:
             return torch.empty(int(count), dtype=dtype, device="meta")
         if key not in self._storages:
-            content = bytearray(stored(self._file, self._place + str(key)))
+            content = bytearray(read_archive_file(self._file, self._place + str(key)))
             self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         if len(self._storages[key]) < int(count):
             raise ValueError(f"tensor data {key} of {len(self._storages[key])} numbers, {count} expected")

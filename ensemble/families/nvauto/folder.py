@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import listing, readable
+from ensemble.weights.folder import folder_errors, listing
 
 SCRIPT_SUFFIX = ".ts"
 PACKED_WEIGHTS, PACKED_FORM = "network.safetensors", "network.json"
@@ -22,7 +22,7 @@ def is_script(path: Path) -> bool:
 def network_files(folder: Path) -> dict[int, Path]:
     """Return the file of each network, by its number, in their order. Raises WeightsBroken for two of one number, or what can't be read."""
     found: dict[int, Path] = {}
-    with readable(folder):
+    with folder_errors(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             packed = path / PACKED_WEIGHTS
             match = _SCRIPT.fullmatch(path.name) or (_NAME.fullmatch(path.name) if packed.is_file() else None)

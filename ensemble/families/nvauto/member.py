@@ -19,11 +19,11 @@ from ensemble.families.channels import parse_channel
 from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, find_network_files
 from ensemble.families.nvauto.processing import SPACING_MM, ResampleTo1Mm, normalised
 from ensemble.families.nvauto.rebuild import read_segresnet_config, rebuild_network
-from ensemble.families.nvauto.script import ScriptSession, refuse_code
+from ensemble.families.nvauto.script import ScriptSession, refuse_untrusted_torchscript
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import SequentialSessions, open_sequential_sessions, open_session
 from ensemble.families.spec import MemberSpec, refuse_unfit_images
-from ensemble.families.unet import memory_of, window_bytes
+from ensemble.families.unet import explain_window_memory, window_bytes
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.precision import resolve_precision
@@ -58,7 +58,7 @@ class NvautoMember:
         modalities = _modalities(spec)
         files = list(find_network_files(spec.folder).values())
         if not settings.packed_form:
-            refuse_code(spec, files, settings)
+            refuse_untrusted_torchscript(spec, files, settings)
         networks = networks_of(spec.folder)
         if wrong := [network for network in networks if network.channels != len(modalities)]:
             raise WeightsBroken(
@@ -115,7 +115,7 @@ def _network(path: Path) -> NetworkSpec:
         patch=WINDOW,
         smallest_window=form.smallest_window,
         window_bytes=window_bytes(WINDOW, form.features),
-        memory_of=memory_of(form.features),
+        memory_of=explain_window_memory(form.features),
         build=partial(rebuild_network, path),
     )
 

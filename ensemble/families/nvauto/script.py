@@ -18,7 +18,7 @@ from ensemble.inference.device import exact
 from ensemble.inference.precision import DTYPES, ResolvedPrecision
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.program import command
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _PROBE = (64, 64, 64)
 
 
-def refuse_code(spec: MemberSpec, files: list[Path], settings: InferenceSettings) -> None:
+def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: InferenceSettings) -> None:
     """Raise WeightsBroken for TorchScript that neither the user allows nor a manifest names by digest (docs/adr/0018)."""
     scripts = [path for path in files if path.suffix == SCRIPT_SUFFIX]
     named = spec.sha256 if spec.listed else {}
@@ -53,7 +53,7 @@ class ScriptSession:
         """Raises WeightsBroken for a file that PyTorch can't load."""
         self.device, self.precision = device, precision
         try:
-            with readable(path), open_file(path) as file, warnings.catch_warnings():
+            with folder_errors(path), open_file(path) as file, warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._network = torch.jit.load(file, map_location=device).eval()
         except (RuntimeError, ValueError, EOFError) as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import listing, readable
+from ensemble.weights.folder import folder_errors, listing
 
 #: What each fold holds, as its folders are called.
 NETWORKS = ("resunet", "swin-factorizer")
@@ -48,7 +48,7 @@ def fold_folders(folder: Path) -> dict[str, Path]:
 
 def read_swan_folder(folder: Path) -> SwanFolder:
     """Find the weights. Raises WeightsBroken where there are none, or where it is not clear which ones."""
-    with readable(folder):
+    with folder_errors(folder):
         folds = fold_folders(folder)
         weights = {
             (fold, kind): _weights_of(path / kind)

@@ -231,13 +231,13 @@ class LowRank(nn.Module):
         inner = functional.relu(self.in_proj(maps)).float()
         total, start = torch.zeros_like(inner), self.factorize.init.v0[:, 0].float()
         for shift in SHIFTS:
-            u, v = rank_one(matrices(inner, shift), start)
-            total += voxels(v[:, :, None] * u[:, None, :], shift, inner.shape)
+            u, v = rank_one_factors(patches_to_matrices(inner, shift), start)
+            total += matrices_to_patches(v[:, :, None] * u[:, None, :], shift, inner.shape)
         found: torch.Tensor = self.out_proj((total / len(SHIFTS)).to(maps.dtype))
         return found
 
 
-def matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
+def patches_to_matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
     """Return the patches of (N, X, Y, Z, C), C = 8 heads, as matrices (M, 64, 8): a row a voxel, a column a feature map.
 
     M = N heads patches.
@@ -250,15 +250,15 @@ def matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
     return split.permute(0, 7, 1, 3, 5, 2, 4, 6, 8).reshape(-1, PATCH**3, HEAD)
 
 
-def voxels(patches: torch.Tensor, shift: int, shape: Sequence[int]) -> torch.Tensor:
-    """Return the way back from `matrices`."""
+def matrices_to_patches(patches: torch.Tensor, shift: int, shape: Sequence[int]) -> torch.Tensor:
+    """Return the way back from `patches_to_matrices`."""
     n, x, y, z, channels = shape
     split = patches.reshape(n, channels // HEAD, x // PATCH, y // PATCH, z // PATCH, PATCH, PATCH, PATCH, HEAD)
     whole = split.permute(0, 2, 5, 3, 6, 4, 7, 1, 8).reshape(n, x, y, z, channels)
     return torch.roll(whole, (-shift,) * 3, (1, 2, 3)) if shift else whole
 
 
-def rank_one(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rank_one_factors(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the nonnegative factors u (M, 8) and v (M, 64) of matrices given as their rows (M, 64, 8) >= 0, rank one.
 
     The approximation is v u'.

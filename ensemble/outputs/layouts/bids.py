@@ -14,13 +14,13 @@ from typing import Any
 from ensemble import __version__
 from ensemble.config import ExtraOutputs
 from ensemble.errors import InputRefused, UsageError
-from ensemble.families.names import distinct
+from ensemble.families.names import make_names_unique
 from ensemble.files import parse_json, read_json
 from ensemble.findings.template import SPACE
 from ensemble.folders import unwritable
-from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, artifacts, kinds
+from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, all_artifact_kinds, artifacts
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish_folder, replace_text, write_json
 from ensemble.readers.base import RawCase
@@ -63,7 +63,7 @@ def write_case(
     layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
     wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / place.folder, scratch) as folder:
-        places = placed(wanted, layout)
+        places = artifacts_by_path(wanted, layout)
         write(places, folder)
         for name, artifact in places.items():
             if names := _names(artifact):
@@ -105,7 +105,7 @@ def _labels(members: Sequence[str]) -> dict[str, str]:
     Labels hold letters and digits only: where that makes two alike, a digest of the name is added.
     """
     bare = [re.sub(r"[^A-Za-z0-9]", "", name) for name in members]
-    return dict(zip(members, distinct(bare, members), strict=True))
+    return dict(zip(members, make_names_unique(bare, members), strict=True))
 
 
 def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
     return report if whole else None
 
 
-def refuse_foreign(root: Path, place: BidsEntities) -> None:
+def refuse_occupied_case_folder(root: Path, place: BidsEntities) -> None:
     """Raise InputRefused when something that is no result of ours stands in the place of a case: it must not be replaced."""
     folder = root / place.folder
     if not folder.exists() and not folder.is_symlink():
@@ -147,7 +147,7 @@ def refuse_foreign(root: Path, place: BidsEntities) -> None:
     )
 
 
-def set_aside(root: Path, place: BidsEntities) -> Path | None:
+def move_to_superseded(root: Path, place: BidsEntities) -> Path | None:
     """Move a result that no longer holds out of the tree of results. Returns where to; None when there is nothing."""
     if not (root / place.folder / REPORT_FILE).is_file():
         return None
@@ -158,7 +158,7 @@ def set_aside(root: Path, place: BidsEntities) -> Path | None:
     return (root / place.folder).rename(target)
 
 
-def refuse_foreign_tree(root: Path, dataset: Path) -> None:
+def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
     """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite.
 
     Or no folder that can be read.
@@ -185,7 +185,7 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
 
 def _no_bids() -> list[str]:
     """Return patterns, for `.bidsignore`, of what BIDS has no names for. With a slash behind it a folder itself would not be ignored."""
-    unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if not _names(kind)]
+    unknown = [Bids("", {"*": "*"}).place(kind) for kind in all_artifact_kinds("*") if not _names(kind)]
     return [
         REPORT_FILE,
         *(f"**/{name}" for name in unknown),

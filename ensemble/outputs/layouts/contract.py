@@ -14,10 +14,10 @@ from typing import Any
 from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
 from ensemble.files import read_json
-from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, artifacts, kinds
+from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, all_artifact_kinds, artifacts
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish, write_json
 from ensemble.readers.names import image_suffix
 
@@ -72,7 +72,7 @@ def publish_case(
     """Put the outputs of a case below the output root, all or none, in place of those of an earlier one; `results` is the content of
     `results.json`. Raises UsageError when they can't be written."""
     layout = Contract(mask_name)
-    places = placed(artifacts(case, extras), layout)
+    places = artifacts_by_path(artifacts(case, extras), layout)
     beside = sorted(set(places) - {f"{MASKS}/{mask_name}"})
     replaces = (*earlier_masks(output_root), *earlier_outputs(output_root))
     with publish(output_root, replaces=replaces) as staging:
@@ -82,4 +82,4 @@ def publish_case(
 
 def patterns() -> list[str]:
     """Return where outputs may lie, whatever case and members are called: all that is known of those of a process that was killed."""
-    return [RESULTS, *map(Contract("*.mha").place, kinds("*"))]
+    return [RESULTS, *map(Contract("*.mha").place, all_artifact_kinds("*"))]

@@ -8,7 +8,7 @@ from pathlib import Path
 from ensemble.config import ExtraOutputs
 from ensemble.outputs.artifacts import REPORT, Artifact, SegmentedCase, artifacts
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish
 
 #: Where the outputs of members lie.
@@ -31,7 +31,7 @@ def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path, image_su
 
     The report lists them all: it is the index by which a later run knows what to replace. Raises UsageError when they can't be written.
     """
-    places = placed(artifacts(case, extras), Folder(image_suffix))
+    places = artifacts_by_path(artifacts(case, extras), Folder(image_suffix))
     for place, artifact in places.items():
         if artifact.role is REPORT:
             places[place] = replace(artifact, payload=artifact.payload | {WRITTEN: sorted(places)})

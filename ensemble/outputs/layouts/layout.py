@@ -17,7 +17,7 @@ class Layout(Protocol):
         """Return the file of an artifact, below the folder that is written to, with `/` between its parts."""
 
 
-def placed(artifacts: Iterable[Artifact], layout: Layout) -> dict[str, Artifact]:
+def artifacts_by_path(artifacts: Iterable[Artifact], layout: Layout) -> dict[str, Artifact]:
     """Return each artifact by its place.
 
     Raises ValueError for a place that leaves the folder, and for two that meet on some file system.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ensemble.config import ExtraOutputs
 from ensemble.outputs.artifacts import Artifact, SegmentedCase, object_artifacts
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish
 
 
@@ -25,4 +25,4 @@ def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
 
 def write_dicom_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
     """Write the objects of a case into a folder that nobody looks into yet. Raises OSError."""
-    write(placed(object_artifacts(case, extras), Objects()), folder)
+    write(artifacts_by_path(object_artifacts(case, extras), Objects()), folder)

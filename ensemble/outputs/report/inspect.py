@@ -11,7 +11,7 @@ from ensemble.geometry import Grid
 from ensemble.outputs.formats.image import write as write_volume
 from ensemble.publish import publish
 from ensemble.readers.base import RawImage
-from ensemble.readers.dicom.series import listed
+from ensemble.readers.dicom.series import format_b_values
 from ensemble.readers.inspect import Finding, SeriesFinding
 from ensemble.readers.names import image_suffix
 from ensemble.text import visible
@@ -69,7 +69,7 @@ def _row(series: SeriesFinding) -> tuple[str, ...]:
         visible(series.description) or "-",
         series.kind,
         str(series.images),
-        listed(series.b_values) or "-",
+        format_b_values(series.b_values) or "-",
         str(series.volumes or "-"),
         series.grid.describe() if series.grid else "-",
     )

@@ -14,8 +14,8 @@ import numpy as np
 from ensemble import __version__
 from ensemble.findings.types import Findings, LesionPlace
 from ensemble.metrics import lesion_components
-from ensemble.outputs.report.parts import code, grey_levels, json_text, sheet, sheet_columns, template
-from ensemble.outputs.report.places import blocks, in_words, said
+from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
+from ensemble.outputs.report.places import blocks, choice_in_words, in_words
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
@@ -50,7 +50,7 @@ def case_page(
         blocks=() if findings is None else blocks(findings),
         words=() if findings is None else tuple(in_words(findings)),
         viewer=json_text(_viewer(result)),
-        **code("slices.js", "case.js"),
+        **page_script("slices.js", "case.js"),
     )
     return printable(text)
 
@@ -58,7 +58,7 @@ def case_page(
 def _place(lesion: LesionPlace) -> dict[str, str]:
     """Return what the table of lesions says of a lesion's place."""
     return {
-        "where": ", ".join(map(said, (lesion.side, lesion.region, lesion.structure))),
+        "where": ", ".join(map(choice_in_words, (lesion.side, lesion.region, lesion.structure))),
         "mni": ", ".join(f"{mm:z.0f}" for mm in lesion.centre_mni_mm or ()),
     }
 
@@ -69,7 +69,7 @@ def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
     return template("index.html").render(
-        rows=rows, shown=SHOWN_ROWS, counts=counts, notice=RESEARCH_USE, version=__version__, **code("index.js")
+        rows=rows, shown=SHOWN_ROWS, counts=counts, notice=RESEARCH_USE, version=__version__, **page_script("index.js")
     )
 
 

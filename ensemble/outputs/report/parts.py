@@ -68,7 +68,7 @@ def _shown(value: Any) -> Any:
 
 
 @cache
-def code(*names: str) -> dict[str, str]:
+def page_script(*names: str) -> dict[str, str]:
     """Return a page's script, put together from files, and style, and what its content security policy allows: these and nothing else."""
     script = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")

@@ -38,18 +38,20 @@ def in_words(findings: Findings) -> Iterator[str]:
         yield f"place not known: {', '.join(findings.registered.problems)}"
         return
     if findings.places.side is not None:
-        yield f"side {said(findings.places.side)}"
+        yield f"side {choice_in_words(findings.places.side)}"
     leading = max(findings.places.structures, key=lambda amount: amount.ml.value)
     yield f"most in {leading.name}, {percent(leading.share)}"
     for atlas in findings.atlases:
         if atlas.leading is not None:
             sides = (
-                f" {said(atlas.leading_side)}" if atlas.leading_side is not None and atlas.leading_side.value else ""
+                f" {choice_in_words(atlas.leading_side)}"
+                if atlas.leading_side is not None and atlas.leading_side.value
+                else ""
             )
-            yield f"{atlas.name}: {said(atlas.leading)}{sides}"
+            yield f"{atlas.name}: {choice_in_words(atlas.leading)}{sides}"
 
 
-def said(choice: Choice | None) -> str:
+def choice_in_words(choice: Choice | None) -> str:
     """Return a word, and what else it might be."""
     if choice is None:
         return ""

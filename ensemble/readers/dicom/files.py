@@ -29,7 +29,7 @@ def is_dicom(path: Path) -> bool:
     return path.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or is_folder(path)
 
 
-def begins_as_dicom(path: Path) -> bool:
+def has_dicom_signature(path: Path) -> bool:
     """Return whether a file begins as one of DICOM does, whatever its name. Raises OSError."""
     with open_file(path) as file:
         return file.read(132)[128:] == b"DICM"

@@ -171,7 +171,7 @@ class _Reading:
     image_type: tuple[str, ...]
 
 
-def frames_of(path: Path, header: Header) -> list[Frame]:
+def read_frames(path: Path, header: Header) -> list[Frame]:
     """Return the frames of a file; one alone where it is no grey image, or one that can't be read, which then says so.
 
     Raises one of MALFORMED for a header that is no sense at all.

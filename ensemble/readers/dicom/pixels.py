@@ -56,7 +56,7 @@ def read_pixels(volumes: Sequence[Sequence[Frame]], label: str, place_of: Callab
     return arrays
 
 
-def refuse_unlike(copies: Sequence[tuple[Frame, Frame]], label: str, place_of: Callable[[Path], str]) -> None:
+def refuse_differing_copies(copies: Sequence[tuple[Frame, Frame]], label: str, place_of: Callable[[Path], str]) -> None:
     """Raise InputRefused where two frames that should be copies hold different pixels."""
     for frame, copy in copies:
         one, other = (next(_planes(each.instance.path, [each], label, place_of)) for each in (frame, copy))

@@ -20,11 +20,11 @@ from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b, weig
 from ensemble.readers.base import RawImage, attach_notes
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
-from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
+from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, read_frames
 from ensemble.readers.dicom.header import NoDicom, read_header
-from ensemble.readers.dicom.pixels import read_pixels, refuse_unlike
-from ensemble.readers.dicom.series import Series, choose, series_of
-from ensemble.readers.dicom.stack import Stack, plane_of, refuse_problem, stack_of
+from ensemble.readers.dicom.pixels import read_pixels, refuse_differing_copies
+from ensemble.readers.dicom.series import Series, choose, group_into_series
+from ensemble.readers.dicom.stack import Stack, build_stack, plane_of, refuse_problem
 from ensemble.readers.dicom.study import read_study
 from ensemble.readers.geometry_checks import orthonormalize_direction
 from ensemble.readers.names import ARCHIVE
@@ -77,7 +77,7 @@ class Examination:
 
     def stack(self, series: Series, label: str) -> Stack:
         """Return a series in order. Raises InputRefused."""
-        return stack_of(series, self.path, label, self.place_of)
+        return build_stack(series, self.path, label, self.place_of)
 
     def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
         """Return the image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
@@ -100,7 +100,7 @@ class Examination:
             )
         with native_stderr_to_log():
             volumes = read_pixels(stack.volumes, label, self.place_of)
-            refuse_unlike(series.copies, label, self.place_of)
+            refuse_differing_copies(series.copies, label, self.place_of)
         array, made_of = volumes[0], [0]
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
             array, note = select_dwi(volumes, stack.b_values, self.path)
@@ -201,7 +201,7 @@ def open_examination(path: Path, label: str) -> Iterator[Examination]:
         for file in files:
             try:
                 header = read_header(file)
-                found = [] if header is None else frames_of(file, header)
+                found = [] if header is None else read_frames(file, header)
             except (NoDicom, *MALFORMED) as error:
                 unread.append((file, _why_unread(file, error)))
                 continue
@@ -209,7 +209,7 @@ def open_examination(path: Path, label: str) -> Iterator[Examination]:
                 objects.append((file, found[0].instance.other))
             else:
                 frames += found
-        yield Examination(path, tuple(series_of(frames)), tuple(objects), tuple(unread))
+        yield Examination(path, tuple(group_into_series(frames)), tuple(objects), tuple(unread))
 
 
 def _why_unread(file: Path, error: Exception) -> Problem:

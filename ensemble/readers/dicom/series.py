@@ -86,17 +86,17 @@ class Series:
         if self.kind != _SHOWS[modality] and self.kind != SeriesKind.UNKNOWN:
             return str(self.kind)
         if modality is Modality.DWI and self.told_b and self.usable_b is None:
-            return f"b = {listed(self.told_b)} s/mm^2"
+            return f"b = {format_b_values(self.told_b)} s/mm^2"
         named = facts.named_b(self.description.lower())
         if modality is Modality.DWI and not self.told_b and named and not any(map(_is_usual, named)):
-            return f"called b = {listed(named)} s/mm^2"
+            return f"called b = {format_b_values(named)} s/mm^2"
         return ""
 
     @property
     def title(self) -> str:
         """The series in a few words, for messages."""
         number = f"{self.number}: " if self.number is not None else ""
-        b_values = f", b = {listed(self.told_b)}" if self.told_b else ""
+        b_values = f", b = {format_b_values(self.told_b)}" if self.told_b else ""
         return f"'{number}{self.description or 'without description'}' ({len(self.frames)} images{b_values})"
 
 
@@ -104,7 +104,7 @@ def _is_usual(b: float) -> bool:
     return DIFFUSION_B[0] <= b <= DIFFUSION_B[1]
 
 
-def listed(b_values: Iterable[float]) -> str:
+def format_b_values(b_values: Iterable[float]) -> str:
     """List b-values for messages: those of one shell once."""
     shells: list[float] = []
     for b in sorted(b_values):
@@ -113,7 +113,7 @@ def listed(b_values: Iterable[float]) -> str:
     return ", ".join(f"{b:.4g}" for b in shells[:8]) + (", ..." if len(shells) > 8 else "")
 
 
-def series_of(frames: Iterable[Frame]) -> list[Series]:
+def group_into_series(frames: Iterable[Frame]) -> list[Series]:
     """Return the series that frames make: by series UID, and within one by what image type and description tell to be different things.
 
     Copies of one SOP instance count once. Instances that each carry a series UID of their own are joined by description and geometry.

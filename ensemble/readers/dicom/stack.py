@@ -48,7 +48,7 @@ class Stack:
         return replace(self, volumes=volumes, made=made, b_values=b_values)
 
 
-def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
+def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
     """Put a series in order. `place_of` names one of its files as the user knows it.
 
     Raises InputRefused when a file is damaged or not read, or slices are mixed, missing, surplus or not stacked at right angles.
