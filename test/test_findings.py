@@ -16,7 +16,7 @@ from conftest import REPOSITORY, StubMember
 from ensemble.batch.summary import Row, _of_report
 from ensemble.config import ExtraOutputs
 from ensemble.families.base import MemberPrediction
-from ensemble.findings import compute_findings as finding
+from ensemble.findings import find as finding
 from ensemble.findings.find import compute_findings, locate_brain, pattern
 from ensemble.findings.mni import image_in_mni, mask_in_mni
 from ensemble.findings.places import Sample, Tally, perturbations, probabilities, side_of, tally, transform_points

@@ -18,7 +18,7 @@ from ensemble.batch.identity import recipe
 from ensemble.cli import main
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
-from ensemble.findings import compute_findings as finding
+from ensemble.findings import find as finding
 from ensemble.findings.find import compute_findings, locate_brain
 from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_label_map, read_label_maps
 from ensemble.findings.places import Sample
