@@ -1,4 +1,4 @@
-"""The command line: options in, exit code out. Everything heavy is imported by the command that needs it."""
+"""The command line: parse options, run a command, return its exit code. Heavy imports are left to each command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code that `--help` lists; a bug keeps its traceback and gives 1."""
+    """Run one command. Returns one of the exit codes listed by `--help`; a bug prints its traceback and returns 1."""
     set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -381,7 +381,7 @@ def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
 
 
 def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None = None) -> ExtraOutputs:
-    """Return what is to be written.
+    """Return which outputs to write.
 
     Findings and trust stand in a report: they bring one where there would be none, unless one is written anyway (`in_report`), and are off
     where there is none and nobody asks for them.
@@ -408,7 +408,7 @@ def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None
 
 
 def _flush() -> None:
-    """Write out what stdout still holds; a reader who has gone, or a full disk, must not make Python complain at its exit."""
+    """Flush stdout; a closed pipe or a full disk must not cause a traceback at exit."""
     if sys.stdout is None:  # started with it closed
         return
     try:
@@ -418,5 +418,5 @@ def _flush() -> None:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """End as if by an error, so that half-written outputs are removed."""
+    """Raise an exception on SIGTERM, so that partial outputs are removed."""
     raise SystemExit(128 + signum)

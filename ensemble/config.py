@@ -1,4 +1,4 @@
-"""The resolved choices of one run: validated once at the edge, written with every report."""
+"""The options of a run after defaults are filled in: validated once, and written with every report."""
 
 from __future__ import annotations
 
@@ -108,14 +108,14 @@ class RunConfig:
 
     @property
     def weights_folder(self) -> Path:
-        """The folder that members are looked for in."""
+        """The folder in which members are looked for."""
         if self.weights is not None:
             return self.weights
         return PLATFORM_WEIGHTS if holds_weights(PLATFORM_WEIGHTS) else SHIPPED_WEIGHTS
 
     @property
     def platform_note(self) -> str:
-        """Why the shipped members take part although something lies in `/opt/ml/model`; empty when nothing needs to be said."""
+        """Why the shipped members are used although `/opt/ml/model` is not empty; empty if there is nothing to say."""
         if self.weights is not None or holds_weights(PLATFORM_WEIGHTS) or not PLATFORM_WEIGHTS.is_dir():
             return ""
         names = sorted(path.name for path in PLATFORM_WEIGHTS.iterdir() if not path.name.startswith("."))
@@ -124,7 +124,7 @@ class RunConfig:
         return f"{PLATFORM_WEIGHTS} holds no weights ({', '.join(names[:5])}): the shipped members take part"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the choices as they stand in `report.json`."""
+        """Return the options as `report.json` holds them."""
         return asdict(self) | {
             "weights": str(self.weights_folder),
             "speck_ml": self.min_disputed_ml,
@@ -133,7 +133,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """Which outputs are written beside the mask."""
+    """Which outputs are written besides the mask."""
 
     report: bool = False
     """`report.json`, `report.html` and `overlay.png`."""
@@ -154,7 +154,7 @@ class ExtraOutputs:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Return whether a folder holds what may be weights: any file but notes, pictures and hidden ones, at any depth.
+    """Return whether a folder may hold weights: any file at any depth except notes, pictures and hidden files.
 
     True as well where that can't be found out, so that the error says why.
     """
@@ -167,7 +167,7 @@ def holds_weights(folder: Path) -> bool:
 
 
 def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
-    """Yield every file below a folder, links to folders followed but not into a folder that holds them.
+    """Yield every file below a folder. Links to folders are followed, except those that form a loop.
 
     Raises OSError where one can't be read.
 
@@ -186,9 +186,7 @@ def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
 
 
 def _leads_back(place: Path, name: str, root: Path) -> bool:
-    """Return whether what is called so at a place is a link to a folder on the way there from the root, or to one that holds such a
-    folder.
-    """
+    """Return whether an entry is a link to one of the folders above it up to the root, or to a folder that holds one of them."""
     if not (place / name).is_symlink():
         return False
     way = [place, *(parent for parent in place.parents if parent.is_relative_to(root))]

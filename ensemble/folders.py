@@ -1,4 +1,4 @@
-"""Output folders: one process at a time writes to one, and what to say when nobody can."""
+"""Output folders: a lock for one writer at a time, and errors about folders that can't be written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
 
 @contextmanager
 def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
-    """Let nobody else in who writes to `root` while the block lasts; a folder that was made for it goes again if it stays empty.
+    """Lock `root` against other writers for the duration of the block. A folder created for it is removed if it stays empty.
 
     Who comes `shared` lets others in who do: batches agree among themselves on who does which case.
 
@@ -65,7 +65,7 @@ def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def _locked_folder(root: Path, made: list[Path], how: int) -> int:
-    """Make a folder if need be (then noting it and those above in `made`) and lock it. Raises BlockingIOError when somebody has it."""
+    """Create a folder if needed (recording it and its new parents in `made`) and lock it. Raises BlockingIOError if locked."""
     while True:
         made += [folder for folder in (root, *root.parents) if not folder.exists() and folder not in made]
         root.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _locked_folder(root: Path, made: list[Path], how: int) -> int:
 
 
 def unwritable(root: Path, error: OSError) -> UsageError:
-    """Return what to tell a user whose outputs can't be written. Rights are blamed only for want of rights."""
+    """Return the error for outputs that can't be written. Permissions are named only if they are the cause."""
     found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
     if error.errno in (errno.EACCES, errno.EPERM):
         found += f" (we run as user {os.getuid()})"
@@ -98,7 +98,7 @@ def unwritable(root: Path, error: OSError) -> UsageError:
 
 
 def remove_empty_folders(folders: list[Path]) -> None:
-    """Remove folders that we made and that hold nothing, deepest first."""
+    """Remove those of the given folders that are empty, deepest first."""
     for folder in sorted(folders, key=lambda path: -len(path.parts)):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

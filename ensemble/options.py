@@ -48,14 +48,14 @@ For research only. Not a medical device."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports wrong usage as an error of ours, so that it looks and exits like all others."""
+    """Raises usage errors as UsageError, so that they look and exit like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, do=help_on(self.prog))
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
-    """Return options of one call: defaults, then the environment, then the command line. Raises UsageError."""
+    """Return the options of a call: defaults, overridden by the environment, then by the command line. Raises UsageError."""
     parser, commands = _build()
     links = kubernetes_service_variables(environment)
     if links:
@@ -83,13 +83,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 
 def run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfig:
-    """Return the part of the options that says how cases are segmented, and judged where a `report` is written."""
+    """Return the options that say how cases are segmented; `trust` is off unless a `report` is written."""
     chosen = {field.name: getattr(options, field.name) for field in fields(RunConfig)}
     return RunConfig(**chosen | {"trust": options.trust == "on" or (options.trust is None and report)})
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:
-    """Return what parses a command's own arguments."""
+    """Return the parser of a command."""
     return _build()[1][command]
 
 
@@ -217,7 +217,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _add_results(group: Any) -> None:
-    """Add what every way of working on a dataset knows."""
+    """Add the options of every command that works on a dataset."""
     _add(
         group,
         "--resume",
@@ -229,7 +229,7 @@ def _add_results(group: Any) -> None:
 
 
 def _add_batch(parser: Any) -> None:
-    """Add what `batch` and the BIDS App share."""
+    """Add the options that `batch` and the BIDS App share."""
     group = parser.add_argument_group("how a dataset is worked on")
     _add_results(group)
     _add(
@@ -351,7 +351,7 @@ def _add_slurm(commands: Any, common: _Parser) -> None:
 
 
 def to_arguments(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
-    """Return options as words of a command line that parse to the same; those at their defaults are left out. Paths are absolute."""
+    """Convert options back to command-line words that parse to the same; defaults are left out, paths are absolute."""
     words = []
     parser = command_parser(options.command)
     for action in (action for action in parser._actions if action.dest in set(names) and hasattr(action, "fallback")):
@@ -371,7 +371,7 @@ def to_arguments(options: argparse.Namespace, names: Iterable[str]) -> list[str]
 
 
 def normalise_bids_app_call(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
-    """Return arguments with a BIDS App's call, `BIDS_DIR OUT_DIR LEVEL` anywhere among options, as a command with these first."""
+    """Move the positional arguments of a BIDS App call (`BIDS_DIR OUT_DIR LEVEL`, anywhere among options) behind its command."""
     words = list(arguments)
     for at in range(2, len(words)):
         before = words[at - 2 : at]
@@ -718,7 +718,7 @@ def _add(
     default: Any = None,
     **settings: Any,
 ) -> None:
-    """Add an option that remembers its default, whether it is needed, and that it can come from the environment.
+    """Add an option, and record its default, whether it is required, and that the environment may set it.
 
     `former` is what the option was called by earlier versions: it is still understood, as is its variable.
 
@@ -737,7 +737,7 @@ def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return values of `ISLES_...` variables, read as the parser's options would be."""
+    """Return the values of `ISLES_...` variables, parsed as the options would be."""
     values: dict[str, Any] = {}
     for action in parser._actions:
         variable = next((name for name in _variables(action) if environment.get(name)), _variables(action)[0])
@@ -756,7 +756,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
 
 
 def _read(action: argparse.Action, text: str) -> Any:
-    """Return what a variable says as its option would; several values stand between commas."""
+    """Parse a variable as its option would be; several values are separated by commas."""
     if action.nargs == 0:
         return _boolean(text)
     convert: Any = action.type or str
@@ -768,7 +768,7 @@ def _read(action: argparse.Action, text: str) -> Any:
 
 
 def kubernetes_service_variables(environment: Mapping[str, str]) -> list[str]:
-    """Return the `ISLES_...` variables by which Kubernetes tells of a Service whose name begins with isles, in order.
+    """Return the `ISLES_...` variables that Kubernetes sets for a Service whose name begins with isles, in order.
 
     For a Service `isles-web` these are ISLES_WEB_SERVICE_HOST, ISLES_WEB_SERVICE_PORT[_NAME], ISLES_WEB_PORT=tcp://ADDRESS:PORT and
     ISLES_WEB_PORT_NUMBER_TCP[_PROTO|_PORT|_ADDR] (Kubernetes documentation, "Service", environment variables).
@@ -789,7 +789,7 @@ def kubernetes_service_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def _refuse_unknown(environment: Mapping[str, str], parsers: Sequence[argparse.ArgumentParser]) -> None:
-    """A misspelt variable that is silently ignored would change what is segmented and how."""
+    """Refuse unknown `ISLES_...` variables: a misspelt one would silently change the segmentation."""
     known = {
         name
         for parser in parsers
@@ -803,7 +803,7 @@ def _refuse_unknown(environment: Mapping[str, str], parsers: Sequence[argparse.A
 
 
 def _variables(action: argparse.Action) -> list[str]:
-    """Return the variables that stand for an option: that of its name, then that of its former one."""
+    """Return the variables of an option: of its name, then of its former name."""
     names = [action.dest, getattr(action, "former", "").removeprefix("--").replace("-", "_")]
     return [ENVIRONMENT_PREFIX + name.upper() for name in names if name]
 
@@ -829,7 +829,7 @@ def _count(text: str) -> int:
 
 
 def _address(text: str) -> str:
-    """Read a cluster's address; a folder is none, which stands where the address was left out before it."""
+    """Parse a cluster's address; refuse a folder, which would mean that the address was left out."""
     if text in ("auto", "local") or re.fullmatch(r"(ray://)?[\w.\-\[\]:]+:\d+", text):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, nor auto: put --ray behind the folders")

@@ -36,13 +36,13 @@ _NO_ROOM = "not enough memory"
 
 
 class Watcher(Protocol):
-    """Is told how far a case has come: a progress bar, a log, or nobody."""
+    """Is notified of progress: a progress bar, a log, or nobody."""
 
     def stage(self, name: str) -> None:
-        """Take note that a stage begins."""
+        """Handle the start of a stage."""
 
     def windows(self, done: int, total: int) -> None:
-        """Take note of the windows predicted so far, and of all, within a member's stage."""
+        """Handle the number of windows predicted so far, and the total, within a member's stage."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class MemberOutcome:
-    """What became of one member in one case. A missing prediction stays missing: nothing is ever put in its place."""
+    """What happened to one member in one case. A missing prediction stays missing: nothing ever replaces it."""
 
     member: str
     status: Literal["voted", "failed", "not applicable"]
@@ -73,7 +73,7 @@ class MemberOutcome:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that is known of a case once it is segmented."""
+    """Everything known about a case after segmentation."""
 
     case: PreparedCase
     outcomes: tuple[MemberOutcome, ...]
@@ -167,7 +167,7 @@ def segment_prepared(
 
 
 def _predict_member(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
-    """Return one member's prediction; or why there is none."""
+    """Return one member's prediction, or the reason why there is none."""
     if missing := member.requires - case.modalities:
         needs = ", ".join(sorted(modality.label for modality in missing))
         log.info("member %s is not applicable: needs %s", member.name, needs)
@@ -191,12 +191,12 @@ def _predict_member(member: Member, case: PreparedCase, settings: InferenceSetti
 
 
 def _are_probabilities(array: FloatArray) -> bool:
-    """Return whether all values lie in 0..1, up to rounding. NaN doesn't."""
+    """Return whether all values lie in 0..1, up to rounding. NaN does not."""
     return bool(array.min() >= -1e-4 and array.max() <= 1 + 1e-4)
 
 
 def _require_votes(outcomes: list[MemberOutcome], min_members: int | None) -> None:
-    """Raise MembersFailed unless enough members voted: `min_members`, or all to which the inputs were applicable."""
+    """Raise MembersFailed unless enough members voted: `min_members`, or by default every applicable one."""
     voted = [o.member for o in outcomes if o.status == "voted"]
     required = min_members if min_members is not None else sum(o.status != "not applicable" for o in outcomes)
     if len(voted) >= max(required, 1):

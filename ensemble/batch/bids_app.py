@@ -1,4 +1,4 @@
-"""What a BIDS App does beside segmenting: it takes BIDS datasets only, and puts temporary files where it is told."""
+"""What a BIDS App does besides segmenting: it accepts only BIDS datasets, and puts temporary files where it is told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DESCRIPTION = "dataset_description.json"
 
 
 def check_dataset(root: Path) -> None:
-    """Raise InputRefused for a folder that does not say of itself that it is a raw BIDS dataset (BIDS 1.10, "Dataset description").
+    """Raise InputRefused unless the folder's `dataset_description.json` declares a raw BIDS dataset (BIDS 1.10, "Dataset description").
 
     Whether its files follow BIDS in everything else, the BIDS validator tells: this program needs no more than their names.
     """
@@ -44,7 +44,7 @@ def _refused(where: Path, found: str) -> InputRefused:
 
 
 def use_work_folder(folder: Path) -> None:
-    """Let temporary files lie in a folder, made if need be; of processes that are started, too. Raises UsageError."""
+    """Use a folder for the temporary files of this process and its children; create it if needed. Raises UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -1,4 +1,4 @@
-"""`--bids-filter-file`: which images of a BIDS dataset may be taken, by the entities in their names, as fMRIPrep's filter files say it."""
+"""`--bids-filter-file`: select images of a BIDS dataset by the entities in their names, in the format of fMRIPrep's filter files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ANY, _NONE = ("*", "Query.ANY", "Query.REQUIRED"), ("Query.NONE",)
 
 @dataclass(frozen=True)
 class ImageFilter:
-    """What images of each modality must be called."""
+    """The BIDS entities that an image of each modality must have."""
 
     wanted: Mapping[Modality, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class ImageFilter:
 
 
 def read_filter(path: Path) -> ImageFilter:
-    """Read a filter file: `{"dwi": {"acquisition": "b1000", "run": [1, 2], "space": null}}`, keys dwi, adc and flair.
+    """Read a filter file: `{"dwi": {"acquisition": "b1000", "run": [1, 2], "space": null}}`, with the keys dwi, adc and flair.
 
     Keys for other programs are noted. Raises UsageError.
     """
@@ -86,7 +86,7 @@ def _entities_of(path: Path) -> dict[str, str]:
 
 
 def _fits(wanted: Any, found: str | None) -> bool:
-    """Return whether an entity is as wanted: one value or one of several, null or Query.NONE for none, numbers with or without zeros."""
+    """Return whether an entity matches: one value or any of several; null or Query.NONE for absent; zero-padding is ignored."""
     if isinstance(wanted, list):
         return any(_fits(one, found) for one in wanted)
     if wanted is None or wanted in _NONE:

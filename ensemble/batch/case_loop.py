@@ -1,4 +1,4 @@
-"""One process's share of a batch: reading ahead, networks, writing, each case on its own; a case that fails does not stop the rest."""
+"""One process's share of a batch. It reads ahead while networks run; a case that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case."""
+    """How a case ended."""
 
     case: str
     status: Literal["done", "kept", "failed"]
@@ -66,7 +66,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Task:
-    """A case in work."""
+    """A case that is being processed."""
 
     case: FoundCase
     place: BidsEntities
@@ -87,7 +87,7 @@ def segment_cases(
     watcher: Watcher,
     tell: Callable[[Outcome], None],
 ) -> None:
-    """Bring every case to an end, sharing them with other processes of the session; returns when all cases have one.
+    """Process all cases, sharing them with other processes of the same session; returns when every case is done or failed.
 
     `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written, WeightsBroken when
     networks can't be had: no other case would fare better.
@@ -127,7 +127,7 @@ Taken = TypeVar("Taken")
 
 
 class CaseWorker:
-    """Networks that are kept, for cases that come one by one, from several threads: one is read while another is in the networks."""
+    """Keeps networks loaded and processes cases from several threads: one case is read while another is being segmented."""
 
     def __init__(self, job: BatchPlan, session: BatchClaims, load: Callable[[], Ensemble]) -> None:
         self._job, self._session, self._load = job, session, load
@@ -150,7 +150,7 @@ class CaseWorker:
 
 
 def fail_case(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: UserError) -> Outcome:
-    """Note that a case failed whose process did not live to say so."""
+    """Record the failure of a case whose process died before it could record it."""
     report, stale = read_report(job.root, place), True
     with suppress(InputRefused):
         stale = report is not None and report["batch"].get("key") != result_key(job.recipe, input_digests(case.files))
@@ -160,7 +160,7 @@ def fail_case(job: BatchPlan, session: BatchClaims, case: FoundCase, place: Bids
 def _ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Taken], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Taken]]:
-    """Apply a function to items in another thread, one item ahead of who asks."""
+    """Apply a function to items in another thread, staying one item ahead of the consumer."""
     started: deque[tuple[Item, Future[Taken]]] = deque()
     for item in items:
         started.append((item, pool.submit(function, item)))
@@ -172,7 +172,7 @@ def _ahead(
 
 
 def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities) -> _Task | Outcome | None:
-    """Claim, look whether there is anything to do, read and prepare; None while another process has the case."""
+    """Claim a case, check whether anything is to be done, then read and prepare it; None while another process has it."""
     lock = session.claim(place)
     if lock is None:
         return None
@@ -212,7 +212,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
 
 
 def _noting(raw: RawCase, case: FoundCase) -> RawCase:
-    """Return the case with what decided which files are read, where there were several."""
+    """Return the case with notes on why these files were chosen, where there were several candidates."""
     images = {
         modality: replace(image, notes=(case.notes[modality], *image.notes)) if modality in case.notes else image
         for modality, image in raw.images.items()
@@ -221,7 +221,7 @@ def _noting(raw: RawCase, case: FoundCase) -> RawCase:
 
 
 def _is_left_over(job: BatchPlan, case: FoundCase, place: BidsEntities) -> bool:
-    """Return whether an earlier result stands for images that are partly gone, or that make no case any more.
+    """Return whether an earlier result exists for images that have since been removed in part, or no longer form a case.
 
     With no image left it stays.
     """
@@ -240,7 +240,7 @@ def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensembl
 def _finish(
     job: BatchPlan, session: BatchClaims, task: _Task, ensemble: Ensemble, result: Result | Exception
 ) -> Outcome:
-    """Write a case, or note its failure, and let go of it. Raises as `segment_cases` does."""
+    """Write the outputs of a case, or record its failure, and release its lock. Raises as `segment_cases` does."""
     try:
         if isinstance(result, Exception):
             raise result
@@ -258,7 +258,7 @@ def _finish(
 def _failed(
     job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: Exception, *, stale: bool
 ) -> Outcome:
-    """Note a failure. A result that was made of something else must not pass for this case's: it moves aside.
+    """Record a failure. An earlier result made from other inputs is moved aside, so that it can't be taken for this case's.
 
     Raises what is no fault of the case: UsageError, WeightsBroken.
     """

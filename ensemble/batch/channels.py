@@ -1,4 +1,4 @@
-"""Images named as nnU-Net names them: `case_0000.nii.gz`, and a `dataset.json` that says what channel 0 shows."""
+"""Images named by nnU-Net's convention: `case_0000.nii.gz`, with a `dataset.json` that names the modality of each channel."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NEEDS_DESCRIPTION = (
 
 
 class Channels:
-    """What the channels of nnU-Net's datasets show, of a tree of folders; each `dataset.json` is read once, when it is asked for."""
+    """The channel names of nnU-Net datasets in a folder tree. Each `dataset.json` is read once, when first needed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._known: dict[Path, Mapping[int, Modality]] = {}
 
     def named(self, path: Path) -> ParsedName | None:
-        """Return what an image file shows; None where its name or its channel says nothing.
+        """Return the image that a file holds; None if its name or its channel does not tell the modality.
 
         Raises InputRefused for a damaged `dataset.json`.
         """
@@ -40,7 +40,7 @@ class Channels:
         return ParsedName(modality, match["case"]) if modality else None
 
     def _of(self, folder: Path) -> Mapping[int, Modality]:
-        """Return the channels of images in a folder: as the nearest description says, at most one folder above the root."""
+        """Return the channel names for images in a folder: from the nearest `dataset.json`, at most one folder above the root."""
         if folder not in self._known:
             own = _described(folder / _DESCRIPTION)
             above = folder not in (self._root.parent, folder.parent)
@@ -49,12 +49,12 @@ class Channels:
 
 
 def numbered(path: Path) -> re.Match[str] | None:
-    """Return the case and channel of an image file that is named as nnU-Net does."""
+    """Return the case and channel number of a file named by nnU-Net's convention; None for other names."""
     return _CHANNEL.fullmatch(stem(path)) if image_suffix(path) else None
 
 
 def _described(path: Path) -> Mapping[int, Modality] | None:
-    """Return the channels that a description names, as far as they are modalities of ours; None where it is none of nnU-Net's.
+    """Return the channels of a `dataset.json` that are DWI, ADC or FLAIR; None if the file is not nnU-Net's.
 
     Version 1 calls the table `modality`. Raises InputRefused.
     """

@@ -1,4 +1,4 @@
-"""Which cases a dataset holds: BIDS trees, contract-like folders, `<case>/{dwi,adc,flair}.*`, or a CSV worklist.
+"""Find the cases of a dataset: BIDS trees, contract-like folders, `<case>/{dwi,adc,flair}.*`, or a CSV worklist.
 
 Nothing that looks like a case is passed over: a folder without usable images, or with too many, is a case with a problem.
 """
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def find_cases(
     dataset: Path, out: Path, wanted: Callable[[FoundImage], bool] = lambda image: True
 ) -> tuple[FoundCase, ...]:
-    """Return the cases of a dataset in the order of their names; `out` is not looked into.
+    """Return the cases of a dataset, sorted by name. The folder `out` is skipped.
 
     Images of a folder that are not `wanted` are passed over, and so are cases that are left with none.
 
@@ -56,7 +56,7 @@ def find_cases(
 
 
 def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
-    """Return the name and files of the one case that a folder holds.
+    """Return the name and files of the single case in a folder.
 
     Raises InputRefused where it holds none, several, or one that is not whole.
     """
@@ -106,7 +106,7 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
 
 
 def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
-    """Say it where images are read through links that leave the dataset: of files or of folders, but for git-annex's own."""
+    """Log a note if images are read through links that leave the dataset (git-annex's own links excepted)."""
     real = {path: real_path(path) for case in cases for path in case.files.values()}
     leaving = [path for path, at in real.items() if not at.is_relative_to(root) and not is_annexed(at)]
     if leaving:
@@ -115,7 +115,7 @@ def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
 
 
 def _without_image_files(folder: Path, root: Path) -> FoundCase:
-    """Return a case's folder in which no file is an image of a modality by its name: a case of DICOM, or one with a problem."""
+    """Return the case of a folder without image files named by modality: a case of DICOM, or one with a problem."""
     name = folder.relative_to(root).as_posix()
     try:
         files = _dicom_by_name(folder) or dict.fromkeys(modalities_in(folder), folder)
@@ -135,7 +135,7 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
 
 
 def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
-    """Return the folders and archives of DICOM named by modality, or by the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
+    """Return the DICOM folders and archives named by modality or as in the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
     found: dict[Modality, Path] = {}
     for entry in sorted((*folder.glob("*"), *folder.glob("images/*"))):
         modality = by_name(entry)

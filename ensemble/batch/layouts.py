@@ -1,4 +1,4 @@
-"""How datasets are laid out: which image of which case a path holds, by its place and name. The one place that knows layouts."""
+"""Recognise the image and case of a file by its path. This is the only module that knows how datasets are laid out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SLUGS = {slug: modality for modality, slug in INPUT_SLUGS.items()}
 
 @dataclass(frozen=True)
 class FoundCase:
-    """A case of a dataset, before anything of it is read."""
+    """A case of a dataset, before any of its files is read."""
 
     name: str
     """What its dataset calls it; unique there."""
@@ -39,7 +39,7 @@ class FoundCase:
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file, and what its place and name say of it."""
+    """An image file, with what its path says about it."""
 
     path: Path
     modality: Modality
@@ -62,18 +62,18 @@ class FoundImage:
 
     @property
     def run(self) -> int | None:
-        """The number of its run, where its name tells one (BIDS: `run-2`)."""
+        """The run number in its name (BIDS: `run-2`); None without one."""
         found = _RUN.search(self.path.name)
         return int(found[1]) if found else None
 
     @property
     def without_run(self) -> str:
-        """The file's name but for the run."""
+        """The file's name without its run entity."""
         return _RUN.sub("", self.path.name)
 
 
 def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | None:
-    """Return the image of a case that a path holds, by its place and name; None for anything else.
+    """Return the image that a file holds, by its path; None if it is not an image of a case.
 
     A path that is no image file is taken for a folder or an archive of DICOM. Raises InputRefused as `Channels` does.
     """
@@ -95,14 +95,14 @@ def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | No
 
 
 def _named(name: str) -> ParsedName | None:
-    """Return what a name says, unless it names a b-value at which no lesion stands out: that is no DWI for us."""
+    """Return what a name says; None if it names a b-value too low to show lesions."""
     named = parse_image_name(name)
     weighted = named is None or named.b is None or DIFFUSION_B[0] <= named.b <= DIFFUSION_B[1]
     return named if weighted else None
 
 
 def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundImage | None:
-    """Return an image whose name begins with BIDS labels; None for others."""
+    """Return the image of a name that begins with BIDS labels; None for other names."""
     name, own = named.case, _BIDS.match(named.case)
     if own is None:
         return None
@@ -126,18 +126,18 @@ def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundI
 
 
 def by_name(path: Path) -> Modality | None:
-    """Return the modality that a folder or an archive of DICOM is named by, or that the contract means by its name."""
+    """Return the modality that a DICOM folder or archive is named by, or named by in the contract; None for other names."""
     named = _named(dicom_name(path))
     return _SLUGS.get(path.name) or (named.modality if named else None)
 
 
 def dicom_name(path: Path) -> str:
-    """Return the name of a folder, or of an archive without its ending."""
+    """Return the name of a folder, or of an archive without its suffix."""
     return path.stem if path.suffix.lower() == ARCHIVE else path.name
 
 
 def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
-    """Return what to say of a case without DWI, or without an ADC that could not be computed either."""
+    """Return the error for a case without DWI, or without an ADC map that is given or can be computed; None if complete."""
     if Modality.DWI in files:
         known = Modality.ADC in files or may_have_b_values(files[Modality.DWI])
         return None if known else no_adc_error(files[Modality.DWI], "its b-values are not known")

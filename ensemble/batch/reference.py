@@ -1,4 +1,4 @@
-"""`members fit-reference DATASET`: a dataset of the user's own becomes what the trust score takes for usual."""
+"""`members fit-reference DATASET`: make a user's own dataset the reference for the trust score."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_reference(dataset: Path, config: RunConfig) -> None:
-    """Segment every case of a dataset without mirroring, and write what is usual of them into `<weights>/trust`.
+    """Segment every case of a dataset without mirroring, and write the reference of their features and intensities into `<weights>/trust`.
 
     Cases that are refused are left out, which the log says. What was learnt of the Dice stays, where it was learnt with these weights.
     Raises InputRefused where fewer than `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.

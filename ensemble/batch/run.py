@@ -1,4 +1,4 @@
-"""`batch DATASET OUT`, and the levels of a BIDS App: every case of a dataset, or some, into a tree of BIDS derivatives."""
+"""`batch DATASET OUT` and the levels of a BIDS App: segment all or some cases of a dataset into a tree of BIDS derivatives."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NOT_DONE = 3
 
 @dataclass(frozen=True)
 class BatchCases:
-    """What cases there are, and which of them this call works on."""
+    """A dataset, and which of its cases this call processes."""
 
     path: Path
     selection: Selection = field(default_factory=Selection)
@@ -49,7 +49,7 @@ class BatchCases:
     """Which of its images may be taken."""
 
     def find(self, out: Path) -> tuple[dict[str, BidsEntities], list[Placed]]:
-        """Return the place of every case, and the selected cases. Raises InputRefused."""
+        """Find all cases. Returns the entities of every case, and the selected cases. Raises InputRefused."""
         cases = find_cases(self.path, out, self.wanted)
         places = assign_entities([case.name for case in cases])
         return places, self.selection.of(cases, places, self.path)
@@ -66,7 +66,7 @@ def batch(
     ray: str | None = None,
     ray_cpus: int = 4,
 ) -> int:
-    """Segment the cases of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
+    """Segment the cases of `dataset` below `out`. Returns 0, or the worst exit code of a failed case.
 
     Where others work on the rest of the dataset, they `summarise` together, by `group`. `ray` is the address of a cluster that does the
     work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises InputRefused when there is no case,
@@ -110,7 +110,7 @@ def batch(
 
 
 def _for_gpus(device: Device) -> str | None:
-    """Return that Ray is to share the work among several GPUs of this machine; None where there are none, or no Ray."""
+    """Return the Ray address for sharing work among several GPUs of this machine; None if there are not several, or no Ray."""
     if (count := gpu_count(device)) < 2:
         return None
     if is_installed():
@@ -124,7 +124,7 @@ def _for_gpus(device: Device) -> str | None:
 
 
 def group(dataset: BatchCases, out: Path) -> int:
-    """Summarise what calls on parts of `dataset` have left below `out`: `summary.csv` and `index.html` of all its cases.
+    """Write `summary.csv` and `index.html` for all cases of `dataset`, from results that earlier calls left below `out`.
 
     Returns the worst exit code that a failed case has, 3 where cases are not done, or 0. Raises as `batch` does.
     """
@@ -158,7 +158,7 @@ def group(dataset: BatchCases, out: Path) -> int:
 
 @dataclass(frozen=True)
 class _Teller:
-    """Keeps the first outcome of each case, and passes it on: of processes that share the work, each has one for every case."""
+    """Keeps the first outcome of each case and passes it on: every process that shares the work reports one for every case."""
 
     outcomes: dict[str, Outcome]
     shown: BatchProgress

@@ -1,4 +1,4 @@
-"""A dataset given as a table: one row a case."""
+"""A dataset given as a CSV table with one row per case."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DO = (
 
 
 def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]:
-    """Cases of a table with the columns dwi, case, adc and flair (all but dwi may be missing or empty); paths are relative to it.
+    """Read cases from a table with columns dwi, case, adc and flair; only dwi is required. Paths are relative to the table.
 
     Without a name a case is called as `run` would call it. Cells of the columns that `also` names go with their case. Raises InputRefused
     for what is no such table.
@@ -55,7 +55,7 @@ def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]
 
 
 def _table(path: Path, also: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return the columns in lower case.
+    """Return the table's rows by column name in lower case.
 
     And of each row the number of its line, and its cells by column, without what stands for nothing.
     """
@@ -65,7 +65,7 @@ def _table(path: Path, also: Sequence[str]) -> tuple[list[str], list[tuple[int, 
 
 
 def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
-    """Return the names of the columns in lower case. Raises InputRefused where dwi is not among them, or one of ours is there twice."""
+    """Return the column names in lower case. Raises InputRefused if dwi is missing or a known column appears twice."""
     columns = [cell.lower() for cell in cells]
     if Modality.DWI not in columns:
         raise _lacks_columns(path, columns)
@@ -80,12 +80,12 @@ def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
 
 
 def _said(column: str, cell: str) -> str:
-    """Return a cell's content; nothing where it says that there is none."""
+    """Return the content of a cell; empty if it is a missing-value marker."""
     return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else EMPTY_CELLS) else cell
 
 
 def resolved(base: Path, cell: str) -> Path:
-    """Return the path that a cell means, relative to the worklist, in the words of this machine or of Windows."""
+    """Return the path in a cell, relative to the worklist; Windows separators are accepted."""
     path = base / cell
     if "\\" in cell and not path.exists():
         return base / PureWindowsPath(cell).as_posix()
@@ -93,7 +93,7 @@ def resolved(base: Path, cell: str) -> Path:
 
 
 def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
-    """Return what to say of a path on a drive or share of Windows, which this machine doesn't know."""
+    """Return the error for a path on a Windows drive or share, which this machine can't resolve."""
     if not PureWindowsPath(cell).drive or path.exists():
         return None
     return InputRefused(

@@ -1,4 +1,4 @@
-"""The ISLES'22 algorithm interface on grand-challenge: where its inputs and outputs lie."""
+"""The ISLES'22 algorithm interface on grand-challenge: the paths of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ContractCase:
     """Of each file of the images, when they were found."""
 
     def refuse_if_changed(self) -> None:
-        """Raise InputRefused unless the files are still the ones that were found.
+        """Raise InputRefused if a file changed since it was found.
 
         When inputs are exchanged while a case runs, its outputs would be taken for those of the next one.
         """
@@ -45,7 +45,7 @@ class ContractCase:
 
     @property
     def name(self) -> str:
-        """What the case is called in logs and reports: the DWI's file name without its ending."""
+        """The case's name in logs and reports: the DWI's file name without its suffix."""
         return stem(self.files[Modality.DWI])
 
     @property
@@ -67,7 +67,7 @@ class ContractCase:
 
 
 def find_inputs(root: Path) -> ContractCase:
-    """Find the images of the one case below the input root.
+    """Find the images of the single case below the input root.
 
     `inputs.json` need not be there; when it is, every image that it lists must be. The acquisition parameter files carry
     nothing that the segmentation uses and may be missing. Raises InputRefused.
@@ -104,7 +104,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
 
 
 def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
-    """Return the one image file in a folder; None when there is none and none is needed."""
+    """Return the only image file in a folder; None if there is none and none is required."""
     label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     # links to nowhere and what else is no file, too: who reads it says so
@@ -138,7 +138,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
 
 
 def _listed_folders(inputs_json: Path) -> dict[str, Path]:
-    """Return the folder below the input root of each image socket that `inputs.json` lists; empty when there is no such file.
+    """Return the folder of each image socket in `inputs.json`, relative to the input root; empty if the file does not exist.
 
     Entries name their socket as `interface` (until mid-2025), `socket` (since), or both.
     """

@@ -1,4 +1,4 @@
-"""What readers have answered on the page of a reader study, unblinded by its key."""
+"""Score the answers of a reader study, unblinded by its key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GRADE_VALUES = ("1", "2", "3", "4", "5")
 
 @dataclass(frozen=True)
 class Preference:
-    """How often which method was called better."""
+    """How often a reader preferred each of two methods."""
 
     reader: str
     """A reader, the majority of the readers of each case, or all answers together."""
@@ -59,7 +59,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class GradeSummary:
-    """The grades of one method, 1 (poor) to 5 (excellent)."""
+    """The grades of one method, from 1 (poor) to 5 (excellent)."""
 
     grade: str
     method: str
@@ -74,7 +74,7 @@ class GradeSummary:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one reader says of one case, by method."""
+    """One reader's answer for one case, by method."""
 
     reader: str
     case: int
@@ -85,7 +85,7 @@ class _Answer:
 
 
 def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
-    """Unblind answers and write preferences as `<out>`, beside it grades, everything as JSON, and a page.
+    """Unblind answers. Writes preferences to `<out>`; beside it the grades, all results as JSON, and a page.
 
     Raises InputRefused for answers to another study, twice, or with values that the page never writes.
     """
@@ -123,7 +123,7 @@ def _names(row: type) -> tuple[str, ...]:
 
 
 def _found(study: Mapping[str, Any], answers: Sequence[_Answer]) -> dict[str, Any]:
-    """Return everything as data: docs/readers.schema.json."""
+    """Return all results as data; the schema is docs/readers.schema.json."""
     first, second = study["methods"]
     readers = list(dict.fromkeys(answer.reader for answer in answers))
     notes = []
@@ -175,7 +175,7 @@ def _preference(reader: str, names: tuple[str, str], given: Sequence[str]) -> Pr
 
 
 def _majorities(answers: Sequence[_Answer]) -> list[str]:
-    """Return what most readers say of each case: a method that more prefer than the other, else equal."""
+    """Return the majority answer for each case: the method that more readers prefer, else equal."""
     said = []
     for case in dict.fromkeys(answer.case for answer in answers):
         given = [answer.preference for answer in answers if answer.case == case and answer.preference]
@@ -186,7 +186,7 @@ def _majorities(answers: Sequence[_Answer]) -> list[str]:
 
 
 def _agreement(answers: Sequence[_Answer], readers: int, choices: Sequence[str]) -> tuple[float | None, int, str]:
-    """Return Fleiss' kappa of the preferences, over the cases that all readers judged, their number, and why there is none."""
+    """Return Fleiss' kappa of the preferences over the cases that all readers judged, their number, and the reason if there is none."""
     counts = []
     for case in dict.fromkeys(answer.case for answer in answers):
         given = [answer.preference for answer in answers if answer.case == case and answer.preference]
@@ -216,7 +216,7 @@ def _grades(answers: Sequence[_Answer], names: Sequence[str], readers: Sequence[
 
 
 def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> list[PairedComparison]:
-    """Compare the grades of both methods by case: the means over those readers who graded both."""
+    """Compare the grades of both methods case by case: the mean over the readers who graded both."""
     rows = []
     for grade in GRADES:
         both: dict[int, list[tuple[int, int]]] = {}
@@ -231,7 +231,7 @@ def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> li
 
 
 def _read_key(path: Path) -> dict[str, Any]:
-    """Read what `write_reader_study` wrote. Raises InputRefused."""
+    """Read the key that `write_reader_study` wrote. Raises InputRefused."""
     try:
         key: dict[str, Any] = read_json(path)
         methods = [str(name) for name in key["methods"]]
@@ -248,7 +248,7 @@ def _read_key(path: Path) -> dict[str, Any]:
 
 
 def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list[_Answer]]:
-    """Return answers by reader. Raises InputRefused where one reader is in two files."""
+    """Read the answers of all files, by reader. Raises InputRefused if one reader is in two files."""
     found: dict[str, list[_Answer]] = {}
     origin: dict[str, Path] = {}
     for path in files:

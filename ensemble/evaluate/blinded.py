@@ -1,4 +1,4 @@
-"""A reader study: one offline page that shows two masks of each case, and a key that tells whose they are.
+"""Reader study: an offline page that shows two masks per case blinded, and a key that says which method made which mask.
 
 The page is made of images and of a left and a right mask for each case, in an order drawn at random; whose masks they are, what the
 cases are called, and what was drawn reach the key only. So nothing in the page can tell.
@@ -37,7 +37,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True)
 class DatasetImages:
-    """A dataset: images by the names of its cases."""
+    """The images of a dataset, by case name."""
 
     root: Path
     files: Mapping[str, Mapping[Modality, Path]]
@@ -45,7 +45,7 @@ class DatasetImages:
 
 @dataclass(frozen=True)
 class ReaderStudyRequest:
-    """A reader study that is to be made."""
+    """What is needed to make a reader study: where page and key go, and the images to show."""
 
     page: Path
     key: Path
@@ -54,7 +54,7 @@ class ReaderStudyRequest:
 
 @dataclass(frozen=True)
 class BlindedCase:
-    """A case of a reader study, as it is shown: axial, radiological, cut to the brain and the masks."""
+    """One case as readers see it: axial slices, radiological orientation, cropped to the brain and the masks."""
 
     case: str
     pixel_mm: tuple[float, float]
@@ -74,7 +74,7 @@ class ReaderStudy:
 
 
 def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
-    """Return whose masks are shown: of two methods theirs, of one its and the true ones. Raises UsageError for more."""
+    """Return the names of the two mask sources: two methods, or one method and the true masks. Raises UsageError for more."""
     if len(methods) > 2:
         raise UsageError(
             "a reader study shows two masks of a case",
@@ -85,7 +85,7 @@ def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
 
 
 def refuse_existing_study(page: Path, key: Path) -> None:
-    """Raise UsageError where a page or key stands already: answers to a page whose key is gone are lost."""
+    """Raise UsageError if the page or key exists already: without its key, a page's answers can't be scored."""
     if page.resolve() == key.resolve():
         raise UsageError("page and key are one file", where=page, do="give the key a name of its own")
     for path in (page, key):
@@ -94,7 +94,7 @@ def refuse_existing_study(page: Path, key: Path) -> None:
 
 
 def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
-    """Write the page, and the key such that others on the machine can't read it. Both or none."""
+    """Write the page, and the key readable by its owner only. Both or neither."""
     with publish(page.parent) as for_page, publish(key.parent) as for_key:
         (for_page / page.name).write_text(study.page, encoding="utf-8")
         (for_key / key.name).touch(mode=0o600)
@@ -104,7 +104,7 @@ def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
 def read_blinded_cases(
     methods: Sequence[Method], truths: Path, dataset: DatasetImages
 ) -> tuple[list[BlindedCase], list[str]]:
-    """Read images and both masks of each case that all methods are measured in; also what to say of those that can't be shown.
+    """Read images and both masks of each case that all methods were measured on. Also returns why others were left out.
 
     Raises InputRefused where none can.
     """
@@ -153,7 +153,7 @@ def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: 
 
 
 def make_blinded_case(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]) -> BlindedCase:
-    """Return a case as it is shown; `masks` are (z, y, x) on its grid."""
+    """Cut slices and masks of a case for the page; `masks` are (z, y, x) on its grid."""
     canonical = images.grid.canonical()
     rows, columns = brain_box(canonical.apply(images.brain.array | masks[0] | masks[1]))
     spacing = canonical.spacing(images.grid.spacing_zyx_mm)
@@ -173,7 +173,7 @@ def make_blinded_case(case: str, images: PreparedCase, masks: tuple[BoolArray, B
 
 
 def make_reader_study(cases: Sequence[BlindedCase], names: tuple[str, str], seed: str = "") -> ReaderStudy:
-    """Draw order and sides, and make page and key.
+    """Shuffle the order of cases and the sides of the masks, and make page and key.
 
     `seed` (64 hexadecimal digits) is drawn by the system unless given; it stands in the key only. All that is drawn are keyed hashes,
     so that what the page shows of them (names of items, their order) tells nothing of the rest.
@@ -203,7 +203,7 @@ def _drawn(seed: str, what: str) -> bytes:
 
 
 def _token(seed: str, what: str) -> str:
-    """Return a name that says nothing; letters only, since spreadsheets turn `12e5` into a number."""
+    """Return a seeded, meaningless name; of letters only, because spreadsheets turn `12e5` into a number."""
     return "".join(_LETTERS[byte % len(_LETTERS)] for byte in _drawn(seed, what))
 
 
@@ -218,7 +218,7 @@ def _page(study: str, items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _viewer(case: BlindedCase, left: BoolArray, right: BoolArray) -> dict[str, Any]:
-    """Return what the script needs to draw a case. It begins where both masks together are largest."""
+    """Return the data that the page's script draws a case from. It opens at the slice where the two masks are largest."""
     slices, height, width = left.shape
     area = left.sum(axis=(1, 2)) + right.sum(axis=(1, 2))
     bits = np.stack([left, right, np.zeros_like(left)], axis=-1).astype(np.uint8) * 255

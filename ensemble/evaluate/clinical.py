@@ -1,4 +1,4 @@
-"""What is known of patients beside their masks: a table, and how lesion volume and number go with its scores."""
+"""A table of clinical scores, and how lesion volume and number correlate with them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_
 
 @dataclass(frozen=True)
 class ClinicalTable:
-    """A table of patients, by case."""
+    """A table of patients, by case name."""
 
     cases: frozenset[str]
     scores: Mapping[str, Mapping[str, float]]
@@ -47,7 +47,7 @@ class ClinicalTable:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of a quantity of masks with a clinical score."""
+    """Spearman's rank correlation of a mask quantity (volume or number of lesions) with a clinical score."""
 
     masks: str
     """A method, or the true masks."""
@@ -66,7 +66,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class CorrelationDifference:
-    """Whether a method's masks go with a score as the true ones do, on the same cases."""
+    """The difference between a method's correlation with a score and that of the true masks, on the same cases."""
 
     method: str
     quantity: str
@@ -82,7 +82,7 @@ class CorrelationDifference:
 
 
 def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
-    """Read a table with the column `case`, and of each case scores and the columns that `groups` names.
+    """Read a table with a column `case`, clinical scores, and the columns named in `groups`.
 
     A column is a score when all that stands in it is a number; text alone is passed over, with a note. Raises InputRefused for what is
     no such table, a case twice, or numbers beside text in one column.
@@ -113,7 +113,7 @@ def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
 
 
 def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path: Path) -> list[str]:
-    """Return what to say of cases that table and masks do not share.
+    """Return messages about cases that are only in the table or only among the masks.
 
     Raises InputRefused where no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
     has read a name as a number).
@@ -186,7 +186,7 @@ def _correlation(masks: str, quantity: str, score: str, values: FloatArray, want
 def _with_difference(
     method: str, quantity: str, score: str, ours: FloatArray, theirs: FloatArray, wanted: FloatArray
 ) -> tuple[Correlation, CorrelationDifference]:
-    """Correlate predicted quantities, and set them beside the true ones of the same cases."""
+    """Correlate predicted quantities with a score, and compare with the true masks of the same cases."""
     one, other = spearman(ours, wanted), spearman(theirs, wanted)
     drawn = spearman_intervals(ours, theirs, wanted)
     interval = drawn[0] or (spearman_intervals(ours, ours, wanted)[0] if one else None)
@@ -214,7 +214,7 @@ def _with_difference(
 
 
 def _note(found: object, values: FloatArray, wanted: FloatArray, name: str, score: str) -> str:
-    """Say why something can't be told."""
+    """Return why a value can't be computed."""
     if len(values) < 3:
         return "no correlation below 3 cases"
     if found is None:
@@ -223,7 +223,7 @@ def _note(found: object, values: FloatArray, wanted: FloatArray, name: str, scor
 
 
 def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
-    """Return where each column stands. Those without a name are passed over. Raises InputRefused."""
+    """Return the index of each named column; unnamed ones are skipped. Raises InputRefused."""
     if _CASE not in (lower := [heading.lower() for heading in sheet.headings]):
         raise InputRefused(
             f"{_NAME} has no column case",
@@ -254,14 +254,14 @@ def _by_case(sheet: Sheet, key: int, path: Path) -> dict[str, tuple[int, list[st
 
 
 def _cell(cells: Sequence[str], place: int) -> str:
-    """Return a cell's content; nothing where it says that there is none."""
+    """Return the content of a cell; empty if it is a missing-value marker."""
     cell = cells[place] if place < len(cells) else ""
     return "" if cell.lower() in EMPTY_CELLS else cell
 
 
 @dataclass
 class _Numbers:
-    """The numbers of a table, all with points or all with commas as their decimal mark."""
+    """The numeric cells of a table, all with a point or all with a comma as decimal mark."""
 
     sheet: Sheet
     path: Path
@@ -270,7 +270,7 @@ class _Numbers:
     """The decimal mark that was met first."""
 
     def column(self, name: str, place: int) -> dict[str, float] | None:
-        """Return a column's numbers by case; None where all is text. Raises InputRefused."""
+        """Return the numbers of a column by case; None if it holds only text. Raises InputRefused."""
         cells = {case: (line, cell) for case, (line, row) in self.lines.items() if (cell := _cell(row, place))}
         if not any(_NUMBER.fullmatch(cell) for _, cell in cells.values()):
             return None
@@ -299,7 +299,7 @@ class _Numbers:
 def group_columns(
     clinical: ClinicalTable | None, names: Sequence[str], path: Path | None
 ) -> dict[str, Mapping[str, str]]:
-    """Return the columns that are to group cases, as the table calls them. Raises UsageError for one that is not there."""
+    """Return the columns to group cases by, as spelt in the table. Raises UsageError if a column does not exist."""
     lower = {} if clinical is None else {name.lower(): name for name in clinical.words}
     if absent := [name for name in names if name.lower() not in lower]:
         raise UsageError(

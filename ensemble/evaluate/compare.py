@@ -1,4 +1,4 @@
-"""Methods against each other, case by case: paired differences, win rates, and a ranking as ISLES'22 ranks."""
+"""Compare methods on the same cases: paired differences, win rates, and a ranking by the ISLES'22 scheme."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGER_IS_BETTER = {"dice": True, "lesion_f1": True, "avd_ml": False, "alcd": Fa
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """One measure of two methods on the cases that both have: the first one's value less the second one's."""
+    """One measure of two methods on the cases that both have: first minus second."""
 
     measure: str
     first: str
@@ -62,7 +62,7 @@ class PairedComparison:
 
 @dataclass(frozen=True)
 class Rank:
-    """A method's place."""
+    """The rank of a method."""
 
     method: str
     place: float
@@ -85,7 +85,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All methods, best first, and how firmly the order stands."""
+    """All methods, best first, and how stable the order is under resampling."""
 
     rows: list[Rank]
     kendall_tau: float | None
@@ -93,7 +93,7 @@ class Ranking:
 
 
 def compare_methods(methods: Sequence[Method]) -> list[PairedComparison]:
-    """Compare all methods two by two, on the cases that both have."""
+    """Compare all methods pairwise, on the cases that both have."""
     rows = []
     for first, second in combinations(methods, 2):
         common = [case for case in first.scores if case in second.scores]
@@ -107,14 +107,14 @@ def compare_methods(methods: Sequence[Method]) -> list[PairedComparison]:
 
 
 def correct_p_values(rows: Sequence[PairedComparison]) -> list[PairedComparison]:
-    """Return rows with their p-values corrected for each other."""
+    """Return the rows with Holm-corrected p-values."""
     return [replace(row, p_holm=p) for row, p in zip(rows, holm_correction([row.p for row in rows]), strict=True)]
 
 
 def compare_pair(
     measure: str, names: tuple[str, str], first: FloatArray, second: FloatArray, larger_is_better: bool
 ) -> PairedComparison:
-    """Compare two methods by the values of one measure on the same cases (cases,), at least one."""
+    """Compare two methods by one measure on the same cases (cases,), at least one."""
     differences = merge_rounding_differences(first - second)
     good = differences if larger_is_better else -differences
     wins, losses = int((good > 0).sum()), int((good < 0).sum())
@@ -140,7 +140,7 @@ def compare_pair(
 
 
 def _note(differences: FloatArray, skewed: bool) -> str:
-    """Say why an interval is not there."""
+    """Return why an interval is missing."""
     if np.ptp(differences) == 0:
         return "all cases differ by the same" if differences.any() else "equal in all cases"
     said = [TOO_SKEWED] * skewed
@@ -149,7 +149,7 @@ def _note(differences: FloatArray, skewed: bool) -> str:
 
 
 def rank_methods(methods: Sequence[Method]) -> Ranking | None:
-    """Rank methods as ISLES'22 does: by case and measure, then by the mean of all these ranks; None with one method.
+    """Rank methods as ISLES'22 does: by case and measure, then by the mean of these ranks. None for a single method.
 
     A method without a mask that can be measured is last in its case, as in challenges: it must not gain by failing on hard ones. Cases
     that nobody has count for nothing.
@@ -187,7 +187,7 @@ def rank_methods(methods: Sequence[Method]) -> Ranking | None:
 
 
 def case_ranks(methods: Sequence[Method], cases: Sequence[Path]) -> FloatArray:
-    """Return each method's rank in each case, 1 the best, ties sharing the mean, averaged over the measures: (cases, methods)."""
+    """Return each method's rank in each case, averaged over the measures: (cases, methods). 1 is best; ties share the mean rank."""
     of_measures = []
     for measure in MEASURES:
         worst = -np.inf if LARGER_IS_BETTER[measure] else np.inf
@@ -202,7 +202,7 @@ def case_ranks(methods: Sequence[Method], cases: Sequence[Path]) -> FloatArray:
 
 
 def _tau(places: FloatArray, drawn: FloatArray) -> float | None:
-    """Return the median of Kendall's tau (b) between two orders; resamples in which all are equal count as 0."""
+    """Return the median Kendall's tau-b between two orders; resamples in which all methods tie count as 0."""
     if np.ptp(places) == 0:
         return None
     orders, often = np.unique(drawn, axis=0, return_counts=True)

@@ -34,7 +34,7 @@ _SUMMARY = tuple(Summary.__dataclass_fields__)
 
 
 def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: StudyRequest = StudyRequest()) -> int:  # noqa: B008 (frozen)
-    """Measure every case with a true mask, by each method. Returns how many could not be measured.
+    """Measure every case with a true mask, for each method. Returns how many cases could not be measured.
 
     Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; with several methods,
     or when more is asked for, also what `write_study` does. All or none. Raises InputRefused when there is nothing to measure,
@@ -69,7 +69,7 @@ def _reader_study(methods: Sequence[Method], truths: Path, asked: ReaderStudyReq
 
 
 def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path) -> list[Summary]:
-    """Write the table of all cases of one method, and beside it summary and plots. Returns the summary."""
+    """Write the table of all cases of one method, and beside it the summary and plots. Returns the summary."""
     summaries = summarise(scores)
     _write_tables([("", scores, refused)], [summaries], out)
     return summaries
@@ -80,7 +80,7 @@ def _write_tables(
     summaries: Sequence[Sequence[Summary]],
     out: Path,
 ) -> None:
-    """Write the tables, with a column for the method where there are several, and the plots."""
+    """Write the tables (with a column `method` if there are several) and the plots."""
     rows: list[dict[str, Any]] = []
     for name, scores, refused in methods:
         measured = [asdict(one) | {"status": "measured"} for one in scores]
@@ -97,13 +97,13 @@ def _write_tables(
 
 
 def _refused(method: Method) -> list[tuple[str, InputRefused]]:
-    """Return cases that are not measured, and why; several true masks of one case count once."""
+    """Return the cases that were not measured, and why; several true masks of one case count once."""
     by_pair = {id(error): (method.pairs[path].case, error) for path, error in method.refused.items()}
     return list(by_pair.values())
 
 
 def _earlier(out: Path, asked: StudyRequest) -> list[str]:
-    """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
+    """Raise UsageError if a file exists that is not from an earlier evaluation: a mask, a worklist, the summary of a batch.
 
     Returns the names of what an earlier one has written beside its table.
     """

@@ -1,4 +1,4 @@
-"""A predicted mask measured against the true one."""
+"""Measure a predicted mask against the true one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SKEWED = ("avd_ml",)
 
 @dataclass(frozen=True)
 class Score:
-    """What the ISLES'22 measures say of one case."""
+    """The ISLES'22 measures of one case."""
 
     case: str
     dice: float
@@ -46,7 +46,7 @@ class Score:
 
 
 def score(pair: Pair) -> Score:
-    """Measure one pair. Raises InputRefused when a mask is missing, ambiguous, unreadable or no mask, or when the grids differ."""
+    """Measure one pair. Raises InputRefused if a mask is missing, ambiguous, unreadable or not a mask, or if the grids differ."""
     truth, prediction = _only_two(pair)
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
     if not true.grid.distance_voxels(predicted.grid) <= ROUNDING_VOXELS:
@@ -61,7 +61,7 @@ def score(pair: Pair) -> Score:
 
 
 def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> Score:
-    """Measure two bool masks (z, y, x) of one shape."""
+    """Measure two boolean masks (z, y, x) of the same shape."""
     voxels, found = detected_lesions(truth, prediction)
     predicted_voxels, confirmed = detected_lesions(prediction, truth)
     true_ml, predicted_ml = volume_ml(truth, spacing_zyx_mm), volume_ml(prediction, spacing_zyx_mm)
@@ -83,7 +83,7 @@ def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm
 
 
 def read_mask(path: Path, label: str) -> Volume:
-    """Return a mask file as bool.
+    """Read a mask file as bool.
 
     Raises InputRefused for what can't be read whole, or holds anything but 0 and one other value as stored.
     """

@@ -1,4 +1,4 @@
-"""Many cases in a few numbers: mean, median, quartiles and bootstrap intervals, in all and by size of the lesion."""
+"""Summary statistics over cases: mean, median, quartiles and bootstrap intervals, overall and by lesion size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Summary:
-    """One measure over one group."""
+    """One measure over one group of cases."""
 
     group: str
     measure: str
@@ -37,7 +37,7 @@ class Summary:
 
 
 def summarise(scores: Sequence[Score]) -> list[Summary]:
-    """Return all measures over all cases and over groups by true lesion volume, then the share of true lesions found, by their size."""
+    """Return all measures over all cases and by true lesion volume, then the share of true lesions detected, by their size."""
     rows = []
     for group, members in _case_groups(scores):
         rows += [_summary(group, name, [getattr(score, name) for score in members]) for name in MEASURES]

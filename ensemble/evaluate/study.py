@@ -1,4 +1,4 @@
-"""What an evaluation says beyond one method's table: comparisons, clinical scores, subgroups; as JSON, tables and one page."""
+"""What an evaluation reports beyond one method's table: comparisons, clinical scores and subgroups; as JSON, tables and a page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What an evaluation is to tell beside the table of measures."""
+    """What an evaluation is to report besides the table of measures."""
 
     clinical: Path | None = None
     by: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class StudyRequest:
 
 @dataclass(frozen=True)
 class Study:
-    """All that was found."""
+    """All results of a study."""
 
     truth: Path
     methods: Sequence[Method]
@@ -69,7 +69,7 @@ class Study:
 
     @property
     def tables(self) -> dict[str, Sequence[Any]]:
-        """The rows of the tables with a file of their own, by what ends its name: those of TABLES."""
+        """The rows of the tables that are written as files of their own, by the suffix of the file name (see TABLES)."""
         return {
             "paired": self.paired,
             "ranking": self.ranking.rows if self.ranking else [],
@@ -102,7 +102,7 @@ def make_study(
     asked: StudyRequest,
     clinical: ClinicalTable | None,
 ) -> Study:
-    """Compare methods, and set them beside clinical scores and groups. Raises InputRefused, UsageError."""
+    """Compare methods, and relate them to clinical scores and groups. Raises InputRefused, UsageError."""
     names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
     notes = _left_out(methods)
     rows: list[Correlation] = []
@@ -132,14 +132,14 @@ def make_study(
 
 
 def read_request(asked: StudyRequest) -> ClinicalTable | None:
-    """Read the clinical table, and check what is to group it, before any mask is read."""
+    """Read the clinical table and check the grouping columns, before any mask is read."""
     clinical = None if asked.clinical is None else read_clinical(asked.clinical, asked.by)
     group_columns(clinical, named_columns(asked.by), asked.clinical)
     return clinical
 
 
 def named_columns(by: Sequence[str]) -> list[str]:
-    """Return what of the groups asked for are columns of the table; size and number of lesions are not."""
+    """Return which of the requested groups are table columns; lesion size and number are not."""
     return [name for name in by if name.lower() not in (LESION_SIZE, LESION_NUMBER)]
 
 
@@ -157,7 +157,7 @@ def write_study(study: Study, out: Path) -> list[str]:
 
 
 def as_json(study: Study) -> dict[str, Any]:
-    """Return everything as data: docs/study.schema.json."""
+    """Return all results as data; the schema is docs/study.schema.json."""
     return {
         "schema": SCHEMA,
         "tool": {"name": TOOL, "version": __version__},
@@ -185,7 +185,7 @@ def as_json(study: Study) -> dict[str, Any]:
 
 
 def _left_out(methods: Sequence[Method]) -> list[str]:
-    """Say which cases which method has no mask for that can be measured, and which no pair of methods shares."""
+    """Return messages about the cases that a method lacks, and the cases that no two methods share."""
     notes = []
     for method in methods:
         if missing := [method.pairs[path].case for path in method.refused]:
@@ -222,7 +222,7 @@ def _page(study: Study, data: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    """Return a number as a table of the page shows it."""
+    """Return a number as the page's tables show it."""
     if value is None:
         return ""
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Measures by subgroup: by columns of a table, and always by size and number of the true lesions."""
+"""Measures by subgroup: by columns of the clinical table, and always by size and number of the true lesions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class GroupTest:
-    """Kruskal and Wallis' test of whether a measure differs between the groups of a factor."""
+    """The Kruskal-Wallis test of whether a measure differs between the groups of a factor."""
 
     method: str
     factor: str
@@ -73,7 +73,7 @@ class GroupTest:
 def by_subgroup(
     methods: Sequence[Method], columns: Mapping[str, Mapping[str, str]]
 ) -> tuple[list[GroupSummary], list[GroupTest], list[str]]:
-    """Summarise and test every measure by each factor; also what to say of cases that are in no group.
+    """Summarise and test every measure by each factor. Also returns messages about cases that are in no group.
 
     `columns` are groups by case. Cases without a lesion are a group in tables of size and number, and take no part in their tests. Raises
     InputRefused where a column holds too many groups.
@@ -97,7 +97,7 @@ def by_subgroup(
 def _factors(
     scores: Sequence[Score], columns: Mapping[str, Mapping[str, str]]
 ) -> list[tuple[str, dict[str, list[Score]]]]:
-    """Return the groups of each factor that hold any case, in their order."""
+    """Return the non-empty groups of each factor, in order."""
     factors = [
         (factor, {group: [one for one in scores if known.get(one.case) == group] for group in _ordered(known)})
         for factor, known in columns.items()
@@ -115,7 +115,7 @@ def _factors(
 
 
 def _ordered(known: Mapping[str, str]) -> list[str]:
-    """Return the groups, numbers by size."""
+    """Return the groups sorted; numbers by size."""
 
     def place(group: str) -> tuple[float, str]:
         try:
@@ -166,7 +166,7 @@ def _summary(method: str, factor: str, group: str, measure: str, values: FloatAr
 
 
 def _note(values: FloatArray, skewed: bool) -> str:
-    """Say why an interval is not there."""
+    """Return why an interval is missing."""
     if len(values) < 3:
         return "no interval below 3 cases"
     if np.ptp(values) == 0:

@@ -1,4 +1,4 @@
-"""Files that `evaluate` writes, and may replace."""
+"""The files that `evaluate` writes and may overwrite."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ METHOD = "method"
 
 
 def sibling_path(out: Path, ending: str) -> Path:
-    """Return where a file of an evaluation lies: metrics.csv, metrics_study.html."""
+    """Return the path of a further output file of an evaluation: metrics.csv gives metrics_study.html."""
     return out.with_name(f"{out.stem}_{ending}")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table for spreadsheets."""
+    """Write a table as CSV for spreadsheets."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()
@@ -32,7 +32,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def refuse_overwriting_other_files(tables: Mapping[Path, Sequence[str]], data: Path, page: Path) -> None:
-    """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
+    """Raise UsageError if a file would be replaced that no earlier evaluation wrote: a mask, a worklist, a batch summary.
 
     `tables` are CSV files with their columns, `data` a JSON file, `page` what is written together with it.
     """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How networks are run. It is the same for all members."""
+    """How networks are run, the same for all members."""
 
     device: str = "cpu"
     """A torch device: "cpu", "cuda"."""
@@ -47,12 +47,12 @@ class InferenceSettings:
 
     @property
     def packed_form(self) -> bool:
-        """Whether networks run in the ONNX form that they were packed in."""
+        """Whether networks run from the ONNX files that they were packed with."""
         return self.session in ("onnx", "tensorrt")
 
     @classmethod
     def of(cls, config: RunConfig, device: str) -> InferenceSettings:
-        """Return the settings of a run, on a torch device."""
+        """Return the settings of a run on a torch device."""
         return cls(device, config.tta, config.precision, config.session, config.trust, config.allow_torchscript)
 
 
@@ -74,13 +74,13 @@ class MemberPrediction:
 
     @property
     def mask(self) -> Volume:
-        """Where it votes lesion (bool): its probability is above 0.5."""
+        """The member's lesion mask (bool): its probability is above 0.5."""
         return self.probability.like(self.probability.array > 0.5)
 
 
 @dataclass(frozen=True)
 class PartialProgress:
-    """Progress of one of several equal parts of the work, told as progress of the whole."""
+    """Reports the progress of one of several equal parts as progress of the whole."""
 
     progress: ProgressCallback
     part: int
@@ -95,19 +95,19 @@ class Member(Protocol):
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Return the lesion probability on the DWI grid. Raises whatever goes wrong: a member never substitutes a result."""
+        """Return the lesion probability on the DWI grid. Raises on any failure: a member never substitutes a result."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Weights that were recognised, but that can't be used yet."""
+    """Weights that were recognised but are not supported yet."""
 
     name: str
     folder: Path
@@ -116,7 +116,7 @@ class Unsupported:
 
 @dataclass(frozen=True)
 class MemberDescription:
-    """What a member's small files (plans, JSON) say of its networks, without loading any."""
+    """What a member's small files (plans, JSON) say about its networks, read without loading any."""
 
     channels: tuple[str, ...]
     """What each input channel is called."""
@@ -130,7 +130,7 @@ class MemberDescription:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network of a member (usually that of a fold), before it is built."""
+    """One network of a member (usually one fold), before it is built."""
 
     weights: Path
     """Its weights file. Its ONNX form, if there is one, lies beside it."""
@@ -154,41 +154,41 @@ class NetworkSpec:
 
 
 class ReferenceProgram(Protocol):
-    """The program that weights of a kind come from (nnU-Net, say). It predicts with them itself, for comparison."""
+    """The program that these weights come from (for example nnU-Net). It predicts with them itself, for comparison."""
 
     @property
     def title(self) -> str:
         """Its name and version."""
 
     def probability(self, member: Member, case: PreparedCase, settings: InferenceSettings) -> FloatArray:
-        """Return the lesion probability (z, y, x) on the DWI grid, of what the member is given. Raises what the program raises."""
+        """Return the lesion probability (z, y, x) on the DWI grid, from the member's own input. Raises what the program raises."""
 
 
 class Discovery(Protocol):
-    """Recognises weights of one kind by the layout of their files."""
+    """Recognises weights of one kind by their file layout."""
 
     @property
     @abstractmethod
     def suffixes(self) -> frozenset[str]:
-        """Endings of its files that bear on what they predict, besides `registry.PACKED_SUFFIXES`."""
+        """Suffixes of its files that affect predictions, besides `registry.PACKED_SUFFIXES`."""
 
     @abstractmethod
     def discover(self, tree: WeightsTree) -> Iterable[MemberSpec | Unsupported]:
-        """Return the members in a weights folder, and what is known and can't be used yet. Raises WeightsBroken."""
+        """Return the members in a weights folder, and recognised weights that are not supported yet. Raises WeightsBroken."""
 
 
 class Family(Discovery, Protocol):
-    """The code for members of one kind. A row of `registry.FAMILIES` makes it one of the product's."""
+    """The code for members of one kind. Adding it to `registry.FAMILIES` makes the kind available."""
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """The word that a manifest uses for it ("kind")."""
+        """The value of "kind" in a manifest."""
 
     @property
     @abstractmethod
     def layout(self) -> str:
-        """Which folders are recognised, for messages."""
+        """The folder layouts that are recognised, for messages."""
 
     @abstractmethod
     def folds(self, folder: Path) -> tuple[str, ...]:
@@ -196,22 +196,22 @@ class Family(Discovery, Protocol):
 
     @abstractmethod
     def describe(self, folder: Path) -> MemberDescription:
-        """Describe a member by the small files of its folder, without loading networks. Raises WeightsBroken."""
+        """Describe a member from the small files of its folder, without loading networks. Raises WeightsBroken."""
 
     @abstractmethod
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
-        """Load a member, with its networks on the device. Raises WeightsBroken for what is missing, damaged or not supported."""
+        """Load a member's networks onto the device. Raises WeightsBroken if anything is missing, damaged or not supported."""
 
     @abstractmethod
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """Return the networks of a member's folder, packed or not. Raises WeightsBroken."""
+        """Return the networks in a member's folder, packed or not. Raises WeightsBroken."""
 
     def pack(self, source: Path, target: Path, precision: packed.PackedPrecision) -> None:
-        """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError where there is no such form."""
+        """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError if the kind can't be packed."""
         raise UsageError(f"members of kind {self.kind} can't be packed", where=source, do="use the folder as it is")
 
     def reference(self) -> ReferenceProgram | None:
-        """Return the program that these weights come from, to compare with; None where there is none.
+        """Return the program that these weights come from, for comparison; None if there is none.
 
         Raises UsageError if it is not installed.
         """

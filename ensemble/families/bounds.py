@@ -1,4 +1,4 @@
-"""What a member's own numbers ask of memory, told before it is asked for it."""
+"""Check the memory that a member's plans ask for, before it is allocated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_WINDOW_BYTES = 24 * 2**30
 
 
 def refuse_excessive_memory(spec: MemberSpec, network: NetworkSpec) -> None:
-    """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds, or with voxels as large as a brain."""
+    """Raise WeightsBroken if resampling a brain or one window would need excessive memory, or voxels are as large as a brain."""
     patch = network.patch
     for spacing in (network.spacing_mm, spec.spacing_mm):
         if not spacing:

@@ -1,4 +1,4 @@
-"""What a network's input channels show: a modality, of a neighbouring slice if need be, or optional: "DWI", "adc", "DWI[-1]", "FLAIR?"."""
+"""Parse the image behind each input channel of a network, e.g. "DWI", "adc", "DWI[-1]" (neighbouring slice), "FLAIR?" (optional)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Channel:
 
 
 def parse_channel(text: str) -> Channel:
-    """Read NAME or NAME[offset], in any case, with ? behind it if optional. Raises ValueError for a name that is no modality we know."""
+    """Parse NAME or NAME[offset], case-insensitive, with a trailing ? if optional. Raises ValueError for an unknown modality."""
     match = _SYNTAX.fullmatch(text.strip())
     name = _DECORATION.sub("", match["name"].lower()) if match else ""
     plain = re.sub(r"[-_ ]", "", name)
@@ -46,5 +46,5 @@ def parse_channel(text: str) -> Channel:
 
 
 def neighbouring_slices(array: FloatArray, offset: int) -> FloatArray:
-    """Return an array (z, y, x) that shows at each slice the one `offset` further along z; beyond the ends, the end slice again."""
+    """Return an array (z, y, x) shifted so that slice z shows slice z + `offset`; the end slices are repeated."""
     return array[np.clip(np.arange(len(array)) + offset, 0, len(array) - 1)]

@@ -1,4 +1,4 @@
-"""What is known of one member before its networks are loaded."""
+"""What is known about a member before its networks are loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKED_MEMBER_FILE = "member.json"
 
 @dataclass(frozen=True)
 class MemberSpec:
-    """One member, as the manifest describes it."""
+    """One member, as its manifest entry describes it."""
 
     name: str
     """The name it votes under, and its output files go by."""
@@ -71,7 +71,7 @@ class MemberSpec:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the manifest entry, without the folder; `from_json` reads it."""
+        """Return the manifest entry without the folder; `from_json` reads it."""
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.channels is not None:
             entry["channels"] = list(self.channels)
@@ -93,7 +93,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def refuse_unfit_images(spec: MemberSpec) -> None:
-    """Raise WeightsBroken for a manifest that asks for other images than those as read, which alone these networks know."""
+    """Raise WeightsBroken if the manifest changes intensities or orientation of networks that need the images as read."""
     if (spec.intensities, spec.orientation) != ("native", "native"):
         raise WeightsBroken(
             f"member {spec.name} takes images as they are",
@@ -114,7 +114,7 @@ def _number(entry: Mapping[str, Any], key: str, usual: float, above: float | Non
 def _choice(
     entry: Mapping[str, Any], key: str, allowed: tuple[str, str], former: Mapping[str, str] = MappingProxyType({})
 ) -> Any:
-    """Return the entry's word; of a word that versions before used (`former`), the one of today. Raises ValueError."""
+    """Return the value of an entry; values that earlier versions used (`former`) are translated. Raises ValueError."""
     value = entry.get(key, allowed[0])
     value = former.get(value, value) if isinstance(value, str) else value
     if value not in allowed:

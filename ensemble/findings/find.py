@@ -1,4 +1,4 @@
-"""Findings of a segmented case: how much, where, and how sure."""
+"""Findings of a segmented case: lesion volumes and locations, each with its uncertainty."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SINGLE_SHARE = 0.9
 
 
 def locate_brain(case: PreparedCase, onto: Template | None = None) -> TemplatePlacement | None:
-    """Return where the brain of a case lies in the template; None where nothing was found. It may have `problems`."""
+    """Register the brain of a case to the template; None if no transform was found. The result may have `problems`."""
     return register_to_template(
         case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, onto
     )
 
 
 def compute_findings(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = None) -> Findings:
-    """Return what is found in a case, by a template (the shipped one if None) and label maps of the user's.
+    """Compute the findings of a case, with a template (by default the shipped one) and the user's label maps.
 
     Where the brain can't be brought to the template, what needs that is absent, and `registered` says why.
     """
@@ -73,7 +73,7 @@ def _registered(placement: TemplatePlacement | None) -> TemplateRegistration:
 
 
 def _without_places(own: Sample, members: Sequence[Sample], registered: TemplateRegistration) -> Findings:
-    """Return what needs no template."""
+    """Return the findings that need no template."""
     volumes, others = own.volumes_ml, [member.volumes_ml for member in members]
     centres = own.centres_mm if len(volumes) else np.zeros((0, 3))
     return Findings(
@@ -88,7 +88,7 @@ def _without_places(own: Sample, members: Sequence[Sample], registered: Template
 
 
 def pattern(volumes_ml: FloatArray) -> Pattern:
-    """none, single or scattered, by the lesions' volumes."""
+    """Return none, single or scattered, from the lesions' volumes."""
     if not volumes_ml.any():
         return "none"
     return "single" if volumes_ml.max() >= SINGLE_SHARE * volumes_ml.sum() else "scattered"

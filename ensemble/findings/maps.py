@@ -1,4 +1,4 @@
-"""Label maps that the user brings (`--atlas`): arterial territories, ASPECTS regions, whatever lies in MNI space, named as BIDS does."""
+"""The user's label maps (`--atlas`) in MNI space, named as in BIDS: arterial territories, ASPECTS regions or others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _FSL_SIZES = ((182, 218, 182), (91, 109, 91))
 
 @dataclass(frozen=True)
 class Label:
-    """A row of a map's table."""
+    """A row of a map's label table."""
 
     index: int
     name: str
@@ -58,7 +58,7 @@ class Label:
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """A label map and its table."""
+    """A label map and its label table."""
 
     name: str
     file: str
@@ -72,11 +72,11 @@ class LabelMap:
 
     @property
     def numbered(self) -> Iterator[tuple[int, Label]]:
-        """The labels with their numbers in `array`."""
+        """The labels, each with its number in `array`."""
         return enumerate(self.labels, start=1)
 
     def chosen(self, group: str, side: str | None = None) -> list[int]:
-        """Return the numbers in `array` of a group's labels, on one side if that is given."""
+        """Return the numbers in `array` of a group's labels, optionally of one side."""
         return [n for n, label in self.numbered if label.group == group and side in (None, label.side)]
 
     @property
@@ -86,8 +86,7 @@ class LabelMap:
 
 @lru_cache(maxsize=1)
 def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
-    """Return all label maps of a folder, read once: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and `<name>_dseg.json`, if there
-    is one).
+    """Read all label maps of a folder: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and an optional `<name>_dseg.json`).
 
     Raises UsageError for a folder without, and for a map that can't be used.
     """
@@ -107,7 +106,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """Return one label map with its table. Raises UsageError."""
+    """Read one label map with its table. Raises UsageError."""
     name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
     try:
         stored = read_stored(path, "atlas")
@@ -164,7 +163,7 @@ def _table(path: Path) -> dict[int, Label]:
 
 
 def _label(row: Mapping[str, str]) -> Label:
-    """Return a row of a table. Raises KeyError, ValueError, AttributeError or TypeError for one that is none."""
+    """Parse a table row. Raises KeyError, ValueError, AttributeError or TypeError if it is invalid."""
     side, group = ((row.get(column) or "").strip() for column in ("side", "group"))
     side = _SPELT.get(side.lower(), side.lower())
     label = Label(int(row["index"]), row["name"].strip(), "" if group.lower() == "n/a" else group, side)
@@ -174,7 +173,7 @@ def _label(row: Mapping[str, str]) -> Label:
 
 
 def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> tuple[Label, ...]:
-    """Return the labels with their sides as they lie.
+    """Return the labels with the side on which each one lies.
 
     Raises UsageError where the map is not in MNI space, or its table has sides swapped.
     """
@@ -213,7 +212,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
 
 
 def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
-    """Return the space that a map says it lies in and by what, and what is to be thought of where that is not the template's."""
+    """Return the space that a map declares and where it does, and a warning if it is not the template's."""
     entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
     stated, by = entities.get("space") or entities.get("tpl") or "", "file name"
     sidecar = path.with_name(f"{name}_dseg.json")
@@ -247,7 +246,7 @@ def _by_header(path: Path, grid: Grid) -> str:
 
 
 def sample_nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
-    """Return values of an array (z, y, x) at points (n, 3; LPS mm), of the nearest voxel; 0 outside."""
+    """Return the values of an array (z, y, x) at points (n, 3; LPS mm) by nearest neighbour; 0 outside."""
     index = np.rint(transform_points(np.linalg.inv(grid.affine), points_mm)).astype(np.int64)
     within = ((index >= 0) & (index < grid.size)).all(axis=1)
     found = np.zeros(len(points_mm), array.dtype)
@@ -258,17 +257,17 @@ def sample_nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArr
 
 @dataclass(frozen=True, eq=False)
 class _Volumes:
-    """Of one mask in one place: ml by label (0: in none)."""
+    """The volume of one mask in each label (ml; index 0: in none)."""
 
     ml: FloatArray
     map: LabelMap
 
     def part(self, chosen: Sequence[int]) -> tuple[float, float]:
-        """Return ml in some labels, and of the whole lesion."""
+        """Return the volume (ml) in some labels, and of the whole lesion."""
         return float(sum(self.ml[n] for n in chosen)), float(self.ml.sum())
 
     def leading(self, word: Callable[[Label], str]) -> str:
-        """Return the word (its group, say) under which most lies; empty where nothing does."""
+        """Return the label attribute (its group, say) with the largest volume; empty if all are zero."""
         by_word: dict[str, float] = {}
         for n, label in self.map.numbered:
             by_word[word(label)] = by_word.get(word(label), 0.0) + float(self.ml[n])
@@ -278,7 +277,7 @@ class _Volumes:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A map's volumes of the mask, of each voter's, and of the mask elsewhere."""
+    """A map's volumes for the mask, for each voter's mask, and for the mask at perturbed positions."""
 
     own: _Volumes
     members: Sequence[_Volumes]
@@ -309,7 +308,7 @@ def measure_in_map(
     matrix: FloatArray,
     nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
-    """Return what a map says of a lesion, given by voxels of the mask (all, and `few` of them) and of each voter's own.
+    """Measure a lesion in a label map. It is given by the voxels of the mask (all, and `few` of them) and of each voter's mask.
 
     `matrix` is the 4x4 map from the image to the template (LPS), `nearby` others that it might be.
     """
@@ -343,13 +342,13 @@ def measure_in_map(
 
 
 def _touched(amounts: Iterable[Amount]) -> tuple[Amount, ...]:
-    """Return those in which something lies, or might; most first."""
+    """Return the labels that contain some lesion, or might; largest volume first."""
     kept = [one for one in amounts if one.ml.members[1] > 0 or (one.ml.placement or (0, 0))[1] > 0]
     return tuple(sorted(kept, key=lambda one: -one.ml.value))
 
 
 def _aspects(asked: _Asked, matrix: FloatArray) -> Aspects:
-    """Return the share of each region that is lesion, and ten minus those above `ASPECTS_SHARE`, for each side that has ten."""
+    """Return the lesion share of each region, and for each side with ten regions 10 minus the number above `ASPECTS_SHARE`."""
     one = asked.own.map
     voxels = np.bincount(one.array.ravel(), minlength=len(one.labels) + 1)
     in_image = one.grid.voxel_ml / abs(

@@ -1,4 +1,4 @@
-"""One examination, as a scanner or archive sends it -> the images of a case, and on record why these."""
+"""Choose the images of a case from one examination as a scanner or archive sends it, and record why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ensemble.types import Modality
 
 @dataclass(frozen=True)
 class ExaminationCase:
-    """What was taken of an examination."""
+    """The images chosen from an examination, and the record of the choice."""
 
     raw: RawCase
     record: dict[str, Any]
@@ -25,7 +25,7 @@ class ExaminationCase:
 
 
 def read_examination(path: Path, name: str) -> ExaminationCase:
-    """Read DWI, ADC and FLAIR of a folder or .zip of DICOM that holds one examination.
+    """Read DWI, ADC and FLAIR from a folder or .zip of DICOM that holds one examination.
 
     Without a series that shows ADC, it will be computed from the DWI. A FLAIR is left out, with a note, where none or no single one can be
     read. Raises InputRefused where DWI or ADC can't be read, or can't be told for certain, and for several studies.

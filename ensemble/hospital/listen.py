@@ -1,4 +1,4 @@
-"""`listen`: a DICOM node. Studies come in by C-STORE, results go back by C-STORE, a page says what became of them."""
+"""`listen`: a DICOM node. Studies arrive by C-STORE, results are returned by C-STORE, and a status page shows progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOK_S, _AGAIN_S = 0.2, 5.0
 
 @dataclass(frozen=True)
 class ListenConfig:
-    """What `listen` was told."""
+    """The options of `listen`."""
 
     address: Address
     to: tuple[Destination, ...]
@@ -51,7 +51,7 @@ class ListenConfig:
 
 
 def listen(told: ListenConfig, setup: WorkerConfig) -> None:
-    """Listen until a signal ends it. Raises UserError where ports, spool or members can't be had."""
+    """Receive and segment studies until a signal. Raises UserError if ports, spool or members can't be opened."""
     with exclusive_writer(told.spool):
         try:
             spool = Spool(told.spool, told.most_bytes)
@@ -88,7 +88,7 @@ def listen(told: ListenConfig, setup: WorkerConfig) -> None:
 
 
 def _look(told: ListenConfig, spool: Spool, desk: Desk) -> None:
-    """Do the next study, if there is one."""
+    """Process the next complete study, if there is one."""
     spool.forget_finished(told.keep_s)
     study = spool.next_complete(told.quiet_s)
     if study is None:
@@ -126,7 +126,7 @@ def _segment(study: Study, spool: Spool, desk: Desk) -> None:
 
 
 def _refuse(key: str, answer: Failed, spool: Spool) -> None:
-    """What the page shows are words of ours; what was found, which holds text of the images, the worker has told the log alone."""
+    """Record a refusal. The status page shows only our own words; details may hold text of the images and go to the log alone."""
     refused = answer.exit_code == InputRefused.exit_code
     what = answer.what if answer.exit_code != 1 else "a bug in the tool; the log has more"
     spool.end(key, "refused" if refused else "failed", what, answer.details.get("do", ""))

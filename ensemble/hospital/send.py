@@ -1,4 +1,4 @@
-"""Results go back by C-STORE: each object once to each destination, tried again until it is acknowledged.
+"""Send results by C-STORE: each object once to each destination, retried until it is acknowledged.
 
 An object whose acknowledgement was not heard, or not put on record before a kill, may have arrived: C-FIND asks the destination first.
 """
@@ -30,7 +30,7 @@ _CONNECT_S, _ANSWER_S = 10.0, 60.0
 
 @dataclass(frozen=True)
 class Destination:
-    """A DICOM node that takes results."""
+    """A DICOM node that receives results."""
 
     aet: str
     host: str
@@ -41,7 +41,7 @@ class Destination:
 
 
 def parse_destinations(text: str) -> tuple[Destination, ...]:
-    """AET@HOST:PORT, several by commas. Raises UsageError."""
+    """Parse AET@HOST:PORT, several separated by commas. Raises UsageError."""
     return tuple(_destination(part.strip()) for part in text.split(",") if part.strip())
 
 
@@ -54,12 +54,12 @@ def _destination(text: str) -> Destination:
 
 
 def is_aet(text: str) -> bool:
-    """Return whether a text may be an AE title (PS3.5 6.2): 1 to 16 characters of ASCII, no backslash, not only spaces."""
+    """Return whether a text is a valid AE title (PS3.5 6.2): 1 to 16 ASCII characters, no backslash, not only spaces."""
     return 0 < len(text) <= 16 and text.isascii() and text.isprintable() and "\\" not in text and bool(text.strip())
 
 
 class Sender:
-    """A thread that sends what is to be sent."""
+    """A thread that sends results to all destinations."""
 
     def __init__(self, spool: Spool, aet: str, to: Sequence[Destination]) -> None:
         self._spool, self._aet, self._to = spool, aet, to
@@ -96,7 +96,7 @@ class Sender:
         log.warning("study %s: results not sent: %s; again in %.0f s", study.key[:12], "; ".join(failures), wait)
 
     def _send(self, study: Study, to: Destination) -> str:
-        """Send what a destination has not acknowledged. Returns why that failed, or nothing."""
+        """Send the objects that a destination has not acknowledged. Returns the error; empty if all were sent."""
         told = set(study.sent.get(str(to), ()))
         objects = [pydicom.dcmread(path) for path in self._spool.results_of(study.key)]
         objects = [dataset for dataset in objects if dataset.SOPInstanceUID not in told]
@@ -141,7 +141,7 @@ class Sender:
 
 
 def _holds(association: Association, dataset: Dataset) -> bool:
-    """Return whether a destination says that it holds an object (C-FIND, PS3.4 C.6.2). One that can't be asked does not say so."""
+    """Return whether a destination confirms that it holds an object (C-FIND, PS3.4 C.6.2); False if it can't be asked."""
     asked = Dataset()
     asked.QueryRetrieveLevel = "IMAGE"
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):

@@ -68,7 +68,7 @@ class OnnxSession:
 
     @property
     def arithmetic(self) -> str:
-        """Precision, and what computes."""
+        """Precision and runtime."""
         return f"fp32, {self._session.get_providers()[0]}"
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which members a weights folder holds, where their files are, and whether they are the files that were published.
+"""Find the members of a weights folder, and verify their files against the manifest.
 
 A folder with a `manifest.json` says so itself; otherwise its layout is recognised (see `discovery.py`). Imports no torch: listing is cheap.
 """
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
-    """Return the members in a weights folder, in its own order; or those named, in the order of naming.
+    """Return the members in a weights folder in its order; or the named ones, in the order of naming.
 
     Raises WeightsBroken when there is none, or when the manifest can't be read; UsageError when a name is unknown.
     """
@@ -56,7 +56,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
 
 def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
-    """Return a run's choices with what the members' own entries say of votes and small lesions, where nothing was chosen.
+    """Fill in voting weights and smallest lesion from the members' manifest entries where the user chose none.
 
     None stays where that is the usual rule: equal votes, every size. Of members that differ about the smallest lesion, the one that keeps
     most is followed. Raises UsageError for weights of members that don't take part.
@@ -77,12 +77,12 @@ def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> R
 
 
 def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
-    """Return known weights in a weights folder that can't be used yet; none where a manifest says what is to be used."""
+    """Return recognised weights in a weights folder that are not supported yet; none if there is a manifest."""
     return () if lexists(weights / MANIFEST) else unsupported_by_folder_layout(weights)
 
 
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
-    """Load a member's networks onto the device. Raises WeightsBroken when its files are missing, damaged or altered."""
+    """Load a member's networks onto the device. Raises WeightsBroken if its files are missing, damaged or altered."""
     verify_files(spec)
     try:
         return registry.family_of(spec).load(spec, settings)
@@ -98,7 +98,7 @@ def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
 
 
 def verify_files(spec: MemberSpec) -> None:
-    """Raise WeightsBroken unless each file that the manifest lists is there, unaltered, and no other weights lie beside them."""
+    """Raise WeightsBroken if a file in the manifest is missing or altered, or if unlisted weights lie beside them."""
     present = _weight_files(spec.folder)
     if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED_MEMBER_FILE})):
         raise WeightsBroken(
@@ -121,12 +121,12 @@ def verify_files(spec: MemberSpec) -> None:
 
 
 def weight_digests(spec: MemberSpec) -> dict[str, str]:
-    """Return the digest of every file that determines what the member predicts, for the run report. Raises WeightsBroken."""
+    """Return the SHA-256 of every file that affects what the member predicts. Raises WeightsBroken."""
     return dict(spec.sha256) or {name: _digest(path) for name, path in _weight_files(spec.folder).items()}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a member's folder that bear on what it predicts, by path. Raises WeightsBroken for what can't be read."""
+    """Return the files in a member's folder that affect what it predicts, by path. Raises WeightsBroken."""
     suffixes = registry.weight_suffixes()
     with folder_errors(folder):
         found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
@@ -134,7 +134,7 @@ def _weight_files(folder: Path) -> dict[str, Path]:
 
 
 def _digest(path: Path) -> str:
-    """Return as `file_sha256`; of a file that is as it was, what it was: folds take gigabytes. Raises WeightsBroken."""
+    """Return `file_sha256`, cached until the file changes, because folds may be gigabytes. Raises WeightsBroken."""
     with folder_errors(path):
         found = path.stat()
         return _digest_of(
@@ -170,5 +170,5 @@ def _inside(weights: Path, folder: str) -> Path:
 
 
 def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:
-    """Return what the manifest says of a member; what it leaves open of a packed one, that says itself."""
+    """Return a member from its manifest entry; for packed members, missing fields come from their own description."""
     return replace(MemberSpec.from_json(packed_entry(folder) | entry, folder), listed=bool(entry.get("sha256")))

@@ -1,4 +1,4 @@
-"""Turns members of any kind into safetensors and JSON: no pickle is left to load, and optimizer states stay behind.
+"""Convert members of any kind to safetensors and JSON, without pickles and optimizer states.
 
 A packed folder says in `member.json` what a manifest entry says, digests included, so that it is recognised wherever it is put.
 """
@@ -28,7 +28,7 @@ def pack(
     *,
     onnx: bool = False,
 ) -> list[Path]:
-    """Pack a member folder, or each member of a weights folder (those named, if any), into a new folder.
+    """Pack a member folder, or the members (all or the named ones) of a weights folder, into a new folder.
 
     A member folder becomes `destination` itself, the members of a weights folder become folders in it. A member folder named by a
     manifest beside it keeps what that says of it. With `onnx` each network is also written in ONNX form, as it is in the packed
@@ -49,7 +49,7 @@ def pack(
 
 
 def _beside(source: Path) -> tuple[MemberSpec, ...]:
-    """Return the entry for a member folder in the manifest of a weights folder above it."""
+    """Return the manifest entry for a member folder from a weights folder above it."""
     with folder_errors(source):
         above = [weights for weights in source.resolve().parents if (weights / MANIFEST).is_file()]
         if not above or (source / MANIFEST).is_file():

@@ -1,4 +1,4 @@
-"""Files that bear the names of our outputs and are not ours: a radiologist's mask, or the very images that are to be segmented."""
+"""Protect files of the user that have the names of our outputs, such as a manual mask or the input images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OURS = (*(Folder(".*").place(kind) for kind in all_artifact_kinds("*") if not k
 
 
 def refuse_overwriting_foreign_files(root: Path, inputs: Iterable[Path]) -> None:
-    """Raise UsageError where files would be replaced that no earlier run into this folder has written, as its report tells, or inputs."""
+    """Raise UsageError if outputs would replace input images, or files that no earlier run wrote according to its report."""
     standing = [
         path for pattern in _OURS for path in sorted(root.glob(pattern)) if "*" not in pattern or image_suffix(path)
     ]

@@ -1,4 +1,4 @@
-"""A case at its end: what outputs are made of."""
+"""A segmented case, from which all outputs are made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentedCase:
-    """A case as it was read, what came of it, and by whom."""
+    """A case as read, its result, and the ensemble that made it."""
 
     raw: RawCase
     result: Result
@@ -40,7 +40,7 @@ class SegmentedCase:
         extras: ExtraOutputs,
         examination: Mapping[str, Any] | None = None,
     ) -> SegmentedCase:
-        """Return a segmented case, with findings where `extras` ask for them, judged where the ensemble's choices ask for that."""
+        """Make a segmented case, with findings if `extras` ask for them, and trust if the ensemble's options do."""
         from ensemble.trust.judge import judge
 
         trust = judge(result, ensemble) if ensemble.config.trust else None
@@ -54,7 +54,7 @@ class SegmentedCase:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """What ran and what came of it, ready for JSON."""
+        """The content of `report.json`."""
         from ensemble.outputs.report.run_report import build_report
 
         report = build_report(self.raw, self.result, self.ensemble, self.findings, self.trust)

@@ -1,4 +1,4 @@
-"""An ADC map where none was given, of the DWI and the image of lowest b-value beside it.
+"""Compute an ADC map if none was given, from the DWI and the image of lowest b-value beside it.
 
 S = S0 exp(-b D) (Le Bihan 1986): of two b-values, D = ln(S_low / S) / (b - b_low). The DWI is the geometric mean over directions, so that D
 is the mean of theirs, as scanners compute it.
@@ -26,7 +26,7 @@ _ABOVE_NOISE = 2.5
 
 
 def compute_missing_adc(raw: RawCase) -> RawCase:
-    """Return the case with an ADC computed where it has none; as it is where one was given.
+    """Return the case with a computed ADC if it has none; unchanged if one was given.
 
     Raises InputRefused where none can be computed.
     """
@@ -46,7 +46,7 @@ def compute_missing_adc(raw: RawCase) -> RawCase:
 
 
 def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
-    """Return ADC (z, y, x) in 1e-6 mm^2/s: 0 in the air and where there is no signal, NaN where a signal is no number."""
+    """Return ADC (z, y, x) in 1e-6 mm^2/s: 0 in air and where there is no signal, NaN where a signal is not finite."""
     signal = _above_noise(low.array) & (dwi > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(low.array.astype(np.float64) / dwi) / (low.dwi_b - low.b) * 1e6
@@ -56,7 +56,7 @@ def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
 
 
 def _above_noise(image: FloatArray) -> BoolArray:
-    """Return where an image (z, y, x) shows more than the noise of the air in its corners."""
+    """Return where an image (z, y, x) exceeds the noise level of the air in its corners."""
     finite = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
     rows, columns = (max(1, int(_CORNER * n)) for n in finite.shape[1:])
     corners = np.concatenate(

@@ -1,4 +1,4 @@
-"""What lies outside the brain: values that are no numbers, noise, and the edges of the field of view."""
+"""Clean up outside the brain: non-finite values, noise, and the edges of the field of view."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CUT_MM2 = 400.0
 
 
 def zero_unusable_voxels(case: Draft) -> StepResult:
-    """Return values that are no numbers, or hot, stay 0 where there is no tissue, as an ADC of air is 0/0.
+    """Keep non-finite or hot voxels at 0 if they lie outside tissue (ADC of air is 0/0); refuse the image if they do not.
 
     In tissue, they refuse the case.
     """
@@ -50,7 +50,7 @@ def zero_unusable_voxels(case: Draft) -> StepResult:
 
 
 def clear_background(case: Draft) -> StepResult:
-    """Set to 0 what lies outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0.
+    """Set voxels outside the brain to 0 if many hold noise: members crop to and normalise by nonzero voxels.
 
     Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
     """
@@ -69,12 +69,12 @@ def clear_background(case: Draft) -> StepResult:
 
 
 def _cleared(image: Volume, brain: BoolArray) -> Volume:
-    """Return the image with 0 outside the brain; itself where that is so already."""
+    """Return the image with 0 outside the brain; the image itself if it is so already."""
     return image.like(np.where(brain, image.array, np.float32(0))) if image.array[~brain].any() else image
 
 
 def note_cut_off_brain(case: Draft) -> StepResult:
-    """Say so when the brain is cut off by the field of view; below, where the brain stem leaves it, that is as it should be."""
+    """Note a brain that is cut off by the field of view, except at the bottom, where the brain stem always leaves it."""
     canonical = case.dwi.grid.canonical()
     array = canonical.apply(case.brain)
     faces = {

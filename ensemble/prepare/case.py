@@ -45,7 +45,7 @@ STEPS: tuple[Step, ...] = (
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """The images of a case, checked, all on the DWI grid."""
+    """The checked images of a case, all on the DWI grid."""
 
     name: str
     images: Mapping[Modality, Volume]
@@ -64,7 +64,7 @@ class PreparedCase:
 
     @property
     def grid(self) -> Grid:
-        """The DWI grid, on which everything lies and the mask is written."""
+        """The DWI grid, on which all images lie and the mask is written."""
         return self.images[Modality.DWI].grid
 
     @property
@@ -81,7 +81,7 @@ def prepare(
     brain_ml: tuple[float, float] = RunConfig.brain_ml,
     registration: Registration = "auto",
 ) -> PreparedCase:
-    """Check a case, strip its skull, and bring its images onto the DWI grid.
+    """Check a case, strip its skull, and resample its images to the DWI grid.
 
     `skull_strip` says whether a skull is stripped. `device` ("cpu", "cuda") is where HD-BET runs, if it must; no other network runs here.
     `brain_ml` is the volume (ml) that a brain may have. With `registration` "never", FLAIR lies where its header says.
@@ -108,5 +108,5 @@ def prepare(
 
 
 def prepare_for_run(raw: RawCase, config: RunConfig, device: str) -> PreparedCase:
-    """Prepare a case as a run's choices say. Raises as `prepare` does."""
+    """Prepare a case with the options of a run. Raises as `prepare` does."""
     return prepare(raw, config.skull_strip, device, config.brain_ml, config.registration)

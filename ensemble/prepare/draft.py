@@ -1,4 +1,4 @@
-"""`Draft`, a case on its way through the steps of preparation; `Step`, the form of every step; `Note`, what steps record."""
+"""`Draft`, a case during preparation; `Step`, the signature of every preparation step; `Note`, what a step records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LazyVolume = Callable[[], Volume]
 
 
 class LazyImages(Mapping[Modality, Volume]):
-    """Images of which the late ones are made when they are asked for first, and then kept."""
+    """Images of which some are computed when first accessed, and then kept."""
 
     def __init__(self, images: Mapping[Modality, Volume | LazyVolume]) -> None:
         self._images = dict(images)
@@ -41,7 +41,7 @@ def _nowhere() -> BoolArray:
 
 @dataclass(frozen=True)
 class Note:
-    """What was changed, or looks odd."""
+    """A repair, or a remark on something unusual."""
 
     text: str
     """One sentence."""
@@ -53,7 +53,7 @@ class Note:
 
 @dataclass(frozen=True)
 class UnusableVoxels:
-    """Where an image held no numbers, or none of a head, and how many of these are hot. It is 0 there meanwhile."""
+    """Where an image is not finite or has impossible values, and how many are the latter. They are set to 0 meanwhile."""
 
     where: Volume
     """bool, on the image's own grid."""
@@ -91,7 +91,7 @@ class Draft:
 
     @property
     def dwi(self) -> Volume:
-        """The image on whose grid everything will lie."""
+        """The image whose grid all others are resampled to."""
         return self.images[Modality.DWI]
 
     @property
@@ -100,7 +100,7 @@ class Draft:
         return self.images[Modality.ADC]
 
     def with_image(self, modality: Modality, volume: Volume) -> Draft:
-        """Return the case with another volume in the place of an image."""
+        """Return the case with an image replaced."""
         return replace(self, images={**self.images, modality: volume})
 
 

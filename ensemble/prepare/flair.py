@@ -1,4 +1,4 @@
-"""FLAIR onto the DWI grid: by its header, or registered besides (`registration.py`): it is taken minutes apart, and patients move."""
+"""Resample FLAIR to the DWI grid by its header, or also by registration (`registration.py`), because patients move between scans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
 
 
 def check_flair_size(case: Draft) -> StepResult:
-    """Refuse a FLAIR that is extracted, as the DWI is, and by its header of a size that no brain has."""
+    """Refuse a skull-stripped FLAIR whose header gives the brain an impossible size."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
         shown = brain_mask(flair.array, flair.array)
@@ -37,7 +37,7 @@ def check_flair_size(case: Draft) -> StepResult:
 
 
 def align_flair(case: Draft) -> StepResult:
-    """Bring FLAIR onto the DWI grid: registered where that aligns it better than its header does; refused where it shows another place.
+    """Resample FLAIR to the DWI grid, registered if that aligns it better than its header; refuse one of another place.
 
     Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly.
     """
@@ -74,7 +74,7 @@ def align_flair(case: Draft) -> StepResult:
 
 
 def _cubic(flair: Volume, grid: Grid, brain: Volume | None, transform: sitk.Transform | None) -> Volume:
-    """Bring FLAIR onto the DWI grid by cubic B-splines.
+    """Resample FLAIR to the DWI grid by cubic B-splines.
 
     Where a skull was stripped (`brain`), FLAIR loses its own before, so that it rings as a stripped image does. This is done when a
     published member asks for it: it takes longer than all else here but registration.

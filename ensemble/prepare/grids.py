@@ -1,4 +1,4 @@
-"""ADC onto the DWI grid, as their headers say; headers are never overwritten."""
+"""Resample ADC to the DWI grid as the headers say; headers are never overwritten."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIN_ADC_OVERLAP, MIN_ADC_COVERAGE, WHOLE_ADC_COVERAGE = 0.3, 0.9, 0.999
 
 
 def align_adc(case: Draft) -> StepResult:
-    """Return ADC (float32) on the DWI grid, and where it has data there; refused when it shows another place."""
+    """Resample ADC (float32) to the DWI grid, and record where it has data; refuse one of another place."""
     adc, grid, there = case.adc, case.dwi.grid, case.adc.grid
     covered, text = np.ones(grid.shape_zyx, bool), ""
     apart = grid.distance_voxels(there)
@@ -47,7 +47,7 @@ def align_adc(case: Draft) -> StepResult:
 
 
 def check_adc_coverage(case: Draft) -> StepResult:
-    """Return the part of the brain that ADC covers; refused when that is not most of it."""
+    """Restrict the brain to where ADC has data; refuse if that is not most of it."""
     share = float(case.covered[case.brain].mean())
     if share < MIN_ADC_COVERAGE:
         raise InputRefused(

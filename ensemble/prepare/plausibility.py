@@ -1,4 +1,4 @@
-"""Whether DWI and ADC are what they are called: swapped, unweighted, exponential, clipped or half-empty images are refused.
+"""Check that DWI and ADC are what they claim: swapped, unweighted, exponential, clipped or half-empty images are refused.
 
 All of it rests on CSF: free water has an ADC four times that of tissue, and therefore is dark on DWI. Everything else that is as dark on
 one and as bright on the other would be damage of a size and depth that no infarct has. How a b0 or T2 image is told from a DWI of low b by
@@ -49,14 +49,14 @@ _SOME_EMPTY, _MOSTLY_EMPTY = 0.05, 0.2
 
 @dataclass(frozen=True)
 class _Inside:
-    """DWI and ADC within the brain, in units of their own tissue level."""
+    """DWI and ADC within the brain, in units of their tissue level."""
 
     dwi: FloatArray
     adc: FloatArray
 
 
 def check_plausibility(case: Draft) -> StepResult:
-    """Refuse a DWI and ADC that can't be what they are called."""
+    """Refuse a DWI and ADC that can't be what they claim."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     deep = None if case.stripped else _deep_part(case.brain, case.dwi.grid)
     return case, refuse_implausible(case.dwi.array, case.adc.array, case.brain, where, deep)
@@ -65,7 +65,7 @@ def check_plausibility(case: Draft) -> StepResult:
 def refuse_implausible(
     dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, core: BoolArray | None = None
 ) -> tuple[Note, ...]:
-    """Raise InputRefused for a DWI and ADC (z, y, x) that can't be what they are called; gives notes on what is only odd.
+    """Raise InputRefused if DWI and ADC (z, y, x) can't be what they claim; return notes on what is only unusual.
 
     Args:
         dwi, adc: on one grid, in any unit.
@@ -83,7 +83,7 @@ def refuse_implausible(
 
 
 def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
-    """Return what of a brain lies so deep that it is none of a skull, should that still be there."""
+    """Return the part of a brain deep enough to exclude any remaining skull."""
     deep = np.zeros_like(brain)
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     depth = ndimage.distance_transform_edt(np.pad(brain[box], 1), grid.spacing_zyx_mm)
@@ -92,7 +92,7 @@ def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
 
 
 def tissue_level(image: FloatArray, brain: BoolArray) -> float:
-    """Return the most frequent value in the brain (smoothed histogram around the median); 0 where nothing is positive."""
+    """Return the most frequent value in the brain (smoothed histogram around the median); 0 if no value is positive."""
     values = image[brain & (image > 0)]
     if values.size == 0:
         return 0.0
@@ -109,7 +109,7 @@ def _in_levels(image: FloatArray, brain: BoolArray, part: BoolArray | None = Non
 
 
 def _core(dwi: FloatArray, adc: FloatArray, brain: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Return both images away from the brain's rim, where interpolation and stripping make everything dark."""
+    """Return both images away from the brain's rim, which interpolation and stripping darken."""
     core = ndimage.binary_erosion(brain, ndimage.generate_binary_structure(3, 1), iterations=2)
     return _in_levels(dwi, brain, core), _in_levels(adc, brain, core)
 
@@ -131,7 +131,7 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
 
 
 def _refuse_negative(dwi: FloatArray, where: str) -> None:
-    """Raise InputRefused for a DWI whose brightest values have come out negative: no magnitude is, and a lesion would be lost."""
+    """Raise InputRefused if the brightest values of the DWI are negative: magnitudes never are, and lesions would be lost."""
     share = float((dwi < -_NEGATIVE).mean())
     if share > _NEGATIVE_SHARE:
         raise InputRefused(
@@ -155,7 +155,7 @@ def _refuse_swapped(inside: _Inside, where: str) -> None:
 
 
 def _rise(inside: _Inside, dwi: FloatArray, adc: FloatArray, brain: BoolArray, core: BoolArray | None) -> float:
-    """`_rise_with_adc` of the brain; of its core, where that says otherwise, or so much that nothing else matters."""
+    """Return `_rise_with_adc` of the brain, or of its core if that differs or is so high that it alone decides."""
     whole = _rise_with_adc(inside)
     if core is None or core.sum() < _MIN_CORE * brain.sum():
         return whole
@@ -174,7 +174,7 @@ def _refuse_unweighted(rise: float, where: str) -> None:
 
 
 def _rise_with_adc(inside: _Inside) -> float:
-    """Return the slope of log DWI over ADC (ms/um^2) from tissue to CSF: that of log S0, less b; -inf where nothing is like CSF.
+    """Return the slope of log DWI over ADC (ms/um^2) from tissue to CSF: slope of log S0, minus b; -inf if nothing is like CSF.
 
     Medians in bins of ADC, so that a few voxels of CSF count as much as many, and what shares a voxel with tissue counts too.
     """

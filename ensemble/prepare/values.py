@@ -1,4 +1,4 @@
-"""The first steps: DWI and ADC are there, each image holds a picture made of numbers, and no two are the same."""
+"""The first checks: DWI and ADC exist, each image has finite and varying values, and no two are the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_complete(case: Draft) -> StepResult:
 
 
 def check_values(case: Draft) -> StepResult:
-    """Put 0 for what is no number, or none of a head, for now (`background.not_numbers` judges); refuse images that hold no picture."""
+    """Set unusable values to 0 for now (`background.zero_unusable_voxels` decides on them later); refuse images without content."""
     marked, images = {}, dict(case.images)
     for modality, image in case.images.items():
         bad = unusable_voxels(image.array)
@@ -58,7 +58,7 @@ def check_values(case: Draft) -> StepResult:
 
 
 def check_distinct(case: Draft) -> StepResult:
-    """Refuse an image that is given twice."""
+    """Refuse an image that is given for two modalities."""
     for first, second in combinations([modality for modality in Modality if modality in case.images], 2):
         if np.array_equal(case.images[first].array, case.images[second].array):
             raise InputRefused(
@@ -71,7 +71,7 @@ def check_distinct(case: Draft) -> StepResult:
 
 
 def _air_level(array: FloatArray) -> float:
-    """Return the one value on nearly all of an image's outer faces (z, y, x) where that is as high as tissue's; else 0."""
+    """Return the single value on nearly all of an image's outer faces (z, y, x) if it is as high as tissue; else 0."""
     faces = np.concatenate([array.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
     level = float(np.median(faces))
     if not level > 0 or (faces == level).mean() < _ALL_AROUND or not (array == level).any():

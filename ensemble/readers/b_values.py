@@ -1,4 +1,4 @@
-"""Which of several volumes of one acquisition is the diffusion-weighted image, and whether volumes are what their b-values say."""
+"""Choose the diffusion-weighted image among the volumes of one acquisition, and check the volumes against their b-values."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ def select_dwi(
 
 
 def weighted_volumes(count: int, b_values: Sequence[float] | None) -> list[int]:
-    """Return which of so many volumes the image that `select_dwi` gives was made of."""
+    """Return the indices of the volumes, out of `count`, that `select_dwi` makes its image from."""
     if b_values is None:
         return [count - 1]
     return _shell(b_values, [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]])[1]
 
 
 def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, list[int]]:
-    """Return the usable b-value that is nearest to 1000, and the volumes of its shell."""
+    """Return the usable b-value nearest to 1000, and the volumes of its shell."""
     b = min(usable, key=lambda value: (abs(value - USUAL_B), value))
     return b, [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
 
 
 def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowBImage:
-    """Return the mean of the volumes (n, z, y, x) of lowest b-value, beside what `select_dwi` has chosen.
+    """Return the mean of the volumes (n, z, y, x) of lowest b-value, to go with the image that `select_dwi` chose.
 
     Raises InputRefused where there is none, or where they do not show the same.
     """
@@ -113,7 +113,7 @@ def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path
 
 
 def no_adc_error(path: Path, found: str) -> InputRefused:
-    """Return what to tell where no ADC is given and none can be computed."""
+    """Return the error for a case in which no ADC map is given and none can be computed."""
     return InputRefused(
         "there is no ADC image",
         where=path,
@@ -152,7 +152,7 @@ def _geometric_mean(directions: FloatArray) -> FloatArray:
 
 
 def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse: _Refusal) -> None:
-    """Raise InputRefused unless all volumes of a shell show the same head with the same weighting.
+    """Raise InputRefused unless all volumes of a shell show the same head with the same diffusion weighting.
 
     Signals of two directions differ by exp(-b (D1 - D2)): by little in the median of a head, by more in tracts only, and what is bright or
     dark in one is so in the others (CSF is dark in all). Each volume is compared with the median of all; of two, with the other.
@@ -180,7 +180,7 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
 
 
 def _refuse_two_halves(levels: Sequence[float], numbers: Sequence[int], b: float, refuse: _Refusal) -> None:
-    """Raise InputRefused where half of a shell's volumes are much brighter than the others: the median of all lies between."""
+    """Raise InputRefused if half of a shell's volumes are much brighter than the rest, which the median of all would hide."""
     order = np.argsort(levels)
     steps = np.diff(np.take(levels, order))
     if (step := float(steps.max())) > _MEDIAN_DIFFERENCE * b / 1000:
@@ -207,7 +207,7 @@ def _refuse_reversed(weighted: AnyArray, other: AnyArray, difference: float, num
 
 
 def _log_signal(volume: AnyArray) -> FloatArray:
-    """Return the logarithm of the signal (z, y, x), smoothed within slices against noise, with a floor far below tissue."""
+    """Return the log signal (z, y, x), smoothed within slices, with a floor far below tissue."""
     from scipy.ndimage import uniform_filter
 
     finite = np.nan_to_num(np.asarray(volume, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
@@ -223,13 +223,13 @@ def _bright(volume: FloatArray) -> float:
 
 
 def _bright_log(log: FloatArray) -> float:
-    """Return the logarithm of signal above which a head is bright; infinite where nothing rises above the floor."""
+    """Return the log signal above which voxels belong to the bright part of a head; infinite if nothing exceeds the floor."""
     signal = log[log > log.min()]
     return float(np.percentile(signal, 95) + np.log(_DARK)) if signal.size else float("inf")
 
 
 def _agreement(log: FloatArray, other: FloatArray, limit: float) -> tuple[float, float, float]:
-    """Return how a volume agrees with another, both as logarithms: median difference where both have signal.
+    """Return how well two volumes agree (both as log signal): the median difference where both have signal.
 
     Rank correlation there; and the share of voxels in either's foreground that differ from all neighbours in the other by more than `limit`
     beside that.

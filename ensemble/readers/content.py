@@ -1,4 +1,4 @@
-"""What a file holds by its first bytes, where that is another thing than its name says."""
+"""Recognise files by their first bytes, to report those whose content is not what their name says."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _OWN = {".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".nhdr": "NRR
 
 
 def refuse_mislabelled_file(path: Path, label: str) -> None:
-    """Raise InputRefused for a file, known to be no NIfTI, that does not begin as its name says. Raises OSError."""
+    """Raise InputRefused for a file other than NIfTI whose content does not match its suffix. Raises OSError."""
     suffix = image_suffix(path)
     with open_file(path) as file:
         begin = file.read(_BEGIN)

@@ -1,4 +1,4 @@
-"""What an image that ITK has read must have before it is ours."""
+"""Checks of the geometry of an image read by ITK."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STRAIGHT = 1e-6
 
 
 def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
-    """Return the grid with the rotation (or reflection) nearest to its direction; the grid itself where that is one.
+    """Return the grid with the nearest orthonormal direction matrix; the grid itself if it has one already.
 
     Other axes can't be written to NIfTI, so that the mask would lie elsewhere. What moves more than rounding does is noted. Raises
     InputRefused for a grid without finite numbers, or with axes that are not at right angles.
@@ -47,6 +47,6 @@ def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str
 
 
 def last_itk_line(error: Exception) -> str:
-    """Return what an ITK error says at its end, which is the part for people."""
+    """Return the last line of an ITK error, the part meant for people."""
     lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""One image file -> RawImage, refusing what would otherwise be read wrongly and silently."""
+"""Read one image file, and refuse what would otherwise be read wrongly without a warning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GENERIC = {"diffusion", "image"}
 
 
 def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
-    """Read one file, DICOM folder or archive a modality; without ADC, also what one can be computed of.
+    """Read one file, DICOM folder or archive per modality; without ADC, also the image needed to compute it.
 
     With `adc_is_held` the caller has an ADC map in memory, so that none will be computed.
 
@@ -74,7 +74,7 @@ def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
 
 
 def case_name(dwi: Path) -> str:
-    """Return what to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
+    """Return the name of a case: the DWI's file name without suffix, or its folder's name if the file is only called "dwi"."""
     name, folder = stem(dwi), dwi.absolute().parent.name
     shown = parse_image_name(name)
     generic = name.lower() in _GENERIC or (shown is not None and not shown.case)
@@ -84,7 +84,7 @@ def case_name(dwi: Path) -> str:
 def _single_volume(
     stored: StoredImage, path: Path, modality: Modality, notes: list[str], *, with_low_b: bool
 ) -> tuple[AnyArray, LowBImage | None]:
-    """Return the one volume (z, y, x) of an image that shows the modality, as float32.
+    """Return the single volume (z, y, x) float32 of an image that shows the modality.
 
     And that of lowest b-value beside it, where asked for.
     """
@@ -114,7 +114,7 @@ def _single_volume(
 
 
 def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
-    """Return the b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
+    """Return the b-values in the .bval file beside an image (FSL's format); None if there is none."""
     if not lexists(beside):
         return None
     try:

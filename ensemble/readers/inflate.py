@@ -1,4 +1,4 @@
-"""A gzip stream, of any number of members, inflated as it is read: no more than is asked for, and no header of it byte by byte."""
+"""Read a gzip stream of any number of members incrementally, never more than asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BLOCK, _MAGIC = 1 << 14, b"\x1f\x8b"
 
 
 class GzipReader(io.RawIOBase):
-    """What a gzip file holds (RFC 1952).
+    """Reads the contents of a gzip file (RFC 1952).
 
     Reading raises zlib.error, also where a checksum does not hold; EOFError where the end is missing; ValueError for what stands behind it
     and is neither another member nor padding.
@@ -21,7 +21,7 @@ class GzipReader(io.RawIOBase):
         self._file, self._input, self._stream = file, b"", zlib.decompressobj(31)
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read up to so many bytes, at least one before the end."""
+        """Read up to `size` bytes, at least one before the end."""
         while True:
             if self._stream.eof and not self._begin_member():
                 return b""
@@ -34,14 +34,14 @@ class GzipReader(io.RawIOBase):
                 return content
 
     def exactly(self, size: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Read `size` bytes, fewer only at the end."""
         content = b""
         while len(content) < size and (more := self.read(size - len(content))):
             content += more
         return content
 
     def _begin_member(self) -> bool:
-        """Return whether another member follows the one that has ended; padding with zeros is passed over."""
+        """Return whether another member follows; zero padding is skipped."""
         rest = self._stream.unused_data
         while len(rest := rest.lstrip(b"\0")) < len(_MAGIC) and (more := self._file.read(_BLOCK)):
             rest += more

@@ -1,4 +1,4 @@
-"""What ITK passes over in silence in files with text headers: truncated data that it fills up, fields that it replaces by guesses.
+"""Find damage that ITK silently ignores in files with text headers: truncated data, and invalid fields replaced by guesses.
 
 Fields: MetaImage (itk.org/Wiki/MetaIO), NRRD (teem.sourceforge.net/nrrd/format.html).
 """
@@ -54,7 +54,7 @@ _MAX_LINES = 1 << 16
 
 
 def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
-    """Return what is odd about a file, one sentence each, as far as ITK would not say so.
+    """Return remarks on unusual things in a file that ITK would not report, one sentence each.
 
     Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
     the file can't be read.
@@ -93,7 +93,7 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
 
 
 def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return what to tell of a file that is not whole."""
+    """Return the error for an incomplete file."""
     return InputRefused(
         f"the {label} image is damaged or truncated",
         where=path,
@@ -103,7 +103,7 @@ def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
 
 
 def odd_header_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return what to tell of a file that may well be whole, and whose header says what can't be, or is not read."""
+    """Return the error for a file, possibly complete, whose header is impossible or not supported."""
     return InputRefused(
         f"the {label} image's header can't be used",
         where=path,
@@ -124,7 +124,7 @@ def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
 
 
 def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return what to tell of a file that is no image of the kind that its name says."""
+    """Return the error for a file that is not an image of the format in its name."""
     return InputRefused(
         f"the {label} file is not a readable image, or is damaged",
         where=path,
@@ -134,7 +134,7 @@ def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
 
 
 def refuse_decompression_bomb(needed: int, present: int, path: Path, label: str) -> None:
-    """Raise InputRefused for an image of `needed` bytes in `present` ones of compressed data, where that is as no scan inflates."""
+    """Raise InputRefused if `present` bytes of compressed data inflate to `needed` bytes at a ratio that no scan reaches."""
     if present * MAX_INFLATION < needed:
         raise damaged_file_error(path, label, f"{present} bytes (compressed), which can't hold {needed}")
     if needed > _MAX_SCAN_INFLATION * present + _FREE_BYTES:
@@ -175,7 +175,7 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
 
 
 def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> None:
-    """Raise InputRefused for a MetaImage or NRRD header that tells no size of the first three axes: ITK takes 1 mm."""
+    """Raise InputRefused for a MetaImage or NRRD header without the voxel size of three axes: ITK would assume 1 mm."""
     fields = header.fields
     if path.suffix.lower() in (".mha", ".mhd"):
         key, axes = "ElementSpacing", int(fields.get("NDims", 3))
@@ -197,13 +197,13 @@ def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> No
 
 
 def _is_size(text: str) -> bool:
-    """Return whether a number, or a vector's numbers, are finite and not all 0; NRRD's `none` is no size."""
+    """Return whether a number, or a vector of numbers, is finite and not all 0; NRRD's `none` is not a size."""
     numbers = [math.nan if text == "none" else float(number) for number in text.strip("()").split(",")]
     return all(map(math.isfinite, numbers)) and any(numbers)
 
 
 def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
-    """Return a field of the header that holds what can't be; empty where none does. Raises ValueError for what is no number."""
+    """Return the first header field with an impossible value; empty if there is none. Raises ValueError for invalid numbers."""
     key = "NDims" if metaimage else "dimension"
     axes = header.fields.get(key, "")
     if not axes.isdecimal() or not 0 < int(axes) <= _MAX_AXES:  # ITK asks for memory for all of them, and dies
@@ -220,7 +220,7 @@ def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
 
 
 def _odd_metaimage_number(header: TextHeader) -> str:
-    """Return a number of a MetaImage header that can't be; empty where none is so, or where ITK will refuse it anyway."""
+    """Return the first impossible number of a MetaImage header; empty if there is none, or if ITK refuses it anyway."""
     for key in _METAIMAGE_NUMBERS:
         numbers = [float(number) for number in header.fields.get(key, "").split()]
         positive = key in ("ElementSpacing", "ElementSize")
@@ -233,7 +233,7 @@ def _odd_metaimage_number(header: TextHeader) -> str:
 
 
 def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
-    """Return what is missing of a MetaImage's voxels, or wrong with their compression: ITK ignores zlib's errors, and so its checksum."""
+    """Return what is missing or damaged in a MetaImage's voxels: ITK ignores zlib's errors, including checksums."""
     fields = header.fields
     kind = _ELEMENT_TYPE.fullmatch(fields.get("ElementType", ""))
     size = [int(number) for number in fields.get("DimSize", "").split()]
@@ -257,7 +257,7 @@ def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
 
 
 def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
-    """Return what is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
+    """Return the damage in a zlib or gzip stream that should inflate to so many bytes. Raises zlib.error, also for a wrong checksum."""
     stream, given = zlib.decompressobj(wbits=47), 0
     while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 14))):
         left -= len(block)
@@ -268,7 +268,7 @@ def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
 
 
 def _nrrd_damage(header: TextHeader, path: Path) -> str:
-    """Return what is wrong with an NRRD file's compressed voxels: ITK counts them, but does not always read on to their checksum."""
+    """Return the damage in an NRRD file's compressed voxels: ITK counts them, but does not always verify the checksum."""
     if header.fields.get("encoding", "").lower() not in ("gz", "gzip"):
         return ""
     voxels = math.prod(int(number) for number in header.fields.get("sizes", "").split())
@@ -287,12 +287,12 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
 
 
 def _voxel_bytes(header: TextHeader) -> int:
-    """Return the bytes that a voxel takes, as far as its type is known; else one."""
+    """Return the bytes per voxel, or 1 for an unknown type."""
     if (kind := _ELEMENT_TYPE.fullmatch(header.fields.get("ElementType", ""))) is not None:
         return _ELEMENT_BYTES.get(kind[1], 1) * int(header.fields.get("ElementNumberOfChannels", 1))
     return _NRRD_BYTES.get(header.fields.get("type", "").lower().removeprefix("unsigned ").removesuffix(" int"), 1)
 
 
 def _true(fields: Mapping[str, str], key: str) -> bool:
-    """Return as ITK takes it: MetaImages are binary, and not compressed, unless they say so."""
+    """Return a boolean field as ITK reads it: MetaImages are binary and uncompressed by default."""
     return fields.get(key, "True" if key == "BinaryData" else "False")[:1] in ("T", "t", "1")

@@ -1,4 +1,4 @@
-"""NIfTI files, whatever their names: what their headers say, and the voxels as they are stored.
+"""Read NIfTI files, whatever their names: headers, and voxels as stored.
 
 ITK tells where the image lies, by the header alone; it never sees the voxels, since it puts 0 for what is no number, takes a scale that is
 none for 1, and reads neither NIfTI-2 nor what is compressed but not called so. Fields: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
@@ -39,7 +39,7 @@ _ITK_SKEW = 5e-5
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a header's fields lie."""
+    """The offsets of the header fields."""
 
     length: int
     magic: _Field
@@ -76,7 +76,7 @@ _LAYOUTS = {
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """A NIfTI file's header."""
+    """The header of a NIfTI file."""
 
     path: Path
     compressed: bool
@@ -90,7 +90,7 @@ class NiftiHeader:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Voxels along x, y, z, ..., without axes of length 1 at the end beyond z."""
+        """Voxels along x, y, z, ...; trailing axes of length 1 beyond z are dropped."""
         count, *sizes = (int(n) for n in self.read(self.layout.dim))
         sizes = sizes[:count]
         while len(sizes) > 3 and sizes[-1] == 1:
@@ -99,27 +99,27 @@ class NiftiHeader:
 
     @property
     def not_scalar(self) -> str:
-        """What a voxel holds, where it is more than one number."""
+        """What a voxel holds if it is more than one number; else empty."""
         return _SEVERAL.get(int(self.read(self.layout.datatype)[0]), "")
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Factor and summand that turn stored numbers into values: none where the slope is 0 (nifti1.h), or not set (NaN)."""
+        """Slope and intercept from stored numbers to values; the identity if the slope is 0 (nifti1.h) or NaN."""
         slope, intercept = self.read(self.layout.scale)
         return (1.0, 0.0) if slope == 0 or math.isnan(slope) else (slope, intercept)
 
     @property
     def sform(self) -> tuple[float, ...] | None:
-        """The 3x4 matrix from voxel to world (RAS), row by row; None where there is none."""
+        """The 3x4 matrix from voxel to world (RAS), row by row; None if there is none."""
         return self.read(self.layout.srow) if self.read(self.layout.codes)[1] > 0 else None
 
     @property
     def form(self) -> int:
-        """The larger of its two form codes: 3 says Talairach, 4 MNI152."""
+        """The larger of its two form codes: 3 is Talairach, 4 is MNI152."""
         return int(max(self.read(self.layout.codes)))
 
     def fault(self, remarks: list[str]) -> str:
-        """Return what is wrong with the header; empty when nothing is. Adds what is only odd to `remarks`."""
+        """Return what is wrong with the header; empty if nothing is. Adds oddities to `remarks`."""
         layout = self.layout
         if self.read(layout.magic)[0] != layout.its_magic:
             return "a header that is not of a NIfTI file with its voxels (ANALYZE, or the .hdr of a pair)"
@@ -156,7 +156,7 @@ class NiftiHeader:
         return ""
 
     def shortfall(self) -> str:
-        """Return what is missing of the voxels, as far as that can be told before memory is asked for; empty where nothing is."""
+        """Return what is missing of the voxels, as far as known before memory is allocated; empty if nothing is."""
         present = self.path.stat().st_size
         if int(self.read(self.layout.datatype)[0]) not in _TYPES:
             return ""
@@ -165,7 +165,7 @@ class NiftiHeader:
         return ""
 
     def refuse_decompression_bomb(self, label: str) -> None:
-        """Raise InputRefused where it inflates as no scan does."""
+        """Raise InputRefused if the file inflates at a ratio that no scan reaches."""
         if self.compressed:
             refuse_decompression_bomb(self._needed, self.path.stat().st_size, self.path, label)
 
@@ -175,7 +175,7 @@ class NiftiHeader:
 
     @property
     def _needed(self) -> int:
-        """Bytes that the file must have, uncompressed."""
+        """Bytes that the uncompressed file must have."""
         return int(self.read(self.layout.vox_offset)[0]) + math.prod(self.size) * self._kind.itemsize
 
     def voxels(self) -> AnyArray:
@@ -200,7 +200,7 @@ class NiftiHeader:
 
     @contextmanager
     def place_for_itk(self) -> Iterator[Path]:
-        """A file with the header and no voxels, from which ITK can tell where the image lies; for as long as the block lasts."""
+        """Yield a temporary file with the header and no voxels, from which ITK reads the geometry."""
         with tempfile.TemporaryDirectory() as folder:
             header = bytearray(self._as_nifti1() + bytes(4))
             if (axes := self._skewed_axes()) is not None:
@@ -214,14 +214,12 @@ class NiftiHeader:
             yield path
 
     def direction(self) -> tuple[float, ...] | None:
-        """Return the direction cosines (LPS, row by row) where the sform's axes are not quite at right angles, so that ITK would not
-        take them.
-        """
+        """Return the direction cosines (LPS, row by row) if the sform's axes are slightly skewed, which ITK would reject; else None."""
         axes = self._skewed_axes()
         return None if axes is None else tuple((np.diag((-1.0, -1.0, 1.0)) @ axes + 0.0).ravel().tolist())
 
     def _skewed_axes(self) -> AnyArray | None:
-        """Return the sform's unit vectors (RAS, in columns) where they are not quite at right angles."""
+        """Return the sform's unit vectors (RAS, in columns) if they are slightly skewed; else None."""
         if self.read(self.layout.codes)[1] <= 0 or len(self.size) < 3:
             return None
         sform = np.reshape(self.read(self.layout.srow), (3, 4))[:, :3]
@@ -229,7 +227,7 @@ class NiftiHeader:
         return axes if np.abs(axes.T @ axes - np.eye(3)).max() > _ITK_SKEW else None
 
     def _as_nifti1(self) -> bytes:
-        """Return the header; of NIfTI-2, its fields of place, size and type as NIfTI-1 has them.
+        """Return the header as NIfTI-1; from NIfTI-2, the fields for geometry, size and type are converted.
 
         Raises struct.error for what does not fit.
         """
@@ -252,7 +250,7 @@ class NiftiHeader:
 
 
 def read_nifti_header(path: Path) -> NiftiHeader | None:
-    """Return a file's NIfTI header, whatever the file is called; None where it has none.
+    """Return a file's NIfTI header, whatever the file is called; None if it has none.
 
     Raises OSError, EOFError or zlib.error for a damaged file.
     """
@@ -270,7 +268,7 @@ def read_nifti_header(path: Path) -> NiftiHeader | None:
 
 
 def _skip(file: BinaryIO, left: int) -> int:
-    """Read on by so many bytes, fewer at the end of the file; how many there were."""
+    """Skip so many bytes of a file; returns how many there were."""
     skipped = 0
     while skipped < left and (block := file.read(min(left - skipped, 1 << 20))):
         skipped += len(block)
@@ -280,7 +278,7 @@ def _skip(file: BinaryIO, left: int) -> int:
 def _misplaced(
     sform: AnyArray | None, qform: AnyArray | None, size: list[int], voxel_mm: Sequence[float], remarks: list[str]
 ) -> str:
-    """Return what is wrong with the place that a NIfTI header names: ITK takes the qform, silently, where the sform does not suit it."""
+    """Return what is wrong with the geometry of a NIfTI header: ITK silently uses the qform if it can't use the sform."""
     if sform is None and qform is None:
         remarks.append(
             "its header says nothing of place and orientation (NIfTI codes 0): axes taken as they are stored"

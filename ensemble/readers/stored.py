@@ -1,4 +1,4 @@
-"""One image file -> the numbers that it stores and the grid that they lie on: the one place where image files are opened.
+"""Read one image file: the stored numbers and their grid. The only module that opens image files.
 
 Nothing is replaced on the way: what is no number stays none, for those to see who check values.
 """
@@ -59,7 +59,7 @@ class StoredImage:
     """What is odd about the file, one sentence each."""
 
     def values(self, kind: type[np.floating]) -> FloatArray:
-        """Return the values; infinite where they are too large for the kind of number."""
+        """Return the values; infinite if too large for the number type."""
         slope, intercept = self.scale
         with np.errstate(over="ignore", invalid="ignore"):
             if (slope, intercept) == (1.0, 0.0):
@@ -97,7 +97,7 @@ def read_stored(path: Path, label: str) -> StoredImage:
 
 
 def read_grid(path: Path, label: str) -> Grid:
-    """Return where an image lies, by its header alone. Raises InputRefused for what `read_stored` refuses by the header."""
+    """Return the grid of an image from its header alone. Raises InputRefused for headers that `read_stored` refuses."""
     _refuse_unreadable(path, label)
     try:
         header = read_nifti_header(path)
@@ -113,9 +113,7 @@ def read_grid(path: Path, label: str) -> Grid:
 
 
 def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
-    """Return what to tell of a file whose bytes could not be read to their end: for want of memory, because of the disk, or of the
-    bytes.
-    """
+    """Return the error for a file that could not be read to its end, because of memory, the disk, or its contents."""
     if is_out_of_memory(error):
         return out_of_memory_error(path, label)
     if isinstance(error, OSError) and error.errno is not None:
@@ -124,7 +122,7 @@ def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
 
 
 def out_of_memory_error(path: Path, label: str) -> InputRefused:
-    """Return what to tell of an image that does not fit into memory, damaged or not."""
+    """Return the error for an image that does not fit into memory, damaged or not."""
     do = f"{MORE_MEMORY}; or give the one volume of b about 1000 s/mm^2, cropped to the head"
     return InputRefused(f"there is not enough memory to read the {label} image", where=path, do=do)
 
@@ -136,7 +134,7 @@ def _read_nifti(header: NiftiHeader, label: str) -> StoredImage:
 
 
 def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
-    """Return where a NIfTI image lies, adding what is odd to `remarks`. Raises InputRefused by what the header says."""
+    """Return the grid of a NIfTI image, adding oddities to `remarks`. Raises InputRefused for an invalid header."""
     if found := header.fault(remarks):
         raise odd_header_error(header.path, label, found)
     if found := header.shortfall():
@@ -160,7 +158,7 @@ def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
 
 
 def _grid(plain: Path, path: Path, label: str) -> Grid:
-    """Return the grid of the file's first three axes, as ITK reads it. Raises InputRefused for what is no scalar image of three or four."""
+    """Return the grid of the file's first three axes as ITK reads it. Raises InputRefused unless scalar with three or four axes."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[image_suffix(plain)])
     reader.SetFileName(str(plain))
@@ -180,7 +178,7 @@ def _grid(plain: Path, path: Path, label: str) -> Grid:
 
 
 def not_3d_error(path: Path, label: str, size: tuple[int, ...]) -> InputRefused:
-    """Return what to tell of an image of too few axes, or of several volumes where one belongs."""
+    """Return the error for an image with too few axes, or several volumes where one is expected."""
     return InputRefused(
         f"the {label} image is not 3-D", where=path, found=f"size {_by(size)}", do="give one 3-D volume"
     )
@@ -201,7 +199,7 @@ def _by(size: tuple[int, ...]) -> str:
 
 
 def _refuse_unreadable(path: Path, label: str) -> None:
-    """Say what stands between us and the file's bytes."""
+    """Raise the error for a file that can't be opened."""
     kinds = ", ".join(IMAGE_SUFFIXES)
     try:
         with open_file(path) as file:
@@ -218,7 +216,7 @@ def _refuse_unreadable(path: Path, label: str) -> None:
 
 @contextmanager
 def _plain_name(path: Path) -> Iterator[Path]:
-    """A name of the file that image libraries can take: ITK knows no endings in capitals, and no bytes that are not UTF-8."""
+    """Yield a path to the file that ITK accepts: with a lower-case suffix and valid UTF-8."""
     suffix = image_suffix(path)
     if (path.name.endswith(suffix) and _is_utf8(path)) or suffix not in _SINGLE_FILE:
         yield path

@@ -29,7 +29,7 @@ _TISSUE = {Modality.DWI: (300.0, 700.0), Modality.ADC: (800.0, 400.0), Modality.
 
 
 def warm_up(ensemble: Ensemble) -> None:
-    """Let every member segment a phantom, without mirroring. What fails is logged: real cases may well work."""
+    """Segment a phantom with every member, without mirroring. Failures are only logged, because real cases may still work."""
     hurried = dataclasses.replace(
         ensemble,
         # the phantom has no skull, so that HD-BET would find no brain in it, and it is small
@@ -46,11 +46,11 @@ def warm_up(ensemble: Ensemble) -> None:
 
 
 class _Enough(BaseException):
-    """Not an Exception: no member's failure."""
+    """Ends the warm-up. Not an Exception, so that it does not count as a member's failure."""
 
 
 class _Deadline:
-    """A watcher that stops a case."""
+    """A watcher that stops a case at a time limit."""
 
     def __init__(self, end: float) -> None:
         self._end = end

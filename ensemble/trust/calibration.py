@@ -1,4 +1,4 @@
-"""From scores to an expected Dice with an interval, and to a verdict: few numbers, in `<weights>/trust/calibration.json`.
+"""Turn scores into an expected Dice with an interval, and a verdict. The parameters are in `<weights>/trust/calibration.json`.
 
 Two questions are asked of a case, each against the patients of the calibration whose images were as they should be (docs/adr/0026):
 does it look like them (`looks`), and is so low a Dice expected of any of them (`dice`)? The limit of each is their conformal quantile, so
@@ -33,24 +33,24 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Limit:
-    """Where a number of in-distribution patients ends; higher is less usual."""
+    """The range of a score among usual (in-distribution) patients; higher is less usual."""
 
     median: float
     limit: float
 
     def verdict(self, value: float) -> Verdict:
-        """Return good within the limit, poor at twice its distance from the median, check between."""
+        """Return good up to the limit, poor from twice the limit's distance from the median, check between."""
         if value <= self.limit:
             return "good"
         return "check" if value <= 2 * self.limit - self.median else "poor"
 
     def likeness(self, value: float) -> float:
-        """Return 1 for what is within the limit, falling to 0 beyond: for ranking only."""
+        """Return 1 up to the limit, falling to 0 beyond; for ranking only."""
         return math.exp(-max(0.0, value - self.limit) / max(self.limit - self.median, 1e-6))
 
     @classmethod
     def of(cls, values: Sequence[float], beyond: float = BEYOND) -> Limit:
-        """Return the conformal quantile of in-distribution values: a further one lies beyond it with a probability of `beyond` at most.
+        """Return the conformal quantile of usual values: a further one exceeds it with a probability of at most `beyond`.
 
         Where there are too few values for that, the largest is the limit.
         """
@@ -61,7 +61,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was learnt of patients whose true mask is known, with certain weights."""
+    """Parameters fitted on patients with known true masks, for certain weights."""
 
     weights: Mapping[str, Mapping[str, str]]
     """By member: SHA-256 of each file that determined what it predicted."""
@@ -80,7 +80,7 @@ class Calibration:
     """How it was made, for the record."""
 
     def logit(self, scores: Mapping[str, float]) -> float | None:
-        """Return the logit of the expected Dice; None where a score is missing, or nothing was learnt of it."""
+        """Return the logit of the expected Dice; None if a score is missing or nothing was fitted for it."""
         if not self.slopes or not all(name in scores for name in self.slopes):
             return None
         return self.intercept + sum(slope * scaled(name, scores[name]) for name, slope in self.slopes.items())
@@ -91,7 +91,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, told: Any) -> Calibration:
-        """Read what `as_json` gave. Raises UnusableReference."""
+        """Read what `as_json` wrote. Raises UnusableReference."""
         try:
             if told["version"] != _VERSION:
                 raise UnusableReference(f"it is of version {told['version']}, this program reads {_VERSION}")
@@ -107,7 +107,7 @@ class Calibration:
 
 
 def scaled(name: str, score: float) -> float:
-    """Return a score on the scale on which it is added up."""
+    """Return a score transformed to the scale on which scores are added."""
     if INPUTS[name] == "logit":
         kept = min(max(score, 0.02), 0.98)
         return math.log(kept / (1 - kept))
@@ -126,7 +126,7 @@ def expit(x: float) -> float:
 
 
 def conformal_quantile(residuals: AnyArray, coverage: float = COVERAGE) -> float:
-    """Return the split-conformal quantile of absolute residuals (n,): a further one is at most that with a probability of `coverage`.
+    """Return the split-conformal quantile of absolute residuals (n,): a new one is at most that with probability `coverage`.
 
     Vovk et al., Algorithmic Learning in a Random World, 2005. 1 where there are too few.
     """

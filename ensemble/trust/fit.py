@@ -1,4 +1,4 @@
-"""What is usual, learnt of cases: references for all members, and the limit of what looks like them."""
+"""Fit what is usual to a user's cases: references for all members, and the limit of unlikeness."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ensemble.trust.scores import scores_of
 
 
 def leave_one_out_unlikeness(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[float]:
-    """Return how little each case looks like the others: measured from references that it has no part in."""
+    """Return how unlike the others each case looks, measured from references fitted without it."""
     far: list[float] = []
     for part in range(PARTS):
         references = fit_references([e for at, e in enumerate(evidence) if at % PARTS != part], digests, least=2)
@@ -25,7 +25,7 @@ def leave_one_out_unlikeness(evidence: Sequence[Evidence], digests: Mapping[str,
 
 
 def fit_user_reference(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
-    """Return references of a user's cases, and the calibration with their looks for usual.
+    """Fit references to a user's cases, and replace the calibration's limit of unlikeness by theirs.
 
     What was learnt of the Dice is kept if it was with these weights; else it is not known.
     """

@@ -1,4 +1,4 @@
-"""How far a mask is to be trusted: `judge(result, ensemble)` says it of a segmented case, in numbers and in words."""
+"""Judge how far a mask can be trusted: `judge(result, ensemble)` returns numbers and words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _USUAL_AND_LOW = "the images look as usual, but usual masks like this one have a
 
 @dataclass(frozen=True)
 class Trust:
-    """How far the mask of a case is to be trusted."""
+    """How far the mask of a case can be trusted."""
 
     verdict: Verdict | None
     """None where nothing is known by which to judge."""
@@ -47,7 +47,7 @@ class Trust:
 
     @property
     def headline(self) -> str:
-        """The verdict in words, with the expected Dice where there is one."""
+        """The verdict in words, with the expected Dice if there is one."""
         if self.verdict is None:
             return "How far the mask is to be trusted is not known."
         words = {"check": "Check this mask.", "poor": "Do not rely on this mask."}
@@ -61,12 +61,12 @@ class Trust:
 
     @property
     def doubtful(self) -> bool:
-        """Whether nothing is unusual, and a low Dice expected all the same: of usual cases many have such masks."""
+        """Whether nothing is unusual but a low Dice is expected: many usual cases have such masks."""
         return self.verdict == "good" and self.expected_dice is not None and self.expected_dice < _LOW_DICE
 
     @property
     def caveat(self) -> str:
-        """What a good verdict must not be taken for; empty for the others."""
+        """A warning against reading too much into a good verdict; empty for the others."""
         if self.verdict != "good":
             return ""
         unseen = (
@@ -78,17 +78,17 @@ class Trust:
 
     @property
     def text(self) -> str:
-        """Headline, reasons and caveat, as they are read."""
+        """Headline, reasons and caveat as one text."""
         return " ".join(filter(None, (self.headline, self.reasons, self.caveat)))
 
     @property
     def reasons(self) -> str:
-        """Why, as a sentence; empty where there is nothing to say."""
+        """The reasons as a sentence; empty if there are none."""
         told = "; ".join(self.why)
         return f"{told[0].upper()}{told[1:]}." if told else ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what stands in report.json."""
+        """Return what report.json holds about trust."""
         return {
             "verdict": self.verdict,
             "expected_dice": None if self.expected_dice is None else round(self.expected_dice, 4),
@@ -101,14 +101,14 @@ class Trust:
 
 @dataclass(frozen=True)
 class Judge:
-    """What is known of an ensemble's usual cases."""
+    """The references and calibration of an ensemble."""
 
     references: References
     calibration: Calibration | None
 
     @classmethod
     def of(cls, ensemble: Ensemble) -> Judge:
-        """Return what lies beside an ensemble's weights and was made with them."""
+        """Read the references and calibration beside an ensemble's weights; those made with other weights are not used."""
         weights = ensemble.config.weights_folder
         references, calibration = read_references(weights, ensemble.digests), None
         try:
@@ -118,7 +118,7 @@ class Judge:
         return cls(references, calibration)
 
     def judge(self, result: Result) -> Trust:
-        """Return how far the mask of a case is to be trusted."""
+        """Return how far the mask of a case can be trusted."""
         started = time.perf_counter()
         evidence = gather_evidence(result)
         scores, missing = scores_of(evidence, self.references), list(self.references.missing)
@@ -141,7 +141,7 @@ class Judge:
         return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
 
     def verdict(self, scores: Mapping[str, float], *, empty: bool, all_voted: bool = True) -> Trust:
-        """Return what some scores say of a mask."""
+        """Return the verdict that the scores of a mask give."""
         calibration, far = self.calibration, unlikeness(scores)
         if calibration is None or far is None:
             return Trust(None, None, None, scores, (), ())
@@ -167,7 +167,7 @@ class Judge:
 
 
 def judge(result: Result, ensemble: Ensemble) -> Trust:
-    """Return how far the mask of a case is to be trusted, by what lies beside the ensemble's weights.
+    """Return how far the mask of a case can be trusted, by the references beside the ensemble's weights.
 
     Raises nothing: a mask is not lost for want of a verdict. Where judging fails, there is none, and `missing` says why.
     """
@@ -192,7 +192,7 @@ def _unlike(scores: Mapping[str, float]) -> list[str]:
 
 
 def read_calibration(ensemble: Ensemble) -> Calibration:
-    """Return what was learnt of patients with these members and weights. Raises UnusableReference."""
+    """Read the calibration for these members and weights. Raises UnusableReference."""
     path = ensemble.config.weights_folder / FOLDER / CALIBRATION
     if not path.is_file():
         raise UnusableReference("there is no calibration")

@@ -1,4 +1,4 @@
-"""What is normal: features and intensities of reference cases, in small files beside the members.
+"""References of what is usual: features and intensities of reference cases, in small files beside the members.
 
     <weights>/trust/<member>.safetensors   its features' clouds, and the digests of the weights that they were made with
     <weights>/trust/images.json            intensities of DWI and ADC
@@ -35,12 +35,12 @@ _VERSION = 1
 
 
 class UnusableReference(Exception):
-    """A reference that says nothing of these weights; the reason, for the report."""
+    """A reference that does not apply to these weights; the reason goes into the report."""
 
 
 @dataclass(frozen=True)
 class FeatureCloud:
-    """Feature vectors of reference cases in their stable modes, and how far a further such case usually lies."""
+    """Feature vectors of reference cases in their stable modes, and the usual distance of a further such case."""
 
     spectrum: Spectrum
     usual: float
@@ -48,16 +48,16 @@ class FeatureCloud:
     """Median distance and rest (`spectrum.Spectrum`) of cases that the spectrum was not made of."""
 
     def distance(self, features: FloatArray) -> float:
-        """Return how many times as far as usual a vector (D,) lies in the stable modes; 0 where there is none."""
+        """Return the distance of a vector (D,) in the stable modes, in units of the usual one; 0 without stable modes."""
         return self.spectrum.distance(features) / self.usual if self.usual > 0 else 0.0
 
     def rest(self, features: FloatArray) -> float:
-        """Return how many times as far as usual it lies in all that they leave out."""
+        """Return the distance of a vector outside the stable modes, in units of the usual one."""
         return self.spectrum.rest(features) / self.usual_rest if self.usual_rest > 0 else 0.0
 
     @classmethod
     def of(cls, samples: AnyArray) -> FeatureCloud:
-        """Return the cloud of samples (N, D)."""
+        """Fit the cloud to samples (N, D)."""
         whole, at = fit_spectrum(samples), np.arange(len(samples)) % PARTS
         found: list[tuple[float, float]] = []
         for part in range(PARTS):
@@ -88,14 +88,14 @@ class ImageReference:
     """By image: median distance of the cases from that."""
 
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
-        """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
+        """Return the larger 1-Wasserstein distance of the images' histograms, in units of the usual one."""
         apart = {name: float(np.abs(intensities[name] - mean).mean()) for name, mean in self.quantiles.items()}
         return max(distance / self.usual[name] for name, distance in apart.items())
 
 
 @dataclass(frozen=True)
 class References:
-    """What is normal for an ensemble."""
+    """What is usual for an ensemble."""
 
     members: Mapping[str, MemberReference]
     images: ImageReference | None
@@ -106,7 +106,7 @@ class References:
 def fit_references(
     evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
-    """Return the references that some cases make, of members with these digests. Raises ValueError for fewer than `least`."""
+    """Fit references to cases, for members with these digests. Raises ValueError for fewer than `least` cases."""
     if len(evidence) < least:
         raise ValueError(f"{len(evidence)} cases are no reference: {least} or more are")
     members = {}
@@ -129,7 +129,7 @@ def _fit_images(evidence: Sequence[Evidence]) -> ImageReference:
 
 
 def write_references(references: References, calibration: Mapping[str, Any] | None, weights: Path) -> None:
-    """Write everything into `<weights>/trust`, all or nothing. Raises UsageError where that can't be written."""
+    """Write everything to `<weights>/trust`, all or nothing. Raises UsageError if that can't be written."""
     files = {f"{name}{SUFFIX}": _member_bytes(member) for name, member in references.members.items()}
     if references.images is not None:
         files[IMAGES] = _image_bytes(references.images)
@@ -141,7 +141,7 @@ def write_references(references: References, calibration: Mapping[str, Any] | No
 
 
 def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> References:
-    """Return what there is for members with these digests. What is not used is among `missing`, with the reason."""
+    """Read the references for members with these digests. Unused ones are listed in `missing`, with the reason."""
     members, missing, images = {}, [], None
     for name, digest in digests.items():
         try:
@@ -156,7 +156,7 @@ def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> 
 
 
 def reference_digests(weights: Path) -> dict[str, str]:
-    """Return SHA-256 of each file in `<weights>/trust`, by name: what verdicts hang on beside the weights themselves.
+    """Return the SHA-256 of each file in `<weights>/trust` by name, because verdicts depend on them.
 
     One that can't be read is no part of a verdict, either, and has none.
     """
@@ -228,7 +228,7 @@ def _read_images(path: Path) -> ImageReference:
 
 
 def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-    """Return the tensors of a file, all finite, and what it says of them. Raises UnusableReference."""
+    """Read the tensors of a file, all finite, and their description. Raises UnusableReference."""
     if not path.is_file():
         raise UnusableReference("there is no reference")
     try:

@@ -1,4 +1,4 @@
-"""The zip archives in which PyTorch keeps tensors (torch.save, torch.jit.save): read as data, and nothing larger than it looks."""
+"""Read the zip archives in which PyTorch stores tensors (torch.save, torch.jit.save), as data and with size limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 
 
 def archive_root(archive: zipfile.ZipFile) -> str:
-    """Return the one folder of the archive, which is named as the file was or "archive", with its slash.
+    """Return the top folder of the archive with a trailing slash; it is named after the file, or "archive".
 
     Raises UnpicklingError where there is none, or several, or for numbers that are not little-endian.
     """
@@ -21,7 +21,7 @@ def archive_root(archive: zipfile.ZipFile) -> str:
 
 
 def read_archive_file(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
-    """Return a file of the archive, its checksum verified.
+    """Return a file of the archive, with its checksum verified.
 
     PyTorch compresses no pickle and no tensor, so that none is larger than it looks.
 

@@ -1,4 +1,4 @@
-"""Checkpoints as hostile input: tensors and plain values are read, code is not run."""
+"""Read untrusted checkpoints: tensors and plain values only; no code is run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_NAMES = 8
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the dictionary that `torch.save` wrote, on the CPU; tensors are mapped from the file, not copied, where the format allows.
+    """Return the dictionary that `torch.save` wrote, on the CPU; tensors are memory-mapped if the format allows.
 
     Besides tensors and plain Python values only numpy scalars are admitted, which trainers leave in their logs (nnU-Net writes
     `_best_ema` and `logging` as such; nnU-Net v1 `plot_stuff`).
@@ -63,7 +63,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def refuse_unreadable_checkpoint(path: Path) -> None:
-    """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is no file."""
+    """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is not a file."""
     if not lexists(path):
         raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
     with folder_errors(path):
@@ -71,7 +71,7 @@ def refuse_unreadable_checkpoint(path: Path) -> None:
 
 
 def _refuse_greedy(path: Path, *, archive: bool) -> None:
-    """Raise UnpicklingError for a file that would make far more than it holds: by compression, or by calls."""
+    """Raise UnpicklingError for a file that would expand far beyond its size, by compression or by calls."""
     if not archive:
         with path.open("rb") as file:
             for _ in range(_PICKLES):
@@ -88,7 +88,7 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
 
 
 def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
-    """Raise WeightsBroken where tensors, which may overlap and repeat themselves in the file, are together far larger than it is."""
+    """Raise WeightsBroken if the tensors, which may overlap in the file, are together far larger than it."""
     size = path.stat().st_size
     total, largest = 0, ("", 0)
     for name, tensor in _tensors(content, "", set()):
@@ -104,7 +104,7 @@ def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
 
 
 def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all tensors in dictionaries, lists and tuples, each container once, with where they stand."""
+    """Yield all tensors in nested dictionaries, lists and tuples with their names, each container once."""
     if torch.is_tensor(content):
         yield name, content
     if not isinstance(content, dict | list | tuple) or id(content) in seen:
@@ -115,7 +115,7 @@ def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, tor
 
 
 def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
-    """Return a checkpoint with the weights that its trainer keeps under `key`, in files of that name.
+    """Return a checkpoint that has a trainer's weights under `key`; `name` is the trainer's file name, for messages.
 
     Raises WeightsBroken for any other.
     """
@@ -131,7 +131,7 @@ def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, An
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Path) -> None:
-    """Put a state dictionary into a network, which may be on the meta device; half-precision weights become float32.
+    """Load a state dictionary into a network, which may be on the meta device; half precision becomes float32.
 
     Raises WeightsBroken, naming `path`, when names or shapes differ from the network's or when a weight is not finite.
     """
@@ -162,22 +162,20 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
 
 
 def strip_wrapper_prefixes(name: str) -> str:
-    """Return a parameter's name without the prefixes that wrappers of a network leave in its checkpoints."""
+    """Return a parameter's name without the prefixes of wrappers such as DataParallel."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
 
 
 def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a contiguous copy that no longer depends on the mapped file (a trainer's channels-last weights would slow InstanceNorm
-    down).
-    """
+    """Return a contiguous copy independent of the mapped file (channels-last weights would slow InstanceNorm down)."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _forbidden(error: Exception) -> str:
-    """Return the name that torch's unpickler did not admit; empty where it failed otherwise."""
+    """Return the name that torch's unpickler refused; empty if it failed for another reason."""
     found = _FORBIDDEN.search(str(error))
     return found[1] if found else ""
 
@@ -188,7 +186,7 @@ def _start(path: Path) -> bytes:
 
 
 def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    """Return what a pickled numpy scalar stands for, as a Python value: stands in for numpy's own function, which takes any object."""
+    """Return the Python value of a pickled numpy scalar; replaces numpy's own function, which accepts any object."""
     if dtype.kind not in "biuf":
         raise pickle.UnpicklingError(f"numpy scalar of type {dtype} is not admitted")
     raw = data.encode("latin1") if isinstance(data, str) else data

@@ -1,4 +1,4 @@
-"""What reading a file of weights raises when the file is damaged or hostile, and what a user is told then. Imports no torch."""
+"""The exceptions that damaged or hostile weight files cause, and the errors that users see instead. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READ_ERRORS = (
 
 
 def damaged_weights_error(path: Path, what: str, doing: str, error: BaseException, found: str = "") -> WeightsBroken:
-    """Return what to tell of a file (`what`: "a checkpoint") that was not read to its end (`doing`: "load").
+    """Return the error for a file (`what`: "a checkpoint") that could not be read (`doing`: "load").
 
     `found` is the error by default.
     """
@@ -45,7 +45,7 @@ def damaged_weights_error(path: Path, what: str, doing: str, error: BaseExceptio
 
 @contextmanager
 def weights_errors(path: Path, what: str, doing: str) -> Iterator[None]:
-    """Turn what reading a damaged file raises into WeightsBroken."""
+    """Convert the exceptions of reading a damaged file into WeightsBroken."""
     try:
         yield
     except READ_ERRORS as error:

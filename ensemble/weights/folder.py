@@ -1,4 +1,4 @@
-"""Folders of weights: all files below one, and what to say where it can't be read. Imports no torch."""
+"""List folders of weights, and report those that can't be read. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ensemble.files import first_names, is_permission_error, unreadable_reason
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
-    """Return every file below a folder, sorted; none where there is no folder.
+    """Return all files below a folder, sorted; empty if the folder does not exist.
 
     Raises WeightsBroken where anything in it can't be read: nothing is passed over in silence.
     """
@@ -27,7 +27,7 @@ def files_of(folder: Path) -> tuple[Path, ...]:
 
 @contextmanager
 def folder_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the file system into WeightsBroken, naming what can't be read."""
+    """Convert file-system errors in the block into WeightsBroken, naming what can't be read."""
     try:
         yield
     except OSError as error:
@@ -43,7 +43,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
 
 
 def listing(folder: Path) -> str:
-    """Return the first names in a folder, for messages. Raises WeightsBroken where it can't be read."""
+    """Return the first names in a folder, for messages. Raises WeightsBroken if it can't be read."""
     with folder_errors(folder):
         if not folder.is_dir():
             return "no such folder"

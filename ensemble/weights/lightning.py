@@ -1,4 +1,4 @@
-"""Weights out of checkpoints that pickle objects of their trainer beside the tensors, as PyTorch Lightning does. Runs no code of theirs.
+"""Read weights from PyTorch Lightning checkpoints, which pickle trainer objects beside the tensors. None of their code is run.
 
 Such a file (`torch.save`'s zip: `<folder>/data.pkl`, the tensors' bytes as `<folder>/data/<key>`) names classes of the trainer, of metrics
 and losses: none is imported. All but the few names that tensors are made of are answered by one thing that takes anything and does nothing.
@@ -41,7 +41,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor as the pickle tells of it."""
+    """A tensor as the pickle describes it."""
 
     key: str
     """Of its bytes in the archive."""
@@ -52,7 +52,7 @@ class _Stored:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors under `state_dict`, on the CPU; nothing else of the file's data is read.
+    """Return the tensors under `state_dict`, on the CPU; no other data of the file is read.
 
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
@@ -78,7 +78,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 def _tensors(
     archive: zipfile.ZipFile, folder: str, state: Mapping[Any, _Stored], size: int
 ) -> Iterable[tuple[Any, torch.Tensor]]:
-    """Yield the tensors of a state dictionary; what shares bytes in the file, of `size`, is read once, a storage at a time."""
+    """Yield the tensors of a state dictionary; each storage, which tensors may share, is read once."""
     by_key: dict[str, list[Any]] = {}
     for name, told in state.items():
         by_key.setdefault(told.key, []).append(name)
@@ -103,7 +103,7 @@ def _tensor(data: bytearray, told: _Stored) -> torch.Tensor:
 
 
 def _unpickler(file: Any) -> pickle.Unpickler:
-    """Return an unpickler that imports nothing. What it answers is made anew for each file: no file can leave traces in it."""
+    """Return an unpickler that imports nothing. Its stand-in classes are new for each file, so no file can affect another."""
 
     class Ignored:
         """Stands in for every class and function: takes anything, and does nothing."""

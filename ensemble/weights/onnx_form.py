@@ -1,4 +1,4 @@
-"""A network beside its packed weights in ONNX form, with the probe that it must answer as PyTorch does."""
+"""The ONNX form of a network beside its packed weights, with the probe on which it must agree with PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NETWORK, PROBE = "network.onnx", f"probe{SUFFIX}"
 
 
 def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[int, ...], folder: Path) -> None:
-    """Export a network for batches and windows of any size, and a probe; then check the one against the other.
+    """Export a network for batches and windows of any size, and a probe; then check the export against the probe.
 
     Raises WeightsBroken where ONNX Runtime gives another mask, UsageError where the exporter is missing.
     """
@@ -42,7 +42,7 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
 
 
 def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> OnnxSession:
-    """Return the ONNX session of a fold's folder, once it has answered the probe. Raises WeightsBroken when it fails the parity gate."""
+    """Return the ONNX session of a fold's folder if it passes the parity gate. Raises WeightsBroken if it fails."""
     session = OnnxSession(
         folder / NETWORK, dims=dims, device=device, engine="tensorrt" if engine == "tensorrt" else "onnx"
     )

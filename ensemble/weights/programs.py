@@ -1,4 +1,4 @@
-"""The pickle of a checkpoint as the program that it is: read, not run, to see what it calls and how much it would make.
+"""Inspect the pickle of a checkpoint as a program without running it: what it calls, and how much memory it would allocate.
 
 torch's own restricted unpickler runs no code of a file, but makes as much memory as it is asked for.
 """
@@ -25,7 +25,7 @@ _NOTHING, _MARK, _VALUE = "()", "(", ""
 
 
 def refuse_excessive_allocation(program: BinaryIO) -> None:
-    """Read one pickle to its end.
+    """Raise UnpicklingError for a pickle that would allocate far more than it holds. Reads one pickle to its end.
 
     Raises ForbiddenName for a name that no checkpoint needs; UnpicklingError for calls that would make far more than the file holds, and
     for what is no pickle.
@@ -58,7 +58,7 @@ def refuse_excessive_allocation(program: BinaryIO) -> None:
 
 
 def _pop(stack: list[str], opcode: pickletools.OpcodeInfo) -> None:
-    """Take from the stack what an opcode does."""
+    """Remove from the stack what an opcode consumes."""
     taken = opcode.stack_before
     if pickletools.markobject in taken:
         while stack.pop() != _MARK:
@@ -69,7 +69,7 @@ def _pop(stack: list[str], opcode: pickletools.OpcodeInfo) -> None:
 
 
 def _pushed(opcode: pickletools.OpcodeInfo, argument: Any, memo: dict[int, str]) -> list[str]:
-    """Return what an opcode leaves on the stack, as far as it matters: names, empty tuples and marks."""
+    """Return what an opcode leaves on the stack, as far as needed: names, empty tuples and marks."""
     if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
         name = str(argument).replace("__builtin__ ", "builtins ").replace(" ", ".")
         if not _NAMED.fullmatch(name):

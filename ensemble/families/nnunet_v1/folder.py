@@ -26,7 +26,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class NnunetV1Folder:
-    """A model and where the weights of its folds are."""
+    """A model's plans and the weight files of its folds."""
 
     plans: NnunetV1Plans
     weights: Mapping[str, Path]
@@ -34,7 +34,7 @@ class NnunetV1Folder:
 
 
 def read_nnunet_v1_folder(folder: Path) -> NnunetV1Folder:
-    """Read all of a folder but the weights.
+    """Read everything in a model folder except the weights.
 
     Raises WeightsBroken, naming file and finding, for what is missing, damaged, contradictory or not supported.
     """
@@ -100,7 +100,7 @@ def _parsed(path: Path, parse: Callable[[], NnunetV1Plans]) -> NnunetV1Plans:
 
 
 def _check_plans_file(path: Path, plans: NnunetV1Plans) -> None:
-    """`plans.pkl` must speak of the same images; nnU-Net reads nothing else from it for a prediction."""
+    """Check that `plans.pkl` has the same modalities; nnU-Net uses nothing else in it for a prediction."""
     content: Any = read_pickle(path)
     channels = content.get("num_modalities") if isinstance(content, dict) else None
     if channels != len(plans.modalities):

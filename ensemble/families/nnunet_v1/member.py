@@ -1,4 +1,4 @@
-"""Member kind `seals`: nnU-Net v1 trained-model folders, used as DeepISLES uses those of SEALS, the ISLES'22 winner.
+"""Member kind `seals`: nnU-Net v1 models, run as DeepISLES runs those of SEALS, the ISLES'22 winner.
 
 The published checkpoints (de la Rosa et al., DeepISLES; Gao et al., SEALS) drop in unchanged and give DeepISLES' mask.
 """
@@ -39,7 +39,7 @@ MIRROR_AXES = (0, 1, 2)
 
 @dataclass(frozen=True)
 class NnunetV1Member:
-    """A trained model with the networks of all its folds in memory."""
+    """A trained model with the networks of all folds in memory."""
 
     spec: MemberSpec
     plans: NnunetV1Plans
@@ -50,7 +50,7 @@ class NnunetV1Member:
 
     @classmethod
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV1Member:
-        """Read a model folder and put its networks onto the device.
+        """Read a model folder and load its networks onto the device.
 
         Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
         """
@@ -62,16 +62,16 @@ class NnunetV1Member:
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
         return self.spec.name
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
         return frozenset(self.modalities)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Return the lesion probability on the DWI grid. Each fold's softmax goes back to that grid, where folds are averaged.
+        """Return the lesion probability on the DWI grid. Each fold's softmax is resampled to that grid before folds are averaged.
 
         Networks stay on the device they were loaded to. Raises NonFiniteLogits, or what torch raises.
         """
@@ -91,7 +91,7 @@ class NnunetV1Member:
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
-        """Return how its networks go over an image."""
+        """Return the sliding-window configuration of its networks."""
         together = windows_at_once(self.plans.window_bytes, len(self.plans.patch), self.sessions[0].device)
         return SlidingWindowConfig(
             self.plans.patch, MIRROR_AXES, MirrorMode(settings.tta), Average.PROBABILITIES, batch_size=together

@@ -1,4 +1,4 @@
-"""The checkpoints of an nnU-Net v2 trained-model folder, as trained (`fold_*/checkpoint_final.pth`) or packed."""
+"""Read and pack the checkpoints of an nnU-Net v2 trained-model folder (`fold_*/checkpoint_final.pth`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKPOINT, PACKED_CHECKPOINT = "checkpoint_final.pth", f"checkpoint_final{SUFFI
 
 @dataclass(frozen=True)
 class Model:
-    """A trained-model folder, read whole."""
+    """A trained-model folder with all its files read."""
 
     folder: Path
     plans: NnunetV2Plans
@@ -32,7 +32,7 @@ class Model:
 
 
 def read_model(folder: Path) -> Model:
-    """Read a model folder. Raises WeightsBroken for what is missing, damaged, contradictory or not supported."""
+    """Read a model folder. Raises WeightsBroken if anything is missing, damaged, contradictory or not supported."""
     checkpoints = {path: read_fold(path) for path in checkpoint_paths(folder)}
     names = {path: configuration_of(content) for path, content in checkpoints.items()}
     if len(set(names.values())) > 1:
@@ -46,7 +46,7 @@ def read_model(folder: Path) -> Model:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """Return the numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them.
+    """Return the checkpoints of the numbered folds, or of fold_all, in nnUNetPredictor's order of preference.
 
     Raises WeightsBroken when there is none.
     """
@@ -64,7 +64,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def read_fold(path: Path) -> dict[str, Any]:
-    """Return what a prediction needs of a checkpoint: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
+    """Read the keys needed for prediction: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
 
     Raises WeightsBroken.
     """
@@ -80,14 +80,14 @@ def read_fold(path: Path) -> dict[str, Any]:
 
 
 def configuration_of(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return the name of the configuration that a fold was trained in, if its checkpoint says so."""
+    """Return the name of the configuration that a fold was trained with; empty if its checkpoint does not say."""
     arguments = checkpoint.get("init_args")
     name = arguments.get("configuration") if isinstance(arguments, dict) else None
     return name if isinstance(name, str) else None
 
 
 def pack_fold(source: Path, target: Path, precision: PackedPrecision) -> None:
-    """Write a checkpoint's weights, and what `read_fold` gives beside them. Raises WeightsBroken."""
+    """Write a checkpoint's weights and the other keys that `read_fold` returns. Raises WeightsBroken."""
     content = read_fold(source)
     kept = {
         "init_args": {"configuration": configuration_of(content)},

@@ -34,7 +34,7 @@ from ensemble.weights.checkpoints import load_weights
 
 @dataclass(frozen=True)
 class NnunetV2Member:
-    """A trained model with the networks of all its folds in memory."""
+    """A trained model with the networks of all folds in memory."""
 
     spec: MemberSpec
     plans: NnunetV2Plans
@@ -47,7 +47,7 @@ class NnunetV2Member:
 
     @classmethod
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV2Member:
-        """Read a model folder and put its networks onto the device.
+        """Read a model folder and load its networks onto the device.
 
         Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
         """
@@ -62,12 +62,12 @@ class NnunetV2Member:
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
         return self.spec.name
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
         return frozenset(channel.modality for channel in self.channels if not channel.optional)
 
     @property
@@ -94,9 +94,7 @@ class NnunetV2Member:
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, remark, features)
 
     def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
-        """Return what nnU-Net's preprocessing is given: images (channels, z, y, x), their spacing (z, y, x) in mm, and how they were
-        turned.
-        """
+        """Return the input of nnU-Net's preprocessing: images (channels, z, y, x), spacing (z, y, x) in mm, and the reorientation."""
         orientation = self._orientation(case.grid)
         return self._images(case, orientation), orientation.spacing(case.grid.spacing_zyx_mm), orientation
 
@@ -129,7 +127,7 @@ class NnunetV2Member:
 
 
 def _ras(grid: Grid) -> Reorientation:
-    """Return the RAS+ orientation of arrays (z, y, x): as canonical (LPS+), but x and y run the other way."""
+    """Return the reorientation of arrays (z, y, x) to RAS+: that of `canonical` (LPS+) with x and y flipped."""
     lps = grid.canonical()
     return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
 
@@ -154,7 +152,7 @@ def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
 
 
 def _mirror_axes(model: Model) -> tuple[int, ...]:
-    """Return the first checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
+    """Return the first checkpoint's mirror axes as axes of a (z, y, x) window (2-D networks count from y); none if missing or None."""
     (path, content), plans = next(iter(model.checkpoints.items())), model.plans
     axes = content.get("inference_allowed_mirroring_axes") or ()
     possible = range(plans.dims)
@@ -164,7 +162,7 @@ def _mirror_axes(model: Model) -> tuple[int, ...]:
 
 
 def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a model's folds. Raises WeightsBroken for plans that describe none."""
+    """Return the networks of a model's folds. Raises WeightsBroken if the plans describe no network."""
     plans = model.plans
     try:
         window_bytes, what = plans.window_bytes, explain_window_memory(plans.features)

@@ -1,4 +1,4 @@
-"""A TorchScript archive as data: its parameters and the text of its code. Nothing in it is run, or even compiled.
+"""A TorchScript archive as data: its parameters and the text of its code. Nothing in it is run or compiled.
 
 The archive is a zip of `data.pkl` (a tree of modules, with tensors that point to `data/N`), `code/**.py` and `constants.pkl`
 (PyTorch, torch/csrc/jit/docs/serialization.md). The pickle's names are answered by stand-ins; any other name ends the reading.
@@ -37,7 +37,7 @@ _MAX_CODE_BYTES = 64 * 2**20
 
 @dataclass
 class Module:
-    """A module of the archive: its class by name, and what it holds."""
+    """A module of the archive: the name of its class, and its attributes."""
 
     name: str = ""
     held: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Archive:
-    """What was read."""
+    """The contents of a TorchScript archive."""
 
     root: Module
     code: dict[str, str]
@@ -60,7 +60,7 @@ class Archive:
 
 
 def read_archive(path: Path, *, weights: bool = True) -> Archive:
-    """Read a TorchScript file; without weights, tensors have shapes and no values (device "meta"), and little is read.
+    """Read a TorchScript file. Without weights, tensors have shapes but no values (device "meta"), and little is read.
 
     Raises WeightsBroken for what is missing, damaged, none, or holds more than modules and tensors."""
     try:
@@ -79,7 +79,7 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
 
 
 class _Forbidden(Exception):
-    """A pickle asks for something that is no module or tensor."""
+    """A pickle asks for something other than modules and tensors."""
 
 
 def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
@@ -102,7 +102,7 @@ def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits the archive's own classes, tensors and lists."""
+    """Allows only the archive's own classes, tensors and lists."""
 
     def __init__(self, file: zipfile.ZipFile, name: str, weights: bool) -> None:
         """`name` is that of the pickle without its ending, and of the folder of its tensors."""
@@ -147,7 +147,7 @@ def _module_class(name: str) -> type[Module]:
 def _tensor(
     storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> torch.Tensor:
-    """Make a tensor of its storage. PyTorch checks that all lies within the storage."""
+    """Build a tensor on its storage. PyTorch checks that it lies within the storage."""
     return torch.as_strided(storage, size, stride, offset)
 
 
@@ -160,7 +160,7 @@ def _tensors(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _same(value: Any, *_: Any) -> Any:
-    """Return the value itself, no copy: a pickle may name one value as often as it likes."""
+    """Return the value itself, not a copy: a pickle may refer to one value any number of times."""
     return value
 
 

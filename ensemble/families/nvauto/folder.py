@@ -1,4 +1,4 @@
-"""The files of NVAUTO's networks: `model0.ts`, `model1.ts`, ...; packed, `model0/network.safetensors` with `network.json`. No torch."""
+"""The files of NVAUTO's networks: `model0.ts`, `model1.ts`, ..., or packed `model0/network.safetensors` with `network.json`. No torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SCRIPT = re.compile(rf"{_NAME.pattern}\{SCRIPT_SUFFIX}", re.ASCII)
 
 
 def is_script(path: Path) -> bool:
-    """Return whether a file is called as a network of the archive is."""
+    """Return whether a file name is that of a TorchScript network of the archive."""
     return _SCRIPT.fullmatch(path.name) is not None
 
 
 def network_files(folder: Path) -> dict[int, Path]:
-    """Return the file of each network, by its number, in their order. Raises WeightsBroken for two of one number, or what can't be read."""
+    """Return the file of each network by number, in order. Raises WeightsBroken for a duplicate number or an unreadable folder."""
     found: dict[int, Path] = {}
     with folder_errors(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -41,7 +41,7 @@ def network_files(folder: Path) -> dict[int, Path]:
 
 
 def find_network_files(folder: Path) -> dict[int, Path]:
-    """Return the same; raises WeightsBroken where there is none, too."""
+    """Return the files as `network_files` does; also raise WeightsBroken if there are none."""
     if not (found := network_files(folder)):
         raise WeightsBroken(
             f"a folder holds no network model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",

@@ -1,4 +1,4 @@
-"""Member kind `nvauto`: the ensemble of NVAUTO (Myronenko, Siddiquee, Yang, He, Xu: ISLES'22), used as DeepISLES uses it.
+"""Member kind `nvauto`: the networks of NVAUTO (Myronenko, Siddiquee, Yang, He, Xu: ISLES'22), run as DeepISLES runs them.
 
 The published files drop in unchanged and give DeepISLES' mask. Each network goes over the image at 1 mm; its softmax comes back to the DWI
 grid, where networks are averaged.
@@ -40,7 +40,7 @@ CHANNELS = (Modality.ADC, Modality.DWI)
 
 @dataclass(frozen=True)
 class NvautoMember:
-    """The ensemble, its networks in memory or at hand."""
+    """The networks of NVAUTO, in memory or opened when needed."""
 
     spec: MemberSpec
     modalities: tuple[Modality, ...]
@@ -51,7 +51,7 @@ class NvautoMember:
 
     @classmethod
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NvautoMember:
-        """Open each network once, and keep them while they are few.
+        """Open each network once, and keep them in memory if they are few.
 
         Raises WeightsBroken for TorchScript without permission, and for what is missing, damaged or not supported.
         """
@@ -72,12 +72,12 @@ class NvautoMember:
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
         return self.spec.name
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
         return frozenset(self.modalities)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
@@ -102,7 +102,7 @@ class NvautoMember:
 
 
 def networks_of(folder: Path) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a folder, packed or not; no code of theirs is run before they are built. Raises WeightsBroken."""
+    """Return the networks of a folder, packed or not. None of their code is run before they are built. Raises WeightsBroken."""
     return tuple(_network(path) for path in find_network_files(folder).values())
 
 

@@ -1,4 +1,4 @@
-"""TorchScript, which is code: whether it may be loaded, and a session that runs it."""
+"""TorchScript is code: decide whether it may be loaded, and run it as a session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PROBE = (64, 64, 64)
 
 
 def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: InferenceSettings) -> None:
-    """Raise WeightsBroken for TorchScript that neither the user allows nor a manifest names by digest (docs/adr/0018)."""
+    """Raise WeightsBroken for TorchScript that the user did not allow and no manifest lists with its SHA-256 (docs/adr/0018)."""
     scripts = [path for path in files if path.suffix == SCRIPT_SUFFIX]
     named = spec.sha256 if spec.listed else {}
     unnamed = [path.name for path in scripts if path.relative_to(spec.folder).as_posix() not in named]
@@ -44,7 +44,7 @@ def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: 
 
 
 class ScriptSession:
-    """Runs a TorchScript network; below float32 by autocast, as its weights are float32, or in float32 where that does not work."""
+    """Runs a TorchScript network. Below float32 it uses autocast, because the weights are float32; or float32 if that fails."""
 
     #: Its layers are not known.
     tap = ""
@@ -73,7 +73,7 @@ class ScriptSession:
 
     @property
     def arithmetic(self) -> str:
-        """Precision, and what computes."""
+        """Precision and runtime."""
         return f"{self.precision}, TorchScript"
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:

@@ -23,14 +23,14 @@ _LAYOUT = "fold*/{resunet,swin-factorizer}/version_0/checkpoints/*.ckpt"
 
 @dataclass(frozen=True)
 class SwanFolder:
-    """Where the weights of the networks are."""
+    """The weight files of a member's networks."""
 
     weights: Mapping[tuple[str, str], Path]
     """By fold ("0", "1", ...) and kind of network; folds in their order within each kind."""
 
     @property
     def missing(self) -> str:
-        """Which of the published networks are not there, in one clause; empty when all are."""
+        """Which of the published networks are missing, in one clause; empty if none is."""
         gone = [(fold, kind) for kind in NETWORKS for fold in FOLDS if (fold, kind) not in self.weights]
         parts = [(kind, [fold for fold, other in gone if other == kind]) for kind in NETWORKS]
         (_, first), (_, second) = parts
@@ -47,7 +47,7 @@ def fold_folders(folder: Path) -> dict[str, Path]:
 
 
 def read_swan_folder(folder: Path) -> SwanFolder:
-    """Find the weights. Raises WeightsBroken where there are none, or where it is not clear which ones."""
+    """Find the weights. Raises WeightsBroken if there are none, or if a fold has several."""
     with folder_errors(folder):
         folds = fold_folders(folder)
         weights = {

@@ -1,4 +1,4 @@
-"""The layout of `batch`, a tree of BIDS derivatives: what a case's folder holds, when it is complete, and what describes the whole."""
+"""The output layout of `batch`, a BIDS derivatives dataset: the files of a case, when they are complete, and the dataset's description."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_case(
     extras: ExtraOutputs,
     made_of: Mapping[str, Any],
 ) -> None:
-    """Put the folder of a case in its place. `made_of` tells a rerun what the result was made of. Raises UsageError."""
+    """Write the folder of a case and move it into place. `made_of` tells a rerun what the result was made from. Raises UsageError."""
     layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
     wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / place.folder, scratch) as folder:
@@ -75,7 +75,7 @@ def write_case(
 
 @dataclass(frozen=True)
 class Bids:
-    """BIDS names for what BIDS knows; everything else is called by its role, and is in `.bidsignore`."""
+    """BIDS names for outputs that BIDS defines; the others are named by role, and listed in `.bidsignore`."""
 
     prefix: str
     """Of the case: `sub-01_ses-1`."""
@@ -95,7 +95,7 @@ def _names(artifact: Artifact) -> tuple[str, str, str] | None:
 
 
 def mask_file(place: BidsEntities) -> str:
-    """Return the mask of a case, below the output folder."""
+    """Return the path of a case's mask, relative to the output folder."""
     return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
 
 
@@ -109,7 +109,7 @@ def _labels(members: Sequence[str]) -> dict[str, str]:
 
 
 def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
-    """Return what BIDS asks to be said of an image."""
+    """Return the JSON sidecar that BIDS requires for an image."""
     return {
         **({"Type": "Lesion"} if artifact.role.name in ("mask", "mnimask") else {}),
         "Description": f"What the member {artifact.member} says" if artifact.member else about,
@@ -119,7 +119,7 @@ def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
 
 
 def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
-    """Return the report of a complete result of ours; None where there is none.
+    """Return the report of a complete result of this program; None if there is none.
 
     It may be of another version: any field but the list of its outputs, `batch.outputs`, may be missing or be something else.
     """
@@ -134,7 +134,7 @@ def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
 
 
 def refuse_occupied_case_folder(root: Path, place: BidsEntities) -> None:
-    """Raise InputRefused when something that is no result of ours stands in the place of a case: it must not be replaced."""
+    """Raise InputRefused if the folder of a case holds something other than a result of this program."""
     folder = root / place.folder
     if not folder.exists() and not folder.is_symlink():
         return
@@ -148,7 +148,7 @@ def refuse_occupied_case_folder(root: Path, place: BidsEntities) -> None:
 
 
 def move_to_superseded(root: Path, place: BidsEntities) -> Path | None:
-    """Move a result that no longer holds out of the tree of results. Returns where to; None when there is nothing."""
+    """Move an outdated result to `superseded/`. Returns its new path; None if there was no result."""
     if not (root / place.folder / REPORT_FILE).is_file():
         return None
     target = root / SUPERSEDED / place.prefix
@@ -159,7 +159,7 @@ def move_to_superseded(root: Path, place: BidsEntities) -> Path | None:
 
 
 def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
-    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite.
+    """Raise UsageError if the output folder is the dataset itself, or another dataset whose description would be overwritten.
 
     Or no folder that can be read.
     """
@@ -184,7 +184,7 @@ def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
 
 
 def _no_bids() -> list[str]:
-    """Return patterns, for `.bidsignore`, of what BIDS has no names for. With a slash behind it a folder itself would not be ignored."""
+    """Return the `.bidsignore` patterns of outputs that BIDS has no names for. A trailing slash would not ignore a folder itself."""
     unknown = [Bids("", {"*": "*"}).place(kind) for kind in all_artifact_kinds("*") if not _names(kind)]
     return [
         REPORT_FILE,
@@ -198,7 +198,7 @@ def _no_bids() -> list[str]:
 
 
 def _container(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what BIDS asks to be said of the container; nothing outside of one. The image says its tag (see the Dockerfile)."""
+    """Return the ContainerInfo that BIDS asks for; empty outside a container. The image knows its tag (see the Dockerfile)."""
     tag = environment.get("CONTAINER_TAG", "")
     image = environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER")
     if image:

@@ -1,4 +1,4 @@
-"""The layout of the contract: the mask in the folder of its interface, `results.json`, and whatever else was asked for at the root.
+"""The output layout of the contract: the mask in its interface's folder, `results.json`, and other requested outputs at the root.
 
 `results.json` is the index by which a later run knows what to replace: the platform lets nothing else tell of the mask (below
 `/output/images` lie images only), and it lists the extras where there are some. Without, it is the platform's to the letter.
@@ -28,7 +28,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Contract:
-    """The platform's place for the mask; the rest as `run` has it."""
+    """The contract's path for the mask; all else as in the layout of `run`."""
 
     mask_name: str
 
@@ -39,7 +39,7 @@ class Contract:
 
 
 def earlier_masks(output_root: Path) -> list[str]:
-    """Return the places, below the output root, of the masks that an earlier run's `results.json` lists.
+    """Return the masks that an earlier run's `results.json` lists, relative to the output root.
 
     None when there is no such file.
     """
@@ -54,7 +54,7 @@ def earlier_masks(output_root: Path) -> list[str]:
 
 
 def refuse_unknown_masks(output_root: Path, mask_name: str) -> None:
-    """Raise UsageError for a mask beside that of this case that no `results.json` lists: the platform rejects two."""
+    """Raise UsageError if the mask folder holds a further mask that no `results.json` lists: the platform rejects two."""
     known = {*earlier_masks(output_root), f"{MASKS}/{mask_name}"}
     masks = [path for path in (output_root / MASKS).glob("*") if image_suffix(path)]
     if unknown := sorted(path.name for path in masks if f"{MASKS}/{path.name}" not in known):
@@ -81,5 +81,5 @@ def publish_case(
 
 
 def patterns() -> list[str]:
-    """Return where outputs may lie, whatever case and members are called: all that is known of those of a process that was killed."""
+    """Return patterns of all possible outputs, for any case and members, to clean up after a killed process."""
     return [RESULTS, *map(Contract("*.mha").place, all_artifact_kinds("*"))]

@@ -1,4 +1,4 @@
-"""What `inspect` prints: a table for people, or JSON."""
+"""The output of `inspect`: a table for people, or JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEADINGS = ("", "series", "description", "kind", "images", "b (s/mm^2)", "volum
 
 
 def as_lines(finding: Finding) -> Iterator[str]:
-    """Yield the finding for people, line by line."""
+    """Yield the finding as text lines."""
     yield f"{finding.path}:"
     if finding.is_dicom:
         if finding.series:
@@ -119,13 +119,13 @@ def _refusal(refused: InputRefused) -> dict[str, Any]:
 
 
 def refusal(finding: Finding, asked: Modality | None) -> InputRefused | None:
-    """Return why the answer to what was asked is no: what was asked for can't be read; or nothing can, where nothing was asked for."""
+    """Return the error if a requested image can't be read, or, with no request, if no image can be; else None."""
     refusals = [image for image in finding.images.values() if isinstance(image, InputRefused)]
     return refusals[0] if refusals and (asked or len(refusals) == len(finding.images)) else None
 
 
 def check_destination(path: Path, source: Path) -> None:
-    """Raise UsageError where an image read from a source can't be written to a path by its name, or would replace the source."""
+    """Raise UsageError if an image can't be written to a path because of its suffix, or would replace its source."""
     suffix = image_suffix(path)
     if not suffix or suffix in (".mhd", ".nhdr"):
         raise UsageError(
@@ -140,7 +140,7 @@ def check_destination(path: Path, source: Path) -> None:
 
 
 def save_volume(volume: Volume, path: Path) -> None:
-    """Write a volume to a path of the user's choice; it is there whole, or as it was. Raises UsageError when it can't be written."""
+    """Write a volume to a path atomically. Raises UsageError if it can't be written."""
     try:
         with publish(path.parent) as staging:
             write_volume(volume, staging / path.name)

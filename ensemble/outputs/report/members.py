@@ -1,4 +1,4 @@
-"""What `members list` and `members check` print."""
+"""The output of `members list` and `members check`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADINGS = ("name", "kind", "folds", "images", "spacing", "intensities", "licen
 
 
 def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
-    """Log a table of the members in the weights folder, and what else was recognised there. Returns the members."""
+    """Log a table of the members in the weights folder, and of other recognised weights. Returns the members."""
     specs = find_members(config.weights_folder, config.members)
     rows, remarks = [_HEADINGS], []
     for spec in specs:
@@ -60,7 +60,7 @@ def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
 
 
 def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
-    """Load each member in turn and log whether it works. True when all do."""
+    """Load each member in turn and log whether it works. Returns True if all do."""
     from ensemble.inference.device import resolve_device
 
     settings = InferenceSettings.of(config, resolve_device(config.device))
@@ -80,7 +80,7 @@ def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
 
 
 def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, files: Mapping[Modality, Path]) -> None:
-    """Segment one case by each member and by the program that its weights come from, and log how far the two are apart.
+    """Segment one case with each member and with the program that its weights come from, and log the differences.
 
     Raises InputRefused for the case, WeightsBroken, and UsageError where there is nothing to compare with.
     """

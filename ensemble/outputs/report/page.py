@@ -1,4 +1,4 @@
-"""One HTML file that shows a case, and one that lists a batch: nothing is loaded from anywhere, no server is needed.
+"""HTML pages of a case and of a batch, each a single file that loads nothing and needs no server.
 
 Slices are in the page as PNG sheets (all slices side by side), one a modality; a further sheet holds, bit by bit, the mask and each
 voter's mask. A canvas puts them together, so that any browser of the last ten years shows the page, without WebGL (docs/adr/0010).
@@ -34,7 +34,7 @@ _MAX_VOTERS = 23
 def case_page(
     report: Mapping[str, Any], result: Result, findings: Findings | None = None, trust: Trust | None = None
 ) -> str:
-    """Return the page of a case; `report` is what `build_report` gives."""
+    """Return the page of a case; `report` is the output of `build_report`."""
     lesions = lesion_table(result)
     places = [None] * len(lesions) if findings is None or findings.places is None else findings.lesions
     text: str = template("case.html").render(
@@ -56,7 +56,7 @@ def case_page(
 
 
 def _place(lesion: LesionPlace) -> dict[str, str]:
-    """Return what the table of lesions says of a lesion's place."""
+    """Return a lesion's location for the table of lesions."""
     return {
         "where": ", ".join(map(choice_in_words, (lesion.side, lesion.region, lesion.structure))),
         "mni": ", ".join(f"{mm:z.0f}" for mm in lesion.centre_mni_mm or ()),
@@ -74,7 +74,7 @@ def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def lesion_table(result: Result) -> list[dict[str, Any]]:
-    """Return the lesions, largest first: volume, centre in the world (LPS, mm), axial slices as shown (from 1), largest vote."""
+    """Return the lesions, largest first: volume, centre (LPS, mm), axial slices as shown (from 1), and most votes."""
     grid = result.case.grid
     canonical = grid.canonical()
     labels, count = lesion_components(result.fused.mask.array)
@@ -108,7 +108,7 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
 
 
 def _viewer(result: Result) -> dict[str, Any]:
-    """Return what the page's script needs to draw."""
+    """Return the data that the page's script draws."""
     canonical = result.case.grid.canonical()
     rows, columns = brain_box(canonical.apply(result.case.brain.array))
     spacing = canonical.spacing(result.case.grid.spacing_zyx_mm)

@@ -1,4 +1,4 @@
-"""Findings in words and tables, as pages and closing lines show them."""
+"""Findings as phrases and tables, for pages and closing lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Block:
 
 
 def in_words(findings: Findings) -> Iterator[str]:
-    """Yield the findings in a few clauses, the most important first."""
+    """Yield the findings as short phrases, the most important first."""
     yield _PATTERNS[findings.pattern.value]
     if findings.pattern.value == "none":
         return
@@ -52,7 +52,7 @@ def in_words(findings: Findings) -> Iterator[str]:
 
 
 def choice_in_words(choice: Choice | None) -> str:
-    """Return a word, and what else it might be."""
+    """Return a category and, in brackets, its alternatives."""
     if choice is None:
         return ""
     others = [word or "none" for word in choice.possible[1:]]
@@ -74,13 +74,13 @@ def millilitres(volume: Quantity) -> str:
 
 
 def _hull(quantity: Quantity) -> tuple[float, float]:
-    """Least and most over members and placements."""
+    """Return minimum and maximum over members and perturbed placements."""
     ranges = [quantity.members, *([quantity.placement] if quantity.placement else [])]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def blocks(findings: Findings) -> tuple[Block, ...]:
-    """Return the tables of the page: the built-in atlas, then each of the user's."""
+    """Return the tables of the page: first the built-in atlas, then the user's."""
     if findings.places is None or not findings.lesions:
         return ()
     found = [

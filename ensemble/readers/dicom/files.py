@@ -1,4 +1,4 @@
-"""Which files a folder or .zip of DICOM holds, and how many of them one examination may have."""
+"""List the files of a folder or .zip of DICOM, with limits on their number and size."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotIm
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path is read as DICOM: a folder, a .zip, or a file named as one of DICOM (which may hold a whole series)."""
+    """Return whether a path is read as DICOM: a folder, a .zip, or a file with a DICOM suffix (which may hold a whole series)."""
     return path.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or is_folder(path)
 
 
 def has_dicom_signature(path: Path) -> bool:
-    """Return whether a file begins as one of DICOM does, whatever its name. Raises OSError."""
+    """Return whether a file begins like DICOM, whatever its name. Raises OSError."""
     with open_file(path) as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -44,7 +44,7 @@ def is_folder(path: Path) -> bool:
 
 @contextmanager
 def files_of(path: Path, label: str) -> Iterator[list[Path]]:
-    """All files of a folder, or a file alone; or those of an archive, unpacked for as long as the block lasts. Raises InputRefused."""
+    """Yield all files of a folder, a single file, or the temporarily unpacked files of an archive. Raises InputRefused."""
     if is_folder(path):
         yield _listing(path, path, label)
         return
@@ -87,7 +87,7 @@ def _unpack(path: Path, folder: str, label: str) -> None:
 
 
 def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
-    """Return the file, if its directory is no longer than so many files need: each entry takes memory. Raises InputRefused."""
+    """Return the archive if its directory is short enough to be read into memory. Raises InputRefused."""
     size = file.seek(0, 2)
     file.seek(max(size - _LONGEST_END, 0))
     end = file.read()
@@ -103,7 +103,7 @@ def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
 
 
 def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> None:
-    """Raise InputRefused for an archive that would fill the disk, by what it says itself: no more is unpacked than that."""
+    """Raise InputRefused if an archive's declared size would fill the disk; no more than declared is unpacked."""
     unpacked, packed = sum(member.file_size for member in members), path.stat().st_size
     if len(members) > MAX_FILES or unpacked > MAX_UNPACKED_BYTES:
         raise _too_large(path, label, f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked")

@@ -1,4 +1,4 @@
-"""A folder or .zip of DICOM files -> RawImage: the one series that shows the modality, its slices in order, none missing.
+"""Read a folder or .zip of DICOM: choose the series of a modality, sort its slices, and check that none is missing.
 
 Headers first, of all files; then the series is chosen by what headers say; then the chosen one alone is put in order, checked, and its
 pixels are read.
@@ -41,7 +41,7 @@ __all__ = ["Examination", "is_dicom", "modalities_in", "open_examination", "read
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """What the headers of a folder or archive say; its files can be read while it is open."""
+    """The headers in a folder or archive; its files can be read while it is open."""
 
     path: Path
     series: tuple[Series, ...]
@@ -52,11 +52,11 @@ class Examination:
     """Files that look like DICOM and can't be read, and why."""
 
     def place_of(self, file: Path) -> str:
-        """Return a file as the user knows it, not as it lies in our temporary folder."""
+        """Return the path of a file as the user knows it, not that of its temporary copy."""
         return f"{self.path} ({file.name})" if self.path.suffix.lower() == ARCHIVE else str(file)
 
     def chosen(self, modality: Modality) -> tuple[Series, list[str]]:
-        """Return the one series that shows a modality, and what to say of the choice. Raises InputRefused."""
+        """Choose the series of a modality; also returns notes on the choice. Raises InputRefused."""
         label = modality.label
         if not self.series:
             self._refuse_unread(self.unread, label)
@@ -76,11 +76,11 @@ class Examination:
         return series, [*notes, *self._wrong_elsewhere(series, label)]
 
     def stack(self, series: Series, label: str) -> Stack:
-        """Return a series in order. Raises InputRefused."""
+        """Return a series with its slices sorted. Raises InputRefused."""
         return build_stack(series, self.path, label, self.place_of)
 
     def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
-        """Return the image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
+        """Read the image of a modality as float32; with a DWI also that of lowest b-value, if asked for. Raises InputRefused."""
         series, notes = self.chosen(modality)
         with attach_notes(notes):
             return self._read(series, modality, notes, with_low_b=with_low_b)
@@ -120,8 +120,7 @@ class Examination:
             raise InputRefused(what, where=where, found=problem.found, do=problem.do)
 
     def _refuse_possible_slices(self, series: Series, label: str) -> None:
-        """Raise InputRefused for files that can't be read and may be slices of the series: they bear its UID, or lie among its files and
-        their headers tell too little to say whose they are."""
+        """Raise InputRefused for unreadable files that may be slices of the series, by UID or by folder."""
         self._refuse_unread([(file, why) for file, why in self.unread if file.parent in series.folders], label)
         own = {frame.instance.series for frame in series.frames} - {""}
         for frame in (frame for each in self.series if each is not series for frame in each.frames):
@@ -131,7 +130,7 @@ class Examination:
                 refuse_problem(frame, label, self.place_of)
 
     def _refuse_strays(self, series: Series, stack: Stack, label: str) -> None:
-        """Raise InputRefused for single images that would be the next slice of the series, and call themselves by its UID or description.
+        """Raise InputRefused for single images that would be the next slice of the series, and share its UID or description.
 
         A slice missing at an end is not to be noticed otherwise.
         """
@@ -152,7 +151,7 @@ class Examination:
                 )
 
     def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
-        """Return a note on what can't be read, and lies elsewhere than the chosen series."""
+        """Return a note on unreadable files outside the chosen series."""
         problems = {
             each.title: f"a file {frame.instance.problem.what}"
             for each in self.series
@@ -169,7 +168,7 @@ class Examination:
 
 
 def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
-    """Read the series of a folder (subfolders included) or .zip that shows a modality, as float32.
+    """Read the series of a modality from a folder (with subfolders) or .zip, as float32.
 
     Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
     is not read.
@@ -179,7 +178,7 @@ def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
 
 
 def modalities_in(folder: Path) -> frozenset[Modality]:
-    """Return the modalities of which a folder (subfolders included) holds DICOM series, readable or not; empty where there is no DICOM.
+    """Return the modalities of the DICOM series in a folder (with subfolders), readable or not; empty without DICOM.
 
     Raises InputRefused where nothing is to be found because files are damaged.
     """
@@ -193,7 +192,7 @@ def modalities_in(folder: Path) -> frozenset[Modality]:
 
 @contextmanager
 def open_examination(path: Path, label: str) -> Iterator[Examination]:
-    """The headers of all files of a folder or archive, which is unpacked for as long as the block lasts. Raises InputRefused."""
+    """Read the headers of all files of a folder or archive, unpacked for the duration of the block. Raises InputRefused."""
     with files_of(path, label) as files:
         frames: list[Frame] = []
         objects: list[tuple[Path, str]] = []
@@ -221,7 +220,7 @@ def _why_unread(file: Path, error: Exception) -> Problem:
 
 
 def _origin(volumes: Sequence[Sequence[Frame]]) -> Origin | None:
-    """Return where the slices of an image come from that was made of these volumes; None where the files can no longer be read."""
+    """Return the source of each slice of an image made from these volumes; None if the files can no longer be read."""
     first = volumes[0][0]
     plane = plane_of(first)
     try:
@@ -242,9 +241,7 @@ def _source(frame: Frame) -> SourceFrame:
 
 
 def _least_derived(stack: Stack, notes: list[str]) -> Stack:
-    """Return a DWI without what was derived (the scanner's own mean over directions, or a map) of a shell of which acquired images are
-    there.
-    """
+    """Return a DWI without derived volumes (means over directions, maps) of shells for which acquired ones exist."""
     if stack.b_values is None:
         return stack
     shells = list(zip(stack.b_values, stack.made, strict=True))

@@ -1,4 +1,4 @@
-"""The frames of one series in order: what volumes they make, on which grid, and whether any slice is missing or surplus."""
+"""Sort the frames of one series into volumes on a grid, and check that no slice is missing or surplus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SAME_ECHO = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A series in order."""
+    """A series with sorted slices."""
 
     volumes: tuple[tuple[Frame, ...], ...]
     """By volume, then by place from the grid's first slice to its last."""
@@ -40,7 +40,7 @@ class Stack:
     notes: tuple[str, ...] = ()
 
     def without(self, numbers: Sequence[int]) -> Stack:
-        """Return the same without some volumes."""
+        """Return the stack without some volumes."""
         kept = [number for number in range(len(self.volumes)) if number not in numbers]
         b_values = None if self.b_values is None else tuple(self.b_values[number] for number in kept)
         volumes = tuple(self.volumes[number] for number in kept)
@@ -49,7 +49,7 @@ class Stack:
 
 
 def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
-    """Put a series in order. `place_of` names one of its files as the user knows it.
+    """Sort the frames of a series. `place_of` gives the path of a file as the user knows it.
 
     Raises InputRefused when a file is damaged or not read, or slices are mixed, missing, surplus or not stacked at right angles.
     """
@@ -98,7 +98,7 @@ def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path
 
 
 def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
-    """Raise InputRefused where a frame's file has a problem."""
+    """Raise InputRefused if a frame's file has a problem."""
     if (problem := frame.instance.problem) is not None:
         what, where = f"a file of the {label} series {problem.what}", place_of(frame.instance.path)
         raise InputRefused(what, where=where, found=problem.found, do=problem.do)
@@ -117,7 +117,7 @@ def _refuse_problems(series: Series, label: str, place_of: Callable[[Path], str]
 
 
 def _with_b(series: Series) -> tuple[list[Frame], list[str]]:
-    """Return the frames with the b-values that count: none of a map.
+    """Return the frames with the b-values that matter: none for a map.
 
     0 where others of the series have one, as scanners leave out that of b0.
 
@@ -147,13 +147,13 @@ def _refuse_mixed(frames: Sequence[Frame], refuse: Callable[..., InputRefused]) 
 
 
 def plane_of(frame: Frame) -> Plane:
-    """Return where a frame lies that is known to say so."""
+    """Return the position of a frame that is known to have one."""
     assert frame.plane is not None
     return frame.plane
 
 
 def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
-    """Return the frames by their place along the stack, those of one place in the order of how they were made, b-value and acquisition."""
+    """Return the frames grouped by slice position, each group sorted by derivation, b-value and acquisition."""
     along = np.array([plane_of(frame).position for frame in frames]) @ normal
     order = np.argsort(along, kind="stable")
     places: list[list[Frame]] = []
@@ -171,7 +171,7 @@ def _within_place(frame: Frame) -> tuple[object, ...]:
 
 
 def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
-    """Raise InputRefused unless every place has the same images by number, b-value and how they were made."""
+    """Raise InputRefused unless every slice position has the same number, b-values and derivations of images."""
     counts = sorted({len(place) for place in places})
     shells = [[(frame.b, frame.made) for frame in place] for place in places]
     even = len(counts) == 1 and all(_alike(shell, shells[0]) for shell in shells)
@@ -191,14 +191,14 @@ def _alike(place: Sequence[tuple[float | None, int]], other: Sequence[tuple[floa
 
 
 def _refuse_apart(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
-    """Raise what `refuse` makes unless the images of each place lie on each other."""
+    """Raise the error that `refuse` makes if the images at one slice position do not coincide."""
     apart = max(float(np.ptp([plane_of(frame).position for frame in place], axis=0).max()) for place in places)
     if apart > _ASIDE_MM:
         raise refuse("holds volumes that lie aside of each other", f"up to {apart:.1f} mm", CONVERT)
 
 
 def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[..., InputRefused]) -> None:
-    """Raise what `refuse` makes where what would be averaged, the images of one b-value, was acquired at several echo times."""
+    """Raise the error that `refuse` makes if images to be averaged (one b-value) have several echo times."""
     b = series.usable_b
     shell = [frame for frame in frames if b is None or (frame.b is not None and abs(frame.b - b) <= SAME_SHELL)]
     echoes = sorted({frame.echo_ms for frame in shell if frame.echo_ms})
@@ -209,9 +209,7 @@ def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[...
 
 
 def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
-    """Return whether the order of acquisition tells volumes for certain: all numbers of one before those of the next, or so slice by
-    slice.
-    """
+    """Return whether the acquisition order separates volumes with certainty, volume by volume or slice by slice."""
     orders = [[frame.order for frame in place] for place in places]
     if any(len(set(order)) < len(order) for order in orders):
         return False
@@ -222,7 +220,7 @@ def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
 
 
 def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[..., InputRefused]) -> float:
-    """Return the distance of neighbouring slices (mm). Raises what `refuse` makes when a slice is missing or the stack leans."""
+    """Return the slice spacing (mm). Raises the error that `refuse` makes if a slice is missing or the stack is sheared."""
     along = positions @ normal
     gaps = np.diff(along)
     spacing = float((along[-1] - along[0]) / (len(along) - 1))
