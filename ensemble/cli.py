@@ -243,12 +243,15 @@ def _bids_app(options: argparse.Namespace) -> int:
     if options.bids_filter_file is not None:
         if options.dataset.is_file():
             raise UsageError(
-                "--bids-filter-file says nothing to a worklist", do="leave the rows out, or give the dataset"
+                "--bids-filter-file has no effect on a worklist",
+                do="remove the rows from the worklist, or give the dataset folder",
             )
         dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
     if options.level == "group":
         if options.dry_run:
-            raise UsageError("--dry-run says nothing to group", do="leave it out, or give it to participant")
+            raise UsageError(
+                "--dry-run has no effect on the level group", do="remove it, or use it with the level participant"
+            )
         with exclusive_writer(options.out, shared=True):
             return group(dataset, options.out)
     if not options.skip_bids_validation:
@@ -269,7 +272,7 @@ def _work_on(dataset: BatchCases, options: argparse.Namespace, *, summarise: boo
         config = run_config(options, report=True)
         return dry_run(dataset, options.out, config, extras, resume=options.resume, as_json=options.json)
     if options.json:
-        raise UsageError("--json has no effect without --dry-run", do="leave it out, or add --dry-run")
+        raise UsageError("--json has no effect without --dry-run", do="remove it, or add --dry-run")
     with exclusive_writer(options.out, shared=True):
         return batch(
             dataset,
@@ -305,7 +308,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         return _score_answers(options)
     if len(options.masks) < 2:
         raise UsageError(
-            "evaluate takes predicted masks and, last, the true ones",
+            "evaluate needs at least two paths: predicted masks first, true masks last",
             found=" ".join(map(str, options.masks)) or "no path",
             do=command("evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv"),
         )
@@ -324,7 +327,9 @@ def _asked_readers(options: argparse.Namespace) -> ReaderStudyRequest | None:
             raise UsageError("--images and --key have no effect without --reader-study or --reader-answers")
         return None
     if options.images is None:
-        raise UsageError("--reader-study needs the images", do="give the dataset, as to batch: --images DATASET")
+        raise UsageError(
+            "--reader-study needs the images of the cases", do="add --images DATASET (any dataset that batch accepts)"
+        )
     files = {case.name: case.files for case in find_cases(options.images, page)}
     root = options.images if options.images.is_dir() else options.images.parent
     return ReaderStudyRequest(page, options.key or page.with_name(f"{page.stem}_key.json"), DatasetImages(root, files))
@@ -336,9 +341,11 @@ def _score_answers(options: argparse.Namespace) -> int:
     others = {"paths of masks": options.masks, "--clinical": options.clinical, "--by": options.by}
     others |= {"--reader-study": options.reader_study, "--images": options.images}
     if found := [name for name, value in others.items() if value]:
-        raise UsageError("--reader-answers stands alone with --key and --out", found=", ".join(found))
+        raise UsageError("--reader-answers can only be combined with --key and --out", found=", ".join(found))
     if options.key is None:
-        raise UsageError("--reader-answers needs --key", do="give the .json that appeared beside the page")
+        raise UsageError(
+            "--reader-answers needs --key", do="add --key with the .json file that was written beside the page"
+        )
     score_answers(options.reader_answers, options.key, options.out)
     return 0
 
@@ -354,7 +361,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
     if options.write is not None and asked is None:
-        raise UsageError("--write needs --as", do="say which image it is: --as dwi, --as adc or --as flair")
+        raise UsageError("--write needs --as", do="name the image to write: --as dwi, --as adc or --as flair")
     if options.write is not None:
         check_destination(options.write, options.path)
     finding = inspect(options.path, asked)
@@ -376,7 +383,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
     if choice == "bf16":
-        raise UsageError("weights are packed as fp32 or fp16", found="--precision bf16")
+        raise UsageError("weights can only be packed as fp32 or fp16", found="--precision bf16")
     return "fp16" if choice == "fp16" else "fp32"
 
 
@@ -388,7 +395,7 @@ def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None
     """
     asks = [name for name, asked in (("--atlas", options.atlas), ("--save-mni", options.save_mni)) if asked]
     if options.findings == "off" and asks:
-        raise UsageError(f"{asks[0]} needs findings", found="--findings off", do="leave one of the two out")
+        raise UsageError(f"{asks[0]} needs the findings", found="--findings off", do="remove one of the two options")
     wanted = bool(asks) or (report if in_report is None else in_report)
     findings = options.findings == "on" or (options.findings is None and wanted)
     if options.atlas is not None:

@@ -85,24 +85,28 @@ class RunConfig:
             ("--registration", self.registration, get_args(Registration)),
         ):
             if value not in allowed:
-                raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
+                raise UsageError(f"{value!r} is not a valid value of {option}", do=f"use one of: {', '.join(allowed)}")
         if not 0 <= self.min_disputed_ml < float("inf"):
             raise UsageError("--min-disputed-ml must be a volume in ml, 0 or more", found=str(self.min_disputed_ml))
         if self.min_lesion_ml is not None and not 0 <= self.min_lesion_ml < float("inf"):
             raise UsageError("--min-lesion-ml must be a volume in ml, 0 or more", found=str(self.min_lesion_ml))
         if odd := [f"{name}={w:g}" for name, w in (self.member_weights or {}).items() if not 0 < w < float("inf")]:
             raise UsageError(
-                "--member-weights must be numbers above 0", found=", ".join(odd), do="leave members out with --members"
+                "--member-weights must be greater than 0",
+                found=", ".join(odd),
+                do="use --members to exclude a member",
             )
         if not 0 <= self.brain_ml[0] < self.brain_ml[1] < float("inf"):
             raise UsageError(
-                "--brain-ml must be two volumes in ml, the smaller one first",
+                "--brain-ml must be two volumes in ml, smaller first",
                 found=",".join(f"{ml:g}" for ml in self.brain_ml),
             )
         if self.min_members is not None and self.min_members < 1:
             raise UsageError("--min-members must be at least 1", found=str(self.min_members))
         if self.members is not None and not self.members:
-            raise UsageError("--members names none", do="leave it out for all members, or name some: --members a,b")
+            raise UsageError(
+                "--members names no member", do="remove the option to use all members, or name some: --members a,b"
+            )
         if self.members is not None and len(set(self.members)) != len(self.members):
             raise UsageError("--members names a member twice", found=", ".join(self.members))
 

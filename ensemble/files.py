@@ -27,7 +27,7 @@ _KINDS = (
 )
 _RIGHTS = (errno.EACCES, errno.EPERM)
 _DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN)
-_FETCH = "fetch what it stands for (git annex get, datalad get), or give the file itself"
+_FETCH = "fetch the content that the link stands for (git annex get, datalad get), or give the file itself"
 
 
 class NotARegularFile(OSError):
@@ -66,10 +66,10 @@ def refuse_irregular_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except ValueError as error:  # a NUL in the name, as a table may hold
-        raise OSError(errno.EINVAL, "no name that a file can have", str(path)) from error
+        raise OSError(errno.EINVAL, "not a valid file name", str(path)) from error
     if not stat.S_ISREG(mode):
         kind = next((name for has_kind, name in _KINDS if has_kind(mode)), "no file")
-        raise NotARegularFile(errno.EINVAL, f"{kind}, which is no file", str(path))
+        raise NotARegularFile(errno.EINVAL, f"{kind}, not a file", str(path))
 
 
 def lexists(path: Path) -> bool:
@@ -94,15 +94,15 @@ def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
     """Return why a file can't be read. Permissions are named only if they are the cause."""
     user, said = f"(we run as user {os.getuid()})", error.strerror or str(error) or type(error).__name__
     if isinstance(error, NotARegularFile):
-        return UnreadableReason("is no file", said, "give a regular file")
+        return UnreadableReason("is not a regular file", said, "give a regular file")
     if error.errno == errno.ELOOP:
-        return UnreadableReason("is a link that leads back to itself", said, "give the file itself")
+        return UnreadableReason("is a circular link", said, "give the file itself")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if target := dangling_link(path):
-            return UnreadableReason("is a link to what is not there", f"it points to {target}", _FETCH)
+            return UnreadableReason("is a link to a file that does not exist", f"it points to {target}", _FETCH)
         return UnreadableReason("does not exist", "", "check the path")
     if is_permission_error(error):
-        do = "give this user the right to read it, and to enter the folders above it"
+        do = "give this user permission to read it and to enter its parent folders"
         return UnreadableReason("can't be opened", f"{said} {user}", do)
     if error.errno == errno.ENOMEM:
         return UnreadableReason("does not fit into memory", said, MORE_MEMORY)
@@ -111,7 +111,7 @@ def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return UnreadableReason("can't be opened", said, "raise the limit of open files (ulimit -n)")
     if error.errno in _DISK:
-        return UnreadableReason("can't be read", said, "check the disk or network share that it lies on, and try again")
+        return UnreadableReason("can't be read", said, "check its disk or network share, and try again")
     return UnreadableReason("can't be read", said, "copy it elsewhere, and try again")
 
 

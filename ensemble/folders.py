@@ -20,11 +20,14 @@ _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOT
 
 #: What keeps outputs from being written, and what to do about it.
 _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
-    ((errno.EACCES, errno.EPERM), "give this user the right to write there, or run as its owner (docker run --user)"),
-    ((errno.EROFS,), "mount the folder writable, or give another one"),
-    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, or give another folder"),
-    ((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands in its place, or give another folder"),
-    ((errno.ELOOP,), "give the folder itself, not a link that leads back to itself"),
+    (
+        (errno.EACCES, errno.EPERM),
+        "give this user write permission, or run as the owner of the folder (docker run --user)",
+    ),
+    ((errno.EROFS,), "mount the folder writable, or choose another one"),
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make free space there, or choose another folder"),
+    ((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move the file in its place away, or choose another folder"),
+    ((errno.ELOOP,), "give the folder itself, not a circular link"),
     ((errno.ENAMETOOLONG,), "give a folder with a shorter path, or shorter names"),
     ((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     ((errno.ENOMEM,), MORE_MEMORY),
@@ -50,10 +53,10 @@ def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
         descriptor = _locked_folder(root, made, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except BlockingIOError as error:
         raise UsageError(
-            "somebody else is writing to the output folder",
+            "another process is writing to the output folder",
             where=root,
-            found="another process has locked it",
-            do="give each run a folder of its own, or wait until the other one has ended",
+            found="it is locked",
+            do="use a separate folder for each run, or wait until the other run has ended",
         ) from error
     except OSError as error:
         raise unwritable(root, error) from error
@@ -81,7 +84,9 @@ def _locked_folder(root: Path, made: list[Path], how: int) -> int:
             pass  # taken away between opening and locking: the lock is on nothing
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                log.info("note: %s can't be locked (%s): let nobody else write there", root, error.strerror)
+                log.info(
+                    "note: %s can't be locked (%s): make sure that no other process writes there", root, error.strerror
+                )
                 return descriptor
             os.close(descriptor)
             raise

@@ -54,9 +54,9 @@ class Grid:
         """
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in np.atleast_2d(affine)[:4])
         refused = InputRefused(
-            "the affine names no place in the world",
+            "the affine does not define a position in space",
             found=f"voxel to world (RAS, mm): {rows}",
-            do="give the 4x4 matrix of the image's header, with axes at right angles",
+            do="give the 4x4 affine of the image's header, with orthogonal axes",
         )
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or list(affine[3]) != [0, 0, 0, 1]:
             raise refused

@@ -21,7 +21,7 @@ _SAID = re.compile(
     r"|unable to (join|create) thread|can't start new thread",
     re.I,
 )
-MORE_MEMORY = "give the process more memory (docker run --memory), or end what else uses it"
+MORE_MEMORY = "give the process more memory (docker run --memory), or stop other programs"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -157,10 +157,11 @@ def segment_prepared(
         )
         mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
         if fused.small:
-            log.info("note: %d lesion(s) below %g ml left out", fused.small, config.min_lesion_ml)
+            log.info("note: %d lesion(s) smaller than %g ml removed", fused.small, config.min_lesion_ml)
         if fused.dropped_components:
             log.info(
-                "note: %d small disputed lesion(s) left out: in no voxel do all members agree", fused.dropped_components
+                "note: %d small disputed lesion(s) removed: no voxel in which all members agree",
+                fused.dropped_components,
             )
         result = Result(case, tuple(outcomes), fused, volume_ml(mask, spacing), lesion_count(mask), seconds)
     return result
@@ -176,9 +177,9 @@ def _predict_member(member: Member, case: PreparedCase, settings: InferenceSetti
     try:
         prediction = member.predict(case, settings, watcher.windows)
         if prediction.probability.grid != case.grid:
-            raise RuntimeError("its probabilities do not lie on the DWI grid")
+            raise RuntimeError("its probabilities are not on the DWI grid")
         if not _are_probabilities(prediction.probability.array):
-            raise RuntimeError("it gave values that are no probabilities")
+            raise RuntimeError("it returned values outside 0 to 1")
     except InputRefused:
         raise
     except Exception as error:
@@ -203,9 +204,9 @@ def _require_votes(outcomes: list[MemberOutcome], min_members: int | None) -> No
         return
     silent = "; ".join(f"{o.member} {o.status} ({o.reason})" for o in outcomes if o.status != "voted")
     raise MembersFailed(
-        f"{len(voted)} of {len(outcomes)} members voted, at least {max(required, 1)} must",
+        f"{len(voted)} of {len(outcomes)} members voted; {max(required, 1)} are required",
         found=silent,
-        do=f"{MORE_MEMORY if _NO_ROOM in silent else 'mend the cause (the log has the details)'}, or accept fewer votes with --min-members",
+        do=f"{MORE_MEMORY if _NO_ROOM in silent else 'fix the cause (see the log)'}, or accept fewer votes with --min-members",
     )
 
 

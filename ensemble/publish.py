@@ -125,7 +125,7 @@ def _move_all(staging: Path, root: Path, replaces: Iterable[str], held: Sequence
     )
     targets = [root / source.relative_to(staging) for source in files]
     if folders := [target for target in targets if target.is_dir()]:
-        raise IsADirectoryError(errno.EISDIR, "a folder stands where a file belongs", str(folders[0]))
+        raise IsADirectoryError(errno.EISDIR, "there is a folder where a file must be written", str(folders[0]))
     stale = [path for path in (root / place for place in replaces) if path.is_file() and path not in targets]
     kept = Path(tempfile.mkdtemp(prefix=".replaced-", dir=staging))
     put_aside: list[tuple[Path, Path]] = []

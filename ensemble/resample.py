@@ -149,7 +149,7 @@ def _refuse_too_large(shape: Sequence[int], spacing_mm: Sequence[float]) -> None
         raise InputRefused(
             "a resampled image would be too large",
             found=f"{size} voxels of {spacing} mm",
-            do="check the units of the image's header (mm), and the voxel size that the members work at (members check)",
+            do="check the units of the image's header (mm), and the voxel size of the members (members list)",
         )
 
 

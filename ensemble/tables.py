@@ -43,10 +43,10 @@ def read_sheet(path: Path, name: str) -> Sheet:
                 headings.pop()
         elif any(cells[len(headings) :]):
             raise InputRefused(
-                f"a row of {name} has more cells than there are columns",
+                f"a row of {name} has more cells than the table has columns",
                 where=f"{path}, line {line}",
                 found=" | ".join(cells),
-                do='put a cell that holds the separator into quotes: "a,b.nii.gz"',
+                do='put cells that contain the separator into quotes: "a,b.nii.gz"',
             )
         else:
             rows.append((line, cells[: len(headings)]))
@@ -92,4 +92,4 @@ def _is_separator_line(cells: list[str]) -> bool:
 
 
 def _no_table(path: Path, name: str, found: str) -> InputRefused:
-    return InputRefused(f"{name} is no table of text", where=path, found=found, do="save it as CSV, UTF-8")
+    return InputRefused(f"{name} is not a text table", where=path, found=found, do="save it as CSV in UTF-8")

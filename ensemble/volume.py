@@ -38,7 +38,7 @@ class Volume:
         if voxels.ndim != 3 or voxels.size == 0 or voxels.dtype.kind not in "buif":
             found = f"shape {voxels.shape}, type {voxels.dtype}"
             raise InputRefused(
-                "the array is not a 3-D image of real numbers", found=found, do="give one volume (x, y, z)"
+                "the array is not a 3-D image of real numbers", found=found, do="give an array (x, y, z)"
             )
         x, y, z = voxels.shape
         return cls(voxels.transpose(2, 1, 0), Grid.from_affine_ras((x, y, z), matrix))

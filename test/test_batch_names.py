@@ -91,8 +91,8 @@ def test_what_was_chosen_is_noted(tmp_path: Path) -> None:
     touch(tmp_path / "sub-1", *(f"{name}.nii" for name in names))
     (case,) = find_cases(tmp_path, NOWHERE)
     assert case.notes == {
-        Modality.DWI: "DWI: sub-1_run-2_dwi.nii is taken, and not sub-1_run-1_dwi.nii",
-        Modality.ADC: "ADC: sub-1_run-2_adc.nii is taken, and not sub-1_run-1_adc.nii",
+        Modality.DWI: "DWI: sub-1_run-2_dwi.nii is used, not sub-1_run-1_dwi.nii",
+        Modality.ADC: "ADC: sub-1_run-2_adc.nii is used, not sub-1_run-1_adc.nii",
     }
 
 
@@ -102,7 +102,7 @@ def test_what_was_chosen_stands_in_the_report(tmp_path: Path, weights: Path) -> 
         write_case(tmp_path / "data" / "sub-1", prefix=f"sub-1_run-{run}_")
     assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
     said = rows(tmp_path / "out")["sub-1"]["repairs"]
-    assert "DWI: sub-1_run-2_dwi.nii.gz is taken, and not sub-1_run-1_dwi.nii.gz" in said
+    assert "DWI: sub-1_run-2_dwi.nii.gz is used, not sub-1_run-1_dwi.nii.gz" in said
     report = json.loads((tmp_path / "out" / "sub-1" / "report.json").read_text())
     assert report["case"]["files"]["adc"].endswith("sub-1_run-2_adc.nii.gz")
 

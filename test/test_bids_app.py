@@ -194,7 +194,7 @@ def test_group_writes_nothing_on_a_dry_run(
 ) -> None:
     write_bids(tmp_path / "data", {"1": ("",)})
     assert app("group", "--dry-run") == 2
-    assert "--dry-run says nothing to group" in capsys.readouterr().err
+    assert "--dry-run has no effect on the level group" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -262,7 +262,7 @@ def test_a_filter_is_not_passed_over_where_it_filters_nothing(
     (tmp_path / "data").write_text("case,dwi,adc\n1,dwi.nii.gz,adc.nii.gz\n")
     (tmp_path / "filter.json").write_text('{"dwi": {"session": "a"}}')
     assert app("participant", "--skip-bids-validation", "--bids-filter-file", str(tmp_path / "filter.json")) == 2
-    assert "--bids-filter-file says nothing to a worklist" in capsys.readouterr().err
+    assert "--bids-filter-file has no effect on a worklist" in capsys.readouterr().err
 
 
 def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -164,7 +164,7 @@ def voxels(value: float) -> np.ndarray:
         (lambda r: write_image(voxels(0), dwi_file(r)), "constant", "case-1.mha"),
         (lambda r: write_image(voxels(np.nan), adc_file(r)), "not numbers", "some-adc.mha"),
         (lambda r: sitk.WriteImage(sitk.GetImageFromArray(phantom_arrays()[ADC]), str(adc_file(r))), "can't have the size", "some-adc.mha"),
-        (lambda r: (r / "inputs.json").write_text("{"), "inputs.json can't be understood", "inputs.json"),
+        (lambda r: (r / "inputs.json").write_text("{"), "inputs.json is not valid", "inputs.json"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_with_3(

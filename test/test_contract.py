@@ -153,7 +153,7 @@ def test_a_flair_that_is_listed_must_be_there(tmp_path: Path) -> None:
 def test_an_inputs_json_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> None:
     write_contract_case(tmp_path)
     (tmp_path / "inputs.json").write_text(text)
-    with pytest.raises(InputRefused, match="inputs.json can't be understood"):
+    with pytest.raises(InputRefused, match="inputs.json is not valid"):
         find_inputs(tmp_path)
 
 

@@ -323,7 +323,7 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     "half of ADC empty": (lambda: sample().change(at_places(0, FIRST_HALF), ADC), "different parts of the head"),
     "ADC in no unit": (lambda: sample().change(lambda i: i * 30, ADC), "none of the usual units"),
     "DWI clipped": (lambda: sample().change(brighter_than(0.36), DWI), "clipped"),
-    "FLAIR elsewhere": (lambda: sample(flair=True).change(turned(0, (0, 300, 0)), FLAIR), "FLAIR and DWI show different places"),
+    "FLAIR elsewhere": (lambda: sample(flair=True).change(turned(0, (0, 300, 0)), FLAIR), "FLAIR covers too little of the brain on DWI"),
     "FLAIR constant": (lambda: sample(flair=True).change(lambda i: i * 0, FLAIR), "the FLAIR image is constant"),
     "DICOM slice missing": (lambda: case().then(lambda f: as_dicom(f, spoil=lambda s: s[20].unlink())), "lacks slices"),
     "DICOM slice cut off": (lambda: case().then(lambda f: as_dicom(f, spoil=lambda s: shortened(s[-1], 500))), "damaged"),

@@ -108,7 +108,7 @@ def test_a_transfer_that_broke_off_is_refused_until_it_comes_whole(tmp_path: Pat
     clock.now = 100
     assert spool.next_complete(30) is None
     (study,) = spool.studies()
-    assert (study.state, study.what) == ("refused", "its transfer broke off")
+    assert (study.state, study.what) == ("refused", "its transfer was interrupted")
     received(spool, images=4, sender=5)
     clock.now = 200
     complete = spool.next_complete(30)
@@ -635,7 +635,7 @@ def test_the_status_page_shows_why_and_no_names(tmp_path: Path) -> None:
     spool.keep(STUDY, "1", stream.getvalue(), 1)
     with spool.taken(spool.studies()[0].key):
         pass
-    spool.end(spool.studies()[0].key, "refused", "its transfer broke off <b>", "send the study again")
+    spool.end(spool.studies()[0].key, "refused", "its transfer was interrupted <b>", "send the study again")
     ready = threading.Event()
     page = StatusPage("127.0.0.1", 0, spool, ready.is_set)
     page.start()

@@ -109,7 +109,7 @@ def test_no_folder_and_no_member(tmp_path: Path) -> None:
     with pytest.raises(WeightsBroken, match="does not exist"):
         find_members(tmp_path / "none")
     (tmp_path / "readme.txt").touch()
-    with pytest.raises(WeightsBroken, match="no member weights were recognised") as error:
+    with pytest.raises(WeightsBroken, match="the weights folder has no recognised member") as error:
         find_members(tmp_path)
     assert "readme.txt" in error.value.found
 

@@ -291,7 +291,7 @@ def test_images_named_by_the_manifest(tmp_path: Path) -> None:
     for channels in (("DWI",), ("DWI", "ADC[-1]")):
         with pytest.raises(WeightsBroken, match="not clear which images"):
             loaded(folder, channels=channels)
-    with pytest.raises(WeightsBroken, match="takes images as they are"):
+    with pytest.raises(WeightsBroken, match="only accepts images as read"):
         loaded(folder, channels=("DWI", "ADC"), intensities="tissue_normalized")
 
 

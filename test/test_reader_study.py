@@ -247,7 +247,7 @@ def test_answers_are_unblinded_and_scored(key: dict[str, Any], tmp_path: Path) -
     assert (most["first_better"], most["equal"], most["second_better"]) == (6, 2, 4)
     assert rows["all answers"]["ci_low"] is None
     assert rows["all answers"]["first_better"] == 19
-    assert data["notes"] == ["reader 1 has answered all questions of 11 of 12 cases"]
+    assert data["notes"] == ["reader 1 answered all questions for 11 of 12 cases"]
     counts = [
         [said.count(one) for one in (a, "equal", b)]
         for said in zip(first, second, third, strict=True)
@@ -269,7 +269,7 @@ def test_answers_are_unblinded_and_scored(key: dict[str, Any], tmp_path: Path) -
 def test_one_reader_and_undecided_ones_are_told_why_there_is_no_more(key: dict[str, Any], tmp_path: Path) -> None:
     data = scored(tmp_path, answers(tmp_path / "a.csv", "=cmd", ["equal"] * 12))
     (row,) = data["preferences"]
-    assert (row["share"], row["ci_low"], row["note"]) == (None, None, "no answer prefers either")
+    assert (row["share"], row["ci_low"], row["note"]) == (None, None, "no answer prefers one of the methods")
     assert (data["fleiss_kappa"], data["fleiss_kappa_note"]) == (None, "there is one reader")
     assert data["grades"] == data["grade_differences"] == []
     assert "'=cmd" in (tmp_path / "out" / "s.csv").read_text()
@@ -316,7 +316,7 @@ def test_other_misuse_is_refused(key: dict[str, Any], tmp_path: Path, capsys: py
     out = ["--out", str(tmp_path / "s.csv")]
     with_key = ["--key", str(tmp_path / "key.json"), *out]
     for arguments, code, said in (
-        (["--reader-answers", str(one), str(again), *with_key], 3, "two files hold answers of one reader"),
+        (["--reader-answers", str(one), str(again), *with_key], 3, "two files contain answers of the same reader"),
         (["--reader-answers", str(one), *out], 2, "needs --key"),
         (["--reader-answers", str(one), "--key", str(one), *out], 3, "the key is none"),
         (["--reader-answers", str(tmp_path / "none.csv"), *with_key], 3, "does not exist"),

@@ -159,7 +159,7 @@ def test_bootstrap_intervals_agree_with_scipy() -> None:
         theirs = stats.bootstrap(
             (ours, true, score),
             statistic,
-            compare_methods=True,
+            paired=True,
             vectorized=False,
             n_resamples=300,
             method="percentile",
@@ -235,7 +235,7 @@ def test_small_studies_say_why_something_is_not_told() -> None:
     assert alone is not None
     assert all(row.place_low is None and "one case" in row.note for row in alone.rows)
     differ = compare_pair("dice", ("a", "b"), np.full(9, 0.7), np.full(9, 0.5), True)
-    assert (differ.mean_ci_low, differ.note) == (None, "all cases differ by the same")
+    assert (differ.mean_ci_low, differ.note) == (None, "all differences are equal")
     rounding = compare_pair("avd_ml", ("a", "b"), np.array([0.1 + 0.2]), np.array([0.3]), False)
     assert rounding.equal == 1
 
@@ -372,7 +372,7 @@ def test_subgroups_keep_small_groups_and_cases_without_lesion_apart() -> None:
     summaries, tests, notes = by_subgroup([method("a", scores)], {"site": known})
     sites = {row.group: row for row in summaries if row.factor == "site" and row.measure == "dice"}
     assert {group: row.n for group, row in sites.items()} == {"A": 5, "B": 5, "one": 1}
-    assert (sites["one"].mean_ci_low, sites["one"].note) == (None, "no interval below 3 cases")
+    assert (sites["one"].mean_ci_low, sites["one"].note) == (None, "an interval needs at least 3 cases")
     assert notes == ["in no group of site: 0"]
     by = {(test.factor, test.measure): test for test in tests}
     assert by["site", "dice"].p_from == "permutation"
@@ -433,7 +433,7 @@ def test_a_study_of_two_methods_is_whole_and_says_what_is_missing(
     assert set(tree(out.parent)) == {"m.csv", *(f"m_{ending}" for ending in endings)}
     log = capsys.readouterr().out
     assert "note: b is not measured in 1 cases: 002; last in the ranking there" in log
-    assert "mrs is missing, so left out there: 004" in log
+    assert "mrs is missing for: 004" in log
     table = told(out)
     assert [(row["method"], row["case"]) for row in table if row["status"] != "measured"] == [("b", "002")]
     assert len(table) == 12

@@ -39,8 +39,8 @@ def check_dataset(root: Path) -> None:
 
 
 def _refused(where: Path, found: str) -> InputRefused:
-    do = f"give a raw BIDS dataset, go on all the same with --skip-bids-validation, or take {command('batch')} for other layouts"
-    return InputRefused("the dataset is no raw BIDS dataset", where=where, found=found, do=do)
+    do = f"give a raw BIDS dataset, skip this check with --skip-bids-validation, or use {command('batch')} for other layouts"
+    return InputRefused("the folder is not a raw BIDS dataset", where=where, found=found, do=do)
 
 
 def use_work_folder(folder: Path) -> None:

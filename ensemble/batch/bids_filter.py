@@ -55,11 +55,11 @@ def read_filter(path: Path) -> ImageFilter:
             "the BIDS filter file can't be read", where=path, found=found, do="give a JSON file"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
-        raise _no_filter(path, "it is no object of objects")
+        raise _no_filter(path, "it is not a JSON object of objects")
     wanted = {}
     for key, entities in content.items():
         if key.lower() not in tuple(Modality):
-            log.info("note: of the BIDS filter file, %s is not for this program", key)
+            log.info("note: the key %s of the BIDS filter file is ignored", key)
             continue
         if unknown := sorted(set(entities) - {*_ENTITIES, *_ENTITIES.values(), *_OTHERS}):
             raise _no_filter(path, f"{key} has {', '.join(unknown)}")
@@ -71,7 +71,7 @@ def read_filter(path: Path) -> ImageFilter:
 
 def _no_filter(path: Path, found: str) -> UsageError:
     return UsageError(
-        "the BIDS filter file is not understood",
+        "the BIDS filter file is not valid",
         where=path,
         found=found,
         do='write {"dwi": {"acquisition": "b1000"}, "adc": {...}, "flair": {...}}, with entities among '

@@ -271,9 +271,9 @@ def _failed(
         log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
         message, code = visible(f"a bug: {type(error).__name__}: {error}"), 1
     if stale and (aside := move_to_superseded(job.root, place)):
-        message += f"\n  note: an earlier result, made of something else, was moved to {visible(str(aside))}"
+        message += f"\n  note: an earlier result, made from other inputs, was moved to {visible(str(aside))}"
     elif (job.root / place.folder).is_dir():
-        message += f"\n  note: an earlier result stays in {place.folder}"
+        message += f"\n  note: an earlier result remains in {place.folder}"
     failure = {"message": message, "exit_code": code}
     session.note_failure(place, failure)
     failures.record(job.root, session.folder, place, case.name, failure)
@@ -283,7 +283,7 @@ def _failed(
 def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:
     if input_stamps(case.files) != before:
         raise InputRefused(
-            "an image changed while it was read",
+            "an image file changed while it was being read",
             where=", ".join(map(str, case.files.values())),
-            do="run the batch again when the files have arrived",
+            do="run the batch again when all files have been copied",
         )

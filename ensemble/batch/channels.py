@@ -16,9 +16,7 @@ from ensemble.types import Modality
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _DESCRIPTION = "dataset.json"
 #: What to do about such names where nothing tells what they show.
-NEEDS_DESCRIPTION = (
-    f"put nnU-Net's {_DESCRIPTION}, whose channel_names tell what _0000 and _0001 show, into their folder or above it"
-)
+NEEDS_DESCRIPTION = f"add nnU-Net's {_DESCRIPTION}, whose channel_names say what _0000, _0001 and so on show"
 
 
 class Channels:
@@ -67,7 +65,7 @@ def _described(path: Path) -> Mapping[int, Modality] | None:
             f"{_DESCRIPTION} can't be read",
             where=path,
             found=f"{type(error).__name__}: {error}",
-            do="restore it: it tells what the images _0000, _0001 beside or below it show",
+            do="restore it: it names the modalities of the images _0000, _0001 beside or below it",
         ) from error
     names = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
     if not isinstance(names, dict):

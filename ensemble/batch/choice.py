@@ -41,7 +41,7 @@ def choose(images: Sequence[FoundImage]) -> Choice:
         {modality: several[0] for modality, several in best.items()},
         {modality: several for modality, several in best.items() if len(several) > 1},
         {
-            modality: f"{modality.label}: {several[0].path.name} is taken, and not "
+            modality: f"{modality.label}: {several[0].path.name} is used, not "
             + ", ".join(sorted(other.path.name for other in given[modality] if other is not several[0]))
             for modality, several in best.items()
             if len(several) == 1 < len(given[modality])

@@ -205,9 +205,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{visible(entry['case'])}: would be refused: {visible(entry['message'])}"
     yield f"{total['cases']} cases, {total['refused']} refused by their names or headers"
     if total["earlier_results"]:
-        yield f"{total['earlier_results']} have results, kept where images, weights and options are the same"
+        yield f"{total['earlier_results']} have results, which are kept if images, weights and options are unchanged"
     if total["seconds"] is None:
-        yield f"seconds: not known before the first results ({report['device']})"
+        yield f"seconds: unknown until there are results ({report['device']})"
     else:
         hours = f" ({total['seconds'] / 3600:.1f} h)" if total["seconds"] > 3600 else ""
         yield f"about {total['seconds']} s{hours} for all on {report['device']}, without stripping skulls"

@@ -44,7 +44,7 @@ def find_cases(
         raise InputRefused("the dataset can't be read", where=where, found=why.said, do=why.do) from error
     if not any(case.files for case in found):
         raise InputRefused(
-            "the dataset holds no case",
+            "the dataset contains no case",
             where=dataset,
             found=first_names(dataset) if dataset.is_dir() else "no row names a file",
             do=f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
@@ -63,7 +63,10 @@ def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
     cases = find_cases(folder, folder / "out")
     if len(cases) > 1:
         raise InputRefused(
-            "the folder holds several cases", where=folder, found=", ".join(case.name for case in cases), do="give one"
+            "the folder contains several cases",
+            where=folder,
+            found=", ".join(case.name for case in cases),
+            do="give a folder with one case",
         )
     if (problem := cases[0].problem) is not None:
         raise problem
@@ -96,7 +99,7 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
     used = {at for images in groups.values() for image in images for at in (image.path, *image.path.parents)}
     used |= {at for path in passed_over for at in (path, *path.parents)}
     if passed_over:
-        log.info("note: %d images are passed over, as they were filtered out: %s", len(passed_over), passed_over[0])
+        log.info("note: the BIDS filter excluded %d images, for example %s", len(passed_over), passed_over[0])
     cases = [_without_image_files(folder, root) for folder in case_folders(root, folders) if folder not in used]
     cases += [unreadable_folder(error, root) for error in unreadable]
     for group, name in names_of(groups, {case.name for case in cases}).items():
@@ -111,7 +114,9 @@ def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
     leaving = [path for path, at in real.items() if not at.is_relative_to(root) and not is_annexed(at)]
     if leaving:
         first = f"{leaving[0].relative_to(root)} is {real[leaving[0]]}"
-        log.info("note: links that leave the dataset are followed, for %d images: %s", len(leaving), first)
+        log.info(
+            "note: %d images are read through links to files outside the dataset, for example %s", len(leaving), first
+        )
 
 
 def _without_image_files(folder: Path, root: Path) -> FoundCase:
@@ -126,10 +131,10 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
         return FoundCase(name, ordered, missing(ordered, folder))
     unclear = any(map(numbered, folder.rglob("*")))
     refused = InputRefused(
-        "there is no DWI and no ADC image",
+        "the folder has no DWI and no ADC image",
         where=folder,
         found=first_names(folder),
-        do=NEEDS_DESCRIPTION if unclear else "add them, or remove the folder",
+        do=NEEDS_DESCRIPTION if unclear else "add both images, or remove the folder",
     )
     return FoundCase(name, problem=refused)
 
@@ -146,7 +151,7 @@ def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
                 f"there is more than one {modality.label} image",
                 where=folder,
                 found=f"{found[modality].name}, {entry.name}",
-                do="leave exactly one, or name them in a CSV worklist",
+                do="keep exactly one, or list the files in a CSV worklist",
             )
         found[modality] = entry
     return found

@@ -46,9 +46,9 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
     name = below or root
     if odd := next((image for image in images if image.at_odds), None):
         refused = InputRefused(
-            "a file's name and its folder name different cases",
+            "the name of a file and the name of its folder belong to different cases",
             where=odd.path,
-            do="put it where it belongs, or name the files of each case in a CSV worklist",
+            do="move the file to the folder of its case, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)
         return
@@ -56,10 +56,10 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
     distinct = len({image.modality for image in images}) == len(images)
     if distinct and len(named := [prefix for prefix in prefixes if prefix]) > 1:
         refused = InputRefused(
-            "the names of several cases lie where the images of one are expected",
+            "a folder that should hold the images of one case has images of several",
             where=images[0].path.parent,
             found=f"{', '.join(sorted(image.path.name for image in images))}: begin with {', '.join(named)}",
-            do="let the names of one case begin alike, or name the files of each case in a CSV worklist",
+            do="give all images of a case the same name prefix, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)
     elif distinct or len(prefixes) == 1:
@@ -97,7 +97,7 @@ def _case(name: str, images: list[FoundImage]) -> FoundCase:
             f"there is more than one {modality.label} image",
             where=several[0].path.parent,
             found=", ".join(sorted(image.path.name for image in images if image.modality is modality)),
-            do="leave exactly one, or name the files to take in a CSV worklist",
+            do="keep exactly one, or list the files to use in a CSV worklist",
         )
         return FoundCase(name, files, refused)
     return FoundCase(name, files, missing(files, images[0].path.parent), choice.notes)

@@ -145,5 +145,5 @@ def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
         "there is no DWI image",
         where=where,
         found=", ".join(str(path.name) for path in files.values()),
-        do="DWI and ADC are both needed, or a DWI that holds b0 as well, with its b-values",
+        do="give a DWI and its ADC map, or a DWI that also contains b0, with its b-values",
     )

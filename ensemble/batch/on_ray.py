@@ -118,8 +118,8 @@ def _connected(address: str) -> Iterator[Any]:
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises whatever it likes, Exception itself among it
         found = " ".join(str(error).split())[:300]
-        do = "give the address that `ray start --head` has printed (HOST:PORT), or auto on a machine of the cluster"
-        raise UsageError("no Ray cluster answers", where=address, found=found, do=do) from error
+        do = "give the address that `ray start --head` printed (HOST:PORT), or auto on a machine of the cluster"
+        raise UsageError("the Ray cluster does not answer", where=address, found=found, do=do) from error
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
@@ -148,14 +148,14 @@ class _Worker:
         job = self._job
         try:
             if not self._token.exists():
-                raise UsageError("a node of the cluster does not see the output folder", where=f"{_node()}: {job.root}",
-                                 do="give a folder that all nodes share, by the same path")  # fmt: skip
+                raise UsageError("a node of the cluster can't access the output folder", where=f"{_node()}: {job.root}",
+                                 do="use an output folder that all nodes share under the same path")  # fmt: skip
             job = replace(job, device=resolve_device(job.config.device))
             specs = find_members(job.config.weights_folder, job.config.members)
             digests = {spec.name: weight_digests(spec) for spec in specs}
             if recipe(specs, digests, job.config, job.extras) != job.recipe:
-                raise UsageError("a node of the cluster has another version of this program, or other weights", where=_node(),
-                                 do="install the same ones everywhere")  # fmt: skip
+                raise UsageError("a node of the cluster has a different version of this program, or different weights", where=_node(),
+                                 do="install the same version and weights on every node")  # fmt: skip
             self._claims = BatchClaims(job.root, result_key(job.recipe, {}))
             self._cases = CaseWorker(job, self._claims, self._load)
             self._cases.load()
@@ -226,9 +226,9 @@ class _Fleet:
             self._alive = now
         if hopeless or now - self._alive > _PATIENCE_S:
             raise MembersFailed(
-                "no process is left on the Ray cluster",
+                "no worker process is left on the Ray cluster",
                 found=self.last_loss or f"no node with room for one of {self._cpus} CPUs" + " and a GPU" * self._gpus,
-                do="look whether its nodes are alive (ray status) and run the batch again",
+                do="check that the nodes are alive (ray status), then run the batch again",
             )
 
     def _look(self) -> None:
@@ -255,7 +255,7 @@ class _Fleet:
         """Handle the death of an actor's process or node."""
         self.last_loss = " ".join(str(error).split())[:300]
         if self.members.get(member.slot) is member:
-            log.warning("note: a process of the Ray cluster was lost: %s", self.last_loss)
+            log.warning("note: a worker process on the Ray cluster died: %s", self.last_loss)
             del self.members[member.slot]
             self._losses[member.slot] += not member.ready
 
@@ -348,7 +348,7 @@ def _give(
 
 def _gave_up(found: str) -> OutOfMemory:
     return OutOfMemory(
-        f"the process that segmented it died {_LIVES} times",
+        f"the process that segmented this case died {_LIVES} times",
         found=" ".join(found.split())[:200],
         do=f"if memory ran out, {MORE_MEMORY}, or give each process more of a node (--ray-cpus)",
     )

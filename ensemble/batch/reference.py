@@ -39,25 +39,33 @@ def fit_reference(dataset: Path, config: RunConfig) -> None:
             usual.append(gather_evidence(segment(read_files(case.name, case.files), ensemble, SilentWatcher())))
             log.info("%s: %d of %d", case.name, number, len(cases))
         except (InputRefused, MembersFailed) as error:
-            log.warning("%s is left out: %s", case.name, error)
+            log.warning("%s is skipped: %s", case.name, error)
     if len(usual) < MIN_CASES:
         raise _too_few(dataset, f"{len(usual)} of {len(cases)} cases could be segmented")
     references, calibration = fit_user_reference(usual, ensemble, dataset.resolve().name)
     write_references(references, calibration.as_json(), config.weights_folder)
     for name in ensemble.digests:
         if (member := references.members.get(name)) is None:
-            log.info("%s: its features are not told, so it has no reference", name)
+            log.info("%s: no reference, because its features can't be computed", name)
         else:
             spectrum = member.whole.spectrum
-            log.info("%s: %d of %d modes are stable, of %d cases", name, spectrum.modes, len(spectrum.mean), spectrum.n)
+            log.info(
+                "%s: %d of %d feature modes are stable in %d cases",
+                name,
+                spectrum.modes,
+                len(spectrum.mean),
+                spectrum.n,
+            )
     if not calibration.slopes:
-        log.info("note: nothing is known of the Dice to be expected with these weights: verdicts rest on the images")
+        log.info(
+            "note: these weights have no calibration of the expected Dice; verdicts use only how usual the images look"
+        )
     log.info("written: %s", config.weights_folder / FOLDER)
 
 
 def _too_few(dataset: Path, found: str) -> InputRefused:
     return InputRefused(
-        "too few cases to say what is usual",
+        "the dataset has too few cases for a reference",
         where=dataset,
         found=found,
         do=f"give {MIN_CASES} or more, of the scanner and protocol that later cases come from",

@@ -151,7 +151,7 @@ def group(dataset: BatchCases, out: Path) -> int:
     waiting = {row.case for row in table if row.status == "not done"}
     _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
     if waiting:
-        undone = f"{len(waiting)} of {len(places)} cases are not done: {out / 'summary.csv'} says which"
+        undone = f"{len(waiting)} of {len(places)} cases are not done: see {out / 'summary.csv'}"
         write_final_error_line(f"error: {undone}") if not failed else log.info("%s", undone)
     return _worst(failed) or (_NOT_DONE if waiting else 0)
 
@@ -180,7 +180,7 @@ def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summari
             log.info("  %s", out / name)
     if counts["failed"]:
         says = out / ("summary.csv" if summarised else FAILED)
-        write_final_error_line(f"error: {counts['failed']} of {cases} cases failed: {says} says why")
+        write_final_error_line(f"error: {counts['failed']} of {cases} cases failed: see {says}")
 
 
 def _worst(outcomes: Mapping[str, Outcome]) -> int:

@@ -40,7 +40,7 @@ class Selection:
                     f"the dataset has no {kind} {', '.join(missing)}" + " among those selected" * (kind == "session"),
                     where=dataset,
                     found=_some(sorted(there)) or f"no {kind}",
-                    do=f"give labels that are there (--{kind}-label), with their zeros",
+                    do=f"give labels that exist (--{kind}-label), with leading zeros",
                 )
             paired = [(case, place) for case, place in paired if whose(place) in labels]
         return [(case, place) for case, place in paired if self.shard is None or share_of(case.name, *self.shard)]

@@ -105,7 +105,7 @@ def write_scripts(
     Raises as `batch` does.
     """
     if resources.apptainer and resources.docker:
-        raise UsageError("--apptainer and --docker name two images", do="give one of them")
+        raise UsageError("--apptainer and --docker can't be used together", do="give one of the two")
     refuse_unsafe_output_folder(out, dataset.path)
     _, selected = dataset.find(out)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, "cpu", out)
@@ -156,7 +156,7 @@ def write_scripts(
         raise unwritable(folder, error) from error
     log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
              parts["memory_mb"])  # fmt: skip
-    log.info("read them, then submit: %s", shlex.quote(str(folder / SUBMIT)))
+    log.info("check the scripts, then submit: %s", shlex.quote(str(folder / SUBMIT)))
 
 
 def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources: Resources) -> tuple[float, float]:

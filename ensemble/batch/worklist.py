@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 _CASE = "case"
 _DO = (
-    "name the columns case, dwi, adc, flair in the first line; only a DWI that holds b0 as well, with its b-values,"
-    " needs no adc"
+    "name the columns case, dwi, adc, flair in the first line; adc may be missing only if the DWI also contains b0,"
+    " with its b-values"
 )
 
 
@@ -72,10 +72,13 @@ def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
     ours = (_CASE, *Modality, *also)
     if twice := [name for name, often in Counter(columns).items() if often > 1 and name in ours]:
         raise InputRefused(
-            "a column name appears twice in the worklist", where=path, found=", ".join(twice), do="leave one of them"
+            "a column name appears twice in the worklist",
+            where=path,
+            found=", ".join(twice),
+            do="remove or rename all but one",
         )
     if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
-        log.info("note: columns of the worklist that are not read: %s", ", ".join(others))
+        log.info("note: these columns of the worklist are ignored: %s", ", ".join(others))
     return columns
 
 
@@ -97,10 +100,10 @@ def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
     if not PureWindowsPath(cell).drive or path.exists():
         return None
     return InputRefused(
-        "a path of the worklist lies on a drive or share of Windows, which this machine does not know",
+        "a path in the worklist is on a Windows drive or share that this machine can't access",
         where=worklist,
         found=cell,
-        do="give paths relative to the worklist, or as this machine (or container) calls them",
+        do="give paths relative to the worklist, or absolute paths on this machine (or in this container)",
     )
 
 

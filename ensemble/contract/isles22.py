@@ -40,7 +40,7 @@ class ContractCase:
                 raise InputRefused(
                     f"an input file {'has changed' if now.get(path) else 'was removed'} while the case was being segmented",
                     where=path,
-                    do="leave the inputs as they are until the outputs are there",
+                    do="do not change the inputs until the outputs have been written",
                 )
 
     @property
@@ -124,7 +124,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
             f"there is more than one {label} image",
             where=folder,
             found=", ".join(path.name for path in images),
-            do="leave exactly one",
+            do="keep exactly one",
         )
     if present or must_exist:
         raise InputRefused(
@@ -154,10 +154,10 @@ def _listed_folders(inputs_json: Path) -> dict[str, Path]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputRefused(
-            "inputs.json can't be understood",
+            "inputs.json is not valid",
             where=inputs_json,
             found=f"{type(error).__name__}: {error}",
-            do="give the file that grand-challenge writes, or none at all",
+            do="restore the file that grand-challenge writes, or remove it",
         ) from error
 
 

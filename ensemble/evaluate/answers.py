@@ -108,7 +108,11 @@ def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
         (staging / page_path.name).write_text(printable(page), encoding="utf-8")
     for row in data["preferences"]:
         told = "" if row["ci_low"] is None else f" [{row['ci_low']:.0%}, {row['ci_high']:.0%}]"
-        share = "nobody prefers either" if row["share"] is None else f"{row['share']:.0%}{told} prefer {row['first']}"
+        share = (
+            "no reader prefers one of the methods"
+            if row["share"] is None
+            else f"{row['share']:.0%}{told} prefer {row['first']}"
+        )
         counts = row["first_better"], row["equal"], row["second_better"]
         log.info("%s: %s (%d better, %d equal, %d worse)", row["reader"], share, *counts)
     for note in data["notes"]:
@@ -131,7 +135,7 @@ def _found(study: Mapping[str, Any], answers: Sequence[_Answer]) -> dict[str, An
         own = [answer for answer in answers if answer.reader == reader]
         complete = sum(bool(answer.preference) and len(answer.grades) == 4 for answer in own)
         if complete < len(study["items"]):
-            notes.append(f"{reader} has answered all questions of {complete} of {len(study['items'])} cases")
+            notes.append(f"{reader} answered all questions for {complete} of {len(study['items'])} cases")
     preferences = [
         _preference(reader, (first, second), [a.preference for a in answers if a.reader == reader])
         for reader in readers
@@ -164,10 +168,10 @@ def _found(study: Mapping[str, Any], answers: Sequence[_Answer]) -> dict[str, An
 def _preference(reader: str, names: tuple[str, str], given: Sequence[str]) -> Preference:
     wins, equal, losses = (given.count(one) for one in (names[0], "equal", names[1]))
     decided = wins + losses
-    note = "" if decided else "no answer prefers either"
+    note = "" if decided else "no answer prefers one of the methods"
     interval, p = share_interval(wins, decided), float(binomtest(wins, decided).pvalue) if decided else None
     if reader == EVERYBODY and decided:
-        interval, p, note = None, None, "readers judge the same cases: the interval is that of their majority"
+        interval, p, note = None, None, "all readers judge the same cases: the interval is that of the majority answers"
     share = wins / decided if decided else None
     return Preference(
         reader, *names, wins + equal + losses, wins, equal, losses, share, *interval_ends(interval), p, note
@@ -243,7 +247,9 @@ def _read_key(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise InputRefused(
-        "the key is none of a reader study", where=path, do="give the .json that appeared beside the page as --key"
+        "the file is not the key of a reader study",
+        where=path,
+        do="give as --key the .json file that was written beside the page",
     )
 
 
@@ -258,14 +264,14 @@ def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list
         for reader in own:
             if (alike := next((one for one in origin if one.casefold() == reader.casefold()), None)) is not None:
                 raise InputRefused(
-                    "two files hold answers of one reader",
+                    "two files contain answers of the same reader",
                     where=path,
                     found=f"{reader}, also in {origin[alike]}",
-                    do="give the file that was saved last; two readers of one name must be called apart in the column reader",
+                    do="give only the file that was saved last; if they are two readers of one name, rename one in the column reader",
                 )
             if reader in (MAJORITY, EVERYBODY):
                 raise InputRefused(
-                    "a reader has a name that the tables keep for themselves",
+                    "the name of a reader is reserved for a row of the tables",
                     where=path,
                     found=reader,
                     do="rename the reader in the column reader",
@@ -287,7 +293,7 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
             "the file of answers lacks columns",
             where=path,
             found=", ".join(missing),
-            do="give what the page saves, unchanged",
+            do="give the file that the page saved, unchanged",
         )
     places = {name: columns.index(name) for name in _COLUMNS}
     items = {item["item"]: (number, item) for number, item in enumerate(study["items"])}
@@ -296,23 +302,23 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
         row = {name: cells[place] if place < len(cells) else "" for name, place in places.items()}
         wrong = ""
         if row["study"] != study["study"]:
-            wrong = "belongs to another study than the key"
+            wrong = "belongs to a different study from the key"
         elif row["item"] not in items:
             wrong = "names an item that is not in the key"
         elif not row["reader"]:
-            wrong = "names no reader"
+            wrong = "has no reader"
         elif (row["reader"].casefold(), row["item"]) in seen:
-            wrong = "answers for the second time"
+            wrong = "repeats an answer"
         elif row["preference"] not in ("", *_CHOICES):
-            wrong = "has a preference that the page never writes"
+            wrong = "has an invalid preference"
         elif bad := [name for name in _COLUMNS[4:] if row[name] not in ("", *_GRADE_VALUES)]:
-            wrong = f"has a grade that the page never writes ({bad[0]})"
+            wrong = f"has an invalid grade ({bad[0]})"
         if wrong:
             raise InputRefused(
                 f"a row of answers {wrong}",
                 where=f"{path}, line {line}",
                 found=" | ".join(cells),
-                do="give what the page saves, unchanged, and the key that was made with it",
+                do="give the file that the page saved, unchanged, and the key of the same page",
             )
         seen.add((row["reader"].casefold(), row["item"]))
         number, item = items[row["item"]]
@@ -324,5 +330,5 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
         )
         answers.append(_Answer(row["reader"], number, preference, grades))
     if not answers:
-        raise InputRefused("the file of answers has no row", where=path, do="give what the page saves")
+        raise InputRefused("the file of answers has no row", where=path, do="give the file that the page saved")
     return answers

@@ -77,9 +77,9 @@ def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
     """Return the names of the two mask sources: two methods, or one method and the true masks. Raises UsageError for more."""
     if len(methods) > 2:
         raise UsageError(
-            "a reader study shows two masks of a case",
+            "a reader study compares exactly two masks per case",
             found=f"{len(methods)} methods",
-            do="give one method, which is set beside the true masks, or two",
+            do="give one method (it is compared with the true masks) or two methods",
         )
     return methods[0].name, methods[1].name if len(methods) > 1 else TRUTH
 
@@ -87,10 +87,14 @@ def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
 def refuse_existing_study(page: Path, key: Path) -> None:
     """Raise UsageError if the page or key exists already: without its key, a page's answers can't be scored."""
     if page.resolve() == key.resolve():
-        raise UsageError("page and key are one file", where=page, do="give the key a name of its own")
+        raise UsageError("page and key have the same path", where=page, do="give the key another name with --key")
     for path in (page, key):
         if path.exists():
-            raise UsageError("a reader study stands there already", where=path, do="name another file, or move it away")
+            raise UsageError(
+                "a reader study already exists at this path",
+                where=path,
+                do="choose another path, or move the file away",
+            )
 
 
 def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
@@ -115,20 +119,22 @@ def read_blinded_cases(
     shown, said = [], []
     for path, pair in methods[0].pairs.items():
         if any(path not in method.scores for method in methods):
-            said.append(f"{pair.case} is not in the reader study: not every method has a mask that can be measured")
+            said.append(f"{pair.case} is not in the reader study: a method has no valid mask of it")
             continue
         try:
             if path not in names:
-                raise InputRefused(f"case {pair.case} has no images, or they can't be told apart", where=dataset.root)
+                raise InputRefused(
+                    f"case {pair.case} has no images, or several that match equally well", where=dataset.root
+                )
             shown.append(_shown(pair.case, path, methods, names[path], dataset.files[names[path]]))
         except InputRefused as error:
             said.append(f"{pair.case} is not in the reader study: {' '.join(str(error).split())}")
     if not shown:
         raise InputRefused(
-            "no case can be shown to readers",
+            "the reader study has no case to show",
             where=dataset.root,
             found=said[0],
-            do="give the images of the cases as --images",
+            do="give the dataset with the images of these cases as --images",
         )
     return shown, said
 
@@ -146,7 +152,7 @@ def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: 
         mask = read_mask(path, "mask")
         if not mask.grid.distance_voxels(images.grid) <= ROUNDING_VOXELS:
             raise InputRefused(
-                "a mask does not lie on the grid of the DWI", where=path, do="give the images it was drawn on"
+                "a mask has a different grid from the DWI", where=path, do="give the images on which the mask was made"
             )
         masks.append(mask.array)
     return make_blinded_case(case, images, (masks[0], masks[1]))

@@ -105,7 +105,7 @@ def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
     for name, place in columns.items():
         if name not in grouping and words[name]:
             if (found := numbers.column(name, place)) is None:
-                notes.append(f"column {name} of {_NAME} is text and no score")
+                notes.append(f"column {name} of {_NAME} is text, so it is not used as a score")
             else:
                 scores[name] = found
     notes += [f"column {name} of {_NAME} is empty" for name in columns if not words[name]]
@@ -120,27 +120,27 @@ def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path
     """
     if twice := [name for name, often in Counter(names).items() if often > 1]:
         raise InputRefused(
-            f"two cases are called {twice[0]}, and {_NAME} tells them apart by name only",
+            f"two cases have the name {twice[0]}, but {_NAME} identifies cases by name only",
             where=path,
             found=", ".join(twice[:5]),
-            do="give the cases names of their own",
+            do="give each case a unique name",
         )
     without_row = [name for name in names if name not in clinical.cases]
     without_mask = sorted(clinical.cases - set(names))
     alike = {_lossy(case): case for case in without_mask}
     if similar := [(name, alike[_lossy(name)]) for name in without_row if _lossy(name) in alike]:
         raise InputRefused(
-            f"names of cases in {_NAME} only look like those of the masks",
+            f"case names in {_NAME} are similar to those of the masks, but not equal",
             where=path,
             found=", ".join(f"{theirs!r} for {ours!r}" for ours, theirs in similar[:5]) + " ..." * (len(similar) > 5),
-            do="write them as the masks are called; a spreadsheet reads 001 as 1 unless the column is text",
+            do="spell case names as the masks do; a spreadsheet turns 001 into 1 unless the column is text",
         )
     if len(without_row) == len(names):
         raise InputRefused(
-            f"no case of {_NAME} is a case of the masks",
+            f"{_NAME} and the masks have no case in common",
             where=path,
             found=f"table: {', '.join(without_mask[:3])}; masks: {', '.join(sorted(names)[:3])}",
-            do="write the column case as the masks are called",
+            do="use the case names of the masks in the column case",
         )
     said = [f"no row in {_NAME}, so in no score or group of it: {', '.join(without_row)}"] * bool(without_row)
     return said + [f"in {_NAME} without a measured mask: {', '.join(without_mask)}"] * bool(without_mask)
@@ -198,7 +198,7 @@ def _with_difference(
     if one and other and np.array_equal(ours, theirs):
         said, drawn = "equal in all cases", (None, None, None)
     elif one and other and drawn[2] is None:
-        said = f"no interval below {MIN_CORRELATED} cases"
+        said = f"an interval needs at least {MIN_CORRELATED} cases"
     rho, rho_true = one and one[0], other and other[0]
     return row, CorrelationDifference(
         method,
@@ -216,10 +216,10 @@ def _with_difference(
 def _note(found: object, values: FloatArray, wanted: FloatArray, name: str, score: str) -> str:
     """Return why a value can't be computed."""
     if len(values) < 3:
-        return "no correlation below 3 cases"
+        return "a correlation needs at least 3 cases"
     if found is None:
         return f"all values of {score if np.ptp(wanted) == 0 else name} are equal"
-    return f"no interval below {MIN_CORRELATED} cases" if len(values) < MIN_CORRELATED else ""
+    return f"an interval needs at least {MIN_CORRELATED} cases" if len(values) < MIN_CORRELATED else ""
 
 
 def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
@@ -232,7 +232,9 @@ def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
             do="name the columns in the first line: case, then any others (nihss, mrs, scanner ...)",
         )
     if twice := [name for name, often in Counter(lower).items() if often > 1 and name]:
-        raise InputRefused(f"a column appears twice in {_NAME}", where=path, found=", ".join(twice), do="leave one")
+        raise InputRefused(
+            f"a column appears twice in {_NAME}", where=path, found=", ".join(twice), do="remove or rename all but one"
+        )
     return {heading: place for place, heading in enumerate(sheet.headings) if heading}
 
 
@@ -280,18 +282,18 @@ class _Numbers:
         mark = next((one for one in ",." if one in cell), "")
         self.mark = self.mark or mark
         value = float(cell.replace(",", ".")) if _NUMBER.fullmatch(cell) else np.inf
-        wrong = "is no number" if not np.isfinite(value) else ""
+        wrong = "is not a number" if not np.isfinite(value) else ""
         if not wrong and mark == "," and self.sheet.delimiter == ",":
-            wrong = "has a comma in a table whose separator is the comma"
+            wrong = "has a decimal comma in a comma-separated table"
         elif not wrong and mark and mark != self.mark:
-            wrong = "has another decimal mark than the numbers before it"
+            wrong = "has a different decimal mark from the numbers before it"
         if wrong:
             raise InputRefused(
                 f"a cell of the column {name} in {_NAME} {wrong}",
                 where=f"{self.path}, line {line}",
                 found=cell,
-                do="write numbers alike (3.5), and leave the cell empty where the value is not known;"
-                " name a column of groups in --by",
+                do="write all numbers in the same way (3.5) and leave unknown values empty;"
+                " if the column holds groups, name it in --by",
             )
         return value
 
@@ -303,12 +305,14 @@ def group_columns(
     lower = {} if clinical is None else {name.lower(): name for name in clinical.words}
     if absent := [name for name in names if name.lower() not in lower]:
         raise UsageError(
-            f"--by names what is no column of {_NAME}" if clinical else "--by needs --clinical, whose columns it names",
+            f"--by names a column that {_NAME} does not have"
+            if clinical
+            else "--by names a column, but no table is given",
             where=path or "",
             found=f"{', '.join(absent)}" + (f"; columns: {', '.join(lower.values())}" if clinical else ""),
-            do="name columns of the table, separated by commas"
+            do="give names of columns, separated by commas"
             if clinical
-            else "give the table, or only lesion_size and lesion_number",
+            else "add --clinical TABLE, or use only lesion_size and lesion_number",
         )
     assert clinical is not None or not names
     return {lower[name.lower()]: clinical.words[lower[name.lower()]] for name in names} if clinical else {}

@@ -142,10 +142,10 @@ def compare_pair(
 def _note(differences: FloatArray, skewed: bool) -> str:
     """Return why an interval is missing."""
     if np.ptp(differences) == 0:
-        return "all cases differ by the same" if differences.any() else "equal in all cases"
+        return "all differences are equal" if differences.any() else "equal in all cases"
     said = [TOO_SKEWED] * skewed
-    said += ["no interval of the mean below 3 cases"] * (len(differences) < 3 and not skewed)
-    return "; ".join(said + ["no interval of the median below 6 cases"] * (len(differences) < 6))
+    said += ["an interval of the mean needs at least 3 cases"] * (len(differences) < 3 and not skewed)
+    return "; ".join(said + ["an interval of the median needs at least 6 cases"] * (len(differences) < 6))
 
 
 def rank_methods(methods: Sequence[Method]) -> Ranking | None:
@@ -180,7 +180,7 @@ def rank_methods(methods: Sequence[Method]) -> Ranking | None:
                 None if low is None else float(low),
                 None if high is None else float(high),
                 None if drawn is None else float((drawn[:, number] == 1).mean()),
-                "one case tells nothing of the others" if drawn is None else "",
+                "intervals need more than one case" if drawn is None else "",
             )
         )
     return Ranking(sorted(rows, key=lambda row: row.place), None if drawn is None else _tau(places, drawn))

@@ -62,9 +62,9 @@ def method_names(predictions: Sequence[Path]) -> list[str]:
     for place in places:
         if places.count(place) > 1 or any(place != other and place.is_relative_to(other) for other in places):
             raise UsageError(
-                "predictions of two methods are one, or lie in one another",
+                "two of the prediction folders are the same, or one contains the other",
                 found=", ".join(map(str, predictions)),
-                do="give each method's own folder, and the true masks last",
+                do="give a separate folder for each method, and the true masks last",
             )
     parts = [(*place.parts[1:-1], stem(place) if place.is_file() else place.name) for place in places]
     taken = (TRUTH,)

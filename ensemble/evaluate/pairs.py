@@ -98,7 +98,7 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
             "the folder of true masks lies inside the folder of predictions",
             where=predictions,
             found=str(truths),
-            do="give the folder of the predicted masks alone",
+            do="give a folder that contains only predicted masks",
         )
     predicted = _masks(predictions)
     apart = [place for one in (predictions, *others) if (place := one.resolve()) != outer]
@@ -107,10 +107,10 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
     pairs = [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
     if not pairs:
         raise InputRefused(
-            "no predicted mask belongs to a true one",
+            "no predicted mask matches a true mask by name",
             where=predictions,
             found=f"predictions {_some(predicted)}; true masks {_some(true)}",
-            do="name both by the case, for example sub-01_ses-1_mask.nii.gz, 01.nii.gz or 01/mask.nii.gz",
+            do="name both after the case, for example sub-01_ses-1_mask.nii.gz, 01.nii.gz or 01/mask.nii.gz",
         )
     pairs += [Pair(mask.case, (mask.path,), (), _similar(mask, predicted)) for mask in true]
     return sorted(pairs, key=lambda pair: (pair.case, pair.truth)), sorted(mask.case for mask in predicted)
@@ -226,9 +226,9 @@ def _masks(root: Path) -> list[_Mask]:
     masks = [path for path in candidates if _MASK.search(stem(path))] or candidates
     if not masks:
         raise InputRefused(
-            "no mask was found",
+            "the folder contains no mask",
             where=root,
-            found=f"{len(images)} images",
+            found=f"{len(images)} images, none named as a mask",
             do="give a folder of masks (.nii.gz, .mha ...)",
         )
     report = cache(_report)

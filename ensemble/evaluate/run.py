@@ -115,7 +115,7 @@ def _earlier(out: Path, asked: StudyRequest) -> list[str]:
     ]
     others = [asked.clinical, *((asked.readers.page, asked.readers.key) if asked.readers else ())]
     if both := [path for path in others if path and path.resolve() in written]:
-        raise UsageError("one file stands for two things", where=both[0], do="name another file as --out")
+        raise UsageError("two outputs have the same path", where=both[0], do="name another file as --out")
     refuse_overwriting_other_files(ours, sibling_path(out, DATA), sibling_path(out, PAGE))
     return [sibling_path(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
 
@@ -127,17 +127,17 @@ def _tell(
     failed = {method.name: _refused(method) for method in methods}
     for method in methods:
         for case, error in failed[method.name]:
-            log.error("%s is not measured: %s", f"{method.name}: {case}" if several else case, error)
+            log.error("%s was not measured: %s", f"{method.name}: {case}" if several else case, error)
     measured = {method.name: len(method.scores) for method in methods}
     if refused := sum(map(len, failed.values())):
         write_final_error_line(
-            f"error: {refused} of {refused + sum(measured.values())} cases are not measured: {next(iter(written))} says why"
+            f"error: {refused} of {refused + sum(measured.values())} cases were not measured: see {next(iter(written))}"
         )
     for method, own in zip(methods, summaries, strict=True):
         if several:
             log.info("%s", method.name)
         if method.without_truth:
-            log.info("no true mask, passed over: %s", ", ".join(method.without_truth))
+            log.info("skipped, because they have no true mask: %s", ", ".join(method.without_truth))
         count = measured[method.name]
         log.info("%d of %d cases measured", count, count + len(failed[method.name]))
         _tell_summary(own)

@@ -51,9 +51,9 @@ def score(pair: Pair) -> Score:
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
     if not true.grid.distance_voxels(predicted.grid) <= ROUNDING_VOXELS:
         raise InputRefused(
-            "the two masks lie on different grids",
+            "the two masks have different grids",
             where=prediction,
-            found=f"predicted {predicted.grid.size} at {_mm(predicted)}, true {true.grid.size} at {_mm(true)}; places"
+            found=f"predicted {predicted.grid.size} at {_mm(predicted)}, true {true.grid.size} at {_mm(true)}; positions"
             f" {true.grid.distance_voxels(predicted.grid):.3g} voxels apart",
             do="evaluate on the grid of the true mask; masks are not resampled here",
         )
@@ -99,18 +99,18 @@ def read_mask(path: Path, label: str) -> Volume:
         numbers = f"between {finite[0]:g} and {finite[-1]:g}" if len(finite) else "none of them a number"
         odd = int((~np.isfinite(values)).sum())
         raise InputRefused(
-            f"the {label} is no mask",
+            f"the {label} is not a binary mask",
             where=path,
             found=f"{len(found)} values {numbers}" + f", {odd} voxels NaN or infinite" * bool(odd),
-            do="give 0 outside the lesion and one other value inside",
+            do="use 0 outside the lesion and one other value inside",
         )
     mask = values != 0
     if (share := float(mask.mean())) > _MAX_SHARE_OF_IMAGE:
         raise InputRefused(
-            f"the {label} is no mask of a lesion",
+            f"the {label} can't be a lesion mask",
             where=path,
             found=f"{share:.0%} of the image lies inside",
-            do="give 0 outside the lesion and one other value inside, not the other way round",
+            do="use 0 outside the lesion and one other value inside; the mask may be inverted",
         )
     return Volume(mask, stored.grid)
 
@@ -121,13 +121,13 @@ def _only_two(pair: Pair) -> tuple[Path, Path]:
             f"case {pair.case} has no predicted mask",
             where=pair.truth[0],
             found=f"without a true mask: {', '.join(map(str, pair.others))}" if pair.others else "",
-            do="give both the same name (or sub, ses and run), segment the case, or leave its true mask out",
+            do="give both masks the same name (or sub, ses and run), segment the case, or remove its true mask",
         )
     if len(pair.truth) > 1 or len(pair.predictions) > 1:
         raise InputRefused(
             f"case {pair.case} has more than one {'true' if len(pair.truth) > 1 else 'predicted'} mask",
             found=f"true: {', '.join(map(str, pair.truth))}; predicted: {', '.join(map(str, pair.predictions))}",
-            do="leave exactly one, or name them apart",
+            do="keep exactly one of each, or give them different case names",
         )
     return pair.truth[0], pair.predictions[0]
 

@@ -189,12 +189,12 @@ def _left_out(methods: Sequence[Method]) -> list[str]:
     notes = []
     for method in methods:
         if missing := [method.pairs[path].case for path in method.refused]:
-            last = "; last in the ranking there, and left out of comparisons" if len(methods) > 1 else ""
-            notes.append(f"{method.name} is not measured in {len(missing)} cases: {', '.join(missing)}{last}")
+            last = "; it is ranked last there, and these cases are not compared" if len(methods) > 1 else ""
+            notes.append(f"{method.name} was not measured in {len(missing)} cases: {', '.join(missing)}{last}")
         if method.without_truth:
-            notes.append(f"{method.name}: no true mask, passed over: {', '.join(method.without_truth)}")
+            notes.append(f"{method.name}: skipped, because they have no true mask: {', '.join(method.without_truth)}")
     notes += [
-        f"{first.name} and {second.name} share no case, and are not compared"
+        f"{first.name} and {second.name} have no case in common and are not compared"
         for first, second in combinations(methods, 2)
         if not set(first.scores) & set(second.scores)
     ]
@@ -206,7 +206,7 @@ def _without_score(clinical: ClinicalTable, names: Sequence[str]) -> list[str]:
         score: [name for name in names if name in clinical.cases and name not in known]
         for score, known in clinical.scores.items()
     }
-    return [f"{score} is missing, so left out there: {', '.join(cases)}" for score, cases in missing.items() if cases]
+    return [f"{score} is missing for: {', '.join(cases)}" for score, cases in missing.items() if cases]
 
 
 def _page(study: Study, data: Mapping[str, Any]) -> str:

@@ -131,16 +131,16 @@ def _remarks(factor: str, known: Mapping[str, str], methods: Sequence[Method]) -
     groups = {known[name] for name in names if name in known}
     if len(groups) > MAX_GROUPS:
         raise InputRefused(
-            f"the column {factor} holds too many groups",
+            f"the column {factor} has too many groups",
             found=f"{len(groups)}: {', '.join(sorted(groups)[:5])} ...",
-            do=f"group its values in the table ({MAX_GROUPS} groups at most)",
+            do=f"merge its values into at most {MAX_GROUPS} groups",
         )
     said = []
     if absent := [name for name in names if name not in known]:
         said.append(f"in no group of {factor}: {', '.join(absent)}")
     alike = {group.casefold(): group for group in groups}
     if len(alike) < len(groups):
-        said.append(f"groups of {factor} that differ in capitals only are taken for two: {', '.join(sorted(groups))}")
+        said.append(f"groups of {factor} that differ only in case are treated as separate: {', '.join(sorted(groups))}")
     return said
 
 
@@ -168,10 +168,10 @@ def _summary(method: str, factor: str, group: str, measure: str, values: FloatAr
 def _note(values: FloatArray, skewed: bool) -> str:
     """Return why an interval is missing."""
     if len(values) < 3:
-        return "no interval below 3 cases"
+        return "an interval needs at least 3 cases"
     if np.ptp(values) == 0:
         return "all values are equal"
-    return "; ".join([TOO_SKEWED] * skewed + ["no interval of the median below 6 cases"] * (len(values) < 6))
+    return "; ".join([TOO_SKEWED] * skewed + ["an interval of the median needs at least 6 cases"] * (len(values) < 6))
 
 
 def _test(method: str, factor: str, measure: str, values: Mapping[str, FloatArray]) -> GroupTest:

@@ -48,7 +48,7 @@ def refuse_overwriting_other_files(tables: Mapping[Path, Sequence[str]], data: P
 
 def _refuse(path: Path) -> None:
     raise UsageError(
-        "a file that is no result of evaluate would be replaced", where=path, do="name another file as --out"
+        "evaluate would overwrite a file that it did not write", where=path, do="choose another path for --out"
     )
 
 

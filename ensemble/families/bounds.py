@@ -38,10 +38,10 @@ def refuse_excessive_memory(spec: MemberSpec, network: NetworkSpec) -> None:
 def _refusal(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], what: str) -> WeightsBroken:
     spacing = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
     return WeightsBroken(
-        f"member {spec.name} can't work on a brain: its spacing or window asks for too much memory, or makes no sense",
+        f"member {spec.name} can't be used: its spacing or patch size is impossible, or needs too much memory",
         where=spec.folder,
         found=f"voxels of {spacing} mm, windows of {_times(patch)} voxels{what}",
-        do="use the plans that were written beside these weights (spacing in mm, patch size in voxels), and the manifest's spacing_mm",
+        do="use the plans that were written with these weights (spacing in mm, patch size in voxels), and check the manifest's spacing_mm",
     )
 
 

@@ -41,7 +41,7 @@ def parse_channel(text: str) -> Channel:
     name = _DECORATION.sub("", match["name"].lower()) if match else ""
     plain = re.sub(r"[-_ ]", "", name)
     if match is None or plain not in _NAMES:
-        raise ValueError(f"channel {text!r} names none of DWI, ADC, FLAIR")
+        raise ValueError(f"channel {text!r} is not DWI, ADC or FLAIR")
     return Channel(_NAMES[plain], int(match["offset"] or 0), match["optional"] is not None)
 
 

@@ -48,9 +48,9 @@ class CropResampleGeometry:
         if is_too_large(shape := self.network_shape, MAX_NETWORK_VOXELS):
             spacing = " x ".join(f"{mm:.3g}" for mm in self.network_spacing_mm)
             raise InputRefused(
-                "the image is too large at the voxel size that a member works at",
+                "the image is too large at the voxel size of a member",
                 found=f"{' x '.join(map(str, shape))} voxels of {spacing} mm",
-                do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+                do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
             )
         return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)
 

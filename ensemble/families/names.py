@@ -16,9 +16,7 @@ def name_problem(name: object) -> str:
     """Return why a value is not a valid member name; empty if it is valid."""
     if isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= MAX_CHARACTERS:
         return ""
-    return (
-        f"the name {name!r} is none: letters, digits, '.', '_' and '-' only, {MAX_CHARACTERS} at most, not '.' or '..'"
-    )
+    return f"the name {name!r} is not valid: use letters, digits, '.', '_' and '-' only, {MAX_CHARACTERS} at most, not '.' or '..'"
 
 
 def name_of_path(path: str) -> str:

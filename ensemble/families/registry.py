@@ -22,7 +22,7 @@ def family_of(spec: MemberSpec) -> Family:
         if family.kind == spec.kind:
             return family
     raise WeightsBroken(
-        f"member {spec.name} is of unknown kind {spec.kind!r}",
+        f"member {spec.name} has the unknown kind {spec.kind!r}",
         where=spec.folder,
         found=f"known: {', '.join(family.kind for family in FAMILIES)}",
     )

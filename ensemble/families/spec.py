@@ -96,10 +96,10 @@ def refuse_unfit_images(spec: MemberSpec) -> None:
     """Raise WeightsBroken if the manifest changes intensities or orientation of networks that need the images as read."""
     if (spec.intensities, spec.orientation) != ("native", "native"):
         raise WeightsBroken(
-            f"member {spec.name} takes images as they are",
+            f"member {spec.name} only accepts images as read",
             where=spec.folder,
             found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
-            do="leave both out of the manifest, or write native",
+            do="remove both from the manifest, or set them to native",
         )
 
 

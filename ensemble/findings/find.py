@@ -45,7 +45,10 @@ def compute_findings(result: Result, maps: Sequence[LabelMap] = (), onto: Templa
     members = [Sample.of(o.prediction.mask.array, grid) for o in result.outcomes if o.prediction is not None]
     found = _without_places(own, members, registered)
     if placement is None or not registered.holds:
-        log.info("note: findings: the brain's place in the template is not known: %s", "; ".join(registered.problems))
+        log.info(
+            "note: no locations in the findings, because registration to the template failed: %s",
+            "; ".join(registered.problems),
+        )
         return replace(found, seconds=time.perf_counter() - started)
     matrix, few = placement.matrix, own.thinned()
     centre = transform_points(matrix, grid.points_mm(np.argwhere(result.case.brain.array).mean(axis=0)))
@@ -62,7 +65,7 @@ def compute_findings(result: Result, maps: Sequence[LabelMap] = (), onto: Templa
 
 def _registered(placement: TemplatePlacement | None) -> TemplateRegistration:
     if placement is None:
-        return TemplateRegistration(SPACE, ("no map to the template was found",), {}, None)
+        return TemplateRegistration(SPACE, ("no transform to the template was found",), {}, None)
     rows = tuple(tuple(float(number) for number in row) for row in placement.matrix)
     checks = {
         name: [round(s, 3) for s in value] if isinstance(value, tuple) else round(value, 3)

@@ -98,7 +98,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
         ) from error
     if not files:
         raise UsageError(
-            "there is no label map in the folder of --atlas",
+            "the folder of --atlas has no label map",
             where=folder,
             do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns index, name; optional group, side)",
         )
@@ -116,17 +116,17 @@ def read_label_map(path: Path) -> LabelMap:
     values = stored.values(np.float64)
     values = values[0] if values.ndim == 4 and len(values) == 1 else values
     if values.ndim != 3 or not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0:
-        raise UsageError("an atlas must be one 3-D map of whole numbers, 0 and more", where=path)
+        raise UsageError("an atlas must be a 3-D label map of integers, 0 or more", where=path)
     table = _table(path.with_name(f"{name}_dseg.tsv"))
     numbers, array = np.unique(values.astype(np.int64), return_inverse=True)
     array = (array.reshape(values.shape) + (numbers[0] != 0)).astype(np.int32)
     present = [int(number) for number in numbers if number]
     if unnamed := [number for number in present if number not in table]:
         raise UsageError(
-            "the atlas has labels that its table doesn't name",
+            "the atlas has labels that are not in its table",
             where=path,
             found=", ".join(map(str, unnamed[:8])) + " ..." * (len(unnamed) > 8),
-            do="add their rows to the .tsv",
+            do="add rows for them to the .tsv",
         )
     if not present:
         raise UsageError("the atlas has no label", where=path)
@@ -143,21 +143,21 @@ def _table(path: Path) -> dict[int, Label]:
             "the table of an atlas can't be read",
             where=path,
             found=getattr(error, "strerror", None) or str(error),
-            do="put a table in UTF-8 there: tab-separated, with the columns index and name, and optional group and side",
+            do="add a tab-separated UTF-8 table with the columns index and name, and optionally group and side",
         ) from error
     table: dict[int, Label] = {}
     try:
         for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
             label = _label(row)
             if label.index in table:
-                raise ValueError(f"index {label.index} was there before")
+                raise ValueError(f"index {label.index} appears twice")
             table[label.index] = label
     except (KeyError, ValueError, AttributeError, TypeError, csv.Error) as error:
         raise UsageError(
-            "the table of an atlas can't be understood",
+            "the table of an atlas is not valid",
             where=path,
             found=f"line {len(table) + 2}: {f'no column {error}' if isinstance(error, KeyError) else error}",
-            do="give it the columns index and name, and optional group and side (left, right), separated by tabs",
+            do="use the tab-separated columns index and name, and optionally group and side (left, right)",
         ) from error
     return table
 
@@ -184,10 +184,10 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
     inside = sample_nearest(onto.hull, onto.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
         raise UsageError(
-            "the atlas does not lie in MNI space",
+            "the atlas is not in MNI space",
             where=path,
-            found=f"{inside:.0%} of what is labelled lies in the template's brain",
-            do="bring it to MNI152 (its header must say so), or correct its header",
+            found=f"{inside:.0%} of the labelled voxels lie in the template's brain",
+            do="resample it to MNI152 space, or correct its header",
         )
     number = array[tuple(at.T)]
     count = np.bincount(number, minlength=len(labels) + 1)[1:]
@@ -203,7 +203,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
         found.append(Label(label.index, label.name, label.group, label.side or lies))
     if swapped:
         raise UsageError(
-            "sides in the table of an atlas are not those where its labels lie",
+            "the sides in the table of an atlas contradict the positions of its labels",
             where=path,
             found="; ".join(swapped[:5]) + " ..." * (len(swapped) > 5),
             do="correct the column side, or the map's header if it is mirrored",
@@ -226,13 +226,13 @@ def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
     if not stated:
         stated, by = _by_header(path, grid), "header"
     if not stated:
-        return "not stated", f"its space is not stated; it is taken for {SPACE}, which may be off by several mm"
+        return "not stated", f"it states no space and is assumed to be in {SPACE}; positions may be off by several mm"
     told = visible(f"{stated} ({by})")
     return (
         told,
         ""
         if SPACE in stated
-        else f"made for {visible(stated)}, the template is {SPACE}: borders may be off by some mm",
+        else f"its space is {visible(stated)}, but the template's is {SPACE}: borders may be off by some mm",
     )
 
 

@@ -79,7 +79,7 @@ class TemplatePlacement:
         """Return why the transform can't be trusted; empty if it can."""
         low, high = limits.scale
         checks = (
-            (self.covered >= limits.covered, f"only {self.covered:.0%} of a brain is there"),
+            (self.covered >= limits.covered, f"the image contains only {self.covered:.0%} of a brain"),
             (self.overlap >= limits.overlap, f"the brain overlaps the template's by a Dice of {self.overlap:.2f} only"),
             (
                 low <= self.scale[2] and self.scale[0] <= high and self.scale[0] <= limits.stretch * self.scale[2],

@@ -43,7 +43,7 @@ def read_examination(path: Path, name: str) -> ExaminationCase:
                 images[Modality.FLAIR] = examination.read(Modality.FLAIR)
             except InputRefused as refused:
                 why = f"{refused.what} ({refused.found})" if refused.found else refused.what
-                images[Modality.DWI] = _noting(images[Modality.DWI], f"FLAIR: left out: {why}")
+                images[Modality.DWI] = _noting(images[Modality.DWI], f"FLAIR: not used: {why}")
         record = as_json(finding_of(examination, None))
     return ExaminationCase(RawCase(name, images, time.perf_counter() - started), record)
 
@@ -54,10 +54,10 @@ def _refuse_several(examination: Examination) -> None:
         studies.setdefault(series.frames[0].instance.study, series.title)
     if len(studies) > 1:
         raise InputRefused(
-            "there are series of several studies, and one examination is segmented at a time",
+            "the folder contains series of several studies; only one examination can be segmented at a time",
             where=examination.path,
             found="; ".join(f"study {uid or 'without UID'}: {title} and others" for uid, title in studies.items()),
-            do="give the series of one study",
+            do="give only the series of one study",
         )
 
 

@@ -90,7 +90,7 @@ class Node:
                 "the port can't be opened",
                 where=f"{address.host}:{address.port}",
                 found=getattr(error, "strerror", None) or str(error),
-                do="end the program that has it, or name another with --port",
+                do="stop the program that uses it, or choose another port with --port",
             ) from error
         assert self._server.socket is not None
         self.port: int = self._server.socket.getsockname()[1]
@@ -126,10 +126,10 @@ class Node:
             else:
                 self._spool.keep(study, instance, content, id(event.assoc))
         except SpoolFull as error:
-            log.warning("an image was turned away: the spool is full (%s)", error)
+            log.warning("an image was rejected, because the spool is full (%s)", error)
             return OUT_OF_RESOURCES
         except OSError as error:
-            log.error("an image was turned away: it can't be written (%s)", error.strerror or error)
+            log.error("an image was rejected, because it can't be written (%s)", error.strerror or error)
             return OUT_OF_RESOURCES
         return SUCCESS
 
@@ -151,7 +151,7 @@ def _drop_endless(event: Any) -> None:
     """Abort an association whose object exceeds the size limit."""
     message = event.assoc.dimse.message
     if message is not None and message.data_set is not None and message.data_set.tell() > MAX_OBJECT_BYTES:
-        log.warning("an association was ended: an object of more than %d bytes", MAX_OBJECT_BYTES)
+        log.warning("an association was aborted, because an object exceeded %d bytes", MAX_OBJECT_BYTES)
         event.assoc.dul.socket.close()
 
 

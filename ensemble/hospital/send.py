@@ -49,7 +49,7 @@ def _destination(text: str) -> Destination:
     aet, _, address = text.partition("@")
     host, _, port = address.rpartition(":")
     if not (is_aet(aet) and host and port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError("a destination of results makes no sense", found=text, do="--send-to AET@HOST:PORT")
+        raise UsageError("a destination for the results is not valid", found=text, do="use --send-to AET@HOST:PORT")
     return Destination(aet, host.strip("[]"), int(port))
 
 
@@ -84,7 +84,7 @@ class Sender:
                 try:
                     self._try(study, wait)
                 except Exception:  # whatever is wrong with one study, others are to be sent, and this one again
-                    log.exception("study %s: its results could not be sent; again in %.0f s", study.key[:12], wait)
+                    log.exception("study %s: its results could not be sent; next try in %.0f s", study.key[:12], wait)
 
     def _try(self, study: Study, wait: float) -> None:
         failures = [why for to in self._to if (why := self._send(study, to))]
@@ -93,7 +93,7 @@ class Sender:
             log.info("study %s: results sent", study.key[:12])
             return
         self._spool.not_sent(study.key, "; ".join(failures))
-        log.warning("study %s: results not sent: %s; again in %.0f s", study.key[:12], "; ".join(failures), wait)
+        log.warning("study %s: results not sent: %s; next try in %.0f s", study.key[:12], "; ".join(failures), wait)
 
     def _send(self, study: Study, to: Destination) -> str:
         """Send the objects that a destination has not acknowledged. Returns the error; empty if all were sent."""
@@ -122,13 +122,13 @@ class Sender:
                 try:
                     status = association.send_c_store(dataset).get("Status", None)
                 except ValueError:
-                    failures[f"{to} does not take {dataset.SOPClassUID.name}"] = None
+                    failures[f"{to} does not accept {dataset.SOPClassUID.name}"] = None
                     continue
                 except RuntimeError:
-                    failures[f"{to} has ended the association"] = None
+                    failures[f"{to} ended the association"] = None
                     break
                 if status is None:  # it may have arrived, and is asked for before it or another one is sent
-                    failures[f"{to} has not answered"] = None
+                    failures[f"{to} did not answer"] = None
                     break
                 if status == 0x0000 or status >> 12 == 0xB:  # success, or a warning
                     self._spool.sent(study.key, str(to), instance)

@@ -185,7 +185,7 @@ class Spool:
         while not self._has_room(needed):
             if not self._forget_oldest(study.key):
                 self._turn_away(study, name)
-                raise SpoolFull(f"{self._bytes / 1e9:.1f} GB of images wait to be segmented")
+                raise SpoolFull(f"{self._bytes / 1e9:.1f} GB of images are waiting")
         if study.images >= MAX_IMAGES:
             self._turn_away(study, name)
             raise SpoolFull(f"the study has {study.images} images")
@@ -233,12 +233,12 @@ class Spool:
                 if self._now() - self._last.get(study.key, self._now()) < quiet_s * (2 if sending else 1):
                     continue
                 if study.turned_away:
-                    what = f"{len(study.turned_away)} of its images found no room in the spool and have not come again"
+                    what = f"{len(study.turned_away)} of its images were rejected by the full spool and not sent again"
                     self._end(study, "refused", what, "send the study again")
                 elif study.unfinished and not sending:
-                    self._end(study, "refused", "its transfer broke off", "send the study again")
+                    self._end(study, "refused", "its transfer was interrupted", "send the study again")
                 elif study.images == 0:
-                    self._end(study, "refused", "it holds no MR images", "send DWI and ADC (and FLAIR)")
+                    self._end(study, "refused", "it has no MR images", "send DWI and ADC (and FLAIR)")
                 else:
                     return study
             return None
@@ -285,7 +285,7 @@ class Spool:
         log.warning("study %s %s: %s%s", study.key[:12], state, what, f"; {do}" if do else "")
 
     def interrupted(self, key: str) -> None:
-        """Put a study back in the queue after a shutdown; this is not counted as an attempt."""
+        """Do not count an attempt that was interrupted by a shutdown."""
         with self._lock:
             study = self._studies[key]
             self._note(replace(study, attempts=max(study.attempts - 1, 0)))
@@ -301,7 +301,7 @@ class Spool:
         """Return a study that is being processed; None if more images arrived meanwhile, which makes its outcome invalid."""
         study = self._studies[key]
         if study.state != "working" or tuple(_names(self.folder(key) / _IMAGES)) != study.taken:
-            log.info("study %s: more images came meanwhile; it begins anew", key[:12])
+            log.info("study %s: more images arrived; it will be segmented again", key[:12])
             return None
         return study
 
@@ -388,7 +388,7 @@ class Spool:
                 "the journal of a study can't be read",
                 where=folder / _JOURNAL,
                 found=str(error),
-                do="move its folder out of the spool, and send the study again",
+                do="move its folder out of the spool, then send the study again",
             ) from error
         _remove_older(images)
         names = tuple(_names(images))

@@ -61,17 +61,17 @@ def mercure_folders(environment: Mapping[str, str]) -> tuple[Path, Path] | None:
     if not any(given.values()):
         return None
     if lacking := [name for name, value in given.items() if not value]:
-        raise UsageError(f"{lacking[0]} is not set", do=f"mercure sets both {IN_DIR} and {OUT_DIR}")
+        raise UsageError(f"{lacking[0]} is not set", do=f"set both {IN_DIR} and {OUT_DIR}, as mercure does")
     return Path(given[IN_DIR]), Path(given[OUT_DIR])
 
 
 def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
     if not is_dicom(path):
         raise InputRefused(
-            "there is no examination",
+            "no examination was found",
             where=path,
             found="neither a folder nor a .zip" if path.exists() else "nothing is there",
-            do="give a folder or .zip of DICOM; image files have no study: give them to run",
+            do="give a folder or .zip of DICOM; for image files such as NIfTI, use the command run",
         )
     examined = read_examination(path, name)
     refuse_without_study(examined.raw, extras)

@@ -246,7 +246,7 @@ def _averaged(logits: torch.Tensor, average: Average) -> torch.Tensor:
     """Return what is averaged of one network's output. Raises NonFiniteLogits."""
     if not torch.isfinite(logits).all():
         raise NonFiniteLogits(
-            "a network's output is not finite: broken weights, or values beyond what its precision can hold"
+            "a network's output is not finite: broken weights, or values out of range of its precision"
         )
     return logits.softmax(1) if average is Average.PROBABILITIES else logits
 

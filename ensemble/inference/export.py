@@ -95,7 +95,7 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: 
         watching.remove()
     for warning in seen:  # the others: that it is deprecated; that PyTorch's own layers look at their inputs' sizes
         if issubclass(warning.category, torch.jit.TracerWarning) and not Path(warning.filename).is_relative_to(_TORCH):
-            raise ValueError(f"it reckons with its window's size ({warning.filename}, line {warning.lineno})")
+            raise ValueError(f"it depends on the size of its window ({warning.filename}, line {warning.lineno})")
     logits, features = answers[-1] if tap else (answers[-1], None)
     return OnnxExport(file.getvalue(), windows, logits.detach(), None if features is None else features.detach())
 

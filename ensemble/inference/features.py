@@ -45,7 +45,7 @@ class FeaturePool:
         try:
             self._add(windows, logits, maps)
         except Exception as error:
-            log.warning("no features of this image (%s: %s)", type(error).__name__, error)
+            log.warning("no features could be computed for this image (%s: %s)", type(error).__name__, error)
             self._failed = True
 
     def _add(self, windows: torch.Tensor, logits: torch.Tensor, maps: torch.Tensor) -> None:

@@ -26,7 +26,9 @@ def resolve_precision(choice: Choice, device: torch.device) -> ResolvedPrecision
         return "fp16" if device.type == "cuda" else "fp32"
     if choice == "fp16" and device.type == "cpu":
         raise UsageError(
-            "--precision fp16 is for GPUs", found="device cpu", do="use --precision fp32 or bf16, or --device cuda"
+            "--precision fp16 works only on GPUs",
+            found="device cpu",
+            do="use --precision fp32 or bf16, or --device cuda",
         )
     return choice
 

@@ -88,15 +88,15 @@ def on_openvino(
             if precision == "fp32":
                 return session
             return OpenVinoSession(exported.onnx, dims=dims, precision=precision, tap=tap)
-        why = f"its {'answers' if tap else 'logits'} are {apart:.1g} of their range away"
+        why = f"its {'answers' if tap else 'logits'} differ by {apart:.1g} of their range"
     except Exception as error:  # exporter and runtime have no class of errors in common
         if is_out_of_memory(error):
             raise
         why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     if tap:
-        log.warning("OpenVINO does not tell a network's features as PyTorch does (%s): it is tried without them", why)
+        log.warning("OpenVINO's features of a network differ from PyTorch's (%s); trying without features", why)
     else:
-        log.warning("OpenVINO does not run a network as PyTorch does (%s): PyTorch runs it, in float32", why)
+        log.warning("OpenVINO's output for a network differs from PyTorch's (%s); using PyTorch in float32", why)
     return None
 
 

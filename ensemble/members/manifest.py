@@ -31,7 +31,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
     with folder_errors(weights):
         if not weights.is_dir():
             raise WeightsBroken(
-                "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
+                "the weights folder does not exist", where=weights, do="give an existing folder with --weights"
             )
         manifest = weights / MANIFEST
         found = _from_manifest(manifest) if lexists(manifest) else members_by_folder_layout(weights)
@@ -39,7 +39,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
         others = ", ".join(f"{other.name} (not supported yet)" for other in find_unsupported(weights))
         *layouts, last = (f"with {what}" for what in (f"a {MANIFEST}", *(f.layout for f in registry.FAMILIES)))
         raise WeightsBroken(
-            "no member weights were recognised",
+            "the weights folder has no recognised member",
             where=weights,
             found=others or listing(weights),
             do=f"give a folder {', '.join(layouts)}, or {last}",
@@ -66,7 +66,7 @@ def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> R
         weights = {spec.name: spec.weight for spec in specs}
     elif unknown := sorted(set(weights) - {spec.name for spec in specs}):
         raise UsageError(
-            f"--member-weights names {', '.join(unknown)}, which takes no part",
+            f"--member-weights names {', '.join(unknown)}, which is not among the members",
             found=f"members: {', '.join(spec.name for spec in specs)}",
         )
     equal = len({weights.get(spec.name, 1.0) for spec in specs}) == 1
@@ -105,7 +105,7 @@ def verify_files(spec: MemberSpec) -> None:
             f"member {spec.name} has files that {MANIFEST} does not list",
             where=spec.folder,
             found=", ".join(added),
-            do=f"list them with their digests in {MANIFEST}, or leave sha256 out; remove those that the member doesn't need",
+            do=f"add their digests to {MANIFEST}, remove its sha256, or remove files that the member does not need",
         )
     for relative, expected in spec.sha256.items():
         path = spec.folder / relative
@@ -113,7 +113,7 @@ def verify_files(spec: MemberSpec) -> None:
             raise WeightsBroken(f"a file of member {spec.name} is missing", where=path, do="restore the weights folder")
         if (digest := _digest(path)) != expected:
             raise WeightsBroken(
-                f"a file of member {spec.name} is not the one that was published",
+                f"a file of member {spec.name} differs from the published one",
                 where=path,
                 found=f"sha256 {digest}, expected {expected}",
                 do=f"restore the file; if you changed it on purpose, update its digest in {MANIFEST}",
@@ -152,14 +152,14 @@ def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
         entries = read_json(manifest)["members"]
         specs = tuple(_of_manifest(entry, _inside(manifest.parent, str(entry["folder"]))) for entry in entries)
         if len({spec.name.lower() for spec in specs}) < len(specs):  # some file systems know no capitals
-            raise ValueError("two members have the same name, and only one of them could vote")
+            raise ValueError("two members have the same name")
         return specs
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(
             "the weights manifest can't be read",
             where=manifest,
             found=f"{type(error).__name__}: {error}",
-            do="mend or restore the file",
+            do="correct or restore the file",
         ) from error
 
 

@@ -25,12 +25,12 @@ def refuse_overwriting_foreign_files(root: Path, inputs: Iterable[Path]) -> None
     read = [path for path in standing if any(path.exists() and path.samefile(image) for image in images)]
     if found := read or ([] if _has_our_report(root) else standing):
         raise UsageError(
-            "an image that is read would be replaced"
+            "the outputs would overwrite an input image"
             if read
-            else "files that are not ours lie where the results belong",
+            else "the outputs would overwrite files that this program did not write",
             where=root,
             found=", ".join(path.relative_to(root).as_posix() for path in found[:8]) + " ..." * (len(found) > 8),
-            do="give another folder as --out, or move them away",
+            do="choose another folder for --out, or move the files away",
         )
 
 

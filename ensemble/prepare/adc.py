@@ -37,8 +37,8 @@ def compute_missing_adc(raw: RawCase) -> RawCase:
         raise no_adc_error(dwi.path, "no image of low b-value")
     low = dwi.low_b
     note = (
-        f"ADC: computed from b = {low.b:.4g} and b = {low.dwi_b:.4g} s/mm^2 of the DWI, as none was given"
-        f" (ln(S_low / S) / {low.dwi_b - low.b:.4g}); 0 where noise is as strong as the signal"
+        f"ADC: computed from b = {low.b:.4g} and b = {low.dwi_b:.4g} s/mm^2 of the DWI, because none was given"
+        f" (ln(S_low / S) / {low.dwi_b - low.b:.4g}); 0 where the signal does not exceed the noise"
     )
     adc = RawImage(dwi.path, dwi.volume.like(_adc(dwi.volume.array, low)), (note,))
     images: Mapping[Modality, RawImage] = {**raw.images, Modality.ADC: adc}

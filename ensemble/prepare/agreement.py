@@ -37,15 +37,15 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
     here, elsewhere = mutual_information(dwi, adc, brain, spacing_zyx_mm)
     if here < _MIN_INFORMATION:
         raise InputRefused(
-            "DWI and ADC have nothing in common",
+            "DWI and ADC do not belong together",
             where=where,
-            found=f"mutual information of {max(here, 0):.3f} nats within the brain, where {_MIN_INFORMATION} is the least",
-            do="give the ADC map that was computed from this DWI: not a mask, nor a map of another patient",
+            found=f"mutual information of {max(here, 0):.3f} nats within the brain; at least {_MIN_INFORMATION} is expected",
+            do="give the ADC map that was computed from this DWI, not a mask or another patient's map",
         )
     for how, there in elsewhere:
         if there > _BETTER * here:
             raise InputRefused(
-                "the ADC map does not lie on the DWI",
+                "the ADC map is mirrored or displaced relative to the DWI",
                 where=where,
                 found=f"it fits better {how}: mutual information {there:.3f} instead of {here:.3f} nats",
                 do="check the conversion of both (orientation, order of slices), and give the ADC map that was computed from this DWI",

@@ -48,17 +48,17 @@ def align_flair(case: Draft) -> StepResult:
     coverage = float(field_of_view_on(there, grid)[case.brain].mean())
     if coverage < MIN_FLAIR_COVERAGE:
         raise InputRefused(
-            "FLAIR and DWI show different places",
+            "FLAIR covers too little of the brain on DWI",
             where=case.paths[Modality.FLAIR],
             found=f"FLAIR covers {coverage:.0%} of the brain on DWI: FLAIR {there.describe()}; DWI {grid.describe()}",
-            do="give the FLAIR of this examination, or leave it out",
+            do="give the FLAIR of the same examination, or run without FLAIR",
         )
     if coverage < WHOLE_FLAIR_COVERAGE:
         notes.append(f"FLAIR covers only {coverage:.0%} of the brain: 0 elsewhere")
     same = grid.distance_voxels(there) <= 1e-3
     placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
     if case.registration == "never":
-        found = RegistrationResult(None, "not asked for (--registration never)")
+        found = RegistrationResult(None, "not wanted (--registration never)")
     else:
         found = register(flair, placed, case.dwi, case.brain)
     source = f"(linear, from {there.describe()})"

@@ -26,12 +26,12 @@ def align_adc(case: Draft) -> StepResult:
     if apart <= ROUNDING_VOXELS:
         placed = case.dwi.like(adc.array)
         if apart > 1e-3:
-            text = f"ADC header differs from DWI by {apart:.3g} voxels: taken as rounding, the DWI header holds"
+            text = f"ADC header differs from DWI by {apart:.3g} voxels: treated as rounding, the DWI header is used"
     else:
         covered = field_of_view_on(there, grid)
         if covered.mean() < MIN_ADC_OVERLAP:
             raise InputRefused(
-                "DWI and ADC show different places",
+                "ADC covers too little of the DWI's field of view",
                 where=case.paths[Modality.ADC],
                 found=f"ADC covers {covered.mean():.0%} of the DWI's field of view: ADC {there.describe()}; "
                 f"DWI ({case.paths[Modality.DWI].name}) {grid.describe()}",
@@ -51,9 +51,9 @@ def check_adc_coverage(case: Draft) -> StepResult:
     share = float(case.covered[case.brain].mean())
     if share < MIN_ADC_COVERAGE:
         raise InputRefused(
-            "ADC does not cover the brain on DWI",
+            "ADC does not cover enough of the brain on DWI",
             where=case.paths[Modality.ADC],
-            found=f"{share:.0%} of it",
+            found=f"ADC covers {share:.0%} of the brain",
             do="give the ADC map that was computed from this DWI",
         )
     text = f"ADC covers only {share:.1%} of the brain: nothing is segmented elsewhere"

@@ -122,8 +122,8 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
             raise InputRefused(
                 "DWI and ADC show different parts of the head",
                 where=where,
-                found=f"{modality.label} is empty in {empty:.0%} of what both together show",
-                do="check that both are whole and of one examination",
+                found=f"{modality.label} is empty in {empty:.0%} of the region that either image shows",
+                do="give complete images of the same examination",
             )
         if empty > _SOME_EMPTY:
             notes.append(Note(f"{modality.label} is 0 or negative in {empty:.0%} of the brain", modality))
@@ -135,10 +135,10 @@ def _refuse_negative(dwi: FloatArray, where: str) -> None:
     share = float((dwi < -_NEGATIVE).mean())
     if share > _NEGATIVE_SHARE:
         raise InputRefused(
-            "the DWI holds negative values that no magnitude has",
+            "the DWI has negative values, although it should be a magnitude image",
             where=where,
             found=f"{share:.2%} of the brain is below -{_NEGATIVE:g} times tissue, {float(dwi.min()):.3g} times at the lowest",
-            do="export it again: values beyond 32767 become negative where 16 bits with a sign hold them",
+            do="export it again without integer overflow: signed 16-bit integers turn values above 32767 negative",
         )
 
 
@@ -149,7 +149,7 @@ def _refuse_swapped(inside: _Inside, where: str) -> None:
         raise InputRefused(
             "DWI and ADC look swapped",
             where=where,
-            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC as only CSF is, the other way round",
+            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC; CSF should be the opposite",
             do="give the ADC map as ADC and the diffusion-weighted image as DWI",
         )
 
@@ -200,10 +200,10 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
     level = float(np.median(core.adc[dark]))
     if level < _EXPONENTIAL:
         raise InputRefused(
-            "the ADC map is no map of diffusion coefficients",
+            "the image given as ADC is not a map of diffusion coefficients",
             where=where,
-            found=f"where DWI is dark, as CSF is, it has {level:.2f} times the value of tissue",
-            do="give the ADC map: not the exponential one (eADC), not a b0 or another DWI; let the skull be stripped if there is one",
+            found=f"where DWI is dark, as in CSF, it has {level:.2f} times the value of tissue",
+            do="give the ADC map, not the exponential one (eADC), a b0 or another DWI; if there is a skull, let it be stripped",
         )
 
 
@@ -215,7 +215,7 @@ def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where
     found = f"{share:.1%} of the brain has the highest value, {float(np.percentile(dwi[brain], 99.9)):g}, {top:.1f} times that of tissue"
     if top < _LESIONS_HIDDEN:
         raise InputRefused(
-            "the DWI is clipped: lesions can't be told from tissue",
+            "the DWI is clipped, so lesions can't be distinguished from tissue",
             where=where,
             found=found,
             do="export it again with its full range of values",

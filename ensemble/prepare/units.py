@@ -49,9 +49,9 @@ def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_
         if low <= median * factor <= high:
             return factor
     raise InputRefused(
-        "the ADC map's values fit none of the usual units",
+        "the ADC map's values fit no usual unit",
         where="ADC",
-        found=f"median {median:.3g} inside the brain",
+        found=f"the median in the brain is {median:.3g}",
         do="give an ADC map in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s (about 0.0008, 0.8 or 800 in normal tissue); "
         "check that DWI and ADC are not swapped",
     )
@@ -105,7 +105,7 @@ def _tissue_median(image: npt.NDArray[np.floating], tissue: npt.NDArray[np.bool_
         raise InputRefused(
             f"{name} has no signal in brain tissue",
             where=name,
-            found=f"median {median:.3g} where ADC is that of normal tissue",
-            do=f"check that {name} shows the same head as ADC, on the same grid",
+            found=f"its median is {median:.3g} where ADC shows normal tissue",
+            do=f"give {name} and ADC of the same head, with correct headers",
         )
     return np.float32(median)

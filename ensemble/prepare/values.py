@@ -21,7 +21,7 @@ def check_complete(case: Draft) -> StepResult:
     """Refuse a case without DWI or ADC."""
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in case.images:
-            raise InputRefused(f"case {case.name} has no {modality.label} image", do="DWI and ADC are both needed")
+            raise InputRefused(f"case {case.name} has no {modality.label} image", do="give both DWI and ADC")
     return case, ()
 
 
@@ -32,7 +32,7 @@ def check_values(case: Draft) -> StepResult:
         bad = unusable_voxels(image.array)
         if bad.all():
             raise InputRefused(
-                f"the {modality.label} image holds only values that are not numbers",
+                f"the {modality.label} image has no finite value",
                 where=case.paths[modality],
                 found="every voxel is NaN or infinite",
                 do="export it again",
@@ -41,15 +41,15 @@ def check_values(case: Draft) -> StepResult:
             raise InputRefused(
                 f"the {modality.label} image is constant",
                 where=case.paths[modality],
-                found=f"every voxel is {np.median(image.array[~bad]):g}, or all but a few",
-                do="check the export",
+                found=f"(almost) every voxel is {np.median(image.array[~bad]):g}",
+                do="export the image again",
             )
         if modality is Modality.DWI and (level := _air_level(image.array)):
             raise InputRefused(
                 f"the background of the {modality.label} image is not 0",
                 where=case.paths[modality],
-                found=f"{level:g} all around, as much as tissue may have: shifted or inverted values",
-                do="export it again with the values of the scanner, and 0 outside the brain",
+                found=f"{level:g} all around, as high as tissue: values may be shifted or inverted",
+                do="export it again with the scanner's values, and 0 outside the brain",
             )
         if bad.any():
             marked[modality] = UnusableVoxels(image.like(bad), int((bad & np.isfinite(image.array)).sum()))
@@ -64,8 +64,8 @@ def check_distinct(case: Draft) -> StepResult:
             raise InputRefused(
                 f"{first.label} and {second.label} are the same image",
                 where=case.paths[second],
-                found=f"the voxels of {case.paths[first]}",
-                do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
+                found=f"the same voxels as {case.paths[first]}",
+                do="give each image its own file" + ", or run without FLAIR" * (second is Modality.FLAIR),
             )
     return case, ()
 

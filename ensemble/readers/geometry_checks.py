@@ -30,10 +30,10 @@ def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str
     if not finite or (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > MAX_SKEW:
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in grid.affine[:3])
         raise InputRefused(
-            f"the {label} image's header names no place in the world",
+            f"the {label} image's header does not define a position in space",
             where=path,
             found=f"voxel to world (LPS, mm): {rows}",
-            do="export it again, with axes at right angles",
+            do="export it again, with orthogonal axes",
         )
     if skew <= _STRAIGHT:
         return grid
@@ -41,7 +41,7 @@ def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str
     straight = replace(grid, direction=tuple((left @ right).ravel().tolist()))
     if (moved := grid.distance_voxels(straight)) > ROUNDING_VOXELS:
         notes.append(
-            f"{label}: axes not quite at right angles, as of few digits: straightened (by up to {moved:.2g} voxels)"
+            f"{label}: axes not quite orthogonal, probably by rounding: made orthogonal (moved by up to {moved:.2g} voxels)"
         )
     return straight
 

@@ -76,4 +76,4 @@ def read_text_header(path: Path) -> TextHeader | None:
 
 def _repeated(keys: Sequence[str]) -> str:
     """Return the key that a header has more than once: programs differ in the one they use."""
-    return next((f"{key} stands twice" for key, count in Counter(keys).items() if count > 1), "")
+    return next((f"{key} appears twice" for key, count in Counter(keys).items() if count > 1), "")

@@ -40,7 +40,9 @@ def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool =
     for path in files.values():
         # one folder or archive may hold several series; one file is one image
         if not is_dicom(path) and sum(other == path for other in files.values()) > 1:
-            raise InputRefused("one file is given for two modalities", where=path, do="give each image its own file")
+            raise InputRefused(
+                "the same file is given for two modalities", where=path, do="give each image its own file"
+            )
     images: dict[Modality, RawImage] = {}
     with ExitStack() as open_ones:
         examinations: dict[Path, Examination] = {}  # headers of one folder are read once, whatever is taken of it
@@ -91,7 +93,7 @@ def _single_volume(
     label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)
     if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
-        notes.append(f"{label}: {beyond} values are too large for float32, and count as infinite")
+        notes.append(f"{label}: {beyond} values are too large for float32 and become infinite")
     count = size[3] if len(size) == 4 else 1
     b_file = path.with_name(stem(path) + ".bval")
     b_values = _b_values(b_file, count) if modality is Modality.DWI else None
@@ -124,16 +126,14 @@ def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
         )
     except OSError as error:
         why = unreadable_reason(beside, error)
-        raise InputRefused(
-            f"the DWI's file of b-values {why.what}", where=beside, found=why.found, do=why.do
-        ) from error
+        raise InputRefused(f"the DWI's .bval file {why.what}", where=beside, found=why.found, do=why.do) from error
     except ValueError as error:
         problem = str(error)
     if problem or not all(0 <= b <= _MAX_B for b in b_values):
         raise InputRefused(
-            "the DWI's file of b-values can't be understood",
+            "the DWI's .bval file is not valid",
             where=beside,
             found=problem or ", ".join(f"{b:g}" for b in b_values),
-            do="give one b-value a volume, in one line, in s/mm^2 (1000, not 1e9 s/m^2)",
+            do="write one b-value per volume, in one line, in s/mm^2 (1000, not 1e9 s/m^2)",
         )
     return b_values

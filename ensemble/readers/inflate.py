@@ -27,7 +27,7 @@ class GzipReader(io.RawIOBase):
                 return b""
             self._input = self._input or self._file.read(_BLOCK)
             if not self._input:
-                raise EOFError("the compressed stream ends before its end")
+                raise EOFError("the compressed stream is incomplete")
             content = self._stream.decompress(self._input, max(size, 0))
             self._input = self._stream.unconsumed_tail
             if content:
@@ -46,6 +46,6 @@ class GzipReader(io.RawIOBase):
         while len(rest := rest.lstrip(b"\0")) < len(_MAGIC) and (more := self._file.read(_BLOCK)):
             rest += more
         if rest and rest[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("something else stands behind the compressed stream")
+            raise ValueError("there is other data after the compressed stream")
         self._input, self._stream = rest, zlib.decompressobj(31) if rest else self._stream
         return bool(rest)

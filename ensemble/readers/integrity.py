@@ -74,7 +74,7 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
                 raise odd_header_error(path, label, odd)
             _refuse_without_voxel_size(header, path, label)
             if not any(key in header.fields for key in _ORIENTATIONS):
-                remarks.append("its header says nothing of orientation: axes taken as they are stored")
+                remarks.append("its header has no orientation: axes used as stored")
             size = tuple(map(int, header.fields.get("DimSize" if metaimage else "sizes", "").split()))
             if header.fields.get("encoding", "raw").lower() != "raw" or _true(header.fields, "CompressedData"):
                 refuse_too_large(size, path, label)  # before all of it is inflated to see whether it is whole
@@ -108,7 +108,7 @@ def odd_header_error(path: Path, label: str, found: str) -> InputRefused:
         f"the {label} image's header can't be used",
         where=path,
         found=printable(found),
-        do="export or convert it again with a tool that writes this part of the header",
+        do="export or convert it again with a tool that writes this field correctly",
     )
 
 
@@ -119,7 +119,7 @@ def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
             f"the {label} image is too large to be a brain scan",
             where=path,
             found=f"size {' x '.join(map(str, size))}",
-            do="check the header; crop or resample it if it is right",
+            do="correct the header; if it is right, crop or resample the image",
         )
 
 
@@ -129,7 +129,7 @@ def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
         f"the {label} file is not a readable image, or is damaged",
         where=path,
         found=printable(found),
-        do="open it in a viewer to see whether it is whole; convert an image of another kind, instead of renaming it",
+        do="open it in a viewer to check it; if it has another format, convert it instead of renaming it",
     )
 
 
@@ -139,10 +139,10 @@ def refuse_decompression_bomb(needed: int, present: int, path: Path, label: str)
         raise damaged_file_error(path, label, f"{present} bytes (compressed), which can't hold {needed}")
     if needed > _MAX_SCAN_INFLATION * present + _FREE_BYTES:
         raise InputRefused(
-            f"the {label} image would inflate to {needed / present:.0f} times its size, as no scan does",
+            f"the {label} image would inflate to {needed / present:.0f} times its size, which no scan does",
             where=path,
             found=f"{needed / 1e6:.0f} MB in {present / 1e6:.1f} MB",
-            do="see whether it is empty; export it again, cropped to the head, or with fewer bytes a voxel",
+            do="check that it is not empty; export it again, cropped to the head or with fewer bytes per voxel",
         )
 
 
@@ -152,17 +152,17 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
     several = _SEVERAL_FILES.get(path.suffix.lower())
     if header.data_file and (several is None or several.match(header.data_file)):
         raise InputRefused(
-            f"the {label} image's voxels lie in other files, which is read only of an .mhd or .nhdr with one of them",
+            f"the {label} image's voxels are in other files, which is supported only for .mhd and .nhdr with a single data file",
             where=path,
             found=printable(header.data_file[:80]),
             do="convert it to a single .mha, .nrrd or .nii.gz",
         )
     if header.data_file and header.leads_out:
         raise InputRefused(
-            f"the {label} image's header points out of its folder",
+            f"the {label} image's header refers to a file outside its folder",
             where=path,
             found=printable(header.data_file[:200]),
-            do="lay the file with the voxels beside it, and name it without a path; or convert both to a single .mha, .nrrd or .nii.gz",
+            do="put the data file beside the header and name it without a path, or convert both to a single .mha, .nrrd or .nii.gz",
         )
     if header.data_file:
         data = path.parent / header.data_file
@@ -189,10 +189,10 @@ def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> No
         axes = int(fields.get("dimension", 3)) - sum(components)
     if len(sizes) < min(axes, 3) or not all(_is_size(size) for size in sizes[:3]):
         raise InputRefused(
-            f"the {label} image's header does not say how large its voxels are",
+            f"the {label} image's header has no valid voxel size",
             where=path,
             found=printable(f"{key}: {fields[key]}") if key in fields else f"no {key}",
-            do="export it again, with its geometry",
+            do="export it again with its voxel size",
         )
 
 
@@ -228,7 +228,7 @@ def _odd_metaimage_number(header: TextHeader) -> str:
             return f"{key} = {header.fields[key]}"
     for key, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
         if float(header.fields.get(key, neutral)) != neutral:
-            return f"{key} = {header.fields[key]}, which is not applied: store the values themselves"
+            return f"{key} = {header.fields[key]}, which is not supported: store the final values"
     return ""
 
 
@@ -250,7 +250,7 @@ def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
             return f"{present} bytes of {needed}" if present < needed else ""
         stated = int(fields.get("CompressedDataSize", 0))
         if stated <= 0 and start > 0:
-            return "no CompressedDataSize, without which ITK takes the header for voxels"
+            return "no CompressedDataSize, without which ITK would read the header as voxels"
         if present < stated:
             return f"{present} bytes of {stated} (compressed)"
         return _deflated_damage(file, stated if stated > 0 else present, needed)
@@ -278,7 +278,7 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
         file.seek(start)
         for _ in range(int(header.fields.get("lineskip", 0))):
             if not file.readline(MAX_SURPLUS):
-                return "fewer lines than are to be skipped"
+                return "fewer lines than the header says to skip"
         given = 0
         stream = GzipReader(file)
         while given < most and (block := stream.read(1 << 20)):

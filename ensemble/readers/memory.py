@@ -56,7 +56,7 @@ def _read(image: ImageLike, modality: Modality) -> RawImage:
     raise UsageError(
         f"the {modality.label} image is neither a path nor an image",
         found=f"an object of type {type(image).__module__}.{type(image).__qualname__}",
-        do="give a path, a nibabel or SimpleITK image, or a Volume; of an array: Volume.from_numpy(array, affine)",
+        do="give a path, a nibabel or SimpleITK image, or a Volume; for an array, use Volume.from_numpy(array, affine)",
     )
 
 
@@ -83,7 +83,7 @@ def _of_sitk(image: sitk.Image, modality: Modality, source: Path) -> RawImage:
             f"the {modality.label} image is not one 3-D volume of grey values",
             where=source,
             found=f"{image.GetDimension()} axes, voxels of {image.GetNumberOfComponentsPerPixel()} x {image.GetPixelIDTypeAsString()}",
-            do="give one 3-D volume of one number a voxel",
+            do="give one 3-D volume with one number per voxel",
         )
     return _of_volume(from_sitk(image), modality, source)
 

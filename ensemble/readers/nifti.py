@@ -122,7 +122,7 @@ class NiftiHeader:
         """Return what is wrong with the header; empty if nothing is. Adds oddities to `remarks`."""
         layout = self.layout
         if self.read(layout.magic)[0] != layout.its_magic:
-            return "a header that is not of a NIfTI file with its voxels (ANALYZE, or the .hdr of a pair)"
+            return "not the header of a single-file NIfTI (it may be ANALYZE, or the .hdr of a pair)"
         dim, pixdim, offset = self.read(layout.dim), self.read(layout.pixdim), self.read(layout.vox_offset)[0]
         axes = int(dim[0])
         if not 1 <= axes <= 7 or min(dim[1 : axes + 1]) < 1:
@@ -138,17 +138,17 @@ class NiftiHeader:
         if axes >= 3 and (found := _misplaced(sform, qform, [int(n) for n in dim[1:4]], pixdim[1:4], remarks)):
             return found
         if not math.isfinite(offset) or offset < layout.length + 4:
-            return f"data that begin at byte {offset}, inside the header"
+            return f"data offset {offset}, inside the header"
         if offset > MAX_SURPLUS:
-            return f"data that begin at byte {offset:.0f}"
+            return f"data offset {offset:.0f}"
         return self._voxel_fault()
 
     def _voxel_fault(self) -> str:
         code, bits = (int(self.read(field)[0]) for field in (self.layout.datatype, self.layout.bitpix))
         if code not in _TYPES and code not in _SEVERAL:
-            return f"voxels of a type that is not read (NIfTI datatype {code}): convert it to float32"
+            return f"an unsupported voxel type (NIfTI datatype {code}): convert it to float32"
         if code in _TYPES and bits not in (0, 8 * np.dtype(_TYPES[code]).itemsize):
-            return f"voxels of {bits} bits, which those of datatype {code} do not have"
+            return f"voxels of {bits} bits, which does not fit datatype {code}"
         slope, intercept = self.read(self.layout.scale)
         unset = slope == 0 or (math.isnan(slope) and (intercept == 0 or math.isnan(intercept)))
         if not unset and not (math.isfinite(slope) and math.isfinite(intercept)):
@@ -195,7 +195,7 @@ class NiftiHeader:
         if present < needed:
             raise ValueError(f"{present} bytes of {needed} (uncompressed)")
         if present >= needed + MAX_SURPLUS:
-            raise ValueError(f"more than {present} bytes, where the header tells of {needed}")
+            raise ValueError(f"more than {present} bytes, but the header says {needed}")
         return stored.reshape(self.size[::-1])
 
     @contextmanager
@@ -280,9 +280,7 @@ def _misplaced(
 ) -> str:
     """Return what is wrong with the geometry of a NIfTI header: ITK silently uses the qform if it can't use the sform."""
     if sform is None and qform is None:
-        remarks.append(
-            "its header says nothing of place and orientation (NIfTI codes 0): axes taken as they are stored"
-        )
+        remarks.append("its header has no position and orientation (NIfTI form codes 0): axes used as stored")
         return ""
     if sform is None:
         return ""
@@ -291,7 +289,7 @@ def _misplaced(
         return "an sform that flattens the image"
     unit = sform[:, :3] / lengths
     if np.abs(unit.T @ unit - np.eye(3)).max() > MAX_SKEW:
-        return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
+        return "an sform whose axes are not orthogonal (sheared): resample the image to orthogonal axes"
     if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
         return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"
     if qform is None:
@@ -299,7 +297,7 @@ def _misplaced(
     ends = np.array([(x, y, z, 1) for x in (0, size[0] - 1) for y in (0, size[1] - 1) for z in (0, size[2] - 1)])
     apart = float((np.linalg.norm((sform - qform) @ ends.T, axis=0)).max() / min(voxel_mm))
     if not apart <= _MAX_APART_VOXELS:
-        return f"two places, sform and qform, {apart:.3g} voxels apart: write the right one to both"
+        return f"sform and qform differ by {apart:.3g} voxels: write the right one to both"
     return ""
 
 

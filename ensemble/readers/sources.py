@@ -56,7 +56,9 @@ def link_notes(path: Path, label: str) -> list[str]:
     leaving = [file for file in files if file.is_symlink() and _leaves(file, folder)]
     if not leaving:
         return []
-    return [f"{label}: {len(leaving)} of its files are links out of its folder, the first to {real_path(leaving[0])}"]
+    return [
+        f"{label}: {len(leaving)} of its files are links to outside its folder, the first to {real_path(leaving[0])}"
+    ]
 
 
 def _leaves(path: Path, folder: Path) -> bool:

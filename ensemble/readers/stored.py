@@ -123,7 +123,7 @@ def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
 
 def out_of_memory_error(path: Path, label: str) -> InputRefused:
     """Return the error for an image that does not fit into memory, damaged or not."""
-    do = f"{MORE_MEMORY}; or give the one volume of b about 1000 s/mm^2, cropped to the head"
+    do = f"{MORE_MEMORY}; or give only the volume of b about 1000 s/mm^2, cropped to the head"
     return InputRefused(f"there is not enough memory to read the {label} image", where=path, do=do)
 
 
@@ -185,7 +185,9 @@ def not_3d_error(path: Path, label: str, size: tuple[int, ...]) -> InputRefused:
 
 
 def _not_scalar(path: Path, label: str, found: str) -> InputRefused:
-    return InputRefused(f"the {label} image is not scalar", where=path, found=found, do="give one grey value a voxel")
+    return InputRefused(
+        f"the {label} image is not scalar", where=path, found=found, do="give an image with one grey value per voxel"
+    )
 
 
 def _refused_by_itk(path: Path, label: str, error: Exception) -> InputRefused:
@@ -210,7 +212,7 @@ def _refuse_unreadable(path: Path, label: str) -> None:
         raise InputRefused(f"the {label} image is an empty file", where=path, do="copy or export it again")
     if not image_suffix(path):
         raise InputRefused(
-            f"the {label} file is of no kind that is read", where=path, do=f"convert it to one of: {kinds}"
+            f"the {label} file has an unsupported format", where=path, do=f"convert it to one of: {kinds}"
         )
 
 

@@ -42,7 +42,7 @@ def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: floa
     held = asyncio.Semaphore(MAX_HELD)
 
     @app.head("/health", include_in_schema=False)
-    @app.get("/health", responses={503: {"description": "members are being loaded, or can't be"}})
+    @app.get("/health", responses={503: {"description": "the members are still loading, or loading failed"}})
     async def health() -> JSONResponse:
         """Answer 200 once a case can be taken on, also while one is being segmented."""
         if supervisor.ready is None and not held.locked():

@@ -73,7 +73,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
             "the port can't be opened",
             where=_address(host, port),
             found=getattr(error, "strerror", None) or str(error),
-            do="end the program that has it, or name another with --port",
+            do="stop the program that uses it, or choose another port with --port",
         ) from error
     return listening
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 1.0
 #: How many calls wait for their turn at a time; more of them are refused at once.
 MAX_WAITING = 16
-_HUNG_UP = "the caller has hung up"
+_HUNG_UP = "the caller has disconnected"
 
 
 class Unavailable(Exception):
@@ -107,7 +107,7 @@ class Supervisor:
             await self._turn.acquire()
             return
         if self._waiting >= MAX_WAITING:
-            raise Unavailable(f"{self._waiting} calls are waiting already")
+            raise Unavailable(f"{self._waiting} requests are already waiting")
         self._waiting += 1
         try:
             had = await _first_of(self._turn.acquire(), gone, longest_wait_s)
@@ -185,9 +185,9 @@ class Supervisor:
         loaded, self.ready = self.ready is not None, None
         self._gone.set()
         if self._stopping:
-            failure = Failed("the server was told to end in the midst of this case")
+            failure = Failed("the server was stopped during this case")
         else:
-            failure = Failed("the process that segments died", MembersFailed.exit_code, _cause(self._process.exitcode))
+            failure = Failed("the segmenting process died", MembersFailed.exit_code, _cause(self._process.exitcode))
             log.error("error: %s", TrustedLines(failure))
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(failure)
@@ -226,5 +226,5 @@ def _cause(exit_code: int | None) -> dict[str, str]:
     if exit_code is None or exit_code >= 0:
         return {"found": f"it ended with exit code {exit_code}", "do": "the log may say more"}
     name = signal.Signals(-exit_code).name
-    memory = "; the operating system does that when memory runs out" if name == "SIGKILL" else ""
+    memory = "; the operating system does so when memory runs out" if name == "SIGKILL" else ""
     return {"found": f"ended by {name}{memory}", "do": "give the container more memory" if memory else "see the log"}

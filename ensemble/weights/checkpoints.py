@@ -52,10 +52,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         wanted = str(error) if isinstance(error, ForbiddenName) else _forbidden(error)
         if wanted:
             raise WeightsBroken(
-                "a checkpoint holds more than tensors and plain values; it was not loaded",
+                "a checkpoint contains more than tensors and plain values; it was not loaded",
                 where=path,
-                found=f"it asks for {wanted}",
-                do="use the file that its trainer wrote; a checkpoint that needs other code to load can't be trusted",
+                found=f"it refers to {wanted}",
+                do="use the trainer's original file; a checkpoint that needs other code can't be trusted",
             ) from error
         found = "" if archive else f"a file that starts with {_start(path)!r}"
         raise damaged_weights_error(path, "a checkpoint", "load", error, found) from error
@@ -96,10 +96,10 @@ def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
         total, largest = total + needed, max(largest, (name, needed), key=lambda pair: pair[1])
     if largest[1] > size or total > _MAX_NAMES * size:
         raise WeightsBroken(
-            "a checkpoint holds tensors that are larger than the file",
+            "the tensors of a checkpoint are larger than its file",
             where=path,
             found=f"{total / 1e6:.0f} MB in a file of {size / 1e6:.1f} MB; the largest is {largest[0]}, {largest[1] / 1e6:.0f} MB",
-            do="copy or download it again; a trainer writes each of its weights once",
+            do="copy or download it again",
         )
 
 
@@ -122,7 +122,7 @@ def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, An
     content = read_checkpoint(path)
     if not isinstance(content.get(key), dict):
         raise WeightsBroken(
-            f"a checkpoint is not of {trainer}",
+            f"a checkpoint was not written by {trainer}",
             where=path,
             found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected {key}",
             do=f"give the {name} that {trainer} wrote",
@@ -143,7 +143,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise WeightsBroken(
-            "a checkpoint holds weights that are not finite numbers",
+            "a checkpoint has weights that are not finite",
             where=path,
             found=f"{len(broken)} tensors, among them {broken[0]}",
             do="restore the file, or train again",
@@ -154,10 +154,10 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
         if is_out_of_memory(error):
             raise
         raise WeightsBroken(
-            "a checkpoint does not fit the network that the files beside it describe",
+            "a checkpoint does not fit the network described by the files beside it",
             where=path,
             found="; ".join(line.strip()[:200] for line in str(error).splitlines()[1:4]),
-            do="keep the files of one training together, as its trainer (or the publisher) named them",
+            do="keep the files of one training together, with their original names",
         ) from error
 
 

@@ -36,7 +36,7 @@ def damaged_weights_error(path: Path, what: str, doing: str, error: BaseExceptio
     if is_out_of_memory(error):
         return WeightsBroken(f"there is not enough memory to {doing} {what}", where=path, do=MORE_MEMORY)
     return WeightsBroken(
-        f"{what} is damaged, or is not what its name says",
+        f"{what} is damaged, or its content does not match its name",
         where=path,
         found=found or f"{type(error).__name__}: {error}"[:200],
         do="copy or download it again",

@@ -33,7 +33,9 @@ def folder_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         where = Path(error.filename or folder)
         why = unreadable_reason(where, error)
-        rights = "let this user read the weights folder and all that lies in it (chmod -R a+rX), or take out what is no weights"
+        rights = (
+            "give this user read access to the weights folder (chmod -R a+rX), or remove the files that are not weights"
+        )
         raise WeightsBroken(
             "a file or folder of the weights can't be read",
             where=where,

@@ -68,7 +68,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             return {str(name): tensors[name] for name in told}
     keys = ", ".join(sorted(map(str, content))[:10]) if isinstance(content, dict) else type(content).__name__
     raise WeightsBroken(
-        "a checkpoint is not of PyTorch Lightning",
+        "a checkpoint was not written by PyTorch Lightning",
         where=path,
         found=f"{keys or 'nothing'}; expected state_dict",
         do="give the .ckpt that Lightning wrote",
@@ -84,7 +84,7 @@ def _tensors(
         by_key.setdefault(told.key, []).append(name)
     whole = sum(archive.getinfo(f"{folder}data/{key}").file_size for key in by_key)
     if whole > size:
-        raise pickle.UnpicklingError("its parts are together larger than the file")
+        raise pickle.UnpicklingError("its tensors are together larger than the file")
     for key, names in by_key.items():
         data = bytearray(read_archive_file(archive, f"{folder}data/{key}"))
         for name in names:

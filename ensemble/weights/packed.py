@@ -43,7 +43,7 @@ def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             "packed weights are missing or damaged",
             where=path,
             found=f"{type(error).__name__}: {error}"[:200],
-            do="copy or pack them again",
+            do="copy them or pack the member again",
         ) from error
 
 
@@ -76,7 +76,7 @@ def _kept(name: str, tensor: torch.Tensor, precision: PackedPrecision) -> torch.
     kept = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if not kept.isfinite().all():
         raise WeightsBroken(
-            f"weights do not fit into {precision}, or are not finite",
+            f"weights are too large for {precision}, or not finite",
             found=f"{name} reaches {float(tensor.abs().max()):g}",
             do="pack with --precision fp32",
         )

@@ -45,10 +45,10 @@ def read_pickle(path: Path) -> Any:
             return _plain(_PlainUnpickler(file, encoding="latin1").load(), {})
     except ForbiddenName as error:
         raise WeightsBroken(
-            "a pickle holds more than plain values; it was not loaded",
+            "a pickle contains more than plain values; it was not loaded",
             where=path,
-            found=f"it asks for {error}",
-            do="use the file that nnU-Net wrote; a description that needs other code to load can't be trusted",
+            found=f"it refers to {error}",
+            do="use nnU-Net's original file; a description that needs other code can't be trusted",
         ) from error
     except READ_ERRORS as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -56,7 +56,7 @@ def read_pickle(path: Path) -> Any:
             raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error
         if isinstance(error, MemoryError):
             raise WeightsBroken(
-                "there is not enough memory to read a pickle, or it asks for more than the description of a model takes",
+                "a pickle needs more memory than there is, or than the description of a model takes",
                 where=path,
                 do=f"{MORE_MEMORY}; or download the file again",
             ) from error
@@ -78,7 +78,7 @@ class _Allowance:
         """Raise UnpicklingError if the pickle allocates far more than its size."""
         self._left -= size
         if self._left < 0:
-            raise pickle.UnpicklingError("it makes far more of itself than the description of a model takes")
+            raise pickle.UnpicklingError("it would expand to far more than the description of a model")
 
 
 class _Dtype:

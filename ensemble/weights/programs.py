@@ -50,11 +50,11 @@ def refuse_excessive_allocation(program: BinaryIO) -> None:
                         position or 0
                     )  # a list can't have more items than the program has bytes so far
                 if filled + encoded * longest > MAX_MADE_BYTES:
-                    raise pickle.UnpicklingError("it makes far more of itself than a checkpoint takes")
+                    raise pickle.UnpicklingError("it would expand to far more than a checkpoint")
             _pop(stack, opcode)
             stack += _pushed(opcode, argument, memo)
     except (IndexError, KeyError, ValueError, RecursionError) as error:
-        raise pickle.UnpicklingError(f"no pickle of a checkpoint: {error}") from error
+        raise pickle.UnpicklingError(f"not the pickle of a checkpoint: {error}") from error
 
 
 def _pop(stack: list[str], opcode: pickletools.OpcodeInfo) -> None:

@@ -109,9 +109,9 @@ def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
         if len(channels) != len(plans.modalities):
             raise ValueError(f"{len(channels)} channels in the manifest, {len(plans.modalities)} in the plans")
         if any(channel.offset for channel in channels):
-            raise ValueError("neighbouring slices mean nothing at 1 mm")
+            raise ValueError("neighbouring slices are not supported at 1 mm")
         if any(channel.optional for channel in channels):
-            raise ValueError("these networks need every image")
+            raise ValueError("optional images are not supported")
     except ValueError as error:
         raise WeightsBroken(
             f"it is not clear which images member {spec.name} takes",

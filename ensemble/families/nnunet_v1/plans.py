@@ -79,7 +79,7 @@ def parse_plans(description: Mapping[str, Any]) -> NnunetV1Plans:
     """
     plans, trainer = description["plans"], str(description["name"])
     if OTHER_TRAINERS.search(trainer):
-        raise ValueError(f"trainer {trainer} is not supported: only those with the network of nnUNetTrainerV2 are")
+        raise ValueError(f"trainer {trainer} is not supported, because its network is not that of nnUNetTrainerV2")
     if (classes := int(plans["num_classes"])) != 1:
         raise ValueError(f"num_classes is {classes}; one class besides the background is expected")
     stage = _stage(plans["plans_per_stage"], description["init"])
@@ -152,7 +152,9 @@ def _stage(stages: Mapping[Any, Any], init: Sequence[Any]) -> Mapping[str, Any]:
     chosen = init[place] if len(init) > place else None
     if chosen is None:
         if len(stages) != 1:
-            raise ValueError(f"plans have {len(stages)} stages, and the checkpoint does not say which is its own")
+            raise ValueError(
+                f"plans have {len(stages)} stages, and the checkpoint does not say which one it belongs to"
+            )
         chosen = next(iter(stages))
     stage: Mapping[str, Any] = stages[chosen]
     return stage
@@ -215,5 +217,5 @@ def _spacing(values: Sequence[Any]) -> Triple:
 def _permutation(values: Sequence[Any]) -> Sizes:
     first, second, third = (int(value) for value in values)
     if sorted((first, second, third)) != [0, 1, 2]:
-        raise ValueError(f"transpose_forward {(first, second, third)} is no permutation of 0, 1, 2")
+        raise ValueError(f"transpose_forward {(first, second, third)} is not a permutation of 0, 1, 2")
     return first, second, third

@@ -37,10 +37,10 @@ def read_model(folder: Path) -> Model:
     names = {path: configuration_of(content) for path, content in checkpoints.items()}
     if len(set(names.values())) > 1:
         raise WeightsBroken(
-            "the folds of a model folder were trained in different configurations",
+            "the folds of the model folder were trained with different configurations",
             where=folder,
             found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
-            do="keep one configuration a folder",
+            do="keep one configuration per folder",
         )
     return Model(folder, read_plans(folder, next(iter(names.values()))), checkpoints)
 
@@ -56,7 +56,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
             if paths := [fold / name for fold in folds if (fold / name).exists()]:
                 return paths
     raise WeightsBroken(
-        f"a model folder holds no fold_*/{CHECKPOINT}",
+        f"the model folder has no fold_*/{CHECKPOINT}",
         where=folder,
         found=listing(folder),
         do="give a complete nnU-Net v2 model folder",
@@ -74,13 +74,13 @@ def read_fold(path: Path) -> dict[str, Any]:
             return {"network_weights": weights} | {key: parse_json(text) for key, text in metadata.items()}
         except ValueError as error:
             raise WeightsBroken(
-                "packed weights are damaged", where=path, found=str(error), do="copy or pack them again"
+                "packed weights are damaged", where=path, found=str(error), do="copy them or pack the member again"
             ) from error
     return checkpoint_of("nnU-Net v2", path, "network_weights", CHECKPOINT)
 
 
 def configuration_of(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return the name of the configuration that a fold was trained with; empty if its checkpoint does not say."""
+    """Return the name of the configuration that a fold was trained with; None if its checkpoint does not say."""
     arguments = checkpoint.get("init_args")
     name = arguments.get("configuration") if isinstance(arguments, dict) else None
     return name if isinstance(name, str) else None

@@ -84,5 +84,5 @@ def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:
             "dataset.json can't be read",
             where=dataset,
             found=f"{type(error).__name__}: {error}",
-            do="give the file that stood beside these weights",
+            do="restore the dataset.json of these weights",
         ) from error

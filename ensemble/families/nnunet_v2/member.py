@@ -198,4 +198,4 @@ def _with_weights(model: Model, path: Path) -> torch.nn.Module:
 
 def _unbuildable(model: Model, found: str, do: str = "") -> WeightsBroken:
     where = model.folder / "plans.json"
-    return WeightsBroken("the network that plans describe can't be built", where=where, found=found, do=do)
+    return WeightsBroken("the network that plans.json describes can't be built", where=where, found=found, do=do)

@@ -58,7 +58,7 @@ def build_network(architecture: Architecture, channels: int, classes: int, train
                 input_channels=channels, num_classes=classes, **(kwargs | {"deep_supervision": False})
             )
     except (TypeError, AssertionError, IndexError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"the arguments of {name} make no network: {error}") from error
+        raise ValueError(f"the arguments of {name} do not describe a network: {error}") from error
     return network
 
 

@@ -129,7 +129,9 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetV2Plans:
     name = configuration or _configuration_name(folder, plans)
     chosen = _with_inherited(plans, name)
     if chosen.get("previous_stage"):
-        raise plans.broken(f"configuration {name} is the second stage of a cascade", "use a folder of a single network")
+        raise plans.broken(
+            f"configuration {name} is the second stage of a cascade", "use a model that is not a cascade"
+        )
     if (preprocessor := chosen.get("preprocessor_name", "DefaultPreprocessor")) != "DefaultPreprocessor":
         raise plans.broken(f"preprocessor {preprocessor} is not supported")
     if (manager := plans.content.get("label_manager", "LabelManager")) != "LabelManager":
@@ -175,7 +177,7 @@ class _JsonFile:
                 do="give a complete nnU-Net v2 model folder (dataset.json, plans.json, fold_*/checkpoint_final.pth)",
             ) from error
         if not isinstance(content, dict):
-            raise self.broken(f"a JSON {type(content).__name__} where an object belongs")
+            raise self.broken(f"a JSON {type(content).__name__} instead of an object")
         self.content: dict[str, Any] = content
 
     def read(self, key: str, parse: Callable[[], T]) -> T:
@@ -186,9 +188,9 @@ class _JsonFile:
             missing = isinstance(error, KeyError)
             raise self.broken(f"{key}: {'missing or unknown: ' if missing else ''}{error}") from error
 
-    def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote beside these weights") -> WeightsBroken:
+    def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote with these weights") -> WeightsBroken:
         """Return the error to raise about this file."""
-        return WeightsBroken(f"{self.path.name} is not one that can be used", where=self.path, found=found, do=do)
+        return WeightsBroken(f"{self.path.name} is not supported", where=self.path, found=found, do=do)
 
 
 def _configuration_name(folder: Path, plans: _JsonFile) -> str:
@@ -234,7 +236,7 @@ def _labels(dataset: _JsonFile) -> tuple[int, tuple[int, ...]]:
     """Return the number of output channels, and those that are lesion: the labels named as lesion, or all foreground if none is."""
     labels: dict[str, Any] = dataset.read("labels", lambda: dict(dataset.content["labels"]))
     if any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
-        raise dataset.broken("labels made of regions", "train with plain labels: background 0, lesion 1")
+        raise dataset.broken("region-based labels", "train with plain labels: background 0, lesion 1")
     values = dataset.read(
         "labels",
         lambda: {
@@ -291,7 +293,9 @@ def _check_patch(patch: Sequence[int], architecture: Architecture) -> None:
     """Raise ValueError for windows that the network's strides do not divide."""
     for axis, (length, factor) in enumerate(zip(patch, _strides(architecture, len(patch)), strict=True)):
         if factor < 1 or length < factor or length % factor:
-            raise ValueError(f"{length} along axis {axis} is no multiple of the network's strides, {factor} in all")
+            raise ValueError(
+                f"{length} along axis {axis} is not a multiple of {factor}, the product of the network's strides"
+            )
 
 
 def _strides(architecture: Architecture, dims: int) -> list[int]:
@@ -309,7 +313,7 @@ def _spacing(millimetres: Sequence[Any], axes: int) -> tuple[float, ...]:
 
 def _permutation(axes: Sequence[Any]) -> tuple[int, int, int]:
     if sorted(axes) != [0, 1, 2]:
-        raise ValueError(f"{axes} is no permutation of 0, 1, 2")
+        raise ValueError(f"{axes} is not a permutation of 0, 1, 2")
     return int(axes[0]), int(axes[1]), int(axes[2])
 
 

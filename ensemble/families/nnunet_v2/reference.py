@@ -41,9 +41,9 @@ class NnunetV2Reference:
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         except ImportError as error:
             raise UsageError(
-                "nnU-Net itself is not installed, so that there is nothing to compare with",
+                "the comparison needs nnU-Net, which is not installed",
                 found=str(error),
-                do="pip install nnunetv2, or leave --compare out",
+                do="run pip install nnunetv2, or remove --compare",
             ) from error
         return cls(nnUNetPredictor, f"nnunetv2 {version('nnunetv2')}")
 

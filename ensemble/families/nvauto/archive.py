@@ -71,10 +71,10 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
             return archive
     except _Forbidden as error:
         raise WeightsBroken(
-            "a TorchScript file holds more than modules and tensors",
+            "a TorchScript file contains more than modules and tensors",
             where=path,
-            found=f"it asks for {error}",
-            do="use the file that was published",
+            found=f"it refers to {error}",
+            do="use the published file",
         ) from error
 
 

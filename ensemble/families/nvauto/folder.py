@@ -31,7 +31,7 @@ def network_files(folder: Path) -> dict[int, Path]:
             number, file = int(match["number"]), packed if packed.is_file() else path
             if number in found:
                 raise WeightsBroken(
-                    f"network {number} is there twice",
+                    f"network {number} exists twice",
                     where=folder,
                     found=f"{found[number].relative_to(folder)}, {file.relative_to(folder)}",
                     do="keep one of them",
@@ -44,7 +44,7 @@ def find_network_files(folder: Path) -> dict[int, Path]:
     """Return the files as `network_files` does; also raise WeightsBroken if there are none."""
     if not (found := network_files(folder)):
         raise WeightsBroken(
-            f"a folder holds no network model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",
+            f"the folder has no network file model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",
             where=folder,
             found=listing(folder),
             do="give the folder NVAUTO/ts of DeepISLES' archive, or one that members pack wrote",

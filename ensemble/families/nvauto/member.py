@@ -133,7 +133,7 @@ def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:
     try:
         channels = [parse_channel(name) for name in spec.channels] if spec.channels else []
         if any(channel.offset or channel.optional for channel in channels):
-            raise ValueError("neighbouring slices and optional images mean nothing to these networks")
+            raise ValueError("these networks support neither neighbouring slices nor optional images")
     except ValueError as error:
         raise WeightsBroken(
             f"it is not clear which images member {spec.name} takes",

@@ -44,9 +44,9 @@ class ResampleTo1Mm:
         size = _fine_size(grid.size, affine, fine)
         if is_too_large(size, MAX_NETWORK_VOXELS):
             raise InputRefused(
-                "the image is too large at the voxel size that a member works at",
+                "the image is too large at the voxel size of a member",
                 found=f"{' x '.join(map(str, size))} voxels of 1 mm",
-                do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+                do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
             )
         return cls(grid.size, affine, size, fine.astype(np.float32))
 

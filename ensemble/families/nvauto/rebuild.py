@@ -47,7 +47,7 @@ def rebuild_network(path: Path) -> torch.nn.Module:
         network = build_network(_packed_form(path), shapes)
     except _FAILURES as error:
         raise WeightsBroken(
-            "packed weights are not of the network that stands beside them",
+            "packed weights do not fit the network description beside them",
             where=path,
             found=f"{type(error).__name__}: {error}"[:200],
             do="pack the member again",
@@ -103,7 +103,7 @@ def _from_script(path: Path) -> tuple[torch.nn.Module, SegResNetConfig]:
 
 def _not_ours(path: Path, found: str) -> WeightsBroken:
     return WeightsBroken(
-        "a TorchScript network is none that can be rebuilt",
+        "the TorchScript network can't be rebuilt",
         where=path,
         found=found,
         do="only traced SegResNet and SegResNetDS of MONAI can; use this file as it is: --allow-torchscript, or a manifest.json that lists"

@@ -34,12 +34,12 @@ def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: 
     if not unnamed or settings.allow_torchscript:
         return
     raise WeightsBroken(
-        f"member {spec.name} is TorchScript, which is code; it was not loaded",
+        f"member {spec.name} was not loaded, because TorchScript is code",
         where=spec.folder,
-        found=f"no manifest.json names by sha256: {', '.join(unnamed)}",
+        found=f"not listed with a sha256 in a manifest.json: {', '.join(unnamed)}",
         do=f"turn it into files without code: {command('members pack SRC DST')}; or, if you trust who made it, allow it:"
         " --allow-torchscript (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256;"
-        " or leave the member out (--members)",
+        " or exclude the member (--members)",
     )
 
 

@@ -75,9 +75,9 @@ def _sizes(weights: Mapping[str, torch.Tensor], kind: str, path: Path) -> tuple[
     fits = len(stem) == 5 and stem[1] == CHANNELS and 1 <= heads < len(widths) == len(WIDTHS)
     if not fits or any(not 0 < width <= most or width % HEAD for width, most in zip(widths, WIDTHS, strict=True)):
         raise WeightsBroken(
-            f"a checkpoint is not that of SWAN's {kind}",
+            f"a checkpoint does not fit SWAN's network {kind}",
             where=path,
             found=f"stem of shape {stem}, levels of {widths} feature maps, {heads} heads",
-            do=f"give the published file: {CHANNELS} images, levels of {', '.join(map(str, WIDTHS))} feature maps",
+            do=f"use the published file: {CHANNELS} images, levels of {', '.join(map(str, WIDTHS))} feature maps",
         )
     return widths, heads

@@ -58,7 +58,7 @@ def read_swan_folder(folder: Path) -> SwanFolder:
         }
     if not weights:
         raise WeightsBroken(
-            "a folder holds no networks of SWAN",
+            "the folder has no networks of SWAN",
             where=folder,
             found=listing(folder),
             do=f"give the folder with {_LAYOUT}",
@@ -73,7 +73,7 @@ def _weights_of(folder: Path) -> Path:
     found = sorted(path for path in place.glob(f"*{SUFFIX}") if path.is_file())
     if len(found) != 1:
         raise WeightsBroken(
-            f"a fold's network has {len(found)} checkpoints, not one",
+            f"a fold has {len(found)} checkpoints of one network",
             where=place,
             found=listing(place),
             do=f"keep the published one ({_LAYOUT}); or remove the folder {folder.parent.name}/{folder.name}",

@@ -87,9 +87,9 @@ def _refuse_choices(spec: MemberSpec) -> None:
     plain = (spec.intensities, spec.orientation, spec.spacing_mm or SPACING_MM) == ("native", "native", SPACING_MM)
     if not wanted or not plain:
         raise WeightsBroken(
-            f"member {spec.name} takes DWI, ADC and FLAIR as they are, at 2 mm",
+            f"member {spec.name} only accepts DWI, ADC and FLAIR as read, at 2 mm",
             where=spec.folder,
             found=f"channels {', '.join(spec.channels or MODALITIES)}; {spec.intensities} intensities, {spec.orientation}"
             f" orientation, spacing {spec.spacing_mm or SPACING_MM} in the manifest",
-            do="leave these out of the manifest",
+            do="remove these settings from the manifest",
         )

@@ -29,9 +29,9 @@ def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
     size = network_size(grid)
     if is_too_large(size, MAX_NETWORK_VOXELS):
         raise InputRefused(
-            "the image is too large at the voxel size that a member works at",
+            "the image is too large at the voxel size of a member",
             found=f"{' x '.join(map(str, size))} voxels of 2 mm",
-            do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+            do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
         )
     normalised = np.stack([_normalised(image.transpose()) for image in images])
     return _resized(torch.from_numpy(normalised), size)

@@ -137,18 +137,18 @@ def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
     dwi = raw.images[Modality.DWI]
     if dwi.origin is None:
         raise InputRefused(
-            "DICOM objects were asked for, and the DWI has no study that they could join",
+            "--dicom needs a DWI that belongs to a DICOM study",
             where=dwi.path,
-            found="an image file (NIfTI, MetaImage, NRRD), or DICOM files that are gone",
-            do="give the DWI as a folder or .zip of DICOM, or leave out --dicom",
+            found="an image file (NIfTI, MetaImage, NRRD), or DICOM files that no longer exist",
+            do="give the DWI as a folder or .zip of DICOM, or remove --dicom",
         )
     lacking = [keyword for keyword in _NEEDED if not dwi.origin.study.get(keyword)]
     if lacking or not all(frame.sop_instance and frame.series for held in dwi.origin.slices for frame in held.frames):
         raise InputRefused(
-            "DICOM objects were asked for, and the DWI's files do not say to which study they belong",
+            "--dicom needs a study UID, which the DWI's files lack",
             where=dwi.path,
             found=f"no {', '.join(lacking) or 'SOP instance or series UID'}",
-            do="export the series again, or leave out --dicom",
+            do="export the series again, or remove --dicom",
         )
     studies = {
         str(image.origin.study.get("StudyInstanceUID", "")): modality.label
@@ -157,7 +157,7 @@ def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
     }
     if len(studies) > 1:
         raise InputRefused(
-            "DICOM objects were asked for, and the images come from several studies",
+            "--dicom needs images of one study, but these come from several",
             where=dwi.path,
             found="; ".join(f"{label}: study {uid}" for uid, label in studies.items()),
             do="give the series of one examination",

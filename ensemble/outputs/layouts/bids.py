@@ -37,7 +37,7 @@ FAILED = "failed"
 _NAMES = {
     "mask": ("space-dwi_label-lesion", "mask", "Lesion, by vote of the members"),
     "probability": ("space-dwi_label-lesion", "probseg", "Mean lesion probability of the voters"),
-    "mnimask": (f"space-{SPACE}_label-lesion", "mask", "Lesion, brought to the template by an affine map"),
+    "mnimask": (f"space-{SPACE}_label-lesion", "mask", "Lesion, resampled to the template by an affine transform"),
     "votes": ("space-dwi_desc-votes", "dseg", "How many members voted lesion"),
 }
 _README = f"""\
@@ -112,7 +112,7 @@ def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
     """Return the JSON sidecar that BIDS requires for an image."""
     return {
         **({"Type": "Lesion"} if artifact.role.name in ("mask", "mnimask") else {}),
-        "Description": f"What the member {artifact.member} says" if artifact.member else about,
+        "Description": f"Output of the member {artifact.member}" if artifact.member else about,
         "SpatialReference": SPACE if artifact.role.name == "mnimask" else printable(str(raw.images[Modality.DWI].path)),
         "Sources": [printable(str(image.path)) for image in raw.images.values()],
     }
@@ -143,7 +143,9 @@ def refuse_occupied_case_folder(root: Path, place: BidsEntities) -> None:
         if not inner or ((folder / REPORT_FILE).is_file() and all(path.is_file() for path in inner)):
             return
     raise InputRefused(
-        "something else stands where the results belong", where=folder, do="move it away, or give another output folder"
+        "the folder for this case's results contains other files",
+        where=folder,
+        do="move them away, or choose another output folder",
     )
 
 
@@ -170,16 +172,16 @@ def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
     except FileNotFoundError:
         ours = True
     except NotADirectoryError as error:
-        raise UsageError("the output folder is a file, or lies below one", where=root, do="give a folder") from error
+        raise UsageError("the output path is a file, or is inside one", where=root, do="give a folder") from error
     except OSError as error:
         raise unwritable(root, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours or root.resolve() == dataset.resolve():
         raise UsageError(
-            "the output folder is a dataset of its own",
+            "the output folder is itself a dataset",
             where=root,
-            do="give a folder of its own to the results of batch",
+            do="use a separate folder for the results of batch",
         )
 
 

@@ -59,10 +59,10 @@ def refuse_unknown_masks(output_root: Path, mask_name: str) -> None:
     masks = [path for path in (output_root / MASKS).glob("*") if image_suffix(path)]
     if unknown := sorted(path.name for path in masks if f"{MASKS}/{path.name}" not in known):
         raise UsageError(
-            "another mask lies where that of this case belongs",
+            "the output folder contains a mask of another case",
             where=output_root / MASKS,
             found=", ".join(unknown),
-            do="move it away, or give another output folder",
+            do="move it away, or choose another output folder",
         )
 
 

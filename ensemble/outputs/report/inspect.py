@@ -129,14 +129,14 @@ def check_destination(path: Path, source: Path) -> None:
     suffix = image_suffix(path)
     if not suffix or suffix in (".mhd", ".nhdr"):
         raise UsageError(
-            "the image can't be written", where=path, do="name a file that ends in .nii.gz, .nii, .mha or .nrrd"
+            "the image can't be written", where=path, do="choose a path that ends in .nii.gz, .nii, .mha or .nrrd"
         )
     try:
         is_source = path.exists() and path.samefile(source)
     except OSError:
         return  # reading or writing will say so
     if is_source:
-        raise UsageError("the image that is read would be replaced", where=path, do="name another file")
+        raise UsageError("the image would overwrite its own source", where=path, do="choose another path")
 
 
 def save_volume(volume: Volume, path: Path) -> None:
@@ -146,5 +146,5 @@ def save_volume(volume: Volume, path: Path) -> None:
             write_volume(volume, staging / path.name)
     except ValueError as error:
         raise UsageError(
-            "the format can't hold this image", where=path, found=str(error), do="write it as .mha"
+            "the format can't hold this image", where=path, found=str(error), do="choose a path that ends in .mha"
         ) from error

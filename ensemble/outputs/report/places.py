@@ -35,7 +35,7 @@ def in_words(findings: Findings) -> Iterator[str]:
     if findings.pattern.value == "none":
         return
     if findings.places is None:
-        yield f"place not known: {', '.join(findings.registered.problems)}"
+        yield f"location unknown: {', '.join(findings.registered.problems)}"
         return
     if findings.places.side is not None:
         yield f"side {choice_in_words(findings.places.side)}"
@@ -108,7 +108,7 @@ def blocks(findings: Findings) -> tuple[Block, ...]:
                 Block(
                     f"{atlas.name}: score (research)",
                     scores,
-                    f"ten minus the regions of which more than {100 * atlas.aspects.share_above:.0f} % is lesion; not a validated score",
+                    f"ten minus the number of regions with over {100 * atlas.aspects.share_above:.0f} % lesion; not a validated score",
                 )
             )
     return tuple(found)

@@ -76,7 +76,7 @@ def _unpack(path: Path, folder: str, label: str) -> None:
                 f"the {label} archive can't be unpacked",
                 where=path,
                 found=error.strerror or str(error),
-                do="free space in the folder for temporary files (TMPDIR), or unpack it yourself and give the folder",
+                do="make free space in the temporary folder, choose another one with TMPDIR, or unpack the archive and give the folder",
             ) from error
         raise InputRefused(
             f"the {label} archive is damaged, or can't be unpacked",
@@ -97,7 +97,7 @@ def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
     if (at := end.rfind(_END_64)) >= 0 and len(end) >= at + 48:
         length = max(length if length != 0xFFFFFFFF else 0, *struct.unpack_from("<Q", end, at + 40))
     if min(length, size) > _MAX_DIRECTORY_BYTES:
-        raise _too_large(path, label, f"names of files that take {min(length, size) / 1e6:.0f} MB")
+        raise _too_large(path, label, f"{min(length, size) / 1e6:.0f} MB of file names")
     file.seek(0)
     return file
 
@@ -109,16 +109,16 @@ def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> 
         raise _too_large(path, label, f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked")
     if unpacked > _MAX_INFLATION * packed + _FREE_BYTES:
         raise InputRefused(
-            f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, as images do not",
+            f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, which images never do",
             where=path,
             found=f"{unpacked / 1e6:.0f} MB in {packed / 1e6:.1f} MB",
-            do="pack the series anew, or give their folder",
+            do="pack the series again, or give their folder",
         )
 
 
 def _too_large(path: Path, label: str, found: str) -> InputRefused:
     what = f"the {label} archive is too large for one examination"
-    return InputRefused(what, where=path, found=found, do="pack the series of this case alone")
+    return InputRefused(what, where=path, found=found, do="pack only the series of this case")
 
 
 def _listing(folder: Path, path: Path, label: str) -> list[Path]:
@@ -134,6 +134,6 @@ def _listing(folder: Path, path: Path, label: str) -> list[Path]:
             f"the {label} folder holds too many files for one examination",
             where=path,
             found=f"{len(files)} files",
-            do="give the folder of this case's series",
+            do="give a folder with only this case's series",
         )
     return files

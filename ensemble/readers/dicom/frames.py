@@ -187,7 +187,7 @@ def read_frames(path: Path, header: Header) -> list[Frame]:
         return list(_kind_of_file(reading)(reading, plain))
     except MALFORMED as error:
         found = str(error) or type(error).__name__
-        return [_with_problem(plain, Problem("has a header that can't be understood", found))]
+        return [_with_problem(plain, Problem("has an invalid header", found))]
 
 
 def _kind_of_file(reading: _Reading) -> Callable[[_Reading, Frame], Iterator[Frame]]:
@@ -252,17 +252,17 @@ def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
     )
     size = f"{stored.columns} x {stored.rows}, {stored.frames} frames, {stored.bits_stored} of {bits} bits"
     if not stored.is_sized:
-        return stored, Problem("is damaged: its header tells of no image", size)
+        return stored, Problem("is damaged: its header describes no image", size)
     if pixels is None:
         return stored, Problem("is damaged or truncated", "no pixel data")
     if pixels.tag != facts.INTEGER_PIXELS or bits not in _CODED_BITS or not 1 <= stored.bits_stored <= bits:
-        return stored, Problem("holds pixels of a kind that is not read", size, CONVERT)
+        return stored, Problem("has pixels of an unsupported type", size, CONVERT)
     if number_of(dataset, "HighBit") not in (None, stored.bits_stored - 1):
         return stored, Problem(
-            "holds pixels of a kind that is not read", f"high bit {number_of(dataset, 'HighBit'):g}", CONVERT
+            "has pixels of an unsupported type", f"high bit {number_of(dataset, 'HighBit'):g}", CONVERT
         )
     if "ModalityLUTSequence" in dataset:
-        return stored, Problem("tells its values by a table (modality LUT), which is not read", size, CONVERT)
+        return stored, Problem("has a modality LUT, which is not supported", size, CONVERT)
     if header.syntax not in NATIVE:
         return stored, None if pixels.length is None else Problem(
             "is damaged", "compressed pixel data that are not encapsulated"
@@ -278,9 +278,7 @@ def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
 def _classic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     dataset, stored = reading.dataset, _pixels_of(plain)
     if stored.frames > 1:
-        yield _with_problem(
-            plain, Problem("holds several frames, and does not say where they lie", f"{stored.frames} frames", CONVERT)
-        )
+        yield _with_problem(plain, Problem("has several frames without positions", f"{stored.frames} frames", CONVERT))
         return
     slope, intercept = _rescale((dataset,))
     yield replace(
@@ -300,7 +298,8 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     groups = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     if len(groups) != stored.frames:
         yield _with_problem(
-            plain, Problem("describes another number of frames than it holds", f"{len(groups)} of {stored.frames}")
+            plain,
+            Problem("has a different number of frames from what its header says", f"{len(groups)} of {stored.frames}"),
         )
         return
     shared = next(iter(items_of(dataset, "SharedFunctionalGroupsSequence")), Dataset())
@@ -359,7 +358,7 @@ def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         found = f"CSA header: {'there' if csa else 'missing'}"
         yield _with_problem(
             plain,
-            Problem("is a mosaic whose CSA header, which tells where its slices lie, is not there", found, CONVERT),
+            Problem("is a mosaic without the CSA header that gives the positions of its slices", found, CONVERT),
         )
         return
     tiles = int(count[0])
@@ -400,8 +399,8 @@ def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     side = math.ceil(math.sqrt(max(len(items), 1)))
     grid = _tiles(stored, len(items), math.ceil(len(items) / side), side)
     if not grid or (told and int(told[0]) != len(items)):
-        found = f"{len(items)} places for {told[0]:g} slices" if told else f"{len(items)} places"
-        yield _with_problem(plain, Problem("holds tiles that do not all say where they lie", found, CONVERT))
+        found = f"{len(items)} positions for {told[0]:g} slices" if told else f"{len(items)} places"
+        yield _with_problem(plain, Problem("has tiles without positions", found, CONVERT))
         return
     whole = next(_classic(reading, plain))
     height, width = stored.rows // math.ceil(len(items) / side), stored.columns // side

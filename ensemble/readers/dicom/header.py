@@ -111,10 +111,10 @@ def read_header(path: Path) -> Header | None:
         return None
     if "SOPClassUID" not in dataset and "Rows" not in dataset:
         if named:
-            raise NoDicom("neither a kind of object nor the size of an image")
+            raise NoDicom("neither a SOP class nor an image size")
         return None
     if header.pixels is None and "SeriesInstanceUID" not in dataset:
-        raise NoDicom("it ends in the midst of its header")
+        raise NoDicom("it ends within its header")
     return header
 
 

@@ -62,10 +62,10 @@ def refuse_differing_copies(copies: Sequence[tuple[Frame, Frame]], label: str, p
         one, other = (next(_planes(each.instance.path, [each], label, place_of)) for each in (frame, copy))
         if not np.array_equal(one, other):
             raise InputRefused(
-                f"two files of the {label} series are one SOP instance, and hold different pixels",
+                f"two files of the {label} series have the same SOP instance UID but different pixels",
                 where=place_of(copy.instance.path),
                 found=f"the instance of {place_of(frame.instance.path)}",
-                do="remove the one that is wrong",
+                do="remove the wrong one",
             )
 
 
@@ -91,7 +91,7 @@ def _planes(path: Path, frames: Sequence[Frame], label: str, place_of: Callable[
                 yield kept[row : row + frame.size[1], column : column + frame.size[0]]
     except _Undecodable as error:
         raise InputRefused(
-            f"a file of the {label} series is compressed in a way that is not read",
+            f"a file of the {label} series has an unsupported compression",
             where=place_of(path),
             found=str(error),
             do=CONVERT,

@@ -93,10 +93,10 @@ class Examination:
             stack = _least_derived(stack, notes)
         elif len(stack.volumes) > 1:
             raise InputRefused(
-                f"the {label} series holds several images of each slice",
+                f"the {label} series has several images of each slice",
                 where=self.path,
-                found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} places in {series.title}",
-                do="give a series of one volume",
+                found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} slice positions in {series.title}",
+                do="give a series with one volume",
             )
         with native_stderr_to_log():
             volumes = read_pixels(stack.volumes, label, self.place_of)
@@ -144,10 +144,10 @@ class Examination:
             away = float(np.linalg.norm(ends - frame.plane.position, axis=1).min() / np.linalg.norm(step))
             if akin and away < _NEXT_SLICE:
                 raise InputRefused(
-                    f"an image lies where the {label} series would continue, but is not like it",
+                    f"an image lies where the next slice of the {label} series would be, but has a different header",
                     where=self.place_of(own.path),
                     found=own.other or f"'{own.description}', {' '.join(frame.image_type)}",
-                    do=f"{AGAIN}, or remove the file if it is no slice of it",
+                    do=f"{AGAIN}, or remove the file if it is not a slice of the series",
                 )
 
     def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
@@ -163,7 +163,7 @@ class Examination:
         if not problems:
             return []
         return [
-            f"{label}: not read, and not needed: {'; '.join(f'{name} [{why}]' for name, why in sorted(problems.items()))}"
+            f"{label}: unreadable files, none of them needed: {'; '.join(f'{name} [{why}]' for name, why in sorted(problems.items()))}"
         ]
 
 
@@ -216,7 +216,7 @@ def _why_unread(file: Path, error: Exception) -> Problem:
         why = unreadable_reason(file, error)
         return Problem(why.what, why.found, why.do)
     found = (str(error) or type(error).__name__).splitlines()[0]
-    return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
+    return Problem("is damaged, or is not DICOM", found, f"{AGAIN}, or remove the file if it does not belong to it")
 
 
 def _origin(volumes: Sequence[Sequence[Frame]]) -> Origin | None:
@@ -252,5 +252,7 @@ def _least_derived(stack: Stack, notes: list[str]) -> Stack:
     ]
     if surplus:
         what = "mean over directions" if {stack.made[n] for n in surplus} == {2} else "derived images"
-        notes.append(f"DWI: the scanner's own {what} ({len(surplus)} volumes) left out, as the directions are there")
+        notes.append(
+            f"DWI: the scanner's own {what} ({len(surplus)} volumes) not used, because the single directions are available"
+        )
     return stack.without(surplus)

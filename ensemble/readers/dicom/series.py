@@ -89,7 +89,7 @@ class Series:
             return f"b = {format_b_values(self.told_b)} s/mm^2"
         named = facts.named_b(self.description.lower())
         if modality is Modality.DWI and not self.told_b and named and not any(map(_is_usual, named)):
-            return f"called b = {format_b_values(named)} s/mm^2"
+            return f"named b = {format_b_values(named)} s/mm^2"
         return ""
 
     @property
@@ -142,15 +142,15 @@ def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Se
     found = "; ".join(sorted(f"{each.title} {why}".strip() for each in series for why in [_why(each, modality)]))
     if good:
         raise InputRefused(
-            f"it can't be told which DICOM series is the {label}",
+            f"several DICOM series could be the {label}",
             where=path,
             found=found,
-            do="give a folder with the one series alone",
+            do="give a folder with only the right series",
         )
     if fitting:
         low, high = DIFFUSION_B
         raise InputRefused(
-            "no volume of the DWI series is diffusion-weighted as stroke protocols do it",
+            "no DWI series has a b-value used for stroke",
             where=path,
             found=found,
             do=f"give a series with b between {low:.0f} and {high:.0f} s/mm^2",
@@ -190,7 +190,7 @@ def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -
         return []
     words = sorted(f"{each.title} [{each.unfit(modality) or 'not the nearest'}]" for each in others)
     more = f"; and {len(words) - _MAX_LISTED} more" if len(words) > _MAX_LISTED else ""
-    return [f"{modality.label}: passed over: {'; '.join(words[:_MAX_LISTED])}{more}"]
+    return [f"{modality.label}: not used: {'; '.join(words[:_MAX_LISTED])}{more}"]
 
 
 def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:

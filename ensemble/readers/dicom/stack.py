@@ -66,7 +66,7 @@ def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path
     normal /= np.linalg.norm(normal)
     places = _places(frames, normal)
     if len(places) < 2:
-        raise refuse("is a single slice", f"{len(frames)} images in one place")
+        raise refuse("is a single slice", f"{len(frames)} images at one position")
     _refuse_uneven(places, refuse)
     _refuse_apart(places, refuse)
     _refuse_echoes(series, frames, refuse)
@@ -83,17 +83,17 @@ def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path
     )
     told = len([frame for frame in frames if frame.b is not None])
     if 0 < told < len(frames):
-        raise refuse("tells the b-values of some of its images only", f"{told} of {len(frames)}", CONVERT)
+        raise refuse("has b-values for only some of its images", f"{told} of {len(frames)}", CONVERT)
     if not told and not _is_in_order(places):
-        numbers = "their numbers do not go by volume or by slice"
-        raise refuse("does not say which of its images make a volume", f"{len(volumes)} volumes; {numbers}", CONVERT)
+        numbers = "their instance numbers are sorted neither by volume nor by slice"
+        raise refuse("does not say which of its images form a volume", f"{len(volumes)} volumes; {numbers}", CONVERT)
     b_values = (
         tuple(float(np.median([frame.b for frame in volume if frame.b is not None])) for volume in volumes)
         if told
         else None
     )
     if series.copies:
-        notes.append(f"{len(series.copies)} copies of images that are there already (same SOP instance) left out")
+        notes.append(f"{len(series.copies)} copies of images (same SOP instance) were ignored")
     return Stack(volumes, b_values, tuple(volume[0].made for volume in volumes), grid, tuple(notes))
 
 
@@ -109,9 +109,9 @@ def _refuse_problems(series: Series, label: str, place_of: Callable[[Path], str]
         refuse_problem(frame, label, place_of)
     if (lost := next((frame for frame in series.frames if frame.plane is None), None)) is not None:
         raise InputRefused(
-            f"a file of the {label} series does not say where its slice lies",
+            f"a file of the {label} series has no valid slice position",
             where=place_of(lost.instance.path),
-            found="no position, orientation or pixel spacing that makes sense",
+            found="position, orientation or pixel spacing is missing or invalid",
             do=CONVERT if len(series.frames) > 1 else AGAIN,
         )
 
@@ -130,7 +130,7 @@ def _with_b(series: Series) -> tuple[list[Frame], list[str]]:
     acquired = any("ORIGINAL" in frame.image_type for frame in series.frames if frame.b is not None)
     if not lacking or (derived and acquired):
         return list(series.frames), []
-    note = f"{len(lacking)} of {len(series.frames)} images of the series tell no b-value: taken as b = 0"
+    note = f"{len(lacking)} of {len(series.frames)} images of the series have no b-value: taken as b = 0"
     return [replace(frame, b=0.0) if frame.b is None else frame for frame in series.frames], [note]
 
 
@@ -177,7 +177,7 @@ def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., Inpu
     even = len(counts) == 1 and all(_alike(shell, shells[0]) for shell in shells)
     if not even:
         raise refuse(
-            "lacks slices", f"{' or '.join(map(str, counts))} images a place, b-values not the same everywhere"
+            "lacks slices", f"{' or '.join(map(str, counts))} images per slice position, or different b-values"
         )
 
 
@@ -194,7 +194,7 @@ def _refuse_apart(places: Sequence[Sequence[Frame]], refuse: Callable[..., Input
     """Raise the error that `refuse` makes if the images at one slice position do not coincide."""
     apart = max(float(np.ptp([plane_of(frame).position for frame in place], axis=0).max()) for place in places)
     if apart > _ASIDE_MM:
-        raise refuse("holds volumes that lie aside of each other", f"up to {apart:.1f} mm", CONVERT)
+        raise refuse("has volumes that are shifted against each other", f"up to {apart:.1f} mm", CONVERT)
 
 
 def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[..., InputRefused]) -> None:
@@ -203,9 +203,7 @@ def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[...
     shell = [frame for frame in frames if b is None or (frame.b is not None and abs(frame.b - b) <= SAME_SHELL)]
     echoes = sorted({frame.echo_ms for frame in shell if frame.echo_ms})
     if echoes and echoes[-1] > echoes[0] * (1 + _SAME_ECHO):
-        raise refuse(
-            "mixes echo times", f"{echoes[0]:g} to {echoes[-1]:g} ms", "give the images of one echo time alone"
-        )
+        raise refuse("mixes echo times", f"{echoes[0]:g} to {echoes[-1]:g} ms", "give only the images of one echo time")
 
 
 def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
@@ -230,5 +228,7 @@ def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[.
         )
     aside = positions - positions[0] - np.outer(along - along[0], normal)
     if np.abs(aside).max() > max(_ASIDE_MM, MAX_SKEW * float(along[-1] - along[0])):
-        raise refuse("leans: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside")
+        raise refuse(
+            "is sheared: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside"
+        )
     return spacing
