@@ -104,7 +104,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     monkeypatch.setattr(case_loop, "read_files", read)
     assert run_batch(data, tmp_path / "out", weights) == 3
-    assert "changed while it was read" in rows(tmp_path / "out")["a"]["message"]
+    assert "changed while it was being read" in rows(tmp_path / "out")["a"]["message"]
 
 
 def test_a_bug_in_one_case_does_not_stop_the_others(

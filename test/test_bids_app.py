@@ -247,7 +247,7 @@ def test_a_filter_file_chooses_images(tmp_path: Path) -> None:
     )
     assert taken({"adc": {}}) == "there is more than one DWI image"
     assert taken({"dwi": {"acquisition": "c"}}) == "there is no DWI image"
-    with pytest.raises(InputRefused, match="holds no case"):
+    with pytest.raises(InputRefused, match="contains no case"):
         taken({"dwi": {"acquisition": "c"}, "adc": {"session": "1"}})
     for wrong in ([], {"dwi": "a"}, {"t1w": {}}, {"dwi": {"aquisition": "a"}}):
         with pytest.raises(UsageError, match="filter file"):

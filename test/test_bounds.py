@@ -353,7 +353,7 @@ def test_hostile_json_is_refused_wherever_it_is_read(tmp_path: Path, text: str) 
     assert [case.name for case in find_cases(tmp_path / "set", tmp_path / "out")] == ["case"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "dataset_description.json").write_text(text)
-    with pytest.raises(Exception, match="a dataset of its own"):
+    with pytest.raises(Exception, match="itself a dataset"):
         refuse_unsafe_output_folder(tmp_path / "out", tmp_path / "set")
     write_image((DWI > 400).astype(np.uint8), tmp_path / "truth" / "case.nii.gz")
     write_image((DWI > 400).astype(np.uint8), tmp_path / "predicted" / "case" / "case_mask.nii.gz")

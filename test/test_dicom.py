@@ -164,7 +164,7 @@ def with_value(path: Path, keyword: str, value: object) -> Path:
         (lambda f: with_value(f[9], "ImagePositionPatient", [-60, -70, 55]), "l", "mm"),
         (lambda f: with_value(f[9], "ImageOrientationPatient", [0, 1, 0, 0, 0, 1]), "mixes slices of different orientation", "0.98"),
         (lambda f: write_series(replace_size(), f[0].parent, description="dwi", first=90), "mixes slices of different size", "(20, 48)"),
-        (lambda f: write_series(WEIGHTED, f[0].parent, description="dwi 2", uid="2"), "can't be told which", "dwi 2"),
+        (lambda f: write_series(WEIGHTED, f[0].parent, description="dwi 2", uid="2"), "several DICOM series could be", "dwi 2"),
         (lambda f: with_value(f[0], "NumberOfFrames", 24), "damaged or truncated", "bytes of pixel data"),
     ],
 )  # fmt: skip

@@ -426,7 +426,7 @@ def test_volumes_that_lie_aside_of_each_other_are_refused(tmp_path: Path) -> Non
     moved = replace(SMALL, origin_mm=(SMALL.origin_mm[0] + 8, *SMALL.origin_mm[1:]))
     write_series(UNWEIGHTED, tmp_path / "a", description="diff", b=0)
     write_series(Volume(WEIGHTED.array, moved), tmp_path / "a", description="diff", b=1000, first=101)
-    with pytest.raises(InputRefused, match="aside of each other") as refusal:
+    with pytest.raises(InputRefused, match="shifted against each other") as refusal:
         read_image(tmp_path / "a", DWI)
     assert "8.0 mm" in refusal.value.found
 
@@ -461,7 +461,7 @@ def test_beside_a_good_series_it_is_passed_over(tmp_path: Path, name: str) -> No
     assert np.array_equal(image.volume.array, whole(WEIGHTED.array))
     assert "good diff" in image.notes[0]
     if name not in ("T1", "T2", "perfusion", "localizer", "b0 without a name"):
-        assert "passed over" in image.notes[1] or "not needed" in image.notes[1]
+        assert "not used" in image.notes[1] or "none of them needed" in image.notes[1]
         assert ALONE[name][1] in " ".join(image.notes[1:])
 
 
@@ -612,7 +612,7 @@ def test_two_pictures_under_one_instance_uid_are_no_copies(tmp_path: Path) -> No
     files = write_series(WEIGHTED, tmp_path / "a", b=1000)
     again = write_series(UNWEIGHTED, tmp_path / "b", b=1000)
     shutil.copy(again[2], files[2].with_name("other.dcm"))
-    with pytest.raises(InputRefused, match="one SOP instance"):
+    with pytest.raises(InputRefused, match="same SOP instance UID"):
         read_image(tmp_path / "a", DWI)
 
 
@@ -663,9 +663,9 @@ def test_interleaved_volumes_are_ordered_by_time(tmp_path: Path) -> None:
             lambda frames: frames[9].PlanePositionSequence[0].update({"ImagePositionPatient": [0, 0, 900]}),
             "lacks slices|leans",
         ),
-        ("Enhanced", lambda frames: frames[9].PlanePositionSequence.clear(), "where its slice lies"),
+        ("Enhanced", lambda frames: frames[9].PlanePositionSequence.clear(), "no valid slice position"),
         ("Enhanced", lambda frames: frames[9].MRDiffusionSequence[0].update({"DiffusionBValue": 0.0}), "lacks slices"),
-        ("Enhanced", lambda frames: frames.pop(), "another number of frames"),
+        ("Enhanced", lambda frames: frames.pop(), "different number of frames"),
     ],
 )
 def test_multi_frame_files_are_checked_like_slices(

@@ -378,9 +378,9 @@ def raw(image: RawImage, **others: RawImage) -> RawCase:
 
 def test_images_without_a_study_are_refused_with_that_word(tmp_path: Path) -> None:
     nifti = read_image(write_image(WEIGHTED.array, tmp_path / "dwi.nii.gz", SMALL), DWI)
-    with pytest.raises(InputRefused, match="no study"):
+    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
         refuse_without_study(raw(nifti), ExtraOutputs(dicom=True))
-    with pytest.raises(InputRefused, match="no study"):
+    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
         refuse_without_study(raw(nifti), ExtraOutputs(dicom_probability=True))
     refuse_without_study(raw(nifti), ExtraOutputs(report=True))
 
@@ -402,7 +402,7 @@ def test_series_that_do_not_say_their_study_or_come_from_two_are_refused(tmp_pat
         refuse_without_study(raw(dwi, adc=adc), ExtraOutputs(dicom=True))
     for name, change in (("nowhere", nowhere), ("nobody", nobody)):
         write_series(WEIGHTED, tmp_path / name, b=1000, change=change)
-        with pytest.raises(InputRefused, match="which study"):
+        with pytest.raises(InputRefused, match="needs a study UID"):
             refuse_without_study(raw(read_image(tmp_path / name, DWI)), ExtraOutputs(dicom=True))
 
 
@@ -413,6 +413,6 @@ def test_a_contract_case_is_refused_before_networks_are_loaded(tmp_path: Path) -
     def load() -> object:
         raise AssertionError("networks were loaded")
 
-    with pytest.raises(InputRefused, match="no study"):
+    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
         execute.run_case(ContractCase(files, {}), tmp_path / "out", load, ExtraOutputs(dicom=True), LogLines())  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

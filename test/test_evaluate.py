@@ -256,7 +256,7 @@ def touch(root: Path, *names: str) -> Path:
 def test_names_that_only_look_alike_are_refused_with_both_paths(tmp_path: Path, prediction: str, truth: str) -> None:
     touch(tmp_path / "p", prediction)
     touch(tmp_path / "t", truth)
-    with pytest.raises(InputRefused, match="no predicted mask belongs") as refusal:
+    with pytest.raises(InputRefused, match="no predicted mask matches") as refusal:
         find_pairs(tmp_path / "p", tmp_path / "t")
     assert all(str(tmp_path / path) in refusal.value.found for path in (f"p/{prediction}", f"t/{truth}"))
     touch(tmp_path / "p", "good_mask.nii.gz")
@@ -401,7 +401,7 @@ def test_a_mask_that_fills_the_image_is_none(tmp_path: Path, side: str, inverted
     for name in ("p", "t"):
         odd = 1 - lesion if inverted else np.ones_like(lesion)
         write_image(odd if name == side else lesion, tmp_path / name / "1.nii.gz", grid)
-    with pytest.raises(InputRefused, match="no mask of a lesion"):
+    with pytest.raises(InputRefused, match="can't be a lesion mask"):
         score(find_pairs(tmp_path / "p", tmp_path / "t")[0][0])
 
 

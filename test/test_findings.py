@@ -92,7 +92,7 @@ def test_what_is_no_whole_head_as_its_header_says_gets_no_place(what: str, harde
     assert told.as_json()["registration"]["status"] == "failed"
     assert [lesion.side for lesion in told.lesions] == [None]
     assert told.volume_ml.value > 0
-    assert "place not known" in "; ".join(in_words(told))
+    assert "location unknown" in "; ".join(in_words(told))
 
 
 def test_each_limit_is_checked(placement: TemplatePlacement) -> None:

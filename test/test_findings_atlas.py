@@ -199,7 +199,7 @@ def test_a_map_that_can_t_be_used_is_refused(tmp_path: Path, what: str) -> None:
 
 
 def test_a_map_beside_the_brain_is_not_in_mni(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not lie in MNI space"):
+    with pytest.raises(UsageError, match="is not in MNI space"):
         read_label_map(write_map(tmp_path, grid=replace(MAP_GRID, origin_mm=(300.0, 0.0, 0.0))))
 
 
@@ -257,7 +257,7 @@ def test_findings_are_on_where_there_is_a_report_and_bring_one_when_asked_for(
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     write_map(tmp_path)
     for option in ("--save-mni", f"--atlas={tmp_path}"):
-        with pytest.raises(UsageError, match="needs findings"):
+        with pytest.raises(UsageError, match="needs the findings"):
             cli._extras(parse(["--findings=off", option], {}), report=True)
     assert cli._extras(parse([f"--atlas={tmp_path}"], {}), report=False).report
     batch = cli._extras(parse(["batch", "a", "b"], {}), report=False, in_report=True)

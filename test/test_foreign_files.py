@@ -54,7 +54,7 @@ def test_results_of_an_earlier_run_make_way_and_other_files_do_not_matter(tmp_pa
         refuse_overwriting_foreign_files(tmp_path, [])
     for content in ("{", "[]", "{}", json.dumps({"tool": {"name": "another"}}), json.dumps({"tool": 5})):
         (tmp_path / "report.json").write_text(content)
-        with pytest.raises(UsageError, match="not ours"):
+        with pytest.raises(UsageError, match="did not write"):
             refuse_overwriting_foreign_files(tmp_path, [])
     (tmp_path / "report.json").write_text(json.dumps({"tool": {"name": "isles-ensemble"}}))
     refuse_overwriting_foreign_files(tmp_path, [])
@@ -82,12 +82,12 @@ def test_a_batch_and_a_run_do_not_write_to_one_folder(tmp_path: Path, capfd: pyt
     with exclusive_writer(out):
         assert main(["batch", str(tmp_path / "data"), str(out), "--device", "cpu"]) == 2
         assert tree(out) == {}
-    assert "somebody else is writing" in capfd.readouterr().err
+    assert "another process is writing" in capfd.readouterr().err
     with exclusive_writer(out, shared=True):
         with exclusive_writer(out, shared=True):
             pass
         assert main(["run", *case_files(tmp_path / "in"), "--out", str(out), "--device", "cpu"]) == 2
-    assert "somebody else is writing" in capfd.readouterr().err
+    assert "another process is writing" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["case,dwi,adc\na,b,c\n", "a mask"])

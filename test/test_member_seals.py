@@ -325,7 +325,7 @@ def halve(name: str) -> Callable[[Path], None]:
 
 #: what is done to a folder, and what the complaint must say
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folds": (lambda folder: shutil.rmtree(folder / "fold_0"), r"holds no fold_\*"),
+    "no folds": (lambda folder: shutil.rmtree(folder / "fold_0"), r"has no fold_\*"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "a fold has no model_final_checkpoint.model"),
     "an empty second fold": (lambda folder: (folder / "fold_1").mkdir(), "fold_1"),
     "no description": (lambda folder: (folder / DESCRIPTION).unlink(), "missing, damaged"),
@@ -346,8 +346,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "different models",
     ),
     "plans that are a list": (lambda folder: write_pickle([], folder / "plans.pkl"), "different models"),
-    "description that is a list": (lambda folder: write_pickle([], folder / DESCRIPTION), "describes no model"),
-    "no stages": (changed_plans(plans_per_stage={}), "describes no model"),
+    "description that is a list": (
+        lambda folder: write_pickle([], folder / DESCRIPTION),
+        "does not describe a supported model",
+    ),
+    "no stages": (changed_plans(plans_per_stage={}), "does not describe a supported model"),
     "2-D": (changed_plans(plans_per_stage={0: {**OLD_STAGE, "patch_size": [64, 64]}}), "only 3-D"),
     "three classes": (lambda folder: describe(folder, classes=3), "num_classes is 3"),
     "trainer of another network": (
@@ -360,7 +363,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "kernels and poolings": (lambda folder: describe(folder, kernels=((3, 3, 3),) * 2), "2 poolings, 2 kernels"),
     "five": (lambda folder: describe(folder, kernels=((5, 3, 3),) * 3), "kernel"),
     "no spacing": (lambda folder: describe(folder, spacing_mm=(1.0, 0.0, 1.0)), "spacing"),
-    "no permutation": (lambda folder: describe(folder, transpose_forward=(0, 0, 1)), "permutation"),
+    "not a permutation": (lambda folder: describe(folder, transpose_forward=(0, 0, 1)), "permutation"),
 }
 
 

@@ -125,7 +125,7 @@ def second_checkpoint(folder: Path) -> None:
 def test_a_network_of_none_or_two_files_is_refused(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     folder = build_swan_folder(tmp_path / PUBLISHED, folds=("0", "1"))
     harm(folder)
-    with pytest.raises(WeightsBroken, match="checkpoints, not one") as refusal:
+    with pytest.raises(WeightsBroken, match="checkpoints of one network") as refusal:
         loaded(folder)
     assert str(refusal.value.where).endswith("fold1/resunet/version_0/checkpoints")
 
@@ -142,7 +142,7 @@ def test_a_network_of_none_or_two_files_is_refused(tmp_path: Path, harm: Callabl
     ],
 )
 def test_a_manifest_can_not_ask_for_other_images(tmp_path: Path, entry: dict[str, Any]) -> None:
-    with pytest.raises(WeightsBroken, match="DWI, ADC and FLAIR as they are"):
+    with pytest.raises(WeightsBroken, match="DWI, ADC and FLAIR as read"):
         loaded(tmp_path, **entry)
 
 
@@ -260,7 +260,7 @@ def test_damage_is_told(checkpoint: Path, tmp_path: Path, harm: Callable[[Path],
 @pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, {"state_dict": 3}, [1, 2]])
 def test_checkpoints_of_others_are_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / FILE)
-    with pytest.raises(WeightsBroken, match="not of PyTorch Lightning"):
+    with pytest.raises(WeightsBroken, match="not written by PyTorch Lightning"):
         read_state(tmp_path / FILE)
 
 

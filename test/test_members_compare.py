@@ -72,7 +72,7 @@ def test_a_difference_is_told(
     assert check(members, case) == 0
     said = capsys.readouterr().out
     assert ": beside stub 1 on case: mask Dice 0.00000" in said
-    assert "differ by more than rounding explains" in said
+    assert "differ by more than rounding errors" in said
     assert Stub.given["folds"] == ["0"]
     assert Stub.given["use_mirroring"] is False
 
@@ -94,7 +94,7 @@ def test_without_nnunet_it_says_so(
     monkeypatch.setitem(sys.modules, "nnunetv2", None)
     assert check(members, case) == 2
     word = capsys.readouterr().err
-    assert "nnU-Net itself is not installed" in word
+    assert "nnU-Net, which is not installed" in word
     assert "pip install nnunetv2" in word
 
 
@@ -107,7 +107,7 @@ def test_members_of_other_kinds_are_named(
     (folder / "manifest.json").write_text('{"members": [{"name": "old", "kind": "seals", "folder": "x"}]}')
     assert check(folder, case) == 2
     word = capsys.readouterr().err
-    assert "only those of nnU-Net v2" in word
+    assert "supports only nnU-Net v2" in word
     assert "old is of kind seals" in word
 
 

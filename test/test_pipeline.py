@@ -126,7 +126,7 @@ def test_what_is_no_probability_is_no_vote(stub_ensemble: Build, value: float) -
 
     with pytest.raises(MembersFailed, match="1 of 2") as failure:
         segment(phantom_case(), stub_ensemble(StubMember("a"), Broken("b")), SilentWatcher())
-    assert "no probabilities" in failure.value.found
+    assert "outside 0 to 1" in failure.value.found
 
 
 def test_a_majority_by_weights_is_on_record(stub_ensemble: Build) -> None:

@@ -220,7 +220,7 @@ def test_a_second_writer_is_refused_by_whatever_path_it_comes(tmp_path: Path) ->
     with exclusive_writer(out):
         for path in (out, alias, tmp_path / "x" / ".." / "out", out / "."):
             (tmp_path / "x").mkdir(exist_ok=True)
-            with pytest.raises(UsageError, match="somebody else") as refusal, exclusive_writer(path):
+            with pytest.raises(UsageError, match="another process") as refusal, exclusive_writer(path):
                 raise AssertionError
             assert refusal.value.exit_code == 2
         with exclusive_writer(tmp_path / "other"), publish(out) as staging:
@@ -249,7 +249,7 @@ def test_who_is_refused_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.M
         really(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UsageError, match="somebody else"), exclusive_writer(out):
+    with pytest.raises(UsageError, match="another process"), exclusive_writer(out):
         pass
     os.close(others[0])
     assert set(tree(tmp_path)) == {"out"}
@@ -266,7 +266,7 @@ def test_a_folder_that_its_maker_took_away_is_made_anew(tmp_path: Path, monkeypa
     monkeypatch.setattr(fcntl, "flock", flock)
     with exclusive_writer(out):
         monkeypatch.undo()
-        with pytest.raises(UsageError, match="somebody else"), exclusive_writer(out):
+        with pytest.raises(UsageError, match="another process"), exclusive_writer(out):
             pass
 
 

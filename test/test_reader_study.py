@@ -287,13 +287,13 @@ def test_answers_that_spreadsheets_have_saved_are_read(key: dict[str, Any], tmp_
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"abc"', '"other"', "another study"),
+        ('"abc"', '"other"', "a different study"),
         (letters(1), "zz", "not in the key"),
-        (letters(1), letters(0), "second time"),
-        ('"R"', '""', "names no reader"),
-        ('"left"', '"Left side"', "preference that the page never writes"),
-        ('"5"', '"6"', "grade that the page never writes"),
-        ('"5"', '"4.5"', "grade that the page never writes"),
+        (letters(1), letters(0), "repeats an answer"),
+        ('"R"', '""', "has no reader"),
+        ('"left"', '"Left side"', "an invalid preference"),
+        ('"5"', '"6"', "an invalid grade"),
+        ('"5"', '"4.5"', "an invalid grade"),
         ("preference", "choice", "lacks columns"),
     ],
 )
@@ -318,9 +318,9 @@ def test_other_misuse_is_refused(key: dict[str, Any], tmp_path: Path, capsys: py
     for arguments, code, said in (
         (["--reader-answers", str(one), str(again), *with_key], 3, "two files contain answers of the same reader"),
         (["--reader-answers", str(one), *out], 2, "needs --key"),
-        (["--reader-answers", str(one), "--key", str(one), *out], 3, "the key is none"),
+        (["--reader-answers", str(one), "--key", str(one), *out], 3, "is not the key of"),
         (["--reader-answers", str(tmp_path / "none.csv"), *with_key], 3, "does not exist"),
-        (["--reader-answers", str(one), *with_key, "--by", "x"], 2, "stands alone"),
+        (["--reader-answers", str(one), *with_key, "--by", "x"], 2, "can only be combined"),
         ([str(tmp_path), str(tmp_path), "--reader-study", str(tmp_path / "p.html"), *out], 2, "needs the images"),
         ([str(tmp_path), str(tmp_path), "--images", str(tmp_path), *out], 2, "have no effect without"),
     ):
@@ -352,5 +352,5 @@ def test_the_command_makes_page_and_key_of_a_dataset(tmp_path: Path, capsys: pyt
     assert "p3 is not in the reader study: case p3 has no images" in said
     before = tree(tmp_path)
     assert main(["evaluate", *paths, *asked]) == 2, "a key is never replaced"
-    assert "a reader study stands there" in capsys.readouterr().err
+    assert "a reader study already exists" in capsys.readouterr().err
     assert tree(tmp_path) == before

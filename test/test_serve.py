@@ -249,7 +249,7 @@ def test_a_call_leaves_alone_what_another_process_is_writing(tmp_path: Path, wei
         with exclusive_writer(server.output):
             status, body = server.invoke()
             assert (status, body["exit_code"]) == (500, 2)
-            assert "somebody else" in body["error"]["what"]
+            assert "another process" in body["error"]["what"]
             assert tree(server.output) == before
         assert server.invoke()[0] == 201
 

@@ -149,7 +149,7 @@ def test_a_turn_is_free_again_when_its_caller_has_gone(monkeypatch: pytest.Monke
         waiting = asyncio.create_task(supervisor.segment(job, 60, gone))
         await asyncio.sleep(0.01)
         gone.set_result(None)
-        with pytest.raises(Unavailable, match="hung up"):
+        with pytest.raises(Unavailable, match="disconnected"):
             await waiting
         release.set()
         if loaded:
