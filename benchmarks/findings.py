@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from ensemble.config import RunConfig
-from ensemble.findings.find import compute_findings, locate_brain
+from ensemble.findings.find import find, locate_brain
 from ensemble.findings.maps import LabelMap, read_label_map
 from ensemble.findings.places import TISSUE, Sample, Tally, summarise_places, tally_from_probabilities, transform_points
 from ensemble.findings.template import Structure, Template, template
@@ -317,7 +317,7 @@ def real(shared: Path) -> None:
         one = territories(shared / "atlases", Path(scratch))
         for truth in real_cases(shared / "cases"):
             result = segment(truth.raw, ensemble, SilentWatcher())
-            found = compute_findings(result, (one,))
+            found = find(result, (one,))
             print(f"{truth.raw.name}: {result.lesion_ml:.1f} ml; {'; '.join(in_words(found))}")
             for amount in (*found.atlases[0].sided_groups,) if found.atlases else ():
                 print(f"  {amount.name}: {amount.ml.value:.2f} ml, {percent(amount.share)}")
@@ -342,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         head = simulated(SEED + number, index, options.shared)
         case = prepare(head.raw)
         started, cpu = time.perf_counter(), time.process_time()
-        found = compute_findings(result_of(case, head.lesion), onto=folds[index % FOLDS])
+        found = find(result_of(case, head.lesion), onto=folds[index % FOLDS])
         seconds.append((time.perf_counter() - started, time.process_time() - cpu))
         if not found.registered.holds:
             missed.append(f"{head.raw.name}: {'; '.join(found.registered.problems)}")

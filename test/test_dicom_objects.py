@@ -343,7 +343,7 @@ def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
     left, right, stem = (Amount(name, volume, volume) for name, volume in ml.items())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find, "locate_brain", lambda case, onto: None)
-        findings = find.compute_findings(case.result)
+        findings = find.find(case.result)
     FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "without.dcm")
     findings = replace(findings, places=Places(None, (left, right), (stem,), ()))
     FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "sr.dcm")

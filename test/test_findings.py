@@ -17,7 +17,7 @@ from ensemble.batch.summary import Row, _of_report
 from ensemble.config import ExtraOutputs
 from ensemble.families.base import MemberPrediction
 from ensemble.findings import find as finding
-from ensemble.findings.find import compute_findings, locate_brain, pattern
+from ensemble.findings.find import find, locate_brain, pattern
 from ensemble.findings.mni import image_in_mni, mask_in_mni
 from ensemble.findings.places import Sample, Tally, perturbations, probabilities, side_of, tally, transform_points
 from ensemble.findings.registration import TemplatePlacement
@@ -50,7 +50,7 @@ def found(placement: TemplatePlacement) -> Findings:
     mask = heads.ball(THALAMUS_LEFT, radius_mm=8.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finding, "locate_brain", lambda case, onto: placement)
-        return compute_findings(heads.result(mask | heads.ball(WHITE_RIGHT, CEREBELLUM_RIGHT, PONS, radius_mm=6.0)))
+        return find(heads.result(mask | heads.ball(WHITE_RIGHT, CEREBELLUM_RIGHT, PONS, radius_mm=6.0)))
 
 
 def test_a_head_is_brought_to_where_it_lies(placement: TemplatePlacement) -> None:
@@ -86,7 +86,7 @@ def test_no_digit_of_the_place_hangs_on_threads(placement: TemplatePlacement) ->
 )
 def test_what_is_no_whole_head_as_its_header_says_gets_no_place(what: str, harder: Callable) -> None:  # type: ignore[type-arg]
     case = harder(heads.case())
-    told = compute_findings(heads.result(heads.ball(THALAMUS_LEFT), case))
+    told = find(heads.result(heads.ball(THALAMUS_LEFT), case))
     assert told.registered.problems
     assert told.places is None
     assert told.as_json()["registration"]["status"] == "failed"
@@ -153,7 +153,7 @@ def test_ranges_span_the_members(placement: TemplatePlacement, monkeypatch: pyte
         MemberOutcome(str(n), "voted", prediction=MemberPrediction(str(n), like(mask.astype(np.float32)), networks=1))
         for n, mask in enumerate(masks)
     )
-    told = compute_findings(replace(heads.result(heads.ball(THALAMUS_LEFT)), outcomes=outcomes))
+    told = find(replace(heads.result(heads.ball(THALAMUS_LEFT)), outcomes=outcomes))
     volumes = sorted(mask.sum() * heads.GRID.voxel_ml for mask in masks)
     assert told.volume_ml.members == pytest.approx(tuple(volumes))
     assert told.places is not None
@@ -195,7 +195,7 @@ def test_patterns() -> None:
 
 def test_no_lesion_is_no_place_and_no_error(placement: TemplatePlacement, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "locate_brain", lambda case, onto: placement)
-    told = compute_findings(heads.result(np.zeros(heads.GRID.shape_zyx, bool)))
+    told = find(heads.result(np.zeros(heads.GRID.shape_zyx, bool)))
     assert told.as_json()["pattern"]["value"] == "none"
     assert told.places is not None
     assert told.places.side is None

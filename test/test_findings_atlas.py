@@ -19,7 +19,7 @@ from ensemble.cli import main
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
 from ensemble.findings import find as finding
-from ensemble.findings.find import compute_findings, locate_brain
+from ensemble.findings.find import find, locate_brain
 from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_label_map, read_label_maps
 from ensemble.findings.places import Sample
 from ensemble.findings.registration import TemplatePlacement
@@ -59,7 +59,7 @@ def write_map(
 def asked(folder: Path, mask: AnyArray) -> Findings:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finding, "locate_brain", lambda case, onto: EXACT)
-        return compute_findings(heads.result(mask), read_label_maps(folder))
+        return find(heads.result(mask), read_label_maps(folder))
 
 
 def test_territories_lead_on_their_side_with_shares_and_ranges(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_known_territories_of_the_shared_atlas(tmp_path: Path) -> None:
         for placement in (EXACT, registered):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(finding, "locate_brain", lambda case, onto, known=placement: known)
-                (atlas,) = compute_findings(heads.result(heads.ball(at, radius_mm=18.0)), (one,)).atlases
+                (atlas,) = find(heads.result(heads.ball(at, radius_mm=18.0)), (one,)).atlases
             shares.append({amount.name: amount.share.value for amount in (*atlas.groups, *atlas.sided_groups)})
             assert atlas.leading is not None
             assert atlas.leading_side is not None

@@ -91,7 +91,7 @@ def found(build: Build, *names: str) -> SegmentedCase:
     registered = TemplateRegistration("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find, "locate_brain", lambda case, onto: None)
-        findings = find.compute_findings(case.result)
+        findings = find.find(case.result)
     return replace(case, findings=replace(findings, registered=registered))
 
 

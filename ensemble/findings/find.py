@@ -31,7 +31,7 @@ def locate_brain(case: PreparedCase, onto: Template | None = None) -> TemplatePl
     )
 
 
-def compute_findings(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = None) -> Findings:
+def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = None) -> Findings:
     """Compute the findings of a case, with a template (by default the shipped one) and the user's label maps.
 
     Where the brain can't be brought to the template, what needs that is absent, and `registered` says why.

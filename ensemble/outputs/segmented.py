@@ -46,10 +46,10 @@ class SegmentedCase:
         trust = judge(result, ensemble) if ensemble.config.trust else None
         if not extras.findings:
             return cls(raw, result, ensemble, None, examination, trust)
-        from ensemble.findings.find import compute_findings
+        from ensemble.findings.find import find
         from ensemble.findings.maps import read_label_maps
 
-        found = compute_findings(result, read_label_maps(extras.atlas) if extras.atlas else ())
+        found = find(result, read_label_maps(extras.atlas) if extras.atlas else ())
         return cls(raw, result, ensemble, found, examination, trust)
 
     @cached_property
