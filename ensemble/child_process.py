@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def run_child(work: Callable[[], None], log_level: int) -> NoReturn:
     """Run the main function of a child process: set it up as `process.py` does the parent, run `work`, and exit.
 
-    It keeps freed memory, logs as the parent does, and ends with it. Its exit code is 0, what a SystemExit or UserError says, or 1.
+    It keeps freed memory, logs as the parent does, and ends with the parent. Its exit code is 0, that of a SystemExit or UserError, or 1.
     """
     code = 1
     try:

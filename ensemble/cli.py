@@ -391,7 +391,7 @@ def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None
     """Return which outputs to write.
 
     Findings and trust stand in a report: they bring one where there would be none, unless one is written anyway (`in_report`), and are off
-    where there is none and nobody asks for them.
+    if there is none and nobody asks for them.
     """
     asks = [name for name, asked in (("--atlas", options.atlas), ("--save-mni", options.save_mni)) if asked]
     if options.findings == "off" and asks:

@@ -40,11 +40,11 @@ class RunConfig:
     """How a case is segmented."""
 
     weights: Path | None = None
-    """Folder with the members; None means `/opt/ml/model` when weights lie in it, else the shipped ones."""
+    """Folder with the members; None means `/opt/ml/model` if it contains weights, else the shipped ones."""
     members: tuple[str, ...] | None = None
-    """Names of the members that take part; None means all that the folder holds."""
+    """Names of the members to use; None means all in the folder."""
     device: Device = "auto"
-    """Where networks run; auto takes the GPU when there is one."""
+    """Device of the networks; auto uses a GPU if there is one."""
     tta: Tta = "mirror"
     """Test-time augmentation: each member's flips, none, or flips only where the first pass is uncertain."""
     precision: Precision = "auto"
@@ -57,22 +57,22 @@ class RunConfig:
     min_disputed_ml: float = 0.1
     """Lesions below this, in ml, stay in the mask only if all voters agree in some voxel; 0 keeps all (see docs/adr/0015)."""
     member_weights: Mapping[str, float] | None = None
-    """What the members' votes count in a majority, by name, 1 where none is given; None means as the weights folder says."""
+    """Weights of the members' votes by name, by default 1; None means those of the weights folder."""
     min_lesion_ml: float | None = None
-    """Lesions below this, in ml, are left out of the mask; None means as the weights folder says, 0 keeps all."""
+    """Lesions below this, in ml, are removed from the mask; None means the value of the weights folder, 0 keeps all."""
     min_members: int | None = None
-    """Fewest members that must vote; None means all that the inputs allow."""
+    """Smallest number of members that must vote; None means all for which the inputs suffice."""
     skull_strip: SkullStrip = "auto"
-    """Whether the skull is stripped; auto does so where there is one."""
+    """Whether the skull is stripped; auto strips it if there is one."""
     registration: Registration = "auto"
     """Whether FLAIR is registered to DWI; auto does so where that aligns it better than its header, never goes by the header."""
     brain_ml: tuple[float, float] = (300.0, 2500.0)
-    """Volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size."""
+    """Accepted brain volume (ml); others are refused, because their voxel size may be wrong."""
     trust: bool = False
-    """Whether it is judged how far the mask is to be trusted."""
+    """Whether the trust in the mask is judged."""
 
     allow_torchscript: bool = False
-    """Whether members in TorchScript form, which is code, may be loaded although no manifest names their files by digest."""
+    """Whether TorchScript members, which contain code, may be loaded even if no manifest lists the digests of their files."""
 
     def __post_init__(self) -> None:
         for option, value, allowed in (
@@ -148,11 +148,11 @@ class ExtraOutputs:
     findings: bool = False
     """Where the lesion lies, in `report.json` and on the page."""
     atlas: Path | None = None
-    """Folder of the user's label maps, of which findings tell too."""
+    """Folder of the user's label maps, for the findings."""
     save_mni: bool = False
-    """Mask and images in the template's space; where findings can't bring the brain there, they are not written."""
+    """Mask and images in the template's space; not written if the brain can't be registered."""
     dicom: bool = False
-    """DICOM objects that join the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
+    """DICOM objects in the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
     dicom_probability: bool = False
     """Beside them the mean lesion probability, as a fractional segmentation."""
 
@@ -160,7 +160,7 @@ class ExtraOutputs:
 def holds_weights(folder: Path) -> bool:
     """Return whether a folder may hold weights: any file at any depth except notes, pictures and hidden files.
 
-    True as well where that can't be found out, so that the error says why.
+    Also True if the folder can't be read, so that the later error says why.
     """
     if not folder.is_dir():
         return False
@@ -173,7 +173,7 @@ def holds_weights(folder: Path) -> bool:
 def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
     """Yield every file below a folder. Links to folders are followed, except those that form a loop.
 
-    Raises OSError where one can't be read.
+    Raises OSError if one can't be read.
 
     Folders that are hidden, or the file system's own, are passed over; with `hidden`, only where they can't be read.
     """

@@ -8,7 +8,7 @@ from ensemble.text import TrustedLines, in_one_line, visible
 class UserError(Exception):
     """An error that a user can act on: what is wrong, where, what was found, what to do. It says nothing about our code.
 
-    Each subclass carries the exit code that docs/guide.md promises to scripts.
+    Each subclass has the exit code that docs/guide.md documents.
     """
 
     exit_code = 1

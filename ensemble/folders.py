@@ -42,11 +42,11 @@ _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
 def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
     """Lock `root` against other writers for the duration of the block. A folder created for it is removed if it stays empty.
 
-    Who comes `shared` lets others in who do: batches agree among themselves on who does which case.
+    Callers with `shared` allow each other in: batches divide the cases among themselves.
 
-    The lock is a `flock` on the folder itself: it leaves no file, holds by whatever path and in every container that mounts the folder,
-    and ends with the process, however that ends. Where the file system knows no locks, that is noted. Raises UsageError when another
-    process has it, or when the folder can't be made.
+    The lock is a `flock` on the folder itself: it leaves no file, works for every path and in every container that mounts the folder,
+    and ends with the process. If the file system does not support locks, that is logged. Raises UsageError when another
+    process holds it, or when the folder can't be created.
     """
     made: list[Path] = []
     try:

@@ -44,8 +44,8 @@ def fuse(
 ) -> FusedPrediction:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid) into one mask.
 
-    Lesions smaller than `min_lesion_ml` (ml) are left out. One smaller than `min_disputed_ml` (ml) stays in the mask only if all voters
-    agree in one of its voxels. A voter that `weights` doesn't name weighs 1; STAPLE finds weights of its own.
+    Lesions smaller than `min_lesion_ml` (ml) are removed. One smaller than `min_disputed_ml` (ml) stays only if all voters
+    agree in at least one of its voxels. A voter that `weights` does not name has weight 1; STAPLE estimates its own weights.
 
     Raises ValueError when there are no probabilities, or when they lie on different grids.
     """
@@ -106,8 +106,8 @@ def drop_small_components(mask: BoolArray, min_voxels: float, spared: BoolArray 
 def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
     """Remove small components without a single voxel on which all voters agree from the mask (z, y, x).
 
-    Components are 26-connected. Those of fewer than `min_voxels` voxels go, unless all `ballots` (voters, z, y, x) are true in one of
-    theirs. Returns the mask, and how many components went.
+    Components (26-connected) of fewer than `min_voxels` voxels are removed, unless all `ballots` (voters, z, y, x) are true in one of
+    their voxels. Returns the mask, and how many components were removed.
     """
     return drop_small_components(mask, min_voxels, spared=np.asarray(ballots.all(axis=0)))
 

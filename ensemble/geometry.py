@@ -128,7 +128,7 @@ class Grid:
     def same_lattice(self, other: Grid, tolerance_voxels: float) -> bool:
         """Return whether this grid's voxel centres coincide with the other's in any order, within a tolerance in its voxels.
 
-        So it is with flipped, permuted or cropped copies of an image: they are reordered, not interpolated.
+        This holds for flipped, permuted or cropped copies of an image, which are reordered instead of interpolated.
         """
         to_other = np.linalg.inv(other.affine) @ self.affine
         nearest = np.round(to_other)

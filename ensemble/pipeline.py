@@ -67,7 +67,7 @@ class MemberOutcome:
     status: Literal["voted", "failed", "not applicable"]
     seconds: float = 0.0
     reason: str = ""
-    """Why it did not vote; or, if it voted, what it had to do without."""
+    """Why it did not vote; or, if it voted, which input it lacked."""
     prediction: MemberPrediction | None = None
 
 
@@ -97,8 +97,8 @@ class Result:
 def load(config: RunConfig) -> Ensemble:
     """Load the configured members.
 
-    Raises WeightsBroken when a member can't be loaded, since none is left out silently. Raises UsageError when more members must vote than
-    there are.
+    Raises WeightsBroken when a member can't be loaded, since none is omitted silently. Raises UsageError when more members must vote than
+    exist.
     """
     started = time.perf_counter()
     settings = InferenceSettings.of(config, resolve_device(config.device))

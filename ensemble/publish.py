@@ -51,7 +51,7 @@ def publish(root: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
 def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
     """Yield an empty folder; if the block succeeds, move it to `target`, complete and on disk, replacing what was there.
 
-    `scratch` is a folder on the same file system for what is unfinished. At any moment, even if the machine stops, `target` is what it
+    `scratch` is a folder for unfinished files on the same file system. At any moment, even if the machine stops, `target` is what it
     was, absent, or complete. When the block raises, it is what it was. Raises UsageError when something can't be written.
     """
     staging = scratch  # until there is one

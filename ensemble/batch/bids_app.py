@@ -18,7 +18,7 @@ _DESCRIPTION = "dataset_description.json"
 def check_dataset(root: Path) -> None:
     """Raise InputRefused unless the folder's `dataset_description.json` declares a raw BIDS dataset (BIDS 1.10, "Dataset description").
 
-    Whether its files follow BIDS in everything else, the BIDS validator tells: this program needs no more than their names.
+    Other BIDS rules are left to the BIDS validator: this program needs only the file names.
     """
     path = root / _DESCRIPTION
     if not root.is_dir():

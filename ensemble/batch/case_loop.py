@@ -47,9 +47,9 @@ class BatchPlan:
     extras: ExtraOutputs
     recipe: Mapping[str, Any]
     device: str = "cpu"
-    """Where skulls are stripped, in torch's words."""
+    """Torch device on which skulls are stripped."""
     resume: bool = True
-    """Whether results that still hold are kept."""
+    """Whether up-to-date results are kept."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Outcome:
     case: str
     status: Literal["done", "kept", "failed"]
     message: str = ""
-    """Why it failed; lines of ours, in which what came from outside is visible."""
+    """Why it failed; text from outside is escaped."""
     exit_code: int = 0
-    """What a run of this case alone would have ended with."""
+    """The exit code that a run of this case alone would have had."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def segment_cases(
     """Process all cases, sharing them with other processes of the same session; returns when every case is done or failed.
 
     `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written, WeightsBroken when
-    networks can't be had: no other case would fare better.
+    the networks can't be loaded, since every other case would fail as well.
     """
     ensemble: Ensemble | None = None
     writing: deque[Future[Outcome]] = deque()

@@ -16,15 +16,15 @@ class Choice:
 
     taken: Mapping[Modality, FoundImage]
     undecided: Mapping[Modality, Sequence[FoundImage]]
-    """Modalities with several images that nothing tells apart."""
+    """Modalities with several images among which the names do not decide."""
     notes: Mapping[Modality, str]
-    """What was chosen from what."""
+    """Which image was chosen from which candidates."""
 
 
 def choose(images: Sequence[FoundImage]) -> Choice:
     """Choose one image per modality; acquired images are preferred to derived ones.
 
-    Of DWIs beside an ADC the trace, or the one of b = 1000; of runs the last one that has both.
+    Beside an ADC, the trace or the DWI of b = 1000 is preferred; of several runs, the last one that has both.
     """
     given = {modality: [image for image in images if image.modality is modality] for modality in Modality}
     with_adc = bool(given[Modality.ADC])

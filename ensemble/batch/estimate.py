@@ -70,7 +70,7 @@ class CostModel:
     """Whether windows are computed once for each flip."""
     findings: bool
     factor: float | None
-    """Seconds for a CPU second of the constants; None where that is not known, as on a GPU that has done no case yet."""
+    """Seconds per CPU second of the constants; None if unknown, as on a GPU without earlier results."""
 
     @classmethod
     def of(

@@ -30,9 +30,9 @@ def find_cases(
 ) -> tuple[FoundCase, ...]:
     """Return the cases of a dataset, sorted by name. The folder `out` is skipped.
 
-    Images of a folder that are not `wanted` are passed over, and so are cases that are left with none.
+    Images that are not `wanted` are skipped, and so are cases without any remaining image.
 
-    Raises InputRefused when it does not exist, can't be read, or holds no case.
+    Raises InputRefused when the dataset does not exist, can't be read, or contains no case.
     """
     try:
         if lexists(dataset) and not dataset.is_dir():
@@ -58,7 +58,7 @@ def find_cases(
 def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
     """Return the name and files of the single case in a folder.
 
-    Raises InputRefused where it holds none, several, or one that is not whole.
+    Raises InputRefused if it contains no case, several, or an incomplete one.
     """
     cases = find_cases(folder, folder / "out")
     if len(cases) > 1:

@@ -41,7 +41,7 @@ def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
 def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundCase]:
     """Yield the cases of a folder: one, or one per name prefix. Images with different case names never form one case.
 
-    It is called by where it lies below the root, or by the root.
+    A case is named after its path below the root, or after the root.
     """
     name = below or root
     if odd := next((image for image in images if image.at_odds), None):

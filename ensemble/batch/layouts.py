@@ -27,14 +27,14 @@ class FoundCase:
     """A case of a dataset, before any of its files is read."""
 
     name: str
-    """What its dataset calls it; unique there."""
+    """Its name in the dataset; unique there."""
     files: Mapping[Modality, Path] = field(default_factory=dict)
     problem: InputRefused | None = None
-    """Why it can't be segmented, where that is known already."""
+    """Why it can't be segmented, if that is known already."""
     notes: Mapping[Modality, str] = field(default_factory=dict)
-    """Of images that were chosen from several: what decided."""
+    """For images chosen from several: the reason."""
     also: Mapping[str, str] = field(default_factory=dict)
-    """Cells of other columns of its worklist that were asked for."""
+    """Cells of requested further columns of its worklist."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class FoundImage:
     group: tuple[str, ...]
     """Images of one group belong to one case, unless a modality comes up twice."""
     prefix: str = ""
-    """What the file's name says of its case, for groups that hold several."""
+    """The case name in the file's name, for groups with several cases."""
     labels: tuple[str, ...] = ()
-    """The BIDS labels of its case, where its name has some."""
+    """The BIDS labels of its case, if its name has any."""
     holder: tuple[str, ...] = ()
-    """What holds its subject's folder, then: several may (sites, say), and count alike."""
+    """The parent of its subject's folder, for datasets with several (such as sites)."""
     at_odds: bool = False
-    """Whether the folders that it lies in have other labels than its name."""
+    """Whether the labels of its folders contradict its name."""
     b: float | None = None
-    """The b-value of a DWI, s/mm^2, where its name tells one; like the next ones for choosing among several."""
+    """The b-value of a DWI (s/mm^2) in its name; this and the next fields are for choosing among several images."""
     trace: bool = False
-    """Whether a DWI is called a mean over directions."""
+    """Whether a DWI is named as a mean over directions."""
     derived: bool = False
-    """Whether something was done with it since it was acquired."""
+    """Whether it was processed after acquisition."""
 
     @property
     def run(self) -> int | None:
@@ -75,7 +75,7 @@ class FoundImage:
 def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | None:
     """Return the image that a file holds, by its path; None if it is not an image of a case.
 
-    A path that is no image file is taken for a folder or an archive of DICOM. Raises InputRefused as `Channels` does.
+    A path that is not an image file is treated as a folder or archive of DICOM. Raises InputRefused as `Channels` does.
     """
     folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else dicom_name(path)
     one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE

@@ -77,7 +77,7 @@ def segment_on_ray(
 ) -> None:
     """Process all cases on a Ray cluster; returns when every case is done or failed.
 
-    `cpus` are those of an actor. `load` must be picklable. Raises what an actor raised that a user can act on, UsageError where there is
+    `cpus` are those of one actor. `load` must be picklable. Raises the UserError of an actor, UsageError if there is
     no Ray or no such cluster, MembersFailed when no actor is left.
     """
     with _connected(address) as ray:

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 def fit_reference(dataset: Path, config: RunConfig) -> None:
     """Segment every case of a dataset without mirroring, and write the reference of their features and intensities into `<weights>/trust`.
 
-    Cases that are refused are left out, which the log says. What was learnt of the Dice stays, where it was learnt with these weights.
-    Raises InputRefused where fewer than `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
+    Refused cases are skipped with a log message. A calibration of the expected Dice is kept if it was made with these weights.
+    Raises InputRefused if fewer than `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
     """
     cases = find_cases(dataset, config.weights_folder / FOLDER)
     if len(cases) < MIN_CASES:

@@ -46,7 +46,7 @@ class BatchCases:
     path: Path
     selection: Selection = field(default_factory=Selection)
     wanted: Callable[[FoundImage], bool] = lambda image: True
-    """Which of its images may be taken."""
+    """Predicate: which of its images may be used."""
 
     def find(self, out: Path) -> tuple[dict[str, BidsEntities], list[Placed]]:
         """Find all cases. Returns the entities of every case, and the selected cases. Raises InputRefused."""
@@ -68,9 +68,9 @@ def batch(
 ) -> int:
     """Segment the cases of `dataset` below `out`. Returns 0, or the worst exit code of a failed case.
 
-    Where others work on the rest of the dataset, they `summarise` together, by `group`. `ray` is the address of a cluster that does the
-    work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises InputRefused when there is no case,
-    WeightsBroken, and UsageError when results can't be written or there is no such device.
+    Set `summarise` to False if other calls process the rest of the dataset; `group` then writes the summary. `ray` is the address of a Ray
+    cluster, with `ray_cpus` per process; several GPUs of this machine use a local one. Raises InputRefused when there is no case,
+    WeightsBroken, and UsageError when results can't be written or the device does not exist.
     """
     of = dataset if isinstance(dataset, BatchCases) else BatchCases(dataset)
     refuse_unsafe_output_folder(out, of.path)
@@ -126,7 +126,7 @@ def _for_gpus(device: Device) -> str | None:
 def group(dataset: BatchCases, out: Path) -> int:
     """Write `summary.csv` and `index.html` for all cases of `dataset`, from results that earlier calls left below `out`.
 
-    Returns the worst exit code that a failed case has, 3 where cases are not done, or 0. Raises as `batch` does.
+    Returns the worst exit code of a failed case, 3 if cases are not done, or 0. Raises as `batch` does.
     """
     refuse_unsafe_output_folder(out, dataset.path)
     places, _ = dataset.find(out)

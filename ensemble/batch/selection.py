@@ -23,7 +23,7 @@ class Selection:
     sessions: tuple[str, ...] = ()
     """BIDS labels of sessions, with or without `ses-`."""
     shard: tuple[int, int] | None = None
-    """A share of the cases: the first number, counted from 1, of the second."""
+    """(i, n): shard i, counted from 1, of n shards."""
 
     def of(self, cases: Sequence[FoundCase], places: Mapping[str, BidsEntities], dataset: Path) -> list[Placed]:
         """Return the selected cases with their entities. Raises InputRefused for a participant or session that the dataset lacks."""

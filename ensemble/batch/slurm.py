@@ -78,11 +78,11 @@ class Resources:
     """The resources of one task of the array."""
 
     shards: int | None = None
-    """Tasks; None for as many as take about an hour each."""
+    """Number of tasks; None for so many that each takes about an hour."""
     cpus: int = 4
     gpu: bool = False
     memory_gb: float | None = None
-    """None for what the estimate says, and half as much again."""
+    """Memory per task; None for 1.5 times the estimate."""
     hours: float | None = None
     """Time limit; None for three times the estimate."""
     apptainer: str = ""

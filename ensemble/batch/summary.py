@@ -40,18 +40,18 @@ class Row:
     volume_ml: float | None = None
     lesions: int | None = None
     agreement: float | None = None
-    """Mean Dice of the voters' masks, two by two."""
+    """Mean pairwise Dice of the voters' masks."""
     voters: str = ""
     repairs: str = ""
     seconds: float | None = None
     """Reading, preparing, networks and fusion."""
     mask: str = ""
-    """Below the output folder, like the next ones."""
+    """Path relative to the output folder, like the next field."""
     page: str = ""
     message: str = ""
     """Why it failed."""
     findings: str = ""
-    """off, ok, or why the brain could not be brought to the template, without which there is no place."""
+    """off, ok, or why the brain could not be registered to the template."""
     pattern: str = ""
     """none, single or scattered."""
     largest_ml: float | None = None
@@ -66,9 +66,9 @@ class Row:
     white_matter_ml: float | None = None
     deep_grey_ml: float | None = None
     leading: str = ""
-    """Of each of the user's label maps, the group (or label) with most of the lesion: `<map>=<group>`."""
+    """For each of the user's label maps, the group (or label) with most of the lesion: `<map>=<group>`."""
     trust: str = ""
-    """good, check or poor; unknown where there is nothing to judge by, off where nobody asked."""
+    """good, check or poor; unknown where there is nothing to judge by, off if not requested."""
     expected_dice: float | None = None
     expected_dice_low: float | None = None
     expected_dice_high: float | None = None

@@ -18,7 +18,7 @@ _POOLS = {"imagesTr", "imagesTs"}
 def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
     """Yield folders and the names in them. Links are followed, but no folder is entered twice.
 
-    Hidden ones and those without cases are not entered.
+    Hidden folders and those that hold no cases are not entered.
     """
     entered: set[str] = set()
     for top, inner, names in os.walk(root, onerror=unreadable.append, followlinks=True):

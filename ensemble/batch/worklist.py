@@ -25,8 +25,8 @@ _DO = (
 def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]:
     """Read cases from a table with columns dwi, case, adc and flair; only dwi is required. Paths are relative to the table.
 
-    Without a name a case is called as `run` would call it. Cells of the columns that `also` names go with their case. Raises InputRefused
-    for what is no such table.
+    A case without a name is named as `run` would name it. Cells of the columns in `also` are kept with their case. Raises InputRefused
+    for an invalid table.
     """
     columns, rows = _table(path, also)
     cases: dict[str, FoundCase] = {}

@@ -21,7 +21,7 @@ def run_case(
 ) -> Result:
     """Read, segment and publish a case, in exec and invoke mode alike. Raises as `read_files`, `load` and `execute` do.
 
-    Networks come last, so that a bad file or folder is refused at once.
+    Networks are loaded last, so that a bad file or folder is refused at once.
     """
     check_writable(output_root)
     raw = read_files(found.name, found.files)

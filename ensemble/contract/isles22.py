@@ -32,7 +32,7 @@ class ContractCase:
     def refuse_if_changed(self) -> None:
         """Raise InputRefused if a file changed since it was found.
 
-        When inputs are exchanged while a case runs, its outputs would be taken for those of the next one.
+        If inputs are replaced while a case runs, its outputs could be mistaken for those of the next case.
         """
         now = stamps(self.files.values())
         for path in self.stamps | now:
@@ -69,7 +69,7 @@ class ContractCase:
 def find_inputs(root: Path) -> ContractCase:
     """Find the images of the single case below the input root.
 
-    `inputs.json` need not be there; when it is, every image that it lists must be. The acquisition parameter files carry
+    `inputs.json` is optional; if it exists, every image that it lists must exist. The acquisition parameter files carry
     nothing that the segmentation uses and may be missing. Raises InputRefused.
     """
     try:

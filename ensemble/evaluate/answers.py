@@ -87,7 +87,7 @@ class _Answer:
 def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
     """Unblind answers. Writes preferences to `<out>`; beside it the grades, all results as JSON, and a page.
 
-    Raises InputRefused for answers to another study, twice, or with values that the page never writes.
+    Raises InputRefused for answers to another study, repeated answers, or invalid values.
     """
     tables = {
         out: _names(Preference),

@@ -110,7 +110,7 @@ def read_blinded_cases(
 ) -> tuple[list[BlindedCase], list[str]]:
     """Read images and both masks of each case that all methods were measured on. Also returns why others were left out.
 
-    Raises InputRefused where none can.
+    Raises InputRefused if there is no such case.
     """
     dwi = {name: files[Modality.DWI] for name, files in dataset.files.items() if Modality.DWI in files}
     paths = [path for files in dataset.files.values() for path in files.values()]
@@ -181,8 +181,8 @@ def make_blinded_case(case: str, images: PreparedCase, masks: tuple[BoolArray, B
 def make_reader_study(cases: Sequence[BlindedCase], names: tuple[str, str], seed: str = "") -> ReaderStudy:
     """Shuffle the order of cases and the sides of the masks, and make page and key.
 
-    `seed` (64 hexadecimal digits) is drawn by the system unless given; it stands in the key only. All that is drawn are keyed hashes,
-    so that what the page shows of them (names of items, their order) tells nothing of the rest.
+    `seed` (64 hexadecimal digits) is drawn by the system unless given; only the key contains it. All random choices are keyed hashes,
+    so that those visible on the page (names and order of items) reveal nothing about the others.
     """
     seed = seed or secrets.token_hex(32)
     order = sorted(range(len(cases)), key=lambda number: _drawn(seed, f"order {number}"))

@@ -84,8 +84,8 @@ class CorrelationDifference:
 def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
     """Read a table with a column `case`, clinical scores, and the columns named in `groups`.
 
-    A column is a score when all that stands in it is a number; text alone is passed over, with a note. Raises InputRefused for what is
-    no such table, a case twice, or numbers beside text in one column.
+    A column is a score if all its cells are numbers; columns of text are ignored, with a note. Raises InputRefused for
+    an invalid table, a repeated case, or numbers and text in one column.
     """
     try:
         sheet = read_sheet(path, _NAME)
@@ -115,7 +115,7 @@ def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
 def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path: Path) -> list[str]:
     """Return messages about cases that are only in the table or only among the masks.
 
-    Raises InputRefused where no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
+    Raises InputRefused if no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
     has read a name as a number).
     """
     if twice := [name for name, often in Counter(names).items() if often > 1]:

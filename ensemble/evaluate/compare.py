@@ -89,7 +89,7 @@ class Ranking:
 
     rows: list[Rank]
     kendall_tau: float | None
-    """Median over the resamples of Kendall's tau with the order of all cases; None where that has ties only, or there is one case."""
+    """Median over the resamples of Kendall's tau with the order of all cases; None if that has ties only, or there is one case."""
 
 
 def compare_methods(methods: Sequence[Method]) -> list[PairedComparison]:
@@ -151,8 +151,8 @@ def _note(differences: FloatArray, skewed: bool) -> str:
 def rank_methods(methods: Sequence[Method]) -> Ranking | None:
     """Rank methods as ISLES'22 does: by case and measure, then by the mean of these ranks. None for a single method.
 
-    A method without a mask that can be measured is last in its case, as in challenges: it must not gain by failing on hard ones. Cases
-    that nobody has count for nothing.
+    A method without a measurable mask is last in its case, as in challenges: it must not gain by failing on hard ones. Cases
+    that no method has are ignored.
     """
     cases = list(dict.fromkeys(case for method in methods for case in method.scores))
     if len(methods) < 2:

@@ -93,7 +93,7 @@ def spearman_intervals(
 ) -> tuple[Interval | None, Interval | None, Interval | None]:
     """Return percentile bootstrap intervals over cases.
 
-    Of the first quantity's rho with the score, of the second's, and of their difference, drawn together. None where there are too few
+    Of the first quantity's rho with the score, of the second's, and of their difference, drawn together. None if there are too few
     cases, or one is constant.
     """
     n = len(score)
@@ -113,7 +113,7 @@ def resampled_means(values: FloatArray, resamples: int = RESAMPLES) -> FloatArra
 def kruskal_wallis(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
     """Return the Kruskal-Wallis H, its p-value, and its source ("chi-squared", or "permutation" if a group is small).
 
-    None where there are fewer than two groups, or all values are equal.
+    None if there are fewer than two groups, or all values are equal.
     """
     values = np.concatenate(groups) if groups else np.empty(0)
     if len(groups) < 2 or np.ptp(values) == 0:

@@ -56,7 +56,7 @@ def measure_methods(predictions: Sequence[Path], truths: Path) -> list[Method]:
 def method_names(predictions: Sequence[Path]) -> list[str]:
     """Name methods by their folders, with as many parent folders as needed to make the names unique.
 
-    Raises UsageError where one path is given twice, or lies in another.
+    Raises UsageError if one path is given twice, or lies in another.
     """
     places = [path.resolve() for path in predictions]
     for place in places:

@@ -55,7 +55,7 @@ class Pair:
     predictions: tuple[Path, ...]
     """One each, unless something is missing or ambiguous."""
     others: tuple[Path, ...] = ()
-    """Predictions without a true mask, where there is none for this case: those with a similar name, else any."""
+    """Predictions without a true mask, if there is none for this case: those with a similar name, else any."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def find_true_masks(
 
     Args:
         cases: DWI by the case's name.
-        root: what the dataset is called by, whose folders name cases.
-        passed_over: files that are no masks: the images themselves.
+        root: the dataset, whose folders name the cases.
+        passed_over: files that are not masks: the images themselves.
 
     Returns pairs whose `predictions` are the DWIs of all cases that the masks may belong to.
     """

@@ -85,7 +85,7 @@ def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm
 def read_mask(path: Path, label: str) -> Volume:
     """Read a mask file as bool.
 
-    Raises InputRefused for what can't be read whole, or holds anything but 0 and one other value as stored.
+    Raises InputRefused for a file that can't be read completely, or has stored values other than 0 and one other.
     """
     stored = read_stored(path, label)
     values = stored.values(np.float64) if stored.scale != (1.0, 0.0) else stored.array

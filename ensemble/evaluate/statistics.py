@@ -27,7 +27,7 @@ class Summary:
     n: int
     mean: float
     mean_ci_low: float
-    """Bootstrap 95 % interval (percentile, 9999 resamples, fixed seed); the mean itself where there is one value."""
+    """Bootstrap 95 % interval (percentile, 9999 resamples, fixed seed); the mean itself if there is one value."""
     mean_ci_high: float
     median: float
     median_ci_low: float

@@ -41,7 +41,7 @@ class InferenceSettings:
     session: SessionKind = "auto"
     """What runs the networks."""
     features: bool = False
-    """Whether members tell, with their prediction, what their encoders make of the images."""
+    """Whether members return encoder features with their prediction."""
     allow_torchscript: bool = False
     """Whether TorchScript, which is code, may run although no manifest names its file by digest."""
 
@@ -66,11 +66,11 @@ class MemberPrediction:
     networks: int
     """How many networks (folds) were averaged."""
     arithmetic: str = ""
-    """The arithmetic that they ran in, for the report: "fp32, fused", say."""
+    """Their precision and runtime, for the report: for example "fp32, OpenVINO"."""
     remark: str = ""
-    """What it had to do without, for the report: "without FLAIR", say."""
+    """Which input it lacked, for the report: for example "without FLAIR"."""
     features: Features | None = None
-    """What the encoder of its first network made of the images; None where nobody asked, or it can't tell."""
+    """Encoder features of its first network; None if not requested or not available."""
 
     @property
     def mask(self) -> Volume:
@@ -123,9 +123,9 @@ class MemberDescription:
     spacing_mm: tuple[float, ...]
     """Voxel spacing that they work at; in-plane for 2-D networks."""
     published: int = 0
-    """How many folds were published, 0 where that is not known. Each one that is missing is reported."""
+    """Number of published folds, 0 if unknown. Missing ones are reported."""
     remarks: tuple[str, ...] = ()
-    """What is missing of the published files, where folds alone don't tell it."""
+    """Which published files are missing, if the folds alone do not show it."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class NetworkSpec:
     window_bytes: int
     """Memory that the activations of one window take."""
     memory_of: str
-    """What makes the activations so large, for messages."""
+    """Why the activations are so large, for messages."""
     build: Callable[[], nn.Module]
     """Builds the network and loads its weights. Raises WeightsBroken."""
     tap: str = ""
-    """Dotted name of the layer whose maps are its encoder's features; empty where it has none that is known."""
+    """Dotted name of the layer whose maps are its encoder's features; empty if it has none that is known."""
     convert: bool = True
-    """Whether OpenVINO runs it on the CPU. Not where converting takes longer than is saved in a case (docs/adr/0020)."""
+    """Whether OpenVINO runs it on the CPU. False if conversion takes longer than it saves in a case (docs/adr/0020)."""
 
 
 class ReferenceProgram(Protocol):

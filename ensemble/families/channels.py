@@ -30,9 +30,9 @@ class Channel:
 
     modality: Modality
     offset: int = 0
-    """Slices along the first array axis: -1 shows at each place the slice before it."""
+    """Slice offset along the first array axis: -1 is the previous slice."""
     optional: bool = False
-    """Whether the network was trained to do without it: a case that lacks the image shows 0 here."""
+    """Whether the network was trained to work without it; the channel is 0 if the case lacks the image."""
 
 
 def parse_channel(text: str) -> Channel:

@@ -43,7 +43,7 @@ class CropResampleGeometry:
     def to_network(self, array: FloatArray, how: NnunetResampling) -> FloatArray:
         """Resample a crop (channels, a, b, c) to the network's spacing.
 
-        Raises InputRefused where that is larger than any brain.
+        Raises InputRefused if that is larger than any brain.
         """
         if is_too_large(shape := self.network_shape, MAX_NETWORK_VOXELS):
             spacing = " x ".join(f"{mm:.3g}" for mm in self.network_spacing_mm)

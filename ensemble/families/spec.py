@@ -38,9 +38,9 @@ class MemberSpec:
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file, by path relative to the folder; files of unknown origin have none."""
     weight: float = 1.0
-    """What its vote counts in a majority."""
+    """Weight of its vote in a majority."""
     min_lesion_ml: float = 0.0
-    """Volume below which what its ensemble finds is no lesion; 0 keeps all."""
+    """Volume below which its ensemble removes lesions; 0 keeps all."""
     listed: bool = field(default=False, compare=False)
     """Whether a manifest names these digests, and so vouches for code in the files; a packed member's own word does not."""
 
@@ -48,7 +48,7 @@ class MemberSpec:
     def from_json(cls, entry: Mapping[str, Any], folder: Path) -> MemberSpec:
         """Read a manifest entry.
 
-        Raises KeyError, TypeError or ValueError for one that is incomplete or makes no sense, or whose name could lead out of the output
+        Raises KeyError, TypeError or ValueError for an entry that is incomplete or invalid, or whose name could lead out of the output
         folder.
         """
         if problem := name_problem(entry["name"]):

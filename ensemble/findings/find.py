@@ -34,7 +34,7 @@ def locate_brain(case: PreparedCase, onto: Template | None = None) -> TemplatePl
 def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = None) -> Findings:
     """Compute the findings of a case, with a template (by default the shipped one) and the user's label maps.
 
-    Where the brain can't be brought to the template, what needs that is absent, and `registered` says why.
+    If the brain can't be registered to the template, findings that need it are absent, and `registered` says why.
     """
     started = time.perf_counter()
     onto = onto or template()

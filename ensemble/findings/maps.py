@@ -51,7 +51,7 @@ class Label:
     index: int
     name: str
     group: str
-    """Empty where the table has no groups."""
+    """Empty if the table has no groups."""
     side: str
     """left, right or empty: as the table says, or where it lies."""
 
@@ -64,7 +64,7 @@ class LabelMap:
     file: str
     sha256: str
     array: AnyArray
-    """(z, y, x): position in `labels` plus 1; 0 where there is none."""
+    """(z, y, x): position in `labels` plus 1; 0 if there is none."""
     grid: Grid
     labels: tuple[Label, ...]
     space: str
@@ -175,7 +175,7 @@ def _label(row: Mapping[str, str]) -> Label:
 def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> tuple[Label, ...]:
     """Return the labels with the side on which each one lies.
 
-    Raises UsageError where the map is not in MNI space, or its table has sides swapped.
+    Raises UsageError if the map is not in MNI space, or its table has sides swapped.
     """
     index = np.argwhere(array)
     at = index[:: max(1, len(index) // 400_000)]
@@ -310,7 +310,7 @@ def measure_in_map(
 ) -> AtlasFindings:
     """Measure a lesion in a label map. It is given by the voxels of the mask (all, and `few` of them) and of each voter's mask.
 
-    `matrix` is the 4x4 map from the image to the template (LPS), `nearby` others that it might be.
+    `matrix` is the 4x4 transform from the image to the template (LPS), `nearby` are perturbed versions of it.
     """
 
     def volumes(sample: Sample, through: FloatArray) -> _Volumes:

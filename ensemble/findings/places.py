@@ -72,7 +72,7 @@ def transform_points(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
 def probabilities(onto: Template, points_mm: FloatArray) -> FloatArray:
     """Return the probability (side: left, right; structure of TISSUE; n) at points (n, 3; LPS mm) of the template, given tissue.
 
-    All 0 where the atlas knows of none.
+    All 0 outside the atlas.
     """
     origin, spacing = np.array(onto.t1.grid.origin_mm), np.array(onto.t1.grid.spacing_mm)
     found = np.empty((2, len(TISSUE), len(points_mm)), np.float32)

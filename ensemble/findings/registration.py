@@ -113,7 +113,7 @@ def register_to_template(
         brain: bool (z, y, x) on that grid.
         onto: the template; the shipped one if None.
 
-    Returns None where ITK finds nothing; what is found may have `problems`.
+    Returns None if ITK finds no transform; a transform may have `problems`.
     """
     onto = onto or template()
     masked = dwi.like(np.clip(np.where(brain, dwi.array, 0), 0, _BRIGHTEST).astype(np.float32))

@@ -94,7 +94,7 @@ class LesionPlace:
     volume_ml: float
     centre_lps_mm: tuple[float, float, float]
     centre_mni_mm: tuple[float, float, float] | None = None
-    """RAS, as atlases have it; this and what follows is None where the brain's place in the template is not known."""
+    """RAS, as atlases have it; this and what follows is None if the brain's place in the template is not known."""
     side: Choice | None = None
     region: Choice | None = None
     structure: Choice | None = None
@@ -178,16 +178,16 @@ class AtlasFindings:
     space: str
     """As its name, sidecar or header tell; "not stated" else."""
     mismatch: str
-    """What is to be thought of where that is not the template's space; empty where it is."""
+    """What is to be thought of where that is not the template's space; empty if it is."""
     labels: tuple[Amount, ...]
     groups: tuple[Amount, ...]
-    """Empty where the table has none, as are the next ones."""
+    """Empty if the table has none, as are the next ones."""
     sided_groups: tuple[Amount, ...]
     """By group and side: "MCA left"."""
     outside: Quantity
     """Of the lesion, ml in no label."""
     leading: Choice | None
-    """The group (or label, where there are no groups) with most of the lesion; None where nothing lies in any."""
+    """The group (or label, where there are no groups) with most of the lesion; None if nothing lies in any."""
     leading_side: Choice | None
     aspects: Aspects | None
     """Only of a map called aspects."""
@@ -215,7 +215,7 @@ class TemplateRegistration:
 
     template: str
     problems: tuple[str, ...]
-    """Why the map is not used; empty where it is."""
+    """Why the map is not used; empty if it is."""
     checks: dict[str, Any]
     matrix: tuple[tuple[float, ...], ...] | None
     """4x4, from points of the DWI to points of the template (LPS, mm)."""
@@ -247,7 +247,7 @@ class Findings:
     lesions: tuple[LesionPlace, ...]
     """Largest first."""
     places: Places | None
-    """None where the brain's place in the template is not known: `registered` says why."""
+    """None if the brain's place in the template is not known: `registered` says why."""
     atlases: tuple[AtlasFindings, ...] = ()
     """Empty likewise."""
     seconds: float = 0.0

@@ -27,8 +27,8 @@ class ExaminationCase:
 def read_examination(path: Path, name: str) -> ExaminationCase:
     """Read DWI, ADC and FLAIR from a folder or .zip of DICOM that holds one examination.
 
-    Without a series that shows ADC, it will be computed from the DWI. A FLAIR is left out, with a note, where none or no single one can be
-    read. Raises InputRefused where DWI or ADC can't be read, or can't be told for certain, and for several studies.
+    Without an ADC series, ADC will be computed from the DWI. FLAIR is omitted, with a note, if there is none, several, or none that can be
+    read. Raises InputRefused if DWI or ADC can't be read or identified with certainty, and for several studies.
     """
     started = time.perf_counter()
     with open_examination(path, "DICOM") as examination:

@@ -45,7 +45,7 @@ class Address:
     host: str
     port: int
     callers: tuple[str, ...] = ()
-    """AE titles that may call; anybody where there are none."""
+    """AE titles that may call; anybody if there are none."""
     most_associations: int = 16
 
 

@@ -120,7 +120,7 @@ class Spool:
     def keep(self, uid: str, instance: str, content: bytes, sender: int) -> None:
         """Store an image. On return, it and the journal of its study are on disk.
 
-        The same image again changes nothing, but that a study without results is looked at again. Raises SpoolFull, OSError.
+        A repeated image changes nothing, except that a study without results is tried again. Raises SpoolFull, OSError.
         """
         name = f"{_digest(instance.encode())}-{_digest(content)}.dcm"
         with self._lock:
@@ -221,7 +221,7 @@ class Spool:
     def next_complete(self, quiet_s: float) -> Study | None:
         """Return a study for which no image has arrived for a while, or one interrupted by a restart; None if there is none.
 
-        One that lacks images for certain is refused here.
+        A study that certainly lacks images is refused here.
         """
         with self._lock:
             for study in sorted(self._studies.values(), key=lambda each: each.received):

@@ -19,7 +19,7 @@ class Features:
     whole: FloatArray
     """(D,) float32: mean over all of the image that is not 0."""
     foreground: FloatArray | None
-    """(D,) float32: mean where the network answers with any class but the first; None where it never does."""
+    """(D,) float32: mean where the network answers with any class but the first; None if it never does."""
 
 
 class FeaturePool:

@@ -58,8 +58,8 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
     """Fill in voting weights and smallest lesion from the members' manifest entries where the user chose none.
 
-    None stays where that is the usual rule: equal votes, every size. Of members that differ about the smallest lesion, the one that keeps
-    most is followed. Raises UsageError for weights of members that don't take part.
+    None stays for the default rule (equal votes, all sizes). If members differ in the smallest lesion, the smallest value
+    is used. Raises UsageError for weights of members that are not used.
     """
     weights = config.member_weights
     if weights is None:

@@ -31,10 +31,10 @@ def pack(
     """Pack a member folder, or the members (all or the named ones) of a weights folder, into a new folder.
 
     A member folder becomes `destination` itself, the members of a weights folder become folders in it. A member folder named by a
-    manifest beside it keeps what that says of it. With `onnx` each network is also written in ONNX form, as it is in the packed
+    manifest beside it keeps its entry. With `onnx` each network is also written in ONNX form, as it is in the packed
     precision. Returns the packed folders; on failure nothing is left behind.
 
-    Raises WeightsBroken for members that can't be read, UsageError when the destination holds something already.
+    Raises WeightsBroken for members that can't be read, UsageError when the destination is not empty.
     """
     specs = _beside(source) or find_members(source, names)
     alone = len(specs) == 1 and specs[0].folder.resolve() == source.resolve()

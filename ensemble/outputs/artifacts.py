@@ -35,7 +35,7 @@ class Role(Generic[Source]):
     option: str
     """The field of ExtraOutputs that asks for it; empty for what is always written."""
     payload: Callable[[Source], Any]
-    """What the format writes; None where there is nothing to write."""
+    """Returns the content to write; None if there is none."""
 
     def __post_init__(self) -> None:
         options = {"", *ExtraOutputs.__dataclass_fields__}
@@ -51,7 +51,7 @@ class Artifact:
 
     role: Role[Any]
     member: str = ""
-    """Whose it is; empty for the case's own."""
+    """The member it belongs to; empty for outputs of the case."""
     payload: Any = None
 
     def file_name(self, image_suffix: str) -> str:

@@ -25,11 +25,11 @@ class SegmentedCase:
     result: Result
     ensemble: Ensemble
     findings: Findings | None = None
-    """Where the lesion lies; None where nobody asked."""
+    """Where the lesion lies; None if nobody asked."""
     examination: Mapping[str, Any] | None = None
     """What the examination held that its images were chosen from, where a whole one was given."""
     trust: Trust | None = None
-    """How far the mask is to be trusted; None where nobody asked."""
+    """How far the mask is to be trusted; None if nobody asked."""
 
     @classmethod
     def of(

@@ -28,7 +28,7 @@ _ABOVE_NOISE = 2.5
 def compute_missing_adc(raw: RawCase) -> RawCase:
     """Return the case with a computed ADC if it has none; unchanged if one was given.
 
-    Raises InputRefused where none can be computed.
+    Raises InputRefused if none can be computed.
     """
     dwi = raw.images.get(Modality.DWI)
     if Modality.ADC in raw.images or dwi is None:

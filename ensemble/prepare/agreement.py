@@ -57,7 +57,7 @@ def mutual_information(
 ) -> tuple[float, Iterator[tuple[str, float]]]:
     """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain at their present position, and at others.
 
-    Also return it for ADC mirrored and moved: how, and how much.
+    Also return (description, value) for ADC mirrored and moved.
     """
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)

@@ -49,7 +49,7 @@ def zero_unusable_voxels(case: Draft) -> StepResult:
 def clear_background(case: Draft) -> StepResult:
     """Set voxels outside the brain to 0 if many hold noise: members crop to and normalise by nonzero voxels.
 
-    Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
+    Published members still get the original background (`as_read`), except for a stripped skull.
     """
     notes, outside, images = [], ~case.brain, dict(case.images)
     as_read: dict[Modality, Volume | LazyVolume] = {**case.images, **case.as_read}

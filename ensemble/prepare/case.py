@@ -58,9 +58,9 @@ class PreparedCase:
     brain: Volume
     """bool, the brain's foreground."""
     repairs: tuple[str, ...]
-    """What was changed on the way, or looks odd, one sentence each."""
+    """Repairs and remarks, one sentence each."""
     notes: tuple[Note, ...] = ()
-    """The same as `repairs`, with the step that says so, and the image that it is about."""
+    """The same as `repairs`, each with its step and image."""
 
     @property
     def grid(self) -> Grid:
@@ -83,8 +83,8 @@ def prepare(
 ) -> PreparedCase:
     """Check a case, strip its skull, and resample its images to the DWI grid.
 
-    `skull_strip` says whether a skull is stripped. `device` ("cpu", "cuda") is where HD-BET runs, if it must; no other network runs here.
-    `brain_ml` is the volume (ml) that a brain may have. With `registration` "never", FLAIR lies where its header says.
+    `skull_strip` says whether a skull is stripped. `device` ("cpu", "cuda") runs HD-BET if needed; no other network runs here.
+    `brain_ml` is the accepted brain volume (ml). With `registration` "never", FLAIR is aligned only by its header.
 
     Raises InputRefused when the case can't be segmented safely.
     """

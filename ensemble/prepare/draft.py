@@ -46,9 +46,9 @@ class Note:
     text: str
     """One sentence."""
     image: Modality | None = None
-    """That it is about; None for the case as a whole."""
+    """The image concerned; None for the case as a whole."""
     step: str = ""
-    """That noted it: a function of `case.STEPS`, or "readers"."""
+    """The step that noted it: a function of `case.STEPS`, or "readers"."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Draft:
     brain: BoolArray = field(default_factory=_nowhere)
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False
-    """Whether a skull was taken off."""
+    """Whether a skull was stripped."""
     as_read: Mapping[Modality, Volume | LazyVolume] = field(default_factory=dict)
     """The images before a noisy background was cleared; without skull where one was stripped. Until then at most FLAIR (see `flair`)."""
     tissue_normalized: Mapping[Modality, Volume] = field(default_factory=dict)

@@ -39,7 +39,7 @@ class RegistrationResult:
     """The result of a registration."""
 
     transform: sitk.Transform | None
-    """From points on the DWI to points on the FLAIR (LPS, mm); None where the headers are kept."""
+    """From points on the DWI to points on the FLAIR (LPS, mm); None if the headers are kept."""
     summary: str
     """One clause on it, for the report."""
 

@@ -72,7 +72,7 @@ def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]
 def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
     """Return the brain (bool, z, y, x) of a DWI with skull, and a note.
 
-    Raises InputRefused when what is found is no brain, WeightsBroken when the network is not there.
+    Raises InputRefused when the result can't be a brain, WeightsBroken when the network is missing.
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()

@@ -39,7 +39,7 @@ def select_dwi(
     Without, only a pair of b0 and b1000, in this order, can be told. `b_file` is where b-values would be read from, if anywhere.
 
     Raises InputRefused when none can be chosen safely: also when a volume of the shell is empty or does not agree with the others, or is
-    no darker than one of lower b.
+    not darker than one of lower b.
     """
     if b_values is None:
         return _second_of_two(volumes, path, b_file)
@@ -89,7 +89,7 @@ def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, l
 def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowBImage:
     """Return the mean of the volumes (n, z, y, x) of lowest b-value, to go with the image that `select_dwi` chose.
 
-    Raises InputRefused where there is none, or where they do not show the same.
+    Raises InputRefused if there is none, or where they do not show the same.
     """
     if b_values is None:
         alone = (
@@ -190,7 +190,7 @@ def _refuse_two_halves(levels: Sequence[float], numbers: Sequence[int], b: float
 
 
 def _refuse_reversed(weighted: AnyArray, other: AnyArray, difference: float, number: int, refuse: _Refusal) -> None:
-    """Raise InputRefused where the weighted volume is clearly brighter than one whose b-value is lower by `difference`, or the same, or
+    """Raise InputRefused if the weighted volume is clearly brighter than one whose b-value is lower by `difference`, or the same, or
     clearly darker than one of a higher b-value.
 
     Volumes that are only alike pass: a few slices at the end of a head hold little tissue (a public GE series: 1.01), and a b0 in the place

@@ -32,7 +32,7 @@ _GENERIC = {"diffusion", "image"}
 def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
     """Read one file, DICOM folder or archive per modality; without ADC, also the image needed to compute it.
 
-    With `adc_is_held` the caller has an ADC map in memory, so that none will be computed.
+    `adc_is_held` means that the caller has an ADC map in memory, so none will be computed.
 
     Raises InputRefused naming the first that can't be read, or why no ADC can be computed.
     """

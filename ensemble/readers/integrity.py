@@ -56,7 +56,7 @@ _MAX_LINES = 1 << 16
 def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
     """Return remarks on unusual things in a file that ITK would not report, one sentence each.
 
-    Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
+    Raises InputRefused if data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
     the file can't be read.
     """
     remarks: list[str] = []

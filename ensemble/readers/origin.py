@@ -17,7 +17,7 @@ class SourceFrame:
     sop_instance: str
     series: str
     number: int | None
-    """Of the frame in its file, from 1; None where the file holds a single frame."""
+    """Of the frame in its file, from 1; None if the file holds a single frame."""
 
 
 @dataclass(frozen=True)

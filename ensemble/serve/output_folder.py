@@ -23,7 +23,7 @@ class OutputFolder:
     def begin(self, root: Path) -> None:
         """Before a call: remove the outputs of the last call, because they belong to another case; files replaced since are kept.
 
-        The platform has emptied the folder by then; others may not, and would find an old mask beside the answer "failed".
+        The platform empties the folder between calls; other callers may not, and could find an old mask beside the answer "failed".
         """
         for path, left in self._ours.items():
             if stamp(path) == left:

@@ -30,7 +30,7 @@ class ServerConfig:
 def serve(setup: WorkerConfig, place: ServerConfig) -> int:
     """Serve until SIGTERM or SIGINT, or until loading the members fails. Returns the exit code.
 
-    Raises UsageError when the port can't be had.
+    Raises UsageError when the port can't be opened.
     """
     listening = listening_socket(
         place.host, place.port

@@ -73,7 +73,7 @@ class Failed:
     exit_code: int = 1
     """The code that the exec mode would have ended with; 1 is a bug."""
     details: dict[str, str] = field(default_factory=dict)
-    """where, found and do of a UserError, as far as it has them."""
+    """where, found and do of a UserError, if it has them."""
 
     @classmethod
     def of(cls, error: Exception) -> Failed:

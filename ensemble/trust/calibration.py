@@ -115,7 +115,7 @@ def scaled(name: str, score: float) -> float:
 
 
 def unlikeness(scores: Mapping[str, float]) -> float | None:
-    """Return how unlike usual a case looks: the log of the larger of `UNLIKENESS_SCORES` (0: usual); None where neither is known."""
+    """Return how unlike usual a case looks: the log of the larger of `UNLIKENESS_SCORES` (0: usual); None if neither is known."""
     known = [scores[name] for name in UNLIKENESS_SCORES if name in scores]
     return math.log(max(*known, 1e-3)) if known else None
 
@@ -128,7 +128,7 @@ def expit(x: float) -> float:
 def conformal_quantile(residuals: AnyArray, coverage: float = COVERAGE) -> float:
     """Return the split-conformal quantile of absolute residuals (n,): a new one is at most that with probability `coverage`.
 
-    Vovk et al., Algorithmic Learning in a Random World, 2005. 1 where there are too few.
+    Vovk et al., Algorithmic Learning in a Random World, 2005. 1 if there are too few.
     """
     at = math.ceil(coverage * (len(residuals) + 1))
     return float(np.sort(residuals)[at - 1]) if at <= len(residuals) else 1.0

@@ -23,7 +23,7 @@ class Evidence:
     """What a case shows by itself."""
 
     agreement: float | None
-    """Mean Dice of the voters' masks, two by two; None for a single voter."""
+    """Mean pairwise Dice of the voters' masks; None for a single voter."""
     mask: Mapping[str, float]
     """`volume_ml`, `lesions`, and of a mask that is not empty: `probability` and `entropy` (bits) of the mean probability in it,
     `weakest` (mean probability of the lesion that is least sure), `boundary` (share of its voxels at the rim) and `soft_dice` (the Dice to

@@ -27,7 +27,7 @@ def leave_one_out_unlikeness(evidence: Sequence[Evidence], digests: Mapping[str,
 def fit_user_reference(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
     """Fit references to a user's cases, and replace the calibration's limit of unlikeness by theirs.
 
-    What was learnt of the Dice is kept if it was with these weights; else it is not known.
+    A calibration of the expected Dice is kept if it was made with these weights; otherwise the expected Dice is unknown.
     """
     digests = {member: dict(files) for member, files in ensemble.digests.items()}
     try:

@@ -32,7 +32,7 @@ class Trust:
     """How far the mask of a case can be trusted."""
 
     verdict: Verdict | None
-    """None where nothing is known by which to judge."""
+    """None if nothing is known by which to judge."""
     expected_dice: float | None
     """Of the mask with a reader's; None of an empty mask, and where it is not known."""
     interval: tuple[float, float] | None
@@ -169,7 +169,7 @@ class Judge:
 def judge(result: Result, ensemble: Ensemble) -> Trust:
     """Return how far the mask of a case can be trusted, by the references beside the ensemble's weights.
 
-    Raises nothing: a mask is not lost for want of a verdict. Where judging fails, there is none, and `missing` says why.
+    Raises nothing, so that a failure here does not cost the mask. The verdict is then None, and `missing` says why.
     """
     try:
         trust = Judge.of(ensemble).judge(result)

@@ -75,7 +75,7 @@ class MemberReference:
     """SHA-256 of each file that determined what it predicted."""
     whole: FeatureCloud
     lesion: FeatureCloud | None
-    """None where too few of the cases had a lesion."""
+    """None if too few of the cases had a lesion."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> 
 def reference_digests(weights: Path) -> dict[str, str]:
     """Return the SHA-256 of each file in `<weights>/trust` by name, because verdicts depend on them.
 
-    One that can't be read is no part of a verdict, either, and has none.
+    A file that can't be read affects no verdict and is omitted.
     """
     return {path.name: _digest(path) for path in sorted((weights / FOLDER).glob("*")) if path.is_file()}
 

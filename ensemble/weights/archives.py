@@ -9,7 +9,7 @@ import zipfile
 def archive_root(archive: zipfile.ZipFile) -> str:
     """Return the top folder of the archive with a trailing slash; it is named after the file, or "archive".
 
-    Raises UnpicklingError where there is none, or several, or for numbers that are not little-endian.
+    Raises UnpicklingError if there is none, or several, or for numbers that are not little-endian.
     """
     found = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(found) != 1:
@@ -25,7 +25,7 @@ def read_archive_file(archive: zipfile.ZipFile, name: str, most: int | None = No
 
     PyTorch compresses no pickle and no tensor, so that none is larger than it looks.
 
-    Raises UnpicklingError for one that is compressed, or of more bytes than `most`; KeyError where there is none.
+    Raises UnpicklingError for one that is compressed, or of more bytes than `most`; KeyError if there is none.
     """
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or (most is not None and info.file_size > most):

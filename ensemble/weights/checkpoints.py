@@ -117,7 +117,7 @@ def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, tor
 def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
     """Return a checkpoint that has a trainer's weights under `key`; `name` is the trainer's file name, for messages.
 
-    Raises WeightsBroken for any other.
+    Raises WeightsBroken for any other content.
     """
     content = read_checkpoint(path)
     if not isinstance(content.get(key), dict):

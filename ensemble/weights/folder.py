@@ -14,7 +14,7 @@ from ensemble.files import first_names, is_permission_error, unreadable_reason
 def files_of(folder: Path) -> tuple[Path, ...]:
     """Return all files below a folder, sorted; empty if the folder does not exist.
 
-    Raises WeightsBroken where anything in it can't be read: nothing is passed over in silence.
+    Raises WeightsBroken if anything in it can't be read: nothing is silently skipped.
     """
     with folder_errors(folder):
         if not folder.is_dir():

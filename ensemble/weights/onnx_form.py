@@ -19,7 +19,7 @@ NETWORK, PROBE = "network.onnx", f"probe{SUFFIX}"
 def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[int, ...], folder: Path) -> None:
     """Export a network for batches and windows of any size, and a probe; then check the export against the probe.
 
-    Raises WeightsBroken where ONNX Runtime gives another mask, UsageError where the exporter is missing.
+    Raises WeightsBroken if ONNX Runtime gives another mask, UsageError where the exporter is missing.
     """
     try:
         probe = make_probe(network, channels, smallest_window)

@@ -172,7 +172,7 @@ class _PlainUnpickler(pickle.Unpickler):
         self._allowance = _Allowance()
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for a name. Raises ForbiddenName where there is none."""
+        """Return the stand-in for a name. Raises ForbiddenName if there is none."""
         try:
             return partial(_STAND_INS[f"{module}.{name}"], self._allowance)
         except KeyError:

@@ -36,7 +36,7 @@ class NnunetV1Folder:
 def read_nnunet_v1_folder(folder: Path) -> NnunetV1Folder:
     """Read everything in a model folder except the weights.
 
-    Raises WeightsBroken, naming file and finding, for what is missing, damaged, contradictory or not supported.
+    Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
     """
     weights = {name: _weights_of(path) for name, path in fold_folders(folder, ALL_FOLDS_V1).items()}
     if not weights:

@@ -52,7 +52,7 @@ class NnunetV1Member:
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV1Member:
         """Read a model folder and load its networks onto the device.
 
-        Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
+        Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
         """
         refuse_unfit_images(spec)
         folder = read_nnunet_v1_folder(spec.folder)

@@ -49,7 +49,7 @@ class NnunetV2Member:
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV2Member:
         """Read a model folder and load its networks onto the device.
 
-        Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
+        Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
         """
         model = read_model(spec.folder)
         return cls(

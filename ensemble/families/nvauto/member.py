@@ -53,7 +53,7 @@ class NvautoMember:
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NvautoMember:
         """Open each network once, and keep them in memory if they are few.
 
-        Raises WeightsBroken for TorchScript without permission, and for what is missing, damaged or not supported.
+        Raises WeightsBroken for TorchScript without permission, and if anything is missing, damaged or not supported.
         """
         modalities = _modalities(spec)
         files = list(find_network_files(spec.folder).values())

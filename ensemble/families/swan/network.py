@@ -4,7 +4,7 @@ Layouts are those of Ashtari et al., "Factorizer: A scalable interpretable appro
 (Medical Image Analysis 2023) and its public code (github.com/pashtari/factorizer). Both are U-Nets of five levels whose blocks differ; a
 head on each of the finest levels, for training by deep supervision. All heads are here, so that checkpoints fit exactly; one speaks.
 
-Arrays are (N, C, X, Y, Z): these networks know images in that order of axes. Dropout is left out: it is for training.
+Arrays are (N, C, X, Y, Z): these networks know images in that order of axes. Dropout is omitted: it is for training.
 """
 
 from __future__ import annotations

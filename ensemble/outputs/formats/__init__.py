@@ -18,7 +18,7 @@ class Format:
     module: str
     """Of this folder."""
     suffix: str = ""
-    """Ending of the file's name; empty where the layout chooses it."""
+    """Ending of the file's name; empty if the layout chooses it."""
 
     def write(self, payload: Any, path: Path) -> None:
         """Write a payload to a file in an existing folder. Raises OSError if the file is incomplete."""

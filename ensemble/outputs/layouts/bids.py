@@ -163,7 +163,7 @@ def move_to_superseded(root: Path, place: BidsEntities) -> Path | None:
 def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
     """Raise UsageError if the output folder is the dataset itself, or another dataset whose description would be overwritten.
 
-    Or no folder that can be read.
+    Also if it is not a readable folder.
     """
     described = root / "dataset_description.json"
     try:

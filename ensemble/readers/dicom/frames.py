@@ -111,7 +111,7 @@ class Instance:
     words: tuple[str, ...]
     """Series description and protocol name, as far as there are such and they differ."""
     other: str
-    """What it is where it can't be a grey MR image; empty where it may be one."""
+    """What it is where it can't be a grey MR image; empty if it may be one."""
     stored: StoredPixels | None
     problem: Problem | None = None
 
@@ -137,14 +137,14 @@ class Frame:
     tile: tuple[int, int] | None = None
     """Row and column in the stored frame at which the slice begins, where it is a tile of one."""
     plane: Plane | None = None
-    """None where the header does not tell it."""
+    """None if the header does not tell it."""
     b: float | None = None
     direction: str = ""
     """See `facts.directionality`."""
     slope: float = 1.0
     intercept: float = 0.0
     echo_ms: float | None = None
-    """Echo time; None where nothing tells it."""
+    """Echo time; None if nothing tells it."""
     order: tuple[float, ...] = ()
     """Order of acquisition, as far as numbers tell: temporal position, acquisition, instance, frame."""
 

@@ -181,7 +181,7 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
 def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
     """Return the first `most` bytes of an inflated file, and its total inflated size.
 
-    Raises ValueError where it grows as no image does, or has no end.
+    Raises ValueError if it grows as no image does, or has no end.
     """
     stream = io.BytesIO(content)
     stream.seek(132)

@@ -180,7 +180,7 @@ def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
 def modalities_in(folder: Path) -> frozenset[Modality]:
     """Return the modalities of the DICOM series in a folder (with subfolders), readable or not; empty without DICOM.
 
-    Raises InputRefused where nothing is to be found because files are damaged.
+    Raises InputRefused if nothing is to be found because files are damaged.
     """
     with open_examination(folder, "DICOM") as examination:
         kinds = {str(series.kind) for series in examination.series}

@@ -60,7 +60,7 @@ STUDY_ATTRIBUTES = (*_PATIENT, *_STUDY)
 def read_study(path: Path) -> Dataset:
     """Read the attributes of patient, study and series of a file, in Unicode, without private ones.
 
-    What makes no sense is left out. Raises one of MALFORMED where the file can't be read any more.
+    What makes no sense is omitted. Raises one of MALFORMED where the file can't be read any more.
     """
     tags = (tag_for_keyword(keyword) for keyword in (*STUDY_ATTRIBUTES, *_SERIES, *_WHEN))
     wanted = [tag for tag in tags if tag is not None]
