@@ -78,7 +78,7 @@ class Trust:
             if self.scores.get("volume_ml") == 0
             else "a tumour or old lesion taken for an infarct"
         )
-        return f"That does not mean right: {unseen} goes unnoticed here."
+        return f"That does not mean right: {unseen} may go unnoticed here."
 
     @property
     def text(self) -> str:
