@@ -68,7 +68,7 @@ class Row:
     leading: str = ""
     """For each of the user's label maps, the group (or label) with most of the lesion: `<map>=<group>`."""
     trust: str = ""
-    """good, check or poor; unknown where there is nothing to judge by, off if not requested."""
+    """good, check or poor; unknown without references, off if not requested."""
     expected_dice: float | None = None
     expected_dice_low: float | None = None
     expected_dice_high: float | None = None

@@ -1,4 +1,4 @@
-"""Fit what is usual to a user's cases: references for all members, and the limit of unlikeness."""
+"""What is usual, learnt of cases: references for all members, and the limits of what looks like them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ensemble.pipeline import Ensemble
-from ensemble.trust.calibration import Calibration, Limit, unlikeness
+from ensemble.trust.calibration import Calibration, Limit, look_limits, unlikeness
 from ensemble.trust.evidence import Evidence
 from ensemble.trust.judge import read_calibration
 from ensemble.trust.reference import PARTS, References, UnusableReference, fit_references
 from ensemble.trust.scores import scores_of
 
 
-def leave_one_out_unlikeness(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[float]:
-    """Return how unlike the others each case looks, measured from references fitted without it."""
-    far: list[float] = []
+def leave_one_out_unlikeness(
+    evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, float]]:
+    """Return how little each case looks like the others: measured from references that it has no part in."""
+    far: list[dict[str, float]] = []
     for part in range(PARTS):
         references = fit_references([e for at, e in enumerate(evidence) if at % PARTS != part], digests, least=2)
-        found = (unlikeness(scores_of(e, references)) for e in evidence[part::PARTS])
-        far += [x for x in found if x is not None]
+        far += [unlikeness(scores_of(e, references)) for e in evidence[part::PARTS]]
     return far
 
 
 def fit_user_reference(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
-    """Fit references to a user's cases, and replace the calibration's limit of unlikeness by theirs.
+    """Return references of a user's cases, and the calibration with their looks for usual.
 
-    A calibration of the expected Dice is kept if it was made with these weights; otherwise the expected Dice is unknown.
+    What was learnt of the Dice is kept if it was with these weights; else it is not known.
     """
     digests = {member: dict(files) for member, files in ensemble.digests.items()}
     try:
         known = read_calibration(ensemble)
     except UnusableReference:
-        nothing = Limit(0.0, 0.0)
-        known = Calibration(digests, 0.0, {}, 1.0, 1.0, nothing, nothing, {})
+        known = Calibration(digests, 0.0, {}, 1.0, 1.0, {}, Limit(0.0, 0.0), {})
     about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
-    looks = Limit.of(leave_one_out_unlikeness(evidence, digests))
+    looks = look_limits(leave_one_out_unlikeness(evidence, digests))
     return fit_references(evidence, digests), replace(known, looks=looks, about=about)
