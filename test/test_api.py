@@ -164,7 +164,7 @@ def sheared_sitk() -> Volume:
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "sform and qform apart": (two_places, "sform and qform differ"),
-    "sheared": (sheared_sitk, "right angles"),
+    "sheared": (sheared_sitk, "orthogonal"),
     "four axes": (lambda: nib.Nifti1Image(np.ones((8, 8, 8, 3)), np.eye(4)), "3"),
     "a vector image": (lambda: sitk.Image([4, 4, 4], sitk.sitkVectorFloat32, 3), "one 3-D volume"),
     "a slice": (lambda: Volume.from_numpy(np.ones((4, 4, 1)), np.eye(4)), "single slice"),

@@ -130,7 +130,7 @@ def test_members_whose_names_have_the_same_letters_do_not_share_a_file(
         folder = tmp_path / "out" / place.folder
         masks = [path.name.lower() for path in folder.glob("*_desc-*_mask.nii.gz")]
         assert len(set(masks)) == len(members)
-        said = {json.loads(path.read_text())["Description"].split()[-2] for path in folder.glob("*_desc-*_mask.json")}
+        said = {json.loads(path.read_text())["Description"].split()[-1] for path in folder.glob("*_desc-*_mask.json")}
         assert said == {names[number] for number in members}
     assert (tmp_path / "out" / "sub-1" / "sub-1_space-dwi_label-lesion_mask.nii.gz").is_file()
 

@@ -69,7 +69,7 @@ def test_participants_run_one_by_one_and_the_group_make_what_a_batch_makes(
     }  # fmt: skip
     assert "2 of 4 cases are not done" in capsys.readouterr().err
     assert app("participant", "--participant_label", "sub-02", "3") == 3
-    assert "failed says why" in capsys.readouterr().err
+    assert "failed: see" in capsys.readouterr().err
     assert app("group") == 3
     assert comparable(out) == comparable(whole)
 
@@ -275,7 +275,7 @@ def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path, caplog: py
     (tmp_path / "filter.json").write_text(json.dumps({"dwi": session, "adc": session}))
     cases = find_cases(tmp_path / "data", tmp_path / "out", read_filter(tmp_path / "filter.json"))
     assert [(case.name, case.problem) for case in cases] == [("sub-1/ses-a", None), ("sub-2/ses-a", None)]
-    assert "4 images are passed over, as they were filtered out" in caplog.text
+    assert "the BIDS filter excluded 4 images" in caplog.text
 
 
 def test_shares_are_a_partition_that_joining_cases_do_not_move() -> None:

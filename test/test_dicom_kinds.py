@@ -661,7 +661,7 @@ def test_interleaved_volumes_are_ordered_by_time(tmp_path: Path) -> None:
         (
             "Enhanced",
             lambda frames: frames[9].PlanePositionSequence[0].update({"ImagePositionPatient": [0, 0, 900]}),
-            "lacks slices|leans",
+            "lacks slices|is sheared",
         ),
         ("Enhanced", lambda frames: frames[9].PlanePositionSequence.clear(), "no valid slice position"),
         ("Enhanced", lambda frames: frames[9].MRDiffusionSequence[0].update({"DiffusionBValue": 0.0}), "lacks slices"),

@@ -508,7 +508,7 @@ def test_what_straight_axes_move_is_noted_where_it_is_more_than_rounding(
 ) -> None:
     grid = replace(GRID, size=(192, 192, 73), direction=oblique(3, digits))
     image = read_image(write_image(np.ones(grid.shape_zyx, np.uint8), tmp_path / "a.mha", grid), Modality.DWI)
-    assert ["straightened" in note for note in image.notes] == [True] * noted
+    assert ["made orthogonal" in note for note in image.notes] == [True] * noted
 
 
 @pytest.mark.parametrize("cast", [np.float64, np.float32])

@@ -91,7 +91,7 @@ def nifti_with(path: Path, field: str, offset: int, *values: float) -> Path:
         ("4s", 344, (b"ni1\0",), "ANALYZE"),
         ("f", 112, (float("inf"),), "scl_slope"),
         ("3f", 80, (0.0, 4.0, 5.0), "voxel size"),
-        ("4f", 280, (-4.0, 3.0, 0.0, 80.0), "right angles"),
+        ("4f", 280, (-4.0, 3.0, 0.0, 80.0), "orthogonal"),
     ],
 )
 def test_an_odd_header_of_a_whole_file_is_not_damaged(

@@ -31,7 +31,7 @@ ImageLike: TypeAlias = str | os.PathLike[str] | Volume | nib.spatialimages.Spati
 def read_images(given: Mapping[Modality, ImageLike], name: str | None = None) -> RawCase:
     """Read one image per modality. `name` is the case's name; by default that of the DWI's file, or "case" if there is none.
 
-    Raises InputRefused when an image can't be read safely, UsageError when it is of no type that is read.
+    Raises InputRefused when an image can't be read safely, UsageError when its type is not supported.
     """
     files = {modality: Path(image) for modality, image in given.items() if isinstance(image, str | os.PathLike)}
     dwi = files.get(Modality.DWI)

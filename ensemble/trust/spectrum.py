@@ -22,8 +22,8 @@ TAU = 0.25
 def noise_floor(eigenvalues: AnyArray, n: int) -> float:
     """Return the estimated error ||S_N - S|| of a covariance from n samples, given the eigenvalues of S_N, largest first.
 
-    Both numbers that it hangs on are there in the sample: tr S_N estimates tr S without bias, and the largest eigenvalue is drawn up by
-    the same error, l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
+    It is estimated from the sample: tr S_N estimates tr S without bias, and the largest eigenvalue is inflated by the same error,
+    l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
     """
     trace, top = float(np.sum(eigenvalues)), float(np.max(eigenvalues, initial=0.0))
     noise = trace / n
