@@ -275,7 +275,7 @@ def test_a_member_that_raises_is_5_unless_fewer_votes_are_accepted(
     monkeypatch.setattr(NnunetV2Member, "predict", predict)
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 5
     said = capfd.readouterr().out
-    assert "1 of 2 members voted, at least 2 must" in said
+    assert "1 of 2 members voted; 2 are required" in said
     assert "illegal memory access" in said
     assert not (tmp_path / "out").exists()
     assert contract(tmp_path / "in", tmp_path / "out", weights, "--min-members", "1", "--report") == 0

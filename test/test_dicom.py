@@ -160,7 +160,7 @@ def with_value(path: Path, keyword: str, value: object) -> Path:
         (lambda f: f[9].write_text("not DICOM"), "damaged", ""),
         (lambda f: [path.unlink() for path in f[1:]], "single slice", "1 images"),
         (lambda f: [path.unlink() for path in f], "no DICOM images", ""),
-        (lambda f: with_value(copied(f[9]), "SOPInstanceUID", "1.9"), "lacks slices", "1 or 2 images a place"),
+        (lambda f: with_value(copied(f[9]), "SOPInstanceUID", "1.9"), "lacks slices", "1 or 2 images per slice position"),
         (lambda f: with_value(f[9], "ImagePositionPatient", [-60, -70, 55]), "l", "mm"),
         (lambda f: with_value(f[9], "ImageOrientationPatient", [0, 1, 0, 0, 0, 1]), "mixes slices of different orientation", "0.98"),
         (lambda f: write_series(replace_size(), f[0].parent, description="dwi", first=90), "mixes slices of different size", "(20, 48)"),

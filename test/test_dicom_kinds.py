@@ -295,8 +295,8 @@ ALONE: dict[str, tuple[Callable[[Path], object], str]] = {
     "T2": (lone("t2_tse_tra"), "another contrast"),
     "real part": (lone("diff", 1000, "ORIGINAL\\PRIMARY\\R_SE\\R\\SE"), "real or imaginary"),
     "computed": (lone("diff", 1000, DERIVED + "CALC_BVALUE\\TRACEW"), "not measured"),
-    "b0 by name": (lone("DWI b0"), "called b = 0"),
-    "b 2500 by name": (lone("dwi_b=2500"), "called b = 2500"),
+    "b0 by name": (lone("DWI b0"), "named b = 0"),
+    "b 2500 by name": (lone("dwi_b=2500"), "named b = 2500"),
     "mosaic without CSA": (mosaic(1000, csa=False), "CSA header"),
 }
 
@@ -378,7 +378,7 @@ def test_derived_images_under_the_same_b_value_are_left_out(tmp_path: Path, acqu
     write_series(ADC_MAP, tmp_path / "a", description="diff", b=1000, first=101, image_type=derived)
     image = read_image(tmp_path / "a", DWI)
     same_in_the_world(image.volume, WEIGHTED)
-    assert any("derived images (1 volumes) left out" in note for note in image.notes)
+    assert any("derived images (1 volumes) not used" in note for note in image.notes)
 
 
 def test_unlike_images_of_one_b_value_are_refused(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_member_that_needs_flair_is_not_applicable_without(stub_ensemble: Buil
 def test_a_member_that_raises_ends_the_run(stub_ensemble: Build, position: int) -> None:
     members = [StubMember(name) for name in "abc"]
     members[position] = StubMember("abc"[position], error=BOOM)
-    with pytest.raises(MembersFailed, match="2 of 3 members voted, at least 3 must") as failure:
+    with pytest.raises(MembersFailed, match="2 of 3 members voted; 3 are required") as failure:
         segment(phantom_case(), stub_ensemble(*members), SilentWatcher())
     assert "RuntimeError: CUDA out of memory" in failure.value.found
     assert failure.value.exit_code == 5

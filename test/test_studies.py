@@ -319,7 +319,7 @@ def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> Non
     assert "'1' for '001'" in refusal.value.found
     with pytest.raises(InputRefused, match="no case of the clinical table"):
         describe_unmatched_cases(found, ["x", "y"], path)
-    with pytest.raises(InputRefused, match="two cases are called 1"):
+    with pytest.raises(InputRefused, match="two cases have the name 1"):
         describe_unmatched_cases(found, ["1", "1"], path)
     said = describe_unmatched_cases(found, ["1", "7"], path)
     assert "7" in said[0]
@@ -355,7 +355,7 @@ def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
     assert row.ci_low < (row.rho or 0) < (row.ci_high or 0)
     flat, few = by["a", "volume_ml", "flat"], by["a", "volume_ml", "few"]
     assert (flat.rho, flat.p, flat.note) == (None, None, "all values of flat are equal")
-    assert (few.n, few.ci_low, few.note) == (5, None, "no interval below 20 cases")
+    assert (few.n, few.ci_low, few.note) == (5, None, "an interval needs at least 20 cases")
     assert few.rho is not None
     told = differences[0]
     assert told.difference == pytest.approx((told.rho_predicted or 0) - (told.rho_true or 0))
@@ -432,7 +432,7 @@ def test_a_study_of_two_methods_is_whole_and_says_what_is_missing(
     endings += ("groups.csv", "group_tests.csv", "study.json", "study.html")
     assert set(tree(out.parent)) == {"m.csv", *(f"m_{ending}" for ending in endings)}
     log = capsys.readouterr().out
-    assert "note: b is not measured in 1 cases: 002; last in the ranking there" in log
+    assert "note: b was not measured in 1 cases: 002; it is ranked last there" in log
     assert "mrs is missing for: 004" in log
     table = told(out)
     assert [(row["method"], row["case"]) for row in table if row["status"] != "measured"] == [("b", "002")]
