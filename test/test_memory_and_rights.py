@@ -137,7 +137,7 @@ def test_outputs_blame_rights_only_for_rights(number: int, word: str) -> None:
     assert not {"permission", "right", "user"} & set(str(refused).lower().replace("(", " ").split())
     for lacking in (errno.EACCES, errno.EPERM):
         said = str(unwritable(Path("/out"), OSError(lacking, os.strerror(lacking), "/out/mask")))
-        assert "right" in said
+        assert "permission" in said
         assert f"user {os.getuid()}" in said
 
 

@@ -330,7 +330,7 @@ def test_groups_are_columns_of_the_table(tmp_path: Path) -> None:
     found = read_clinical(clinical(tmp_path / "c.csv", "case,Tesla,age\n1,1.5,60\n2,3,70\n"), ["tesla"])
     assert set(found.scores) == {"age"}
     assert group_columns(found, ["tesla"], None) == {"Tesla": {"1": "1.5", "2": "3"}}
-    with pytest.raises(UsageError, match="no column"):
+    with pytest.raises(UsageError, match="a column that the clinical table does not have"):
         group_columns(found, ["vendor"], tmp_path)
     with pytest.raises(UsageError, match="no table is given"):
         group_columns(None, ["vendor"], None)
@@ -393,7 +393,7 @@ def test_methods_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert method_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
     assert method_names([tmp_path / "true masks"])[0] != "true masks"
     for paths in ([tmp_path / "a", tmp_path / "a"], [tmp_path / "a", tmp_path / "a" / "b"]):
-        with pytest.raises(UsageError, match="two methods"):
+        with pytest.raises(UsageError, match="prediction folders are the same"):
             method_names(paths)
 
 

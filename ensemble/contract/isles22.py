@@ -78,7 +78,7 @@ def find_inputs(root: Path) -> ContractCase:
     except OSError as error:
         where = Path(error.filename or root)
         why = unreadable_reason(where, error)
-        rights = "give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)"
+        rights = "give this user permission to read it (chmod -R a+rX), or run the container as its owner (--user)"
         raise InputRefused(
             "the input folder can't be read",
             where=where,
