@@ -107,7 +107,7 @@ def test_two_adc_maps_of_which_none_can_be_told_are_refused(tmp_path: Path, capf
         image_type=ADC_TYPE,
     )
     assert study(root, tmp_path / "out") == 3
-    assert "which DICOM series is the ADC" in write_final_error_line(capfd.readouterr().err)
+    assert "several DICOM series could be the ADC" in write_final_error_line(capfd.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
