@@ -141,9 +141,9 @@ def test_a_map_of_nine_regions_gets_no_score(tmp_path: Path) -> None:
     ("name", "sidecar", "said", "mismatch"),
     [
         (f"tpl-{SPACE}_territories", None, f"{SPACE} (file name)", ""),
-        ("space-MNI152NLin6Asym_territories", None, "MNI152NLin6Asym (file name)", "made for MNI152NLin6Asym"),
+        ("space-MNI152NLin6Asym_territories", None, "MNI152NLin6Asym (file name)", "its space is MNI152NLin6Asym"),
         ("territories", {"SpatialReference": SPACE}, f"{SPACE} (sidecar)", ""),
-        ("territories", {"SpatialReference": "Talairach"}, "Talairach (sidecar)", "made for Talairach"),
+        ("territories", {"SpatialReference": "Talairach"}, "Talairach (sidecar)", "its space is Talairach"),
         ("territories", {"Description": "no word"}, "not stated", "not stated"),
     ],
 )

@@ -348,7 +348,7 @@ def test_the_command_makes_page_and_key_of_a_dataset(tmp_path: Path, capsys: pyt
     assert [item["case"] for item in key["items"]] == ["p1"]
     assert key["methods"] == ["a", "true masks"]
     said = capsys.readouterr().out
-    assert "p2 is not in the reader study: a mask does not lie on the grid" in said
+    assert "p2 is not in the reader study: a mask has a different grid" in said
     assert "p3 is not in the reader study: case p3 has no images" in said
     before = tree(tmp_path)
     assert main(["evaluate", *paths, *asked]) == 2, "a key is never replaced"
