@@ -186,7 +186,7 @@ def replace_size() -> Volume:
 def test_low_b_values_alone_are_no_dwi(tmp_path: Path) -> None:
     write_series(UNWEIGHTED, tmp_path / "a", description="diff", b=0)
     write_series(WEIGHTED, tmp_path / "a", description="diff", b=200, first=101)
-    with pytest.raises(InputRefused, match="no volume") as refusal:
+    with pytest.raises(InputRefused, match="no DWI series has a b-value used for stroke") as refusal:
         read_image(tmp_path / "a", DWI)
     assert "0, 200" in refusal.value.found
 

@@ -178,7 +178,12 @@ def test_what_can_not_be_measured_is_named_and_the_rest_is_measured(
     assert main(["evaluate", *map(str, masks), "--out", str(tmp_path / "metrics.csv")]) == 3
     said = {row["case"]: row["status"] for row in rows(tmp_path / "metrics.csv")}
     assert said["p3"] == "measured"
-    for case, part in (("p1", "different grids"), ("p2", "no mask"), ("p4", "no predicted mask"), ("p5", "truncated")):
+    for case, part in (
+        ("p1", "different grids"),
+        ("p2", "not a binary mask"),
+        ("p4", "no predicted mask"),
+        ("p5", "truncated"),
+    ):
         assert part in said[case]
     out = capsys.readouterr().out
     assert "1 of 5 cases measured" in out
