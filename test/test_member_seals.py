@@ -335,7 +335,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated plans": (halve("plans.pkl"), "plans.pkl"),
     "hostile description": (lambda folder: write_pickle({"plans": print}, folder / DESCRIPTION), "builtins.print"),
     "hostile weights": (edit_weights(lambda content: content.update(plot_stuff=print)), "print"),
-    "not of nnU-Net": (edit_weights(lambda content: content.pop("state_dict")), "not of nnU-Net v1"),
+    "not of nnU-Net": (edit_weights(lambda content: content.pop("state_dict")), "not written by nnU-Net v1"),
     "other network": (lambda folder: describe(folder, features=8), "does not fit"),
     "weights that are not numbers": (
         edit_weights(lambda content: next(iter(content["state_dict"].values())).fill_(float("nan"))),

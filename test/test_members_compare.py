@@ -40,7 +40,7 @@ def test_our_members_give_what_nnunet_gives(members: Path, case: Path, capsys: p
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "mask Dice" in line]
     assert line.startswith("coarse")
-    assert "beside nnunetv2 " in line
+    assert "compared with nnunetv2 " in line
     assert float(line.split("mask Dice ")[1].split(",")[0]) >= 0.999
     assert float(line.split("probabilities ")[1]) < 0.05  # it adds up windows in float16
     assert "differ by more" not in said
@@ -71,7 +71,7 @@ def test_a_difference_is_told(
     monkeypatch.setattr(reference.NnunetV2Reference, "installed", lambda: reference.NnunetV2Reference(Stub, "stub 1"))
     assert check(members, case) == 0
     said = capsys.readouterr().out
-    assert ": beside stub 1 on case: mask Dice 0.00000" in said
+    assert ": compared with stub 1 on case: mask Dice 0.00000" in said
     assert "differ by more than rounding errors" in said
     assert Stub.given["folds"] == ["0"]
     assert Stub.given["use_mirroring"] is False
@@ -83,7 +83,7 @@ def test_packed_members_are_compared_too(
     monkeypatch.setattr(reference.NnunetV2Reference, "installed", lambda: reference.NnunetV2Reference(Stub, "stub 1"))
     assert main(["members", "pack", str(members), str(tmp_path / "packed")]) == 0
     assert check(tmp_path / "packed", case) == 0
-    assert "beside stub 1" in capsys.readouterr().out
+    assert "compared with stub 1" in capsys.readouterr().out
 
 
 def test_without_nnunet_it_says_so(
