@@ -56,7 +56,7 @@ def read_pickle(path: Path) -> Any:
             raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error
         if isinstance(error, MemoryError):
             raise WeightsBroken(
-                "a pickle needs more memory than there is, or than the description of a model takes",
+                "there is not enough memory to read a pickle, or it needs more than the description of a model should",
                 where=path,
                 do=f"{MORE_MEMORY}; or download the file again",
             ) from error
