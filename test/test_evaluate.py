@@ -187,7 +187,7 @@ def test_what_can_not_be_measured_is_named_and_the_rest_is_measured(
         assert part in said[case]
     out = capsys.readouterr().out
     assert "1 of 5 cases measured" in out
-    assert "no true mask, passed over: p6" in out
+    assert "skipped, because they have no true mask: p6" in out
 
 
 def test_grids_that_differ_by_rounding_are_one(tmp_path: Path) -> None:

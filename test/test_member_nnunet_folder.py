@@ -352,8 +352,11 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-5000]), ""),
     "another pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), ""),
     "a tensor": (lambda path: torch.save(torch.ones(3), path), "Tensor"),
-    "code": (change_checkpoint(lambda c: c.update(logging=Hostile(Path("/tmp/never-written")))), "it asks for getattr"),
-    "array of objects": (change_checkpoint(lambda c: c.update(x=np.array([{}], dtype=object))), "it asks for numpy"),
+    "code": (
+        change_checkpoint(lambda c: c.update(logging=Hostile(Path("/tmp/never-written")))),
+        "it refers to getattr",
+    ),
+    "array of objects": (change_checkpoint(lambda c: c.update(x=np.array([{}], dtype=object))), "it refers to numpy"),
     "no weights": (change_checkpoint(lambda c: c.pop("network_weights")), "expected network_weights"),
     "a weight missing": (
         change_checkpoint(lambda c: c["network_weights"].pop("decoder.seg_layers.0.bias")),

@@ -219,7 +219,7 @@ def test_a_destination_that_holds_something_is_refused(tmp_path: Path) -> None:
 
 def test_weights_beyond_fp16_are_refused(tmp_path: Path) -> None:
     large = {"kernel": torch.full((2, 2), 1e5)}
-    with pytest.raises(WeightsBroken, match="do not fit into fp16"):
+    with pytest.raises(WeightsBroken, match="are too large for fp16"):
         write_packed(tmp_path / "a.safetensors", large, {}, "fp16")
     write_packed(tmp_path / "a.safetensors", large, {"key": "text"}, "fp32")
     tensors, metadata = read_packed(tmp_path / "a.safetensors")
