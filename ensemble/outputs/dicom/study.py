@@ -157,7 +157,7 @@ def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
     }
     if len(studies) > 1:
         raise InputRefused(
-            "--dicom needs images of one study, but these come from several",
+            "--dicom needs images of one study, but these come from several studies",
             where=dwi.path,
             found="; ".join(f"{label}: study {uid}" for uid, label in studies.items()),
             do="give the series of one examination",
