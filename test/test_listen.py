@@ -643,7 +643,7 @@ def test_the_status_page_shows_why_and_no_names(tmp_path: Path) -> None:
         code, kind, text = page.answer("GET", "/")
         assert (code, kind.partition(";")[0]) == (200, "text/html")
         assert all(
-            word in text for word in (STUDY, "refused", "broke off &lt;b&gt;", "send the study again", "research")
+            word in text for word in (STUDY, "refused", "interrupted &lt;b&gt;", "send the study again", "research")
         )
         studies = json.loads(page.answer("GET", "/status.json")[2])["studies"]
         assert studies[0]["state"] == "refused"
