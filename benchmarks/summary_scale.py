@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.batch.case_loop import Outcome
-from ensemble.batch.summary import rows, write_summary
+from ensemble.batch.summary import collect, write_summary
 from ensemble.outputs.layouts.bids import mask_file
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 
@@ -30,7 +30,7 @@ def main() -> None:
     for number, place in enumerate(places.values()):
         _make_up(out, place, number)
     started, cpu = time.perf_counter(), time.process_time()
-    write_summary(out, out, rows(out, places, {name: Outcome(name, "kept") for name in places}))
+    write_summary(out, out, collect(out, places, {name: Outcome(name, "kept") for name in places}).rows)
     told = {
         "results": options.results,
         "summary_s": round(time.perf_counter() - started, 1),

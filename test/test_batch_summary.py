@@ -15,7 +15,7 @@ import pytest
 import batch_runs
 from batch_runs import run_batch, write_case
 from conftest import StubMember, phantom_case, tree
-from ensemble.batch.summary import EARLIER, GONE, Row, rows, write_summary
+from ensemble.batch.summary import EARLIER, GONE, Row, collect, write_summary
 from ensemble.config import ExtraOutputs
 from ensemble.evaluate.pairs import find_pairs
 from ensemble.outputs.artifacts import SegmentedCase
@@ -78,7 +78,7 @@ def altered(report: dict[str, Any], field: str, value: object) -> dict[str, Any]
 
 def summarised(root: Path, places: dict[str, BidsEntities]) -> Row:
     """The one row, after the table was written and read."""
-    (row,) = rows(root, places, {})
+    (row,) = collect(root, places, {}).rows
     write_summary(root, root, [row])
     with (root / "summary.csv").open(newline="") as file:
         (read,) = csv.DictReader(file)
@@ -113,8 +113,8 @@ def test_a_field_that_is_missing_or_of_another_kind_costs_only_itself(done: Path
 )
 def test_a_report_that_is_none_is_no_result(done: Path, text: str) -> None:
     done.write_text(text)
-    assert rows(done.parent.parent, {"a": PLACE}, {}) == [Row("a", "a", "", "not done")]
-    assert rows(done.parent.parent, {}, {}) == []
+    assert collect(done.parent.parent, {"a": PLACE}, {}).rows == [Row("a", "a", "", "not done")]
+    assert collect(done.parent.parent, {}, {}).rows == []
 
 
 def test_a_result_without_key_is_made_anew_and_one_without_fields_is_kept(tmp_path: Path, weights: Path) -> None:

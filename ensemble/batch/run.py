@@ -20,7 +20,7 @@ from ensemble.batch.layouts import FoundImage
 from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import rows, ways_made, write_summary
+from ensemble.batch.summary import collect, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
@@ -95,7 +95,7 @@ def batch(
                         segment_cases(job, session, selected, lambda: load(config), shown, tell)
             finally:  # also what was interrupted has a summary
                 if summarise:
-                    write_summary(out, session.folder, rows(out, places, outcomes))
+                    write_summary(out, session.folder, collect(out, places, outcomes).rows)
         finally:
             session.leave()
     except OSError as error:
@@ -137,18 +137,18 @@ def group(dataset: Dataset, out: Path) -> int:
         session = BatchClaims(out, "group")
         try:
             describe_tree(out, session.folder, dataset.path)
-            table = rows(out, places, outcomes)
-            write_summary(out, session.folder, table)
+            found = collect(out, places, outcomes)
+            write_summary(out, session.folder, found.rows)
         finally:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
-    if (ways := ways_made(out, places.values())) > 1:
+    if found.ways > 1:
         log.warning(
             "note: the results were made in %d ways (version, options or weights). participant makes anew what was not made as it is asked",
-            ways,
+            found.ways,
         )
-    waiting = {row.case for row in table if row.status == "not done"}
+    waiting = {row.case for row in found.rows if row.status == "not done"}
     _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
     if waiting:
         undone = f"{len(waiting)} of {len(places)} cases are not done: {out / 'summary.csv'} says which"
