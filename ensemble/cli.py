@@ -248,7 +248,7 @@ def _bids_app(options: argparse.Namespace) -> int:
         if options.dry_run:
             raise UsageError("--dry-run says nothing to group", do="leave it out, or give it to participant")
         with exclusive_writer(options.out, shared=True):
-            return group(dataset, options.out)
+            return group(dataset, options.out, parquet=options.parquet)
     if not options.skip_bids_validation:
         check_dataset(options.dataset)
     if options.work_dir is not None:
@@ -276,6 +276,7 @@ def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) 
             extras,
             resume=options.resume,
             summarise=summarise,
+            parquet=options.parquet,
             ray=options.ray,
             ray_cpus=options.ray_cpus,
         )

@@ -226,6 +226,9 @@ def _add_results(group: Any) -> None:
         help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
     )
     _add(group, "--report", flag=True, help="also write report.html and overlay.png of each case")
+    _add(
+        group, "--parquet", flag=True, help="also write summary.parquet, whose columns have types (pip install pyarrow)"
+    )
 
 
 def _add_batch(parser: Any) -> None:

@@ -84,10 +84,15 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str, scratch: Path) -> None:
-    """Write a text file so that it is the old one or the new one at any moment; `scratch` as above. Raises OSError."""
+    """Write a text file as `replace_bytes` does."""
+    replace_bytes(path, printable(text).encode(), scratch)
+
+
+def replace_bytes(path: Path, content: bytes, scratch: Path) -> None:
+    """Write a file so that it is the old one or the new one at any moment; `scratch` as above. Raises OSError."""
     draft = scratch / f"{path.name}.{uuid4()}"  # containers that share a folder have the same process ids
     try:
-        draft.write_text(printable(text), encoding="utf-8")
+        draft.write_bytes(content)
         to_disk(draft)
         draft.replace(path)
     finally:

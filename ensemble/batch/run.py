@@ -18,9 +18,12 @@ from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.layouts import FoundImage
 from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
+from ensemble.batch.parquet import FILE as PARQUET
+from ensemble.batch.parquet import parquet as as_parquet
+from ensemble.batch.parquet import refuse_without_pyarrow
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import collect, write_summary
+from ensemble.batch.summary import Summary, collect, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
@@ -30,6 +33,7 @@ from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_foreign_
 from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
 from ensemble.pipeline import load
 from ensemble.program import command
+from ensemble.publish import replace_bytes
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +67,19 @@ def batch(
     *,
     resume: bool = True,
     summarise: bool = True,
+    parquet: bool = False,
     ray: str | None = None,
     ray_cpus: int = 4,
 ) -> int:
     """Segment the cases of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
 
-    Where others work on the rest of the dataset, they `summarise` together, by `group`. `ray` is the address of a cluster that does the
-    work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises InputRefused when there is no case,
-    WeightsBroken, and UsageError when results can't be written or there is no such device.
+    Where others work on the rest of the dataset, they `summarise` together, by `group`; with `parquet`, as Parquet too. `ray` is the
+    address of a cluster that does the work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises
+    InputRefused when there is no case, WeightsBroken, and UsageError when results can't be written or there is no such device.
     """
     of = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    if parquet and summarise:
+        refuse_without_pyarrow()
     refuse_foreign_tree(out, of.path)
     places, selected = of.find(out)
     specs = find_members(config.weights_folder, config.members)
@@ -95,12 +102,12 @@ def batch(
                         segment_cases(job, session, selected, lambda: load(config), shown, tell)
             finally:  # also what was interrupted has a summary
                 if summarise:
-                    write_summary(out, session.folder, collect(out, places, outcomes).rows)
+                    _summarise(out, session, collect(out, places, outcomes), parquet=parquet)
         finally:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
-    _tell_end(out, len(selected), outcomes, summarised=summarise)
+    _tell_end(out, len(selected), outcomes, summarised=summarise, parquet=parquet)
     if not summarise:
         log.info(
             "  the summary of all, once the others have ended: %s",
@@ -123,11 +130,15 @@ def _for_gpus(device: Device) -> str | None:
     return None
 
 
-def group(dataset: Dataset, out: Path) -> int:
+def group(dataset: Dataset, out: Path, *, parquet: bool = False) -> int:
     """Summarise what calls on parts of `dataset` have left below `out`: `summary.csv` and `index.html` of all its cases.
+
+    With `parquet`, `summary.parquet` too.
 
     Returns the worst exit code that a failed case has, 3 where cases are not done, or 0. Raises as `batch` does.
     """
+    if parquet:
+        refuse_without_pyarrow()
     refuse_foreign_tree(out, dataset.path)
     places, _ = dataset.find(out)
     recorded = failures.recorded(out, places.items())
@@ -138,7 +149,7 @@ def group(dataset: Dataset, out: Path) -> int:
         try:
             describe_tree(out, session.folder, dataset.path)
             found = collect(out, places, outcomes)
-            write_summary(out, session.folder, found.rows)
+            _summarise(out, session, found, parquet=parquet)
         finally:
             session.leave()
     except OSError as error:
@@ -149,11 +160,26 @@ def group(dataset: Dataset, out: Path) -> int:
             found.ways,
         )
     waiting = {row.case for row in found.rows if row.status == "not done"}
-    _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
+    _tell_end(
+        out,
+        len(places),
+        {name: outcomes[name] for name in outcomes if name not in waiting},
+        summarised=True,
+        parquet=parquet,
+    )
     if waiting:
         undone = f"{len(waiting)} of {len(places)} cases are not done: {out / 'summary.csv'} says which"
         write_final_error_line(f"error: {undone}") if not failed else log.info("%s", undone)
     return _worst(failed) or (_NOT_DONE if waiting else 0)
+
+
+def _summarise(out: Path, session: BatchClaims, found: Summary, *, parquet: bool) -> None:
+    """Write the summary in all its forms that are asked for. Raises OSError."""
+    write_summary(out, session.folder, found.rows)
+    if parquet:
+        replace_bytes(out / PARQUET, as_parquet(found.rows), session.folder)
+    elif (out / PARQUET).exists():
+        log.warning("note: %s is of an earlier call: --parquet writes it anew", out / PARQUET)
 
 
 @dataclass(frozen=True)
@@ -169,14 +195,14 @@ class _Teller:
             self.shown.tell(outcome)
 
 
-def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summarised: bool) -> None:
+def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summarised: bool, parquet: bool) -> None:
     counts = Counter(outcome.status for outcome in outcomes.values())
     log.info(
         "%d cases done (%d of them before or by another process), %d failed",
         *(counts["done"] + counts["kept"], counts["kept"], counts["failed"]),
     )
     if summarised:
-        for name in ("summary.csv", "index.html"):
+        for name in ("summary.csv", *([PARQUET] if parquet else []), "index.html"):
             log.info("  %s", out / name)
     if counts["failed"]:
         says = out / ("summary.csv" if summarised else FAILED)
