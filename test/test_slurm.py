@@ -162,7 +162,7 @@ def test_an_array_with_a_task_that_is_killed_and_requeued_makes_what_one_process
     group = re.findall(r"summary (\d+)", said)[0]
     ask("scontrol", "release", group)
     deadline = time.monotonic() + 240 + 3 * CASES
-    while not list(out.glob("sub-*/report.json")):
+    while len(list(out.glob("sub-*/report.json"))) < max(1, CASES // 10):
         assert time.monotonic() < deadline, ask("squeue")
         time.sleep(0.05)
     ask("scontrol", "requeue", f"{array}_1")
