@@ -1,6 +1,6 @@
 """What do two workers of one thread do, beside one?
 
-    python -m benchmarks.workers --work SCRATCH [--cases 16] [--ways one,calls,ray] [--tta none] [--niceness -15]
+    python -m benchmarks.workers --work SCRATCH [--cases 14] [--ways one,calls,ray] [--tta none] [--niceness -20]
 
 The same copies of the sample case, each way in processes of its own, which may use as many cores as there are workers: `one` worker;
 two `calls` of `batch` on one output folder, as a SLURM array makes them; two actors of a `ray` cluster of this machine. For each: seconds,
@@ -164,7 +164,7 @@ def _child(job: Mapping[str, Any]) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="two workers of one thread beside one")
     parser.add_argument("--work", type=Path, help="scratch folder outside the repository")
-    parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--cases", type=int, default=14)
     parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), help=",".join(WAYS))
     parser.add_argument("--tta", choices=("mirror", "gated", "none"), default="none")
     parser.add_argument("--niceness", type=int, default=0)

@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -186,7 +187,8 @@ def test_parquet_without_pyarrow_is_refused_before_any_work(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_case(tmp_path / "data" / "a")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     for summarise in (
         lambda: run_batch(tmp_path / "data", tmp_path / "out", weights, parquet=True),
         lambda: run.group(run.Dataset(tmp_path / "data"), tmp_path / "out", parquet=True),

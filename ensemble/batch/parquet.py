@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_type_hints
@@ -18,9 +17,11 @@ _LARGEST = 2**63
 
 def refuse_without_pyarrow() -> None:
     """Raise UsageError where Parquet can't be written."""
-    if importlib.util.find_spec("pyarrow") is None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
         do = f"{INSTALL}, or leave it out: summary.csv holds the same"
-        raise UsageError("--parquet needs pyarrow, which is not installed", do=do)
+        raise UsageError("--parquet needs pyarrow, which can't be imported", found=str(error), do=do) from error
 
 
 def parquet(rows: Sequence[Row]) -> bytes:

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 ARRAY, GROUP, SUBMIT = "participant.sbatch", "group.sbatch", "submit.sh"
 #: Cases whose headers are read for an estimate; seconds of a case where none can be had; most tasks (SLURM's default MaxArraySize is 1001).
 _SAMPLE, _USUAL_SECONDS, MOST_SHARDS = 40, 60.0, 1000
+#: Looks at a case's folder, by all tasks together, from which on they are worth a word: an hour of a metadata server (docs/cluster.md).
+_MANY_LOOKS = 1_000_000
 #: How much more time and memory is asked for than expected.
 _MARGIN_TIME, _MARGIN_MEMORY = 3.0, 1.5
 _SET_UP = """\
@@ -156,6 +158,12 @@ def write_scripts(
         raise unwritable(folder, error) from error
     log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
              parts["memory_mb"])  # fmt: skip
+    if dataset.path.is_dir() and len(selected) * shards > _MANY_LOOKS:
+        log.warning(
+            "note: each of %d tasks looks through the folders of %d cases, for which the file system may take longer than the cases do:"
+            " give a worklist (.csv) in place of the folder, or fewer --shards",
+            shards, len(selected),
+        )  # fmt: skip
     log.info("read them, then submit: %s", shlex.quote(str(folder / SUBMIT)))
 
 
