@@ -269,7 +269,9 @@ def _left_by_a_case(work: Path, options: Sequence[str]) -> dict[str, Any]:
         paths = {name: str(root / name) for name in ("data", "list.csv", "out")}
         looks = {
             name: _operations(
-                root, "-c", f"from ensemble.batch.run import *; Dataset(Path({place!r})).find(Path({paths['out']!r}))"
+                root,
+                "-c",
+                f"from ensemble.batch.run import *; BatchCases(Path({place!r})).find(Path({paths['out']!r}))",
             )
             for name, place in (("tree", paths["data"]), ("worklist", paths["list.csv"]))
         }

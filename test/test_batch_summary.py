@@ -20,7 +20,7 @@ from batch_runs import run_batch, write_case
 from conftest import StubMember, phantom_case, tree
 from ensemble.batch import run
 from ensemble.batch.parquet import parquet
-from ensemble.batch.summary import EARLIER, GONE, Row, collect, write_summary
+from ensemble.batch.summary import EARLIER, GONE, Row, collect_summary, write_summary
 from ensemble.cli import main
 from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
@@ -85,7 +85,7 @@ def altered(report: dict[str, Any], field: str, value: object) -> dict[str, Any]
 
 def summarised(root: Path, places: dict[str, BidsEntities]) -> Row:
     """The one row, after the table was written and read."""
-    (row,) = collect(root, places, {}).rows
+    (row,) = collect_summary(root, places, {}).rows
     write_summary(root, root, [row])
     with (root / "summary.csv").open(newline="") as file:
         (read,) = csv.DictReader(file)
@@ -120,8 +120,8 @@ def test_a_field_that_is_missing_or_of_another_kind_costs_only_itself(done: Path
 )
 def test_a_report_that_is_none_is_no_result(done: Path, text: str) -> None:
     done.write_text(text)
-    assert collect(done.parent.parent, {"a": PLACE}, {}).rows == [Row("a", "a", "", "not done")]
-    assert collect(done.parent.parent, {}, {}).rows == []
+    assert collect_summary(done.parent.parent, {"a": PLACE}, {}).rows == [Row("a", "a", "", "not done")]
+    assert collect_summary(done.parent.parent, {}, {}).rows == []
 
 
 def test_a_result_without_key_is_made_anew_and_one_without_fields_is_kept(tmp_path: Path, weights: Path) -> None:
@@ -191,7 +191,7 @@ def test_parquet_without_pyarrow_is_refused_before_any_work(
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     for summarise in (
         lambda: run_batch(tmp_path / "data", tmp_path / "out", weights, parquet=True),
-        lambda: run.group(run.Dataset(tmp_path / "data"), tmp_path / "out", parquet=True),
+        lambda: run.group(run.BatchCases(tmp_path / "data"), tmp_path / "out", parquet=True),
     ):
         with pytest.raises(UsageError, match="--parquet needs pyarrow") as raised:
             summarise()

@@ -17,7 +17,7 @@ from batch_runs import comparable, rows, write_bids, write_case
 from conftest import shared
 from ensemble.batch import slurm as scripts
 from ensemble.cli import main
-from ensemble.options import as_words, parse
+from ensemble.options import parse, to_arguments
 from nnunet_folders import FolderSpec, build_folder
 
 #: The acceptance run has 300.
@@ -63,13 +63,13 @@ def test_options_are_restated_so_that_they_parse_to_the_same(tmp_path: Path) -> 
     ]
     options = parse(["slurm", "d", "o", *given], {})
     names = set(vars(options)) - {"scripts", "command"}
-    words = as_words(options, names)
+    words = to_arguments(options, names)
     again = parse(["slurm", "d", "o", *words], {})
     for name in names - {"dataset", "out"}:
         value = getattr(options, name)
         assert getattr(again, name) == (value.absolute() if isinstance(value, Path) else value), name
     by_default = parse(["slurm", "d", "o"], {})
-    assert as_words(by_default, names) == []
+    assert to_arguments(by_default, names) == []
     changed = {name for name in names if getattr(options, name) != getattr(by_default, name)}
     assert changed == {word[2:].replace("-", "_") for word in given if word.startswith("--")} - {"no_resume"} | {
         "resume"
@@ -108,7 +108,7 @@ def test_the_scripts_are_bash_and_quote_what_they_name(tmp_path: Path, member: P
 def test_many_tasks_on_many_folders_are_advised_to_take_a_worklist(
     tmp_path: Path, member: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scripts, "_MANY_LOOKS", 5)
+    monkeypatch.setattr(scripts, "_MANY_FOLDER_SEARCHES", 5)
     for name in "ab":
         write_case(tmp_path / "data" / name)
     (tmp_path / "list.csv").write_text(
