@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import exclusive_writer
     from ensemble.outputs.artifacts import SegmentedCase
     from ensemble.outputs.closing_lines import summary
-    from ensemble.outputs.dicom.study import refuse_without_study
+    from ensemble.outputs.dicom.study import require_one_study
     from ensemble.outputs.foreign import refuse_overwriting_foreign_files
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     config, extras, suffix = run_config(options, report=True), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_files(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
-    refuse_without_study(raw, extras)
+    require_one_study(raw, extras)
     with exclusive_writer(options.out):
         refuse_overwriting_foreign_files(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
@@ -155,14 +155,16 @@ def _serve(options: argparse.Namespace) -> int:
 
     level = logging.DEBUG if options.verbose else logging.INFO
     config, extras = run_config(options, report=options.report), _extras(options, report=options.report)
-    setup = WorkerConfig(config, extras, LogLines(), level)
-    return serve(setup, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait))
+    worker_config = WorkerConfig(config, extras, LogLines(), level)
+    return serve(
+        worker_config, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait)
+    )
 
 
 def _listen(options: argparse.Namespace) -> int:
     from ensemble.hospital.desk import segment_job
     from ensemble.hospital.listen import ListenConfig, listen
-    from ensemble.hospital.node import Address
+    from ensemble.hospital.node import NodeConfig
     from ensemble.hospital.send import parse_destinations
     from ensemble.progress import SilentWatcher
     from ensemble.serve.worker import WorkerConfig
@@ -170,7 +172,7 @@ def _listen(options: argparse.Namespace) -> int:
     level = logging.DEBUG if options.verbose else logging.INFO
     extras = replace(_extras(options, report=False), dicom=True)
     told = ListenConfig(
-        Address(options.aet, options.host, options.port, options.allow or (), options.most_associations),
+        NodeConfig(options.aet, options.host, options.port, options.allow or (), options.most_associations),
         parse_destinations(options.send_to),
         options.spool,
         int(options.spool_gb * 1e9),

@@ -21,7 +21,7 @@ from ensemble.errors import UsageError
 from ensemble.findings import find as finding
 from ensemble.findings.find import find, locate_brain
 from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_label_map, read_label_maps
-from ensemble.findings.places import Sample
+from ensemble.findings.places import LesionVoxels
 from ensemble.findings.registration import TemplatePlacement
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import Findings
@@ -82,7 +82,7 @@ def test_shares_are_those_of_the_known_place(tmp_path: Path) -> None:
     """A lesion across a border: its share on either side is known from where it truly lies."""
     write_map(tmp_path)
     mask = heads.ball((30, -18, 20), radius_mm=12.0)
-    sample = Sample.of(mask, heads.GRID)
+    sample = LesionVoxels.of(mask, heads.GRID)
     truth = ((sample.points_mm @ EXACT.matrix[:3, :3].T + EXACT.matrix[:3, 3])[:, 1] <= 20).mean()
     (atlas,) = asked(tmp_path, mask).atlases
     assert {a.name: a.share.value for a in atlas.groups}["ACA"] == pytest.approx(truth, abs=0.05)

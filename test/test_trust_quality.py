@@ -10,10 +10,10 @@ from scipy import ndimage
 
 from ensemble.geometry import Grid
 from ensemble.prepare.case import PreparedCase
-from ensemble.trust.calibration import UNLIKENESS_SCORES, Calibration, Limit
+from ensemble.trust.calibration import UNLIKENESS_SCORES, Calibration, UsualRange
 from ensemble.trust.judge import Judge
-from ensemble.trust.quality import IMAGES, LESIONS, Trait, describe_images, describe_lesions
-from ensemble.trust.reference import References, Traits
+from ensemble.trust.quality import IMAGES, LESIONS, TraitMeaning, describe_images, describe_lesions
+from ensemble.trust.reference import References, ReferenceTraits
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
 
@@ -86,15 +86,15 @@ def spoilt(kind: str) -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def normal() -> Traits:
-    found = Traits.of([describe_images(prepared(head(seed))) for seed in range(12)], IMAGES, 10)
+def normal() -> ReferenceTraits:
+    found = ReferenceTraits.of([describe_images(prepared(head(seed))) for seed in range(12)], IMAGES, 10)
     assert found is not None
     assert set(found.mean) == set(IMAGES)
     return found
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_each_fault_raises_its_own_numbers(kind: str, normal: Traits) -> None:
+def test_each_fault_raises_its_own_numbers(kind: str, normal: ReferenceTraits) -> None:
     usual, wrong = (describe_images(prepared(arrays)) for arrays in (head(99), spoilt(kind)))
     assert normal.oddest(usual)[1] < 4
     for name in FAULTS[kind]:
@@ -144,7 +144,7 @@ def test_what_is_no_fault_is_not_suspicious() -> None:
     """An ADC as low as that of no reference case speaks for an infarct, not against it."""
     assert [LESIONS["adc"].excess(x) for x in (-9.0, 2.0)] == [0.0, 2.0]
     assert [IMAGES["rim_adc"].excess(x) for x in (9.0, -2.0)] == [0.0, 2.0]
-    assert [Trait("size").excess(x) for x in (9.0, -2.0)] == [9.0, 2.0]
+    assert [TraitMeaning("size").excess(x) for x in (9.0, -2.0)] == [9.0, 2.0]
 
 
 def test_hardly_a_brain_has_fewer_numbers_and_none_that_is_not_finite() -> None:
@@ -158,8 +158,8 @@ def test_hardly_a_brain_has_fewer_numbers_and_none_that_is_not_finite() -> None:
 
 
 def test_each_look_has_a_limit_of_its_own() -> None:
-    limits = {"quality": Limit(0.0, 0.5), "mimicry": Limit(0.0, 3.0)}
-    judge = Judge(References({}, None), Calibration({}, 0.0, {}, 0.9, 0.2, limits, Limit(0.0, 1.0), {}))
+    limits = {"quality": UsualRange(0.0, 0.5), "mimicry": UsualRange(0.0, 3.0)}
+    judge = Judge(References({}, None), Calibration({}, 0.0, {}, 0.9, 0.2, limits, UsualRange(0.0, 1.0), {}))
     assert judge.verdict({"quality": 2.0, "mimicry": 1.0}, empty=False).verdict == "check"
     assert judge.verdict({"quality": 1.0, "mimicry": 2.0}, empty=False).verdict == "good"
     told = judge.verdict({"quality": 1.0, "mimicry": 1e3}, empty=False, oddities={"mimicry": "oedema"})

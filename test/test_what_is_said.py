@@ -36,7 +36,7 @@ from ensemble.memory import as_user_error, is_out_of_memory
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import prepare
 from ensemble.readers.imagefile import read_files, read_image
-from ensemble.serve.worker import Failed
+from ensemble.serve.worker import CaseFailed
 from ensemble.types import Modality
 from ensemble.volume import Volume
 from ensemble.weights.checkpoints import read_checkpoint
@@ -210,7 +210,7 @@ def test_it_survives_in_every_outlet(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "NIfTI form codes 0" in write_final_error_line(capfd.readouterr().err)
     refused = InputRefused("x")
     refused.notes = ("DWI: odd", "ADC: odd")
-    assert "ADC: odd" in str(Failed.of(refused))
+    assert "ADC: odd" in str(CaseFailed.of(refused))
 
 
 def test_the_choice_of_a_series_survives_its_refusal(tmp_path: Path) -> None:
@@ -318,8 +318,8 @@ def test_running_out_of_memory_is_no_bug_in_a_batch(tmp_path: Path, monkeypatch:
     table = (tmp_path / "out" / "summary.csv").read_text()
     assert "not enough memory" in table
     assert "bug" not in table
-    assert "bug" not in str(Failed.of(MemoryError()))
-    assert Failed.of(MemoryError()).exit_code == 137
+    assert "bug" not in str(CaseFailed.of(MemoryError()))
+    assert CaseFailed.of(MemoryError()).exit_code == 137
 
 
 def test_notes_stand_behind_what_to_do() -> None:

@@ -33,7 +33,7 @@ class FoundCase:
     """Why it can't be segmented, if that is known already."""
     notes: Mapping[Modality, str] = field(default_factory=dict)
     """For images chosen from several: the reason."""
-    also: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
     """Cells of requested further columns of its worklist."""
 
 

@@ -19,7 +19,7 @@ from ensemble import __version__
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.methods import TRUTH, Method
-from ensemble.evaluate.pairs import Pair, find_true_masks
+from ensemble.evaluate.pairs import MaskPair, find_true_masks
 from ensemble.evaluate.scores import read_mask
 from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
@@ -139,7 +139,7 @@ def read_blinded_cases(
     return shown, said
 
 
-def _only(pair: Pair) -> bool:
+def _only(pair: MaskPair) -> bool:
     return len(pair.truth) == 1 and len(pair.predictions) == 1
 
 

@@ -16,7 +16,7 @@ _BRAIN_MM, _SLICE_MM = 185.0, 1.0
 _MAX_WINDOW_BYTES = 24 * 2**30
 
 
-def refuse_excessive_memory(spec: MemberSpec, network: NetworkSpec) -> None:
+def refuse_impossible_plans(spec: MemberSpec, network: NetworkSpec) -> None:
     """Raise WeightsBroken if resampling a brain or one window would need excessive memory, or voxels are as large as a brain."""
     patch = network.patch
     for spacing in (network.spacing_mm, spec.spacing_mm):

@@ -13,9 +13,17 @@ import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.files import file_sha256, read_bounded, read_json
-from ensemble.findings.places import Sample, transform_points
+from ensemble.findings.places import LesionVoxels, transform_points
 from ensemble.findings.template import SPACE, template
-from ensemble.findings.types import Amount, Aspects, AspectsScore, AtlasFindings, Choice, Quantity, RegionShare
+from ensemble.findings.types import (
+    Aspects,
+    AspectsScore,
+    AtlasFindings,
+    Quantity,
+    RegionShare,
+    StructureVolume,
+    UncertainCategory,
+)
 from ensemble.geometry import Grid
 from ensemble.readers.nifti import read_nifti_header
 from ensemble.readers.stored import read_stored
@@ -180,8 +188,8 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
     index = np.argwhere(array)
     at = index[:: max(1, len(index) // 400_000)]
     points = grid.points_mm(at)
-    onto = template()
-    inside = sample_nearest(onto.hull, onto.t1.grid, points).mean()
+    atlas_template = template()
+    inside = sample_nearest(atlas_template.hull, atlas_template.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
         raise UsageError(
             "the atlas is not in MNI space",
@@ -288,23 +296,23 @@ class _Asked:
             measure(self.own), [measure(one) for one in self.members], [measure(one) for one in self.elsewhere]
         )
 
-    def amount(self, name: str, chosen: Sequence[int]) -> Amount:
+    def amount(self, name: str, chosen: Sequence[int]) -> StructureVolume:
         members, elsewhere = ([one.part(chosen) for one in some] for some in (self.members, self.elsewhere))
-        return Amount.of(name, self.own.part(chosen), members, elsewhere)
+        return StructureVolume.of(name, self.own.part(chosen), members, elsewhere)
 
-    def choice(self, word: Callable[[Label], str]) -> Choice | None:
+    def choice(self, word: Callable[[Label], str]) -> UncertainCategory | None:
         own = self.own.leading(word)
         if not own:
             return None
         members, elsewhere = ([one.leading(word) for one in some] for some in (self.members, self.elsewhere))
-        return Choice.of(own, filter(None, members), filter(None, elsewhere))
+        return UncertainCategory.of(own, filter(None, members), filter(None, elsewhere))
 
 
 def measure_in_map(
     one: LabelMap,
-    own: Sample,
-    few: Sample,
-    members: Sequence[Sample],
+    own: LesionVoxels,
+    few: LesionVoxels,
+    members: Sequence[LesionVoxels],
     matrix: FloatArray,
     nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
@@ -313,7 +321,7 @@ def measure_in_map(
     `matrix` is the 4x4 transform from the image to the template (LPS), `nearby` are perturbed versions of it.
     """
 
-    def volumes(sample: Sample, through: FloatArray) -> _Volumes:
+    def volumes(sample: LesionVoxels, through: FloatArray) -> _Volumes:
         numbers = sample_nearest(one.array, one.grid, transform_points(through, sample.points_mm))
         return _Volumes(np.bincount(numbers, sample.ml, minlength=len(one.labels) + 1).astype(float), one)
 
@@ -341,7 +349,7 @@ def measure_in_map(
     )
 
 
-def _touched(amounts: Iterable[Amount]) -> tuple[Amount, ...]:
+def _touched(amounts: Iterable[StructureVolume]) -> tuple[StructureVolume, ...]:
     """Return the labels that contain some lesion, or might; largest volume first."""
     kept = [one for one in amounts if one.ml.members[1] > 0 or (one.ml.placement or (0, 0))[1] > 0]
     return tuple(sorted(kept, key=lambda one: -one.ml.value))

@@ -32,7 +32,7 @@ _VERSION = 2
 
 
 @dataclass(frozen=True)
-class Limit:
+class UsualRange:
     """The range of a score among usual (in-distribution) patients; higher is less usual."""
 
     median: float
@@ -49,7 +49,7 @@ class Limit:
         return math.exp(-max(0.0, value - self.limit) / max(self.limit - self.median, 1e-6))
 
     @classmethod
-    def of(cls, values: Sequence[float], beyond: float = BEYOND) -> Limit:
+    def of(cls, values: Sequence[float], beyond: float = BEYOND) -> UsualRange:
         """Return the conformal quantile of usual values: a further one exceeds it with a probability of at most `beyond`.
 
         Where there are too few values for that, the largest is the limit.
@@ -61,7 +61,7 @@ class Limit:
         return cls(float(np.median(ordered)), float(ordered[at - 1]))
 
     @classmethod
-    def from_json(cls, told: Any) -> Limit:
+    def from_json(cls, told: Any) -> UsualRange:
         """Read what `dataclasses.asdict` gave."""
         return cls(float(told["median"]), float(told["limit"]))
 
@@ -79,9 +79,9 @@ class Calibration:
     """Share of empty masks that were right, of patients of whom a third had no lesion."""
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
-    looks: Mapping[str, Limit]
+    looks: Mapping[str, UsualRange]
     """Of the log of each of the `UNLIKENESS_SCORES` that there is."""
-    dice: Limit
+    dice: UsualRange
     """Of minus the logit of the expected Dice."""
     about: Mapping[str, Any]
     """How it was made, for the record."""
@@ -103,8 +103,8 @@ class Calibration:
             if told["version"] != _VERSION:
                 raise UnusableReference(f"it is of version {told['version']}, this program reads {_VERSION}")
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
-            looks = {str(name): Limit.from_json(limit) for name, limit in told["looks"].items()}
-            dice = Limit.from_json(told["dice"])
+            looks = {str(name): UsualRange.from_json(limit) for name, limit in told["looks"].items()}
+            dice = UsualRange.from_json(told["dice"])
             intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
             limits = (value for limit in (dice, *looks.values()) for value in vars(limit).values())
             numbers = (intercept, right, residual, *slopes.values(), *limits)
@@ -129,10 +129,10 @@ def unlikeness(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: math.log(max(scores[name], 1e-3)) for name in UNLIKENESS_SCORES if name in scores}
 
 
-def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, Limit]:
+def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, UsualRange]:
     """Return the limit of each of the `UNLIKENESS_SCORES` that some cases (by their `unlikeness`) have."""
     found = {name: [case[name] for case in cases if name in case] for name in UNLIKENESS_SCORES}
-    return {name: Limit.of(values) for name, values in found.items() if values}
+    return {name: UsualRange.of(values) for name, values in found.items() if values}
 
 
 def expit(x: float) -> float:

@@ -119,10 +119,11 @@ class NnunetV2Plans:
 
 
 def read_plans(folder: Path, configuration: str | None) -> NnunetV2Plans:
-    """Read a model folder's JSON files.
+    """Read `dataset.json` and `plans.json` of a model folder.
 
-    `configuration` is the one that the checkpoint names; without it the folder's name (trainer__plans__configuration) decides, or
-    the plans' only one. Raises WeightsBroken, naming file and key, for whatever is missing, contradictory or not supported.
+    `configuration` is the one that the checkpoint names. If it is None, the folder's name (trainer__plans__configuration) decides;
+    if that names none either, the plans must have exactly one. Raises WeightsBroken, naming
+    file and key, for whatever is missing, contradictory or not supported.
     """
     dataset = _JsonFile(folder / "dataset.json")
     plans = _JsonFile(folder / "plans.json")

@@ -56,14 +56,14 @@ def rebuild_network(path: Path) -> torch.nn.Module:
     return network
 
 
-def pack_network(path: Path, place: Path, precision: PackedPrecision) -> None:
+def pack_network(source: Path, target_folder: Path, precision: PackedPrecision) -> None:
     """Write a network into a folder in packed form. Raises WeightsBroken if it can't be rebuilt exactly."""
-    if path.suffix == SCRIPT_SUFFIX:
-        network, form = _from_script(path)
+    if source.suffix == SCRIPT_SUFFIX:
+        network, form = _from_script(source)
     else:
-        network, form = rebuild_network(path), _packed_form(path)
-    write_packed(place / PACKED_WEIGHTS, network.state_dict(), {}, precision)
-    write_json(form.as_json(), place / PACKED_FORM)
+        network, form = rebuild_network(source), _packed_form(source)
+    write_packed(target_folder / PACKED_WEIGHTS, network.state_dict(), {}, precision)
+    write_json(form.as_json(), target_folder / PACKED_FORM)
 
 
 def _packed_form(path: Path) -> SegResNetConfig:

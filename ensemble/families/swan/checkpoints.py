@@ -34,7 +34,10 @@ def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def pack_network(source: Path, target: Path, precision: PackedPrecision) -> None:
-    """Write a network's weights in packed form. Raises WeightsBroken."""
+    """Write a checkpoint's weights as a safetensors file (the packed form: tensors and text, no code).
+
+    fp32 is lossless; fp16 rounds the kernels. Raises WeightsBroken.
+    """
     write_packed(target, read_weights(source), {}, precision)
 
 

@@ -60,7 +60,7 @@ def write_case(
     made_of: Mapping[str, Any],
 ) -> None:
     """Write the folder of a case and move it into place. `made_of` tells a rerun what the result was made from. Raises UsageError."""
-    layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
+    layout = BidsLayout(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
     wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / place.folder, scratch) as folder:
         places = artifacts_by_path(wanted, layout)
@@ -74,7 +74,7 @@ def write_case(
 
 
 @dataclass(frozen=True)
-class Bids:
+class BidsLayout:
     """BIDS names for outputs that BIDS defines; the others are named by role, and listed in `.bidsignore`."""
 
     prefix: str
@@ -96,7 +96,7 @@ def _names(artifact: Artifact) -> tuple[str, str, str] | None:
 
 def mask_file(place: BidsEntities) -> str:
     """Return the path of a case's mask, relative to the output folder."""
-    return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
+    return (place.folder / BidsLayout(place.prefix).place(Artifact(MASK))).as_posix()
 
 
 def _labels(members: Sequence[str]) -> dict[str, str]:
@@ -187,7 +187,7 @@ def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
 
 def _no_bids() -> list[str]:
     """Return the `.bidsignore` patterns of outputs that BIDS has no names for. A trailing slash would not ignore a folder itself."""
-    unknown = [Bids("", {"*": "*"}).place(kind) for kind in all_artifact_kinds("*") if not _names(kind)]
+    unknown = [BidsLayout("", {"*": "*"}).place(kind) for kind in all_artifact_kinds("*") if not _names(kind)]
     return [
         REPORT_FILE,
         *(f"**/{name}" for name in unknown),

@@ -381,8 +381,12 @@ def complex_part(sources: Sequence[Dataset], maker: str) -> str:
     return ""
 
 
-def directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[str]) -> str:
-    """Return "none", "isotropic" (a mean over directions) or "directional"; empty if unknown."""
+def diffusion_directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[str]) -> str:
+    """Return a frame's diffusion directionality: "none" (no diffusion weighting), "isotropic" (a mean over directions), "directional".
+
+    An empty string if unknown. `sources` are the data sets that describe the frame, most specific first: its functional groups,
+    then the data set of the file.
+    """
     for dataset in sources:
         word = text_of(dataset, DIRECTIONALITY).upper() if DIRECTIONALITY in dataset else ""
         if word in ("NONE", "ISOTROPIC", "DIRECTIONAL", "BMATRIX"):
