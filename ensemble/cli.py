@@ -347,7 +347,8 @@ def _score_answers(options: argparse.Namespace) -> int:
         raise UsageError("--reader-answers can only be combined with --key and --out", found=", ".join(found))
     if options.key is None:
         raise UsageError(
-            "--reader-answers needs --key", do="add --key with the .json file that was written beside the page"
+            "--reader-answers needs --key",
+            do="add --key with the .json file that was written together with the reader-study page (.html)",
         )
     score_answers(options.reader_answers, options.key, options.out)
     return 0
@@ -364,7 +365,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
     if options.write is not None and asked is None:
-        raise UsageError("--write needs --as", do="name the image to write: --as dwi, --as adc or --as flair")
+        raise UsageError(
+            "--write needs --as, which says which image to write", do="add --as dwi, --as adc or --as flair"
+        )
     if options.write is not None:
         check_destination(options.write, options.path)
     finding = inspect(options.path, asked)

@@ -121,6 +121,29 @@ def cannot_open_error(subject: str, path: Path, error: OSError) -> InputRefused:
     return InputRefused(f"{subject} {why.what}", where=path, found=why.found, do=why.do)
 
 
+def error_in_words(error: BaseException) -> str:
+    """Return what an exception says, for messages: without the name of its class, and never empty."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text: byte {error.start} is invalid"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"no entry {error}"
+    if isinstance(error, EOFError):
+        return "it ends too early"
+    return str(error).strip() or type(error).__name__
+
+
+def size_in_words(*paths: Path) -> str:
+    """Return the size of files, for messages about memory; empty if it can't be read."""
+    try:
+        return f"{sum(path.stat().st_size for path in paths) / 1e6:.0f} MB on disk"
+    except OSError:
+        return ""
+
+
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """Return the bytes of a regular file. Raises OSError, and ValueError if it has more than `max_bytes`."""
     with open_file(path) as file:

@@ -208,7 +208,7 @@ def test_folders_without_maps_and_maps_without_tables_are_refused(tmp_path: Path
         with pytest.raises(UsageError, match="--atlas"):
             read_label_maps(folder)
     write_map(tmp_path / "one").with_name("territories_dseg.tsv").unlink()
-    with pytest.raises(UsageError, match=r"table of an atlas can't be read"):
+    with pytest.raises(UsageError, match=r"table of an atlas does not exist"):
         read_label_maps(tmp_path / "one")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "x_dseg.nii.gz").write_bytes(b"no image")

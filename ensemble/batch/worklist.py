@@ -10,14 +10,14 @@ from pathlib import Path, PureWindowsPath
 from ensemble.batch.layouts import FoundCase, missing
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name
-from ensemble.tables import EMPTY_CELLS, read_sheet
+from ensemble.tables import EMPTY_CELLS, quoted, read_sheet
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
 
 _CASE = "case"
 _DO = (
-    "name the columns case, dwi, adc, flair in the first line; adc may be missing only if the DWI also contains b0,"
+    "write the column names in the first line: 'case', 'dwi', 'adc', 'flair'; 'adc' may be missing only if the DWI also contains b0,"
     " with its b-values"
 )
 
@@ -45,7 +45,7 @@ def read_worklist(path: Path, extra_columns: Sequence[str] = ()) -> tuple[FoundC
                 "the worklist names a case twice" if named else "a row of the worklist names no case",
                 where=f"{path}, line {number}",
                 found=named or ", ".join(cells.values()),
-                do="give each row its own name in the column case",
+                do="give each row its own name in the column 'case'",
             )
         others = {column: cells[column] for column in extra_columns if cells.get(column)}
         cases[named] = FoundCase(named, files, problem or missing(files, path), extra=others)
@@ -74,7 +74,7 @@ def _columns(cells: list[str], path: Path, extra_columns: Sequence[str]) -> list
         raise InputRefused(
             "a column name appears twice in the worklist",
             where=path,
-            found=", ".join(twice),
+            found=quoted(twice),
             do="remove or rename all but one",
         )
     if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
@@ -108,4 +108,5 @@ def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
 
 
 def _lacks_columns(path: Path, columns: Sequence[str]) -> InputRefused:
-    return InputRefused("the worklist lacks columns", where=path, found=", ".join(columns) or "no row", do=_DO)
+    found = f"columns: {quoted(columns)}" if columns else "the file is empty"
+    return InputRefused("the worklist lacks columns", where=path, found=found, do=_DO)

@@ -124,7 +124,9 @@ def read_blinded_cases(
         try:
             if path not in names:
                 raise InputRefused(
-                    f"case {pair.case} has no images, or several that match equally well", where=dataset.root
+                    f"no images of the dataset belong to case {pair.case} alone",
+                    where=dataset.root,
+                    do="name the images and masks of a case alike, and keep one DWI for each case",
                 )
             shown.append(_shown(pair.case, path, methods, names[path], dataset.files[names[path]]))
         except InputRefused as error:

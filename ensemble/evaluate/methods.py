@@ -60,9 +60,10 @@ def method_names(predictions: Sequence[Path]) -> list[str]:
     """
     places = [path.resolve() for path in predictions]
     for place in places:
-        if places.count(place) > 1 or any(place != other and place.is_relative_to(other) for other in places):
+        twice = places.count(place) > 1
+        if twice or any(place != other and place.is_relative_to(other) for other in places):
             raise UsageError(
-                "two of the prediction folders are the same, or one contains the other",
+                "a folder of predictions is given twice" if twice else "one folder of predictions contains another",
                 found=", ".join(map(str, predictions)),
                 do="give a separate folder for each method, and the true masks last",
             )

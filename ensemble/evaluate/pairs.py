@@ -220,7 +220,7 @@ def _groups(
 def _masks(root: Path) -> list[_Mask]:
     """Return the mask files below a folder."""
     if not root.exists():
-        raise InputRefused("the folder does not exist", where=root, do="check the path")
+        raise InputRefused("the folder of masks does not exist", where=root, do="check the path")
     images = [root] if root.is_file() else [path for path in _files(root) if image_suffix(path)]
     candidates = [path for path in images if not _OTHER.search(stem(path))]
     masks = [path for path in candidates if _MASK.search(stem(path))] or candidates

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
-from ensemble.files import file_sha256, read_bounded, read_json
+from ensemble.files import error_in_words, file_sha256, read_bounded, read_json, unreadable_reason
 from ensemble.findings.places import LesionVoxels, transform_points
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import (
@@ -32,6 +32,7 @@ from ensemble.types import AnyArray, FloatArray
 
 _ENDINGS = ("_dseg.nii.gz", "_dseg.nii")
 _MAX_TABLE_BYTES = 4 << 20
+_TABLE = "a tab-separated UTF-8 table (.tsv) with the columns 'index' and 'name', and optionally 'group' and 'side'"
 _SIDES = ("left", "right")
 #: Other ways to write a side in a table.
 _SPELT = {
@@ -108,7 +109,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
         raise UsageError(
             "the folder of --atlas has no label map",
             where=folder,
-            do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns index, name; optional group, side)",
+            do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns 'index', 'name'; optional 'group', 'side')",
         )
     return tuple(read_label_map(path) for path in files)
 
@@ -146,12 +147,21 @@ def read_label_map(path: Path) -> LabelMap:
 def _table(path: Path) -> dict[int, Label]:
     try:
         text = read_bounded(path, _MAX_TABLE_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        why = unreadable_reason(path, error)
+        add = f"add the table of labels beside the map: {_TABLE}"
         raise UsageError(
-            "the table of an atlas can't be read",
+            f"the table of an atlas {why.what}",
             where=path,
-            found=getattr(error, "strerror", None) or str(error),
-            do="add a tab-separated UTF-8 table with the columns index and name, and optionally group and side",
+            found=why.found,
+            do=add if isinstance(error, FileNotFoundError) and not why.found else why.do,
+        ) from error
+    except ValueError as error:  # not UTF-8, or too large
+        raise UsageError(
+            "the table of an atlas is not a text table",
+            where=path,
+            found=error_in_words(error),
+            do=f"save it as {_TABLE}",
         ) from error
     table: dict[int, Label] = {}
     try:
@@ -165,7 +175,7 @@ def _table(path: Path) -> dict[int, Label]:
             "the table of an atlas is not valid",
             where=path,
             found=f"line {len(table) + 2}: {f'no column {error}' if isinstance(error, KeyError) else error}",
-            do="use the tab-separated columns index and name, and optionally group and side (left, right)",
+            do=f"use {_TABLE} (left, right)",
         ) from error
     return table
 
@@ -214,7 +224,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
             "the sides in the table of an atlas contradict the positions of its labels",
             where=path,
             found="; ".join(swapped[:5]) + " ..." * (len(swapped) > 5),
-            do="correct the column side, or the map's header if it is mirrored",
+            do="correct the column 'side', or the map's header if it is mirrored",
         )
     return tuple(found)
 

@@ -41,10 +41,13 @@ class ListenConfig:
             raise UsageError("an AE title must have 1 to 16 ASCII characters", found=repr(odd[0]))
         if not self.to:
             raise UsageError("no destination is given for the results", do="add --send-to AET@HOST:PORT")
-        if not (0 < self.quiet_s <= 3600 and self.keep_s >= 0 and self.most_bytes > 0):
-            raise UsageError(
-                "--quiet-seconds, --keep-hours or --spool-gb is out of range", do=help_on(f"{program_name()} listen")
-            )
+        for option, allowed in (
+            ("--quiet-seconds", 0 < self.quiet_s <= 3600),
+            ("--keep-hours", self.keep_s >= 0),
+            ("--spool-gb", self.most_bytes > 0),
+        ):
+            if not allowed:
+                raise UsageError(f"{option} is out of range", do=help_on(f"{program_name()} listen"))
         if self.address.most_associations < 1:
             raise UsageError("--most-associations must be at least 1", found=str(self.address.most_associations))
         check_ports(self.address.port, self.status_port)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensemble.files import error_in_words
 from ensemble.trust.reference import UnusableReference
 from ensemble.types import AnyArray
 
@@ -113,7 +114,7 @@ class Calibration:
                 raise ValueError("not this program's numbers")
             return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnusableReference(f"it is damaged ({type(error).__name__}: {error})") from error
+            raise UnusableReference(f"it is damaged ({error_in_words(error)})") from error
 
 
 def scaled(name: str, score: float) -> float:

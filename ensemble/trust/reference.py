@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ensemble.files import file_sha256, parse_json, read_json
+from ensemble.files import error_in_words, file_sha256, parse_json, read_json
 from ensemble.publish import publish
 from ensemble.trust import quality
 from ensemble.trust.evidence import COMPARED, QUANTILES, Evidence
@@ -251,7 +251,7 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
         clouds = {part: _cloud(tensors, part, told) for part, told in about["clouds"].items()}
         return MemberReference(about["weights"], clouds["whole"], clouds.get("lesion"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error
 
 
 def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureCloud:
@@ -281,7 +281,7 @@ def _read_images(path: Path) -> ImageReference:
             quantiles, usual, _traits(about["quality"], quality.IMAGES), _traits(about["lesions"], quality.LESIONS)
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error
 
 
 def _traits(told: Any, kinds: Mapping[str, TraitMeaning]) -> ReferenceTraits | None:
@@ -311,4 +311,4 @@ def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
             raise ValueError("not finite")
         return tensors, about
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error

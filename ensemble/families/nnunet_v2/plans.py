@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.unet import window_bytes
-from ensemble.files import read_json
+from ensemble.files import error_in_words, read_json
 from ensemble.resample import NnunetResampling
 
 #: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
@@ -174,7 +174,7 @@ class _JsonFile:
             raise WeightsBroken(
                 f"{path.name} can't be read",
                 where=path,
-                found=f"{type(error).__name__}: {error}",
+                found=error_in_words(error),
                 do="give a complete nnU-Net v2 model folder (dataset.json, plans.json, fold_*/checkpoint_final.pth)",
             ) from error
         if not isinstance(content, dict):

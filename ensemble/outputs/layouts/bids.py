@@ -172,7 +172,8 @@ def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
     except FileNotFoundError:
         ours = True
     except NotADirectoryError as error:
-        raise UsageError("the output path is a file, or is inside one", where=root, do="give a folder") from error
+        what = "the output path is a file" if root.is_file() else "the output path is inside a file, not a folder"
+        raise UsageError(what, where=root, do="give a folder") from error
     except OSError as error:
         raise unwritable(root, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
