@@ -103,6 +103,8 @@ def crossing(spectrum: AnyArray, floor: float) -> float:
 def expected_error(spectrum: AnyArray, n: int, draws: int = _FLOOR_DRAWS, seed: int = 0) -> float:
     """Return E||S_N - S|| of Gaussians with these eigenvalues, from samples of n degrees of freedom: the mean of some draws."""
     kept = _that_matter(spectrum)
+    if not len(kept):
+        return 0.0
     errors = []
     for sample in _sample_covariances(kept, n, draws, seed):
         ends = np.linalg.eigvalsh(sample - np.diag(kept))
