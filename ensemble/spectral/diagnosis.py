@@ -20,6 +20,7 @@ from ensemble.spectral.theory import (
     predicted_auc,
     principal,
     recover,
+    seen,
     separate,
     zeta_energy,
 )
@@ -167,7 +168,9 @@ def cloud_of(sample: Sample, draws: int, seed: int = 0) -> Cloud:
         n = round(float(np.mean(sizes)))
         low, high = np.quantile(counts, [0.025, 0.975])
         by_size.append((n, recovery.at(n - 1, seed).crossing, float(np.mean(counts)), float(low), float(high)))
-    return Cloud(recovery, fit_power_law(recovery.spectrum, recovery.n, recovery.n), tuple(by_size))
+    return Cloud(
+        recovery, fit_power_law(recovery.spectrum, recovery.n, seen(recovery.n, len(recovery.spectrum))), tuple(by_size)
+    )
 
 
 def recovery_of(features: AnyArray, seed: int = 0) -> Recovery:

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ensemble.spectral.diagnosis import Cloud, Contrast, Stage
 from ensemble.spectral.theory import zeta_energy
 
 _COLOURS = {"whole brain": "C0", "lesion windows": "C1", "lesion or none": "C2", "large or small": "C3"}
+
+
+#: Energies are shown for so many times the stable modes, but for so many modes at least: further out they are noise without bounds.
+_TIMES, _FEWEST = 4, 10
 
 
 def picture(stages: Sequence[Stage]) -> Figure:
@@ -34,6 +39,8 @@ def picture(stages: Sequence[Stage]) -> Figure:
         energies.set(
             xscale="log", xlabel="modes", ylabel="truncated energy", title="separation; dotted: zeta form; |: K(N)"
         )
+        for ax in (spectra, energies):
+            ax.xaxis.set_minor_formatter(NullFormatter())
         for ax in row:
             ax.grid(alpha=0.25)
             if ax.get_legend_handles_labels()[0]:
@@ -62,8 +69,13 @@ def _by_size(ax: Axes, name: str, cloud: Cloud) -> None:
 
 def _energy(ax: Axes, name: str, contrast: Contrast) -> None:
     separation, colour = contrast.separation, _COLOURS[name]
-    modes = np.arange(1, len(separation.energies) + 1)
-    ax.plot(modes, np.cumsum(separation.energies), color=colour, label=f"{name}, AUC measured {contrast.measured:.2f}")
+    modes = np.arange(1, min(len(separation.energies), max(_FEWEST, _TIMES * separation.used)) + 1)
+    ax.plot(
+        modes,
+        np.cumsum(separation.energies[: len(modes)]),
+        color=colour,
+        label=f"{name}, AUC measured {contrast.measured:.2f}",
+    )
     used = modes[: separation.used]
     ax.plot(used, [zeta_energy(contrast.scale, contrast.exponent, int(k)) for k in used], ":", color=colour)
     ax.axvline(separation.used, color=colour, linewidth=1, alpha=0.6)

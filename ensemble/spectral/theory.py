@@ -119,7 +119,7 @@ def population_spectrum(eigenvalues: AnyArray, n: int, dimensions: int, seed: in
     followed by a power law.
     """
     values = np.asarray(eigenvalues, np.float64)[: min(n, dimensions)]
-    total, head = float(values.sum()), len(values) if len(values) == dimensions else max(1, len(values) // 2)
+    total, head = float(values.sum()), min(seen(n, dimensions), len(values))
     first = _smoothed(np.maximum(_monotone(np.maximum(_mestre(values, n), 0)), _NOTHING * values[0]))
     spectrum = _with_tail(first[:head], total, dimensions)
     for _ in range(_CORRECTIONS):
@@ -127,9 +127,9 @@ def population_spectrum(eigenvalues: AnyArray, n: int, dimensions: int, seed: in
         drawn = np.zeros(dimensions)
         for sample in _sample_covariances(kept, n, _DRAWS, seed):
             drawn[: len(kept)] += np.linalg.eigvalsh(sample)[::-1] / _DRAWS
-        seen = min(head, len(kept))
-        off = np.log(np.maximum(values[:seen], _NOTHING * values[0]) / np.maximum(drawn[:seen], _NOTHING * values[0]))
-        corrected = spectrum[:seen] * np.exp(_kernel(seen) @ off)
+        size, least = min(head, len(kept)), _NOTHING * values[0]
+        off = np.log(np.maximum(values[:size], least) / np.maximum(drawn[:size], least))
+        corrected = spectrum[:size] * np.exp(_kernel(size) @ off)
         spectrum = _with_tail(np.sort(corrected)[::-1], total, dimensions)
     return spectrum
 
@@ -145,6 +145,17 @@ def overlaps(spectrum: AnyArray, n: int, draws: int = _DRAWS, seed: int = 0) -> 
     for sample in _sample_covariances(kept, n, draws, seed):
         mixed[:, : len(kept)] += np.linalg.eigh(sample)[1].T[::-1][: len(mixed)] ** 2 / draws
     return mixed
+
+
+def variances_along(recovery: Recovery, modes: int, seed: int = 0) -> AnyArray:
+    """Return the variance (modes,) that there is along so many modes of the sample; 0 beyond the rank of what is estimated."""
+    mixed = overlaps(recovery.spectrum, recovery.n, seed=seed)[:modes]
+    return np.pad(mixed @ recovery.spectrum, (0, modes - len(mixed)))
+
+
+def seen(n: int, dimensions: int) -> int:
+    """Return how many eigenvalues rest on what a sample shows: all, or of fewer samples than dimensions half as many as those."""
+    return dimensions if n >= dimensions else max(1, n // 2)
 
 
 def _sample_covariances(spectrum: AnyArray, n: int, draws: int, seed: int) -> Iterator[AnyArray]:
@@ -383,9 +394,7 @@ def separate(first: AnyArray, second: AnyArray, seed: int = 0) -> Separation:
     recovery = recover(values, degrees, dimensions, seed)
     counts = len(samples[0]), len(samples[1])
     chance = 1 / counts[0] + 1 / counts[1]
-    variances = np.zeros(len(modes))
-    mixed = overlaps(recovery.spectrum, degrees, seed=seed) @ recovery.spectrum
-    variances[: len(mixed)] = mixed
+    variances = variances_along(recovery, len(modes), seed)
     energies = (modes @ (means[1] - means[0])) ** 2 / _safe(variances) - chance
     return Separation(recovery, modes, means, counts, variances, energies)
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ensemble.spectral.theory import fit_power_law, overlaps, principal, recover
+from ensemble.spectral.theory import fit_power_law, principal, recover, seen, variances_along
 from ensemble.types import AnyArray
 
 
@@ -43,30 +43,25 @@ class ZetaFilter(TransformerMixin, BaseEstimator):
         recovery = recover(values, degrees, samples.shape[1], self.random_state)
         self.mean_ = samples.mean(axis=0)
         self.n_modes_ = min(max(1, recovery.modes if self.modes is None else self.modes), len(vectors))
-        variances = np.zeros(len(vectors))
-        mixed = (
-            overlaps(recovery.spectrum, degrees, seed=self.random_state)
-            if recovery.spectrum[0] > 0
-            else np.zeros((0, 0))
+        variances = variances_along(recovery, len(vectors), self.random_state)
+        self.power_law_ = (
+            fit_power_law(recovery.spectrum, degrees, seen(degrees, samples.shape[1])) if self.power_law else None
         )
-        variances[: len(mixed)] = mixed @ recovery.spectrum if len(mixed) else 0.0
-        self.power_law_ = fit_power_law(recovery.spectrum, degrees, len(vectors)) if self.power_law else None
         if (law := self.power_law_) is not None:
             last = min(law.last, len(vectors))
             held = np.arange(law.first, last + 1)
             # the law takes the noise out of the spectrum; how much of it lies along a sample's mode stays as it is
             variances[law.first - 1 : last] *= law.at(held) / recovery.spectrum[law.first - 1 : last]
         self.components_ = vectors[: self.n_modes_]
-        scale = variances[: self.n_modes_]
-        self.eigenvalues_ = scale
-        self._scale = np.where(scale > 0, 1 / np.sqrt(np.where(scale > 0, scale, 1.0)), 0.0)
+        self.eigenvalues_ = variances[: self.n_modes_]
         return self
 
     def transform(self, X: AnyArray) -> AnyArray:  # noqa: N803
         """Return the samples in the modes kept (N, K), of unit variance each."""
         check_is_fitted(self)
         samples = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
-        return np.asarray((samples - self.mean_) @ self.components_.T * self._scale)
+        scale = np.where(self.eigenvalues_ > 0, self.eigenvalues_, np.inf) ** -0.5
+        return np.asarray((samples - self.mean_) @ self.components_.T * scale)
 
     def get_feature_names_out(self, input_features: Any = None) -> AnyArray:
         """Return the modes' names."""
