@@ -176,8 +176,8 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         " or each member of a weights folder, as safetensors and JSON, which load without pickles."
         " fit-reference DATASET: segment a dataset of your own, 20 cases or more, so that the trust score takes your scanner's images"
         " for usual; writes <weights>/trust."
-        " diagnose: what each stage of each encoder knows of the cases of --dataset, or of --simulated patients; writes a table, JSON and"
-        " pictures.",
+        " diagnose: report stable modes, eigengap and class separability of each encoder stage on the cases of --dataset, or on"
+        " --simulated patients; writes a table, JSON and pictures.",
     )
     members.add_argument("action", choices=("list", "check", "pack", "fit-reference", "diagnose"))
     members.add_argument(
@@ -202,14 +202,14 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         "--dataset",
         type=Path,
         metavar="DATASET",
-        help="diagnose: cases of your own, 10 or more, laid out as for batch; their lesions are what the members find",
+        help="diagnose: your own cases, 10 or more, laid out as for batch; lesions are those that the members find",
     )
     _add(
         members,
         "--simulated",
         type=int,
         metavar="N",
-        help="diagnose: so many simulated patients, whose lesions are known; needs training/ and its material",
+        help="diagnose: number of simulated patients, whose lesions are known; needs training/ and its material",
     )
     _add(members, "--out", type=Path, metavar="DIR", help="diagnose: folder for the results (default: diagnosis)")
     batch = _command(
