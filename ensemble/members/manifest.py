@@ -6,7 +6,6 @@ A folder with a `manifest.json` says so itself; otherwise its layout is recognis
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
 from ensemble.families.spec import PACKED, MemberSpec
-from ensemble.files import file_sha256, lexists, read_json
+from ensemble.files import lexists, read_json
 from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.weights.digests import weights_sha256
 from ensemble.weights.folder import files_of, listing, readable
 
 MANIFEST = "manifest.json"
@@ -97,8 +97,11 @@ def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
         ) from error
 
 
-def verify_files(spec: MemberSpec) -> None:
-    """Raise WeightsBroken unless each file that the manifest lists is there, unaltered, and no other weights lie beside them."""
+def verify_files(spec: MemberSpec, *, anew: bool = False) -> None:
+    """Raise WeightsBroken unless each file that the manifest lists is there, unaltered, and no other weights lie beside them.
+
+    Large files that are as they were when they were hashed last are hashed `anew` only if that is asked for.
+    """
     present = _weight_files(spec.folder)
     if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED})):
         raise WeightsBroken(
@@ -111,7 +114,7 @@ def verify_files(spec: MemberSpec) -> None:
         path = spec.folder / relative
         if not path.is_file():
             raise WeightsBroken(f"a file of member {spec.name} is missing", where=path, do="restore the weights folder")
-        if (digest := _digest(path)) != expected:
+        if (digest := weights_sha256(path, anew=anew)) != expected:
             raise WeightsBroken(
                 f"a file of member {spec.name} is not the one that was published",
                 where=path,
@@ -122,7 +125,7 @@ def verify_files(spec: MemberSpec) -> None:
 
 def weight_digests(spec: MemberSpec) -> dict[str, str]:
     """Return the digest of every file that determines what the member predicts, for the run report. Raises WeightsBroken."""
-    return dict(spec.sha256) or {name: _digest(path) for name, path in _weight_files(spec.folder).items()}
+    return dict(spec.sha256) or {name: weights_sha256(path) for name, path in _weight_files(spec.folder).items()}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
@@ -131,20 +134,6 @@ def _weight_files(folder: Path) -> dict[str, Path]:
     with readable(folder):
         found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in found}
-
-
-def _digest(path: Path) -> str:
-    """Return as `file_sha256`; of a file that is as it was, what it was: folds take gigabytes. Raises WeightsBroken."""
-    with readable(path):
-        found = path.stat()
-        return _digest_of(
-            path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        )
-
-
-@lru_cache(maxsize=1024)
-def _digest_of(path: Path, *_stamp: int) -> str:
-    return file_sha256(path)
 
 
 def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
