@@ -17,6 +17,7 @@ from ensemble.geometry import Grid
 from ensemble.prepare import case as prepare_case
 from ensemble.prepare.case import STEPS, prepare
 from ensemble.prepare.draft import Draft
+from ensemble.prepare.flair import check_flair_size
 from ensemble.readers.base import RawCase
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
@@ -162,6 +163,21 @@ def test_one_image_given_twice_is_refused(first: Modality, second: Modality) -> 
     ) as it:
         prepare(replace(raw, images={**raw.images, second: copy}))
     assert it.value.where == "copy.mha"
+
+
+@pytest.mark.parametrize(("mm", "refused"), [(0.5, False), (0.1, True), (3.0, True), (1e-9, True)])
+def test_the_size_of_a_brain_on_fine_voxels_is_looked_at_too(mm: float, refused: bool) -> None:
+    """On every fourth of them: 0.5 mm is right, the others are headers that are wrong."""
+    raw = phantom_case(flair=True)
+    array = raw.images[FLAIR].volume.array.repeat(8, axis=1).repeat(8, axis=2)
+    grid = replace(GRID, size=(320, 384, 24), spacing_mm=(mm, mm, 5.0))
+    images = {**raw.images, FLAIR: replace(raw.images[FLAIR], volume=Volume(array, grid))}
+    case = Draft(raw.name, {FLAIR: Path("flair")}, {m: image.volume for m, image in images.items()})
+    if not refused:
+        assert check_flair_size(case) == (case, ())
+        return
+    with pytest.raises(InputRefused, match="brain on FLAIR has a size that no brain has"):
+        check_flair_size(case)
 
 
 def test_a_flair_that_misses_part_of_the_brain_is_remarked_upon() -> None:
