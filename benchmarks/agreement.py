@@ -191,11 +191,11 @@ def _groups(windows: list[WindowSeen]) -> dict[str, list[WindowSeen]]:
 
 
 @contextmanager
-def _watching(case: PreparedCase, member: NnunetV2Member, windows: list[WindowSeen]) -> Iterator[None]:
+def _watching(case: PreparedCase, member: NnunetV2Member, seen: list[WindowSeen]) -> Iterator[None]:
     """While a case is predicted with all flips, take note of its windows by the first pass and by all."""
     original = engine._answers
 
-    def spy(inputs: Any, runner: Any, config: Any, passes: Any) -> torch.Tensor:
+    def spy(windows: Any, runner: Any, config: Any, passes: Any) -> torch.Tensor:
         passed: list[torch.Tensor] = []
 
         def keeping(windows: torch.Tensor, flips: Any) -> torch.Tensor:
@@ -203,11 +203,12 @@ def _watching(case: PreparedCase, member: NnunetV2Member, windows: list[WindowSe
             passed.append(answer.clone() if not passed else passed[0])
             return answer
 
-        answers, plain = original(inputs, keeping, config, passes), passed[0]
+        watched: Any = keeping
+        answers, plain = original(windows, watched, config, passes), passed[0]
         for one, all_flips in zip(plain.softmax(1), answers.softmax(1), strict=True):
             here, there = one[0] < 0.5, all_flips[0] < 0.5
             certainty = float(one.amax(0).min())
-            windows.append(WindowSeen(case.name, member.name, certainty, int(there.sum()), int((here != there).sum())))
+            seen.append(WindowSeen(case.name, member.name, certainty, int(there.sum()), int((here != there).sum())))
         return answers
 
     engine._answers = spy
