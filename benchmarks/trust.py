@@ -58,6 +58,8 @@ SHOWN = (
     COMBINED,
     "agreement",
     "histogram",
+    "quality",
+    "mimicry",
     "spectral",
     "rest",
     "spectral_lesion",

@@ -191,6 +191,15 @@ def test_training_in_steps_goes_on_to_the_very_same_weights(
     assert steps == [2, 4, 6]
 
 
+@pytest.mark.parametrize(("member", "window"), [("iso3d", "30,48,48"), ("iso3d", "48,48"), ("slice2d", "0,80")])
+def test_windows_that_no_network_takes_are_refused(
+    bank: Path, tmp_path: Path, member: str, window: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        training_of.main([member, "--bank", str(bank), "--out", str(tmp_path), "--minutes", "1", "--window", window])
+    assert "each a multiple of 16" in capfd.readouterr().err
+
+
 def test_workers_draw_the_same_batches(bank: Path) -> None:
     batches = Batches(tiny(MEMBERS["slice2d"]), Mixed(Bank(bank), Bank(bank), 0.5), seed=2)
     ahead, own = batches.since(5, workers=2), batches.since(5, workers=0)

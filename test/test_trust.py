@@ -28,7 +28,7 @@ from ensemble.outputs.segmented import SegmentedCase
 from ensemble.pipeline import Ensemble, segment
 from ensemble.prepare.case import PreparedCase
 from ensemble.progress import SilentWatcher
-from ensemble.trust.calibration import Calibration, Limit, conformal_quantile, expit, unlikeness
+from ensemble.trust.calibration import LOOKS, Calibration, Limit, conformal_quantile, expit, look_limits, unlikeness
 from ensemble.trust.evidence import Evidence, describe_mask, gather
 from ensemble.trust.fit import looks_of, refit
 from ensemble.trust.judge import Judge, Trust, judge
@@ -59,7 +59,7 @@ def usual(n: int = 40, seed: int = 0) -> list[Evidence]:
     """What `n` cases like the phantom show: features about 0 along a few directions, its intensities."""
     draw = np.random.default_rng(seed)
     spread = np.concatenate([[1.0, 0.5, 0.3], np.full(DIMENSIONS - 3, 0.01)])
-    intensities = _phantom_evidence().intensities
+    phantom = _phantom_evidence()
     return [
         Evidence(
             agreement=0.9,
@@ -67,8 +67,10 @@ def usual(n: int = 40, seed: int = 0) -> list[Evidence]:
             whole={name: (spread * draw.standard_normal(DIMENSIONS)).astype(np.float32) for name in "ab"},
             lesion={name: (spread * draw.standard_normal(DIMENSIONS)).astype(np.float32) for name in "ab"},
             intensities={
-                name: values * float(1 + 0.05 * draw.standard_normal()) for name, values in intensities.items()
+                name: values * float(1 + 0.05 * draw.standard_normal()) for name, values in phantom.intensities.items()
             },
+            quality={name: x + 0.1 * draw.standard_normal() for name, x in phantom.quality.items()},
+            surroundings={name: x + 0.1 * draw.standard_normal() for name, x in phantom.surroundings.items()},
         )
         for _ in range(n)
     ]
@@ -82,7 +84,14 @@ def _phantom_evidence() -> Evidence:
 def calibration(**changes: object) -> Calibration:
     """Expects more where members agree; what is more than e^1 = 2.7 times as far as usual does not look so."""
     known = Calibration(
-        DIGESTS, 1.0, {"agreement": 1.0}, 0.9, 0.2, Limit(0.0, 1.0), Limit(-2.0, -0.5), {"made": "2026-11-26"}
+        DIGESTS,
+        1.0,
+        {"agreement": 1.0},
+        0.9,
+        0.2,
+        dict.fromkeys(LOOKS, Limit(0.0, 1.0)),
+        Limit(-2.0, -0.5),
+        {"made": "2026-11-26"},
     )
     return replace(known, **changes)  # type: ignore[arg-type]
 
@@ -110,6 +119,18 @@ def test_a_mask_on_which_members_agree_and_that_looks_as_usual_is_good(ensemble_
     assert trust.interval == (pytest.approx(trust.expected_dice - 0.2), 1.0)
     assert trust.scores["agreement"] == 1
     assert trust.scores["spectral"] < 1
+
+
+def test_noise_is_named_where_it_is_what_is_unusual(ensemble_of: Callable[..., Ensemble]) -> None:
+    ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
+    for modality, image in raw.images.items():
+        array = image.volume.array
+        noisy = array * (1 + 0.1 * np.random.default_rng(1).standard_normal(array.shape)).astype(np.float32)
+        raw = replace(raw, images={**raw.images, modality: replace(image, volume=image.volume.like(noisy))})
+    trust = judge(segment(raw, ensemble, SilentWatcher()), ensemble)
+    assert trust.verdict == "poor"
+    assert trust.scores["quality"] > 5
+    assert "unusual: the noise of the" in trust.reasons.lower()
 
 
 def test_members_that_disagree_make_a_mask_doubtful(ensemble_of: Callable[..., Ensemble]) -> None:
@@ -150,6 +171,9 @@ def test_references_of_other_weights_are_not_used_and_the_report_says_so(ensembl
         ("a.safetensors", lambda content: content[:100]),
         ("a.safetensors", lambda content: b""),
         ("images.json", lambda content: content.replace(b"usual", b"usuel")),
+        ("images.json", lambda content: content.replace(b'"surface":', b'"shoe size":')),
+        ("images.json", lambda content: content.replace(b'"noise_dwi":', b'"depth":', 1)),
+        ("calibration.json", lambda content: content.replace(b'"quality": {', b'"shoe size": {')),
         ("calibration.json", lambda content: content[:-20]),
         ("calibration.json", lambda content: content.replace(b'"slopes": {', b'"slopes": {"shoe size": 1,')),
         ("calibration.json", lambda content: content.replace(b'"residual": 0.2', b'"residual": Infinity')),
@@ -357,8 +381,9 @@ def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_a_further_usual_case_lies_about_as_far_as_usual() -> None:
     references = fit_references(usual(60), DIGESTS)
     scores = [scores_of(evidence, references) for evidence in usual(60, seed=2)]
-    for name, most in (("spectral", 1.4), ("spectral_lesion", 1.4), ("rest", 1.4), ("histogram", 2.0)):  # of two images
-        assert 0.7 < np.median([score[name] for score in scores]) < most
+    most = {"spectral": 1.4, "spectral_lesion": 1.4, "rest": 1.4, "histogram": 2.0, "quality": 1.4, "mimicry": 1.6}
+    for name in most:
+        assert 0.7 < np.median([score[name] for score in scores]) < most[name]
 
 
 def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], tmp_path: Path) -> None:
@@ -376,10 +401,11 @@ def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], 
 
 
 def test_few_of_further_usual_cases_look_unusual() -> None:
-    limit = Limit.of(looks_of(usual(100), DIGESTS))
+    limits = look_limits(looks_of(usual(100), DIGESTS))
+    assert set(limits) == set(LOOKS)
     references = fit_references(usual(100), DIGESTS)
     far = [unlikeness(scores_of(evidence, references)) for evidence in usual(200, seed=4)]
-    assert np.mean([x is not None and limit.verdict(x) != "good" for x in far]) <= 0.05
+    assert np.mean([any(limits[name].verdict(x) != "good" for name, x in case.items()) for case in far]) <= 0.05
 
 
 @pytest.mark.parametrize("n", [50, 400])
@@ -398,7 +424,7 @@ def test_verdicts_by_distance_from_the_usual() -> None:
     limit = Limit(median=1.0, limit=3.0)
     assert [limit.verdict(x) for x in (-5, 3.0, 3.1, 5.0, 5.1)] == ["good", "good", "check", "check", "poor"]
     assert expit(0) == 0.5
-    assert unlikeness({"agreement": 0.1}) is None
+    assert unlikeness({"agreement": 0.1}) == {}
 
 
 def test_what_a_mask_says_of_itself() -> None:

@@ -14,7 +14,7 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -302,6 +302,20 @@ def _curve(path: Path, steps: int) -> TextIO:
     return file
 
 
+def _with(member: MemberSpec, window: tuple[int, ...] | None, batch: int | None) -> MemberSpec:
+    """The member with another training window or batch. Raises ValueError for a window that its network can't halve often enough."""
+    step = 2 ** (len(member.features) - 1)
+    if window and (len(window) != member.dimensions or any(size % step or size <= 0 for size in window)):
+        raise ValueError(
+            f"a window of {member.name} has {member.dimensions} sizes, each a multiple of {step}, not {window}"
+        )
+    return replace(member, training_patch=window or member.training_patch, batch=batch or member.batch)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.train", description="Train one member on a bank of simulated patients."
@@ -332,6 +346,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--threads", type=int, default=1, help="two trainings of one thread each are faster than one of two"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that draw batches, for a GPU (default: none)")
+    parser.add_argument(
+        "--window",
+        type=_sizes,
+        help="training window in voxels, such as 32,48,48 (default: the member's own)",
+    )
+    parser.add_argument("--batch", type=int, help="windows, or slices, in a step (default: the member's own)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -349,7 +369,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.frozen_norm,
         options.anneal_from,
     )
-    train(MEMBERS[options.member], bank, options.out, state, recipe, resume=options.resume)
+    try:
+        spec = _with(MEMBERS[options.member], options.window, options.batch)
+    except ValueError as error:
+        parser.error(str(error))
+    train(spec, bank, options.out, state, recipe, resume=options.resume)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from ensemble.trust.calibration import (
     Limit,
     conformal_quantile,
     expit,
+    look_limits,
     scaled,
     unlikeness,
 )
@@ -114,7 +115,7 @@ def calibrate(
         dict(zip(names, map(float, slopes), strict=True)),
         float(np.mean([one.dice for one, there in zip(patients, with_mask, strict=True) if not there] or [1.0])),
         conformal_quantile(np.abs(expected - dice)[usual]),
-        Limit.of([x for x in far if x is not None]),
+        look_limits(far),
         Limit.of(list(-out_of_fold[usual])),
         about,
     )

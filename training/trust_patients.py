@@ -170,11 +170,12 @@ class Seen:
     def from_json(cls, told: dict[str, Any]) -> Seen:
         """What `as_json` gave."""
         if (found := told["evidence"]) is not None:
-            arrays = {
+            arrays: dict[str, Any] = {
                 key: {name: np.asarray(value, np.float32) for name, value in found[key].items()}
                 for key in ("whole", "lesion", "intensities")
             }
-            told = told | {"evidence": Evidence(found["agreement"], found["mask"], **arrays)}
+            numbers = {key: found[key] for key in ("mask", "quality", "surroundings")}
+            told = told | {"evidence": Evidence(agreement=found["agreement"], **numbers, **arrays)}
         return cls(**told)
 
 

@@ -1,8 +1,8 @@
 """From scores to an expected Dice with an interval, and to a verdict: few numbers, in `<weights>/trust/calibration.json`.
 
 Two questions are asked of a case, each against the patients of the calibration whose images were as they should be (docs/adr/0026):
-does it look like them (`looks`), and is so low a Dice expected of any of them (`dice`)? The limit of each is their conformal quantile, so
-that a further such patient lies beyond it with a known probability.
+does it look like them (`looks`, in several respects), and is so low a Dice expected of any of them (`dice`)? The limit of each is their
+conformal quantile, so that a further such patient lies beyond it with a known probability.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Shape = Literal["log", "logit"]
 
 #: What the expected Dice hangs on, and on which scale; signs as of `scores.DIRECTIONS`.
 INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
-#: By which a case looks like others or doesn't: the less usual one counts.
-LOOKS = ("rest", "histogram")
-#: Share of patients like those of the calibration that may lie beyond a limit; there are two.
-BEYOND = 0.02
+#: By which a case looks like others or doesn't, each with its own limit.
+LOOKS = ("rest", "histogram", "quality", "mimicry")
+#: Share of patients like those of the calibration that may lie beyond a limit; there are five.
+BEYOND = 0.01
 #: Share of such patients whose Dice lies within the interval.
 COVERAGE = 0.9
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,15 @@ class Limit:
         Where there are too few values for that, the largest is the limit.
         """
         ordered = sorted(values)
+        if not ordered:
+            raise ValueError("no values, no limit")
         at = min(math.ceil((1 - beyond) * (len(ordered) + 1)), len(ordered))
         return cls(float(np.median(ordered)), float(ordered[at - 1]))
+
+    @classmethod
+    def from_json(cls, told: Any) -> Limit:
+        """Read what `dataclasses.asdict` gave."""
+        return cls(float(told["median"]), float(told["limit"]))
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,8 @@ class Calibration:
     """Share of empty masks that were right, of patients of whom a third had no lesion."""
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
-    looks: Limit
-    """Of the log of the larger of the `LOOKS`."""
+    looks: Mapping[str, Limit]
+    """Of the log of each of the `LOOKS` that there is."""
     dice: Limit
     """Of minus the logit of the expected Dice."""
     about: Mapping[str, Any]
@@ -96,10 +103,13 @@ class Calibration:
             if told["version"] != _VERSION:
                 raise Unusable(f"it is of version {told['version']}, this program reads {_VERSION}")
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
-            looks, dice = (Limit(float(told[name]["median"]), float(told[name]["limit"])) for name in ("looks", "dice"))
+            looks = {str(name): Limit.from_json(limit) for name, limit in told["looks"].items()}
+            dice = Limit.from_json(told["dice"])
             intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
-            numbers = (intercept, right, residual, *slopes.values(), *vars(looks).values(), *vars(dice).values())
-            if not set(slopes) <= set(INPUTS) or not all(map(math.isfinite, numbers)):
+            limits = (value for limit in (dice, *looks.values()) for value in vars(limit).values())
+            numbers = (intercept, right, residual, *slopes.values(), *limits)
+            known = set(slopes) <= set(INPUTS) and set(looks) <= set(LOOKS)
+            if not known or not all(map(math.isfinite, numbers)):
                 raise ValueError("not this program's numbers")
             return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -114,10 +124,15 @@ def scaled(name: str, score: float) -> float:
     return math.log(max(score, 1e-3))
 
 
-def unlikeness(scores: Mapping[str, float]) -> float | None:
-    """Return how little a case looks like others: the log of the larger one of `LOOKS`, 0 is usual; None where there is none."""
-    known = [scores[name] for name in LOOKS if name in scores]
-    return math.log(max(*known, 1e-3)) if known else None
+def unlikeness(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return how little a case looks like others, by each of the `LOOKS` that there is: its log, 0 is usual."""
+    return {name: math.log(max(scores[name], 1e-3)) for name in LOOKS if name in scores}
+
+
+def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, Limit]:
+    """Return the limit of each of the `LOOKS` that some cases (by their `unlikeness`) have."""
+    found = {name: [case[name] for case in cases if name in case] for name in LOOKS}
+    return {name: Limit.of(values) for name, values in found.items() if values}
 
 
 def expit(x: float) -> float:

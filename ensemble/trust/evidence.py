@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
 
 from ensemble.metrics import lesion_components, pairwise_dice
 from ensemble.pipeline import Result
+from ensemble.trust.quality import describe_images, describe_lesions
 from ensemble.types import BoolArray, FloatArray, Modality
 
 #: Shares of the brain below which intensities are noted: the whole histogram but its last per cent at either end, where single voxels lie.
@@ -34,6 +35,10 @@ class Evidence:
     """By member that found a lesion: its features (D,) there."""
     intensities: Mapping[str, FloatArray]
     """By image: the values (50,) below which `QUANTILES` of the brain lie, 1 is normal tissue."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the images (`quality.IMAGES`)."""
+    surroundings: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the lesions and what is around them (`quality.LESIONS`); none of an empty mask."""
 
     @property
     def empty(self) -> bool:
@@ -53,6 +58,8 @@ def gather(result: Result) -> Evidence:
         {member: found.whole for member, found in features.items()},
         {member: found.foreground for member, found in features.items() if found.foreground is not None},
         {m.value: quantiles(result.case.tissue_normalized[m].array[brain]) for m in COMPARED},
+        describe_images(result.case),
+        describe_lesions(result.case, result.fused.mask.array),
     )
 
 

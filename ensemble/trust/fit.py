@@ -1,4 +1,4 @@
-"""What is usual, learnt of cases: references for all members, and the limit of what looks like them."""
+"""What is usual, learnt of cases: references for all members, and the limits of what looks like them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ensemble.pipeline import Ensemble
-from ensemble.trust.calibration import Calibration, Limit, unlikeness
+from ensemble.trust.calibration import Calibration, Limit, look_limits, unlikeness
 from ensemble.trust.evidence import Evidence
 from ensemble.trust.judge import read_calibration
 from ensemble.trust.reference import PARTS, References, Unusable, fit_references
 from ensemble.trust.scores import scores_of
 
 
-def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[float]:
+def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[dict[str, float]]:
     """Return how little each case looks like the others: measured from references that it has no part in."""
-    far: list[float] = []
+    far: list[dict[str, float]] = []
     for part in range(PARTS):
         references = fit_references([e for at, e in enumerate(evidence) if at % PARTS != part], digests, least=2)
-        found = (unlikeness(scores_of(e, references)) for e in evidence[part::PARTS])
-        far += [x for x in found if x is not None]
+        far += [unlikeness(scores_of(e, references)) for e in evidence[part::PARTS]]
     return far
 
 
@@ -33,8 +32,7 @@ def refit(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[
     try:
         known = read_calibration(ensemble)
     except Unusable:
-        nothing = Limit(0.0, 0.0)
-        known = Calibration(digests, 0.0, {}, 1.0, 1.0, nothing, nothing, {})
+        known = Calibration(digests, 0.0, {}, 1.0, 1.0, {}, Limit(0.0, 0.0), {})
     about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
-    looks = Limit.of(looks_of(evidence, digests))
+    looks = look_limits(looks_of(evidence, digests))
     return fit_references(evidence, digests), replace(known, looks=looks, about=about)

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ensemble.errors import UserError
 from ensemble.files import read_json
 from ensemble.pipeline import Ensemble, Result
 from ensemble.trust.calibration import Calibration, Verdict, expit, unlikeness
-from ensemble.trust.evidence import gather
+from ensemble.trust.evidence import Evidence, gather
 from ensemble.trust.reference import CALIBRATION, FOLDER, References, Unusable, read_references
 from ensemble.trust.scores import scores_of
 
@@ -21,8 +22,11 @@ log = logging.getLogger(__name__)
 _WORSE: Mapping[Verdict, int] = {"good": 0, "check": 1, "poor": 2}
 #: Below this, a mask that is no worse than some usual ones is still called doubtful.
 _LOW_DICE = 0.5
-#: What a distance says in words, from this many times the usual on.
-_FAR = 2.0
+#: What distances say.
+_UNLIKE: Mapping[str, str] = {
+    "rest": "to the members' encoders this brain looks {:.1f} times as unusual as the median reference case",
+    "histogram": "the intensities of DWI and ADC are {:.1f} times as unusual as those of the median reference case",
+}
 _USUAL = "images and mask look as usual"
 _USUAL_AND_LOW = "the images look as usual, but usual masks like this one have a low Dice"
 
@@ -74,7 +78,7 @@ class Trust:
             if self.scores.get("volume_ml") == 0
             else "a tumour or old lesion taken for an infarct"
         )
-        return f"That does not mean right: {unseen} goes unnoticed here."
+        return f"That does not mean right: {unseen} may go unnoticed here."
 
     @property
     def text(self) -> str:
@@ -137,20 +141,50 @@ class Judge:
             missing.append(
                 f"expected Dice: {f'it hangs on {lacking}' if lacking else 'nothing was learnt of it with these weights'}"
             )
-        told = self.verdict(scores, empty=evidence.empty, all_voted=voted == calibrated)
+        told = self.verdict(
+            scores, empty=evidence.empty, all_voted=voted == calibrated, oddities=self._oddities(evidence)
+        )
         return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
 
-    def verdict(self, scores: Mapping[str, float], *, empty: bool, all_voted: bool = True) -> Trust:
-        """Return what some scores say of a mask."""
-        calibration, far = self.calibration, unlikeness(scores)
-        if calibration is None or far is None:
+    def _oddities(self, evidence: Evidence) -> dict[str, str]:
+        """What is least usual of images and lesions, in words, by score."""
+        images = self.references.images
+        if images is None:
+            return {}
+        told = {}
+        for name, normal, found in (
+            ("quality", images.quality, evidence.quality),
+            ("mimicry", images.lesions, evidence.surroundings),
+        ):
+            if normal is not None and found:
+                trait, spreads = normal.oddest(found)
+                told[name] = (
+                    f"unusual: {normal.kinds[trait].words} ({spreads:.1f} standard deviations)" if trait else ""
+                )
+        return told
+
+    def verdict(
+        self,
+        scores: Mapping[str, float],
+        *,
+        empty: bool,
+        all_voted: bool = True,
+        oddities: Mapping[str, str] = MappingProxyType({}),
+    ) -> Trust:
+        """Return what some scores say of a mask; `oddities` put the unusual of `quality` and `mimicry` in words."""
+        calibration = self.calibration
+        far = {name: x for name, x in unlikeness(scores).items() if calibration and name in calibration.looks}
+        if calibration is None or not far:
             return Trust(None, None, None, scores, (), ())
-        looks = calibration.looks.verdict(far)
-        reasons = [] if looks == "good" else _unlike(scores)
+        verdicts = {name: calibration.looks[name].verdict(x) for name, x in far.items()}
+        looks: Verdict = max(verdicts.values(), key=_WORSE.__getitem__)
+        words = {name: text.format(scores[name]) for name, text in _UNLIKE.items() if name in scores} | dict(oddities)
+        reasons = [words.get(name, f"{name} is unusual") for name, verdict in verdicts.items() if verdict != "good"]
+        likeness = min(calibration.looks[name].likeness(x) for name, x in far.items())
         logit = calibration.logit(scores) if all_voted and not empty else None
         right = calibration.empty_right if empty else None if logit is None else expit(logit)
         if right is not None:
-            scores = {"combined": right * calibration.looks.likeness(far), **scores}
+            scores = {"combined": right * likeness, **scores}
         if logit is None:
             why = reasons or ["the images look as usual" + (", and no lesion was found" if empty else "")]
             return Trust(looks, None, None, scores, tuple(why), ())
@@ -179,16 +213,6 @@ def judge(result: Result, ensemble: Ensemble) -> Trust:
     if trust.verdict not in (None, "good"):
         log.warning("trust in the mask: %s: %s", trust.verdict, "; ".join(trust.why))
     return trust
-
-
-def _unlike(scores: Mapping[str, float]) -> list[str]:
-    words = {
-        "rest": "to the members' encoders this brain looks {:.1f} times as unusual as the median reference case",
-        "histogram": "the intensities of DWI and ADC are {:.1f} times as unusual as those of the median reference case",
-    }
-    known = {name: scores[name] for name in words if name in scores}
-    most = max(known.values())
-    return [words[name].format(score) for name, score in known.items() if score in (most,) or score > _FAR]
 
 
 def read_calibration(ensemble: Ensemble) -> Calibration:

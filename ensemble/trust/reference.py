@@ -1,7 +1,7 @@
 """What is normal: features and intensities of reference cases, in small files beside the members.
 
     <weights>/trust/<member>.safetensors   its features' clouds, and the digests of the weights that they were made with
-    <weights>/trust/images.json            intensities of DWI and ADC
+    <weights>/trust/images.json            intensities of DWI and ADC, and how images and lesions look by themselves
     <weights>/trust/calibration.json       see `calibration.py`
 
 A file made with other weights is not used, and the report says so.
@@ -21,7 +21,9 @@ from safetensors.numpy import save
 
 from ensemble.files import file_sha256, parse_json, read_json
 from ensemble.publish import publish
+from ensemble.trust import quality
 from ensemble.trust.evidence import COMPARED, QUANTILES, Evidence
+from ensemble.trust.quality import Trait
 from ensemble.trust.spectrum import Spectrum, fit_spectrum
 from ensemble.types import AnyArray, FloatArray
 
@@ -31,7 +33,7 @@ FOLDER, IMAGES, CALIBRATION, SUFFIX = "trust", "images.json", "calibration.json"
 MIN_CASES, MIN_LESIONS = 20, 10
 #: Cases fall into so many parts; what is usual of a part is measured from what the others make.
 PARTS = 5
-_VERSION = 1
+_VERSION, _IMAGES_VERSION = 1, 2
 
 
 class Unusable(Exception):
@@ -79,13 +81,52 @@ class MemberReference:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """Numbers of reference cases, by name, and how far such a case usually lies from them."""
+
+    mean: Mapping[str, float]
+    spread: Mapping[str, float]
+    usual: float
+    """Median over the cases of the largest excess in spreads."""
+    kinds: Mapping[str, Trait]
+
+    def oddest(self, found: Mapping[str, float]) -> tuple[str, float]:
+        """Return the name of the number that is least usual, and by how many spreads."""
+        excess = {
+            name: self.kinds[name].excess((found[name] - mean) / self.spread[name])
+            for name, mean in self.mean.items()
+            if name in found
+        }
+        return max(excess.items(), key=lambda one: one[1], default=("", 0.0))
+
+    def distance(self, found: Mapping[str, float]) -> float:
+        """Return how many times as far as usual the least usual number lies."""
+        return self.oddest(found)[1] / self.usual
+
+    @classmethod
+    def of(cls, cases: Sequence[Mapping[str, float]], kinds: Mapping[str, Trait], least: int) -> Traits | None:
+        """Return what cases have in common; None of fewer than `least`. A number counts where that many cases have it."""
+        values = {name: [case[name] for case in cases if name in case] for name in kinds}
+        values = {name: numbers for name, numbers in values.items() if len(numbers) >= least}
+        if not values:
+            return None
+        mean = {name: float(np.mean(numbers)) for name, numbers in values.items()}
+        spread = {name: max(float(np.std(numbers, ddof=1)), 1e-3) for name, numbers in values.items()}
+        far = [cls(mean, spread, 1.0, kinds).oddest(case)[1] for case in cases]
+        return cls(mean, spread, max(float(np.median(far)), 1e-3), kinds)
+
+
+@dataclass(frozen=True)
 class ImageReference:
-    """Intensities of reference cases."""
+    """Intensities of reference cases, and how their images and lesions look by themselves."""
 
     quantiles: Mapping[str, FloatArray]
     """By image: mean value (50,) below which `evidence.QUANTILES` of the brain lie."""
     usual: Mapping[str, float]
     """By image: median distance of the cases from that."""
+    quality: Traits | None = None
+    lesions: Traits | None = None
+    """None where too few of the cases had a lesion."""
 
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
         """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
@@ -116,16 +157,22 @@ def fit_references(
         if len(whole) >= least:
             of_lesions = Cloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
             members[name] = MemberReference(dict(weights), Cloud.of(np.stack(whole)), of_lesions)
-    return References(members, _fit_images(evidence))
+    return References(members, _fit_images(evidence, least))
 
 
-def _fit_images(evidence: Sequence[Evidence]) -> ImageReference:
+def _fit_images(evidence: Sequence[Evidence], least: int) -> ImageReference:
     stacks = {name: np.stack([found.intensities[name] for found in evidence]) for name in evidence[0].intensities}
     means = {name: stack.mean(axis=0) for name, stack in stacks.items()}
     usual = {
         name: max(1e-6, float(np.median(np.abs(stack - means[name]).mean(axis=1)))) for name, stack in stacks.items()
     }
-    return ImageReference(means, usual)
+    lesions = [found.surroundings for found in evidence if found.surroundings]
+    return ImageReference(
+        means,
+        usual,
+        Traits.of([found.quality for found in evidence], quality.IMAGES, least),
+        Traits.of(lesions, quality.LESIONS, min(least, MIN_LESIONS)),
+    )
 
 
 def write_references(references: References, calibration: Mapping[str, Any] | None, weights: Path) -> None:
@@ -187,7 +234,11 @@ def _image_bytes(images: ImageReference) -> bytes:
     told = {
         name: {"quantiles": images.quantiles[name].tolist(), "usual": usual} for name, usual in images.usual.items()
     }
-    return (json.dumps({"version": _VERSION, "images": told}, indent=1) + "\n").encode()
+    traits = {
+        part: None if normal is None else {"mean": normal.mean, "spread": normal.spread, "usual": normal.usual}
+        for part, normal in (("quality", images.quality), ("lesions", images.lesions))
+    }
+    return (json.dumps({"version": _IMAGES_VERSION, "images": told} | traits, indent=1) + "\n").encode()
 
 
 def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
@@ -213,16 +264,31 @@ def _read_images(path: Path) -> ImageReference:
         raise Unusable("there is no reference")
     try:
         about = read_json(path)
-        if about["version"] != _VERSION:
-            raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+        if about["version"] != _IMAGES_VERSION:
+            raise Unusable(f"the reference is of version {about['version']}, this program reads {_IMAGES_VERSION}")
         quantiles = {str(name): np.array(told["quantiles"], np.float32) for name, told in about["images"].items()}
         usual = {str(name): float(told["usual"]) for name, told in about["images"].items()}
         fits = all(one.shape == QUANTILES.shape and np.isfinite(one).all() for one in quantiles.values())
         if set(usual) != {m.value for m in COMPARED} or not fits or not all(0 < x < np.inf for x in usual.values()):
             raise ValueError("not the quantiles of this version")
-        return ImageReference(quantiles, usual)
+        return ImageReference(
+            quantiles, usual, _traits(about["quality"], quality.IMAGES), _traits(about["lesions"], quality.LESIONS)
+        )
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+
+
+def _traits(told: Any, kinds: Mapping[str, Trait]) -> Traits | None:
+    if told is None:
+        return None
+    mean, spread = ({str(name): float(value) for name, value in told[key].items()} for key in ("mean", "spread"))
+    usual = float(told["usual"])
+    numbers = np.array([*mean.values(), *spread.values(), usual])
+    if not mean or set(mean) != set(spread) or not set(mean) <= set(kinds) or not np.isfinite(numbers).all():
+        raise ValueError("not the numbers of this version")
+    if min(usual, *spread.values()) <= 0:
+        raise ValueError("a spread of nothing")
+    return Traits(mean, spread, usual, kinds)
 
 
 def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:

@@ -24,6 +24,8 @@ DIRECTIONS = {
     "spectral_lesion": -1,
     "rest": -1,
     "histogram": -1,
+    "quality": -1,
+    "mimicry": -1,
 }
 #: Larger distances are all the same, and infinite ones must not leave JSON's numbers.
 _FARTHEST = 1e3
@@ -33,8 +35,8 @@ def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
     """Return the scores that there are, by name: those of `DIRECTIONS`.
 
     Distances are in units of what is usual: `spectral` and `spectral_lesion` in the stable modes of the features of the whole brain and of
-    the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities. What is not
-    finite is no score.
+    the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities; `quality` and
+    `mimicry` by the least usual number of the images and of the lesions (`quality.py`). What is not finite is no score.
     """
     scores = dict(evidence.mask)
     if evidence.agreement is not None:
@@ -52,6 +54,12 @@ def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
             scores[name] = _geometric_mean(distances)
     if references.images is not None:
         scores["histogram"] = min(references.images.distance(evidence.intensities), _FARTHEST)
+        for name, normal, found in (
+            ("quality", references.images.quality, evidence.quality),
+            ("mimicry", references.images.lesions, evidence.surroundings),
+        ):
+            if normal is not None and found:
+                scores[name] = min(normal.distance(found), _FARTHEST)
     return {name: scores[name] for name in DIRECTIONS if math.isfinite(scores.get(name, math.nan))}
 
 

@@ -1,0 +1,177 @@
+"""How images and lesions look by themselves, in few numbers: noise, sharpness, slices, the brain's shape, what is around the lesions.
+
+Measured where no reader is needed, as MRIQC does (Esteban et al., PLoS ONE 2017). What depends on a scanner's coil or on the program that
+stripped the skull is left out: references are simulated, and have neither (docs/adr/0026).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from ensemble.prepare.case import PreparedCase
+from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
+
+#: Largest voxel size over the smallest from which on the former is taken for the distance of slices.
+_ANISOTROPIC = 1.2
+#: Voxels of a slice from which on its level counts.
+_SLICE_VOXELS = 200
+#: Rim of the brain and its depth (mm); the shell about a lesion.
+_RIM_MM, _DEEP_MM, _SHELL_MM = 4.0, 12.0, (3.0, 9.0)
+#: ADC (normal tissue: 1) of what is tissue, however ill; beyond is fluid.
+_TISSUE, _NOT_FLUID = (0.4, 1.6), 2.2
+#: b times the ADC of normal tissue, for the contrast that DWI would have without diffusion: 1000 s/mm^2, 0.75e-3 mm^2/s.
+_B_ADC = 0.75
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One number, and what it says where it is unusual."""
+
+    words: str
+    suspicious: Literal["high", "low", "both"] = "both"
+
+    def excess(self, spreads: float) -> float:
+        """Return how suspicious a number is that lies so many spreads above the mean: 0 on the side that is not."""
+        return (
+            abs(spreads) if self.suspicious == "both" else max(0.0, spreads if self.suspicious == "high" else -spreads)
+        )
+
+
+#: Of the images.
+IMAGES: Mapping[str, Trait] = {
+    "noise_dwi": Trait("the noise of the DWI"),
+    "noise_adc": Trait("the noise of the ADC map"),
+    "sharpness": Trait("the sharpness of the DWI"),
+    "slice_levels": Trait("steps in brightness from slice to slice", "high"),
+    "slice_jumps": Trait("differences between neighbouring slices", "high"),
+    "contrast": Trait("a DWI that is bright where the ADC is high", "high"),
+    "rim_dwi": Trait("a bright rim of the brain on DWI, as of scalp", "high"),
+    "rim_adc": Trait("a low ADC at the rim of the brain, as of scalp", "low"),
+    "surface": Trait("a ragged surface of the brain", "high"),
+    "depth": Trait("the thickness of the brain"),
+    "height": Trait("the height of the brain for its width"),
+    "length": Trait("the length of the brain for its width"),
+    "skew_height": Trait("the shape of the brain from bottom to top"),
+    "skew_length": Trait("the shape of the brain from front to back"),
+    "tilt": Trait("the shape of the brain seen from the side"),
+}
+#: Of the lesions together.
+LESIONS: Mapping[str, Trait] = {
+    "adc": Trait("an ADC in the lesion that is not lowered, as of T2 shine-through or an old infarct", "high"),
+    "t2": Trait("brightness of the lesion that diffusion does not explain, as of T2 or an artefact", "high"),
+    "around": Trait("a raised ADC around the lesion, as of a tumour's or an abscess's oedema", "high"),
+}
+
+
+def describe_images(case: PreparedCase) -> dict[str, float]:
+    """Return the numbers of `IMAGES` that a case has; it has fewer where there is hardly a brain.
+
+    Of the head as a patient stands, whatever the order of the axes on disk; across slices along the axis of the largest voxels.
+    """
+    canonical = case.grid.canonical()
+    spacing = canonical.spacing(case.grid.spacing_zyx_mm)
+    brain = canonical.apply(case.brain.array)
+    box = ndimage.find_objects(brain.astype(np.uint8))
+    if not box:
+        return {}
+    brain = np.pad(brain[box[0]], 1)
+    dwi, adc = (
+        np.pad(canonical.apply(case.tissue_normalized[m].array)[box[0]].astype(np.float32), 1)
+        for m in (Modality.DWI, Modality.ADC)
+    )
+    found = _shape(brain, spacing) | _rim(dwi, adc, brain, spacing)
+    across = int(np.argmax(spacing)) if max(spacing) > _ANISOTROPIC * min(spacing) else 0
+    dwi, adc, brain = (np.moveaxis(array, across, 0) for array in (dwi, adc, brain))
+    others = (mm for axis, mm in enumerate(spacing) if axis != across)
+    found |= _texture(dwi, adc, brain, (spacing[across], *others))
+    return {name: found[name] for name in IMAGES if math.isfinite(found.get(name, math.nan))}
+
+
+def describe_lesions(case: PreparedCase, mask: BoolArray) -> dict[str, float]:
+    """Return the numbers of `LESIONS` of a mask (z, y, x) on the DWI grid; none of an empty one."""
+    if not mask.any():
+        return {}
+    spacing = np.array(case.grid.spacing_zyx_mm)
+    margin = np.ceil(_SHELL_MM[1] / spacing).astype(int) + 1
+    box = tuple(
+        slice(max(0, part.start - pad), part.stop + pad)
+        for part, pad in zip(ndimage.find_objects(mask.astype(np.uint8))[0], margin, strict=True)
+    )
+    dwi, adc = (case.tissue_normalized[m].array[box] for m in (Modality.DWI, Modality.ADC))
+    inside, brain = mask[box], case.brain.array[box]
+    distance = ndimage.distance_transform_edt(~inside, spacing)
+    shell = (distance > _SHELL_MM[0]) & (distance <= _SHELL_MM[1]) & brain & (adc < _NOT_FLUID)
+    level, restriction = float(np.median(dwi[inside])), float(np.median(adc[inside]))
+    found = {"adc": restriction, "t2": math.log(max(level, 0.01)) + _B_ADC * (restriction - 1)}
+    return found | ({"around": float(np.median(adc[shell]))} if shell.any() else {})
+
+
+def _shape(brain: BoolArray, spacing: tuple[float, ...]) -> dict[str, float]:
+    """Of a mask (z, y, x) in canonical order: proportions, lopsidedness, raggedness."""
+    mm = np.array(spacing)
+    points = np.argwhere(brain) * mm
+    off = points - points.mean(axis=0)
+    z, y, x = np.maximum(off.std(axis=0), 1e-3)
+    signs = brain.astype(np.int8)
+    faces = sum(np.abs(np.diff(signs, axis=k)).sum() * mm.prod() / mm[k] for k in range(3))
+    return {
+        "surface": float(np.log(faces**1.5 / (brain.sum() * mm.prod()))),
+        "height": float(np.log(z / x)),
+        "length": float(np.log(y / x)),
+        "skew_height": float((off[:, 0] ** 3).mean() / z**3),
+        "skew_length": float((off[:, 1] ** 3).mean() / y**3),
+        "tilt": float((off[:, 0] * off[:, 1]).mean() / (z * y)),
+    }
+
+
+def _rim(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing: tuple[float, ...]) -> dict[str, float]:
+    """Of arrays (z, y, x): what the rim of the brain is against its depth."""
+    distance = ndimage.distance_transform_edt(brain, spacing)
+    rim, deep = brain & (distance <= _RIM_MM), distance > _DEEP_MM
+    found = {"depth": float(np.log(distance.max()))}
+    if rim.any() and deep.any():
+        for name, image in (("rim_dwi", dwi), ("rim_adc", adc)):
+            found[name] = float(np.log((np.median(image[rim]) + 0.02) / (np.median(image[deep]) + 0.02)))
+    return found
+
+
+def _texture(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing: tuple[float, ...]) -> dict[str, float]:
+    """Of arrays (slice, row, column): noise and sharpness within slices, differences across them, contrast."""
+    found: dict[str, float] = {}
+    core = ndimage.binary_erosion(brain, np.ones((1, 3, 3)))
+    for name, image in (("noise_dwi", dwi), ("noise_adc", adc)):
+        around = image[:, :-2, 1:-1] + image[:, 2:, 1:-1] + image[:, 1:-1, :-2] + image[:, 1:-1, 2:]
+        residual = (image[:, 1:-1, 1:-1] - around / 4)[core[:, 1:-1, 1:-1]]
+        if residual.size:  # the residual of white noise is sqrt(1 + 1/4) times as large
+            found[name] = float(np.log(1.4826 * np.median(np.abs(residual)) / 1.118 + 1e-4))
+    pairs = core[:, :, 2:] & core[:, :, :-2]
+    if pairs.any():
+        near = np.abs(np.diff(dwi, axis=2))[:, :, 1:][pairs].mean()
+        found["sharpness"] = float(np.abs(dwi[:, :, 2:] - dwi[:, :, :-2])[pairs].mean() / max(near, 1e-6))
+    across, along = core[1:] & core[:-1], core[:, 1:] & core[:, :-1]
+    if across.any() and along.any():
+        jumps, steps = (
+            np.abs(np.diff(dwi, axis=axis))[where].mean() / spacing[axis] ** 0.5
+            for axis, where in ((0, across), (1, along))
+        )
+        found["slice_jumps"] = float(np.log((jumps + 1e-3) / (steps + 1e-3)))
+    levels = np.log([max(np.median(s[b]), 1e-3) for s, b in zip(dwi, brain, strict=True) if b.sum() > _SLICE_VOXELS])
+    if len(levels) > 2:
+        bent = np.abs(levels[1:-1] - (levels[2:] + levels[:-2]) / 2)
+        found["slice_levels"] = float(np.log(bent.mean() + 1e-3))
+    tissue = brain & (adc > _TISSUE[0]) & (adc < _TISSUE[1])
+    if tissue.sum() > _SLICE_VOXELS:
+        found["contrast"] = _correlation(np.clip(dwi[tissue], 0, 3), adc[tissue])
+    return found
+
+
+def _correlation(one: AnyArray, other: AnyArray) -> float:
+    if min(one.std(), other.std()) < 1e-6:
+        return math.nan
+    return float(np.corrcoef(one, other)[0, 1])
