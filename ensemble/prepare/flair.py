@@ -75,6 +75,8 @@ def align_flair(case: Draft) -> StepResult:
     placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
     if case.registration == "never":
         found = RegistrationResult(None, "not asked for (--registration never)")
+    elif not case.flair_is_needed:
+        found = RegistrationResult(None, "not needed, since no member takes FLAIR and no output shows it")
     else:
         found = register(flair, placed, case.dwi, case.brain)
     source = f"(linear, from {there.describe()})"
