@@ -18,8 +18,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from ensemble.evaluate.clinical import QUANTITIES
-from ensemble.evaluate.compare import LARGER_IS_BETTER, case_ranks, paired_row, ranking
-from ensemble.evaluate.intervals import spearman_intervals, without_rounding
+from ensemble.evaluate.compare import LARGER_IS_BETTER, case_ranks, compare_pair, rank_methods
+from ensemble.evaluate.intervals import merge_rounding_differences, spearman_intervals
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES, Score
 from ensemble.types import FloatArray
@@ -95,11 +95,11 @@ def _intervals(drawn: dict[str, Columns], scores: Columns, resamples: int) -> di
     found: dict[str, tuple[float | None, float | None]] = {}
     for measure in MEASURES:
         first, second = (drawn[name][measure] for name in METHODS)
-        row = paired_row(measure, ("first", "second"), first, second, LARGER_IS_BETTER[measure])
+        row = compare_pair(measure, ("first", "second"), first, second, LARGER_IS_BETTER[measure])
         found[f"mean difference of {measure}"] = row.mean_ci_low, row.mean_ci_high
         found[f"median difference of {measure}"] = row.median_ci_low, row.median_ci_high
         found[f"win rate by {measure}"] = row.win_rate_ci_low, row.win_rate_ci_high
-    ranked = ranking(as_methods(drawn))
+    ranked = rank_methods(as_methods(drawn))
     assert ranked is not None
     first_rank = next(row for row in ranked.rows if row.method == "first")
     found["mean rank"] = first_rank.mean_rank_ci_low, first_rank.mean_rank_ci_high
@@ -119,7 +119,7 @@ def _truth(drawn: dict[str, Columns], scores: Columns) -> dict[str, float]:
     """Return what the intervals estimate, of the whole population."""
     truth = {}
     for measure in MEASURES:
-        difference = without_rounding(drawn["first"][measure] - drawn["second"][measure])
+        difference = merge_rounding_differences(drawn["first"][measure] - drawn["second"][measure])
         good = difference if LARGER_IS_BETTER[measure] else -difference
         truth[f"mean difference of {measure}"] = float(difference.mean())
         truth[f"median difference of {measure}"] = float(np.median(difference))

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from ensemble.config import RunConfig
-from ensemble.findings.find import find, placed
-from ensemble.findings.maps import LabelMap, read_map
-from ensemble.findings.places import TISSUE, Sample, Tally, moved, summed, tally_of
+from ensemble.findings.find import find, locate_brain
+from ensemble.findings.maps import LabelMap, read_label_map
+from ensemble.findings.places import TISSUE, Sample, Tally, summarise_places, tally_from_probabilities, transform_points
 from ensemble.findings.template import Structure, Template, template
 from ensemble.findings.types import Findings
 from ensemble.fusion import FusedPrediction
@@ -143,9 +143,9 @@ def result_of(case: PreparedCase, lesion: AnyArray) -> Result:
 def true_tally(head: Head, grid: Grid) -> Tally:
     """Volumes by lesion, side and structure, in the order of the findings."""
     own = Sample.of(head.lesion, grid)
-    index = np.rint(moved(np.linalg.inv(grid.affine), own.points_mm)).astype(int)
+    index = np.rint(transform_points(np.linalg.inv(grid.affine), own.points_mm)).astype(int)
     chances = head.truth[:, :, index[:, 2], index[:, 1], index[:, 0]]
-    return tally_of(own, chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6))
+    return tally_from_probabilities(own, chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6))
 
 
 def atlases(shared: Path) -> list[Template]:
@@ -198,7 +198,7 @@ class Counts:
                 deep = Structure.DEEP_GREY.label
                 self.deep.append((lesion.structure.value == deep) == (structure == deep))
                 self.structure.append(lesion.structure.value == structure)
-        known = summed(truth, (), ())
+        known = summarise_places(truth, (), ())
         for kind in ("sides", "regions", "structures"):
             for ours, true_amount in zip(getattr(found.places, kind), getattr(known, kind), strict=True):
                 error = ours.share.value - true_amount.share.value
@@ -307,7 +307,7 @@ def territories(source: Path, folder: Path) -> LabelMap:
                 rows.append(f"{index}\t{group} {number} {side}\t{group}\t{side}")
     (folder / "territories_dseg.nii.gz").write_bytes((source / "ArterialAtlas_MNI182.nii.gz").read_bytes())
     (folder / "territories_dseg.tsv").write_text("\n".join(rows) + "\n")
-    return read_map(folder / "territories_dseg.nii.gz")
+    return read_label_map(folder / "territories_dseg.nii.gz")
 
 
 def real(shared: Path) -> None:
@@ -355,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {line}", flush=True)
         if number < options.hard:
             for what, harder in (*halves(case), *wrong_headers(case)):
-                placement = placed(harder, folds[index % FOLDS])
+                placement = locate_brain(harder, folds[index % FOLDS])
                 problems = ["no map found"] if placement is None else placement.problems()
                 tried, told = tried + 1, told + bool(problems)
                 print(f"  {what}: {'; '.join(problems) or f'NOT TOLD {placement}'}", flush=True)

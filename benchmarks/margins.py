@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.prepare.agreement import information
+from ensemble.prepare.agreement import mutual_information
 from ensemble.prepare.case import prepare
-from ensemble.prepare.scale import axes_mm, cut_share
+from ensemble.prepare.scale import brain_extent_mm, cut_off_share
 from ensemble.types import Modality
 from training.evaluate import Truth, real_cases, simulated_cases
 from training.simulate import SHARED
@@ -30,9 +30,9 @@ def measure(case: Truth) -> tuple[float, ...]:
     """The four numbers of one case, in the order of NAMES."""
     ready = prepare(case.raw)
     dwi, adc, brain, grid = ready.images[Modality.DWI], ready.images[Modality.ADC], ready.brain.array, ready.grid
-    here, elsewhere = information(dwi.array, adc.array, brain, grid.spacing_zyx_mm)
-    axes = axes_mm(brain, grid)
-    return here, max(there for _, there in elsewhere) / here, max(axes) / min(axes), cut_share(brain)
+    here, elsewhere = mutual_information(dwi.array, adc.array, brain, grid.spacing_zyx_mm)
+    axes = brain_extent_mm(brain, grid)
+    return here, max(there for _, there in elsewhere) / here, max(axes) / min(axes), cut_off_share(brain)
 
 
 def report(what: str, cases: Iterable[Truth]) -> None:

@@ -21,7 +21,7 @@ from benchmarks.memory import peak_mb
 from ensemble.config import RunConfig
 from ensemble.metrics import dice
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.skull import must_strip, strip
+from ensemble.prepare.skull import must_strip, strip_skull
 from ensemble.readers.imagefile import read_files
 from ensemble.types import Modality
 from heads import with_skull
@@ -53,7 +53,7 @@ def main() -> None:
                 flush=True,
             )
             wall, cpu = time.perf_counter(), time.process_time()
-            found, note = strip(head_dwi, options.device, folder, RunConfig.brain_ml)
+            found, note = strip_skull(head_dwi, options.device, folder, RunConfig.brain_ml)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             print(f"  {note.text}; Dice with the released brain {dice(brain, found):.3f}")
             print(

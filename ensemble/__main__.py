@@ -7,7 +7,7 @@ from ensemble.threads import limit_threads
 
 
 def main() -> int:
-    """Run one command. Set up threads and memory before numpy is imported, which reads its settings then."""
+    """Run one command. Sets up threads and memory first, because numpy reads those settings when it is imported."""
     limit_threads()
     keep_freed_memory()
     from ensemble.cli import main as run_command

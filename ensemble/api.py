@@ -43,10 +43,10 @@ def read_case(
 ) -> RawCase:
     """Read the images of one case.
 
-    Each image is a path (an image file, or a folder or .zip of DICOM), a `Volume`, a nibabel image or a SimpleITK image. Without `adc`, the
-    ADC map is computed where the DWI's file or series also holds b0 and its b-values. `name` is what reports call the case.
+    Each image is a path (an image file, or a folder or .zip of DICOM), a `Volume`, a nibabel image or a SimpleITK image. Without `adc`, an
+    ADC map is computed if the DWI's file or series also contains b0 and its b-values. `name` is the case's name in reports.
 
-    Raises InputRefused when an image can't be read safely, UsageError when it is of no such type.
+    Raises InputRefused when an image can't be read safely, UsageError when it has another type.
     """
     from ensemble.readers.memory import read_images
     from ensemble.types import Modality
@@ -58,10 +58,10 @@ def read_case(
 def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options]) -> Ensemble:
     """Load the networks, once for any number of cases.
 
-    `weights` is a folder with members; without it, what lies in /opt/ml/model, else the shipped members. The options are those of the
+    `weights` is a folder with members; by default /opt/ml/model if it has weights, else the shipped members. Options are those of the
     command line: `--min-members 2` is `min_members=2`.
 
-    Raises WeightsBroken when a member can't be loaded, UsageError when an option makes no sense.
+    Raises WeightsBroken when a member can't be loaded, UsageError when an option is invalid.
     """
     from ensemble.pipeline import load
 
@@ -77,7 +77,7 @@ def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options])
 def segment(case: RawCase, ensemble: Ensemble, watcher: Watcher | None = None) -> Result:
     """Segment one case. The mask is `Result.mask`, on the grid of the DWI.
 
-    `watcher` is told how far the work has come (see `ensemble.pipeline.Watcher`).
+    `watcher` is notified of progress (see `ensemble.pipeline.Watcher`).
 
     Raises InputRefused when the images can't be segmented safely, MembersFailed when too few members voted.
     """

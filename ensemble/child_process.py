@@ -1,4 +1,4 @@
-"""A process that holds networks and works for a parent: the server's worker."""
+"""Set-up of the child process that holds the networks for a server."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_child(work: Callable[[], None], log_level: int) -> NoReturn:
-    """Be the main function of such a process: set it up as `process.py` sets up the parent, work, and end it.
+    """Run the main function of a child process: set it up as `process.py` does the parent, run `work`, and exit.
 
-    It keeps freed memory, logs as the parent does, and ends with it. Its exit code is 0, what a SystemExit or UserError says, or 1.
+    It keeps freed memory, logs as the parent does, and ends with the parent. Its exit code is 0, that of a SystemExit or UserError, or 1.
     """
     code = 1
     try:
@@ -53,7 +53,7 @@ def run_child(work: Callable[[], None], log_level: int) -> NoReturn:
 
 
 def _end_with_the_parent() -> None:
-    """SIGTERM ends this process as an error would, so that half-written outputs go; it comes from the parent, or from its death.
+    """Turn SIGTERM into an exception so that partial outputs are removed; the kernel sends it if the parent dies.
 
     SIGINT from a terminal goes to the parent and to its processes alike: the parent decides.
     """

@@ -1,4 +1,4 @@
-"""The command line: options in, exit code out. Everything heavy is imported by the command that needs it."""
+"""The command line: parse options, run a command, return its exit code. Heavy imports are left to each command."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ensemble.config import ExtraOutputs, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.logging_setup import report_failure, set_up_logging, write_final_error_line
 from ensemble.memory import as_user_error
-from ensemble.options import BIDS_APP, as_words, parse, run_config
+from ensemble.options import BIDS_APP, parse, run_config, to_arguments
 from ensemble.program import command
 
 if TYPE_CHECKING:
-    from ensemble.batch.run import Dataset
-    from ensemble.evaluate.blinded import AskedReaders
+    from ensemble.batch.run import BatchCases
+    from ensemble.evaluate.blinded import ReaderStudyRequest
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code that `--help` lists; a bug keeps its traceback and gives 1."""
+    """Run one command. Returns one of the exit codes listed by `--help`; a bug prints its traceback and returns 1."""
     set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -103,14 +103,14 @@ def _study(options: argparse.Namespace) -> int:
     from ensemble.folders import exclusive_writer
     from ensemble.hospital.study import segment_study
     from ensemble.outputs.closing_lines import summary
-    from ensemble.outputs.foreign import refuse_foreign
+    from ensemble.outputs.foreign import refuse_overwriting_foreign_files
     from ensemble.pipeline import load
     from ensemble.progress import default_watcher
 
     config, suffix = run_config(options, report=True), f".{options.format}"
     extras = replace(_extras(options, report=True), dicom=True)
     with exclusive_writer(options.out):
-        refuse_foreign(options.out, [options.study])
+        refuse_overwriting_foreign_files(options.out, [options.study])
         with closing(default_watcher()) as watching:
             case = segment_study(options.study, options.out, suffix, extras, lambda: load(config), watching)
     for line in summary(case, extras, options.out, suffix).split("\n"):
@@ -123,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.outputs.artifacts import SegmentedCase
     from ensemble.outputs.closing_lines import summary
     from ensemble.outputs.dicom.study import refuse_without_study
-    from ensemble.outputs.foreign import refuse_foreign
+    from ensemble.outputs.foreign import refuse_overwriting_foreign_files
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
     from ensemble.progress import default_watcher
@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     raw = read_files(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
     refuse_without_study(raw, extras)
     with exclusive_writer(options.out):
-        refuse_foreign(options.out, [image.path for image in raw.images.values()])
+        refuse_overwriting_foreign_files(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
         ensemble = load(config)
         with closing(default_watcher()) as watching:
@@ -161,17 +161,17 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _listen(options: argparse.Namespace) -> int:
     from ensemble.hospital.desk import segment_job
-    from ensemble.hospital.listen import Listening, listen
+    from ensemble.hospital.listen import ListenConfig, listen
     from ensemble.hospital.node import Address
-    from ensemble.hospital.send import destinations
+    from ensemble.hospital.send import parse_destinations
     from ensemble.progress import SilentWatcher
     from ensemble.serve.worker import WorkerConfig
 
     level = logging.DEBUG if options.verbose else logging.INFO
     extras = replace(_extras(options, report=False), dicom=True)
-    told = Listening(
+    told = ListenConfig(
         Address(options.aet, options.host, options.port, options.allow or (), options.most_associations),
-        destinations(options.send_to),
+        parse_destinations(options.send_to),
         options.spool,
         int(options.spool_gb * 1e9),
         options.quiet_seconds,
@@ -223,30 +223,35 @@ def _members(options: argparse.Namespace) -> int:
 
 
 def _batch(options: argparse.Namespace) -> int:
-    from ensemble.batch.run import Dataset
+    from ensemble.batch.run import BatchCases
     from ensemble.batch.selection import Selection
 
-    return _work_on(Dataset(options.dataset, Selection(shard=options.shard)), options, summarise=options.shard is None)
+    return _work_on(
+        BatchCases(options.dataset, Selection(shard=options.shard)), options, summarise=options.shard is None
+    )
 
 
 def _bids_app(options: argparse.Namespace) -> int:
     from ensemble.batch.bids_app import check_dataset, use_work_folder
     from ensemble.batch.bids_filter import read_filter
-    from ensemble.batch.run import Dataset, group
+    from ensemble.batch.run import BatchCases, group
     from ensemble.batch.selection import Selection
     from ensemble.folders import exclusive_writer
 
     labels = tuple(options.participant_label or ()), tuple(options.session_label or ())
-    dataset = Dataset(options.dataset, Selection(*labels, options.shard))
+    dataset = BatchCases(options.dataset, Selection(*labels, options.shard))
     if options.bids_filter_file is not None:
         if options.dataset.is_file():
             raise UsageError(
-                "--bids-filter-file says nothing to a worklist", do="leave the rows out, or give the dataset"
+                "--bids-filter-file has no effect on a worklist",
+                do="remove the rows from the worklist, or give the dataset folder",
             )
         dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
     if options.level == "group":
         if options.dry_run:
-            raise UsageError("--dry-run says nothing to group", do="leave it out, or give it to participant")
+            raise UsageError(
+                "--dry-run has no effect on the level group", do="remove it, or use it with the level participant"
+            )
         with exclusive_writer(options.out, shared=True):
             return group(dataset, options.out)
     if not options.skip_bids_validation:
@@ -256,7 +261,7 @@ def _bids_app(options: argparse.Namespace) -> int:
     return _work_on(dataset, options, summarise=False)
 
 
-def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) -> int:
+def _work_on(dataset: BatchCases, options: argparse.Namespace, *, summarise: bool) -> int:
     from ensemble.batch.run import batch
     from ensemble.folders import exclusive_writer
 
@@ -267,7 +272,7 @@ def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) 
         config = run_config(options, report=True)
         return dry_run(dataset, options.out, config, extras, resume=options.resume, as_json=options.json)
     if options.json:
-        raise UsageError("--json has no effect without --dry-run", do="leave it out, or add --dry-run")
+        raise UsageError("--json has no effect without --dry-run", do="remove it, or add --dry-run")
     with exclusive_writer(options.out, shared=True):
         return batch(
             dataset,
@@ -282,13 +287,13 @@ def _work_on(dataset: Dataset, options: argparse.Namespace, *, summarise: bool) 
 
 
 def _slurm(options: argparse.Namespace) -> int:
-    from ensemble.batch.run import Dataset
+    from ensemble.batch.run import BatchCases
     from ensemble.batch.slurm import Resources, write_scripts
 
     extras = _extras(options, report=options.report, in_report=True)
     own = {field.name: getattr(options, field.name) for field in fields(Resources)}
-    words = as_words(options, set(vars(options)) - {*own, "scripts"})
-    dataset = Dataset(options.dataset)
+    words = to_arguments(options, set(vars(options)) - {*own, "scripts"})
+    dataset = BatchCases(options.dataset)
     write_scripts(
         dataset, options.out, run_config(options, report=True), extras, words, Resources(**own), options.scripts
     )
@@ -297,24 +302,24 @@ def _slurm(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from ensemble.evaluate.run import evaluate
-    from ensemble.evaluate.study import Asked
+    from ensemble.evaluate.study import StudyRequest
 
     if options.reader_answers:
         return _score_answers(options)
     if len(options.masks) < 2:
         raise UsageError(
-            "evaluate takes predicted masks and, last, the true ones",
+            "evaluate needs at least two paths: predicted masks first, true masks last",
             found=" ".join(map(str, options.masks)) or "no path",
             do=command("evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv"),
         )
     *predictions, truths = options.masks
-    asked = Asked(options.clinical, options.by or (), _asked_readers(options))
+    asked = StudyRequest(options.clinical, options.by or (), _asked_readers(options))
     return InputRefused.exit_code if evaluate(predictions, truths, options.out, asked) else 0
 
 
-def _asked_readers(options: argparse.Namespace) -> AskedReaders | None:
+def _asked_readers(options: argparse.Namespace) -> ReaderStudyRequest | None:
     from ensemble.batch.find import find_cases
-    from ensemble.evaluate.blinded import AskedReaders, Images
+    from ensemble.evaluate.blinded import DatasetImages, ReaderStudyRequest
 
     page: Path | None = options.reader_study
     if page is None:
@@ -322,10 +327,12 @@ def _asked_readers(options: argparse.Namespace) -> AskedReaders | None:
             raise UsageError("--images and --key have no effect without --reader-study or --reader-answers")
         return None
     if options.images is None:
-        raise UsageError("--reader-study needs the images", do="give the dataset, as to batch: --images DATASET")
+        raise UsageError(
+            "--reader-study needs the images of the cases", do="add --images DATASET (any dataset that batch accepts)"
+        )
     files = {case.name: case.files for case in find_cases(options.images, page)}
     root = options.images if options.images.is_dir() else options.images.parent
-    return AskedReaders(page, options.key or page.with_name(f"{page.stem}_key.json"), Images(root, files))
+    return ReaderStudyRequest(page, options.key or page.with_name(f"{page.stem}_key.json"), DatasetImages(root, files))
 
 
 def _score_answers(options: argparse.Namespace) -> int:
@@ -334,9 +341,11 @@ def _score_answers(options: argparse.Namespace) -> int:
     others = {"paths of masks": options.masks, "--clinical": options.clinical, "--by": options.by}
     others |= {"--reader-study": options.reader_study, "--images": options.images}
     if found := [name for name, value in others.items() if value]:
-        raise UsageError("--reader-answers stands alone with --key and --out", found=", ".join(found))
+        raise UsageError("--reader-answers can only be combined with --key and --out", found=", ".join(found))
     if options.key is None:
-        raise UsageError("--reader-answers needs --key", do="give the .json that appeared beside the page")
+        raise UsageError(
+            "--reader-answers needs --key", do="add --key with the .json file that was written beside the page"
+        )
     score_answers(options.reader_answers, options.key, options.out)
     return 0
 
@@ -352,7 +361,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
     if options.write is not None and asked is None:
-        raise UsageError("--write needs --as", do="say which image it is: --as dwi, --as adc or --as flair")
+        raise UsageError("--write needs --as", do="name the image to write: --as dwi, --as adc or --as flair")
     if options.write is not None:
         check_destination(options.write, options.path)
     finding = inspect(options.path, asked)
@@ -374,25 +383,25 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
     if choice == "bf16":
-        raise UsageError("weights are packed as fp32 or fp16", found="--precision bf16")
+        raise UsageError("weights can only be packed as fp32 or fp16", found="--precision bf16")
     return "fp16" if choice == "fp16" else "fp32"
 
 
 def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None = None) -> ExtraOutputs:
-    """Return what is to be written.
+    """Return which outputs to write.
 
     Findings and trust stand in a report: they bring one where there would be none, unless one is written anyway (`in_report`), and are off
-    where there is none and nobody asks for them.
+    if there is none and nobody asks for them.
     """
     asks = [name for name, asked in (("--atlas", options.atlas), ("--save-mni", options.save_mni)) if asked]
     if options.findings == "off" and asks:
-        raise UsageError(f"{asks[0]} needs findings", found="--findings off", do="leave one of the two out")
+        raise UsageError(f"{asks[0]} needs the findings", found="--findings off", do="remove one of the two options")
     wanted = bool(asks) or (report if in_report is None else in_report)
     findings = options.findings == "on" or (options.findings is None and wanted)
     if options.atlas is not None:
-        from ensemble.findings.maps import read_maps
+        from ensemble.findings.maps import read_label_maps
 
-        read_maps(options.atlas)  # what can't be used is said before networks are loaded
+        read_label_maps(options.atlas)  # what can't be used is said before networks are loaded
     return ExtraOutputs(
         report or ((findings or options.trust == "on") and in_report is None),
         options.save_probabilities,
@@ -406,7 +415,7 @@ def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None
 
 
 def _flush() -> None:
-    """Write out what stdout still holds; a reader who has gone, or a full disk, must not make Python complain at its exit."""
+    """Flush stdout; a closed pipe or a full disk must not cause a traceback at exit."""
     if sys.stdout is None:  # started with it closed
         return
     try:
@@ -416,5 +425,5 @@ def _flush() -> None:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """End as if by an error, so that half-written outputs are removed."""
+    """Raise an exception on SIGTERM, so that partial outputs are removed."""
     raise SystemExit(128 + signum)

@@ -1,4 +1,4 @@
-"""The resolved choices of one run: validated once at the edge, written with every report."""
+"""The options of a run after defaults are filled in: validated once, and written with every report."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class RunConfig:
     """How a case is segmented."""
 
     weights: Path | None = None
-    """Folder with the members; None means `/opt/ml/model` when weights lie in it, else the shipped ones."""
+    """Folder with the members; None means `/opt/ml/model` if it contains weights, else the shipped ones."""
     members: tuple[str, ...] | None = None
-    """Names of the members that take part; None means all that the folder holds."""
+    """Names of the members to use; None means all in the folder."""
     device: Device = "auto"
-    """Where networks run; auto takes the GPU when there is one."""
+    """Device of the networks; auto uses a GPU if there is one."""
     tta: Tta = "mirror"
     """Test-time augmentation: each member's flips, none, or flips only where the first pass is uncertain."""
     precision: Precision = "auto"
@@ -57,22 +57,22 @@ class RunConfig:
     min_disputed_ml: float = 0.1
     """Lesions below this, in ml, stay in the mask only if all voters agree in some voxel; 0 keeps all (see docs/adr/0015)."""
     member_weights: Mapping[str, float] | None = None
-    """What the members' votes count in a majority, by name, 1 where none is given; None means as the weights folder says."""
+    """Weights of the members' votes by name, by default 1; None means those of the weights folder."""
     min_lesion_ml: float | None = None
-    """Lesions below this, in ml, are left out of the mask; None means as the weights folder says, 0 keeps all."""
+    """Lesions below this, in ml, are removed from the mask; None means the value of the weights folder, 0 keeps all."""
     min_members: int | None = None
-    """Fewest members that must vote; None means all that the inputs allow."""
+    """Smallest number of members that must vote; None means all for which the inputs suffice."""
     skull_strip: SkullStrip = "auto"
-    """Whether the skull is stripped; auto does so where there is one."""
+    """Whether the skull is stripped; auto strips it if there is one."""
     registration: Registration = "auto"
     """Whether FLAIR is registered to DWI; auto does so where that aligns it better than its header, never goes by the header."""
     brain_ml: tuple[float, float] = (300.0, 2500.0)
-    """Volume that a brain may have, in ml; others are refused, as of a header with a wrong voxel size."""
+    """Accepted brain volume (ml); others are refused, because their voxel size may be wrong."""
     trust: bool = False
-    """Whether it is judged how far the mask is to be trusted."""
+    """Whether the trust in the mask is judged."""
 
     allow_torchscript: bool = False
-    """Whether members in TorchScript form, which is code, may be loaded although no manifest names their files by digest."""
+    """Whether TorchScript members, which contain code, may be loaded even if no manifest lists the digests of their files."""
 
     def __post_init__(self) -> None:
         for option, value, allowed in (
@@ -85,37 +85,41 @@ class RunConfig:
             ("--registration", self.registration, get_args(Registration)),
         ):
             if value not in allowed:
-                raise UsageError(f"{option} {value!r} is not a choice", do=f"use one of: {', '.join(allowed)}")
+                raise UsageError(f"{value!r} is not a valid value of {option}", do=f"use one of: {', '.join(allowed)}")
         if not 0 <= self.min_disputed_ml < float("inf"):
             raise UsageError("--min-disputed-ml must be a volume in ml, 0 or more", found=str(self.min_disputed_ml))
         if self.min_lesion_ml is not None and not 0 <= self.min_lesion_ml < float("inf"):
             raise UsageError("--min-lesion-ml must be a volume in ml, 0 or more", found=str(self.min_lesion_ml))
         if odd := [f"{name}={w:g}" for name, w in (self.member_weights or {}).items() if not 0 < w < float("inf")]:
             raise UsageError(
-                "--member-weights must be numbers above 0", found=", ".join(odd), do="leave members out with --members"
+                "--member-weights must be greater than 0",
+                found=", ".join(odd),
+                do="use --members to exclude a member",
             )
         if not 0 <= self.brain_ml[0] < self.brain_ml[1] < float("inf"):
             raise UsageError(
-                "--brain-ml must be two volumes in ml, the smaller one first",
+                "--brain-ml must be two volumes in ml, smaller first",
                 found=",".join(f"{ml:g}" for ml in self.brain_ml),
             )
         if self.min_members is not None and self.min_members < 1:
             raise UsageError("--min-members must be at least 1", found=str(self.min_members))
         if self.members is not None and not self.members:
-            raise UsageError("--members names none", do="leave it out for all members, or name some: --members a,b")
+            raise UsageError(
+                "--members names no member", do="remove the option to use all members, or name some: --members a,b"
+            )
         if self.members is not None and len(set(self.members)) != len(self.members):
             raise UsageError("--members names a member twice", found=", ".join(self.members))
 
     @property
     def weights_folder(self) -> Path:
-        """The folder that members are looked for in."""
+        """The folder in which members are looked for."""
         if self.weights is not None:
             return self.weights
         return PLATFORM_WEIGHTS if holds_weights(PLATFORM_WEIGHTS) else SHIPPED_WEIGHTS
 
     @property
     def platform_note(self) -> str:
-        """Why the shipped members take part although something lies in `/opt/ml/model`; empty when nothing needs to be said."""
+        """Why the shipped members are used although `/opt/ml/model` is not empty; empty if there is nothing to say."""
         if self.weights is not None or holds_weights(PLATFORM_WEIGHTS) or not PLATFORM_WEIGHTS.is_dir():
             return ""
         names = sorted(path.name for path in PLATFORM_WEIGHTS.iterdir() if not path.name.startswith("."))
@@ -124,7 +128,7 @@ class RunConfig:
         return f"{PLATFORM_WEIGHTS} holds no weights ({', '.join(names[:5])}): the shipped members take part"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the choices as they stand in `report.json`."""
+        """Return the options as `report.json` holds them."""
         return asdict(self) | {
             "weights": str(self.weights_folder),
             "speck_ml": self.min_disputed_ml,
@@ -133,7 +137,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """Which outputs are written beside the mask."""
+    """Which outputs are written besides the mask."""
 
     report: bool = False
     """`report.json`, `report.html` and `overlay.png`."""
@@ -144,11 +148,11 @@ class ExtraOutputs:
     findings: bool = False
     """Where the lesion lies, in `report.json` and on the page."""
     atlas: Path | None = None
-    """Folder of the user's label maps, of which findings tell too."""
+    """Folder of the user's label maps, for the findings."""
     save_mni: bool = False
-    """Mask and images in the template's space; where findings can't bring the brain there, they are not written."""
+    """Mask and images in the template's space; not written if the brain can't be registered."""
     dicom: bool = False
-    """DICOM objects that join the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
+    """DICOM objects in the study of the DWI: segmentation, measurement report, secondary capture of the picture."""
     dicom_probability: bool = False
     """Beside them the mean lesion probability, as a fractional segmentation."""
 
@@ -159,9 +163,9 @@ class ExtraOutputs:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Return whether a folder holds what may be weights: any file but notes, pictures and hidden ones, at any depth.
+    """Return whether a folder may hold weights: any file at any depth except notes, pictures and hidden files.
 
-    True as well where that can't be found out, so that the error says why.
+    Also True if the folder can't be read, so that the later error says why.
     """
     if not folder.is_dir():
         return False
@@ -172,9 +176,9 @@ def holds_weights(folder: Path) -> bool:
 
 
 def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
-    """Yield every file below a folder, links to folders followed but not into a folder that holds them.
+    """Yield every file below a folder. Links to folders are followed, except those that form a loop.
 
-    Raises OSError where one can't be read.
+    Raises OSError if one can't be read.
 
     Folders that are hidden, or the file system's own, are passed over; with `hidden`, only where they can't be read.
     """
@@ -191,9 +195,7 @@ def files_below(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
 
 
 def _leads_back(place: Path, name: str, root: Path) -> bool:
-    """Return whether what is called so at a place is a link to a folder on the way there from the root, or to one that holds such a
-    folder.
-    """
+    """Return whether an entry is a link to one of the folders above it up to the root, or to a folder that holds one of them."""
     if not (place / name).is_symlink():
         return False
     way = [place, *(parent for parent in place.parents if parent.is_relative_to(root))]

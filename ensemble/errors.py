@@ -1,4 +1,4 @@
-"""Two families of errors: those a user can act on (here), and bugs (everything else, which keep their traceback)."""
+"""Errors that a user can act on. Every other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from ensemble.text import TrustedLines, in_one_line, visible
 
 
 class UserError(Exception):
-    """What is wrong, where, what was found, what to do: everything its reader needs, nothing of our code.
+    """An error that a user can act on: what is wrong, where, what was found, what to do. It says nothing about our code.
 
-    Each subclass carries the exit code that docs/guide.md promises to scripts.
+    Each subclass has the exit code that docs/guide.md documents.
     """
 
     exit_code = 1
@@ -34,7 +34,7 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """The command line or an environment variable makes no sense."""
+    """The command line or an environment variable is invalid, or outputs can't be written."""
 
     exit_code = 2
 
@@ -46,13 +46,13 @@ class InputRefused(UserError):
 
 
 class WeightsBroken(UserError):
-    """Member weights are missing, damaged, tampered with, or of a kind that we don't read."""
+    """The weights of a member are missing, damaged, altered, or of an unsupported kind."""
 
     exit_code = 4
 
 
 class OutOfMemory(UserError):
-    """There is not enough memory; the code is that of a process which the system kills for its memory."""
+    """Memory ran out. The exit code is that of a process killed by the system for its memory."""
 
     exit_code = 137
 

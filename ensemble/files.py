@@ -1,4 +1,4 @@
-"""Files as strangers hand them over: only regular ones are opened, only so much is read, and why one can't be is told apart."""
+"""Read untrusted files: only regular ones, only up to a size limit, with a clear reason for each failure."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _KINDS = (
 )
 _RIGHTS = (errno.EACCES, errno.EPERM)
 _DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN)
-_FETCH = "fetch what it stands for (git annex get, datalad get), or give the file itself"
+_FETCH = "fetch the content that the link stands for (git annex get, datalad get), or give the file itself"
 
 
 class NotARegularFile(OSError):
-    """What stands there is no regular file: it might keep its reader waiting, or never end."""
+    """The path is not a regular file: reading it might block or never end."""
 
 
 @dataclass(frozen=True)
 class UnreadableReason:
-    """Why a file can't be read, for a user."""
+    """Why a file can't be read, for messages."""
 
     what: str
     """The end of a sentence that begins with what the file is."""
@@ -45,12 +45,12 @@ class UnreadableReason:
 
     @property
     def said(self) -> str:
-        """What it is, and what was found, in one."""
+        """What is wrong and what was found, in one string."""
         return f"it {self.what}: {self.found}" if self.found else f"it {self.what}"
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file, links followed, for reading. Raises OSError; NotARegularFile for what is none."""
+    """Open a regular file for reading; links are followed. Raises OSError; NotARegularFile."""
     refuse_irregular_file(path)
     return path.open("rb")
 
@@ -62,47 +62,47 @@ def file_sha256(path: Path) -> str:
 
 
 def refuse_irregular_file(path: Path) -> None:
-    """Raise NotARegularFile for what is there and is no regular file; OSError where nothing is there."""
+    """Raise NotARegularFile if the path exists but is not a regular file; OSError if it does not exist."""
     try:
         mode = path.stat().st_mode
     except ValueError as error:  # a NUL in the name, as a table may hold
-        raise OSError(errno.EINVAL, "no name that a file can have", str(path)) from error
+        raise OSError(errno.EINVAL, "not a valid file name", str(path)) from error
     if not stat.S_ISREG(mode):
         kind = next((name for has_kind, name in _KINDS if has_kind(mode)), "no file")
-        raise NotARegularFile(errno.EINVAL, f"{kind}, which is no file", str(path))
+        raise NotARegularFile(errno.EINVAL, f"{kind}, not a file", str(path))
 
 
 def lexists(path: Path) -> bool:
-    """Return whether anything bears the name, a link to nowhere too."""
+    """Return whether the path exists, be it as a dangling link."""
     return os.path.lexists(path)
 
 
 def dangling_link(path: Path) -> str:
-    """Return what the link points to that keeps a path, or a folder above it, from being there; empty where none does."""
+    """Return the missing target of a link because of which a path does not exist; None if there is no such link."""
     for place in (path, *path.parents):
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (Path's raise where rights are lacking)
             return os.fspath(place.readlink())
     return ""
 
 
-def lacks_rights(error: OSError) -> bool:
-    """Return whether it is for want of rights that something can't be read."""
+def is_permission_error(error: OSError) -> bool:
+    """Return whether an error is due to missing permissions."""
     return error.errno in _RIGHTS
 
 
 def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
-    """Return why a file can't be read. Rights are named only where it is for want of rights."""
+    """Return why a file can't be read. Permissions are named only if they are the cause."""
     user, said = f"(we run as user {os.getuid()})", error.strerror or str(error) or type(error).__name__
     if isinstance(error, NotARegularFile):
-        return UnreadableReason("is no file", said, "give a regular file")
+        return UnreadableReason("is not a regular file", said, "give a regular file")
     if error.errno == errno.ELOOP:
-        return UnreadableReason("is a link that leads back to itself", said, "give the file itself")
+        return UnreadableReason("is a circular link", said, "give the file itself")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if target := dangling_link(path):
-            return UnreadableReason("is a link to what is not there", f"it points to {target}", _FETCH)
+            return UnreadableReason("is a link to a file that does not exist", f"it points to {target}", _FETCH)
         return UnreadableReason("does not exist", "", "check the path")
-    if lacks_rights(error):
-        do = "give this user the right to read it, and to enter the folders above it"
+    if is_permission_error(error):
+        do = "give this user permission to read it and to enter its parent folders"
         return UnreadableReason("can't be opened", f"{said} {user}", do)
     if error.errno == errno.ENOMEM:
         return UnreadableReason("does not fit into memory", said, MORE_MEMORY)
@@ -111,18 +111,18 @@ def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return UnreadableReason("can't be opened", said, "raise the limit of open files (ulimit -n)")
     if error.errno in _DISK:
-        return UnreadableReason("can't be read", said, "check the disk or network share that it lies on, and try again")
+        return UnreadableReason("can't be read", said, "check its disk or network share, and try again")
     return UnreadableReason("can't be read", said, "copy it elsewhere, and try again")
 
 
 def cannot_open_error(subject: str, path: Path, error: OSError) -> InputRefused:
-    """Return what to tell of an input file (`subject`: "the DWI image") that can't be read."""
+    """Return the error for an input file (`subject`: "the DWI image") that can't be read."""
     why = unreadable_reason(path, error)
     return InputRefused(f"{subject} {why.what}", where=path, found=why.found, do=why.do)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Return the bytes of a regular file. Raises OSError, and ValueError where there are more than `most`."""
+    """Return the bytes of a regular file. Raises OSError, and ValueError if it has more than `most`."""
     with open_file(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -131,12 +131,12 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises OSError, and ValueError for what is no JSON, or longer or nested deeper than any is."""
+    """Return the contents of a JSON file. Raises OSError, and ValueError if it is not JSON, too long or too deeply nested."""
     return parse_json(read_bounded(path, MAX_JSON_BYTES).decode("utf-8"))
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text says. Raises ValueError for what is none, or nested deeper than any is."""
+    """Parse JSON text. Raises ValueError if it is not JSON or too deeply nested."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -144,6 +144,6 @@ def parse_json(text: str) -> Any:
 
 
 def first_names(folder: Path) -> str:
-    """Return, for a message, the first names in a folder. Raises OSError."""
+    """Return the first names in a folder, for messages. Raises OSError."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:_MAX_NAMES]) + (" ..." if len(names) > _MAX_NAMES else "") or "an empty folder"

@@ -1,4 +1,4 @@
-"""Output folders: one process at a time writes to one, and what to say when nobody can."""
+"""Output folders: a lock for one writer at a time, and errors about folders that can't be written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOT
 
 #: What keeps outputs from being written, and what to do about it.
 _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
-    ((errno.EACCES, errno.EPERM), "give this user the right to write there, or run as its owner (docker run --user)"),
-    ((errno.EROFS,), "mount the folder writable, or give another one"),
-    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, or give another folder"),
-    ((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move away what stands in its place, or give another folder"),
-    ((errno.ELOOP,), "give the folder itself, not a link that leads back to itself"),
+    (
+        (errno.EACCES, errno.EPERM),
+        "give this user write permission, or run as the owner of the folder (docker run --user)",
+    ),
+    ((errno.EROFS,), "mount the folder writable, or choose another one"),
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make free space there, or choose another folder"),
+    ((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move the file in its place away, or choose another folder"),
+    ((errno.ELOOP,), "give the folder itself, not a circular link"),
     ((errno.ENAMETOOLONG,), "give a folder with a shorter path, or shorter names"),
     ((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     ((errno.ENOMEM,), MORE_MEMORY),
@@ -37,23 +40,23 @@ _REMEDIES: tuple[tuple[tuple[int, ...], str], ...] = (
 
 @contextmanager
 def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
-    """Let nobody else in who writes to `root` while the block lasts; a folder that was made for it goes again if it stays empty.
+    """Lock `root` against other writers for the duration of the block. A folder created for it is removed if it stays empty.
 
-    Who comes `shared` lets others in who do: batches agree among themselves on who does which case.
+    Callers with `shared` allow each other in: batches divide the cases among themselves.
 
-    The lock is a `flock` on the folder itself: it leaves no file, holds by whatever path and in every container that mounts the folder,
-    and ends with the process, however that ends. Where the file system knows no locks, that is noted. Raises UsageError when another
-    process has it, or when the folder can't be made.
+    The lock is a `flock` on the folder itself: it leaves no file, works for every path and in every container that mounts the folder,
+    and ends with the process. If the file system does not support locks, that is logged. Raises UsageError when another
+    process holds it, or when the folder can't be created.
     """
     made: list[Path] = []
     try:
         descriptor = _locked_folder(root, made, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except BlockingIOError as error:
         raise UsageError(
-            "somebody else is writing to the output folder",
+            "another process is writing to the output folder",
             where=root,
-            found="another process has locked it",
-            do="give each run a folder of its own, or wait until the other one has ended",
+            found="it is locked",
+            do="use a separate folder for each run, or wait until the other run has ended",
         ) from error
     except OSError as error:
         raise unwritable(root, error) from error
@@ -65,7 +68,7 @@ def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def _locked_folder(root: Path, made: list[Path], how: int) -> int:
-    """Make a folder if need be (then noting it and those above in `made`) and lock it. Raises BlockingIOError when somebody has it."""
+    """Create a folder if needed (recording it and its new parents in `made`) and lock it. Raises BlockingIOError if locked."""
     while True:
         made += [folder for folder in (root, *root.parents) if not folder.exists() and folder not in made]
         root.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,9 @@ def _locked_folder(root: Path, made: list[Path], how: int) -> int:
             pass  # taken away between opening and locking: the lock is on nothing
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                log.info("note: %s can't be locked (%s): let nobody else write there", root, error.strerror)
+                log.info(
+                    "note: %s can't be locked (%s): make sure that no other process writes there", root, error.strerror
+                )
                 return descriptor
             os.close(descriptor)
             raise
@@ -89,7 +94,7 @@ def _locked_folder(root: Path, made: list[Path], how: int) -> int:
 
 
 def unwritable(root: Path, error: OSError) -> UsageError:
-    """Return what to tell a user whose outputs can't be written. Rights are blamed only for want of rights."""
+    """Return the error for outputs that can't be written. Permissions are named only if they are the cause."""
     found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
     if error.errno in (errno.EACCES, errno.EPERM):
         found += f" (we run as user {os.getuid()})"
@@ -98,7 +103,7 @@ def unwritable(root: Path, error: OSError) -> UsageError:
 
 
 def remove_empty_folders(folders: list[Path]) -> None:
-    """Remove folders that we made and that hold nothing, deepest first."""
+    """Remove those of the given folders that are empty, deepest first."""
     for folder in sorted(folders, key=lambda path: -len(path.parts)):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

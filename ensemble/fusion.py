@@ -1,4 +1,4 @@
-"""Fuse the members' lesion probabilities into one mask. Pure functions on arrays of one grid. The members' order has no effect."""
+"""Fuse the members' lesion probabilities into one mask. Pure functions on arrays of one grid; the order of members has no effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class FusedPrediction:
-    """The joint result of the members that voted."""
+    """The fused result of the members that voted."""
 
     mask: Volume
     """bool: the lesion."""
@@ -44,8 +44,8 @@ def fuse(
 ) -> FusedPrediction:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid) into one mask.
 
-    Lesions smaller than `min_lesion_ml` (ml) are left out. One smaller than `min_disputed_ml` (ml) stays in the mask only if all voters
-    agree in one of its voxels. A voter that `weights` doesn't name weighs 1; STAPLE finds weights of its own.
+    Lesions smaller than `min_lesion_ml` (ml) are removed. One smaller than `min_disputed_ml` (ml) stays only if all voters
+    agree in at least one of its voxels. A voter that `weights` does not name has weight 1; STAPLE estimates its own weights.
 
     Raises ValueError when there are no probabilities, or when they lie on different grids.
     """
@@ -66,7 +66,7 @@ def fuse(
 
 
 def mean_probability(probabilities: Sequence[FloatArray], weights: Sequence[float]) -> FloatArray:
-    """Return the voters' mean probability (float32), each by its weight."""
+    """Return the voters' weighted mean probability (float32)."""
     if len(set(weights)) == 1:
         return np.asarray(np.mean(probabilities, axis=0, dtype=np.float32))
     shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
@@ -89,7 +89,7 @@ def _mask(ballots: BoolArray, weights: Sequence[float], mean: FloatArray, method
 
 
 def drop_small_components(mask: BoolArray, min_voxels: float, spared: BoolArray | None = None) -> tuple[BoolArray, int]:
-    """Return the mask (z, y, x) without its 26-connected components of fewer voxels, and how many those are.
+    """Return the mask (z, y, x) without 26-connected components smaller than `min_voxels`, and how many were removed.
 
     Components with a voxel in `spared` (z, y, x) stay.
     """
@@ -104,16 +104,16 @@ def drop_small_components(mask: BoolArray, min_voxels: float, spared: BoolArray 
 
 
 def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
-    """Remove small components in which the voters nowhere all agree from the mask (z, y, x).
+    """Remove small components without a single voxel on which all voters agree from the mask (z, y, x).
 
-    Components are 26-connected. Those of fewer than `min_voxels` voxels go, unless all `ballots` (voters, z, y, x) are true in one of
-    theirs. Returns the mask, and how many components went.
+    Components (26-connected) of fewer than `min_voxels` voxels are removed, unless all `ballots` (voters, z, y, x) are true in one of
+    their voxels. Returns the mask, and how many components were removed.
     """
     return drop_small_components(mask, min_voxels, spared=np.asarray(ballots.all(axis=0)))
 
 
 def majority(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:
-    """Return where the voters who vote lesion hold more than half of the total weight; a tie is settled by the mean probability.
+    """Return where the voters for lesion hold more than half of the total weight; the mean probability breaks ties.
 
     Args:
         ballots: bool (voters, ...).

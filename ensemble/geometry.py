@@ -1,4 +1,4 @@
-"""Where voxels lie: the grid of an image, in ITK's LPS world, and lossless changes of axis order.
+"""The grid of an image in ITK's LPS world, and lossless changes of axis order.
 
 Grids speak ITK's order (x, y, z); arrays speak numpy's (z, y, x). `volume.py` is the one place that flips between the two.
 """
@@ -27,7 +27,7 @@ MAX_VOXELS, MAX_ALONG_AXIS = 150_000_000, 8192
 
 
 def is_too_large(shape: Sequence[int], most: int = MAX_VOXELS) -> bool:
-    """Return whether a lattice has more voxels than any brain image: asked before memory is."""
+    """Return whether a grid has more voxels than any brain image; checked before memory is allocated."""
     return prod(shape) > most or max(shape) > MAX_ALONG_AXIS
 
 
@@ -48,15 +48,15 @@ class Grid:
 
     @classmethod
     def from_affine_ras(cls, size: tuple[int, int, int], affine: FloatArray) -> Grid:
-        """Make the grid of `size` voxels (x, y, z) that a 4x4 matrix to the world (RAS, mm) describes, as in nibabel.
+        """Make the grid of `size` voxels (x, y, z) from a 4x4 affine (RAS, mm), as in nibabel.
 
         Raises InputRefused when the matrix is of another shape, not finite, flat, or sheared.
         """
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in np.atleast_2d(affine)[:4])
         refused = InputRefused(
-            "the affine names no place in the world",
+            "the affine does not define a position in space",
             found=f"voxel to world (RAS, mm): {rows}",
-            do="give the 4x4 matrix of the image's header, with axes at right angles",
+            do="give the 4x4 affine of the image's header, with orthogonal axes",
         )
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or list(affine[3]) != [0, 0, 0, 1]:
             raise refused
@@ -109,7 +109,7 @@ class Grid:
         return np.vstack([np.reshape(self.sform, (3, 4)), [0.0, 0.0, 0.0, 1.0]])
 
     def points_mm(self, index_zyx: AnyArray) -> FloatArray:
-        """Return the world positions (..., 3; LPS, mm) of voxels, given by their indices (..., 3; z, y, x) as `np.argwhere` has them."""
+        """Return the world positions (..., 3; LPS, mm) of voxels with the indices (..., 3; z, y, x) that `np.argwhere` returns."""
         return np.asarray(index_zyx[..., ::-1] @ self.affine[:3, :3].T + self.affine[:3, 3])
 
     @cached_property
@@ -119,16 +119,16 @@ class Grid:
         return (self.affine[:3, :3] @ ends).T + self.affine[:3, 3]
 
     def distance_voxels(self, other: Grid) -> float:
-        """Return how far apart the same corner voxel lies in two grids of one size, in voxels of this grid (infinite for another size)."""
+        """Return the largest distance between equal corner voxels of two grids, in voxels of this one; infinite if sizes differ."""
         if self.size != other.size:
             return float("inf")
         apart = (other.corners_mm - self.corners_mm) @ np.linalg.inv(self.affine[:3, :3]).T
         return float(np.abs(apart).max())
 
     def same_lattice(self, other: Grid, tolerance_voxels: float) -> bool:
-        """Return whether this grid's voxel centres lie on the other's, in whatever order, up to a tolerance in voxels of the other.
+        """Return whether this grid's voxel centres coincide with the other's in any order, within a tolerance in its voxels.
 
-        So it is with flipped, permuted or cropped copies of an image: they are reordered, not interpolated.
+        This holds for flipped, permuted or cropped copies of an image, which are reordered instead of interpolated.
         """
         to_other = np.linalg.inv(other.affine) @ self.affine
         nearest = np.round(to_other)
@@ -139,7 +139,7 @@ class Grid:
         return bool(np.abs((to_other - nearest) @ ends).max() <= tolerance_voxels)
 
     def describe(self) -> str:
-        """Return the grid in words, for messages."""
+        """Return a description of the grid for messages."""
         size = " x ".join(map(str, self.size))
         spacing = " x ".join(f"{mm:.3g}" for mm in self.spacing_mm)
         origin = ", ".join(f"{mm:.1f}" for mm in self.origin_mm)
@@ -147,12 +147,12 @@ class Grid:
 
     @cached_property
     def axis_letters(self) -> tuple[str, str, str]:
-        """The world direction that each index axis x, y, z points to, most nearly: one of L R P A S I."""
+        """The nearest world direction of each index axis x, y, z: one of L R P A S I."""
         order, signs = _nearest_axes(np.reshape(self.direction, (3, 3)))
         return tuple("LPS"[world] if sign > 0 else "RAI"[world] for world, sign in zip(order, signs, strict=True))  # type: ignore[return-value]
 
     def canonical(self) -> Reorientation:
-        """Return the flips and axis permutation that bring arrays on this grid closest to the LPS axes."""
+        """Return the flips and axis permutation that bring arrays on this grid closest to LPS."""
         order, signs = _nearest_axes(np.reshape(self.direction, (3, 3)))
         # numpy axis a holds index axis 2 - a; numpy axis 0 is to become the one that runs along S, and so on
         to_numpy = [2 - order.index(world) for world in (2, 1, 0)]
@@ -162,7 +162,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Reorientation:
-    """A lossless change of axis order and direction of (..., z, y, x) arrays, with its undo."""
+    """A lossless change of axis order and direction of (..., z, y, x) arrays that can be undone."""
 
     transpose: tuple[int, int, int]
     """The old (z, y, x) axis that becomes the new first, second, third one."""
@@ -170,11 +170,11 @@ class Reorientation:
     """Old (z, y, x) axes that are reversed."""
 
     def apply(self, array: AnyArray) -> AnyArray:
-        """Return the view of an array (..., z, y, x) in the new orientation."""
+        """Return a view of an array (..., z, y, x) in the new orientation."""
         return self._moved(np.flip(array, self._flip_axes), self.transpose)
 
     def undo(self, array: AnyArray) -> AnyArray:
-        """Return the view of an array in the new orientation as it was before `apply`."""
+        """Return a view of a reoriented array in the original orientation."""
         back = np.argsort(self.transpose)
         return np.flip(self._moved(array, (int(back[0]), int(back[1]), int(back[2]))), self._flip_axes)
 
@@ -194,7 +194,7 @@ class Reorientation:
 
 
 def _nearest_axes(direction: FloatArray) -> tuple[list[int], list[float]]:
-    """Return, for each index axis, the world axis (0 L, 1 P, 2 S) that it follows most nearly, one to one, and its sign."""
+    """Return for each index axis the nearest world axis (0 L, 1 P, 2 S; each once), and its sign."""
     weights = np.abs(direction)
     order = max(permutations(range(3)), key=lambda world: sum(weights[world[k], k] for k in range(3)))
     return list(order), [float(np.sign(direction[order[k], k])) or 1.0 for k in range(3)]

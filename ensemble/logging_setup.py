@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Our messages from `level` on, those of libraries from warnings on.
+    """Log our messages from `level` on, those of libraries from warnings on.
 
     Names that stdout can't spell, or a reader who has gone, are no reason to fail.
     """
@@ -39,13 +39,13 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 class _Visible(logging.Formatter):
-    """Makes every record visible once: nothing that stands in for a `%s` may begin a line of its own, or move the cursor.
+    """Escapes control characters in log records, so that no inserted text can start a line or move the cursor.
 
     Line breaks count where they stand in a message of ours, in the text of a UserError or in TrustedLines.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's text; the lines of a traceback are set in."""
+        """Return the record's text; tracebacks are indented."""
         shown = copy(record)
         if record.name.partition(".")[0] != "ensemble":
             shown.msg, shown.args = visible(record.getMessage()), ()
@@ -56,12 +56,12 @@ class _Visible(logging.Formatter):
         return super().format(shown)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
-        """Return a traceback, visible."""
+        """Return a traceback with control characters escaped."""
         return "\n".join("  " + visible(line) for line in super().formatException(ei).split("\n"))
 
 
 def _as_argument(value: object) -> object:
-    """Return what is put into a message: numbers as they are."""
+    """Return a log argument with control characters escaped; numbers unchanged."""
     if value is None or isinstance(value, int | float):
         return value
     text = str(value)
@@ -70,7 +70,7 @@ def _as_argument(value: object) -> object:
 
 
 def log_failure(error: Exception) -> None:
-    """Log why a case or a call failed; of a bug the traceback, too. Call it while handling the error."""
+    """Log why a case or a call failed; for a bug with the traceback. Call it while handling the error."""
     error = as_user_error(error)
     if isinstance(error, UserError):
         log.error("error: %s", error)
@@ -79,7 +79,7 @@ def log_failure(error: Exception) -> None:
 
 
 def report_failure(error: Exception) -> None:
-    """Log it, and say it on stderr. Call it while handling the error."""
+    """Log an error and write it to stderr. Call it while handling the error."""
     log_failure(error)
     error = as_user_error(error)
     if isinstance(error, UserError):
@@ -91,7 +91,7 @@ def report_failure(error: Exception) -> None:
 
 
 def write_final_error_line(text: str) -> None:
-    """Write one line to stderr: what the platform shows of a job that failed."""
+    """Write one line to stderr; the platform shows the last one for a failed job."""
     if sys.stderr is None:  # started with it closed
         return
     with suppress(OSError, ValueError):
@@ -99,8 +99,8 @@ def write_final_error_line(text: str) -> None:
 
 
 @contextmanager
-def only_warnings() -> Iterator[None]:
-    """Keep messages below a warning from the log, unless all were asked for (--verbose)."""
+def suppress_info_messages() -> Iterator[None]:
+    """Hide info messages inside the block, unless --verbose was given."""
     ours = logging.getLogger("ensemble")
     level = ours.level
     if level != logging.DEBUG:
@@ -112,7 +112,7 @@ def only_warnings() -> Iterator[None]:
 
 
 class _Catcher:
-    """Takes the process's stderr for as long as any thread asks for it."""
+    """Redirects the process's stderr while any thread asks for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -154,7 +154,7 @@ _catcher = _Catcher()
 
 @contextmanager
 def native_stderr_to_log() -> Iterator[None]:
-    """Send to our log what native libraries write to the process's stderr by themselves; any number of threads may do so at once."""
+    """Send what native libraries write to stderr to our log; several threads may do so at once."""
     _catcher.begin()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Freed memory kept inside the process, and memory that ran out told from bugs. Standard library only."""
+"""Keep freed memory in the process, and tell out-of-memory errors from bugs. Standard library only."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SAID = re.compile(
     r"|unable to (join|create) thread|can't start new thread",
     re.I,
 )
-MORE_MEMORY = "give the process more memory (docker run --memory), or end what else uses it"
+MORE_MEMORY = "give the process more memory (docker run --memory), or stop other programs"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, whatever library raised it."""
+    """Return whether an error means that memory ran out, whichever library raised it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     plain = isinstance(error, RuntimeError | ImportError) or type(error).__module__.startswith("onnxruntime")
@@ -33,7 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def as_user_error(error: Exception) -> Exception:
-    """Return an error as a user is to see it: memory that ran out is no bug."""
+    """Convert an out-of-memory error to a UserError; return any other error unchanged."""
     if isinstance(error, UserError) or not is_out_of_memory(error):
         return error
     found = (str(error) or type(error).__name__).splitlines()[0]
@@ -41,7 +41,7 @@ def as_user_error(error: Exception) -> Exception:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse large buffers instead of giving each back to the kernel (Linux only; elsewhere nothing happens).
+    """Tell glibc to reuse large buffers instead of returning them to the kernel (on Linux; does nothing elsewhere).
 
     A network on the CPU allocates hundreds of megabytes of activations a window, gigabytes a training step; with glibc's defaults
     each is mapped anew and every page faults again. That took two thirds of a training step's time where it was measured (5.4 s

@@ -1,4 +1,4 @@
-"""How much lesion a mask holds, and how well it agrees with another: the ISLES'22 measures.
+"""Lesion volume and number, and the ISLES'22 measures of agreement between two masks.
 
 Definitions as in the ISLES'22 challenge's evaluation (Hernandez Petzsche et al., Scientific Data 2022; github.com/ezequieldlrosa/isles22):
 lesions are 26-connected components; a true lesion counts as found when any predicted voxel touches it, and a predicted lesion
@@ -20,7 +20,7 @@ _CONNECTED_26 = np.ones((3, 3, 3), dtype=bool)
 
 
 def lesion_components(mask: AnyArray) -> tuple[AnyArray, int]:
-    """Label the 26-connected components of a mask (z, y, x): integer array (0 outside), and their number."""
+    """Label the 26-connected components of a mask (z, y, x): an integer array (0 outside), and their number."""
     labels, count = ndimage.label(mask, _CONNECTED_26)
     return labels, int(count)
 
@@ -43,12 +43,12 @@ def dice(truth: AnyArray, prediction: AnyArray) -> float:
 
 
 def pairwise_dice(masks: Sequence[AnyArray]) -> float | None:
-    """Return the mean Dice of masks (z, y, x), two by two: 1 when all are empty, None for fewer than two."""
+    """Return the mean Dice over all pairs of masks (z, y, x): 1 if all are empty, None for fewer than two masks."""
     return mean(dice(one, other) for one, other in combinations(masks, 2)) if len(masks) > 1 else None
 
 
 def detected_lesions(truth: AnyArray, prediction: AnyArray) -> tuple[AnyArray, AnyArray]:
-    """Return voxels of each lesion of the first mask, and whether any of them lies in the second (bool): two arrays (lesions,)."""
+    """Return for each lesion of the first mask its voxel count, and whether the second mask overlaps it (bool): two arrays (lesions,)."""
     labels, count = lesion_components(truth)
     voxels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     touched = np.bincount(labels[prediction.astype(bool)], minlength=count + 1)[1:]

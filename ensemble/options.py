@@ -19,7 +19,7 @@ from ensemble.program import help_on, program_name
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "ISLES_"
-#: How Kubernetes names what it tells of a Service (see `service_links`).
+#: How Kubernetes names what it tells of a Service (see `kubernetes_service_variables`).
 _SERVICE_HOST = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_SERVICE_HOST")
 _SERVICE_PORT = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_PORT")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
@@ -48,21 +48,21 @@ For research only. Not a medical device."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports wrong usage as an error of ours, so that it looks and exits like all others."""
+    """Raises usage errors as UsageError, so that they look and exit like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, do=help_on(self.prog))
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
-    """Return options of one call: defaults, then the environment, then the command line. Raises UsageError."""
+    """Return the options of a call: defaults, overridden by the environment, then by the command line. Raises UsageError."""
     parser, commands = _build()
-    links = service_links(environment)
+    links = kubernetes_service_variables(environment)
     if links:
-        log.info("note: ignored, as Kubernetes sets them for a Service: %s", ", ".join(links))
+        log.info("note: these variables, which Kubernetes sets for a Service, are ignored: %s", ", ".join(links))
     environment = {name: text for name, text in environment.items() if name not in links}
     _refuse_unknown(environment, (parser, *commands.values()))
-    stated, left = parser.parse_known_args(as_command(arguments, commands))
+    stated, left = parser.parse_known_args(normalise_bids_app_call(arguments, commands))
     if left and (not hasattr(stated, "masks") or any(one.startswith("-") for one in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     elif left:  # paths behind an option: argparse takes a list of paths in one piece only
@@ -83,13 +83,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 
 def run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfig:
-    """Return the part of the options that says how cases are segmented, and judged where a `report` is written."""
+    """Return the options that say how cases are segmented; `trust` is off unless a `report` is written."""
     chosen = {field.name: getattr(options, field.name) for field in fields(RunConfig)}
     return RunConfig(**chosen | {"trust": options.trust == "on" or (options.trust is None and report)})
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:
-    """Return what parses a command's own arguments."""
+    """Return the parser of a command."""
     return _build()[1][command]
 
 
@@ -126,8 +126,9 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         "--adc",
         type=Path,
         metavar="FILE",
-        help="map of the apparent diffusion coefficient, in any usual unit. Without it, it is computed if the DWI holds b0 as well as"
-        " b about 1000, with their b-values (.bval, or DICOM)",
+        help="map of the apparent diffusion coefficient (ADC), in any usual unit. If it is missing, it is computed from a"
+        " DWI that contains b0 and"
+        " b about 1000 with their b-values (.bval, or DICOM)",
     )
     _add(run, "--flair", type=Path, metavar="FILE", help="FLAIR image. Without it, members that need it don't vote")
     _add(run, "--out", type=Path, needed=True, metavar="DIR", help="folder for the results")
@@ -136,13 +137,13 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         commands,
         common,
         "study",
-        "segment one examination, as a scanner or archive gives it",
-        "Choose DWI, ADC and FLAIR among the series of one examination and segment it. Writes what run writes, the DICOM objects of"
-        " --dicom, and into report.json why which series was taken. Without a command, and with MERCURE_IN_DIR and MERCURE_OUT_DIR"
-        " set, as the mercure orchestrator does, it takes these and writes the objects alone.",
+        "segment one examination, as a scanner or archive sends it",
+        "Choose DWI, ADC and FLAIR among the series of one examination and segment it. Writes the outputs of run, the DICOM objects of"
+        " --dicom, and in report.json the reasons for the choice of series. Without a command, if MERCURE_IN_DIR and MERCURE_OUT_DIR are"
+        " set (as by the mercure orchestrator), the program segments the one folder and writes only DICOM objects into the other.",
     )
     study.add_argument(
-        "study", type=Path, metavar="FOLDER_OR_ZIP", help="DICOM of one examination, whatever else it holds"
+        "study", type=Path, metavar="FOLDER_OR_ZIP", help="DICOM files of one examination; other series are ignored"
     )
     study.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
     _add_format(study)
@@ -150,9 +151,9 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         commands,
         common,
         "serve",
-        "keep the networks in memory and segment a case at each POST /invoke",
-        "Answer GET /health with 200 once the members are loaded, and POST /invoke with 201 once the case below --input is"
-        " segmented and its outputs lie below --output, which hold one case at a time. Anyone who reaches the port can call it.",
+        "keep the networks in memory and segment one case per POST /invoke",
+        "Answer GET /health with 200 once the members are loaded. At POST /invoke, segment the case in --input and answer with 201"
+        " when its outputs are in --output. Both folders hold one case at a time. There is no authentication: protect the port.",
     )
     _add_contract(serve.add_argument_group("contract"))
     _add(serve, "--host", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
@@ -163,7 +164,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         type=float,
         default=600.0,
         metavar="SECONDS",
-        help="how long a call waits for the cases before it (default: 600)",
+        help="longest time that a request waits for earlier cases (default: 600)",
     )
     members = _command(
         commands,
@@ -192,7 +193,7 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         members,
         "--onnx",
         flag=True,
-        help="pack: also write each network as ONNX, for --session onnx; refused where it gives other masks than PyTorch",
+        help="pack: also write each network as ONNX, for --session onnx; refused if its masks differ from PyTorch's",
     )
     batch = _command(
         commands,
@@ -200,10 +201,10 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         "batch",
         "segment every case of a dataset",
         "Segment every case of a BIDS tree, of a folder with <case>/{dwi,adc,flair}.* or <case>/images/dwi-brain-mri/...,"
-        " of nnU-Net's <case>_0000.* with dataset.json, or of a .csv with the columns case, dwi, adc, flair (a DWI that holds"
-        " b0 as well, with its b-values, needs no ADC). Writes BIDS derivatives, summary.csv and index.html. A case that fails"
-        " is recorded and the rest goes on; the exit code is then the failed cases' worst. What is complete stays so whatever"
-        " happens, and calling again does the rest; several calls may share one output folder.",
+        " of nnU-Net's <case>_0000.* with dataset.json, or of a .csv with the columns case, dwi, adc, flair (a DWI that contains"
+        " b0 with its b-values needs no ADC). Writes BIDS derivatives, summary.csv and index.html. A case that fails is recorded, and"
+        " the others go on; the exit code is then the worst one of the failed cases. Complete results survive any interruption, and a"
+        " further call processes the remaining cases. Several calls may share one output folder.",
     )
     batch.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
     batch.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
@@ -217,28 +218,29 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _add_results(group: Any) -> None:
-    """Add what every way of working on a dataset knows."""
+    """Add the options of every command that works on a dataset."""
     _add(
         group,
         "--resume",
         flag=True,
         default=True,
-        help="keep results made of the same inputs, weights and options (default); --no-resume makes all anew",
+        help="keep results made from the same inputs, weights and options (default); --no-resume recomputes all",
     )
     _add(group, "--report", flag=True, help="also write report.html and overlay.png of each case")
 
 
 def _add_batch(parser: Any) -> None:
-    """Add what `batch` and the BIDS App share."""
-    group = parser.add_argument_group("how a dataset is worked on")
+    """Add the options that `batch` and the BIDS App share."""
+    group = parser.add_argument_group("how a dataset is processed")
     _add_results(group)
     _add(
         group,
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="only the I-th of N shares of the cases, I from 1 to N. A case's share depends on its name alone: cases that join move no"
-        " other. Without summary, which DATASET OUT group writes when all shares are done",
+        help="process only the I-th of N shards of the cases, I from 1 to N. The shard of a case depends only on its name,"
+        " so added cases do not"
+        " move others. Writes no summary: run DATASET OUT group when all shards are done",
     )
     _add(
         group,
@@ -247,10 +249,12 @@ def _add_batch(parser: Any) -> None:
         const="local",
         type=_address,
         metavar="ADDRESS",
-        help="work on a Ray cluster: HOST:PORT, or auto on a machine of it; without ADDRESS on this machine, with a process for each GPU or"
-        " some CPUs. Several GPUs use it anyway. Without Ray (pip install ray) one device works",
+        help="process the cases on a Ray cluster: HOST:PORT, or auto on one of its machines. Without ADDRESS, use this"
+        " machine, with one process"
+        " per GPU or per --ray-cpus CPUs. Used by default if there are several GPUs. Needs Ray (pip install ray);"
+        " without it, one device is used",
     )
-    _add(group, "--ray-cpus", type=_count, default=4, metavar="N", help="CPUs of each process on Ray (default: 4)")
+    _add(group, "--ray-cpus", type=_count, default=4, metavar="N", help="CPUs of each Ray process (default: 4)")
     _add_dry_run(group)
 
 
@@ -259,8 +263,8 @@ def _add_dry_run(group: Any) -> None:
         group,
         "--dry-run",
         flag=True,
-        help="only say which cases there are, which would be refused by their names or headers, and the seconds and memory to expect;"
-        " exit code 3 where one would be refused",
+        help="write nothing; list the cases, those that would be refused by their names or headers, and the expected time and memory;"
+        " exit code 3 if a case would be refused",
     )
     _add(group, "--json", flag=True, help="with --dry-run: print JSON")
 
@@ -271,12 +275,12 @@ def _add_bids_app(commands: Any, common: _Parser) -> None:
         prog=program_name(),
         parents=[common],
         argument_default=argparse.SUPPRESS,
-        description="As a BIDS App. participant: segment the cases of a BIDS dataset, or of some participants, into BIDS derivatives."
-        " group: summary.csv and index.html of all that participant has done.",
+        description="Run as a BIDS App. participant: segment the cases of all or some participants of a BIDS dataset into BIDS derivatives."
+        " group: write summary.csv and index.html for all results of participant.",
     )
     app.add_argument("dataset", type=Path, metavar="BIDS_DIR", help="BIDS dataset")
     app.add_argument("out", type=Path, metavar="OUT_DIR", help="folder for the results")
-    app.add_argument("level", choices=LEVELS, help="what is done")
+    app.add_argument("level", choices=LEVELS, help="participant: segment; group: write the summary")
     group = app.add_argument_group("BIDS App")
     _add(
         group,
@@ -300,7 +304,7 @@ def _add_bids_app(commands: Any, common: _Parser) -> None:
         former="--bids_filter_file",
         type=Path,
         metavar="FILE",
-        help='which images may be taken, by BIDS entities: {"dwi": {"acquisition": "b1000"}, "adc": {...}, "flair": {...}}',
+        help='images to use, selected by BIDS entities: {"dwi": {"acquisition": "b1000"}, "adc": {...}, "flair": {...}}',
     )
     _add(
         group,
@@ -308,14 +312,14 @@ def _add_bids_app(commands: Any, common: _Parser) -> None:
         former="--work_dir",
         type=Path,
         metavar="DIR",
-        help="folder for temporary files (default: $TMPDIR, else /tmp); what is unfinished of results lies in OUT_DIR",
+        help="folder for temporary files (default: $TMPDIR, else /tmp); unfinished results are kept in OUT_DIR",
     )
     _add(
         group,
         "--skip-bids-validation",
         former="--skip_bids_validation",
         flag=True,
-        help="take a folder without a dataset_description.json of a raw BIDS dataset, too",
+        help="also accept a folder whose dataset_description.json is missing or not that of a raw BIDS dataset",
     )
     _add_batch(app)
 
@@ -325,13 +329,14 @@ def _add_slurm(commands: Any, common: _Parser) -> None:
         commands,
         common,
         "slurm",
-        "write a batch as SLURM jobs: an array that shares the cases, and a summary",
-        "Write participant.sbatch (an array, a share of the cases each), group.sbatch (the summary of all) and submit.sh, which submits"
-        " both. The options of batch go into them. Every path must be the same on all nodes.",
+        "write a batch as SLURM jobs: a job array that shares the cases, and a summary job",
+        "Write participant.sbatch (a job array with one shard of the cases per task), group.sbatch (the summary) and"
+        " submit.sh, which submits"
+        " both. The options of batch are passed on. Every path must be the same on all nodes.",
     )
     slurm.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
     slurm.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
-    _add_results(slurm.add_argument_group("how a dataset is worked on"))
+    _add_results(slurm.add_argument_group("how a dataset is processed"))
     group = slurm.add_argument_group("jobs")
     _add(
         group,
@@ -341,17 +346,25 @@ def _add_slurm(commands: Any, common: _Parser) -> None:
         metavar="DIR",
         help="folder for the scripts and their logs (default: isles-slurm)",
     )
-    _add(group, "--shards", type=_count, metavar="N", help="tasks of the array (default: of about an hour each)")
-    _add(group, "--cpus", type=_count, default=4, metavar="N", help="CPUs of a task (default: 4)")
-    _add(group, "--gpu", flag=True, help="a GPU for each task")
-    _add(group, "--memory-gb", type=float, metavar="N", help="memory of a task (default: by the estimate of --dry-run)")
-    _add(group, "--hours", type=float, metavar="N", help="time limit of a task (default: by the estimate)")
+    _add(
+        group,
+        "--shards",
+        type=_count,
+        metavar="N",
+        help="number of tasks in the array (default: so many that each takes about an hour)",
+    )
+    _add(group, "--cpus", type=_count, default=4, metavar="N", help="CPUs per task (default: 4)")
+    _add(group, "--gpu", flag=True, help="request a GPU for each task")
+    _add(
+        group, "--memory-gb", type=float, metavar="N", help="memory per task in GB (default: the estimate of --dry-run)"
+    )
+    _add(group, "--hours", type=float, metavar="N", help="time limit per task in hours (default: the estimate)")
     _add(group, "--apptainer", default="", metavar="IMAGE", help="run in this Apptainer image (.sif)")
-    _add(group, "--docker", default="", metavar="IMAGE", help="run in this image of a Docker engine on the nodes")
+    _add(group, "--docker", default="", metavar="IMAGE", help="run in this Docker image on the nodes")
 
 
-def as_words(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
-    """Return options as words of a command line that parse to the same; those at their defaults are left out. Paths are absolute."""
+def to_arguments(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Convert options back to command-line words that parse to the same; defaults are left out, paths are absolute."""
     words = []
     parser = command_parser(options.command)
     for action in (action for action in parser._actions if action.dest in set(names) and hasattr(action, "fallback")):
@@ -370,8 +383,8 @@ def as_words(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
     return words
 
 
-def as_command(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
-    """Return arguments with a BIDS App's call, `BIDS_DIR OUT_DIR LEVEL` anywhere among options, as a command with these first."""
+def normalise_bids_app_call(arguments: Sequence[str], commands: Iterable[str]) -> list[str]:
+    """Move the positional arguments of a BIDS App call (`BIDS_DIR OUT_DIR LEVEL`, anywhere among options) behind its command."""
     words = list(arguments)
     for at in range(2, len(words)):
         before = words[at - 2 : at]
@@ -397,8 +410,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         "measure predicted masks against true ones, as ISLES'22 does; compare methods, groups and clinical scores",
         "Dice, absolute volume difference (ml), absolute lesion count difference and lesion-wise F1 of every case with a"
-        " true mask. Masks on different grids are refused. Exit code 3 when a case can't be measured; the others are."
-        " Several methods are compared case by case and ranked, on one page beside the tables.",
+        " true mask. Masks on different grids are refused. Exit code 3 if a case can't be measured; the others still are."
+        " Several methods are compared case by case and ranked, in tables and on one page.",
     )
     evaluate.add_argument(
         "masks",
@@ -406,7 +419,7 @@ def _add_evaluate(commands: Any) -> None:
         nargs="*",
         default=[],
         metavar="MASKS",
-        help="folder of predicted masks (or one mask) of each method, and last that of the true masks",
+        help="folder of predicted masks (or one mask) for each method, followed by that of the true masks",
     )
     _add(
         evaluate,
@@ -414,15 +427,16 @@ def _add_evaluate(commands: Any) -> None:
         type=Path,
         needed=True,
         metavar="CSV",
-        help="a row a case; beside metrics.csv appear metrics_summary.csv and metrics_plots.png, and for several methods, --clinical and"
-        " --by also metrics_study.html, metrics_study.json and their tables",
+        help="table with one row per case. Also writes (for metrics.csv) metrics_summary.csv and metrics_plots.png; with"
+        " several methods, --clinical"
+        " or --by also metrics_study.html, metrics_study.json and their tables",
     )
     _add(
         evaluate,
         "--clinical",
         type=Path,
         metavar="CSV",
-        help="table with the column case and others (nihss, mrs, scanner ...): Spearman's correlation of lesion volume and number,"
+        help="table with the column case and others (nihss, mrs, scanner ...). Reports Spearman's correlation of lesion volume and number,"
         " predicted and true, with each column of numbers",
     )
     _add(
@@ -430,7 +444,7 @@ def _add_evaluate(commands: Any) -> None:
         "--by",
         type=_names,
         metavar="COLUMN,COLUMN",
-        help="measures by the groups of these columns of --clinical, and by size and number of the true lesions (these alone:"
+        help="group the measures by these columns of --clinical, and by size and number of the true lesions (only by these:"
         " lesion_size)",
     )
     group = evaluate.add_argument_group("reader studies")
@@ -439,16 +453,24 @@ def _add_evaluate(commands: Any) -> None:
         "--reader-study",
         type=Path,
         metavar="HTML",
-        help="write one offline page that shows readers two masks of each case, blinded and in random order: two methods', or one's and the"
+        help="write an offline page that shows readers two masks of each case, blinded and in random order: of two methods,"
+        " or of one method and the"
         " true ones",
     )
-    _add(group, "--images", type=Path, metavar="DATASET", help="images for --reader-study: a dataset as batch takes it")
+    _add(
+        group,
+        "--images",
+        type=Path,
+        metavar="DATASET",
+        help="images for --reader-study: any dataset that batch accepts",
+    )
     _add(
         group,
         "--key",
         type=Path,
         metavar="JSON",
-        help="file that tells whose masks they were; --reader-study writes it (default: PAGE_key.json beside the page), --reader-answers"
+        help="file that says which method made which mask; --reader-study writes it (default: PAGE_key.json beside the"
+        " page), --reader-answers"
         " reads it. Keep it from the readers",
     )
     _add(
@@ -457,7 +479,8 @@ def _add_evaluate(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="CSV",
-        help="files that readers saved from the page: with --key and --out and no masks, writes preferences with exact intervals, grades"
+        help="files that readers saved from the page; used with --key and --out, without masks. Writes preferences with"
+        " exact intervals, grades"
         " and the readers' agreement",
     )
 
@@ -467,18 +490,18 @@ def _add_inspect(commands: Any) -> None:
         commands,
         _messages(),
         "inspect",
-        "show what an image file, or a folder or .zip of DICOM holds, and what would be read of it",
-        "Every DICOM series with its kind, b-values and geometry, which one is taken for DWI, ADC and FLAIR and why, notes and"
-        " refusals. Exit code 3 when what --as asks for can't be read; without --as, when nothing can.",
+        "show what an image file, or a folder or .zip of DICOM, contains and which images would be read from it",
+        "List every DICOM series with its kind, b-values and geometry, the ones chosen for DWI, ADC and FLAIR and why, notes and"
+        " refusals. Exit code 3 if the image of --as can't be read; without --as, if no image can.",
     )
     inspect.add_argument("path", type=Path, metavar="PATH", help="image file, or folder or .zip of DICOM")
-    _add(inspect, "--as", choices=("dwi", "adc", "flair"), help="read it as this image of a case")
+    _add(inspect, "--as", choices=("dwi", "adc", "flair"), help="read the path as this image of a case")
     _add(
         inspect,
         "--write",
         type=Path,
         metavar="FILE",
-        help="with --as: save the image as it is read (.nii.gz, .mha, .nrrd)",
+        help="with --as: save the image as the program reads it (.nii.gz, .mha, .nrrd)",
     )
     _add(inspect, "--json", flag=True, help="print JSON")
 
@@ -488,16 +511,23 @@ def _add_listen(commands: Any, common: _Parser) -> None:
         commands,
         common,
         "listen",
-        "be a DICOM node: studies come in, results go back",
-        "Take studies by C-STORE (and C-ECHO), segment each once no image of it has come for a while, and send the DICOM objects back by"
-        " C-STORE, again and again until they are acknowledged. What is on its way lies in a spool on disk: a kill at any moment loses"
-        " nothing. A status page shows every study, what became of it and why, without patients' names. DICOM knows no passwords:"
-        " let nobody reach the port who may not send.",
+        "run as a DICOM node that receives studies and sends results",
+        "Receive studies by C-STORE (and answer C-ECHO), segment each one when no image of it has arrived for a while,"
+        " and send DICOM objects by"
+        " C-STORE, retried until they are acknowledged. Unfinished studies are kept in a spool on disk, so that a kill at any moment loses"
+        " nothing. A status page shows every study, what happened to it and why, without patient names. DICOM has no passwords:"
+        " restrict access to the port to permitted senders.",
     )
-    _add(listen, "--aet", default="ISLES", metavar="AET", help="our AE title (default: ISLES)")
+    _add(listen, "--aet", default="ISLES", metavar="AET", help="AE title of this node (default: ISLES)")
     _add(listen, "--host", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
-    _add(listen, "--port", type=int, default=11112, metavar="N", help="port of DICOM (default: 11112)")
-    _add(listen, "--send-to", needed=True, metavar="AET@HOST:PORT", help="who takes the results; several by commas")
+    _add(listen, "--port", type=int, default=11112, metavar="N", help="DICOM port (default: 11112)")
+    _add(
+        listen,
+        "--send-to",
+        needed=True,
+        metavar="AET@HOST:PORT",
+        help="destination of the results; several are separated by commas",
+    )
     _add(
         listen,
         "--spool",
@@ -506,15 +536,22 @@ def _add_listen(commands: Any, common: _Parser) -> None:
         metavar="DIR",
         help="folder of the spool (default: /spool)",
     )
-    _add(listen, "--spool-gb", type=float, default=20.0, metavar="N", help="most images in it, in GB (default: 20)")
-    _add(listen, "--allow", type=_names, metavar="AET,AET", help="AE titles that may call (default: anybody)")
+    _add(
+        listen,
+        "--spool-gb",
+        type=float,
+        default=20.0,
+        metavar="N",
+        help="largest size of the images in the spool, in GB (default: 20)",
+    )
+    _add(listen, "--allow", type=_names, metavar="AET,AET", help="AE titles that may send (default: all)")
     _add(
         listen,
         "--most-associations",
         type=int,
         default=16,
         metavar="N",
-        help="associations at a time; more are rejected, and come again (default: 16)",
+        help="largest number of simultaneous associations; further ones are rejected until one ends (default: 16)",
     )
     _add(
         listen,
@@ -522,7 +559,7 @@ def _add_listen(commands: Any, common: _Parser) -> None:
         type=float,
         default=30.0,
         metavar="N",
-        help="a study is complete when no image of it came for so long (default: 30)",
+        help="a study is complete when no image of it has arrived for this time (default: 30)",
     )
     _add(
         listen,
@@ -530,7 +567,7 @@ def _add_listen(commands: Any, common: _Parser) -> None:
         type=float,
         default=24.0,
         metavar="N",
-        help="how long finished studies stay in spool and page, as far as there is room (default: 24)",
+        help="how long finished studies stay in the spool and on the page, if there is room (default: 24)",
     )
     _add(listen, "--status-port", type=int, default=8080, metavar="N", help="port of the status page (default: 8080)")
 
@@ -541,7 +578,7 @@ def _add_format(parser: Any) -> None:
         "--format",
         choices=("nii.gz", "mha", "nrrd"),
         default="nii.gz",
-        help="kind of file of the images that are written (default: nii.gz)",
+        help="file format of the written images (default: nii.gz)",
     )
 
 
@@ -553,7 +590,7 @@ def _add_contract(group: Any) -> None:
 
 def _messages() -> _Parser:
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    _add(parser.add_argument_group("messages"), "--verbose", flag=True, help="log more")
+    _add(parser.add_argument_group("messages"), "--verbose", flag=True, help="log debug messages, too")
     return parser
 
 
@@ -565,30 +602,30 @@ def _common() -> _Parser:
         "--weights",
         type=Path,
         metavar="DIR",
-        help="folder with the members (default: /opt/ml/model when it holds weights, else the shipped members)",
+        help="folder with the members (default: /opt/ml/model if it contains weights, else the shipped members)",
     )
-    _add(group, "--members", type=_names, metavar="A,B", help="names of the members that take part (default: all)")
+    _add(group, "--members", type=_names, metavar="A,B", help="names of the members to use (default: all)")
     _add(
         group,
         "--device",
         choices=get_args(Device),
         default="auto",
-        help="where networks run; auto takes a GPU if there is one (default: auto)",
+        help="device that runs the networks; auto uses a GPU if there is one (default: auto)",
     )
     _add(
         group,
         "--precision",
         choices=get_args(Precision),
         default="auto",
-        help="arithmetic of the networks. auto keeps the mask: fp16 on GPUs, fp32 on CPUs. For members pack, the arithmetic of the"
-        " packed weights: fp32 (auto), which keeps every bit, or fp16 (default: auto)",
+        help="arithmetic of the networks. auto does not change the mask: fp16 on GPUs, fp32 on CPUs. For members pack, the precision of the"
+        " packed weights: fp32 (auto), which is lossless, or fp16 (default: auto)",
     )
     _add(
         group,
         "--session",
         choices=get_args(SessionKind),
         default="auto",
-        help="what runs the networks. auto: OpenVINO on the CPU, else torch. onnx and tensorrt need members that were packed with"
+        help="runtime of the networks. auto: OpenVINO on the CPU, else torch. onnx and tensorrt need members that were packed with"
         " --onnx (default: auto)",
     )
     _add(
@@ -596,14 +633,14 @@ def _common() -> _Parser:
         "--tta",
         choices=get_args(Tta),
         default="mirror",
-        help="test-time augmentation: all flips, none, or flips only where a window is uncertain (default: mirror)",
+        help="test-time augmentation. mirror: all flips; none; gated: flips only for uncertain windows (default: mirror)",
     )
     _add(
         group,
         "--fusion",
         choices=get_args(FusionMethod),
         default="majority",
-        help="how the members' votes become a mask (default: majority)",
+        help="how the members' predictions are fused into one mask (default: majority)",
     )
     _add(
         group,
@@ -612,44 +649,44 @@ def _common() -> _Parser:
         type=float,
         metavar="ML",
         default=RunConfig.min_disputed_ml,
-        help="smallest lesion (ml) that stays in the mask if there is no voxel in which all members agree; 0 keeps all. Its former name"
-        f" is still understood (default: {RunConfig.min_disputed_ml})",
+        help="remove lesions below this volume (ml) unless all members agree in at least one voxel; 0 keeps all. The former name --speck-ml"
+        f" still works (default: {RunConfig.min_disputed_ml})",
     )
     _add(
         group,
         "--member-weights",
         type=_weights,
         metavar="A=2,B=1",
-        help="what members' votes count in the majority (default: as manifest.json says, else 1 each)",
+        help="weights of the members' votes (default: from manifest.json, else 1 each)",
     )
     _add(
         group,
         "--min-lesion-ml",
         type=float,
         metavar="ML",
-        help="leave out lesions below this volume, whoever agrees (default: as manifest.json says, else 0: none)",
+        help="remove lesions below this volume (ml), even if all members agree (default: from manifest.json, else 0: none)",
     )
     _add(
         group,
         "--min-members",
         type=int,
         metavar="N",
-        help="smallest number of members that must vote (default: all that the images allow)",
+        help="smallest number of members that must vote (default: all for which the needed images are given)",
     )
     _add(
         group,
         "--skull-strip",
         choices=get_args(SkullStrip),
         default="auto",
-        help="whether the skull is stripped from the images; auto strips it where there is one (default: auto)",
+        help="whether to strip the skull; auto strips it if there is one (default: auto)",
     )
     _add(
         group,
         "--registration",
         choices=get_args(Registration),
         default="auto",
-        help="how FLAIR comes onto the DWI. auto: registered, where that aligns it better than its header does. never: by its header,"
-        " for a FLAIR that you registered yourself (default: auto)",
+        help="how FLAIR is aligned to the DWI. auto: by registration if that aligns it better than its header. never: by its header,"
+        " for a FLAIR that is already registered (default: auto)",
     )
     _add(
         group,
@@ -657,36 +694,36 @@ def _common() -> _Parser:
         type=_range,
         metavar="LOW,HIGH",
         default=RunConfig.brain_ml,
-        help="volume (ml) that a brain may have. Others are refused, since their header may have a wrong voxel size"
+        help="accepted range of the brain volume (ml). Others are refused, because their voxel size may be wrong"
         " (default: {:g},{:g})".format(*RunConfig.brain_ml),
     )
     _add(
         group,
         "--allow-torchscript",
         flag=True,
-        help="load members in TorchScript form, which is code, although no manifest.json names their files by digest. Give it only"
-        " for files that you trust. members pack makes files that need no permission",
+        help="load TorchScript members, which contain code, even if no manifest.json lists the SHA-256 of their files. Use it only"
+        " for files that you trust. members pack converts them to files without code",
     )
-    group = parser.add_argument_group("what is written beside the mask")
+    group = parser.add_argument_group("outputs besides the mask")
     _add(group, "--save-probabilities", flag=True, help="also write the mean lesion probability, and each member's")
     _add(
         group,
         "--save-member-masks",
         flag=True,
-        help="also write each member's mask, and how many members vote lesion in each voxel",
+        help="also write each member's mask, and the number of lesion votes per voxel",
     )
     _add(
         group,
         "--findings",
         choices=("on", "off"),
-        help="where the lesion lies (side, structures, ranges), in report.json and on the page (default: on where a report is"
+        help="report the location of the lesion (side, structures, ranges) in report.json and on the page (default: on if a report is"
         " written; on writes one)",
     )
     _add(
         group,
         "--trust",
         choices=("on", "off"),
-        help="how far the mask is to be trusted (verdict, expected Dice, scores), in report.json and on the page (default: on where a"
+        help="report how far the mask can be trusted (verdict, expected Dice, scores) in report.json and on the page (default: on if a"
         " report is written; on writes one)",
     )
     _add(
@@ -694,17 +731,28 @@ def _common() -> _Parser:
         "--atlas",
         type=Path,
         metavar="DIR",
-        help="label maps in MNI space for the findings: <name>_dseg.nii.gz, each with <name>_dseg.tsv (index, name; optional"
+        help="folder of label maps in MNI space for the findings: <name>_dseg.nii.gz, each with <name>_dseg.tsv (index, name; optional"
         " group, side); a map called aspects also gives a score, for research",
     )
-    _add(group, "--save-mni", flag=True, help="mask and images in the template's space (MNI152NLin2009aSym, 1 mm)")
+    _add(
+        group,
+        "--save-mni",
+        flag=True,
+        help="also write mask and images in the template's space (MNI152NLin2009aSym, 1 mm)",
+    )
     _add(
         group,
         "--dicom",
         flag=True,
-        help="DICOM objects that join the study of the DWI, which must be DICOM: segmentation (SEG), measurement report (SR), picture (SC)",
+        help="also write DICOM objects in the study of the DWI, which must be DICOM: segmentation (SEG), measurement report"
+        " (SR), picture (SC)",
     )
-    _add(group, "--dicom-probability", flag=True, help="--dicom, and the mean lesion probability as a fractional SEG")
+    _add(
+        group,
+        "--dicom-probability",
+        flag=True,
+        help="as --dicom, and also the mean lesion probability as a fractional SEG",
+    )
     return parser
 
 
@@ -718,7 +766,7 @@ def _add(
     default: Any = None,
     **settings: Any,
 ) -> None:
-    """Add an option that remembers its default, whether it is needed, and that it can come from the environment.
+    """Add an option, and record its default, whether it is required, and that the environment may set it.
 
     `former` is what the option was called by earlier versions: it is still understood, as is its variable.
 
@@ -737,7 +785,7 @@ def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return values of `ISLES_...` variables, read as the parser's options would be."""
+    """Return the values of `ISLES_...` variables, parsed as the options would be."""
     values: dict[str, Any] = {}
     for action in parser._actions:
         variable = next((name for name in _variables(action) if environment.get(name)), _variables(action)[0])
@@ -747,7 +795,9 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
         try:
             values[action.dest] = _read(action, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
-            raise UsageError(f"{variable} is not valid", found=repr(text), do=str(error)) from error
+            raise UsageError(
+                f"{variable} is not valid", found=f"{text!r}: {error}", do="correct the variable or unset it"
+            ) from error
         if action.choices is not None and values[action.dest] not in action.choices:
             raise UsageError(
                 f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
@@ -756,7 +806,7 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
 
 
 def _read(action: argparse.Action, text: str) -> Any:
-    """Return what a variable says as its option would; several values stand between commas."""
+    """Parse a variable as its option would be; several values are separated by commas."""
     if action.nargs == 0:
         return _boolean(text)
     convert: Any = action.type or str
@@ -767,8 +817,8 @@ def _read(action: argparse.Action, text: str) -> Any:
     return values
 
 
-def service_links(environment: Mapping[str, str]) -> list[str]:
-    """Return the `ISLES_...` variables by which Kubernetes tells of a Service whose name begins with isles, in order.
+def kubernetes_service_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the `ISLES_...` variables that Kubernetes sets for a Service whose name begins with isles, in order.
 
     For a Service `isles-web` these are ISLES_WEB_SERVICE_HOST, ISLES_WEB_SERVICE_PORT[_NAME], ISLES_WEB_PORT=tcp://ADDRESS:PORT and
     ISLES_WEB_PORT_NUMBER_TCP[_PROTO|_PORT|_ADDR] (Kubernetes documentation, "Service", environment variables).
@@ -789,7 +839,7 @@ def service_links(environment: Mapping[str, str]) -> list[str]:
 
 
 def _refuse_unknown(environment: Mapping[str, str], parsers: Sequence[argparse.ArgumentParser]) -> None:
-    """A misspelt variable that is silently ignored would change what is segmented and how."""
+    """Refuse unknown `ISLES_...` variables: a misspelt one would silently change the segmentation."""
     known = {
         name
         for parser in parsers
@@ -799,11 +849,13 @@ def _refuse_unknown(environment: Mapping[str, str], parsers: Sequence[argparse.A
     }
     unknown = sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
     if unknown:
-        raise UsageError(f"no option is called {', '.join(unknown)}", do=f"use one of: {', '.join(sorted(known))}")
+        raise UsageError(
+            f"no option has the environment variable {', '.join(unknown)}", do=f"use one of: {', '.join(sorted(known))}"
+        )
 
 
 def _variables(action: argparse.Action) -> list[str]:
-    """Return the variables that stand for an option: that of its name, then that of its former one."""
+    """Return the variables of an option: of its name, then of its former name."""
     names = [action.dest, getattr(action, "former", "").removeprefix("--").replace("-", "_")]
     return [ENVIRONMENT_PREFIX + name.upper() for name in names if name]
 
@@ -824,21 +876,21 @@ def _range(text: str) -> tuple[float, float]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
 def _address(text: str) -> str:
-    """Read a cluster's address; a folder is none, which stands where the address was left out before it."""
+    """Parse a cluster's address; refuse a folder, which would mean that the address was left out."""
     if text in ("auto", "local") or re.fullmatch(r"(ray://)?[\w.\-\[\]:]+:\d+", text):
         return text
-    raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, nor auto: put --ray behind the folders")
+    raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT or auto: put --ray after the folders")
 
 
 def _shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a share from 1/N to N/N")
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, a shard from 1/N to N/N")
     return int(match[1]), int(match[2])
 
 

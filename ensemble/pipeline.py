@@ -21,7 +21,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.fusion import FusedPrediction, fuse
 from ensemble.inference.device import resolve_device
 from ensemble.members.listing import describe
-from ensemble.members.manifest import find_members, find_unsupported, open_member, settled, weight_digests
+from ensemble.members.manifest import apply_member_defaults, find_members, find_unsupported, open_member, weight_digests
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare_for_run
@@ -36,13 +36,13 @@ _NO_ROOM = "not enough memory"
 
 
 class Watcher(Protocol):
-    """Is told how far a case has come: a progress bar, a log, or nobody."""
+    """Is notified of progress: a progress bar, a log, or nobody."""
 
     def stage(self, name: str) -> None:
-        """Take note that a stage begins."""
+        """Handle the start of a stage."""
 
     def windows(self, done: int, total: int) -> None:
-        """Take note of the windows predicted so far, and of all, within a member's stage."""
+        """Handle the number of windows predicted so far, and the total, within a member's stage."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,19 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class MemberOutcome:
-    """What became of one member in one case. A missing prediction stays missing: nothing is ever put in its place."""
+    """What happened to one member in one case. A missing prediction stays missing: nothing ever replaces it."""
 
     member: str
     status: Literal["voted", "failed", "not applicable"]
     seconds: float = 0.0
     reason: str = ""
-    """Why it did not vote; or, if it voted, what it had to do without."""
+    """Why it did not vote; or, if it voted, which input it lacked."""
     prediction: MemberPrediction | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that is known of a case once it is segmented."""
+    """Everything known about a case after segmentation."""
 
     case: PreparedCase
     outcomes: tuple[MemberOutcome, ...]
@@ -99,8 +99,8 @@ class Result:
 def load(config: RunConfig) -> Ensemble:
     """Load the configured members.
 
-    Raises WeightsBroken when a member can't be loaded, since none is left out silently. Raises UsageError when more members must vote than
-    there are.
+    Raises WeightsBroken when a member can't be loaded, since none is omitted silently. Raises UsageError when more members must vote than
+    exist.
     """
     started = time.perf_counter()
     settings = InferenceSettings.of(config, resolve_device(config.device))
@@ -113,7 +113,7 @@ def load(config: RunConfig) -> Ensemble:
             found=f"--min-members {config.min_members}, members: {len(specs)} ({', '.join(spec.name for spec in specs)})",
             do="lower --min-members, or let more members take part (--members, --weights)",
         )
-    config = settled(config, specs)
+    config = apply_member_defaults(config, specs)
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)
@@ -165,17 +165,18 @@ def segment_prepared(
         )
         mask, spacing = fused.mask.array, case.grid.spacing_zyx_mm
         if fused.small:
-            log.info("note: %d lesion(s) below %g ml left out", fused.small, config.min_lesion_ml)
+            log.info("note: %d lesion(s) smaller than %g ml removed", fused.small, config.min_lesion_ml)
         if fused.dropped_components:
             log.info(
-                "note: %d small disputed lesion(s) left out: in no voxel do all members agree", fused.dropped_components
+                "note: %d small disputed lesion(s) removed: no voxel in which all members agree",
+                fused.dropped_components,
             )
         result = Result(case, tuple(outcomes), fused, volume_ml(mask, spacing), lesion_count(mask), seconds)
     return result
 
 
 def _predict_member(member: Member, case: PreparedCase, settings: InferenceSettings, watcher: Watcher) -> MemberOutcome:
-    """Return one member's prediction; or why there is none."""
+    """Return one member's prediction, or the reason why there is none."""
     if missing := member.requires - case.modalities:
         needs = ", ".join(sorted(modality.label for modality in missing))
         log.info("member %s is not applicable: needs %s", member.name, needs)
@@ -184,9 +185,9 @@ def _predict_member(member: Member, case: PreparedCase, settings: InferenceSetti
     try:
         prediction = member.predict(case, settings, watcher.windows)
         if prediction.probability.grid != case.grid:
-            raise RuntimeError("its probabilities do not lie on the DWI grid")
+            raise RuntimeError("its probabilities are not on the DWI grid")
         if not _are_probabilities(prediction.probability.array):
-            raise RuntimeError("it gave values that are no probabilities")
+            raise RuntimeError("it returned values outside 0 to 1")
     except InputRefused:
         raise
     except Exception as error:
@@ -199,21 +200,21 @@ def _predict_member(member: Member, case: PreparedCase, settings: InferenceSetti
 
 
 def _are_probabilities(array: FloatArray) -> bool:
-    """Return whether all values lie in 0..1, up to rounding. NaN doesn't."""
+    """Return whether all values lie in 0..1, up to rounding. NaN does not."""
     return bool(array.min() >= -1e-4 and array.max() <= 1 + 1e-4)
 
 
 def _require_votes(outcomes: list[MemberOutcome], min_members: int | None) -> None:
-    """Raise MembersFailed unless enough members voted: `min_members`, or all to which the inputs were applicable."""
+    """Raise MembersFailed unless enough members voted: `min_members`, or by default every applicable one."""
     voted = [o.member for o in outcomes if o.status == "voted"]
     required = min_members if min_members is not None else sum(o.status != "not applicable" for o in outcomes)
     if len(voted) >= max(required, 1):
         return
     silent = "; ".join(f"{o.member} {o.status} ({o.reason})" for o in outcomes if o.status != "voted")
     raise MembersFailed(
-        f"{len(voted)} of {len(outcomes)} members voted, at least {max(required, 1)} must",
+        f"{len(voted)} of {len(outcomes)} members voted; {max(required, 1)} are required",
         found=silent,
-        do=f"{MORE_MEMORY if _NO_ROOM in silent else 'mend the cause (the log has the details)'}, or accept fewer votes with --min-members",
+        do=f"{MORE_MEMORY if _NO_ROOM in silent else 'fix the cause (see the log)'}, or accept fewer votes with --min-members",
     )
 
 

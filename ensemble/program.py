@@ -1,20 +1,20 @@
-"""How the program was started, so that messages name a command that works."""
+"""The name under which the program was started, so that messages name commands that work."""
 
 import sys
 from pathlib import Path
 
 
 def program_name() -> str:
-    """Return `isles-ensemble` where the installed command runs, else `process.py`."""
+    """Return `isles-ensemble` if the installed command runs, else `process.py`."""
     return "isles-ensemble" if Path(sys.argv[0]).stem == "isles-ensemble" else "process.py"
 
 
 def command(arguments: str) -> str:
-    """Return a whole command line of this program, for messages: `python process.py members list`."""
+    """Return a full command line of this program for messages: `python process.py members list`."""
     name = program_name()
     return f"python {name} {arguments}" if name.endswith(".py") else f"{name} {arguments}"
 
 
 def help_on(prog: str) -> str:
-    """Return what to do for the help of a parser called `prog` (`process.py`, `process.py run`)."""
+    """Return the advice to read the help of a parser called `prog` (`process.py`, `process.py run`)."""
     return f"see {command(f'{prog} --help'.removeprefix(program_name()).strip())}"

@@ -1,4 +1,4 @@
-"""Telling people how far a case has come: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a case: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ log = logging.getLogger(__name__)
 
 
 class LogLines:
-    """One log line a stage."""
+    """Logs one line per stage."""
 
     def stage(self, name: str) -> None:
         log.info("%s ...", name)
 
     def windows(self, done: int, total: int) -> None:
-        """Nothing: a log is no place for a line a window."""
+        """Do nothing: one log line per window would be too many."""
 
     def close(self) -> None:
-        """Nothing to take away."""
+        """Do nothing: there is no bar to remove."""
 
 
 class SilentWatcher:
-    """Nobody is watching."""
+    """Reports no progress."""
 
     def stage(self, name: str) -> None: ...
 
@@ -31,7 +31,7 @@ class SilentWatcher:
 
 
 class WindowBar:
-    """A progress bar a stage, on stderr."""
+    """Shows a progress bar per stage, on stderr."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -50,12 +50,12 @@ class WindowBar:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar from the screen."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def default_watcher() -> WindowBar | LogLines:
-    """Return a bar when a person is watching stderr, lines otherwise."""
+    """Return a progress bar if stderr is a terminal, else log lines."""
     return WindowBar() if sys.stderr is not None and sys.stderr.isatty() else LogLines()

@@ -1,4 +1,4 @@
-"""All outputs of a case appear together, at the end, or none does."""
+"""Make all outputs of a case appear together at the end, or none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ensemble.text import printable
 
 @contextmanager
 def publish(root: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
-    """Give an empty staging folder; when the block ends well, move what was written there to the same places under `root`.
+    """Yield an empty staging folder; if the block succeeds, move its files to the same paths under `root`.
 
     The staging folder lies inside `root` (moves within one file system are atomic). Files move in the order of their names, deeper
     ones first and JSON at the top last, so that what tells of the rest comes after it; SIGTERM and SIGINT meanwhile undo it all. The
@@ -49,9 +49,9 @@ def publish(root: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
 
 @contextmanager
 def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
-    """Give an empty folder; when the block ends well, it stands at `target`, complete and on disk, in place of what stood there.
+    """Yield an empty folder; if the block succeeds, move it to `target`, complete and on disk, replacing what was there.
 
-    `scratch` is a folder on the same file system for what is unfinished. At any moment, even if the machine stops, `target` is what it
+    `scratch` is a folder for unfinished files on the same file system. At any moment, even if the machine stops, `target` is what it
     was, absent, or complete. When the block raises, it is what it was. Raises UsageError when something can't be written.
     """
     staging = scratch  # until there is one
@@ -61,7 +61,7 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
         (new := staging / "new").mkdir()  # with the permissions that others expect, which mkdtemp does not give
         yield new
         for path in (*new.rglob("*"), new):
-            to_disk(path)
+            flush_to_disk(path)
         with _signals_held():
             made = [folder for folder in target.parents if not folder.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
                 remove_empty_folders(made)
                 raise
             for folder in {target.parent, *(folder.parent for folder in made)}:
-                to_disk(folder)
+                flush_to_disk(folder)
     except OSError as error:
         raise unwritable(target, error) from error
     finally:
@@ -84,18 +84,18 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str, scratch: Path) -> None:
-    """Write a text file so that it is the old one or the new one at any moment; `scratch` as above. Raises OSError."""
+    """Write a text file atomically, by way of `scratch`. Raises OSError."""
     draft = scratch / f"{path.name}.{uuid4()}"  # containers that share a folder have the same process ids
     try:
         draft.write_text(printable(text), encoding="utf-8")
-        to_disk(draft)
+        flush_to_disk(draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def to_disk(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on disk; some network file systems know no such thing for folders."""
+def flush_to_disk(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to disk; folders are skipped on network file systems that can't."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,7 +107,7 @@ def to_disk(path: Path) -> None:
 
 
 def check_writable(root: Path) -> None:
-    """Raise UsageError unless outputs can be published under `root`, before time is spent on them; leaves it as it was found."""
+    """Raise UsageError if outputs can't be published under `root`. Called before time is spent; leaves `root` unchanged."""
     with publish(root):
         pass
 
@@ -118,14 +118,14 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def _move_all(staging: Path, root: Path, replaces: Iterable[str], held: Sequence[int]) -> None:
-    """Move every file, keeping what it replaces until all have arrived; undo on failure, or when a signal is held."""
+    """Move every file, keeping replaced files until all have arrived; undo everything on failure or on a signal."""
     files = sorted(
         (path for path in staging.rglob("*") if path.is_file()),
         key=lambda path: (-len(path.parts), path.suffix == ".json", path.name),
     )
     targets = [root / source.relative_to(staging) for source in files]
     if folders := [target for target in targets if target.is_dir()]:
-        raise IsADirectoryError(errno.EISDIR, "a folder stands where a file belongs", str(folders[0]))
+        raise IsADirectoryError(errno.EISDIR, "there is a folder where a file must be written", str(folders[0]))
     stale = [path for path in (root / place for place in replaces) if path.is_file() and path not in targets]
     kept = Path(tempfile.mkdtemp(prefix=".replaced-", dir=staging))
     put_aside: list[tuple[Path, Path]] = []
@@ -154,12 +154,12 @@ def _move_all(staging: Path, root: Path, replaces: Iterable[str], held: Sequence
 
 
 class _Stopped(Exception):
-    """A signal came while files moved; it is raised in place of this."""
+    """A signal arrived while files moved. It is delivered in place of this exception."""
 
 
 @contextmanager
 def _signals_held() -> Iterator[Sequence[int]]:
-    """Let SIGTERM and SIGINT wait until the block has ended, so that what must happen together does; gives those that came.
+    """Delay SIGTERM and SIGINT until the block ends, so that it is not interrupted; yields the signals that arrived.
 
     Handlers are exchanged, since a mask would only keep signals from this thread. Elsewhere than in the main thread, the only one in
     which Python handles signals, there is nothing to do.

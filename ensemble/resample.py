@@ -1,4 +1,4 @@
-"""Resampling: a volume onto another grid (SimpleITK), and the array resampling that nnU-Net plans name.
+"""Resample volumes to other grids (SimpleITK), and arrays as nnU-Net plans specify.
 
 nnU-Net resizes arrays with scikit-image splines, slice by slice where voxels are strongly anisotropic. Interpolation along one
 axis is linear in the samples, so here each axis is one small matrix, found by resizing the unit vectors; the result is the same
@@ -27,7 +27,7 @@ ANISOTROPY_THRESHOLD = 3.0
 
 
 def resample_volume(volume: Volume, grid: Grid, linear: bool = True, transform: sitk.Transform | None = None) -> Volume:
-    """Return a volume on another grid, through physical space; 0 where the volume has no data.
+    """Resample a volume to another grid in physical space; 0 where the volume has no data.
 
     Linear interpolation gives float32; otherwise the nearest voxel's value in the volume's own type (bool becomes uint8). A
     transform (ITK's sense: from points of `grid` to points of the volume) moves the volume first.
@@ -42,7 +42,7 @@ def resample_volume(volume: Volume, grid: Grid, linear: bool = True, transform: 
 
 
 def resample_cubic(volume: Volume, grid: Grid, transform: sitk.Transform | None = None) -> Volume:
-    """Return the same by cubic B-splines, float32. They overshoot at edges, and ring: around a stripped brain few voxels stay exactly 0."""
+    """Resample by cubic B-splines, float32. They overshoot at edges, so few voxels around a stripped brain stay exactly 0."""
     import SimpleITK as sitk
 
     return _interpolated(volume.like(volume.array.astype(np.float32, copy=False)), grid, sitk.sitkBSpline, transform)
@@ -64,7 +64,7 @@ def _interpolated(volume: Volume, grid: Grid, interpolator: int, transform: sitk
 
 
 def resample_within(volume: Volume, inside: BoolArray, grid: Grid) -> Volume:
-    """Return the values that a volume has `inside`, on another grid (linear, float32); 0 where less than half of what is near lies inside.
+    """Resample a volume using only voxels `inside` (linear, float32); 0 where less than half of the neighbourhood is inside.
 
     Plain interpolation mixes a masked image's rim with the zeros around it: on an ADC map that looks like damage.
     """
@@ -90,7 +90,7 @@ class NnunetResampling:
 
     @classmethod
     def from_plans(cls, function: str, kwargs: Mapping[str, Any]) -> NnunetResampling:
-        """Read what a configuration in plans.json names.
+        """Read the resampling options of a configuration in plans.json.
 
         Raises ValueError for a function or option that nnU-Net (2.0 to 2.8) does not have.
         """
@@ -115,7 +115,7 @@ class NnunetResampling:
         spacing: Sequence[float],
         new_spacing: Sequence[float],
     ) -> FloatArray:
-        """Resize an array (channels, a, b, c) to (channels, *shape); the same array when there is nothing to do.
+        """Resize an array (channels, a, b, c) to (channels, *shape); returns the same array if the shape is unchanged.
 
         Spacings are those of the array before and after, in mm, in its own axis order; they only decide whether an axis is
         treated separately. Raises InputRefused for a shape of more voxels than any brain image has.
@@ -131,7 +131,7 @@ class NnunetResampling:
         return _along(array, coarse, shape[coarse], self.order_z)
 
     def _coarse_axis(self, spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
-        """Return the axis to treat separately, if any: the one of largest spacing, where no other is as large."""
+        """Return the axis to resample separately: the one with the single largest spacing; None if there is none."""
         if self.force_separate_z is False:
             return None
         if self.force_separate_z or max(spacing) / min(spacing) > self.anisotropy_threshold:
@@ -149,7 +149,7 @@ def _refuse_too_large(shape: Sequence[int], spacing_mm: Sequence[float]) -> None
         raise InputRefused(
             "a resampled image would be too large",
             found=f"{size} voxels of {spacing} mm",
-            do="check the units of the image's header (mm), and the voxel size that the members work at (members check)",
+            do="check the units of the image's header (mm), and the voxel size of the members (members list)",
         )
 
 
@@ -183,7 +183,7 @@ def _choice(values: Mapping[str, int], option: str, value: Any) -> int:
 
 
 def _resized(array: FloatArray, lengths: Mapping[int, int], order: int, slices_along: int | None = None) -> FloatArray:
-    """Resize the named spatial axes; splines above linear are clipped to the range of what was resized.
+    """Resize the named spatial axes; splines above linear are clipped to the input's range.
 
     scikit-image clips each image that it is given: the whole channel, or one slice along `slices_along`.
     """
@@ -217,7 +217,7 @@ def _nearest(samples: int, length: int) -> AnyArray:
 
 @lru_cache(maxsize=32)
 def _interpolation_matrix(samples: int, length: int, order: int) -> FloatArray:
-    """(length, samples) matrix that resizes a line of samples; voxel edges are aligned, the outermost samples repeated outside."""
+    """Return the matrix (length, samples) that resizes a line; voxel edges are aligned, edge samples repeated."""
     from scipy import ndimage
 
     matrix: FloatArray = ndimage.zoom(

@@ -1,4 +1,4 @@
-"""Tables of text as spreadsheets save them: UTF-8 or UTF-16, separated by commas, semicolons or tabs."""
+"""Read tables as spreadsheets save them: UTF-8 or UTF-16, separated by commas, semicolons or tabs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ensemble.errors import InputRefused
 from ensemble.files import open_file
 
 #: What people write into a cell that stands for nothing, in lower case; the first is BIDS' word.
-NOTHING = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
+EMPTY_CELLS = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The lines of a table that hold anything, the headings first; cells are stripped."""
+    """The non-empty lines of a table, headings first; cells are stripped."""
 
     delimiter: str
     headings: list[str]
@@ -28,7 +28,7 @@ class Sheet:
 
 
 def read_sheet(path: Path, name: str) -> Sheet:
-    """Read a table; `name` is what messages call it ("the worklist").
+    """Read a table; `name` is its name in messages ("the worklist").
 
     Raises InputRefused for what is no text, has unfinished quotes, or more cells in a row than columns; OSError.
     """
@@ -43,10 +43,10 @@ def read_sheet(path: Path, name: str) -> Sheet:
                 headings.pop()
         elif any(cells[len(headings) :]):
             raise InputRefused(
-                f"a row of {name} has more cells than there are columns",
+                f"a row of {name} has more cells than the table has columns",
                 where=f"{path}, line {line}",
                 found=" | ".join(cells),
-                do='put a cell that holds the separator into quotes: "a,b.nii.gz"',
+                do='put cells that contain the separator into quotes: "a,b.nii.gz"',
             )
         else:
             rows.append((line, cells[: len(headings)]))
@@ -54,7 +54,7 @@ def read_sheet(path: Path, name: str) -> Sheet:
 
 
 def _rows(text: str, delimiter: str, path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield lines that hold anything, without a first one such as `sep=;`."""
+    """Yield the non-empty lines, without a first line such as `sep=;`."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     first = True
     try:
@@ -79,7 +79,7 @@ def _text(path: Path, name: str) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """Return as a first line `sep=;` says, which spreadsheets write and read; else what the first line with words holds most of."""
+    """Return the delimiter: from a first line `sep=;`, else the most frequent one in the first line with text."""
     lines = [line for line in text.splitlines() if line.strip(" ,;\t\"'")]
     first = lines[0].strip().strip('"') if lines else ""
     if first.lower().startswith("sep=") and (told := lines[0].strip(" ").strip('"')[4:5]) in tuple(",;\t|"):
@@ -92,4 +92,4 @@ def _is_separator_line(cells: list[str]) -> bool:
 
 
 def _no_table(path: Path, name: str, found: str) -> InputRefused:
-    return InputRefused(f"{name} is no table of text", where=path, found=found, do="save it as CSV, UTF-8")
+    return InputRefused(f"{name} is not a text table", where=path, found=found, do="save it as CSV in UTF-8")

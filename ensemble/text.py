@@ -1,4 +1,4 @@
-"""Text from outside (names of folders, DICOM descriptions, what libraries say) as people may safely be shown it."""
+"""Make text from outside (folder names, DICOM descriptions, messages of libraries) safe to show."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FORMULA = tuple(
 
 
 class TrustedLines(str):
-    """Text of several lines of ours, in which all that came from outside has been made visible."""
+    """Multi-line text of this program, in which all text from outside has been escaped."""
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """Text with nothing in it that acts instead of being seen: `\\x1b`, `\\n`, `\\u202e` are spelt out, but for those to be kept.
+    """Return text with control and invisible characters escaped (`\x1b`, `\n`, `\u202e`), except those in `keep`.
 
     Bytes of a file's name that are no UTF-8 (lone surrogates) become U+FFFD.
     """
@@ -32,14 +32,12 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def in_one_line(text: str) -> str:
-    """Return what somebody says, visible, a space for its line breaks."""
+    """Return text escaped by `visible`, with line breaks replaced by spaces."""
     return visible(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
 
 
 def spreadsheet_cell(value: object) -> object:
-    """Return what stands in a table for spreadsheets: numbers as they are, text visible and never a formula (an apostrophe is put before
-    it).
-    """
+    """Return a safe spreadsheet cell: numbers unchanged; text escaped and, if it looks like a formula, prefixed by an apostrophe."""
     if not isinstance(value, str):
         return value
     text = visible(value)
@@ -54,14 +52,12 @@ def _spelt(character: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that UTF-8 can hold: bytes of a file's name that are none (Latin-1, say) reach Python as lone surrogates, and become
-    U+FFFD.
-    """
+    """Return text that UTF-8 can encode: undecodable bytes of file names (lone surrogates in Python) become U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def all_printable(content: Any) -> Any:
-    """Return the same for every text, keys included, in what is to become JSON."""
+    """Apply `printable` to every text in JSON data, keys included."""
     if isinstance(content, dict):
         return {all_printable(key): all_printable(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

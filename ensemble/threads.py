@@ -1,4 +1,4 @@
-"""How many threads numerical libraries may start, and how they wait: as many as this process has processors, not as many as the host has.
+"""Limit the threads of numerical libraries to the processors of this process, not of the whole host.
 
 Called before numpy is imported, since its libraries read their variables then. Standard library only.
 """
@@ -27,7 +27,7 @@ _QUOTA_V1 = Path("/sys/fs/cgroup/cpu")
 
 
 def limit_threads() -> None:
-    """Set what the user has not set."""
+    """Set the thread variables that the user has not set."""
     for variable in VARIABLES:
         os.environ.setdefault(variable, str(min(available_processors(), MAX_THREADS)))
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -35,19 +35,19 @@ def limit_threads() -> None:
 
 
 def thread_variables(count: int) -> dict[str, str]:
-    """Return the variables that let numerical libraries start so many threads."""
+    """Return the environment variables that limit numerical libraries to `count` threads."""
     return dict.fromkeys(VARIABLES, str(count))
 
 
 def available_processors() -> int:
-    """Return processors by the affinity mask, or fewer where the control group's quota says so (docker run --cpus)."""
+    """Return the number of processors in the affinity mask, or fewer if a cgroup quota says so (docker run --cpus)."""
     processors = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
     return max(1, min(processors, math.ceil(quota))) if quota else processors
 
 
 def _cgroup_quota() -> float | None:
-    """Return the processors' worth of time that the control group grants, or None without a limit."""
+    """Return the cgroup's CPU quota in processors; None without a limit."""
     try:
         if _QUOTA_V2.is_file():
             granted, period = _QUOTA_V2.read_text().split()

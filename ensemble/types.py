@@ -1,4 +1,4 @@
-"""Words shared by every layer: modalities and the shapes of arrays."""
+"""Types shared by every layer: modalities and arrays."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Modality(StrEnum):
 
     @property
     def label(self) -> str:
-        """As people write it: DWI, ADC, FLAIR."""
+        """The usual spelling: DWI, ADC, FLAIR."""
         return self.value.upper()
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """The progress callback for those who don't watch."""
+    """Do nothing: a progress callback for callers without one."""

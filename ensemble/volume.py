@@ -1,4 +1,4 @@
-"""An array that never travels without its grid, and the one flip between SimpleITK's axis order and numpy's."""
+"""A volume, i.e. an array with its grid, and the only conversion between the axis orders of SimpleITK and numpy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Volume:
 
     @classmethod
     def from_numpy(cls, array: ArrayLike, affine: ArrayLike) -> Volume:
-        """Make a volume of an array as nibabel gives it.
+        """Make a volume from an array (x, y, z) and its affine (RAS), as in nibabel.
 
         `array` is (x, y, z). `affine` (4, 4) leads from voxel indices (x, y, z) to world positions in mm, RAS. Values are not copied.
         Raises InputRefused when the array is not 3-D or not of real numbers, or when the affine names no place in the world.
@@ -38,7 +38,7 @@ class Volume:
         if voxels.ndim != 3 or voxels.size == 0 or voxels.dtype.kind not in "buif":
             found = f"shape {voxels.shape}, type {voxels.dtype}"
             raise InputRefused(
-                "the array is not a 3-D image of real numbers", found=found, do="give one volume (x, y, z)"
+                "the array is not a 3-D image of real numbers", found=found, do="give an array (x, y, z)"
             )
         x, y, z = voxels.shape
         return cls(voxels.transpose(2, 1, 0), Grid.from_affine_ras((x, y, z), matrix))
@@ -49,7 +49,7 @@ class Volume:
 
     @property
     def affine(self) -> FloatArray:
-        """4x4 matrix from voxel index (x, y, z) to world position (RAS, mm), as nibabel takes it."""
+        """4x4 matrix from voxel index (x, y, z) to world position (RAS, mm), as in nibabel."""
         return self.grid.affine_ras
 
     def like(self, array: AnyArray) -> Volume:
@@ -70,7 +70,7 @@ def from_sitk(image: sitk.Image) -> Volume:
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
-    """Copy a Volume into a SimpleITK image that carries geometry and nothing else (other header fields make ITK print warnings)."""
+    """Copy a Volume into a SimpleITK image with geometry only (other header fields make ITK print warnings)."""
     import SimpleITK as sitk
 
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array

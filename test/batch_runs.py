@@ -97,7 +97,7 @@ BROKEN = ("constant", "cut off", "empty", "no adc", "the members fail")
 
 
 def run_batch(
-    dataset: Path | run.Dataset,
+    dataset: Path | run.BatchCases,
     out: Path,
     weights: Path,
     *,

@@ -168,7 +168,7 @@ def full(folder: Path) -> None:
     statuses = c_store(folder, LISTEN, "ISLES", "ORTHANC")
     assert 0xA700 in statuses, statuses
     until(lambda: state_of("1.2.13") == "refused")
-    assert "no room" in get(STATUS, "/")[1].decode()
+    assert "rejected by the full spool" in get(STATUS, "/")[1].decode()
 
 
 # -- what is there

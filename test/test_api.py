@@ -70,7 +70,7 @@ def test_options_are_those_of_the_command_line() -> None:
     assert {name for name in told if told[name] != named[name]} == {"members"}  # any sequence
     with pytest.raises(UsageError, match="no option tat"):
         ensemble.load_ensemble(tat="none")  # type: ignore[call-arg]
-    with pytest.raises(UsageError, match="not a choice"):
+    with pytest.raises(UsageError, match="not a valid value"):
         ensemble.load_ensemble(tta="never")  # type: ignore[arg-type]
 
 
@@ -163,8 +163,8 @@ def sheared_sitk() -> Volume:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "sform and qform apart": (two_places, "two places"),
-    "sheared": (sheared_sitk, "right angles"),
+    "sform and qform apart": (two_places, "sform and qform differ"),
+    "sheared": (sheared_sitk, "orthogonal"),
     "four axes": (lambda: nib.Nifti1Image(np.ones((8, 8, 8, 3)), np.eye(4)), "3"),
     "a vector image": (lambda: sitk.Image([4, 4, 4], sitk.sitkVectorFloat32, 3), "one 3-D volume"),
     "a slice": (lambda: Volume.from_numpy(np.ones((4, 4, 1)), np.eye(4)), "single slice"),

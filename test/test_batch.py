@@ -104,7 +104,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     monkeypatch.setattr(case_loop, "read_files", read)
     assert run_batch(data, tmp_path / "out", weights) == 3
-    assert "changed while it was read" in rows(tmp_path / "out")["a"]["message"]
+    assert "changed while it was being read" in rows(tmp_path / "out")["a"]["message"]
 
 
 def test_a_bug_in_one_case_does_not_stop_the_others(
@@ -139,14 +139,14 @@ def test_a_full_disk_ends_the_batch_and_a_rerun_finishes_it(
         full: Callable[..., None]
         calls = iter(range(999))
         if failing == "fsync":
-            really = ensemble.publish.to_disk
+            really = ensemble.publish.flush_to_disk
 
             def full(path: Path) -> None:
                 if ".batch" in path.parts and next(calls) >= 9:
                     raise OSError(errno.ENOSPC, "No space left on device", str(path))
                 really(path)
 
-            patch.setattr(ensemble.publish, "to_disk", full)
+            patch.setattr(ensemble.publish, "flush_to_disk", full)
         else:
             rename = Path.rename
 

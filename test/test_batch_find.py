@@ -78,13 +78,13 @@ def test_nothing_that_looks_like_a_case_is_passed_over(tmp_path: Path) -> None:
     assert said.pop("good") == ["good/dwi.nii.gz", "good/adc.nii.gz"]
     assert said == {
         "no adc": ["there is no ADC image"],
-        "other": ["there is no DWI and no ADC image"],
+        "other": ["the folder has no DWI and no ADC image"],
         "twice": ["there is more than one DWI image"],
-        "empty": ["there is no DWI and no ADC image"],
+        "empty": ["the folder has no DWI and no ADC image"],
     }
 
 
-SEVERAL = ["the names of several cases lie where the images of one are expected"]
+SEVERAL = ["a folder that should hold the images of one case has images of several"]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ SEVERAL = ["the names of several cases lie where the images of one are expected"
         ),
         (
             "sub-1/ses-1/sub-1_ses-1_dwi.nii sub-1/ses-1/sub-1_ses-2_adc.nii",
-            {"sub-1/ses-1": ["a file's name and its folder name different cases"]},
+            {"sub-1/ses-1": ["the name of a file and the name of its folder belong to different cases"]},
         ),
         (
             "sub-1/dwi/sub-1_dwi.nii sub-1/dwi/sub-1_adc.nii sub-1/anat/sub-2_FLAIR.nii",
-            {"sub-1": ["a file's name and its folder name different cases"]},
+            {"sub-1": ["the name of a file and the name of its folder belong to different cases"]},
         ),
         (
             "a/b_dwi.nii a/b_adc.nii a/c_dwi.nii a/c_adc.nii a/b/dwi.nii a/b/adc.nii",
@@ -190,9 +190,9 @@ def test_of_a_bids_tree_sessions_without_images_are_named_and_other_folders_left
     problems = {case.name: case.problem and case.problem.what for case in find_cases(tmp_path, Path("/nowhere"))}
     assert problems == {
         "sub-1/ses-1": None,
-        "sub-1/ses-2": "there is no DWI and no ADC image",
+        "sub-1/ses-2": "the folder has no DWI and no ADC image",
         "sub-2": "there is no DWI image",
-        "sub-3": "there is no DWI and no ADC image",
+        "sub-3": "the folder has no DWI and no ADC image",
     }
 
 

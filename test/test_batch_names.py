@@ -91,8 +91,8 @@ def test_what_was_chosen_is_noted(tmp_path: Path) -> None:
     touch(tmp_path / "sub-1", *(f"{name}.nii" for name in names))
     (case,) = find_cases(tmp_path, NOWHERE)
     assert case.notes == {
-        Modality.DWI: "DWI: sub-1_run-2_dwi.nii is taken, and not sub-1_run-1_dwi.nii",
-        Modality.ADC: "ADC: sub-1_run-2_adc.nii is taken, and not sub-1_run-1_adc.nii",
+        Modality.DWI: "DWI: sub-1_run-2_dwi.nii is used, not sub-1_run-1_dwi.nii",
+        Modality.ADC: "ADC: sub-1_run-2_adc.nii is used, not sub-1_run-1_adc.nii",
     }
 
 
@@ -102,7 +102,7 @@ def test_what_was_chosen_stands_in_the_report(tmp_path: Path, weights: Path) -> 
         write_case(tmp_path / "data" / "sub-1", prefix=f"sub-1_run-{run}_")
     assert run_batch(tmp_path / "data", tmp_path / "out", weights) == 0
     said = rows(tmp_path / "out")["sub-1"]["repairs"]
-    assert "DWI: sub-1_run-2_dwi.nii.gz is taken, and not sub-1_run-1_dwi.nii.gz" in said
+    assert "DWI: sub-1_run-2_dwi.nii.gz is used, not sub-1_run-1_dwi.nii.gz" in said
     report = json.loads((tmp_path / "out" / "sub-1" / "report.json").read_text())
     assert report["case"]["files"]["adc"].endswith("sub-1_run-2_adc.nii.gz")
 
@@ -252,8 +252,8 @@ def test_without_a_case_column_cases_are_called_as_run_calls_them(tmp_path: Path
         ("dwi,adc\nx/p/dwi.nii,x/p/adc.nii\ny/p/dwi.nii,y/p/adc.nii", "the worklist names a case twice"),
         (f"{HEADER}\n{A}\n{A}", "the worklist names a case twice"),
         (f"{HEADER},dwi\n{A}", "a column name appears twice in the worklist"),
-        (f"{HEADER}\nA,a/1,5.nii.gz,a/2.nii.gz,a/3.nii.gz", "a row of the worklist has more cells than there are columns"),
-        (f'{HEADER}\n"A,a/1.nii.gz,a/2.nii.gz,\n{B}', "the worklist is no table of text"),
+        (f"{HEADER}\nA,a/1,5.nii.gz,a/2.nii.gz,a/3.nii.gz", "a row of the worklist has more cells than the table has columns"),
+        (f'{HEADER}\n"A,a/1.nii.gz,a/2.nii.gz,\n{B}', "the worklist is not a text table"),
         ("A,a/1.nii.gz,a/2.nii.gz", "the worklist lacks columns"),
         ("sep=;\n", "the worklist lacks columns"),
         (f"{HEADER}\n,,a/2.nii.gz,", "a row of the worklist names no case"),

@@ -161,10 +161,10 @@ def test_what_no_case_can_help_ends_the_batch(tmp_path: Path, on_stand: Any, err
 
 def test_a_cluster_without_room_or_whose_processes_all_die_is_told(on_stand: Any) -> None:
     _, start = on_stand(done, {"head": {"CPU": 0.0}})
-    with patch.object(on_ray, "_PATIENCE_S", 0.0), pytest.raises(MembersFailed, match="no process is left"):
+    with patch.object(on_ray, "_PATIENCE_S", 0.0), pytest.raises(MembersFailed, match="no worker process is left"):
         start()
     stand, start = on_stand(done, ready=Died("no module named ensemble"))
-    with pytest.raises(MembersFailed, match="no process is left") as told:
+    with pytest.raises(MembersFailed, match="no worker process is left") as told:
         start()
     assert told.value.found == "no module named ensemble"
     assert len(stand.options_of) == on_ray._LIVES

@@ -161,7 +161,7 @@ def test_a_vanished_input_costs_no_result(tmp_path: Path, weights: Path) -> None
     shutil.rmtree(data / "a")
     assert run_batch(data / "list.csv", out, weights) == 3
     assert tree(out / "sub-a") == kept
-    assert "an earlier result stays" in rows(out)["a"]["message"]
+    assert "an earlier result remains" in rows(out)["a"]["message"]
     (data / "list.csv").unlink()
     assert run_batch(data, out, weights) == 0
     assert tree(out / "sub-a") == kept

@@ -51,7 +51,7 @@ def test_what_is_not_ours_is_not_replaced(tmp_path: Path, weights: Path) -> None
     write_case(data / "a")
     touch(out, "sub-a/ses-1/mine.txt")
     assert run_batch(data, out, weights) == 3
-    assert "something else stands" in rows(out)["a"]["message"]
+    assert "contains other files" in rows(out)["a"]["message"]
     assert (out / "sub-a" / "ses-1" / "mine.txt").exists()
 
 
@@ -62,7 +62,7 @@ def test_another_dataset_is_no_output_folder(tmp_path: Path, weights: Path, desc
     (tmp_path / "out" / "dataset_description.json").write_text(described)
     before = tree(tmp_path)
     for out in (tmp_path / "data", tmp_path / "out"):
-        with pytest.raises(UsageError, match="a dataset of its own"):
+        with pytest.raises(UsageError, match="itself a dataset"):
             run_batch(tmp_path / "data", out, weights)
     assert tree(tmp_path) == before
 
@@ -73,7 +73,7 @@ def test_an_output_folder_that_is_none_or_unreadable_is_called_so(
     write_case(tmp_path / "data" / "a")
     (tmp_path / "out").touch()
     for out in (tmp_path / "out", tmp_path / "out" / "below"):
-        with pytest.raises(UsageError, match="is a file, or lies below one"):
+        with pytest.raises(UsageError, match="is a file, or is inside one"):
             run_batch(tmp_path / "data", out, weights)
     really = Path.read_text
 
@@ -130,7 +130,7 @@ def test_members_whose_names_have_the_same_letters_do_not_share_a_file(
         folder = tmp_path / "out" / place.folder
         masks = [path.name.lower() for path in folder.glob("*_desc-*_mask.nii.gz")]
         assert len(set(masks)) == len(members)
-        said = {json.loads(path.read_text())["Description"].split()[-2] for path in folder.glob("*_desc-*_mask.json")}
+        said = {json.loads(path.read_text())["Description"].split()[-1] for path in folder.glob("*_desc-*_mask.json")}
         assert said == {names[number] for number in members}
     assert (tmp_path / "out" / "sub-1" / "sub-1_space-dwi_label-lesion_mask.nii.gz").is_file()
 

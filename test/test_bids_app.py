@@ -25,7 +25,7 @@ from ensemble.batch.find import find_cases
 from ensemble.batch.selection import Selection, share_of
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
-from ensemble.options import as_command, parse
+from ensemble.options import normalise_bids_app_call, parse
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.types import Modality
 
@@ -69,7 +69,7 @@ def test_participants_run_one_by_one_and_the_group_make_what_a_batch_makes(
     }  # fmt: skip
     assert "2 of 4 cases are not done" in capsys.readouterr().err
     assert app("participant", "--participant_label", "sub-02", "3") == 3
-    assert "failed says why" in capsys.readouterr().err
+    assert "failed: see" in capsys.readouterr().err
     assert app("group") == 3
     assert comparable(out) == comparable(whole)
 
@@ -194,7 +194,7 @@ def test_group_writes_nothing_on_a_dry_run(
 ) -> None:
     write_bids(tmp_path / "data", {"1": ("",)})
     assert app("group", "--dry-run") == 2
-    assert "--dry-run says nothing to group" in capsys.readouterr().err
+    assert "--dry-run has no effect on the level group" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -205,7 +205,7 @@ def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
         (["--participant-label", "01", "02", "/b", "/o", "participant"], [*app, "--participant-label", "01", "02"]),
         (["--verbose", "/b", "/o", "participant"], [*app, "--verbose"]),
     ):
-        assert as_command(given, COMMANDS) == seen
+        assert normalise_bids_app_call(given, COMMANDS) == seen
     for given in (
         ["batch", "data", "participant"],
         ["--verbose", "batch", "data", "group"],
@@ -214,7 +214,7 @@ def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
         ["--input", "in", "--members", "group"],
         [],
     ):
-        assert as_command(given, COMMANDS) == given
+        assert normalise_bids_app_call(given, COMMANDS) == given
 
 
 def test_labels_are_read_from_the_environment() -> None:
@@ -247,7 +247,7 @@ def test_a_filter_file_chooses_images(tmp_path: Path) -> None:
     )
     assert taken({"adc": {}}) == "there is more than one DWI image"
     assert taken({"dwi": {"acquisition": "c"}}) == "there is no DWI image"
-    with pytest.raises(InputRefused, match="holds no case"):
+    with pytest.raises(InputRefused, match="contains no case"):
         taken({"dwi": {"acquisition": "c"}, "adc": {"session": "1"}})
     for wrong in ([], {"dwi": "a"}, {"t1w": {}}, {"dwi": {"aquisition": "a"}}):
         with pytest.raises(UsageError, match="filter file"):
@@ -262,7 +262,7 @@ def test_a_filter_is_not_passed_over_where_it_filters_nothing(
     (tmp_path / "data").write_text("case,dwi,adc\n1,dwi.nii.gz,adc.nii.gz\n")
     (tmp_path / "filter.json").write_text('{"dwi": {"session": "a"}}')
     assert app("participant", "--skip-bids-validation", "--bids-filter-file", str(tmp_path / "filter.json")) == 2
-    assert "--bids-filter-file says nothing to a worklist" in capsys.readouterr().err
+    assert "--bids-filter-file has no effect on a worklist" in capsys.readouterr().err
 
 
 def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -275,7 +275,7 @@ def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path, caplog: py
     (tmp_path / "filter.json").write_text(json.dumps({"dwi": session, "adc": session}))
     cases = find_cases(tmp_path / "data", tmp_path / "out", read_filter(tmp_path / "filter.json"))
     assert [(case.name, case.problem) for case in cases] == [("sub-1/ses-a", None), ("sub-2/ses-a", None)]
-    assert "4 images are passed over, as they were filtered out" in caplog.text
+    assert "the BIDS filter excluded 4 images" in caplog.text
 
 
 def test_shares_are_a_partition_that_joining_cases_do_not_move() -> None:
@@ -293,11 +293,11 @@ def test_shares_and_a_group_make_what_a_batch_makes(tmp_path: Path, weights: Pat
     (data / "sub-9").mkdir()
     assert run_batch(data, tmp_path / "whole", weights) == 3
     codes = [
-        run_batch(run.Dataset(data, Selection(shard=(number, 3))), out, weights, summarise=False)
+        run_batch(run.BatchCases(data, Selection(shard=(number, 3))), out, weights, summarise=False)
         for number in (3, 1, 2)
     ]
     assert sorted(codes) == [0, 0, 3]
-    assert run.group(run.Dataset(data), out) == 3
+    assert run.group(run.BatchCases(data), out) == 3
     assert comparable(out) == comparable(tmp_path / "whole")
 
 

@@ -28,7 +28,7 @@ from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused, WeightsBroken
 from ensemble.evaluate.pairs import find_pairs
 from ensemble.members.manifest import find_members
-from ensemble.outputs.layouts.bids import refuse_foreign_tree
+from ensemble.outputs.layouts.bids import refuse_unsafe_output_folder
 from ensemble.readers.imagefile import read_image
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -353,8 +353,8 @@ def test_hostile_json_is_refused_wherever_it_is_read(tmp_path: Path, text: str) 
     assert [case.name for case in find_cases(tmp_path / "set", tmp_path / "out")] == ["case"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "dataset_description.json").write_text(text)
-    with pytest.raises(Exception, match="a dataset of its own"):
-        refuse_foreign_tree(tmp_path / "out", tmp_path / "set")
+    with pytest.raises(Exception, match="itself a dataset"):
+        refuse_unsafe_output_folder(tmp_path / "out", tmp_path / "set")
     write_image((DWI > 400).astype(np.uint8), tmp_path / "truth" / "case.nii.gz")
     write_image((DWI > 400).astype(np.uint8), tmp_path / "predicted" / "case" / "case_mask.nii.gz")
     (tmp_path / "predicted" / "case" / "report.json").write_text(text)

@@ -162,9 +162,9 @@ def voxels(value: float) -> np.ndarray:
         (lambda r: adc_file(r).write_bytes(b""), "empty file", "some-adc.mha"),
         (lambda r: sitk.WriteImage(sitk.GetImageFromArray(np.eye(9)), str(dwi_file(r))), "not 3-D", "case-1.mha"),
         (lambda r: write_image(voxels(0), dwi_file(r)), "constant", "case-1.mha"),
-        (lambda r: write_image(voxels(np.nan), adc_file(r)), "not numbers", "some-adc.mha"),
-        (lambda r: sitk.WriteImage(sitk.GetImageFromArray(phantom_arrays()[ADC]), str(adc_file(r))), "can't have the size", "some-adc.mha"),
-        (lambda r: (r / "inputs.json").write_text("{"), "inputs.json can't be understood", "inputs.json"),
+        (lambda r: write_image(voxels(np.nan), adc_file(r)), "no finite value", "some-adc.mha"),
+        (lambda r: sitk.WriteImage(sitk.GetImageFromArray(phantom_arrays()[ADC]), str(adc_file(r))), "an impossible size", "some-adc.mha"),
+        (lambda r: (r / "inputs.json").write_text("{"), "inputs.json is not valid", "inputs.json"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_with_3(
@@ -241,7 +241,7 @@ def test_tampered_weights_are_4(tmp_path: Path, weights: Path, capfd: pytest.Cap
         (tmp_path / "weights" / FIRST / name).rename(tmp_path / "weights" / FIRST / f"{name}.txt")
     write_contract_case(tmp_path / "in")
     assert contract(tmp_path / "in", tmp_path / "out", tmp_path / "weights") == 4
-    assert "not the one that was published" in capfd.readouterr().out
+    assert "differs from the published one" in capfd.readouterr().out
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_a_member_that_raises_is_5_unless_fewer_votes_are_accepted(
     monkeypatch.setattr(NnunetV2Member, "predict", predict)
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 5
     said = capfd.readouterr().out
-    assert "1 of 2 members voted, at least 2 must" in said
+    assert "1 of 2 members voted; 2 are required" in said
     assert "illegal memory access" in said
     assert not (tmp_path / "out").exists()
     assert contract(tmp_path / "in", tmp_path / "out", weights, "--min-members", "1", "--report") == 0
@@ -344,8 +344,8 @@ def test_a_second_writer_to_one_output_folder_is_2(
         assert main(["run", *files, "--out", str(tmp_path / "out"), "--weights", str(weights)]) == 2
         assert tree(tmp_path / "out") == {}
     said, errors = capfd.readouterr()
-    assert said.count("somebody else is writing") == 2
-    assert [write_final_error_line(line).count("somebody else is writing") for line in errors.splitlines()] == [1, 1]
+    assert said.count("another process is writing") == 2
+    assert [write_final_error_line(line).count("another process is writing") for line in errors.splitlines()] == [1, 1]
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 0
     assert contract(tmp_path / "in", tmp_path / "out", weights) == 0, "one after the other is no fault"
     assert {name for name in tree(tmp_path / "out") if "." in name} == {

@@ -153,7 +153,7 @@ def test_a_flair_that_is_listed_must_be_there(tmp_path: Path) -> None:
 def test_an_inputs_json_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> None:
     write_contract_case(tmp_path)
     (tmp_path / "inputs.json").write_text(text)
-    with pytest.raises(InputRefused, match="inputs.json can't be understood"):
+    with pytest.raises(InputRefused, match="inputs.json is not valid"):
         find_inputs(tmp_path)
 
 
@@ -200,7 +200,7 @@ def test_a_mask_of_which_nothing_is_known_is_not_joined_by_another(tmp_path: Pat
     stray = tmp_path / "out" / "images" / "stroke-lesion-segmentation" / "other.mha"
     stray.parent.mkdir(parents=True)
     stray.write_text("left by who knows")
-    with pytest.raises(UsageError, match="another mask") as refusal:
+    with pytest.raises(UsageError, match="a mask of another case") as refusal:
         run(write_contract_case(tmp_path / "in"), tmp_path / "out", stub_ensemble(StubMember("a")))
     assert "other.mha" in refusal.value.found
     assert [name for name, content in tree(tmp_path / "out").items() if content != b"<folder>"] == [

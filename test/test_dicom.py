@@ -160,11 +160,11 @@ def with_value(path: Path, keyword: str, value: object) -> Path:
         (lambda f: f[9].write_text("not DICOM"), "damaged", ""),
         (lambda f: [path.unlink() for path in f[1:]], "single slice", "1 images"),
         (lambda f: [path.unlink() for path in f], "no DICOM images", ""),
-        (lambda f: with_value(copied(f[9]), "SOPInstanceUID", "1.9"), "lacks slices", "1 or 2 images a place"),
+        (lambda f: with_value(copied(f[9]), "SOPInstanceUID", "1.9"), "lacks slices", "1 or 2 images per slice position"),
         (lambda f: with_value(f[9], "ImagePositionPatient", [-60, -70, 55]), "l", "mm"),
         (lambda f: with_value(f[9], "ImageOrientationPatient", [0, 1, 0, 0, 0, 1]), "mixes slices of different orientation", "0.98"),
         (lambda f: write_series(replace_size(), f[0].parent, description="dwi", first=90), "mixes slices of different size", "(20, 48)"),
-        (lambda f: write_series(WEIGHTED, f[0].parent, description="dwi 2", uid="2"), "can't be told which", "dwi 2"),
+        (lambda f: write_series(WEIGHTED, f[0].parent, description="dwi 2", uid="2"), "several DICOM series could be", "dwi 2"),
         (lambda f: with_value(f[0], "NumberOfFrames", 24), "damaged or truncated", "bytes of pixel data"),
     ],
 )  # fmt: skip
@@ -186,7 +186,7 @@ def replace_size() -> Volume:
 def test_low_b_values_alone_are_no_dwi(tmp_path: Path) -> None:
     write_series(UNWEIGHTED, tmp_path / "a", description="diff", b=0)
     write_series(WEIGHTED, tmp_path / "a", description="diff", b=200, first=101)
-    with pytest.raises(InputRefused, match="no volume") as refusal:
+    with pytest.raises(InputRefused, match="no DWI series has a b-value used for stroke") as refusal:
         read_image(tmp_path / "a", DWI)
     assert "0, 200" in refusal.value.found
 

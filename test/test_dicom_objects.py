@@ -342,7 +342,7 @@ def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
     ml = {name: Quantity(value, (value, value)) for name, value in (("left", 3.0), ("right", 1.0), ("brain stem", 0.5))}
     left, right, stem = (Amount(name, volume, volume) for name, volume in ml.items())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find, "placed", lambda case, onto: None)
+        patch.setattr(find, "locate_brain", lambda case, onto: None)
         findings = find.find(case.result)
     FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "without.dcm")
     findings = replace(findings, places=Places(None, (left, right), (stem,), ()))
@@ -378,9 +378,9 @@ def raw(image: RawImage, **others: RawImage) -> RawCase:
 
 def test_images_without_a_study_are_refused_with_that_word(tmp_path: Path) -> None:
     nifti = read_image(write_image(WEIGHTED.array, tmp_path / "dwi.nii.gz", SMALL), DWI)
-    with pytest.raises(InputRefused, match="no study"):
+    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
         refuse_without_study(raw(nifti), ExtraOutputs(dicom=True))
-    with pytest.raises(InputRefused, match="no study"):
+    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
         refuse_without_study(raw(nifti), ExtraOutputs(dicom_probability=True))
     refuse_without_study(raw(nifti), ExtraOutputs(report=True))
 
@@ -402,7 +402,7 @@ def test_series_that_do_not_say_their_study_or_come_from_two_are_refused(tmp_pat
         refuse_without_study(raw(dwi, adc=adc), ExtraOutputs(dicom=True))
     for name, change in (("nowhere", nowhere), ("nobody", nobody)):
         write_series(WEIGHTED, tmp_path / name, b=1000, change=change)
-        with pytest.raises(InputRefused, match="which study"):
+        with pytest.raises(InputRefused, match="needs a study UID"):
             refuse_without_study(raw(read_image(tmp_path / name, DWI)), ExtraOutputs(dicom=True))
 
 
@@ -413,6 +413,6 @@ def test_a_contract_case_is_refused_before_networks_are_loaded(tmp_path: Path) -
     def load() -> object:
         raise AssertionError("networks were loaded")
 
-    with pytest.raises(InputRefused, match="no study"):
+    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
         execute.run_case(ContractCase(files, {}), tmp_path / "out", load, ExtraOutputs(dicom=True), LogLines())  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

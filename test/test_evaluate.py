@@ -178,11 +178,16 @@ def test_what_can_not_be_measured_is_named_and_the_rest_is_measured(
     assert main(["evaluate", *map(str, masks), "--out", str(tmp_path / "metrics.csv")]) == 3
     said = {row["case"]: row["status"] for row in rows(tmp_path / "metrics.csv")}
     assert said["p3"] == "measured"
-    for case, part in (("p1", "different grids"), ("p2", "no mask"), ("p4", "no predicted mask"), ("p5", "truncated")):
+    for case, part in (
+        ("p1", "different grids"),
+        ("p2", "not a binary mask"),
+        ("p4", "no predicted mask"),
+        ("p5", "truncated"),
+    ):
         assert part in said[case]
     out = capsys.readouterr().out
     assert "1 of 5 cases measured" in out
-    assert "no true mask, passed over: p6" in out
+    assert "skipped, because they have no true mask: p6" in out
 
 
 def test_grids_that_differ_by_rounding_are_one(tmp_path: Path) -> None:
@@ -256,7 +261,7 @@ def touch(root: Path, *names: str) -> Path:
 def test_names_that_only_look_alike_are_refused_with_both_paths(tmp_path: Path, prediction: str, truth: str) -> None:
     touch(tmp_path / "p", prediction)
     touch(tmp_path / "t", truth)
-    with pytest.raises(InputRefused, match="no predicted mask belongs") as refusal:
+    with pytest.raises(InputRefused, match="no predicted mask matches") as refusal:
         find_pairs(tmp_path / "p", tmp_path / "t")
     assert all(str(tmp_path / path) in refusal.value.found for path in (f"p/{prediction}", f"t/{truth}"))
     touch(tmp_path / "p", "good_mask.nii.gz")
@@ -401,7 +406,7 @@ def test_a_mask_that_fills_the_image_is_none(tmp_path: Path, side: str, inverted
     for name in ("p", "t"):
         odd = 1 - lesion if inverted else np.ones_like(lesion)
         write_image(odd if name == side else lesion, tmp_path / name / "1.nii.gz", grid)
-    with pytest.raises(InputRefused, match="no mask of a lesion"):
+    with pytest.raises(InputRefused, match="can't be a lesion mask"):
         score(find_pairs(tmp_path / "p", tmp_path / "t")[0][0])
 
 

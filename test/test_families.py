@@ -57,7 +57,7 @@ def test_the_example_is_packed_and_named_by_a_manifest(tmp_path: Path) -> None:
     assert set(spec.sha256) == {FILE}
     open_member(spec, InferenceSettings())
     (tmp_path / "b" / FILE).write_text(json.dumps({"level": 9}))
-    with pytest.raises(WeightsBroken, match="not the one that was published"):
+    with pytest.raises(WeightsBroken, match="differs from the published one"):
         open_member(spec, InferenceSettings())
     entry = {"name": "x", "kind": "threshold", "folder": "mine"}
     (tmp_path / "a" / "manifest.json").write_text(json.dumps({"members": [entry]}))
@@ -84,7 +84,7 @@ def test_the_example_votes_beside_another_family(tmp_path: Path) -> None:
 
 
 def test_what_is_not_recognised_is_told_by_every_family(tmp_path: Path, row: None) -> None:
-    with pytest.raises(WeightsBroken, match="no member weights") as error:
+    with pytest.raises(WeightsBroken, match="no recognised member") as error:
         find_members(tmp_path)
     assert all(family.layout in error.value.do for family in registry.FAMILIES)
 
@@ -97,7 +97,7 @@ def test_every_family_has_words_of_its_own() -> None:
 
 def test_a_single_fold_is_no_member(tmp_path: Path) -> None:
     folder = build_v1_folder(tmp_path / PUBLISHED, V1Spec(folds=("fold_0",)))
-    with pytest.raises(WeightsBroken, match="no member weights"):
+    with pytest.raises(WeightsBroken, match="no recognised member"):
         find_members(folder / "fold_0")
 
 

@@ -17,10 +17,10 @@ from ensemble.batch.summary import Row, _of_report
 from ensemble.config import ExtraOutputs
 from ensemble.families.base import MemberPrediction
 from ensemble.findings import find as finding
-from ensemble.findings.find import find, pattern, placed
+from ensemble.findings.find import find, locate_brain, pattern
 from ensemble.findings.mni import image_in_mni, mask_in_mni
-from ensemble.findings.places import Sample, Tally, moved, perturbations, probabilities, side_of, tally
-from ensemble.findings.registration import Placement
+from ensemble.findings.places import Sample, Tally, perturbations, probabilities, side_of, tally, transform_points
+from ensemble.findings.registration import TemplatePlacement
 from ensemble.findings.template import FULL_GRID, GRID, Structure, template
 from ensemble.findings.types import Findings
 from ensemble.outputs.artifacts import SegmentedCase, artifacts
@@ -38,36 +38,38 @@ THALAMUS_LEFT, WHITE_RIGHT, CEREBELLUM_RIGHT, PONS = (-12, -18, 8), (27, -10, 32
 
 
 @pytest.fixture(scope="module")
-def placement() -> Placement:
-    found = placed(heads.case())
+def placement() -> TemplatePlacement:
+    found = locate_brain(heads.case())
     assert found is not None
     return found
 
 
 @pytest.fixture(scope="module")
-def found(placement: Placement) -> Findings:
+def found(placement: TemplatePlacement) -> Findings:
     """Of lesions in left thalamus (the largest), right white matter, right cerebellum and pons."""
     mask = heads.ball(THALAMUS_LEFT, radius_mm=8.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "placed", lambda case, onto: placement)
+        patch.setattr(finding, "locate_brain", lambda case, onto: placement)
         return find(heads.result(mask | heads.ball(WHITE_RIGHT, CEREBELLUM_RIGHT, PONS, radius_mm=6.0)))
 
 
-def test_a_head_is_brought_to_where_it_lies(placement: Placement) -> None:
+def test_a_head_is_brought_to_where_it_lies(placement: TemplatePlacement) -> None:
     assert not placement.problems()
     brain = np.argwhere(heads.case().brain.array)[::50, ::-1]
     points = brain @ heads.GRID.affine[:3, :3].T + heads.GRID.affine[:3, 3]
-    apart = np.linalg.norm(moved(placement.matrix, points) - moved(heads.true_matrix(), points), axis=1)
+    apart = np.linalg.norm(
+        transform_points(placement.matrix, points) - transform_points(heads.true_matrix(), points), axis=1
+    )
     assert apart.mean() < 2.0
     assert placement.overlap > 0.9
     assert placement.covered > 0.9
 
 
-def test_no_digit_of_the_place_hangs_on_threads(placement: Placement) -> None:
+def test_no_digit_of_the_place_hangs_on_threads(placement: TemplatePlacement) -> None:
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     try:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1 if threads > 1 else 3)
-        again = placed(heads.case())
+        again = locate_brain(heads.case())
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     assert again is not None
@@ -90,10 +92,10 @@ def test_what_is_no_whole_head_as_its_header_says_gets_no_place(what: str, harde
     assert told.as_json()["registration"]["status"] == "failed"
     assert [lesion.side for lesion in told.lesions] == [None]
     assert told.volume_ml.value > 0
-    assert "place not known" in "; ".join(in_words(told))
+    assert "location unknown" in "; ".join(in_words(told))
 
 
-def test_each_limit_is_checked(placement: Placement) -> None:
+def test_each_limit_is_checked(placement: TemplatePlacement) -> None:
     for change, word in (
         ({"overlap": 0.5}, "overlaps"),
         ({"covered": 0.4}, "40%"),
@@ -132,7 +134,7 @@ def test_amounts_add_up_and_lie_in_their_ranges(found: Findings) -> None:
                 assert quantity.members[0] <= quantity.value <= quantity.members[1]
 
 
-def test_a_lesion_at_a_border_might_be_something_else(placement: Placement) -> None:
+def test_a_lesion_at_a_border_might_be_something_else(placement: TemplatePlacement) -> None:
     """The thalamus lies amidst, a ball beside the midline might lie on either side."""
     nearby = [other @ placement.matrix for other in perturbations(np.array([0.0, 20.0, 0.0]))]
     sides = {}
@@ -143,8 +145,8 @@ def test_a_lesion_at_a_border_might_be_something_else(placement: Placement) -> N
     assert len(sides["midline"]) > 1
 
 
-def test_ranges_span_the_members(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "placed", lambda case, onto: placement)
+def test_ranges_span_the_members(placement: TemplatePlacement, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "locate_brain", lambda case, onto: placement)
     like = heads.case().tissue_normalized[Modality.DWI].like
     masks = [heads.ball(THALAMUS_LEFT, radius_mm=r) for r in (5.0, 9.0)]
     outcomes = tuple(
@@ -191,8 +193,8 @@ def test_patterns() -> None:
     ]
 
 
-def test_no_lesion_is_no_place_and_no_error(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "placed", lambda case, onto: placement)
+def test_no_lesion_is_no_place_and_no_error(placement: TemplatePlacement, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "locate_brain", lambda case, onto: placement)
     told = find(heads.result(np.zeros(heads.GRID.shape_zyx, bool)))
     assert told.as_json()["pattern"]["value"] == "none"
     assert told.places is not None

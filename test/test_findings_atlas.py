@@ -19,10 +19,10 @@ from ensemble.cli import main
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
 from ensemble.findings import find as finding
-from ensemble.findings.find import find, placed
-from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_map, read_maps
+from ensemble.findings.find import find, locate_brain
+from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_label_map, read_label_maps
 from ensemble.findings.places import Sample
-from ensemble.findings.registration import Placement
+from ensemble.findings.registration import TemplatePlacement
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import Findings
 from ensemble.geometry import Grid
@@ -34,7 +34,7 @@ from json_schema import faults
 #: Of the maps: MNI, 4 mm.
 MAP_GRID = Grid((49, 58, 47), (4.0, 4.0, 4.0), (-98.0, -98.0, -72.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 TABLE = "index\tname\tgroup\tside\n1\tfront L\tACA\tleft\n2\tfront R\tACA\tright\n3\trear L\tPCA\tleft\n4\trear R\tPCA\tright\n"
-EXACT = Placement(heads.true_matrix(), 0.95, 0.95, (1.1, 1.1, 1.1), 9.0, 0.5)
+EXACT = TemplatePlacement(heads.true_matrix(), 0.95, 0.95, (1.1, 1.1, 1.1), 9.0, 0.5)
 
 
 def quarters() -> AnyArray:
@@ -58,8 +58,8 @@ def write_map(
 
 def asked(folder: Path, mask: AnyArray) -> Findings:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "placed", lambda case, onto: EXACT)
-        return find(heads.result(mask), read_maps(folder))
+        patch.setattr(finding, "locate_brain", lambda case, onto: EXACT)
+        return find(heads.result(mask), read_label_maps(folder))
 
 
 def test_territories_lead_on_their_side_with_shares_and_ranges(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_a_map_of_nine_regions_gets_no_score(tmp_path: Path) -> None:
     ("name", "sidecar", "said", "mismatch"),
     [
         (f"tpl-{SPACE}_territories", None, f"{SPACE} (file name)", ""),
-        ("space-MNI152NLin6Asym_territories", None, "MNI152NLin6Asym (file name)", "made for MNI152NLin6Asym"),
+        ("space-MNI152NLin6Asym_territories", None, "MNI152NLin6Asym (file name)", "its space is MNI152NLin6Asym"),
         ("territories", {"SpatialReference": SPACE}, f"{SPACE} (sidecar)", ""),
-        ("territories", {"SpatialReference": "Talairach"}, "Talairach (sidecar)", "made for Talairach"),
+        ("territories", {"SpatialReference": "Talairach"}, "Talairach (sidecar)", "its space is Talairach"),
         ("territories", {"Description": "no word"}, "not stated", "not stated"),
     ],
 )
@@ -153,7 +153,7 @@ def test_the_space_of_a_map_is_read_and_a_mismatch_said(
     path = write_map(tmp_path, name)
     if sidecar is not None:
         (tmp_path / f"{name}_dseg.json").write_text(json.dumps(sidecar))
-    one = read_map(path)
+    one = read_label_map(path)
     if said == "not stated":  # what the header's form code says, if anything
         assert one.space in ("not stated", "MNI152, by its form code (header)", "Talairach, by its form code (header)")
         return
@@ -166,7 +166,7 @@ def test_fsl_s_grid_is_known_by_its_size(tmp_path: Path) -> None:
     grid = Grid((91, 109, 91), (2.0, 2.0, 2.0), (-90.0, -90.0, -72.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     array = np.zeros(grid.shape_zyx, np.uint8)
     array[30:50, 40:60, 55:70] = 1
-    one = read_map(write_map(tmp_path, "a", "index\tname\n1\tx\n", array, grid))
+    one = read_label_map(write_map(tmp_path, "a", "index\tname\n1\tx\n", array, grid))
     assert "FSL" in one.space
     assert SPACE in one.mismatch
     assert one.labels[0].side == "left", "a label without side has that on which it lies"
@@ -194,26 +194,26 @@ def test_a_map_that_can_t_be_used_is_refused(tmp_path: Path, what: str) -> None:
     table, array, found = ODD[what]
     path = write_map(tmp_path, table=table, array=array() if callable(array) else None)
     with pytest.raises(UsageError) as refused:
-        read_map(path)
+        read_label_map(path)
     assert found in str(refused.value)
 
 
 def test_a_map_beside_the_brain_is_not_in_mni(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not lie in MNI space"):
-        read_map(write_map(tmp_path, grid=replace(MAP_GRID, origin_mm=(300.0, 0.0, 0.0))))
+    with pytest.raises(UsageError, match="is not in MNI space"):
+        read_label_map(write_map(tmp_path, grid=replace(MAP_GRID, origin_mm=(300.0, 0.0, 0.0))))
 
 
 def test_folders_without_maps_and_maps_without_tables_are_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UsageError, match="--atlas"):
-            read_maps(folder)
+            read_label_maps(folder)
     write_map(tmp_path / "one").with_name("territories_dseg.tsv").unlink()
     with pytest.raises(UsageError, match=r"table of an atlas can't be read"):
-        read_maps(tmp_path / "one")
+        read_label_maps(tmp_path / "one")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "x_dseg.nii.gz").write_bytes(b"no image")
     with pytest.raises(UsageError):
-        read_maps(tmp_path / "two")
+        read_label_maps(tmp_path / "two")
 
 
 def test_a_batch_is_done_anew_when_a_map_changes(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def published(
     """Runs the contract with options on a stub; returns the names of what it wrote."""
     monkeypatch.delenv("ISLES_FINDINGS")
     monkeypatch.setattr("ensemble.pipeline.load", lambda config: stub_ensemble(StubMember("a")))
-    monkeypatch.setattr(finding, "placed", lambda case, onto: None)
+    monkeypatch.setattr(finding, "locate_brain", lambda case, onto: None)
     write_contract_case(tmp_path / "in")
 
     def run(*options: str) -> set[str]:
@@ -257,7 +257,7 @@ def test_findings_are_on_where_there_is_a_report_and_bring_one_when_asked_for(
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     write_map(tmp_path)
     for option in ("--save-mni", f"--atlas={tmp_path}"):
-        with pytest.raises(UsageError, match="needs findings"):
+        with pytest.raises(UsageError, match="needs the findings"):
             cli._extras(parse(["--findings=off", option], {}), report=True)
     assert cli._extras(parse([f"--atlas={tmp_path}"], {}), report=False).report
     batch = cli._extras(parse(["batch", "a", "b"], {}), report=False, in_report=True)
@@ -272,7 +272,7 @@ def test_an_atlas_that_can_t_be_used_is_said_before_anything_is_done(tmp_path: P
 def test_known_territories_of_the_shared_atlas(tmp_path: Path) -> None:
     """The arterial atlas as users have it: shares of lesions across borders, as registered, are those of the head's true place."""
     one = shared_territories(tmp_path)
-    registered = placed(heads.case())
+    registered = locate_brain(heads.case())
     assert registered is not None
     for at, leading in (
         ((45, -20, 20), "MCA"),
@@ -283,7 +283,7 @@ def test_known_territories_of_the_shared_atlas(tmp_path: Path) -> None:
         shares = []
         for placement in (EXACT, registered):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(finding, "placed", lambda case, onto, known=placement: known)
+                patch.setattr(finding, "locate_brain", lambda case, onto, known=placement: known)
                 (atlas,) = find(heads.result(heads.ball(at, radius_mm=18.0)), (one,)).atlases
             shares.append({amount.name: amount.share.value for amount in (*atlas.groups, *atlas.sided_groups)})
             assert atlas.leading is not None
@@ -310,7 +310,7 @@ def test_a_batch_tells_findings_in_every_report_and_in_its_summary(tmp_path: Pat
         array[heads.ball((40, 30, 10), radius_mm=9.0)] *= 2.5 if modality == "dwi" else 0.5
         write_image(array, case / f"{modality}.nii.gz", heads.GRID)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "placed", lambda case, onto: EXACT)
+        patch.setattr(finding, "locate_brain", lambda case, onto: EXACT)
         extras = ExtraOutputs(findings=True, atlas=tmp_path / "maps")
         assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 0
     (row,) = rows(tmp_path / "out").values()
@@ -320,5 +320,7 @@ def test_a_batch_tells_findings_in_every_report_and_in_its_summary(tmp_path: Pat
     report = json.loads(next((tmp_path / "out").glob("sub-*/report.json")).read_text())
     schema = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text(encoding="utf-8"))
     assert list(faults(report, schema)) == []
-    assert report["batch"]["recipe"]["options"]["atlas"] == {"territories": read_maps(tmp_path / "maps")[0].sha256}
+    assert report["batch"]["recipe"]["options"]["atlas"] == {
+        "territories": read_label_maps(tmp_path / "maps")[0].sha256
+    }
     assert report["findings"]["volume_ml"]["members"][0] <= report["findings"]["volume_ml"]["value"]

@@ -12,7 +12,7 @@ from conftest import GRID, phantom_arrays, tree, write_image
 from ensemble.cli import main
 from ensemble.errors import UsageError
 from ensemble.folders import exclusive_writer
-from ensemble.outputs.foreign import refuse_foreign
+from ensemble.outputs.foreign import refuse_overwriting_foreign_files
 from ensemble.types import Modality
 
 FOREIGN = (
@@ -47,17 +47,17 @@ def test_a_file_of_others_is_not_replaced(tmp_path: Path, name: str, capfd: pyte
 def test_results_of_an_earlier_run_make_way_and_other_files_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "dwi.nii.gz").write_text("an image that is not in the way")
-    refuse_foreign(tmp_path, [tmp_path / "dwi.nii.gz"])
+    refuse_overwriting_foreign_files(tmp_path, [tmp_path / "dwi.nii.gz"])
     for name in FOREIGN[:1]:
         (tmp_path / name).write_text("ours")
     with pytest.raises(UsageError):
-        refuse_foreign(tmp_path, [])
+        refuse_overwriting_foreign_files(tmp_path, [])
     for content in ("{", "[]", "{}", json.dumps({"tool": {"name": "another"}}), json.dumps({"tool": 5})):
         (tmp_path / "report.json").write_text(content)
-        with pytest.raises(UsageError, match="not ours"):
-            refuse_foreign(tmp_path, [])
+        with pytest.raises(UsageError, match="did not write"):
+            refuse_overwriting_foreign_files(tmp_path, [])
     (tmp_path / "report.json").write_text(json.dumps({"tool": {"name": "isles-ensemble"}}))
-    refuse_foreign(tmp_path, [])
+    refuse_overwriting_foreign_files(tmp_path, [])
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -82,12 +82,12 @@ def test_a_batch_and_a_run_do_not_write_to_one_folder(tmp_path: Path, capfd: pyt
     with exclusive_writer(out):
         assert main(["batch", str(tmp_path / "data"), str(out), "--device", "cpu"]) == 2
         assert tree(out) == {}
-    assert "somebody else is writing" in capfd.readouterr().err
+    assert "another process is writing" in capfd.readouterr().err
     with exclusive_writer(out, shared=True):
         with exclusive_writer(out, shared=True):
             pass
         assert main(["run", *case_files(tmp_path / "in"), "--out", str(out), "--device", "cpu"]) == 2
-    assert "somebody else is writing" in capfd.readouterr().err
+    assert "another process is writing" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["case,dwi,adc\na,b,c\n", "a mask"])

@@ -56,7 +56,7 @@ def test_every_series_is_shown_with_what_becomes_of_it(examination: Path, capfd:
     assert any(line.split()[:2] == ["ADC", "diff_ADC"] for line in lines)
     assert "fractional anisotropy" in out
     assert "FLAIR: refused: the FLAIR series lacks slices" in out
-    assert "passed over" in out
+    assert "not used" in out
 
 
 def test_the_same_as_json(examination: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +140,7 @@ def test_an_image_is_not_replaced_by_what_is_read_of_it(tmp_path: Path, capfd: p
     before = path.read_bytes()
     for name in ("x.nii.gz", "y.nii.gz"):
         code, out = said(capfd, str(path), "--as", "dwi", "--write", str(tmp_path / name))
-        assert (code, "would be replaced" in out) == (2, True)
+        assert (code, "would overwrite" in out) == (2, True)
     assert path.read_bytes() == before
 
 

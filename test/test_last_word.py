@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from ensemble.cli import main
 from ensemble.errors import InputRefused
-from ensemble.logging_setup import only_warnings, report_failure, write_final_error_line
+from ensemble.logging_setup import report_failure, suppress_info_messages, write_final_error_line
 
 
 @pytest.fixture(autouse=True)
@@ -91,12 +91,12 @@ def test_a_batch_with_failed_cases_says_how_many(tmp_path: Path, capsys: pytest.
 def test_notes_on_the_warm_up_phantom_stay_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     ours = logging.getLogger("ensemble")
     ours.setLevel(logging.INFO)
-    with only_warnings():
+    with suppress_info_messages():
         logging.getLogger("ensemble.pipeline").info("note: something odd")
         logging.getLogger("ensemble.pipeline").warning("a member failed")
     logging.getLogger("ensemble.pipeline").info("note: of a patient")
     assert [record.message for record in caplog.records] == ["a member failed", "note: of a patient"]
     ours.setLevel(logging.DEBUG)
-    with only_warnings():
+    with suppress_info_messages():
         logging.getLogger("ensemble.pipeline").info("all was asked for")
     assert caplog.records[-1].message == "all was asked for"

@@ -30,10 +30,10 @@ from dicom_files import write_series
 from ensemble.errors import InputRefused, UsageError, UserError
 from ensemble.hospital import listen as listening
 from ensemble.hospital import node as nodes
-from ensemble.hospital.desk import Died, StudyJob
-from ensemble.hospital.listen import Listening
+from ensemble.hospital.desk import ProcessDied, StudyJob
+from ensemble.hospital.listen import ListenConfig
 from ensemble.hospital.node import OUT_OF_RESOURCES, SUCCESS, Address, Node
-from ensemble.hospital.send import Destination, Sender, destinations
+from ensemble.hospital.send import Destination, Sender, parse_destinations
 from ensemble.hospital.spool import MAX_DEATHS, Spool, SpoolFull, Study
 from ensemble.hospital.status import StatusPage
 from ensemble.publish import publish_folder
@@ -108,7 +108,7 @@ def test_a_transfer_that_broke_off_is_refused_until_it_comes_whole(tmp_path: Pat
     clock.now = 100
     assert spool.next_complete(30) is None
     (study,) = spool.studies()
-    assert (study.state, study.what) == ("refused", "its transfer broke off")
+    assert (study.state, study.what) == ("refused", "its transfer was interrupted")
     received(spool, images=4, sender=5)
     clock.now = 200
     complete = spool.next_complete(30)
@@ -366,8 +366,10 @@ def test_a_refused_study_says_why_in_words_of_ours(tmp_path: Path, caplog: pytes
 
 
 def test_a_process_that_dies_of_a_study_three_times_fails_it(tmp_path: Path) -> None:
-    assert worked(tmp_path / "a", Died("exit code -9"), Done({"lesions": 1, "lesion_ml": 1.0})).state == "sending"
-    study = worked(tmp_path / "b", *(Died("exit code -9") for _ in range(MAX_DEATHS)))
+    assert (
+        worked(tmp_path / "a", ProcessDied("exit code -9"), Done({"lesions": 1, "lesion_ml": 1.0})).state == "sending"
+    )
+    study = worked(tmp_path / "b", *(ProcessDied("exit code -9") for _ in range(MAX_DEATHS)))
     assert study.state == "failed"
     assert "died" in study.what
 
@@ -616,11 +618,11 @@ def test_an_archive_that_is_down_gets_them_when_it_is_up(tmp_path: Path, monkeyp
 )
 def test_a_destination_that_makes_no_sense_is_wrong_usage(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError):
-        Listening(Address("ISLES", "", 1), destinations(text), tmp_path, 1, 1.0, 1.0, 2)
+        ListenConfig(Address("ISLES", "", 1), parse_destinations(text), tmp_path, 1, 1.0, 1.0, 2)
 
 
 def test_several_destinations() -> None:
-    assert [str(to) for to in destinations("A@h:104, B C@[::1]:11112")] == ["A@h:104", "B C@::1:11112"]
+    assert [str(to) for to in parse_destinations("A@h:104, B C@[::1]:11112")] == ["A@h:104", "B C@::1:11112"]
 
 
 # -- the status page
@@ -633,7 +635,7 @@ def test_the_status_page_shows_why_and_no_names(tmp_path: Path) -> None:
     spool.keep(STUDY, "1", stream.getvalue(), 1)
     with spool.taken(spool.studies()[0].key):
         pass
-    spool.end(spool.studies()[0].key, "refused", "its transfer broke off <b>", "send the study again")
+    spool.end(spool.studies()[0].key, "refused", "its transfer was interrupted <b>", "send the study again")
     ready = threading.Event()
     page = StatusPage("127.0.0.1", 0, spool, ready.is_set)
     page.start()

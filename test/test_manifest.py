@@ -17,9 +17,9 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.files import file_sha256
 from ensemble.members.manifest import (
+    apply_member_defaults,
     find_members,
     open_member,
-    settled,
     verify_files,
     weight_digests,
 )
@@ -109,7 +109,7 @@ def test_no_folder_and_no_member(tmp_path: Path) -> None:
     with pytest.raises(WeightsBroken, match="does not exist"):
         find_members(tmp_path / "none")
     (tmp_path / "readme.txt").touch()
-    with pytest.raises(WeightsBroken, match="no member weights were recognised") as error:
+    with pytest.raises(WeightsBroken, match="the weights folder has no recognised member") as error:
         find_members(tmp_path)
     assert "readme.txt" in error.value.found
 
@@ -119,7 +119,7 @@ def test_files_that_were_altered_or_lost_are_noticed(tmp_path: Path) -> None:
     spec = MemberSpec("a", "nnunet", tmp_path, sha256={"w": hashlib.sha256(b"weights").hexdigest()})
     verify_files(spec)
     (tmp_path / "w").write_bytes(b"Weights")
-    with pytest.raises(WeightsBroken, match="not the one that was published"):
+    with pytest.raises(WeightsBroken, match="differs from the published one"):
         verify_files(spec)
     (tmp_path / "w").unlink()
     with pytest.raises(WeightsBroken, match="is missing"):
@@ -281,17 +281,17 @@ def test_an_entry_says_what_a_vote_counts_and_what_is_too_small(tmp_path: Path) 
     assert [(spec.weight, spec.min_lesion_ml) for spec in specs] == [(2.0, 0.05), (1.0, 0.1)]
     assert MemberSpec.from_json(specs[0].as_json(), specs[0].folder) == specs[0]  # packed members keep it
     assert not {"weight", "min_lesion_ml"} & set(MemberSpec("c", "nnunet", tmp_path).as_json())
-    rule = settled(RunConfig(), specs)
+    rule = apply_member_defaults(RunConfig(), specs)
     assert (rule.member_weights, rule.min_lesion_ml) == ({"a": 2.0, "b": 1.0}, 0.05)
-    stated = settled(RunConfig(member_weights={"b": 3.0}, min_lesion_ml=0.0), specs)
+    stated = apply_member_defaults(RunConfig(member_weights={"b": 3.0}, min_lesion_ml=0.0), specs)
     assert (stated.member_weights, stated.min_lesion_ml) == ({"b": 3.0}, None)
     with pytest.raises(UsageError, match="names c"):
-        settled(RunConfig(member_weights={"c": 3.0}), specs)
+        apply_member_defaults(RunConfig(member_weights={"c": 3.0}), specs)
 
 
 def test_entries_that_say_nothing_of_votes_are_the_usual_rule() -> None:
     specs = tuple(MemberSpec(name, "nnunet", Path("/nowhere")) for name in "ab")
-    assert settled(RunConfig(), specs) == RunConfig()
+    assert apply_member_defaults(RunConfig(), specs) == RunConfig()
 
 
 @pytest.mark.parametrize(

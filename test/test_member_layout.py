@@ -51,7 +51,7 @@ def test_what_cannot_vote_is_named(archive: Path, caplog: pytest.LogCaptureFixtu
         load(RunConfig(weights=archive, device="cpu"))
     assert all(f"does not vote: {name}" in caplog.text for name in unsupported)
     shutil.rmtree(archive / "SEALS")
-    with pytest.raises(WeightsBroken, match="no member weights") as error:
+    with pytest.raises(WeightsBroken, match="no recognised member") as error:
         find_members(archive)
     assert "FACTORIZER (not supported yet)" in error.value.found
 

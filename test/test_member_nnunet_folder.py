@@ -197,7 +197,7 @@ def test_channel_names(text, expected):
 
 @pytest.mark.parametrize("text", ["", "CT", "DWI[", "DWI[x]", "[1]", "DWI[1][2]", "zscore", "?", "FLAIR??", "FL?AIR"])
 def test_unknown_channel_names_are_refused(text):
-    with pytest.raises(ValueError, match="names none of"):
+    with pytest.raises(ValueError, match="is not DWI, ADC or FLAIR"):
         parse_channel(text)
 
 
@@ -240,7 +240,7 @@ BROKEN_PLANS = {
     "no spacing": (lambda p: configuration(p).update(spacing=None), "spacing"),
     "spacing of other axes": (lambda p: configuration(p).update(spacing=[1, 1]), "spacing"),
     "negative spacing": (lambda p: configuration(p).update(spacing=[1, 0, 1]), "spacing"),
-    "bad transpose": (lambda p: p.update(transpose_forward=[0, 0, 1]), "no permutation"),
+    "bad transpose": (lambda p: p.update(transpose_forward=[0, 0, 1]), "not a permutation"),
     "unknown reader": (lambda p: p.update(image_reader_writer="Tiff3DIO"), "image_reader_writer"),
     "schemes": (lambda p: configuration(p).update(normalization_schemes=["ZScoreNormalization"]), "1 schemes"),
     "unknown scheme": (lambda p: configuration(p).update(normalization_schemes=["X", "Y"]), "'X' is not one of"),
@@ -262,7 +262,10 @@ BROKEN_PLANS = {
     ),
     "unknown argument": (lambda p: architecture(p)["arch_kwargs"].update(magic=1), "no arguments magic"),
     "missing argument": (lambda p: architecture(p)["arch_kwargs"].pop("strides"), "strides"),
-    "contradictory arguments": (lambda p: architecture(p)["arch_kwargs"].update(n_stages=3), "make no network"),
+    "contradictory arguments": (
+        lambda p: architecture(p)["arch_kwargs"].update(n_stages=3),
+        "do not describe a network",
+    ),
     "too many stages": (lambda p: architecture(p)["arch_kwargs"].update(n_stages=10**9), "n_stages"),
     "too many features": (
         lambda p: architecture(p)["arch_kwargs"].update(features_per_stage=[10**9] * 2),
@@ -349,8 +352,11 @@ BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-5000]), ""),
     "another pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), ""),
     "a tensor": (lambda path: torch.save(torch.ones(3), path), "Tensor"),
-    "code": (change_checkpoint(lambda c: c.update(logging=Hostile(Path("/tmp/never-written")))), "it asks for getattr"),
-    "array of objects": (change_checkpoint(lambda c: c.update(x=np.array([{}], dtype=object))), "it asks for numpy"),
+    "code": (
+        change_checkpoint(lambda c: c.update(logging=Hostile(Path("/tmp/never-written")))),
+        "it refers to getattr",
+    ),
+    "array of objects": (change_checkpoint(lambda c: c.update(x=np.array([{}], dtype=object))), "it refers to numpy"),
     "no weights": (change_checkpoint(lambda c: c.pop("network_weights")), "expected network_weights"),
     "a weight missing": (
         change_checkpoint(lambda c: c["network_weights"].pop("decoder.seg_layers.0.bias")),

@@ -23,7 +23,7 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
 from ensemble.families.probability import lesion_probability
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
@@ -179,7 +179,7 @@ def test_folds_are_averaged_on_the_image_grid(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_grids_of_more_than_255_voxels(tmp_path: Path) -> None:
     case, spec = small_case((6, 12, 90), (2.0, 2.0, 3.0)), V1Spec(patch=(16, 16, 64))
-    assert respaced(case.grid).size == (270, 24, 12)
+    assert grid_at_1mm(case.grid).size == (270, 24, 12)
     ours = probability(loaded(build_v1_folder(tmp_path, spec)), case)
     np.testing.assert_allclose(ours, reference(case, spec)[0], atol=1e-3)
 
@@ -197,7 +197,7 @@ def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
             ADC: write_image(adc, tmp_path / "adc.nii.gz", grid),
         }
         cases.append(prepare(read_files("case", files), brain_ml=(50.0, 2500.0)))
-    fine = resample_volume(cases[0].images[DWI], respaced(grid)).array
+    fine = resample_volume(cases[0].images[DWI], grid_at_1mm(grid)).array
     assert (fine % 1 != 0).any()
     member = loaded(build_v1_folder(tmp_path / "model"))
     np.testing.assert_array_equal(*(probability(member, case) for case in cases))
@@ -206,7 +206,7 @@ def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
 def test_beyond_the_1mm_grid_is_background() -> None:
     """At half a millimetre the last voxels lie beyond the grid at 1 mm, whose size is rounded down."""
     grid = Grid((9, 9, 9), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    fine = respaced(grid)
+    fine = grid_at_1mm(grid)
     assert fine.size == (4, 4, 4)
     images = np.ones((2, *fine.shape_zyx), np.float32)
     plans = parse_plans(v1_description(V1Spec()))
@@ -291,7 +291,7 @@ def test_images_named_by_the_manifest(tmp_path: Path) -> None:
     for channels in (("DWI",), ("DWI", "ADC[-1]")):
         with pytest.raises(WeightsBroken, match="not clear which images"):
             loaded(folder, channels=channels)
-    with pytest.raises(WeightsBroken, match="takes images as they are"):
+    with pytest.raises(WeightsBroken, match="only accepts images as read"):
         loaded(folder, channels=("DWI", "ADC"), intensities="tissue_normalized")
 
 
@@ -325,7 +325,7 @@ def halve(name: str) -> Callable[[Path], None]:
 
 #: what is done to a folder, and what the complaint must say
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folds": (lambda folder: shutil.rmtree(folder / "fold_0"), r"holds no fold_\*"),
+    "no folds": (lambda folder: shutil.rmtree(folder / "fold_0"), r"has no fold_\*"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "a fold has no model_final_checkpoint.model"),
     "an empty second fold": (lambda folder: (folder / "fold_1").mkdir(), "fold_1"),
     "no description": (lambda folder: (folder / DESCRIPTION).unlink(), "missing, damaged"),
@@ -335,7 +335,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated plans": (halve("plans.pkl"), "plans.pkl"),
     "hostile description": (lambda folder: write_pickle({"plans": print}, folder / DESCRIPTION), "builtins.print"),
     "hostile weights": (edit_weights(lambda content: content.update(plot_stuff=print)), "print"),
-    "not of nnU-Net": (edit_weights(lambda content: content.pop("state_dict")), "not of nnU-Net v1"),
+    "not of nnU-Net": (edit_weights(lambda content: content.pop("state_dict")), "not written by nnU-Net v1"),
     "other network": (lambda folder: describe(folder, features=8), "does not fit"),
     "weights that are not numbers": (
         edit_weights(lambda content: next(iter(content["state_dict"].values())).fill_(float("nan"))),
@@ -346,8 +346,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "different models",
     ),
     "plans that are a list": (lambda folder: write_pickle([], folder / "plans.pkl"), "different models"),
-    "description that is a list": (lambda folder: write_pickle([], folder / DESCRIPTION), "describes no model"),
-    "no stages": (changed_plans(plans_per_stage={}), "describes no model"),
+    "description that is a list": (
+        lambda folder: write_pickle([], folder / DESCRIPTION),
+        "does not describe a supported model",
+    ),
+    "no stages": (changed_plans(plans_per_stage={}), "does not describe a supported model"),
     "2-D": (changed_plans(plans_per_stage={0: {**OLD_STAGE, "patch_size": [64, 64]}}), "only 3-D"),
     "three classes": (lambda folder: describe(folder, classes=3), "num_classes is 3"),
     "trainer of another network": (
@@ -360,7 +363,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "kernels and poolings": (lambda folder: describe(folder, kernels=((3, 3, 3),) * 2), "2 poolings, 2 kernels"),
     "five": (lambda folder: describe(folder, kernels=((5, 3, 3),) * 3), "kernel"),
     "no spacing": (lambda folder: describe(folder, spacing_mm=(1.0, 0.0, 1.0)), "spacing"),
-    "no permutation": (lambda folder: describe(folder, transpose_forward=(0, 0, 1)), "permutation"),
+    "not a permutation": (lambda folder: describe(folder, transpose_forward=(0, 0, 1)), "permutation"),
 }
 
 

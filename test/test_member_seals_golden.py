@@ -16,7 +16,7 @@ from ensemble.families.nnunet_v1 import member as seals
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
 from ensemble.families.probability import lesion_probability
 from ensemble.inference.engine import sliding_window_inference
 from ensemble.inference.tiling import Tiling
@@ -59,7 +59,7 @@ def assert_agreement(ours: AnyArray, softmax: AnyArray, mask: AnyArray) -> None:
 def test_golden_preprocessing() -> None:
     """Box, shape and normalisation constants that nnU-Net v1 wrote down for this case."""
     case, plans = golden_case(), parse_plans(v1_description(V1Spec()))
-    fine = respaced(case.grid)
+    fine = grid_at_1mm(case.grid)
     images = np.stack([resample_volume(case.images[modality], fine).array for modality in (DWI, ADC)])
     array, placement = to_network(images, plans)
     assert fine.shape_zyx == (146, 224, 224)
@@ -78,7 +78,7 @@ def golden_part(member: NnunetV1Member) -> tuple[AnyArray, AnyArray, AnyArray]:
     Windows overlap, and eight that are neighbours have voxels which no other window covers. Of these parts, the one with most lesion.
     """
     case, softmax = golden_case(), golden_softmax()
-    fine = respaced(case.grid)
+    fine = grid_at_1mm(case.grid)
     images = np.stack([resample_volume(case.images[modality], fine).array for modality in (DWI, ADC)])
     array, placement = to_network(images, member.plans)
     first = [part.start for part in placement.box]

@@ -21,7 +21,14 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.families.swan.folder import NETWORKS, read_swan_folder
 from ensemble.families.swan.member import SwanMember
-from ensemble.families.swan.network import ARCHITECTURES, HEAD, LowRank, matrices, rank_one, voxels
+from ensemble.families.swan.network import (
+    ARCHITECTURES,
+    HEAD,
+    LowRank,
+    matrices_to_patches,
+    patches_to_matrices,
+    rank_one_factors,
+)
 from ensemble.families.swan.processing import network_size, to_image, to_network
 from ensemble.geometry import Grid
 from ensemble.members.listing import describe
@@ -118,7 +125,7 @@ def second_checkpoint(folder: Path) -> None:
 def test_a_network_of_none_or_two_files_is_refused(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     folder = build_swan_folder(tmp_path / PUBLISHED, folds=("0", "1"))
     harm(folder)
-    with pytest.raises(WeightsBroken, match="checkpoints, not one") as refusal:
+    with pytest.raises(WeightsBroken, match="checkpoints of one network") as refusal:
         loaded(folder)
     assert str(refusal.value.where).endswith("fold1/resunet/version_0/checkpoints")
 
@@ -135,7 +142,7 @@ def test_a_network_of_none_or_two_files_is_refused(tmp_path: Path, harm: Callabl
     ],
 )
 def test_a_manifest_can_not_ask_for_other_images(tmp_path: Path, entry: dict[str, Any]) -> None:
-    with pytest.raises(WeightsBroken, match="DWI, ADC and FLAIR as they are"):
+    with pytest.raises(WeightsBroken, match="DWI, ADC and FLAIR as read"):
         loaded(tmp_path, **entry)
 
 
@@ -253,7 +260,7 @@ def test_damage_is_told(checkpoint: Path, tmp_path: Path, harm: Callable[[Path],
 @pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, {"state_dict": 3}, [1, 2]])
 def test_checkpoints_of_others_are_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / FILE)
-    with pytest.raises(WeightsBroken, match="not of PyTorch Lightning"):
+    with pytest.raises(WeightsBroken, match="not written by PyTorch Lightning"):
         read_state(tmp_path / FILE)
 
 
@@ -264,14 +271,14 @@ def with_weights(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "told"),
     [
-        (with_weights(**{"stem.weight": torch.zeros(8, 2, 3, 3, 3)}), "not that of SWAN's resunet"),
-        (with_weights(**{"stem.weight": torch.zeros(9, 3, 3, 3, 3)}), "not that of SWAN's resunet"),
-        (with_weights(**{"stem.weight": torch.zeros(64, 3, 3, 3, 3)}), "not that of SWAN's resunet"),
+        (with_weights(**{"stem.weight": torch.zeros(8, 2, 3, 3, 3)}), "does not fit SWAN's network resunet"),
+        (with_weights(**{"stem.weight": torch.zeros(9, 3, 3, 3, 3)}), "does not fit SWAN's network resunet"),
+        (with_weights(**{"stem.weight": torch.zeros(64, 3, 3, 3, 3)}), "does not fit SWAN's network resunet"),
         (
             with_weights(**{"encoder.blocks.5.blocks.0.weight": torch.zeros(8, 8, 2, 2, 2)}),
-            "not that of SWAN's resunet",
+            "does not fit SWAN's network resunet",
         ),
-        ({"net.a": torch.ones(1)}, "not that of SWAN's resunet"),
+        ({"net.a": torch.ones(1)}, "does not fit SWAN's network resunet"),
         (with_weights(more=torch.ones(1)), "does not fit"),
         (with_weights(**{"heads.0.bias": torch.full((1,), torch.nan)}), "not finite"),
         (swan_checkpoint("swin-factorizer")["state_dict"], "does not fit"),
@@ -305,7 +312,7 @@ def test_rank_one_is_the_plain_iteration() -> None:
         v = (torch.einsum("mvc,mc->mv", rows, u) + eps) / ((u * u).sum(1, keepdim=True) + eps)
     expected = v[:, :, None] * u[:, None]
     for kind, tolerance in ((torch.float64, 1e-12), (torch.float32, 3e-6)):
-        ours_u, ours_v = rank_one(rows.to(kind), start.to(kind))
+        ours_u, ours_v = rank_one_factors(rows.to(kind), start.to(kind))
         apart = (ours_v[:, :, None] * ours_u[:, None] - expected).abs().amax((1, 2))
         assert (apart <= tolerance * (expected.amax((1, 2)) + 1)).all()
 
@@ -313,9 +320,9 @@ def test_rank_one_is_the_plain_iteration() -> None:
 def test_patches_come_back_to_their_places() -> None:
     maps = torch.arange(2 * 8 * 8 * 4 * 16.0).reshape(2, 8, 8, 4, 16)
     for shift in (0, 1, 3):
-        rows = matrices(maps, shift)
+        rows = patches_to_matrices(maps, shift)
         assert rows.shape == (2 * 2 * 4, 64, HEAD)
-        assert torch.equal(voxels(rows, shift, maps.shape), maps)
+        assert torch.equal(matrices_to_patches(rows, shift, maps.shape), maps)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
@@ -325,9 +332,9 @@ def test_factorisation_is_in_float32_whatever_it_is_given(monkeypatch: pytest.Mo
 
     def watched(rows: torch.Tensor, start: torch.Tensor) -> Any:
         seen.append((rows.dtype, start.dtype))
-        return rank_one(rows, start)
+        return rank_one_factors(rows, start)
 
-    monkeypatch.setattr("ensemble.families.swan.network.rank_one", watched)
+    monkeypatch.setattr("ensemble.families.swan.network.rank_one_factors", watched)
     layer = LowRank(8).to(kind)
     answer = layer(torch.zeros(1, 4, 4, 4, 8, dtype=kind))
     assert set(seen) == {(torch.float32, torch.float32)}
@@ -376,8 +383,8 @@ def test_the_logits_of_all_networks_are_averaged(tmp_path: Path) -> None:
 
 
 def test_images_at_2_mm_are_left_as_they_are_and_sizes_round_to_even() -> None:
-    def size(voxels: int, mm: float) -> int:
-        return network_size(Grid((voxels, 4, 4), (mm, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY))[0]
+    def size(matrices_to_patches: int, mm: float) -> int:
+        return network_size(Grid((matrices_to_patches, 4, 4), (mm, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY))[0]
 
     assert size(73, 2.000001) == 73
     assert (size(171, 1.2), size(22, 5.0)) == (103, 55)

@@ -20,7 +20,14 @@ from ensemble.families.swan import member as swan
 from ensemble.families.swan.checkpoints import networks_of
 from ensemble.families.swan.folder import NETWORKS, read_swan_folder
 from ensemble.families.swan.member import SwanMember
-from ensemble.families.swan.network import ARCHITECTURES, WIDTHS, UNet, matrices, rank_one, voxels
+from ensemble.families.swan.network import (
+    ARCHITECTURES,
+    WIDTHS,
+    UNet,
+    matrices_to_patches,
+    patches_to_matrices,
+    rank_one_factors,
+)
 from ensemble.families.swan.processing import to_network
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
@@ -72,7 +79,7 @@ def apart(network: UNet, recorded: Any) -> float:
 def test_factorisation() -> None:
     with golden("units/micro") as file:
         rows = torch.from_numpy(file["nmf_x"]).reshape(-1, 8, 64).transpose(1, 2)
-        u, v = rank_one(rows, torch.from_numpy(file["nmf_v0"])[:, 0])
+        u, v = rank_one_factors(rows, torch.from_numpy(file["nmf_v0"])[:, 0])
         np.testing.assert_allclose(u, file["nmf_u"].reshape(-1, 8), atol=2e-6)
         np.testing.assert_allclose(v, file["nmf_v"].reshape(-1, 64), atol=2e-6)
         np.testing.assert_allclose(u[:, :, None] * v[:, None], file["nmf_out"].reshape(-1, 8, 64), atol=2e-6)
@@ -84,10 +91,10 @@ def test_patches() -> None:
         n, channels, *size = [2, 16, 8, 8, 8]
         assert list(file["swm_shape"]) == [16, 8, 8, 64]
         maps = torch.arange(float(np.prod([n, channels, *size]))).reshape(n, channels, *size).movedim(1, -1)
-        shifted = [matrices(maps, shift) for shift in (0, 1, 2, 3)]
+        shifted = [patches_to_matrices(maps, shift) for shift in (0, 1, 2, 3)]
         theirs = torch.from_numpy(file["swm_out_int32"]).reshape(-1, 8, 64).transpose(1, 2)
         assert torch.equal(torch.cat(shifted), theirs.float())
-        back = sum(voxels((rows / 100) ** 2, shift, maps.shape) for shift, rows in enumerate(shifted)) / 4
+        back = sum(matrices_to_patches((rows / 100) ** 2, shift, maps.shape) for shift, rows in enumerate(shifted)) / 4
         np.testing.assert_allclose(torch.as_tensor(back).movedim(-1, 1), file["swm_inv_of_sq"], rtol=1e-6)
 
 

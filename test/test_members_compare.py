@@ -40,7 +40,7 @@ def test_our_members_give_what_nnunet_gives(members: Path, case: Path, capsys: p
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "mask Dice" in line]
     assert line.startswith("coarse")
-    assert "beside nnunetv2 " in line
+    assert "compared with nnunetv2 " in line
     assert float(line.split("mask Dice ")[1].split(",")[0]) >= 0.999
     assert float(line.split("probabilities ")[1]) < 0.05  # it adds up windows in float16
     assert "differ by more" not in said
@@ -71,8 +71,8 @@ def test_a_difference_is_told(
     monkeypatch.setattr(reference.NnunetV2Reference, "installed", lambda: reference.NnunetV2Reference(Stub, "stub 1"))
     assert check(members, case) == 0
     said = capsys.readouterr().out
-    assert ": beside stub 1 on case: mask Dice 0.00000" in said
-    assert "differ by more than rounding explains" in said
+    assert ": compared with stub 1 on case: mask Dice 0.00000" in said
+    assert "differ by more than rounding errors" in said
     assert Stub.given["folds"] == ["0"]
     assert Stub.given["use_mirroring"] is False
 
@@ -83,7 +83,7 @@ def test_packed_members_are_compared_too(
     monkeypatch.setattr(reference.NnunetV2Reference, "installed", lambda: reference.NnunetV2Reference(Stub, "stub 1"))
     assert main(["members", "pack", str(members), str(tmp_path / "packed")]) == 0
     assert check(tmp_path / "packed", case) == 0
-    assert "beside stub 1" in capsys.readouterr().out
+    assert "compared with stub 1" in capsys.readouterr().out
 
 
 def test_without_nnunet_it_says_so(
@@ -94,7 +94,7 @@ def test_without_nnunet_it_says_so(
     monkeypatch.setitem(sys.modules, "nnunetv2", None)
     assert check(members, case) == 2
     word = capsys.readouterr().err
-    assert "nnU-Net itself is not installed" in word
+    assert "nnU-Net, which is not installed" in word
     assert "pip install nnunetv2" in word
 
 
@@ -107,7 +107,7 @@ def test_members_of_other_kinds_are_named(
     (folder / "manifest.json").write_text('{"members": [{"name": "old", "kind": "seals", "folder": "x"}]}')
     assert check(folder, case) == 2
     word = capsys.readouterr().err
-    assert "only those of nnU-Net v2" in word
+    assert "supports only nnU-Net v2" in word
     assert "old is of kind seals" in word
 
 

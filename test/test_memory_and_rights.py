@@ -26,7 +26,7 @@ from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import SilentWatcher
 from ensemble.weights.checkpoints import load_weights
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 from ensemble.weights.pickles import read_pickle
 
 NO_MEMORY = (
@@ -120,8 +120,8 @@ def test_a_process_without_room_ends_as_if_killed_for_memory(capfd: pytest.Captu
         (errno.ENOSPC, "space"),
         (errno.EDQUOT, "space"),
         (errno.EROFS, "writable"),
-        (errno.ENOTDIR, "stands in its place"),
-        (errno.EISDIR, "stands in its place"),
+        (errno.ENOTDIR, "the file in its place"),
+        (errno.EISDIR, "the file in its place"),
         (errno.ENAMETOOLONG, "shorter"),
         (errno.EMFILE, "open files"),
         (errno.ENOMEM, "memory"),
@@ -137,7 +137,7 @@ def test_outputs_blame_rights_only_for_rights(number: int, word: str) -> None:
     assert not {"permission", "right", "user"} & set(str(refused).lower().replace("(", " ").split())
     for lacking in (errno.EACCES, errno.EPERM):
         said = str(unwritable(Path("/out"), OSError(lacking, os.strerror(lacking), "/out/mask")))
-        assert "right" in said
+        assert "permission" in said
         assert f"user {os.getuid()}" in said
 
 
@@ -145,7 +145,7 @@ def test_outputs_blame_rights_only_for_rights(number: int, word: str) -> None:
     ("number", "word"), [(errno.ENOMEM, "memory"), (errno.EIO, "disk"), (errno.EMFILE, "open files")]
 )
 def test_weights_blame_rights_only_for_rights(number: int, word: str) -> None:
-    with pytest.raises(WeightsBroken) as refusal, readable(Path("/weights")):
+    with pytest.raises(WeightsBroken) as refusal, folder_errors(Path("/weights")):
         raise OSError(number, os.strerror(number), "/weights/x")
     assert word in refusal.value.do
     assert "chmod" not in str(refusal.value)

@@ -46,7 +46,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "socket": (a_socket, "socket"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "device"),
     "terminal": (lambda path: path.symlink_to("/dev/tty"), "device"),
-    "link to nowhere": (lambda path: path.symlink_to("../.git/annex/objects/X/MD5E-s12--abc"), "link to what is not"),
+    "link to nowhere": (
+        lambda path: path.symlink_to("../.git/annex/objects/X/MD5E-s12--abc"),
+        "link to a file that does not exist",
+    ),
     "link to itself": (lambda path: path.symlink_to(path.name), "link"),
 }
 NAMES = ("a.nii.gz", "a.nii", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.zip", "a.dcm")
@@ -105,7 +108,7 @@ def test_a_slice_that_is_a_link_to_nowhere_is_missed(tmp_path: Path) -> None:
     files = write_series(Volume(DWI, GRID), tmp_path / "series", description="DWI")
     files[-1].unlink()
     files[-1].symlink_to("../.git/annex/objects/X")
-    with pytest.raises(InputRefused, match="link to what is not there") as refusal:
+    with pytest.raises(InputRefused, match="link to a file that does not exist") as refusal:
         read_image(tmp_path / "series", Modality.DWI)
     assert files[-1].name in refusal.value.where
 
@@ -244,7 +247,7 @@ def test_a_dangling_link_is_no_missing_image(tmp_path: Path, capfd: pytest.Captu
     dwi.symlink_to("../gone.mha")
     assert main(["--input", str(root), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 3
     word = write_final_error_line(capfd.readouterr().err)
-    assert all(said in word for said in ("link to what is not there", "gone.mha", str(dwi)))
+    assert all(said in word for said in ("link to a file that does not exist", "gone.mha", str(dwi)))
 
 
 def test_masks_through_links_are_still_compared(tmp_path: Path) -> None:

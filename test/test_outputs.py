@@ -17,7 +17,7 @@ from ensemble.config import ExtraOutputs
 from ensemble.contract.execute import execute
 from ensemble.contract.isles22 import find_inputs
 from ensemble.findings import find, mni
-from ensemble.findings.types import Registered
+from ensemble.findings.types import TemplateRegistration
 from ensemble.geometry import Grid
 from ensemble.outputs import artifacts as outputs
 from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, SegmentedCase, artifacts
@@ -27,7 +27,7 @@ from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.outputs.layouts.contract import Contract, patterns
 from ensemble.outputs.layouts.folder import Folder, publish_case
 from ensemble.outputs.layouts.index import earlier_outputs
-from ensemble.outputs.layouts.layout import Layout, placed, write
+from ensemble.outputs.layouts.layout import Layout, artifacts_by_path, write
 from ensemble.pipeline import Ensemble, segment
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase
@@ -88,9 +88,9 @@ def with_study(raw: RawCase) -> RawCase:
 def found(build: Build, *names: str) -> SegmentedCase:
     """A case with FLAIR whose place in the template is known."""
     case = segmented(build, *names, flair=True)
-    registered = Registered("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
+    registered = TemplateRegistration("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find, "placed", lambda case, onto: None)
+        patch.setattr(find, "locate_brain", lambda case, onto: None)
         findings = find.find(case.result)
     return replace(case, findings=replace(findings, registered=registered))
 
@@ -108,7 +108,7 @@ def listed(folder: Path) -> list[str]:
 def test_every_output_has_a_safe_place_of_its_own_whatever_members_are_called(layout: Layout) -> None:
     wanted = [Artifact(role) for role in ROLES]
     wanted += [Artifact(role, name) for role in MEMBER_ROLES for name in NAMES]
-    places = placed(wanted, layout)
+    places = artifacts_by_path(wanted, layout)
     assert len({place.casefold() for place in places}) == len(wanted)
     assert max(len(part) for place in places for part in place.split("/")) < 255
 
@@ -120,7 +120,7 @@ def test_every_layout_holds_all_outputs_of_a_case(
 ) -> None:
     monkeypatch.setattr(mni, "FULL_GRID", Grid((4, 5, 6), (30.0, 30.0, 30.0), (-60.0, -60.0, -60.0), GRID.direction))
     wanted = artifacts(found(stub_ensemble, "a", "votes"), ALL)
-    places = placed(wanted, layout)
+    places = artifacts_by_path(wanted, layout)
     write(places, tmp_path)
     assert files(tmp_path) == set(places)
     assert len(places) == len(wanted) == len(ROLES) + 2 * len(MEMBER_ROLES)
@@ -139,7 +139,7 @@ def test_a_layout_that_leaves_the_folder_or_puts_two_into_one_is_found_out(place
             return next(self._places)
 
     with pytest.raises(ValueError, match="place"):
-        placed([Artifact(ROLES[0])] * len(places), Fixed())
+        artifacts_by_path([Artifact(ROLES[0])] * len(places), Fixed())
 
 
 @pytest.mark.parametrize("name", ["a_b", "A", "", "a/b", "..", "a.b"])

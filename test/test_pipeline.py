@@ -59,7 +59,7 @@ def test_a_member_that_needs_flair_is_not_applicable_without(stub_ensemble: Buil
 def test_a_member_that_raises_ends_the_run(stub_ensemble: Build, position: int) -> None:
     members = [StubMember(name) for name in "abc"]
     members[position] = StubMember("abc"[position], error=BOOM)
-    with pytest.raises(MembersFailed, match="2 of 3 members voted, at least 3 must") as failure:
+    with pytest.raises(MembersFailed, match="2 of 3 members voted; 3 are required") as failure:
         segment(phantom_case(), stub_ensemble(*members), SilentWatcher())
     assert "RuntimeError: CUDA out of memory" in failure.value.found
     assert failure.value.exit_code == 5
@@ -129,7 +129,7 @@ def test_what_is_no_probability_is_no_vote(stub_ensemble: Build, value: float) -
 
     with pytest.raises(MembersFailed, match="1 of 2") as failure:
         segment(phantom_case(), stub_ensemble(StubMember("a"), Broken("b")), SilentWatcher())
-    assert "no probabilities" in failure.value.found
+    assert "outside 0 to 1" in failure.value.found
 
 
 def test_a_majority_by_weights_is_on_record(stub_ensemble: Build) -> None:

@@ -43,7 +43,7 @@ def test_a_swap_is_found_in_any_unit(share: float, gain: float) -> None:
     ("spoil", "message"),
     [
         (lambda d, a: (d * np.exp(a), a), "not diffusion-weighted"),
-        (lambda d, a: (d, (np.exp(-a) * (a != 0)).astype(np.float32)), "no map of diffusion coefficients"),
+        (lambda d, a: (d, (np.exp(-a) * (a != 0)).astype(np.float32)), "not a map of diffusion coefficients"),
         (lambda d, a: (np.minimum(d, 310), a), "clipped"),
         (lambda d, a: (d * (np.arange(48) > 20), a), "DWI and ADC show different parts"),
         (lambda d, a: (d, a * (np.arange(48) > 20)), "DWI and ADC show different parts"),

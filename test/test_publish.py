@@ -133,7 +133,7 @@ def test_two_may_replace_a_text_at_once_whatever_their_process_ids(
     """Another container's process, of the same id, comes in between."""
     path, scratch = tmp_path / "summary.csv", tmp_path / "scratch"
     scratch.mkdir()
-    really, others = ensemble.publish.to_disk, iter(["other"])
+    really, others = ensemble.publish.flush_to_disk, iter(["other"])
 
     def to_disk(draft: Path) -> None:
         for text in others:
@@ -141,7 +141,7 @@ def test_two_may_replace_a_text_at_once_whatever_their_process_ids(
         assert draft.read_text() in ("mine", "other")
         really(draft)
 
-    monkeypatch.setattr(ensemble.publish, "to_disk", to_disk)
+    monkeypatch.setattr(ensemble.publish, "flush_to_disk", to_disk)
     replace_text(path, "mine", scratch)
     assert path.read_text() == "mine"
     (beside := tmp_path / "beside").touch()
@@ -220,7 +220,7 @@ def test_a_second_writer_is_refused_by_whatever_path_it_comes(tmp_path: Path) ->
     with exclusive_writer(out):
         for path in (out, alias, tmp_path / "x" / ".." / "out", out / "."):
             (tmp_path / "x").mkdir(exist_ok=True)
-            with pytest.raises(UsageError, match="somebody else") as refusal, exclusive_writer(path):
+            with pytest.raises(UsageError, match="another process") as refusal, exclusive_writer(path):
                 raise AssertionError
             assert refusal.value.exit_code == 2
         with exclusive_writer(tmp_path / "other"), publish(out) as staging:
@@ -249,7 +249,7 @@ def test_who_is_refused_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.M
         really(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UsageError, match="somebody else"), exclusive_writer(out):
+    with pytest.raises(UsageError, match="another process"), exclusive_writer(out):
         pass
     os.close(others[0])
     assert set(tree(tmp_path)) == {"out"}
@@ -266,7 +266,7 @@ def test_a_folder_that_its_maker_took_away_is_made_anew(tmp_path: Path, monkeypa
     monkeypatch.setattr(fcntl, "flock", flock)
     with exclusive_writer(out):
         monkeypatch.undo()
-        with pytest.raises(UsageError, match="somebody else"), exclusive_writer(out):
+        with pytest.raises(UsageError, match="another process"), exclusive_writer(out):
             pass
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from conftest import GRID, PATIENCE_MS, REPOSITORY, phantom_arrays, phantom_case, phantom_lesion, tree, write_image
 from ensemble.cli import main
-from ensemble.evaluate.blinded import Shown, as_shown, make_reader_study, write_reader_study
+from ensemble.evaluate.blinded import BlindedCase, make_blinded_case, make_reader_study, write_reader_study
 from ensemble.prepare.case import prepare
 from ensemble.types import Modality
 from json_schema import faults
@@ -27,14 +27,14 @@ HOSTILE = "</script><script>document.title='broken out'</script>"
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Shown]:
+def cases() -> list[BlindedCase]:
     """Three cases: two masks that differ, equal ones, and two empty ones."""
     images, lesion = prepare(phantom_case(), skull_strip="never"), phantom_lesion()
     masks = [(lesion, np.roll(lesion, 3, axis=2)), (lesion, lesion), (lesion & False, lesion & False)]
-    return [as_shown(f"Müller {k} {HOSTILE}", images, pair) for k, pair in enumerate(masks)]
+    return [make_blinded_case(f"Müller {k} {HOSTILE}", images, pair) for k, pair in enumerate(masks)]
 
 
-def seed_with_sides(cases: Sequence[Shown], exchanged: bool) -> str:
+def seed_with_sides(cases: Sequence[BlindedCase], exchanged: bool) -> str:
     """A seed by which the first case is shown one way round."""
     for number in range(99):
         seed = f"{number:064x}"
@@ -46,7 +46,7 @@ def seed_with_sides(cases: Sequence[Shown], exchanged: bool) -> str:
     raise AssertionError
 
 
-def test_the_page_does_not_depend_on_whose_masks_are_shown(cases: list[Shown], tmp_path: Path) -> None:
+def test_the_page_does_not_depend_on_whose_masks_are_shown(cases: list[BlindedCase], tmp_path: Path) -> None:
     """The strongest form of blinding: with masks and names exchanged, and drawn the other way round, the page is the same to the byte."""
     seed = seed_with_sides(cases[:1], exchanged=False)
     study = make_reader_study(cases[:1], NAMES, seed)
@@ -68,7 +68,7 @@ def test_the_page_does_not_depend_on_whose_masks_are_shown(cases: list[Shown], t
     assert (tmp_path / "k" / "key.json").stat().st_mode & 0o077 == 0
 
 
-def test_sides_and_order_are_drawn_evenly_and_anew(cases: list[Shown]) -> None:
+def test_sides_and_order_are_drawn_evenly_and_anew(cases: list[BlindedCase]) -> None:
     many = [replace(cases[2], case=f"{k:02d}") for k in range(24)]
     first, second = make_reader_study(many, NAMES), make_reader_study(many, NAMES)
     assert first.key["seed"] != second.key["seed"]
@@ -91,7 +91,7 @@ def at_case(page: Page, number: int) -> None:
 
 @pytest.mark.slow
 def test_a_reader_answers_by_keyboard_reloads_goes_on_and_is_scored(
-    cases: list[Shown], tmp_path: Path, open_page: Callable[[Path], Page]
+    cases: list[BlindedCase], tmp_path: Path, open_page: Callable[[Path], Page]
 ) -> None:
     study = make_reader_study(cases, NAMES)
     write_reader_study(study, tmp_path / "page.html", tmp_path / "key.json")
@@ -247,7 +247,7 @@ def test_answers_are_unblinded_and_scored(key: dict[str, Any], tmp_path: Path) -
     assert (most["first_better"], most["equal"], most["second_better"]) == (6, 2, 4)
     assert rows["all answers"]["ci_low"] is None
     assert rows["all answers"]["first_better"] == 19
-    assert data["notes"] == ["reader 1 has answered all questions of 11 of 12 cases"]
+    assert data["notes"] == ["reader 1 answered all questions for 11 of 12 cases"]
     counts = [
         [said.count(one) for one in (a, "equal", b)]
         for said in zip(first, second, third, strict=True)
@@ -269,7 +269,7 @@ def test_answers_are_unblinded_and_scored(key: dict[str, Any], tmp_path: Path) -
 def test_one_reader_and_undecided_ones_are_told_why_there_is_no_more(key: dict[str, Any], tmp_path: Path) -> None:
     data = scored(tmp_path, answers(tmp_path / "a.csv", "=cmd", ["equal"] * 12))
     (row,) = data["preferences"]
-    assert (row["share"], row["ci_low"], row["note"]) == (None, None, "no answer prefers either")
+    assert (row["share"], row["ci_low"], row["note"]) == (None, None, "no answer prefers one of the methods")
     assert (data["fleiss_kappa"], data["fleiss_kappa_note"]) == (None, "there is one reader")
     assert data["grades"] == data["grade_differences"] == []
     assert "'=cmd" in (tmp_path / "out" / "s.csv").read_text()
@@ -287,13 +287,13 @@ def test_answers_that_spreadsheets_have_saved_are_read(key: dict[str, Any], tmp_
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"abc"', '"other"', "another study"),
+        ('"abc"', '"other"', "a different study"),
         (letters(1), "zz", "not in the key"),
-        (letters(1), letters(0), "second time"),
-        ('"R"', '""', "names no reader"),
-        ('"left"', '"Left side"', "preference that the page never writes"),
-        ('"5"', '"6"', "grade that the page never writes"),
-        ('"5"', '"4.5"', "grade that the page never writes"),
+        (letters(1), letters(0), "repeats an answer"),
+        ('"R"', '""', "has no reader"),
+        ('"left"', '"Left side"', "an invalid preference"),
+        ('"5"', '"6"', "an invalid grade"),
+        ('"5"', '"4.5"', "an invalid grade"),
         ("preference", "choice", "lacks columns"),
     ],
 )
@@ -316,11 +316,11 @@ def test_other_misuse_is_refused(key: dict[str, Any], tmp_path: Path, capsys: py
     out = ["--out", str(tmp_path / "s.csv")]
     with_key = ["--key", str(tmp_path / "key.json"), *out]
     for arguments, code, said in (
-        (["--reader-answers", str(one), str(again), *with_key], 3, "two files hold answers of one reader"),
+        (["--reader-answers", str(one), str(again), *with_key], 3, "two files contain answers of the same reader"),
         (["--reader-answers", str(one), *out], 2, "needs --key"),
-        (["--reader-answers", str(one), "--key", str(one), *out], 3, "the key is none"),
+        (["--reader-answers", str(one), "--key", str(one), *out], 3, "is not the key of"),
         (["--reader-answers", str(tmp_path / "none.csv"), *with_key], 3, "does not exist"),
-        (["--reader-answers", str(one), *with_key, "--by", "x"], 2, "stands alone"),
+        (["--reader-answers", str(one), *with_key, "--by", "x"], 2, "can only be combined"),
         ([str(tmp_path), str(tmp_path), "--reader-study", str(tmp_path / "p.html"), *out], 2, "needs the images"),
         ([str(tmp_path), str(tmp_path), "--images", str(tmp_path), *out], 2, "have no effect without"),
     ):
@@ -348,9 +348,9 @@ def test_the_command_makes_page_and_key_of_a_dataset(tmp_path: Path, capsys: pyt
     assert [item["case"] for item in key["items"]] == ["p1"]
     assert key["methods"] == ["a", "true masks"]
     said = capsys.readouterr().out
-    assert "p2 is not in the reader study: a mask does not lie on the grid" in said
+    assert "p2 is not in the reader study: a mask has a different grid" in said
     assert "p3 is not in the reader study: case p3 has no images" in said
     before = tree(tmp_path)
     assert main(["evaluate", *paths, *asked]) == 2, "a key is never replaced"
-    assert "a reader study stands there" in capsys.readouterr().err
+    assert "a reader study already exists" in capsys.readouterr().err
     assert tree(tmp_path) == before

@@ -103,10 +103,10 @@ def test_hd_bets_brain_has_the_same_range(monkeypatch: pytest.MonkeyPatch) -> No
     brain = phantom_arrays()[DWI] > 0
     monkeypatch.setattr(skull, "_brain_probability", lambda *_: brain)
     prepare(phantom_case(), "always")
-    with pytest.raises(InputRefused, match="brain was not found"):
+    with pytest.raises(InputRefused, match="did not find the brain"):
         prepare(phantom_case(), "always", brain_ml=(300.0, 1000.0))
     monkeypatch.setattr(skull, "_brain_probability", lambda *_: brain & (np.arange(len(brain)) > 17)[:, None, None])
-    with pytest.raises(InputRefused, match="brain was not found"):
+    with pytest.raises(InputRefused, match="did not find the brain"):
         prepare(phantom_case(), "always")
 
 

@@ -249,7 +249,7 @@ def test_a_call_leaves_alone_what_another_process_is_writing(tmp_path: Path, wei
         with exclusive_writer(server.output):
             status, body = server.invoke()
             assert (status, body["exit_code"]) == (500, 2)
-            assert "somebody else" in body["error"]["what"]
+            assert "another process" in body["error"]["what"]
             assert tree(server.output) == before
         assert server.invoke()[0] == 201
 
@@ -311,7 +311,7 @@ def test_sigterm_ends_it_within_five_seconds(tmp_path: Path, slow_weights: Path,
         assert time.monotonic() - started < 5 * slowness()
         if answer is not None:
             status, body = answer()
-            assert (status, body["error"]["what"]) == (503, "the server was told to end in the midst of this case")
+            assert (status, body["error"]["what"]) == (503, "the server was stopped during this case")
         assert not Path(f"/proc/{worker}").exists()
         assert tree(server.output) == {}
 
@@ -324,7 +324,7 @@ def test_a_worker_that_is_killed_fails_its_case_and_is_replaced(tmp_path: Path, 
         answer = server.start_invoke()
         os.kill(server.worker(), signal.SIGKILL)
         status, body = answer()
-        assert (status, body["error"]["what"]) == (500, "the process that segments died")
+        assert (status, body["error"]["what"]) == (500, "the segmenting process died")
         assert "memory" in body["error"]["found"]
         assert tree(server.output) == {}
         assert server.invoke()[0] == 201  # it waits for the new one

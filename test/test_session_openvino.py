@@ -146,7 +146,7 @@ def test_what_it_cannot_run_pytorch_runs(network: nn.Module, caplog: pytest.LogC
         session = sessions.open_session(description, InferenceSettings(precision=asked))  # type: ignore[arg-type]
         assert isinstance(session, TorchSession)
         assert session.arithmetic == "fp32"
-        assert "PyTorch runs it, in float32" in caplog.text
+        assert "using PyTorch in float32" in caplog.text
         torch.testing.assert_close(session(windows(3)), network(windows(3)))
 
 
@@ -162,7 +162,7 @@ def test_a_network_that_answers_otherwise_or_no_openvino(why: str, monkeypatch, 
         session_openvino._core.cache_clear()
         monkeypatch.setitem(sys.modules, "openvino", None)
     assert on_openvino(unet("PlainConvUNet", 2), 3, (8, 8), "fp32") is None
-    assert "PyTorch runs it" in caplog.text
+    assert "using PyTorch" in caplog.text
 
 
 def test_memory_that_ran_out_is_no_reason_for_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:

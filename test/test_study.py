@@ -94,7 +94,7 @@ def test_without_adc_it_is_computed_and_a_flair_that_cannot_be_told_is_left_out(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["case"]["files"]["adc"].startswith("computed from")
     assert "flair" not in report["case"]["files"]
-    assert any("FLAIR: left out" in note for note in report["repairs"])
+    assert any("FLAIR: not used" in note for note in report["repairs"])
 
 
 def test_two_adc_maps_of_which_none_can_be_told_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_two_adc_maps_of_which_none_can_be_told_are_refused(tmp_path: Path, capf
         image_type=ADC_TYPE,
     )
     assert study(root, tmp_path / "out") == 3
-    assert "which DICOM series is the ADC" in write_final_error_line(capfd.readouterr().err)
+    assert "several DICOM series could be the ADC" in write_final_error_line(capfd.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 

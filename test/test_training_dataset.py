@@ -136,7 +136,7 @@ def test_what_is_not_right_is_refused_with_its_reason(release: Path, tmp_path: P
     assert set(said) == {1, 2, 3, 5, 6, 9}
     for number, words in {
         1: "no mask",
-        2: "no mask of a lesion",
+        2: "can't be a lesion mask",
         3: "does not lie on the DWI grid",
         5: "which mask",
         6: "outside the brain",

@@ -28,9 +28,17 @@ from ensemble.outputs.segmented import SegmentedCase
 from ensemble.pipeline import Ensemble, segment
 from ensemble.prepare.case import PreparedCase
 from ensemble.progress import SilentWatcher
-from ensemble.trust.calibration import LOOKS, Calibration, Limit, conformal_quantile, expit, look_limits, unlikeness
-from ensemble.trust.evidence import Evidence, describe_mask, gather
-from ensemble.trust.fit import looks_of, refit
+from ensemble.trust.calibration import (
+    UNLIKENESS_SCORES,
+    Calibration,
+    Limit,
+    conformal_quantile,
+    expit,
+    look_limits,
+    unlikeness,
+)
+from ensemble.trust.evidence import Evidence, describe_mask, gather_evidence
+from ensemble.trust.fit import fit_user_reference, leave_one_out_unlikeness
 from ensemble.trust.judge import Judge, Trust, judge
 from ensemble.trust.reference import CALIBRATION, FOLDER, fit_references, read_references, write_references
 from ensemble.trust.scores import scores_of
@@ -78,7 +86,7 @@ def usual(n: int = 40, seed: int = 0) -> list[Evidence]:
 
 def _phantom_evidence() -> Evidence:
     ensemble = Ensemble(RunConfig(), InferenceSettings(), (), (Seeing("a"), Seeing("b")), 0.0)
-    return gather(segment(phantom_case(), ensemble, SilentWatcher()))
+    return gather_evidence(segment(phantom_case(), ensemble, SilentWatcher()))
 
 
 def calibration(**changes: object) -> Calibration:
@@ -89,7 +97,7 @@ def calibration(**changes: object) -> Calibration:
         {"agreement": 1.0},
         0.9,
         0.2,
-        dict.fromkeys(LOOKS, Limit(0.0, 1.0)),
+        dict.fromkeys(UNLIKENESS_SCORES, Limit(0.0, 1.0)),
         Limit(-2.0, -0.5),
         {"made": "2026-11-26"},
     )
@@ -208,7 +216,7 @@ def test_a_reference_whose_modes_do_not_fit_together_is_damaged(
     assert "spectral" in trust.scores  # of the other member
 
 
-@pytest.mark.parametrize("where", ["gather", "read_references", "scores_of"])
+@pytest.mark.parametrize("where", ["gather_evidence", "read_references", "scores_of"])
 def test_what_goes_wrong_in_judging_costs_the_verdict_and_no_mask(
     where: str, ensemble_of: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +401,7 @@ def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], 
     ]
     ensemble = ensemble_of(Seeing("a", off=50.0), Seeing("b", off=50.0))
     assert trust_of(ensemble).verdict == "poor"
-    references, known = refit(shifted, ensemble, "mine")
+    references, known = fit_user_reference(shifted, ensemble, "mine")
     assert known.slopes == {"agreement": 1.0}  # what was learnt of the Dice stays
     assert known.about["looks_of"] == "40 cases of mine"
     write_references(references, known.as_json(), tmp_path)
@@ -401,8 +409,8 @@ def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], 
 
 
 def test_few_of_further_usual_cases_look_unusual() -> None:
-    limits = look_limits(looks_of(usual(100), DIGESTS))
-    assert set(limits) == set(LOOKS)
+    limits = look_limits(leave_one_out_unlikeness(usual(100), DIGESTS))
+    assert set(limits) == set(UNLIKENESS_SCORES)
     references = fit_references(usual(100), DIGESTS)
     far = [unlikeness(scores_of(evidence, references)) for evidence in usual(200, seed=4)]
     assert np.mean([any(limits[name].verdict(x) != "good" for name, x in case.items()) for case in far]) <= 0.05

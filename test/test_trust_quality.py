@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ensemble.geometry import Grid
 from ensemble.prepare.case import PreparedCase
-from ensemble.trust.calibration import LOOKS, Calibration, Limit
+from ensemble.trust.calibration import UNLIKENESS_SCORES, Calibration, Limit
 from ensemble.trust.judge import Judge
 from ensemble.trust.quality import IMAGES, LESIONS, Trait, describe_images, describe_lesions
 from ensemble.trust.reference import References, Traits
@@ -165,4 +165,4 @@ def test_each_look_has_a_limit_of_its_own() -> None:
     told = judge.verdict({"quality": 1.0, "mimicry": 1e3}, empty=False, oddities={"mimicry": "oedema"})
     assert (told.verdict, told.why) == ("poor", ("oedema",))
     assert judge.verdict({"histogram": 9.0}, empty=False).verdict is None  # no limit of that is known
-    assert set(limits) < set(LOOKS)
+    assert set(limits) < set(UNLIKENESS_SCORES)

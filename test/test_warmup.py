@@ -36,7 +36,9 @@ class Recorder(StubMember):
 def test_every_member_runs_once_without_mirroring(
     stub_ensemble: Build, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, skull_strip: str
 ) -> None:
-    monkeypatch.setattr("ensemble.prepare.skull.strip", lambda *_: pytest.fail("the phantom has no skull to strip"))
+    monkeypatch.setattr(
+        "ensemble.prepare.skull.strip_skull", lambda *_: pytest.fail("the phantom has no skull to strip")
+    )
     members = Recorder("a"), Recorder("b", needs=(Modality.FLAIR,))
     with caplog.at_level(logging.WARNING):
         warmup.warm_up(stub_ensemble(*members, tta="mirror", skull_strip=skull_strip))

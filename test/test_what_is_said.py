@@ -58,7 +58,7 @@ OTHER: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "MetaImage, compressed": ("a.mha", lambda f: gzip.compress(content_of("x.mha", f)), "compressed"),
     "DICOM called NIfTI": ("a.nii.gz", lambda f: write_series(Volume(DWI, GRID), f / "s")[0].read_bytes(), "DICOM"),
     "a zip called NIfTI": ("a.nii.gz", lambda f: b"PK\3\4" + bytes(500), "zip"),
-    "a page about it": ("a.nii.gz", lambda f: b"<!DOCTYPE html><html>Sign in" + bytes(500), "web page"),
+    "a web page about it": ("a.nii.gz", lambda f: b"<!DOCTYPE html><html>Sign in" + bytes(500), "web page"),
     "a pointer of Git LFS": ("a.nii.gz", lambda f: b"version https://git-lfs.github.com/spec/v1\noid sha256:4\n", "Git LFS"),
     "a pointer of git-annex": ("a.nii.gz", lambda f: b"/annex/objects/MD5E-s123--abc.nii.gz\n", "git-annex"),
     "a picture": ("a.mha", lambda f: b"\x89PNG\r\n\x1a\n" + bytes(500), "picture"),
@@ -91,7 +91,7 @@ def nifti_with(path: Path, field: str, offset: int, *values: float) -> Path:
         ("4s", 344, (b"ni1\0",), "ANALYZE"),
         ("f", 112, (float("inf"),), "scl_slope"),
         ("3f", 80, (0.0, 4.0, 5.0), "voxel size"),
-        ("4f", 280, (-4.0, 3.0, 0.0, 80.0), "right angles"),
+        ("4f", 280, (-4.0, 3.0, 0.0, 80.0), "orthogonal"),
     ],
 )
 def test_an_odd_header_of_a_whole_file_is_not_damaged(
@@ -160,7 +160,7 @@ def test_the_limit_of_skew_is_the_same_in_every_kind_of_file(
 def test_rights_are_blamed_only_for_rights(tmp_path: Path, number: int, rights: bool) -> None:
     why = unreadable_reason(tmp_path / "x", OSError(number, os.strerror(number), str(tmp_path / "x")))
     words = f"{why.what} {why.found} {why.do}"
-    assert ("right" in words) is rights
+    assert ("permission" in words) is rights
     assert ("we run as user" in words) is rights
     assert why.do
 
@@ -178,7 +178,7 @@ def test_a_failing_disk_is_no_damaged_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputRefused) as refusal:
         read_image(path, Modality.DWI)
     assert "damaged" not in str(refusal.value)
-    assert "right" not in str(refusal.value)
+    assert "permission" not in str(refusal.value)
 
 
 def without_orientation(path: Path) -> Path:
@@ -193,8 +193,8 @@ def test_what_the_reader_noted_survives_a_later_refusal(tmp_path: Path) -> None:
     raw = read_files("x", {Modality.DWI: dwi, Modality.ADC: adc})
     with pytest.raises(InputRefused) as refusal:
         prepare(raw)
-    assert "NIfTI codes 0" in str(refusal.value)
-    assert str(refusal.value).index("do: ") < str(refusal.value).index("note: ADC: its header says nothing")
+    assert "NIfTI form codes 0" in str(refusal.value)
+    assert str(refusal.value).index("do: ") < str(refusal.value).index("note: ADC: its header has no position")
 
 
 @pytest.mark.slow
@@ -203,11 +203,11 @@ def test_it_survives_in_every_outlet(tmp_path: Path, capfd: pytest.CaptureFixtur
     write_image(DWI, folder / "dwi.nii")
     without_orientation(write_image(ARRAYS[Modality.ADC], folder / "adc.nii"))
     assert run_batch(tmp_path / "set", tmp_path / "out", write_weights(tmp_path / "weights")) == 3
-    assert "NIfTI codes 0" in (tmp_path / "out" / "summary.csv").read_text()
+    assert "NIfTI form codes 0" in (tmp_path / "out" / "summary.csv").read_text()
     capfd.readouterr()
     given = ["--dwi", str(folder / "dwi.nii"), "--adc", str(folder / "adc.nii"), "--out", str(tmp_path / "run")]
     assert main(["run", *given, "--device", "cpu", "--skull-strip", "never"]) == 3
-    assert "NIfTI codes 0" in write_final_error_line(capfd.readouterr().err)
+    assert "NIfTI form codes 0" in write_final_error_line(capfd.readouterr().err)
     refused = InputRefused("x")
     refused.notes = ("DWI: odd", "ADC: odd")
     assert "ADC: odd" in str(Failed.of(refused))

@@ -96,7 +96,7 @@ def test_the_example_of_the_guide_runs(installed: Path) -> None:
     (installed / "example.py").write_text(code)
     said = done(installed / "venv" / "bin" / "python", "example.py", cwd=installed)
     assert "ml in" in said
-    assert "one file is given for two modalities" in said
+    assert "the same file is given for two modalities" in said
     assert said.splitlines()[-1].startswith(str(installed)), "the installed package ran, not the repository's"
     mask = nib.load(installed / "mask.nii.gz")
     assert dice(truth(), np.asanyarray(mask.dataobj).transpose(2, 1, 0) > 0) > 0.7

@@ -28,7 +28,7 @@ from ensemble.batch.layouts import FoundCase
 from ensemble.batch.worklist import read_worklist, resolved
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError
-from ensemble.evaluate.pairs import masks_of
+from ensemble.evaluate.pairs import find_true_masks
 from ensemble.evaluate.scores import read_mask
 from ensemble.files import read_json
 from ensemble.geometry import ROUNDING_VOXELS, Grid
@@ -99,7 +99,7 @@ def labelled(dataset: Path, out: Path, masks: Path | None = None) -> list[Labell
     cases = find_cases(dataset, out)
     dwis = {case.name: case.files[Modality.DWI] for case in cases if Modality.DWI in case.files}
     images = [path for case in cases for path in case.files.values()]
-    pairs = masks_of(dwis, dataset, masks or dataset, images)
+    pairs = find_true_masks(dwis, dataset, masks or dataset, images)
     used = [mask for pair in pairs.values() for mask in pair.truth]
     rows = []
     for case in cases:

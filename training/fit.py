@@ -32,8 +32,8 @@ from ensemble.memory import keep_freed_memory
 from ensemble.pipeline import load, segment_prepared
 from ensemble.progress import SilentWatcher
 from ensemble.publish import publish_folder, write_json
-from ensemble.trust.evidence import gather
-from ensemble.trust.fit import refit
+from ensemble.trust.evidence import gather_evidence
+from ensemble.trust.fit import fit_user_reference
 from ensemble.trust.reference import MIN_CASES, write_references
 from ensemble.types import ignore_progress
 from training import bank
@@ -203,10 +203,10 @@ def write_usual(weights: Path, scans: Sequence[bank.Scan], device: str) -> None:
         return
     ensemble = load(RunConfig(weights=weights, device="cpu" if device == "cpu" else "cuda", tta="none", trust=True))
     shown = [
-        gather(segment_prepared(bank.as_prepared(scan.path)[0], ensemble, SilentWatcher()))
+        gather_evidence(segment_prepared(bank.as_prepared(scan.path)[0], ensemble, SilentWatcher()))
         for scan in tqdm(scans, desc="usual cases", disable=None)
     ]
-    references, calibration = refit(shown, ensemble, scans[0].path.resolve().parent.name)
+    references, calibration = fit_user_reference(shown, ensemble, scans[0].path.resolve().parent.name)
     write_references(references, calibration.as_json(), weights)
 
 

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ensemble.findings.registration import place
+from ensemble.findings.registration import register_to_template
 from ensemble.findings.template import DATA, FULL_GRID, GRID, STRUCTURES_FILE, T1_FILE, Structure, Template
 from ensemble.geometry import Grid
 from ensemble.resample import resample_volume
@@ -99,7 +99,7 @@ def head_in_template(shared: Path, index: int, onto: Template) -> FloatArray:
     head = load_head(shared, index)
     grid = anterior_grid(head.classes.shape, (1.0, 1.0, 1.0))
     dwi, adc, brain = usual_images(head.classes, Draw(index))
-    found = place(Volume(dwi, grid), Volume(adc, grid), brain, onto)
+    found = register_to_template(Volume(dwi, grid), Volume(adc, grid), brain, onto)
     if found is None or found.problems():
         raise RuntimeError(f"head {index} can't be brought to the template: {found}")
     back = found.transform().GetInverse()

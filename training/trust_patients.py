@@ -24,7 +24,7 @@ from ensemble.errors import InputRefused
 from ensemble.metrics import dice, lesion_f1, volume_ml
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import SilentWatcher
-from ensemble.trust.evidence import Evidence, gather
+from ensemble.trust.evidence import Evidence, gather_evidence
 from ensemble.types import Modality
 from training.acquisition import Acquired
 from training.anatomy import HELD_OUT_HEADS
@@ -185,7 +185,7 @@ def seen_of(truth: Truth, result: Result, cpu_seconds: float = 0.0) -> Seen:
     measured = (float("nan"),) * 3
     if truth.mask is not None:
         measured = dice(truth.mask, mask), lesion_f1(truth.mask, mask), volume_ml(truth.mask, spacing)
-    return Seen(truth.raw.name, gather(result), *measured, cpu_seconds=cpu_seconds)
+    return Seen(truth.raw.name, gather_evidence(result), *measured, cpu_seconds=cpu_seconds)
 
 
 class Collection:

@@ -1,4 +1,4 @@
-"""What a BIDS App does beside segmenting: it takes BIDS datasets only, and puts temporary files where it is told."""
+"""What a BIDS App does besides segmenting: it accepts only BIDS datasets, and puts temporary files where it is told."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _DESCRIPTION = "dataset_description.json"
 
 
 def check_dataset(root: Path) -> None:
-    """Raise InputRefused for a folder that does not say of itself that it is a raw BIDS dataset (BIDS 1.10, "Dataset description").
+    """Raise InputRefused unless the folder's `dataset_description.json` declares a raw BIDS dataset (BIDS 1.10, "Dataset description").
 
-    Whether its files follow BIDS in everything else, the BIDS validator tells: this program needs no more than their names.
+    Other BIDS rules are left to the BIDS validator: this program needs only the file names.
     """
     path = root / _DESCRIPTION
     if not root.is_dir():
@@ -39,12 +39,12 @@ def check_dataset(root: Path) -> None:
 
 
 def _refused(where: Path, found: str) -> InputRefused:
-    do = f"give a raw BIDS dataset, go on all the same with --skip-bids-validation, or take {command('batch')} for other layouts"
-    return InputRefused("the dataset is no raw BIDS dataset", where=where, found=found, do=do)
+    do = f"give a raw BIDS dataset, skip this check with --skip-bids-validation, or use {command('batch')} for other layouts"
+    return InputRefused("the folder is not a raw BIDS dataset", where=where, found=found, do=do)
 
 
 def use_work_folder(folder: Path) -> None:
-    """Let temporary files lie in a folder, made if need be; of processes that are started, too. Raises UsageError."""
+    """Use a folder for the temporary files of this process and its children; create it if needed. Raises UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -1,4 +1,4 @@
-"""`--bids-filter-file`: which images of a BIDS dataset may be taken, by the entities in their names, as fMRIPrep's filter files say it."""
+"""`--bids-filter-file`: select images of a BIDS dataset by the entities in their names, in the format of fMRIPrep's filter files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ANY, _NONE = ("*", "Query.ANY", "Query.REQUIRED"), ("Query.NONE",)
 
 @dataclass(frozen=True)
 class ImageFilter:
-    """What images of each modality must be called."""
+    """The BIDS entities that an image of each modality must have."""
 
     wanted: Mapping[Modality, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class ImageFilter:
 
 
 def read_filter(path: Path) -> ImageFilter:
-    """Read a filter file: `{"dwi": {"acquisition": "b1000", "run": [1, 2], "space": null}}`, keys dwi, adc and flair.
+    """Read a filter file: `{"dwi": {"acquisition": "b1000", "run": [1, 2], "space": null}}`, with the keys dwi, adc and flair.
 
     Keys for other programs are noted. Raises UsageError.
     """
@@ -55,11 +55,11 @@ def read_filter(path: Path) -> ImageFilter:
             "the BIDS filter file can't be read", where=path, found=found, do="give a JSON file"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
-        raise _no_filter(path, "it is no object of objects")
+        raise _no_filter(path, "it is not a JSON object of objects")
     wanted = {}
     for key, entities in content.items():
         if key.lower() not in tuple(Modality):
-            log.info("note: of the BIDS filter file, %s is not for this program", key)
+            log.info("note: the key %s of the BIDS filter file is ignored", key)
             continue
         if unknown := sorted(set(entities) - {*_ENTITIES, *_ENTITIES.values(), *_OTHERS}):
             raise _no_filter(path, f"{key} has {', '.join(unknown)}")
@@ -71,7 +71,7 @@ def read_filter(path: Path) -> ImageFilter:
 
 def _no_filter(path: Path, found: str) -> UsageError:
     return UsageError(
-        "the BIDS filter file is not understood",
+        "the BIDS filter file is not valid",
         where=path,
         found=found,
         do='write {"dwi": {"acquisition": "b1000"}, "adc": {...}, "flair": {...}}, with entities among '
@@ -86,7 +86,7 @@ def _entities_of(path: Path) -> dict[str, str]:
 
 
 def _fits(wanted: Any, found: str | None) -> bool:
-    """Return whether an entity is as wanted: one value or one of several, null or Query.NONE for none, numbers with or without zeros."""
+    """Return whether an entity matches: one value or any of several; null or Query.NONE for absent; zero-padding is ignored."""
     if isinstance(wanted, list):
         return any(_fits(one, found) for one in wanted)
     if wanted is None or wanted in _NONE:

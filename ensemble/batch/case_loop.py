@@ -1,4 +1,4 @@
-"""One process's share of a batch: reading ahead, networks, writing, each case on its own; a case that fails does not stop the rest."""
+"""One process's share of a batch. It reads ahead while networks run; a case that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.memory import as_user_error
 from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.dicom.study import refuse_without_study
-from ensemble.outputs.layouts.bids import read_report, refuse_foreign, set_aside, write_case
+from ensemble.outputs.layouts.bids import move_to_superseded, read_report, refuse_occupied_case_folder, write_case
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
 from ensemble.prepare.case import PreparedCase, prepare_for_run
@@ -47,26 +47,26 @@ class BatchPlan:
     extras: ExtraOutputs
     recipe: Mapping[str, Any]
     device: str = "cpu"
-    """Where skulls are stripped, in torch's words."""
+    """Torch device on which skulls are stripped."""
     resume: bool = True
-    """Whether results that still hold are kept."""
+    """Whether up-to-date results are kept."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case."""
+    """How a case ended."""
 
     case: str
     status: Literal["done", "kept", "failed"]
     message: str = ""
-    """Why it failed; lines of ours, in which what came from outside is visible."""
+    """Why it failed; text from outside is escaped."""
     exit_code: int = 0
-    """What a run of this case alone would have ended with."""
+    """The exit code that a run of this case alone would have had."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A case in work."""
+    """A case that is being processed."""
 
     case: FoundCase
     place: BidsEntities
@@ -87,10 +87,10 @@ def segment_cases(
     watcher: Watcher,
     tell: Callable[[Outcome], None],
 ) -> None:
-    """Bring every case to an end, sharing them with other processes of the session; returns when all cases have one.
+    """Process all cases, sharing them with other processes of the same session; returns when every case is done or failed.
 
     `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written, WeightsBroken when
-    networks can't be had: no other case would fare better.
+    the networks can't be loaded, since every other case would fail as well.
     """
     ensemble: Ensemble | None = None
     writing: deque[Future[Outcome]] = deque()
@@ -127,7 +127,7 @@ Taken = TypeVar("Taken")
 
 
 class CaseWorker:
-    """Networks that are kept, for cases that come one by one, from several threads: one is read while another is in the networks."""
+    """Keeps networks loaded and processes cases from several threads: one case is read while another is being segmented."""
 
     def __init__(self, job: BatchPlan, session: BatchClaims, load: Callable[[], Ensemble]) -> None:
         self._job, self._session, self._load = job, session, load
@@ -150,7 +150,7 @@ class CaseWorker:
 
 
 def fail_case(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: UserError) -> Outcome:
-    """Note that a case failed whose process did not live to say so."""
+    """Record the failure of a case whose process died before it could record it."""
     report, stale = read_report(job.root, place), True
     with suppress(InputRefused):
         stale = report is not None and report["batch"].get("key") != result_key(job.recipe, input_digests(case.files))
@@ -160,7 +160,7 @@ def fail_case(job: BatchPlan, session: BatchClaims, case: FoundCase, place: Bids
 def _ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Taken], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Taken]]:
-    """Apply a function to items in another thread, one item ahead of who asks."""
+    """Apply a function to items in another thread, staying one item ahead of the consumer."""
     started: deque[tuple[Item, Future[Taken]]] = deque()
     for item in items:
         started.append((item, pool.submit(function, item)))
@@ -172,7 +172,7 @@ def _ahead(
 
 
 def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities) -> _Task | Outcome | None:
-    """Claim, look whether there is anything to do, read and prepare; None while another process has the case."""
+    """Claim a case, check whether anything is to be done, then read and prepare it; None while another process has it."""
     lock = session.claim(place)
     if lock is None:
         return None
@@ -185,7 +185,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
             stale = _is_left_over(job, case, place)
             if case.problem is not None:
                 raise case.problem
-            refuse_foreign(job.root, place)
+            refuse_occupied_case_folder(job.root, place)
             before = input_stamps(case.files)
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
@@ -212,7 +212,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
 
 
 def _noting(raw: RawCase, case: FoundCase) -> RawCase:
-    """Return the case with what decided which files are read, where there were several."""
+    """Return the case with notes on why these files were chosen, where there were several candidates."""
     images = {
         modality: replace(image, notes=(case.notes[modality], *image.notes)) if modality in case.notes else image
         for modality, image in raw.images.items()
@@ -221,7 +221,7 @@ def _noting(raw: RawCase, case: FoundCase) -> RawCase:
 
 
 def _is_left_over(job: BatchPlan, case: FoundCase, place: BidsEntities) -> bool:
-    """Return whether an earlier result stands for images that are partly gone, or that make no case any more.
+    """Return whether an earlier result exists for images that have since been removed in part, or no longer form a case.
 
     With no image left it stays.
     """
@@ -240,7 +240,7 @@ def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensembl
 def _finish(
     job: BatchPlan, session: BatchClaims, task: _Task, ensemble: Ensemble, result: Result | Exception
 ) -> Outcome:
-    """Write a case, or note its failure, and let go of it. Raises as `segment_cases` does."""
+    """Write the outputs of a case, or record its failure, and release its lock. Raises as `segment_cases` does."""
     try:
         if isinstance(result, Exception):
             raise result
@@ -258,7 +258,7 @@ def _finish(
 def _failed(
     job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: Exception, *, stale: bool
 ) -> Outcome:
-    """Note a failure. A result that was made of something else must not pass for this case's: it moves aside.
+    """Record a failure. An earlier result made from other inputs is moved aside, so that it can't be taken for this case's.
 
     Raises what is no fault of the case: UsageError, WeightsBroken.
     """
@@ -270,10 +270,10 @@ def _failed(
     else:
         log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
         message, code = visible(f"a bug: {type(error).__name__}: {error}"), 1
-    if stale and (aside := set_aside(job.root, place)):
-        message += f"\n  note: an earlier result, made of something else, was moved to {visible(str(aside))}"
+    if stale and (aside := move_to_superseded(job.root, place)):
+        message += f"\n  note: an earlier result, made from other inputs, was moved to {visible(str(aside))}"
     elif (job.root / place.folder).is_dir():
-        message += f"\n  note: an earlier result stays in {place.folder}"
+        message += f"\n  note: an earlier result remains in {place.folder}"
     failure = {"message": message, "exit_code": code}
     session.note_failure(place, failure)
     failures.record(job.root, session.folder, place, case.name, failure)
@@ -283,7 +283,7 @@ def _failed(
 def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:
     if input_stamps(case.files) != before:
         raise InputRefused(
-            "an image changed while it was read",
+            "an image file changed while it was being read",
             where=", ".join(map(str, case.files.values())),
-            do="run the batch again when the files have arrived",
+            do="run the batch again when all files have been copied",
         )

@@ -1,4 +1,4 @@
-"""Images named as nnU-Net names them: `case_0000.nii.gz`, and a `dataset.json` that says what channel 0 shows."""
+"""Images named by nnU-Net's convention: `case_0000.nii.gz`, with a `dataset.json` that names the modality of each channel."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from ensemble.types import Modality
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _DESCRIPTION = "dataset.json"
 #: What to do about such names where nothing tells what they show.
-NEEDS_DESCRIPTION = (
-    f"put nnU-Net's {_DESCRIPTION}, whose channel_names tell what _0000 and _0001 show, into their folder or above it"
-)
+NEEDS_DESCRIPTION = f"add nnU-Net's {_DESCRIPTION}, whose channel_names say what _0000, _0001 and so on show"
 
 
 class Channels:
-    """What the channels of nnU-Net's datasets show, of a tree of folders; each `dataset.json` is read once, when it is asked for."""
+    """The channel names of nnU-Net datasets in a folder tree. Each `dataset.json` is read once, when first needed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._known: dict[Path, Mapping[int, Modality]] = {}
 
     def named(self, path: Path) -> ParsedName | None:
-        """Return what an image file shows; None where its name or its channel says nothing.
+        """Return the image that a file holds; None if its name or its channel does not tell the modality.
 
         Raises InputRefused for a damaged `dataset.json`.
         """
@@ -40,7 +38,7 @@ class Channels:
         return ParsedName(modality, match["case"]) if modality else None
 
     def _of(self, folder: Path) -> Mapping[int, Modality]:
-        """Return the channels of images in a folder: as the nearest description says, at most one folder above the root."""
+        """Return the channel names for images in a folder: from the nearest `dataset.json`, at most one folder above the root."""
         if folder not in self._known:
             own = _described(folder / _DESCRIPTION)
             above = folder not in (self._root.parent, folder.parent)
@@ -49,12 +47,12 @@ class Channels:
 
 
 def numbered(path: Path) -> re.Match[str] | None:
-    """Return the case and channel of an image file that is named as nnU-Net does."""
+    """Return the case and channel number of a file named by nnU-Net's convention; None for other names."""
     return _CHANNEL.fullmatch(stem(path)) if image_suffix(path) else None
 
 
 def _described(path: Path) -> Mapping[int, Modality] | None:
-    """Return the channels that a description names, as far as they are modalities of ours; None where it is none of nnU-Net's.
+    """Return the channels of a `dataset.json` that are DWI, ADC or FLAIR; None if the file is not nnU-Net's.
 
     Version 1 calls the table `modality`. Raises InputRefused.
     """
@@ -67,7 +65,7 @@ def _described(path: Path) -> Mapping[int, Modality] | None:
             f"{_DESCRIPTION} can't be read",
             where=path,
             found=f"{type(error).__name__}: {error}",
-            do="restore it: it tells what the images _0000, _0001 beside or below it show",
+            do="restore it: it names the modalities of the images _0000, _0001 beside or below it",
         ) from error
     names = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
     if not isinstance(names, dict):

@@ -1,5 +1,4 @@
-"""Which of several images of one modality is a case's, by what their names say; docs/batch.md has the rule. Where it decides nothing,
-nothing is taken."""
+"""Choose one image per modality by the names of the files; docs/batch.md has the rule. If the names do not decide, none is chosen."""
 
 from __future__ import annotations
 
@@ -13,19 +12,19 @@ from ensemble.types import Modality
 
 @dataclass(frozen=True)
 class Choice:
-    """The images of a case."""
+    """The images chosen for a case."""
 
     taken: Mapping[Modality, FoundImage]
     undecided: Mapping[Modality, Sequence[FoundImage]]
-    """Modalities with several images that nothing tells apart."""
+    """Modalities with several images among which the names do not decide."""
     notes: Mapping[Modality, str]
-    """What was chosen from what."""
+    """Which image was chosen from which candidates."""
 
 
 def choose(images: Sequence[FoundImage]) -> Choice:
-    """Return one image a modality: as acquired rather than derived.
+    """Choose one image per modality; acquired images are preferred to derived ones.
 
-    Of DWIs beside an ADC the trace, or the one of b = 1000; of runs the last one that has both.
+    Beside an ADC, the trace or the DWI of b = 1000 is preferred; of several runs, the last one that has both.
     """
     given = {modality: [image for image in images if image.modality is modality] for modality in Modality}
     with_adc = bool(given[Modality.ADC])
@@ -42,7 +41,7 @@ def choose(images: Sequence[FoundImage]) -> Choice:
         {modality: several[0] for modality, several in best.items()},
         {modality: several for modality, several in best.items() if len(several) > 1},
         {
-            modality: f"{modality.label}: {several[0].path.name} is taken, and not "
+            modality: f"{modality.label}: {several[0].path.name} is used, not "
             + ", ".join(sorted(other.path.name for other in given[modality] if other is not several[0]))
             for modality, several in best.items()
             if len(several) == 1 < len(given[modality])
@@ -51,7 +50,7 @@ def choose(images: Sequence[FoundImage]) -> Choice:
 
 
 def _best(images: Sequence[FoundImage], *, with_adc: bool) -> list[FoundImage]:
-    """Return the images of one modality that no other one is preferred to."""
+    """Return the images of one modality to which no other one is preferred."""
 
     def rank(image: FoundImage) -> tuple[object, ...]:
         if (
@@ -67,7 +66,7 @@ def _best(images: Sequence[FoundImage], *, with_adc: bool) -> list[FoundImage]:
 
 
 def _last_common_run(modalities: Sequence[Sequence[FoundImage]]) -> int | None:
-    """Return the highest run of which there is one image of each modality; None where anything but runs tells images apart."""
+    """Return the highest run that has exactly one image of each modality; None if images differ in more than the run."""
     runs: list[set[int]] = []
     for images in modalities:
         numbers = [image.run for image in images]

@@ -1,4 +1,4 @@
-"""Several processes, on one machine or several, share an output folder: who works on which case, and who is there at all.
+"""Locks that let several processes, on one or several machines, share an output folder without working on the same case.
 
 Locks are `flock`s on files in `.batch/`, so that the system releases those of a process that dies in whatever way. `.batch/` also holds
 unfinished results and the failures of this session, a session being the time in which at least one process is there: the first one
@@ -24,13 +24,13 @@ HIDDEN = ".batch"
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock that is held until it is released or the process ends."""
+    """A file lock, held until it is released or the process ends."""
 
     descriptor: int
 
 
 class BatchClaims:
-    """This process's part in the work on an output folder."""
+    """The cases that this process has claimed in an output folder, and what other processes have finished there."""
 
     def __init__(self, root: Path, recipe_key: str) -> None:
         """Join those who work on `root`; clean up after an earlier session if there is nobody. Raises OSError.
@@ -43,19 +43,19 @@ class BatchClaims:
         self._presence = self._join()
 
     def claim(self, place: BidsEntities) -> Lock | None:
-        """Return the right to work on a case; None while another process has it."""
+        """Lock a case for this process; None while another process has it."""
         lock = _lock(self.folder / "locks" / f"{place.prefix}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is not None:
             self._held.add(lock)
         return lock
 
     def release(self, lock: Lock) -> None:
-        """Give a case back."""
+        """Release the lock of a case."""
         self._held.discard(lock)
         os.close(lock.descriptor)
 
     def note_done(self, place: BidsEntities) -> None:
-        """Tell the other processes of this session that a case was done in it."""
+        """Tell the other processes of this session that a case is done."""
         path = self._notes / f"{place.prefix}.done"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -65,20 +65,20 @@ class BatchClaims:
         return (self._notes / f"{place.prefix}.done").exists()
 
     def note_failure(self, place: BidsEntities, failure: dict[str, Any]) -> None:
-        """Tell the other processes of this session that a case can't be done."""
+        """Tell the other processes of this session that a case failed."""
         path = self._notes / f"{place.prefix}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(failure), path.parent)
 
     def failure(self, place: BidsEntities) -> dict[str, Any] | None:
-        """Return what was noted of a case in this session."""
+        """Return the failure recorded for a case in this session; None if there is none."""
         with suppress(OSError, ValueError):
             noted: dict[str, Any] = json.loads((self._notes / f"{place.prefix}.json").read_text())
             return noted
         return None
 
     def leave(self) -> None:
-        """Give everything back and go; the last one to go takes the hidden folder away."""
+        """Release all locks. The last process to leave removes the hidden folder."""
         for lock in list(self._held):
             self.release(lock)
         with suppress(OSError):
@@ -106,7 +106,7 @@ class BatchClaims:
 
 
 def _lock(path: Path, how: int) -> Lock | None:
-    """Lock a file, made if need be; None when another process has it and `how` says not to wait."""
+    """Lock a file, creating it if needed; None if another process holds it and `how` says not to wait."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,4 +1,4 @@
-"""`batch --dry-run`: what a batch would do. Cases that headers already refuse, and the seconds and memory of the others.
+"""`batch --dry-run`: list the cases that would be refused by their headers, and estimate time and memory for the others.
 
 Time is proportional to the activations that go through the networks: windows x flips x bytes of a window (benchmarks/RESULTS.md, "Growth").
 Memory is that of docs/architecture.md. Neither knows whether a skull will be stripped.
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.batch.layouts import FoundCase
-from ensemble.batch.run import Dataset
+from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
-from ensemble.batch.summary import spent
+from ensemble.batch.summary import recorded_costs
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import NetworkSpec
@@ -28,7 +28,7 @@ from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.tiling import axis_starts
 from ensemble.members.manifest import find_members
-from ensemble.outputs.layouts.bids import read_report, refuse_foreign, refuse_foreign_tree
+from ensemble.outputs.layouts.bids import read_report, refuse_occupied_case_folder, refuse_unsafe_output_folder
 from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.read import is_dicom
 from ensemble.readers.inspect import inspect
@@ -50,7 +50,7 @@ _SAMPLE = 20
 
 @dataclass(frozen=True)
 class Expected:
-    """One case."""
+    """The estimate for one case."""
 
     case: str
     problem: InputRefused | None = None
@@ -63,37 +63,37 @@ class Expected:
 
 @dataclass(frozen=True)
 class CostModel:
-    """What a case costs on this machine."""
+    """Estimates time and memory per case on this machine."""
 
     networks: Sequence[NetworkSpec]
     mirrored: bool
     """Whether windows are computed once for each flip."""
     findings: bool
     factor: float | None
-    """Seconds for a CPU second of the constants; None where that is not known, as on a GPU that has done no case yet."""
+    """Seconds per CPU second of the constants; None if unknown, as on a GPU without earlier results."""
 
     @classmethod
     def of(
         cls, specs: Sequence[MemberSpec], config: RunConfig, extras: ExtraOutputs, device: str, out: Path
     ) -> CostModel:
-        """Return the model for these members, corrected by results that stand in `out`. Raises WeightsBroken."""
+        """Make the model for these members, corrected by the timings of results already in `out`. Raises WeightsBroken."""
         import torch
 
         networks = [network for spec in specs for network in family_of(spec).networks(spec.folder)]
         usual = 1 / torch.get_num_threads() if device == "cpu" else None
         model = cls(networks, config.tta != "none", extras.findings, usual)
         took = stated = 0.0
-        for seconds, size, spacing_mm in itertools.islice(spent(out, describe_device(device)), _SAMPLE):
+        for seconds, size, spacing_mm in itertools.islice(recorded_costs(out, describe_device(device)), _SAMPLE):
             took, stated = took + seconds, stated + model.cpu_seconds(size, spacing_mm)
         return replace(model, factor=took / stated) if stated else model
 
     def cpu_seconds(self, size: Sequence[int], spacing_mm: Sequence[float]) -> float:
-        """Return the time (s) that one core takes for a case whose DWI has this size and spacing along x, y, z."""
+        """Return the time (s) that one core needs for a case with this DWI size and spacing (x, y, z)."""
         gib = sum(self._activations(network, size, spacing_mm) for network in self.networks) / 2**30
         return CPU_S_PER_GIB * gib + PREPARE_S + FINDINGS_S * self.findings
 
     def memory(self, size: Sequence[int]) -> int:
-        """Return the peak (bytes) of a process that holds all networks and works on such a case."""
+        """Return the peak memory (bytes) of a process that holds all networks and segments such a case."""
         import torch
 
         from ensemble.inference.capacity import windows_at_once
@@ -108,7 +108,7 @@ class CostModel:
         return BASE_BYTES + 2 * held + max(working, default=0)
 
     def _activations(self, network: NetworkSpec, size: Sequence[int], spacing_mm: Sequence[float]) -> float:
-        """Return the bytes of activations that go through a network."""
+        """Return the total bytes of activations that pass through a network for one case."""
         extent = [min(n * mm, most) for n, mm, most in zip(size, spacing_mm, _BRAIN_MM, strict=True)]
         axes = len(network.patch)
         windows = 1 if axes == 3 else math.ceil(extent[2] / spacing_mm[2])
@@ -118,12 +118,12 @@ class CostModel:
 
 
 def expect(placed: Placed, root: Path, model: CostModel) -> Expected:
-    """Return what is expected of a case, by names and headers."""
+    """Estimate one case from its file names and headers."""
     case, place = placed
     try:
         if case.problem is not None:
             raise case.problem
-        refuse_foreign(root, place)
+        refuse_occupied_case_folder(root, place)
         dwi = _grids(case)[Modality.DWI]
     except InputRefused as refused:
         return Expected(case.name, refused)
@@ -132,7 +132,7 @@ def expect(placed: Placed, root: Path, model: CostModel) -> Expected:
 
 
 def _grids(case: FoundCase) -> dict[Modality, Grid]:
-    """Return where the images of a case lie. Raises InputRefused for the first that its header refuses."""
+    """Return the grids of a case's images. Raises InputRefused for the first one that its header refuses."""
     grids = {}
     for modality, path in case.files.items():
         if not is_dicom(path):
@@ -146,10 +146,16 @@ def _grids(case: FoundCase) -> dict[Modality, Grid]:
 
 
 def dry_run(
-    dataset: Dataset, out: Path, config: RunConfig, extras: ExtraOutputs, *, resume: bool = True, as_json: bool = False
+    dataset: BatchCases,
+    out: Path,
+    config: RunConfig,
+    extras: ExtraOutputs,
+    *,
+    resume: bool = True,
+    as_json: bool = False,
 ) -> int:
-    """Say what `batch` would do. Returns 3 where it would refuse a case, else 0; writes nothing. Raises as `batch` does."""
-    refuse_foreign_tree(out, dataset.path)
+    """Print what `batch` would do; write nothing. Returns 3 if it would refuse a case, else 0. Raises as `batch` does."""
+    refuse_unsafe_output_folder(out, dataset.path)
     _, selected = dataset.find(out)
     device = resolve_device(config.device)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, device, out)
@@ -162,7 +168,7 @@ def dry_run(
 
 
 def _report(expected: Sequence[Expected], there: Collection[str], device: str) -> dict[str, Any]:
-    """Return what is expected, for JSON."""
+    """Return the estimate as JSON data."""
     cases = []
     for case in expected:
         entry: dict[str, Any] = {"case": case.case, "status": "refused" if case.problem else "ready"}
@@ -192,16 +198,16 @@ def _report(expected: Sequence[Expected], there: Collection[str], device: str) -
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the same for people: what is refused, and the sums."""
+    """Yield the estimate as text: the refused cases, then the totals."""
     total = report["total"]
     for entry in report["cases"]:
         if entry["status"] == "refused":
             yield f"{visible(entry['case'])}: would be refused: {visible(entry['message'])}"
     yield f"{total['cases']} cases, {total['refused']} refused by their names or headers"
     if total["earlier_results"]:
-        yield f"{total['earlier_results']} have results, kept where images, weights and options are the same"
+        yield f"{total['earlier_results']} have results, which are kept if images, weights and options are unchanged"
     if total["seconds"] is None:
-        yield f"seconds: not known before the first results ({report['device']})"
+        yield f"seconds: unknown until there are results ({report['device']})"
     else:
         hours = f" ({total['seconds'] / 3600:.1f} h)" if total["seconds"] > 3600 else ""
         yield f"about {total['seconds']} s{hours} for all on {report['device']}, without stripping skulls"

@@ -1,4 +1,4 @@
-"""What the last attempt at a case came to, where it failed: a small file in `failed/` of the output folder.
+"""The last failure of each case, as a small file in `failed/` of the output folder.
 
 Shares of a dataset that ran elsewhere, at another time, tell the summary of the whole by them.
 """
@@ -22,7 +22,7 @@ _ATTEMPTS = 5
 
 
 def record(root: Path, scratch: Path, place: BidsEntities, case: str, failure: Mapping[str, Any]) -> None:
-    """Note that a case failed: its `message` and `exit_code`. Raises OSError."""
+    """Record that a case failed: its `message` and `exit_code`. Raises OSError."""
     path, content = _path(root, place), json.dumps(all_printable({"case": case, **failure}), indent=2)
     for left in reversed(range(_ATTEMPTS)):
         path.parent.mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def record(root: Path, scratch: Path, place: BidsEntities, case: str, failure: M
 
 
 def forget(root: Path, place: BidsEntities) -> None:
-    """Take back what was noted of a case. Raises UsageError."""
+    """Remove the record of a case's failure. Raises UsageError."""
     path = _path(root, place)
     try:
         path.unlink(missing_ok=True)
@@ -45,7 +45,7 @@ def forget(root: Path, place: BidsEntities) -> None:
 
 
 def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str, dict[str, Any]]:
-    """Return what is noted of these cases, by their names: `message` and `exit_code`."""
+    """Return the recorded failures of these cases by name: `message` and `exit_code`."""
     found = {}
     for name, place in places:
         with suppress(OSError, ValueError, KeyError, TypeError):

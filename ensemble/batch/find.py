@@ -1,4 +1,4 @@
-"""Which cases a dataset holds: BIDS trees, contract-like folders, `<case>/{dwi,adc,flair}.*`, or a CSV worklist.
+"""Find the cases of a dataset: BIDS trees, contract-like folders, `<case>/{dwi,adc,flair}.*`, or a CSV worklist.
 
 Nothing that looks like a case is passed over: a folder without usable images, or with too many, is a case with a problem.
 """
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 def find_cases(
     dataset: Path, out: Path, wanted: Callable[[FoundImage], bool] = lambda image: True
 ) -> tuple[FoundCase, ...]:
-    """Return the cases of a dataset in the order of their names; `out` is not looked into.
+    """Return the cases of a dataset, sorted by name. The folder `out` is skipped.
 
-    Images of a folder that are not `wanted` are passed over, and so are cases that are left with none.
+    Images that are not `wanted` are skipped, and so are cases without any remaining image.
 
-    Raises InputRefused when it does not exist, can't be read, or holds no case.
+    Raises InputRefused when the dataset does not exist, can't be read, or contains no case.
     """
     try:
         if lexists(dataset) and not dataset.is_dir():
@@ -44,7 +44,7 @@ def find_cases(
         raise InputRefused("the dataset can't be read", where=where, found=why.said, do=why.do) from error
     if not any(case.files for case in found):
         raise InputRefused(
-            "the dataset holds no case",
+            "the dataset contains no case",
             where=dataset,
             found=first_names(dataset) if dataset.is_dir() else "no row names a file",
             do=f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
@@ -56,14 +56,17 @@ def find_cases(
 
 
 def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
-    """Return the name and files of the one case that a folder holds.
+    """Return the name and files of the single case in a folder.
 
-    Raises InputRefused where it holds none, several, or one that is not whole.
+    Raises InputRefused if it contains no case, several, or an incomplete one.
     """
     cases = find_cases(folder, folder / "out")
     if len(cases) > 1:
         raise InputRefused(
-            "the folder holds several cases", where=folder, found=", ".join(case.name for case in cases), do="give one"
+            "the folder contains several cases",
+            where=folder,
+            found=", ".join(case.name for case in cases),
+            do="give a folder with one case",
         )
     if (problem := cases[0].problem) is not None:
         raise problem
@@ -96,7 +99,7 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
     used = {at for images in groups.values() for image in images for at in (image.path, *image.path.parents)}
     used |= {at for path in passed_over for at in (path, *path.parents)}
     if passed_over:
-        log.info("note: %d images are passed over, as they were filtered out: %s", len(passed_over), passed_over[0])
+        log.info("note: the BIDS filter excluded %d images, for example %s", len(passed_over), passed_over[0])
     cases = [_without_image_files(folder, root) for folder in case_folders(root, folders) if folder not in used]
     cases += [unreadable_folder(error, root) for error in unreadable]
     for group, name in names_of(groups, {case.name for case in cases}).items():
@@ -106,16 +109,18 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
 
 
 def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
-    """Say it where images are read through links that leave the dataset: of files or of folders, but for git-annex's own."""
+    """Log a note if images are read through links that leave the dataset (git-annex's own links excepted)."""
     real = {path: real_path(path) for case in cases for path in case.files.values()}
     leaving = [path for path, at in real.items() if not at.is_relative_to(root) and not is_annexed(at)]
     if leaving:
         first = f"{leaving[0].relative_to(root)} is {real[leaving[0]]}"
-        log.info("note: links that leave the dataset are followed, for %d images: %s", len(leaving), first)
+        log.info(
+            "note: %d images are read through links to files outside the dataset, for example %s", len(leaving), first
+        )
 
 
 def _without_image_files(folder: Path, root: Path) -> FoundCase:
-    """Return a case's folder in which no file is an image of a modality by its name: a case of DICOM, or one with a problem."""
+    """Return the case of a folder without image files named by modality: a case of DICOM, or one with a problem."""
     name = folder.relative_to(root).as_posix()
     try:
         files = _dicom_by_name(folder) or dict.fromkeys(modalities_in(folder), folder)
@@ -126,16 +131,16 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
         return FoundCase(name, ordered, missing(ordered, folder))
     unclear = any(map(numbered, folder.rglob("*")))
     refused = InputRefused(
-        "there is no DWI and no ADC image",
+        "the folder has no DWI and no ADC image",
         where=folder,
         found=first_names(folder),
-        do=NEEDS_DESCRIPTION if unclear else "add them, or remove the folder",
+        do=NEEDS_DESCRIPTION if unclear else "add both images, or remove the folder",
     )
     return FoundCase(name, problem=refused)
 
 
 def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
-    """Return the folders and archives of DICOM named by modality, or by the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
+    """Return the DICOM folders and archives named by modality or as in the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
     found: dict[Modality, Path] = {}
     for entry in sorted((*folder.glob("*"), *folder.glob("images/*"))):
         modality = by_name(entry)
@@ -146,7 +151,7 @@ def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
                 f"there is more than one {modality.label} image",
                 where=folder,
                 found=f"{found[modality].name}, {entry.name}",
-                do="leave exactly one, or name them in a CSV worklist",
+                do="keep exactly one, or list the files in a CSV worklist",
             )
         found[modality] = entry
     return found

@@ -1,4 +1,4 @@
-"""Which images belong to one case, and what it is called; never one case of images that are named differently."""
+"""Group images into cases and name the cases; images with different case names never form one case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ensemble.types import Modality
 
 
 def names_of(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]) -> dict[tuple[str, ...], str]:
-    """Return what to call the case of each group: by its BIDS labels where they tell it from all others, else by where it lies."""
+    """Return a name for each group of images: its BIDS labels where they are unique, else its path."""
     holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for image in (image for images in groups.values() for image in images if image.labels):
         holders[image.labels[0]].add(image.holder)
@@ -28,7 +28,7 @@ def names_of(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]
 
 
 def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
-    """Return whether something named like DICOM is there, and the image files beside it, of one case by their names, lack its modality."""
+    """Return whether something is named like DICOM while the image files beside it form one case that lacks this modality."""
     alike = [image for image in images if not image.prefix or not dicom.prefix or image.prefix == dicom.prefix]
     if any(image.modality is dicom.modality for image in alike):
         return False
@@ -39,16 +39,16 @@ def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
 
 
 def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundCase]:
-    """Yield one case, or one for each prefix where a folder holds the images of several; never one of images that are named differently.
+    """Yield the cases of a folder: one, or one per name prefix. Images with different case names never form one case.
 
-    It is called by where it lies below the root, or by the root.
+    A case is named after its path below the root, or after the root.
     """
     name = below or root
     if odd := next((image for image in images if image.at_odds), None):
         refused = InputRefused(
-            "a file's name and its folder name different cases",
+            "the name of a file and the name of its folder belong to different cases",
             where=odd.path,
-            do="put it where it belongs, or name the files of each case in a CSV worklist",
+            do="move the file to the folder of its case, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)
         return
@@ -56,10 +56,10 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
     distinct = len({image.modality for image in images}) == len(images)
     if distinct and len(named := [prefix for prefix in prefixes if prefix]) > 1:
         refused = InputRefused(
-            "the names of several cases lie where the images of one are expected",
+            "a folder that should hold the images of one case has images of several",
             where=images[0].path.parent,
             found=f"{', '.join(sorted(image.path.name for image in images))}: begin with {', '.join(named)}",
-            do="let the names of one case begin alike, or name the files of each case in a CSV worklist",
+            do="give all images of a case the same name prefix, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)
     elif distinct or len(prefixes) == 1:
@@ -71,7 +71,7 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
 
 
 def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
-    """Yield the cases in the order of their names; those that share a name as one that is refused."""
+    """Yield the cases sorted by name; cases that share a name are replaced by one refused case."""
     by_name: dict[str, list[FoundCase]] = defaultdict(list)
     for case in cases:
         by_name[case.name].append(case)
@@ -97,7 +97,7 @@ def _case(name: str, images: list[FoundImage]) -> FoundCase:
             f"there is more than one {modality.label} image",
             where=several[0].path.parent,
             found=", ".join(sorted(image.path.name for image in images if image.modality is modality)),
-            do="leave exactly one, or name the files to take in a CSV worklist",
+            do="keep exactly one, or list the files to use in a CSV worklist",
         )
         return FoundCase(name, files, refused)
     return FoundCase(name, files, missing(files, images[0].path.parent), choice.notes)

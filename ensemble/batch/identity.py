@@ -1,4 +1,4 @@
-"""What a result was made of: a digest over inputs, weights, options and program, by which a rerun knows whether it still holds."""
+"""What a result was made from: a digest of inputs, weights, options and program version. A rerun compares it to reuse results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ensemble.config import IMMATERIAL, ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.files import file_sha256, unreadable_reason
-from ensemble.findings.maps import read_maps
+from ensemble.findings.maps import read_label_maps
 from ensemble.readers.sources import Stamp, source_files, stamps
 from ensemble.trust.reference import reference_digests
 from ensemble.types import Modality
@@ -23,23 +23,23 @@ from ensemble.types import Modality
 def recipe(
     specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: ExtraOutputs
 ) -> dict[str, Any]:
-    """Return everything but the images that decides about a result: ready for JSON."""
+    """Return all that determines a result except the images (program version, member weights, options), as JSON data."""
     options = {name: value for name, value in config.as_json().items() if name not in IMMATERIAL}
     members = [spec.as_json() | {"sha256": dict(digests[spec.name])} for spec in specs]
     written = {name: value for name, value in vars(extras).items() if name != "atlas"}
-    maps = {} if extras.atlas is None else {"atlas": {one.name: one.sha256 for one in read_maps(extras.atlas)}}
+    maps = {} if extras.atlas is None else {"atlas": {one.name: one.sha256 for one in read_label_maps(extras.atlas)}}
     usual = {"trust_files": reference_digests(config.weights_folder)} if config.trust else {}
     return {"version": __version__, "options": options | written | maps | usual, "members": members}
 
 
 def result_key(recipe: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Return SHA-256 over the recipe and the digests of the images."""
+    """Return the SHA-256 of the recipe and the digests of the images."""
     content = json.dumps({"recipe": recipe, "inputs": inputs}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def input_digests(files: Mapping[Modality, Path]) -> dict[str, dict[str, str]]:
-    """Return the digest of each file that an image consists of, by modality and name. Raises InputRefused for one that can't be read."""
+    """Return the SHA-256 of each file of the images, by modality and name. Raises InputRefused if a file can't be read."""
     digests: dict[str, dict[str, str]] = {}
     for modality, path in files.items():
         with _reading(modality, path):
@@ -48,7 +48,7 @@ def input_digests(files: Mapping[Modality, Path]) -> dict[str, dict[str, str]]:
 
 
 def input_stamps(files: Mapping[Modality, Path]) -> dict[Path, Stamp | None]:
-    """Return what tells whether one of these files changes. Raises as `input_digests` does."""
+    """Return inode, size and modification time of the files, to notice changes. Raises as `input_digests` does."""
     found: dict[Path, Stamp | None] = {}
     for modality, path in files.items():
         with _reading(modality, path):

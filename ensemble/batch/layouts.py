@@ -1,4 +1,4 @@
-"""How datasets are laid out: which image of which case a path holds, by its place and name. The one place that knows layouts."""
+"""Recognise the image and case of a file by its path. This is the only module that knows how datasets are laid out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
 from ensemble.readers.b_values import DIFFUSION_B, no_adc_error
 from ensemble.readers.names import ARCHIVE, ParsedName, image_suffix, parse_image_name, stem
-from ensemble.readers.sources import may_tell_b_values
+from ensemble.readers.sources import may_have_b_values
 from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
@@ -24,58 +24,58 @@ _SLUGS = {slug: modality for modality, slug in INPUT_SLUGS.items()}
 
 @dataclass(frozen=True)
 class FoundCase:
-    """A case of a dataset, before anything of it is read."""
+    """A case of a dataset, before any of its files is read."""
 
     name: str
-    """What its dataset calls it; unique there."""
+    """Its name in the dataset; unique there."""
     files: Mapping[Modality, Path] = field(default_factory=dict)
     problem: InputRefused | None = None
-    """Why it can't be segmented, where that is known already."""
+    """Why it can't be segmented, if that is known already."""
     notes: Mapping[Modality, str] = field(default_factory=dict)
-    """Of images that were chosen from several: what decided."""
+    """For images chosen from several: the reason."""
     also: Mapping[str, str] = field(default_factory=dict)
-    """Cells of other columns of its worklist that were asked for."""
+    """Cells of requested further columns of its worklist."""
 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file, and what its place and name say of it."""
+    """An image file, with what its path says about it."""
 
     path: Path
     modality: Modality
     group: tuple[str, ...]
     """Images of one group belong to one case, unless a modality comes up twice."""
     prefix: str = ""
-    """What the file's name says of its case, for groups that hold several."""
+    """The case name in the file's name, for groups with several cases."""
     labels: tuple[str, ...] = ()
-    """The BIDS labels of its case, where its name has some."""
+    """The BIDS labels of its case, if its name has any."""
     holder: tuple[str, ...] = ()
-    """What holds its subject's folder, then: several may (sites, say), and count alike."""
+    """The parent of its subject's folder, for datasets with several (such as sites)."""
     at_odds: bool = False
-    """Whether the folders that it lies in have other labels than its name."""
+    """Whether the labels of its folders contradict its name."""
     b: float | None = None
-    """The b-value of a DWI, s/mm^2, where its name tells one; like the next ones for choosing among several."""
+    """The b-value of a DWI (s/mm^2) in its name; this and the next fields are for choosing among several images."""
     trace: bool = False
-    """Whether a DWI is called a mean over directions."""
+    """Whether a DWI is named as a mean over directions."""
     derived: bool = False
-    """Whether something was done with it since it was acquired."""
+    """Whether it was processed after acquisition."""
 
     @property
     def run(self) -> int | None:
-        """The number of its run, where its name tells one (BIDS: `run-2`)."""
+        """The run number in its name (BIDS: `run-2`); None without one."""
         found = _RUN.search(self.path.name)
         return int(found[1]) if found else None
 
     @property
     def without_run(self) -> str:
-        """The file's name but for the run."""
+        """The file's name without its run entity."""
         return _RUN.sub("", self.path.name)
 
 
 def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | None:
-    """Return the image of a case that a path holds, by its place and name; None for anything else.
+    """Return the image that a file holds, by its path; None if it is not an image of a case.
 
-    A path that is no image file is taken for a folder or an archive of DICOM. Raises InputRefused as `Channels` does.
+    A path that is not an image file is treated as a folder or archive of DICOM. Raises InputRefused as `Channels` does.
     """
     folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else dicom_name(path)
     one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE
@@ -95,14 +95,14 @@ def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | No
 
 
 def _named(name: str) -> ParsedName | None:
-    """Return what a name says, unless it names a b-value at which no lesion stands out: that is no DWI for us."""
+    """Return what a name says; None if it names a b-value too low to show lesions."""
     named = parse_image_name(name)
     weighted = named is None or named.b is None or DIFFUSION_B[0] <= named.b <= DIFFUSION_B[1]
     return named if weighted else None
 
 
 def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundImage | None:
-    """Return an image whose name begins with BIDS labels; None for others."""
+    """Return the image of a name that begins with BIDS labels; None for other names."""
     name, own = named.case, _BIDS.match(named.case)
     if own is None:
         return None
@@ -126,24 +126,24 @@ def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundI
 
 
 def by_name(path: Path) -> Modality | None:
-    """Return the modality that a folder or an archive of DICOM is named by, or that the contract means by its name."""
+    """Return the modality that a DICOM folder or archive is named by, or named by in the contract; None for other names."""
     named = _named(dicom_name(path))
     return _SLUGS.get(path.name) or (named.modality if named else None)
 
 
 def dicom_name(path: Path) -> str:
-    """Return the name of a folder, or of an archive without its ending."""
+    """Return the name of a folder, or of an archive without its suffix."""
     return path.stem if path.suffix.lower() == ARCHIVE else path.name
 
 
 def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
-    """Return what to say of a case without DWI, or without an ADC that could not be computed either."""
+    """Return the error for a case without DWI, or without an ADC map that is given or can be computed; None if complete."""
     if Modality.DWI in files:
-        known = Modality.ADC in files or may_tell_b_values(files[Modality.DWI])
+        known = Modality.ADC in files or may_have_b_values(files[Modality.DWI])
         return None if known else no_adc_error(files[Modality.DWI], "its b-values are not known")
     return InputRefused(
         "there is no DWI image",
         where=where,
         found=", ".join(str(path.name) for path in files.values()),
-        do="DWI and ADC are both needed, or a DWI that holds b0 as well, with its b-values",
+        do="give a DWI and its ADC map, or a DWI that also contains b0, with its b-values",
     )

@@ -1,4 +1,4 @@
-"""A batch on a Ray cluster, or on the GPUs of one machine: an actor for each GPU, or for some CPUs, that keeps the networks.
+"""Run a batch on a Ray cluster or on several GPUs of one machine: one actor per GPU (or per group of CPUs) keeps the networks loaded.
 
 Cases are calls of actors, longest first. Ray places and watches the processes; who may work on a case, and how it is published, is what it
 is without Ray (`case_loop`, `claims`): an actor that was given up and lives on can do no harm.
@@ -55,7 +55,7 @@ INSTALL = "pip install ray"
 
 
 def is_installed() -> bool:
-    """Return whether there is Ray."""
+    """Return whether Ray is installed."""
     return importlib.util.find_spec("ray") is not None
 
 
@@ -75,9 +75,9 @@ def segment_on_ray(
     load: Callable[[], Ensemble],
     tell: Callable[[Outcome], None],
 ) -> None:
-    """Bring every case to an end on a cluster.
+    """Process all cases on a Ray cluster; returns when every case is done or failed.
 
-    `cpus` are those of an actor. `load` must be picklable. Raises what an actor raised that a user can act on, UsageError where there is
+    `cpus` are those of one actor. `load` must be picklable. Raises the UserError of an actor, UsageError if there is
     no Ray or no such cluster, MembersFailed when no actor is left.
     """
     with _connected(address) as ray:
@@ -94,7 +94,7 @@ def segment_on_ray(
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Give the module `ray`, connected to a cluster; one that was started for it ends with the block. Nothing is reported to anybody."""
+    """Connect to a Ray cluster, or start one that ends with the block. Yields the module `ray`; usage reporting is off."""
     if not is_installed():
         raise UsageError("--ray needs Ray, which is not installed", do=INSTALL)
     for name, value in _SETTINGS.items():
@@ -118,8 +118,8 @@ def _connected(address: str) -> Iterator[Any]:
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises whatever it likes, Exception itself among it
         found = " ".join(str(error).split())[:300]
-        do = "give the address that `ray start --head` has printed (HOST:PORT), or auto on a machine of the cluster"
-        raise UsageError("no Ray cluster answers", where=address, found=found, do=do) from error
+        do = "give the address that `ray start --head` printed (HOST:PORT), or auto on a machine of the cluster"
+        raise UsageError("the Ray cluster does not answer", where=address, found=found, do=do) from error
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
@@ -129,7 +129,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 class _Worker:
-    """The actor: keeps the networks, and brings one case after the other to its end."""
+    """The Ray actor: keeps the networks loaded and processes one case after the other."""
 
     def __init__(self, job: BatchPlan, load: Callable[[], Ensemble], token: Path, threads: int) -> None:
         import SimpleITK as sitk
@@ -144,18 +144,18 @@ class _Worker:
         self._claims: BatchClaims | None = None
 
     def ready(self) -> UserError | None:
-        """Load the networks; return why that can't be, or why this node must not take part."""
+        """Load the networks. Returns the error if that fails, or if this node must not take part."""
         job = self._job
         try:
             if not self._token.exists():
-                raise UsageError("a node of the cluster does not see the output folder", where=f"{_node()}: {job.root}",
-                                 do="give a folder that all nodes share, by the same path")  # fmt: skip
+                raise UsageError("a node of the cluster can't access the output folder", where=f"{_node()}: {job.root}",
+                                 do="use an output folder that all nodes share under the same path")  # fmt: skip
             job = replace(job, device=resolve_device(job.config.device))
             specs = find_members(job.config.weights_folder, job.config.members)
             digests = {spec.name: weight_digests(spec) for spec in specs}
             if recipe(specs, digests, job.config, job.extras) != job.recipe:
-                raise UsageError("a node of the cluster has another version of this program, or other weights", where=_node(),
-                                 do="install the same ones everywhere")  # fmt: skip
+                raise UsageError("a node of the cluster has a different version of this program, or different weights", where=_node(),
+                                 do="install the same version and weights on every node")  # fmt: skip
             self._claims = BatchClaims(job.root, result_key(job.recipe, {}))
             self._cases = CaseWorker(job, self._claims, self._load)
             self._cases.load()
@@ -166,7 +166,7 @@ class _Worker:
         return None
 
     def segment(self, placed: Placed) -> Outcome | UserError | None:
-        """Return what became of a case, or what ends the batch; None where somebody else works on the case."""
+        """Return the outcome of a case, or the error that ends the batch; None if another process has the case."""
         try:
             return self._cases(*placed)
         except UserError as error:
@@ -175,7 +175,7 @@ class _Worker:
             return unwritable(self._job.root, error)
 
     def leave(self) -> None:
-        """Give everything back."""
+        """Release all locks."""
         if self._claims is not None:
             self._claims.leave()
 
@@ -216,7 +216,7 @@ class _Fleet:
         self._look()
 
     def refresh(self) -> None:
-        """Put actors where there is room for one. Raises MembersFailed where for long there was none at all."""
+        """Start actors where there is room. Raises MembersFailed if there has been no actor for a long time."""
         now, hopeless = time.monotonic(), False
         if now - self._looked > _LOOK_S:
             self._looked = now
@@ -226,9 +226,9 @@ class _Fleet:
             self._alive = now
         if hopeless or now - self._alive > _PATIENCE_S:
             raise MembersFailed(
-                "no process is left on the Ray cluster",
+                "no worker process is left on the Ray cluster",
                 found=self.last_loss or f"no node with room for one of {self._cpus} CPUs" + " and a GPU" * self._gpus,
-                do="look whether its nodes are alive (ray status) and run the batch again",
+                do="check that the nodes are alive (ray status), then run the batch again",
             )
 
     def _look(self) -> None:
@@ -252,15 +252,15 @@ class _Fleet:
         self.starting[actor.ready.remote()] = member
 
     def lost(self, member: _Member, error: Exception) -> None:
-        """An actor's process has died, or its node."""
+        """Handle the death of an actor's process or node."""
         self.last_loss = " ".join(str(error).split())[:300]
         if self.members.get(member.slot) is member:
-            log.warning("note: a process of the Ray cluster was lost: %s", self.last_loss)
+            log.warning("note: a worker process on the Ray cluster died: %s", self.last_loss)
             del self.members[member.slot]
             self._losses[member.slot] += not member.ready
 
     def end(self) -> None:
-        """End all actors, as far as they can still be reached."""
+        """End all actors that can still be reached."""
         with suppress(self._ray.exceptions.RayError):
             idle = [member for member in self.members.values() if member.ready and not member.cases]
             if leaving := [member.actor.leave.remote() for member in idle]:
@@ -283,7 +283,7 @@ def _share(
     cases: Sequence[Placed],
     tell: Callable[[Outcome], None],
 ) -> None:
-    """Give the cases to the actors until all have come to an end."""
+    """Hand out the cases to the actors until all are done or failed."""
     waiting = deque(sorted(cases, key=_bytes, reverse=True))
     held: deque[tuple[float, Placed]] = deque()
     running: dict[Any, tuple[_Member, Placed]] = {}
@@ -324,7 +324,7 @@ def _share(
 
 
 def _answers(ray: Any, asked: list[Any]) -> list[Any]:
-    """Return what has been answered, after a while nothing."""
+    """Return the answers that have arrived; an empty list after a short wait."""
     if not asked:
         time.sleep(_HELD_S)
         return []
@@ -335,7 +335,7 @@ def _answers(ray: Any, asked: list[Any]) -> list[Any]:
 def _give(
     member: _Member, waiting: deque[Placed], losses: Counter[str], running: dict[Any, tuple[_Member, Placed]]
 ) -> None:
-    """Give an actor as many cases as it takes. One that was lost before goes alone: it may be what killed the process."""
+    """Give an actor as many cases as it takes. A case that was lost before runs alone, as it may have killed the process."""
     while member.ready and waiting and not member.alone and len(member.cases) < _AT_A_TIME:
         suspect = losses[waiting[0][0].name] > 0
         if suspect and member.cases:
@@ -348,14 +348,14 @@ def _give(
 
 def _gave_up(found: str) -> OutOfMemory:
     return OutOfMemory(
-        f"the process that segmented it died {_LIVES} times",
+        f"the process that segmented this case died {_LIVES} times",
         found=" ".join(found.split())[:200],
         do=f"if memory ran out, {MORE_MEMORY}, or give each process more of a node (--ray-cpus)",
     )
 
 
 def _bytes(placed: Placed) -> int:
-    """Return how large a case's images are on disk: larger ones take longer."""
+    """Return the size of a case's images on disk: larger ones take longer."""
     total = 0
     for path in placed[0].files.values():
         with suppress(OSError):

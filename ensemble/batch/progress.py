@@ -1,4 +1,4 @@
-"""How far a batch has come: a bar with the time left and the failures so far on a terminal, a line a case elsewhere."""
+"""Progress of a batch: on a terminal a bar with the time left and the number of failures, elsewhere one log line per case."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class BatchProgress(SilentWatcher):
-    """Counts cases and says what became of each; off a terminal that is all."""
+    """Counts cases and logs how each one ended. Used where stderr is not a terminal."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.failed = total, 0, 0
 
     def tell(self, outcome: Outcome) -> None:
-        """A case has come to an end."""
+        """Report the outcome of a case."""
         self.done += 1
         self.failed += outcome.status == "failed"
         text = {"done": "done", "kept": "complete already"}.get(outcome.status, outcome.message)
@@ -34,11 +34,11 @@ class BatchProgress(SilentWatcher):
         )  # fmt: skip
 
     def close(self) -> None:
-        """Nothing to take away."""
+        """Do nothing: there is no bar to remove."""
 
 
 class BatchBar(BatchProgress):
-    """A bar on stderr; only failures get a line."""
+    """A progress bar on stderr; only failures are logged."""
 
     def __init__(self, total: int) -> None:
         from rich.console import Console
@@ -81,5 +81,5 @@ class BatchBar(BatchProgress):
 
 
 def open_progress(total: int) -> BatchProgress:
-    """Return a bar when a person is watching stderr, lines otherwise."""
+    """Return a progress bar if stderr is a terminal, else plain log lines."""
     return BatchBar(total) if sys.stderr is not None and sys.stderr.isatty() else BatchProgress(total)

@@ -1,4 +1,4 @@
-"""`members fit-reference DATASET`: a dataset of the user's own becomes what the trust score takes for usual."""
+"""`members fit-reference DATASET`: make a user's own dataset the reference for the trust score."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ensemble.pipeline import load, segment
 from ensemble.progress import SilentWatcher
 from ensemble.publish import check_writable
 from ensemble.readers.imagefile import read_files
-from ensemble.trust.evidence import Evidence, gather
-from ensemble.trust.fit import refit
+from ensemble.trust.evidence import Evidence, gather_evidence
+from ensemble.trust.fit import fit_user_reference
 from ensemble.trust.reference import FOLDER, MIN_CASES, write_references
 
 log = logging.getLogger(__name__)
 
 
 def fit_reference(dataset: Path, config: RunConfig) -> None:
-    """Segment every case of a dataset without mirroring, and write what is usual of them into `<weights>/trust`.
+    """Segment every case of a dataset without mirroring, and write the reference of their features and intensities into `<weights>/trust`.
 
-    Cases that are refused are left out, which the log says. What was learnt of the Dice stays, where it was learnt with these weights.
-    Raises InputRefused where fewer than `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
+    Refused cases are skipped with a log message. A calibration of the expected Dice is kept if it was made with these weights.
+    Raises InputRefused if fewer than `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
     """
     cases = find_cases(dataset, config.weights_folder / FOLDER)
     if len(cases) < MIN_CASES:
@@ -36,28 +36,36 @@ def fit_reference(dataset: Path, config: RunConfig) -> None:
         try:
             if case.problem is not None:
                 raise case.problem
-            usual.append(gather(segment(read_files(case.name, case.files), ensemble, SilentWatcher())))
+            usual.append(gather_evidence(segment(read_files(case.name, case.files), ensemble, SilentWatcher())))
             log.info("%s: %d of %d", case.name, number, len(cases))
         except (InputRefused, MembersFailed) as error:
-            log.warning("%s is left out: %s", case.name, error)
+            log.warning("%s is skipped: %s", case.name, error)
     if len(usual) < MIN_CASES:
         raise _too_few(dataset, f"{len(usual)} of {len(cases)} cases could be segmented")
-    references, calibration = refit(usual, ensemble, dataset.resolve().name)
+    references, calibration = fit_user_reference(usual, ensemble, dataset.resolve().name)
     write_references(references, calibration.as_json(), config.weights_folder)
     for name in ensemble.digests:
         if (member := references.members.get(name)) is None:
-            log.info("%s: its features are not told, so it has no reference", name)
+            log.info("%s: no reference, because its features can't be computed", name)
         else:
             spectrum = member.whole.spectrum
-            log.info("%s: %d of %d modes are stable, of %d cases", name, spectrum.modes, len(spectrum.mean), spectrum.n)
+            log.info(
+                "%s: %d of %d feature modes are stable in %d cases",
+                name,
+                spectrum.modes,
+                len(spectrum.mean),
+                spectrum.n,
+            )
     if not calibration.slopes:
-        log.info("note: nothing is known of the Dice to be expected with these weights: verdicts rest on the images")
+        log.info(
+            "note: these weights have no calibration of the expected Dice; verdicts use only how usual the images look"
+        )
     log.info("written: %s", config.weights_folder / FOLDER)
 
 
 def _too_few(dataset: Path, found: str) -> InputRefused:
     return InputRefused(
-        "too few cases to say what is usual",
+        "the dataset has too few cases for a reference",
         where=dataset,
         found=found,
         do=f"give {MIN_CASES} or more, of the scanner and protocol that later cases come from",

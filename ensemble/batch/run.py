@@ -1,4 +1,4 @@
-"""`batch DATASET OUT`, and the levels of a BIDS App: every case of a dataset, or some, into a tree of BIDS derivatives."""
+"""`batch DATASET OUT` and the levels of a BIDS App: segment all or some cases of a dataset into a tree of BIDS derivatives."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ensemble.batch.layouts import FoundImage
 from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import rows, ways_made, write_summary
+from ensemble.batch.summary import count_recipes, rows, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
 from ensemble.logging_setup import write_final_error_line
 from ensemble.members.manifest import find_members, weight_digests
-from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_foreign_tree
+from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_unsafe_output_folder
 from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
 from ensemble.pipeline import load
 from ensemble.program import command
@@ -40,23 +40,23 @@ _NOT_DONE = 3
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What cases there are, and which of them this call works on."""
+class BatchCases:
+    """A dataset, and which of its cases this call processes."""
 
     path: Path
     selection: Selection = field(default_factory=Selection)
     wanted: Callable[[FoundImage], bool] = lambda image: True
-    """Which of its images may be taken."""
+    """Predicate: which of its images may be used."""
 
     def find(self, out: Path) -> tuple[dict[str, BidsEntities], list[Placed]]:
-        """Return the place of every case, and the selected cases. Raises InputRefused."""
+        """Find all cases. Returns the entities of every case, and the selected cases. Raises InputRefused."""
         cases = find_cases(self.path, out, self.wanted)
         places = assign_entities([case.name for case in cases])
         return places, self.selection.of(cases, places, self.path)
 
 
 def batch(
-    dataset: Path | Dataset,
+    dataset: Path | BatchCases,
     out: Path,
     config: RunConfig,
     extras: ExtraOutputs,
@@ -66,14 +66,14 @@ def batch(
     ray: str | None = None,
     ray_cpus: int = 4,
 ) -> int:
-    """Segment the cases of `dataset` below `out`. Returns the exit code: 0, or the worst that a failed case has.
+    """Segment the cases of `dataset` below `out`. Returns 0, or the worst exit code of a failed case.
 
-    Where others work on the rest of the dataset, they `summarise` together, by `group`. `ray` is the address of a cluster that does the
-    work, with `ray_cpus` for each process; several GPUs of this machine use one of their own. Raises InputRefused when there is no case,
-    WeightsBroken, and UsageError when results can't be written or there is no such device.
+    Set `summarise` to False if other calls process the rest of the dataset; `group` then writes the summary. `ray` is the address of a Ray
+    cluster, with `ray_cpus` per process; several GPUs of this machine use a local one. Raises InputRefused when there is no case,
+    WeightsBroken, and UsageError when results can't be written or the device does not exist.
     """
-    of = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
-    refuse_foreign_tree(out, of.path)
+    of = dataset if isinstance(dataset, BatchCases) else BatchCases(dataset)
+    refuse_unsafe_output_folder(out, of.path)
     places, selected = of.find(out)
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
@@ -110,7 +110,7 @@ def batch(
 
 
 def _for_gpus(device: Device) -> str | None:
-    """Return that Ray is to share the work among several GPUs of this machine; None where there are none, or no Ray."""
+    """Return the Ray address for sharing work among several GPUs of this machine; None if there are not several, or no Ray."""
     if (count := gpu_count(device)) < 2:
         return None
     if is_installed():
@@ -123,12 +123,12 @@ def _for_gpus(device: Device) -> str | None:
     return None
 
 
-def group(dataset: Dataset, out: Path) -> int:
-    """Summarise what calls on parts of `dataset` have left below `out`: `summary.csv` and `index.html` of all its cases.
+def group(dataset: BatchCases, out: Path) -> int:
+    """Write `summary.csv` and `index.html` for all cases of `dataset`, from results that earlier calls left below `out`.
 
-    Returns the worst exit code that a failed case has, 3 where cases are not done, or 0. Raises as `batch` does.
+    Returns the worst exit code of a failed case, 3 if cases are not done, or 0. Raises as `batch` does.
     """
-    refuse_foreign_tree(out, dataset.path)
+    refuse_unsafe_output_folder(out, dataset.path)
     places, _ = dataset.find(out)
     recorded = failures.recorded(out, places.items())
     failed = {name: Outcome(name, "failed", **noted) for name, noted in recorded.items()}
@@ -143,7 +143,7 @@ def group(dataset: Dataset, out: Path) -> int:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
-    if (ways := ways_made(out, places.values())) > 1:
+    if (ways := count_recipes(out, places.values())) > 1:
         log.warning(
             "note: the results were made in %d ways (version, options or weights). participant makes anew what was not made as it is asked",
             ways,
@@ -151,14 +151,14 @@ def group(dataset: Dataset, out: Path) -> int:
     waiting = {row.case for row in table if row.status == "not done"}
     _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
     if waiting:
-        undone = f"{len(waiting)} of {len(places)} cases are not done: {out / 'summary.csv'} says which"
+        undone = f"{len(waiting)} of {len(places)} cases are not done: see {out / 'summary.csv'}"
         write_final_error_line(f"error: {undone}") if not failed else log.info("%s", undone)
     return _worst(failed) or (_NOT_DONE if waiting else 0)
 
 
 @dataclass(frozen=True)
 class _Teller:
-    """Keeps the first outcome of each case, and passes it on: of processes that share the work, each has one for every case."""
+    """Keeps the first outcome of each case and passes it on: every process that shares the work reports one for every case."""
 
     outcomes: dict[str, Outcome]
     shown: BatchProgress
@@ -180,7 +180,7 @@ def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summari
             log.info("  %s", out / name)
     if counts["failed"]:
         says = out / ("summary.csv" if summarised else FAILED)
-        write_final_error_line(f"error: {counts['failed']} of {cases} cases failed: {says} says why")
+        write_final_error_line(f"error: {counts['failed']} of {cases} cases failed: see {says}")
 
 
 def _worst(outcomes: Mapping[str, Outcome]) -> int:

@@ -1,4 +1,4 @@
-"""Which cases of a dataset one call works on: some participants and sessions, or a share of all."""
+"""Select which cases of a dataset one call processes: some participants and sessions, or one shard."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Placed = tuple[FoundCase, BidsEntities]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is asked for; all of it by default."""
+    """The cases asked for; by default all."""
 
     participants: tuple[str, ...] = ()
     """BIDS labels of subjects, with or without `sub-`."""
     sessions: tuple[str, ...] = ()
     """BIDS labels of sessions, with or without `ses-`."""
     shard: tuple[int, int] | None = None
-    """A share of the cases: the first number, counted from 1, of the second."""
+    """(i, n): shard i, counted from 1, of n shards."""
 
     def of(self, cases: Sequence[FoundCase], places: Mapping[str, BidsEntities], dataset: Path) -> list[Placed]:
-        """Return the selected cases with their places. Raises InputRefused for a participant or session that the dataset lacks."""
+        """Return the selected cases with their entities. Raises InputRefused for a participant or session that the dataset lacks."""
         paired = [(case, places[case.name]) for case in cases]
         for kind, labels, whose in (
             ("participant", _bare(self.participants, "sub-"), lambda place: place.subject),
@@ -40,14 +40,14 @@ class Selection:
                     f"the dataset has no {kind} {', '.join(missing)}" + " among those selected" * (kind == "session"),
                     where=dataset,
                     found=_some(sorted(there)) or f"no {kind}",
-                    do=f"give labels that are there (--{kind}-label), with their zeros",
+                    do=f"give labels that exist (--{kind}-label), with leading zeros",
                 )
             paired = [(case, place) for case, place in paired if whose(place) in labels]
         return [(case, place) for case, place in paired if self.shard is None or share_of(case.name, *self.shard)]
 
 
 def share_of(name: str, number: int, shares: int) -> bool:
-    """Return whether a case belongs to a share, counted from 1: by its name alone, so that cases that join move no other."""
+    """Return whether a case belongs to a shard (counted from 1). It depends on its name only, so new cases do not move others."""
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % shares == number - 1
 

@@ -1,4 +1,4 @@
-"""`slurm DATASET OUT`: a batch as an array of SLURM jobs, a share of the cases each, and a last job that summarises."""
+"""`slurm DATASET OUT`: write a batch as a SLURM job array, one shard of the cases per task, and a final job that writes the summary."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import ensemble
 from ensemble.batch.estimate import CostModel, expect
-from ensemble.batch.run import Dataset
+from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
 from ensemble.folders import unwritable
 from ensemble.members.manifest import find_members
-from ensemble.outputs.layouts.bids import refuse_foreign_tree
+from ensemble.outputs.layouts.bids import refuse_unsafe_output_folder
 from ensemble.program import program_name
 from ensemble.threads import VARIABLES, thread_variables
 
@@ -75,14 +75,14 @@ echo "array $array, summary ${{group%%;*}}: squeue --job $array,${{group%%;*}}"
 
 @dataclass(frozen=True)
 class Resources:
-    """What a task of the array gets."""
+    """The resources of one task of the array."""
 
     shards: int | None = None
-    """Tasks; None for as many as take about an hour each."""
+    """Number of tasks; None for so many that each takes about an hour."""
     cpus: int = 4
     gpu: bool = False
     memory_gb: float | None = None
-    """None for what the estimate says, and half as much again."""
+    """Memory per task; None for 1.5 times the estimate."""
     hours: float | None = None
     """Time limit; None for three times the estimate."""
     apptainer: str = ""
@@ -92,7 +92,7 @@ class Resources:
 
 
 def write_scripts(
-    dataset: Dataset,
+    dataset: BatchCases,
     out: Path,
     config: RunConfig,
     extras: ExtraOutputs,
@@ -100,13 +100,13 @@ def write_scripts(
     resources: Resources,
     folder: Path,
 ) -> None:
-    """Write the two jobs and what submits them into `folder`; `words` are the options that the tasks get.
+    """Write both jobs and the script that submits them into `folder`; `words` are the options passed to the tasks.
 
     Raises as `batch` does.
     """
     if resources.apptainer and resources.docker:
-        raise UsageError("--apptainer and --docker name two images", do="give one of them")
-    refuse_foreign_tree(out, dataset.path)
+        raise UsageError("--apptainer and --docker can't be used together", do="give one of the two")
+    refuse_unsafe_output_folder(out, dataset.path)
     _, selected = dataset.find(out)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, "cpu", out)
     seconds, memory_mb = _expected(selected, out, model, resources)
@@ -156,11 +156,11 @@ def write_scripts(
         raise unwritable(folder, error) from error
     log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
              parts["memory_mb"])  # fmt: skip
-    log.info("read them, then submit: %s", shlex.quote(str(folder / SUBMIT)))
+    log.info("check the scripts, then submit: %s", shlex.quote(str(folder / SUBMIT)))
 
 
 def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources: Resources) -> tuple[float, float]:
-    """Return the time (s) that all cases take, one after the other, and the memory (MB) of the largest: by some of them."""
+    """Estimate from a sample the total time (s) of all cases, run one after the other, and the memory (MB) of the largest."""
     some = selected[:: max(1, len(selected) // _SAMPLE)]
     ready = [case for case in (expect(placed, out, model) for placed in some) if case.problem is None]
     memory = max((case.memory_bytes / 1e6 for case in ready), default=2000.0)
@@ -171,7 +171,7 @@ def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources
 
 
 def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: bool) -> str:
-    """Return what runs the program, as shell words."""
+    """Return the command that runs the program, as shell words."""
     if resources.apptainer:
         binds = [word for place in mounts for word in ("--bind", f"{place}:{place}:ro")]
         words = ["apptainer", "run", *(["--nv"] if gpu else []), *binds, "--bind", f"{out}:{out}"]
@@ -190,12 +190,12 @@ def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: boo
 
 
 def _set_up(cpus: int) -> str:
-    """Return what every job does first."""
+    """Return the shell lines with which every job begins."""
     return _SET_UP.format(threads=" ".join(f"{name}={value}" for name, value in thread_variables(cpus).items()))
 
 
 def _mounts(dataset: Path, selected: Sequence[Placed], words: Sequence[str]) -> list[str]:
-    """Return the folders that a container must see: the dataset's, those that its images lead to, and those that options name."""
+    """Return the folders to mount into a container: the dataset, the targets of its links, and the paths in the options."""
     root = dataset if dataset.is_dir() else dataset.parent
     found = {str(path.resolve().parent) for case, _ in selected for path in case.files.values()}
     outside = {place for place in found if not Path(place).is_relative_to(root.resolve())}
@@ -206,6 +206,6 @@ def _mounts(dataset: Path, selected: Sequence[Placed], words: Sequence[str]) -> 
 
 
 def _in_directive(path: Path) -> str:
-    """Return a path as a line of #SBATCH takes it: its % would stand for something, and blanks end it."""
+    """Return a path as an #SBATCH line takes it: `%` is a placeholder there, and spaces end it."""
     text = str(path).replace("%", "%%")
     return f'"{text}"' if " " in text else text

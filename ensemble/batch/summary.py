@@ -1,4 +1,4 @@
-"""The batch in one table: `summary.csv` and `index.html`, from what stands in the tree and what failed."""
+"""Summary of a batch as `summary.csv` and `index.html`, from the results in the tree and the recorded failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Row:
-    """One case."""
+    """One row of the summary."""
 
     case: str
     subject: str
@@ -40,18 +40,18 @@ class Row:
     volume_ml: float | None = None
     lesions: int | None = None
     agreement: float | None = None
-    """Mean Dice of the voters' masks, two by two."""
+    """Mean pairwise Dice of the voters' masks."""
     voters: str = ""
     repairs: str = ""
     seconds: float | None = None
     """Reading, preparing, networks and fusion."""
     mask: str = ""
-    """Below the output folder, like the next ones."""
+    """Path relative to the output folder, like the next field."""
     page: str = ""
     message: str = ""
     """Why it failed."""
     findings: str = ""
-    """off, ok, or why the brain could not be brought to the template, without which there is no place."""
+    """off, ok, or why the brain could not be registered to the template."""
     pattern: str = ""
     """none, single or scattered."""
     largest_ml: float | None = None
@@ -66,9 +66,9 @@ class Row:
     white_matter_ml: float | None = None
     deep_grey_ml: float | None = None
     leading: str = ""
-    """Of each of the user's label maps, the group (or label) with most of the lesion: `<map>=<group>`."""
+    """For each of the user's label maps, the group (or label) with most of the lesion: `<map>=<group>`."""
     trust: str = ""
-    """good, check or poor; unknown where there is nothing to judge by, off where nobody asked."""
+    """good, check or poor; unknown without references, off if not requested."""
     expected_dice: float | None = None
     expected_dice_low: float | None = None
     expected_dice_high: float | None = None
@@ -105,15 +105,15 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
 
 
-def ways_made(root: Path, places: Iterable[BidsEntities]) -> int:
-    """Return how many recipes (version, options, weights) the results in these places were made by."""
+def count_recipes(root: Path, places: Iterable[BidsEntities]) -> int:
+    """Return how many different recipes (version, options, weights) made the results of these cases."""
     reports = (read_report(root, place) or {} for place in places)
     recipes = (_said(report, dict, "batch", "recipe") for report in reports)
     return len({json.dumps(recipe, sort_keys=True) for recipe in recipes if recipe is not None})
 
 
-def spent(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
-    """Yield what results that a device made took (s), with size and spacing (mm) of their DWI along x, y, z."""
+def recorded_costs(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
+    """Yield time (s), DWI size and DWI spacing (mm; x, y, z) of earlier results made on a device."""
     for place in sorted(_standing(root)):
         report = read_report(root, place) or {}
         size = _said(report, list, "case", "grid", "size_xyz") or []
@@ -130,7 +130,7 @@ def spent(root: Path, device: str) -> Iterator[tuple[float, list[int], list[floa
 
 
 def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: Path) -> Row:
-    """Return a row with what a report says; what it doesn't say, as one of another version may, stays empty."""
+    """Return a row filled from a report; fields that the report lacks (it may be of another version) stay empty."""
     page = place.folder / "report.html"
     lesions = _said(report, int, "lesion", "count")
     return replace(
@@ -149,7 +149,7 @@ def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: P
 
 
 def _trust(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns on how far the mask is to be trusted."""
+    """Return the columns about trust."""
     told = _said(report, dict, "trust")
     if told is None:
         return {"trust": "off"}
@@ -165,7 +165,7 @@ def _trust(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seconds(report: Mapping[str, Any]) -> float | None:
-    """Return the time (s) of a case without loading networks; None where its report doesn't say."""
+    """Return the time (s) of a case without loading networks; None if its report does not say."""
     stages = _said(report, dict, "seconds")
     if not stages:
         return None
@@ -173,7 +173,7 @@ def _seconds(report: Mapping[str, Any]) -> float | None:
 
 
 def _findings(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns on where the lesion lies."""
+    """Return the columns about the lesion's location."""
     found = _said(report, dict, "findings")
     if found is None:
         return {"findings": "off"}
@@ -200,7 +200,7 @@ def _findings(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(report: Mapping[str, Any], kind: type[Kind], *keys: str) -> Kind | None:
-    """Return what a report says under keys, one inside the other; None unless it is of the kind."""
+    """Return the value at nested keys of a report; None unless it has the given type."""
     found: Any = report
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
@@ -218,7 +218,7 @@ def _number(found: object) -> float | None:
 
 
 def _standing(root: Path) -> set[BidsEntities]:
-    """Return the places in which a result stands."""
+    """Return the entities of all results in the tree."""
     reports = [*root.glob(f"sub-*/{REPORT_FILE}"), *root.glob(f"sub-*/ses-*/{REPORT_FILE}")]
     labels = [[part.partition("-")[2] for part in report.parent.relative_to(root).parts] for report in reports]
     return {BidsEntities(*label) for label in labels}

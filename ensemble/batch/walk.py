@@ -1,4 +1,4 @@
-"""The folders of a dataset: which are looked into, and which stand where a case is expected."""
+"""Walk the folders of a dataset, and tell which of them should hold a case."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _POOLS = {"imagesTr", "imagesTs"}
 
 
 def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield folders and the names in them, links followed but no folder entered twice.
+    """Yield folders and the names in them. Links are followed, but no folder is entered twice.
 
-    Hidden ones and those without cases are not entered.
+    Hidden folders and those that hold no cases are not entered.
     """
     entered: set[str] = set()
     for top, inner, names in os.walk(root, onerror=unreadable.append, followlinks=True):
@@ -34,7 +34,7 @@ def walk(root: Path, out: Path, unreadable: list[OSError]) -> Iterator[tuple[Pat
 
 
 def _is_derivative(folder: Path) -> bool:
-    """Return whether a folder says of itself that it holds results: ours of another time, for example."""
+    """Return whether a folder's description says that it holds derivatives, for example earlier results of this program."""
     try:
         described = read_json(folder / "dataset_description.json")
     except (OSError, ValueError):
@@ -43,9 +43,7 @@ def _is_derivative(folder: Path) -> bool:
 
 
 def case_folders(root: Path, folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield folders that stand where a case is expected: sessions and subjects of a BIDS tree, else whatever lies directly below the
-    root.
-    """
+    """Yield folders that should hold a case: sessions and subjects of a BIDS tree, else all folders directly below the root."""
     inner = [folder for folder in folders if folder != root]
     subjects = [folder for folder in inner if folder.name.startswith("sub-")]
     sessions = [folder for folder in inner if folder.name.startswith("ses-") and folder.parent in subjects]
@@ -60,7 +58,7 @@ def _is_empty_pool(folder: Path) -> bool:
 
 
 def unreadable_folder(error: OSError, root: Path) -> FoundCase:
-    """Return a folder that can't be looked into, as a case with a problem. Raises the error where it is the root."""
+    """Return an unreadable folder as a case with a problem. Raises the error if it is the root."""
     folder = Path(error.filename)
     if folder == root:
         raise error

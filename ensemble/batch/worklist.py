@@ -1,4 +1,4 @@
-"""A dataset given as a table: one row a case."""
+"""A dataset given as a CSV table with one row per case."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path, PureWindowsPath
 from ensemble.batch.layouts import FoundCase, missing
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name
-from ensemble.tables import NOTHING, read_sheet
+from ensemble.tables import EMPTY_CELLS, read_sheet
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
 
 _CASE = "case"
 _DO = (
-    "name the columns case, dwi, adc, flair in the first line; only a DWI that holds b0 as well, with its b-values,"
-    " needs no adc"
+    "name the columns case, dwi, adc, flair in the first line; adc may be missing only if the DWI also contains b0,"
+    " with its b-values"
 )
 
 
 def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]:
-    """Cases of a table with the columns dwi, case, adc and flair (all but dwi may be missing or empty); paths are relative to it.
+    """Read cases from a table with columns dwi, case, adc and flair; only dwi is required. Paths are relative to the table.
 
-    Without a name a case is called as `run` would call it. Cells of the columns that `also` names go with their case. Raises InputRefused
-    for what is no such table.
+    A case without a name is named as `run` would name it. Cells of the columns in `also` are kept with their case. Raises InputRefused
+    for an invalid table.
     """
     columns, rows = _table(path, also)
     cases: dict[str, FoundCase] = {}
@@ -55,7 +55,7 @@ def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]
 
 
 def _table(path: Path, also: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return the columns in lower case.
+    """Return the table's rows by column name in lower case.
 
     And of each row the number of its line, and its cells by column, without what stands for nothing.
     """
@@ -65,27 +65,30 @@ def _table(path: Path, also: Sequence[str]) -> tuple[list[str], list[tuple[int, 
 
 
 def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
-    """Return the names of the columns in lower case. Raises InputRefused where dwi is not among them, or one of ours is there twice."""
+    """Return the column names in lower case. Raises InputRefused if dwi is missing or a known column appears twice."""
     columns = [cell.lower() for cell in cells]
     if Modality.DWI not in columns:
         raise _lacks_columns(path, columns)
     ours = (_CASE, *Modality, *also)
     if twice := [name for name, often in Counter(columns).items() if often > 1 and name in ours]:
         raise InputRefused(
-            "a column name appears twice in the worklist", where=path, found=", ".join(twice), do="leave one of them"
+            "a column name appears twice in the worklist",
+            where=path,
+            found=", ".join(twice),
+            do="remove or rename all but one",
         )
     if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
-        log.info("note: columns of the worklist that are not read: %s", ", ".join(others))
+        log.info("note: these columns of the worklist are ignored: %s", ", ".join(others))
     return columns
 
 
 def _said(column: str, cell: str) -> str:
-    """Return a cell's content; nothing where it says that there is none."""
-    return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else NOTHING) else cell
+    """Return the content of a cell; empty if it is a missing-value marker."""
+    return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else EMPTY_CELLS) else cell
 
 
 def resolved(base: Path, cell: str) -> Path:
-    """Return the path that a cell means, relative to the worklist, in the words of this machine or of Windows."""
+    """Return the path in a cell, relative to the worklist; Windows separators are accepted."""
     path = base / cell
     if "\\" in cell and not path.exists():
         return base / PureWindowsPath(cell).as_posix()
@@ -93,14 +96,14 @@ def resolved(base: Path, cell: str) -> Path:
 
 
 def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
-    """Return what to say of a path on a drive or share of Windows, which this machine doesn't know."""
+    """Return the error for a path on a Windows drive or share, which this machine can't resolve."""
     if not PureWindowsPath(cell).drive or path.exists():
         return None
     return InputRefused(
-        "a path of the worklist lies on a drive or share of Windows, which this machine does not know",
+        "a path in the worklist is on a Windows drive or share that this machine can't access",
         where=worklist,
         found=cell,
-        do="give paths relative to the worklist, or as this machine (or container) calls them",
+        do="give paths relative to the worklist, or absolute paths on this machine (or in this container)",
     )
 
 

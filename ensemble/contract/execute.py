@@ -1,4 +1,4 @@
-"""One case of the contract: images in, mask and results below the output root."""
+"""One case of the ISLES'22 contract: read the images, write mask and results below the output root."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ensemble.readers.imagefile import read_files
 def run_case(
     found: ContractCase, output_root: Path, load: Callable[[], Ensemble], extras: ExtraOutputs, watcher: Watcher
 ) -> Result:
-    """Read, segment and publish a case, for exec and invoke mode alike. Raises as `read_files`, `load` and `execute` do.
+    """Read, segment and publish a case, in exec and invoke mode alike. Raises as `read_files`, `load` and `execute` do.
 
-    Networks come last, so that a bad file or folder is refused at once.
+    Networks are loaded last, so that a bad file or folder is refused at once.
     """
     check_writable(output_root)
     raw = read_files(found.name, found.files)
@@ -32,7 +32,7 @@ def run_case(
 def execute(
     found: ContractCase, raw: RawCase, output_root: Path, ensemble: Ensemble, extras: ExtraOutputs, watcher: Watcher
 ) -> Result:
-    """Segment a case and publish its outputs, all or nothing; those of an earlier case in the same folder go.
+    """Segment a case and publish its outputs, all or none. Outputs of an earlier case in the same folder are removed.
 
     Raises as `pipeline.segment` does; InputRefused when the files were exchanged meanwhile; UsageError where another mask lies.
     """

@@ -1,4 +1,4 @@
-"""The ISLES'22 algorithm interface on grand-challenge: where its inputs and outputs lie."""
+"""The ISLES'22 algorithm interface on grand-challenge: the paths of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
-from ensemble.files import lacks_rights, lexists, read_json, unreadable_reason
+from ensemble.files import is_permission_error, lexists, read_json, unreadable_reason
 from ensemble.outputs.layouts.contract import OUTPUT_SLUG
-from ensemble.readers.dicom.files import begins_as_dicom
+from ensemble.readers.dicom.files import has_dicom_signature
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
-from ensemble.readers.sources import Stamp, may_tell_b_values, stamps
+from ensemble.readers.sources import Stamp, may_have_b_values, stamps
 from ensemble.types import Modality
 
 #: Interface slug of each input image; its folder is /input/images/<slug>.
@@ -30,9 +30,9 @@ class ContractCase:
     """Of each file of the images, when they were found."""
 
     def refuse_if_changed(self) -> None:
-        """Raise InputRefused unless the files are still the ones that were found.
+        """Raise InputRefused if a file changed since it was found.
 
-        When inputs are exchanged while a case runs, its outputs would be taken for those of the next one.
+        If inputs are replaced while a case runs, its outputs could be mistaken for those of the next case.
         """
         now = stamps(self.files.values())
         for path in self.stamps | now:
@@ -40,12 +40,12 @@ class ContractCase:
                 raise InputRefused(
                     f"an input file {'has changed' if now.get(path) else 'was removed'} while the case was being segmented",
                     where=path,
-                    do="leave the inputs as they are until the outputs are there",
+                    do="do not change the inputs until the outputs have been written",
                 )
 
     @property
     def name(self) -> str:
-        """What the case is called in logs and reports: the DWI's file name without its ending."""
+        """The case's name in logs and reports: the DWI's file name without its suffix."""
         return stem(self.files[Modality.DWI])
 
     @property
@@ -67,9 +67,9 @@ class ContractCase:
 
 
 def find_inputs(root: Path) -> ContractCase:
-    """Find the images of the one case below the input root.
+    """Find the images of the single case below the input root.
 
-    `inputs.json` need not be there; when it is, every image that it lists must be. The acquisition parameter files carry
+    `inputs.json` is optional; if it exists, every image that it lists must exist. The acquisition parameter files carry
     nothing that the segmentation uses and may be missing. Raises InputRefused.
     """
     try:
@@ -78,12 +78,12 @@ def find_inputs(root: Path) -> ContractCase:
     except OSError as error:
         where = Path(error.filename or root)
         why = unreadable_reason(where, error)
-        rights = "give this user the right to read it (chmod -R a+rX), or run the container as its owner (--user)"
+        rights = "give this user permission to read it (chmod -R a+rX), or run the container as its owner (--user)"
         raise InputRefused(
             "the input folder can't be read",
             where=where,
             found=why.said,
-            do=rights if lacks_rights(error) else why.do,
+            do=rights if is_permission_error(error) else why.do,
         ) from error
 
 
@@ -96,7 +96,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
     files: dict[Modality, Path] = {}
     for modality, slug in INPUT_SLUGS.items():
         folder = root / listed.get(slug, Path("images") / slug)
-        computed = modality is Modality.ADC and may_tell_b_values(files[Modality.DWI])  # who reads the DWI tells
+        computed = modality is Modality.ADC and may_have_b_values(files[Modality.DWI])  # who reads the DWI tells
         must_exist = slug in listed or not (modality is Modality.FLAIR or computed)
         if (image := _only_image(folder, modality, must_exist)) is not None:
             files[modality] = image
@@ -104,7 +104,7 @@ def _find_images(root: Path) -> dict[Modality, Path]:
 
 
 def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | None:
-    """Return the one image file in a folder; None when there is none and none is needed."""
+    """Return the only image file in a folder; None if there is none and none is required."""
     label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     # links to nowhere and what else is no file, too: who reads it says so
@@ -113,7 +113,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
         path.is_dir()
         or path.suffix.lower() in SLICE_SUFFIXES
         or not path.exists()
-        or (path.is_file() and begins_as_dicom(path))
+        or (path.is_file() and has_dicom_signature(path))
         for path in present
     ):
         return folder  # of DICOM files, or of such folders
@@ -124,7 +124,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
             f"there is more than one {label} image",
             where=folder,
             found=", ".join(path.name for path in images),
-            do="leave exactly one",
+            do="keep exactly one",
         )
     if present or must_exist:
         raise InputRefused(
@@ -138,7 +138,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
 
 
 def _listed_folders(inputs_json: Path) -> dict[str, Path]:
-    """Return the folder below the input root of each image socket that `inputs.json` lists; empty when there is no such file.
+    """Return the folder of each image socket in `inputs.json`, relative to the input root; empty if the file does not exist.
 
     Entries name their socket as `interface` (until mid-2025), `socket` (since), or both.
     """
@@ -154,10 +154,10 @@ def _listed_folders(inputs_json: Path) -> dict[str, Path]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputRefused(
-            "inputs.json can't be understood",
+            "inputs.json is not valid",
             where=inputs_json,
             found=f"{type(error).__name__}: {error}",
-            do="give the file that grand-challenge writes, or none at all",
+            do="restore the file that grand-challenge writes, or remove it",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What readers have answered on the page of a reader study, unblinded by its key."""
+"""Score the answers of a reader study, unblinded by its key."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scipy.stats import binomtest
 
 from ensemble import __version__
 from ensemble.errors import InputRefused
-from ensemble.evaluate.compare import Paired, corrected, paired_row
-from ensemble.evaluate.intervals import ends, fleiss_kappa, share_interval
-from ensemble.evaluate.written import beside, refuse_foreign, write_csv
+from ensemble.evaluate.compare import PairedComparison, compare_pair, correct_p_values
+from ensemble.evaluate.intervals import fleiss_kappa, interval_ends, share_interval
+from ensemble.evaluate.written import refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.files import cannot_open_error, read_json
-from ensemble.outputs.report.parts import code, template
+from ensemble.outputs.report.parts import page_script, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish, write_json
 from ensemble.tables import read_sheet
@@ -37,7 +37,7 @@ _GRADE_VALUES = ("1", "2", "3", "4", "5")
 
 @dataclass(frozen=True)
 class Preference:
-    """How often which method was called better."""
+    """How often a reader preferred each of two methods."""
 
     reader: str
     """A reader, the majority of the readers of each case, or all answers together."""
@@ -59,7 +59,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class GradeSummary:
-    """The grades of one method, 1 (poor) to 5 (excellent)."""
+    """The grades of one method, from 1 (poor) to 5 (excellent)."""
 
     grade: str
     method: str
@@ -74,7 +74,7 @@ class GradeSummary:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one reader says of one case, by method."""
+    """One reader's answer for one case, by method."""
 
     reader: str
     case: int
@@ -85,17 +85,17 @@ class _Answer:
 
 
 def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
-    """Unblind answers and write preferences as `<out>`, beside it grades, everything as JSON, and a page.
+    """Unblind answers. Writes preferences to `<out>`; beside it the grades, all results as JSON, and a page.
 
-    Raises InputRefused for answers to another study, twice, or with values that the page never writes.
+    Raises InputRefused for answers to another study, repeated answers, or invalid values.
     """
     tables = {
         out: _names(Preference),
-        beside(out, "grades.csv"): _names(GradeSummary),
-        beside(out, "grade_differences.csv"): _names(Paired),
+        sibling_path(out, "grades.csv"): _names(GradeSummary),
+        sibling_path(out, "grade_differences.csv"): _names(PairedComparison),
     }
-    data_path, page_path = beside(out, "readers.json"), beside(out, "readers.html")
-    refuse_foreign(tables, data_path, page_path)
+    data_path, page_path = sibling_path(out, "readers.json"), sibling_path(out, "readers.html")
+    refuse_overwriting_other_files(tables, data_path, page_path)
     study = _read_key(key)
     answers = [answer for readers in _read_all(files, study).values() for answer in readers]
     data = _found(study, answers)
@@ -104,11 +104,15 @@ def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
         for (path, columns), own in zip(tables.items(), rows, strict=True):
             write_csv(staging / path.name, columns, own)
         write_json(all_printable(data), staging / data_path.name)
-        page = template("answers.html").render(data=data, **code())
+        page = template("answers.html").render(data=data, **page_script())
         (staging / page_path.name).write_text(printable(page), encoding="utf-8")
     for row in data["preferences"]:
         told = "" if row["ci_low"] is None else f" [{row['ci_low']:.0%}, {row['ci_high']:.0%}]"
-        share = "nobody prefers either" if row["share"] is None else f"{row['share']:.0%}{told} prefer {row['first']}"
+        share = (
+            "no reader prefers one of the methods"
+            if row["share"] is None
+            else f"{row['share']:.0%}{told} prefer {row['first']}"
+        )
         counts = row["first_better"], row["equal"], row["second_better"]
         log.info("%s: %s (%d better, %d equal, %d worse)", row["reader"], share, *counts)
     for note in data["notes"]:
@@ -123,7 +127,7 @@ def _names(row: type) -> tuple[str, ...]:
 
 
 def _found(study: Mapping[str, Any], answers: Sequence[_Answer]) -> dict[str, Any]:
-    """Return everything as data: docs/readers.schema.json."""
+    """Return all results as data; the schema is docs/readers.schema.json."""
     first, second = study["methods"]
     readers = list(dict.fromkeys(answer.reader for answer in answers))
     notes = []
@@ -131,7 +135,7 @@ def _found(study: Mapping[str, Any], answers: Sequence[_Answer]) -> dict[str, An
         own = [answer for answer in answers if answer.reader == reader]
         complete = sum(bool(answer.preference) and len(answer.grades) == 4 for answer in own)
         if complete < len(study["items"]):
-            notes.append(f"{reader} has answered all questions of {complete} of {len(study['items'])} cases")
+            notes.append(f"{reader} answered all questions for {complete} of {len(study['items'])} cases")
     preferences = [
         _preference(reader, (first, second), [a.preference for a in answers if a.reader == reader])
         for reader in readers
@@ -164,16 +168,18 @@ def _found(study: Mapping[str, Any], answers: Sequence[_Answer]) -> dict[str, An
 def _preference(reader: str, names: tuple[str, str], given: Sequence[str]) -> Preference:
     wins, equal, losses = (given.count(one) for one in (names[0], "equal", names[1]))
     decided = wins + losses
-    note = "" if decided else "no answer prefers either"
+    note = "" if decided else "no answer prefers one of the methods"
     interval, p = share_interval(wins, decided), float(binomtest(wins, decided).pvalue) if decided else None
     if reader == EVERYBODY and decided:
-        interval, p, note = None, None, "readers judge the same cases: the interval is that of their majority"
+        interval, p, note = None, None, "all readers judge the same cases: the interval is that of the majority answers"
     share = wins / decided if decided else None
-    return Preference(reader, *names, wins + equal + losses, wins, equal, losses, share, *ends(interval), p, note)
+    return Preference(
+        reader, *names, wins + equal + losses, wins, equal, losses, share, *interval_ends(interval), p, note
+    )
 
 
 def _majorities(answers: Sequence[_Answer]) -> list[str]:
-    """Return what most readers say of each case: a method that more prefer than the other, else equal."""
+    """Return the majority answer for each case: the method that more readers prefer, else equal."""
     said = []
     for case in dict.fromkeys(answer.case for answer in answers):
         given = [answer.preference for answer in answers if answer.case == case and answer.preference]
@@ -184,7 +190,7 @@ def _majorities(answers: Sequence[_Answer]) -> list[str]:
 
 
 def _agreement(answers: Sequence[_Answer], readers: int, choices: Sequence[str]) -> tuple[float | None, int, str]:
-    """Return Fleiss' kappa of the preferences, over the cases that all readers judged, their number, and why there is none."""
+    """Return Fleiss' kappa of the preferences over the cases that all readers judged, their number, and the reason if there is none."""
     counts = []
     for case in dict.fromkeys(answer.case for answer in answers):
         given = [answer.preference for answer in answers if answer.case == case and answer.preference]
@@ -213,8 +219,8 @@ def _grades(answers: Sequence[_Answer], names: Sequence[str], readers: Sequence[
     return rows
 
 
-def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> list[Paired]:
-    """Compare the grades of both methods by case: the means over those readers who graded both."""
+def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> list[PairedComparison]:
+    """Compare the grades of both methods case by case: the mean over the readers who graded both."""
     rows = []
     for grade in GRADES:
         both: dict[int, list[tuple[int, int]]] = {}
@@ -224,12 +230,12 @@ def _grade_differences(answers: Sequence[_Answer], names: tuple[str, str]) -> li
                 both.setdefault(answer.case, []).append(pair)
         if both:
             means = np.array([np.mean(pairs, axis=0) for pairs in both.values()])
-            rows.append(paired_row(grade, names, means[:, 0], means[:, 1], larger_is_better=True))
-    return corrected(rows)
+            rows.append(compare_pair(grade, names, means[:, 0], means[:, 1], larger_is_better=True))
+    return correct_p_values(rows)
 
 
 def _read_key(path: Path) -> dict[str, Any]:
-    """Read what `write_reader_study` wrote. Raises InputRefused."""
+    """Read the key that `write_reader_study` wrote. Raises InputRefused."""
     try:
         key: dict[str, Any] = read_json(path)
         methods = [str(name) for name in key["methods"]]
@@ -241,12 +247,14 @@ def _read_key(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise InputRefused(
-        "the key is none of a reader study", where=path, do="give the .json that appeared beside the page as --key"
+        "the file is not the key of a reader study",
+        where=path,
+        do="give as --key the .json file that was written beside the page",
     )
 
 
 def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list[_Answer]]:
-    """Return answers by reader. Raises InputRefused where one reader is in two files."""
+    """Read the answers of all files, by reader. Raises InputRefused if one reader is in two files."""
     found: dict[str, list[_Answer]] = {}
     origin: dict[str, Path] = {}
     for path in files:
@@ -256,14 +264,14 @@ def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list
         for reader in own:
             if (alike := next((one for one in origin if one.casefold() == reader.casefold()), None)) is not None:
                 raise InputRefused(
-                    "two files hold answers of one reader",
+                    "two files contain answers of the same reader",
                     where=path,
                     found=f"{reader}, also in {origin[alike]}",
-                    do="give the file that was saved last; two readers of one name must be called apart in the column reader",
+                    do="give only the file that was saved last; if they are two readers of one name, rename one in the column reader",
                 )
             if reader in (MAJORITY, EVERYBODY):
                 raise InputRefused(
-                    "a reader has a name that the tables keep for themselves",
+                    "the name of a reader is reserved for a row of the tables",
                     where=path,
                     found=reader,
                     do="rename the reader in the column reader",
@@ -285,7 +293,7 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
             "the file of answers lacks columns",
             where=path,
             found=", ".join(missing),
-            do="give what the page saves, unchanged",
+            do="give the file that the page saved, unchanged",
         )
     places = {name: columns.index(name) for name in _COLUMNS}
     items = {item["item"]: (number, item) for number, item in enumerate(study["items"])}
@@ -294,23 +302,23 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
         row = {name: cells[place] if place < len(cells) else "" for name, place in places.items()}
         wrong = ""
         if row["study"] != study["study"]:
-            wrong = "belongs to another study than the key"
+            wrong = "belongs to a different study from the key"
         elif row["item"] not in items:
             wrong = "names an item that is not in the key"
         elif not row["reader"]:
-            wrong = "names no reader"
+            wrong = "has no reader"
         elif (row["reader"].casefold(), row["item"]) in seen:
-            wrong = "answers for the second time"
+            wrong = "repeats an answer"
         elif row["preference"] not in ("", *_CHOICES):
-            wrong = "has a preference that the page never writes"
+            wrong = "has an invalid preference"
         elif bad := [name for name in _COLUMNS[4:] if row[name] not in ("", *_GRADE_VALUES)]:
-            wrong = f"has a grade that the page never writes ({bad[0]})"
+            wrong = f"has an invalid grade ({bad[0]})"
         if wrong:
             raise InputRefused(
                 f"a row of answers {wrong}",
                 where=f"{path}, line {line}",
                 found=" | ".join(cells),
-                do="give what the page saves, unchanged, and the key that was made with it",
+                do="give the file that the page saved, unchanged, and the key of the same page",
             )
         seen.add((row["reader"].casefold(), row["item"]))
         number, item = items[row["item"]]
@@ -322,5 +330,5 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
         )
         answers.append(_Answer(row["reader"], number, preference, grades))
     if not answers:
-        raise InputRefused("the file of answers has no row", where=path, do="give what the page saves")
+        raise InputRefused("the file of answers has no row", where=path, do="give the file that the page saved")
     return answers

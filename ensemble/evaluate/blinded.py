@@ -1,4 +1,4 @@
-"""A reader study: one offline page that shows two masks of each case, and a key that tells whose they are.
+"""Reader study: an offline page that shows two masks per case blinded, and a key that says which method made which mask.
 
 The page is made of images and of a left and a right mask for each case, in an order drawn at random; whose masks they are, what the
 cases are called, and what was drawn reach the key only. So nothing in the page can tell.
@@ -19,10 +19,10 @@ from ensemble import __version__
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.methods import TRUTH, Method
-from ensemble.evaluate.pairs import Pair, masks_of
+from ensemble.evaluate.pairs import Pair, find_true_masks
 from ensemble.evaluate.scores import read_mask
 from ensemble.geometry import ROUNDING_VOXELS
-from ensemble.outputs.report.parts import code, grey_levels, json_text, sheet, sheet_columns, template
+from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.outputs.report.views import WINDOWS, brain_box
 from ensemble.prepare.case import PreparedCase, prepare_for_run
@@ -36,25 +36,25 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
-class Images:
-    """A dataset: images by the names of its cases."""
+class DatasetImages:
+    """The images of a dataset, by case name."""
 
     root: Path
     files: Mapping[str, Mapping[Modality, Path]]
 
 
 @dataclass(frozen=True)
-class AskedReaders:
-    """A reader study that is to be made."""
+class ReaderStudyRequest:
+    """What is needed to make a reader study: where page and key go, and the images to show."""
 
     page: Path
     key: Path
-    images: Images
+    images: DatasetImages
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A case of a reader study, as it is shown: axial, radiological, cut to the brain and the masks."""
+class BlindedCase:
+    """One case as readers see it: axial slices, radiological orientation, cropped to the brain and the masks."""
 
     case: str
     pixel_mm: tuple[float, float]
@@ -73,60 +73,68 @@ class ReaderStudy:
     key: dict[str, Any]
 
 
-def compared(methods: Sequence[Method]) -> tuple[str, str]:
-    """Return whose masks are shown: of two methods theirs, of one its and the true ones. Raises UsageError for more."""
+def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
+    """Return the names of the two mask sources: two methods, or one method and the true masks. Raises UsageError for more."""
     if len(methods) > 2:
         raise UsageError(
-            "a reader study shows two masks of a case",
+            "a reader study compares exactly two masks per case",
             found=f"{len(methods)} methods",
-            do="give one method, which is set beside the true masks, or two",
+            do="give one method (it is compared with the true masks) or two methods",
         )
     return methods[0].name, methods[1].name if len(methods) > 1 else TRUTH
 
 
-def refuse_standing(page: Path, key: Path) -> None:
-    """Raise UsageError where a page or key stands already: answers to a page whose key is gone are lost."""
+def refuse_existing_study(page: Path, key: Path) -> None:
+    """Raise UsageError if the page or key exists already: without its key, a page's answers can't be scored."""
     if page.resolve() == key.resolve():
-        raise UsageError("page and key are one file", where=page, do="give the key a name of its own")
+        raise UsageError("page and key have the same path", where=page, do="give the key another name with --key")
     for path in (page, key):
         if path.exists():
-            raise UsageError("a reader study stands there already", where=path, do="name another file, or move it away")
+            raise UsageError(
+                "a reader study already exists at this path",
+                where=path,
+                do="choose another path, or move the file away",
+            )
 
 
 def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
-    """Write the page, and the key such that others on the machine can't read it. Both or none."""
+    """Write the page, and the key readable by its owner only. Both or neither."""
     with publish(page.parent) as for_page, publish(key.parent) as for_key:
         (for_page / page.name).write_text(study.page, encoding="utf-8")
         (for_key / key.name).touch(mode=0o600)
         write_json(all_printable(study.key), for_key / key.name)
 
 
-def shown_cases(methods: Sequence[Method], truths: Path, dataset: Images) -> tuple[list[Shown], list[str]]:
-    """Read images and both masks of each case that all methods are measured in; also what to say of those that can't be shown.
+def read_blinded_cases(
+    methods: Sequence[Method], truths: Path, dataset: DatasetImages
+) -> tuple[list[BlindedCase], list[str]]:
+    """Read images and both masks of each case that all methods were measured on. Also returns why others were left out.
 
-    Raises InputRefused where none can.
+    Raises InputRefused if there is no such case.
     """
     dwi = {name: files[Modality.DWI] for name, files in dataset.files.items() if Modality.DWI in files}
     paths = [path for files in dataset.files.values() for path in files.values()]
-    of_case = masks_of(dwi, dataset.root, truths, paths)
+    of_case = find_true_masks(dwi, dataset.root, truths, paths)
     names = {path: name for name, pair in of_case.items() for path in pair.truth if _only(pair)}
     shown, said = [], []
     for path, pair in methods[0].pairs.items():
         if any(path not in method.scores for method in methods):
-            said.append(f"{pair.case} is not in the reader study: not every method has a mask that can be measured")
+            said.append(f"{pair.case} is not in the reader study: a method has no valid mask of it")
             continue
         try:
             if path not in names:
-                raise InputRefused(f"case {pair.case} has no images, or they can't be told apart", where=dataset.root)
+                raise InputRefused(
+                    f"case {pair.case} has no images, or several that match equally well", where=dataset.root
+                )
             shown.append(_shown(pair.case, path, methods, names[path], dataset.files[names[path]]))
         except InputRefused as error:
             said.append(f"{pair.case} is not in the reader study: {' '.join(str(error).split())}")
     if not shown:
         raise InputRefused(
-            "no case can be shown to readers",
+            "the reader study has no case to show",
             where=dataset.root,
             found=said[0],
-            do="give the images of the cases as --images",
+            do="give the dataset with the images of these cases as --images",
         )
     return shown, said
 
@@ -135,7 +143,7 @@ def _only(pair: Pair) -> bool:
     return len(pair.truth) == 1 and len(pair.predictions) == 1
 
 
-def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: Mapping[Modality, Path]) -> Shown:
+def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: Mapping[Modality, Path]) -> BlindedCase:
     config = RunConfig()
     images = prepare_for_run(read_files(name, files), config, "cpu")
     paths = [method.pairs[truth].predictions[0] for method in methods] + [truth] * (len(methods) == 1)
@@ -144,14 +152,14 @@ def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: 
         mask = read_mask(path, "mask")
         if not mask.grid.distance_voxels(images.grid) <= ROUNDING_VOXELS:
             raise InputRefused(
-                "a mask does not lie on the grid of the DWI", where=path, do="give the images it was drawn on"
+                "a mask has a different grid from the DWI", where=path, do="give the images on which the mask was made"
             )
         masks.append(mask.array)
-    return as_shown(case, images, (masks[0], masks[1]))
+    return make_blinded_case(case, images, (masks[0], masks[1]))
 
 
-def as_shown(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]) -> Shown:
-    """Return a case as it is shown; `masks` are (z, y, x) on its grid."""
+def make_blinded_case(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]) -> BlindedCase:
+    """Cut slices and masks of a case for the page; `masks` are (z, y, x) on its grid."""
     canonical = images.grid.canonical()
     rows, columns = brain_box(canonical.apply(images.brain.array | masks[0] | masks[1]))
     spacing = canonical.spacing(images.grid.spacing_zyx_mm)
@@ -167,14 +175,14 @@ def as_shown(case: str, images: PreparedCase, masks: tuple[BoolArray, BoolArray]
         for modality, window in WINDOWS.items()
         if modality in images.tissue_normalized
     )
-    return Shown(case, (spacing[2], spacing[1]), sheets, (cut(masks[0]).copy(), cut(masks[1]).copy()))
+    return BlindedCase(case, (spacing[2], spacing[1]), sheets, (cut(masks[0]).copy(), cut(masks[1]).copy()))
 
 
-def make_reader_study(cases: Sequence[Shown], names: tuple[str, str], seed: str = "") -> ReaderStudy:
-    """Draw order and sides, and make page and key.
+def make_reader_study(cases: Sequence[BlindedCase], names: tuple[str, str], seed: str = "") -> ReaderStudy:
+    """Shuffle the order of cases and the sides of the masks, and make page and key.
 
-    `seed` (64 hexadecimal digits) is drawn by the system unless given; it stands in the key only. All that is drawn are keyed hashes,
-    so that what the page shows of them (names of items, their order) tells nothing of the rest.
+    `seed` (64 hexadecimal digits) is drawn by the system unless given; only the key contains it. All random choices are keyed hashes,
+    so that those visible on the page (names and order of items) reveal nothing about the others.
     """
     seed = seed or secrets.token_hex(32)
     order = sorted(range(len(cases)), key=lambda number: _drawn(seed, f"order {number}"))
@@ -201,7 +209,7 @@ def _drawn(seed: str, what: str) -> bytes:
 
 
 def _token(seed: str, what: str) -> str:
-    """Return a name that says nothing; letters only, since spreadsheets turn `12e5` into a number."""
+    """Return a seeded, meaningless name; of letters only, because spreadsheets turn `12e5` into a number."""
     return "".join(_LETTERS[byte % len(_LETTERS)] for byte in _drawn(seed, what))
 
 
@@ -210,13 +218,13 @@ def _page(study: str, items: Sequence[Mapping[str, Any]]) -> str:
         notice=RESEARCH_USE,
         count=len(items),
         data=json_text({"study": study, "items": items}),
-        **code("slices.js", "readers.js"),
+        **page_script("slices.js", "readers.js"),
     )
     return printable(text)
 
 
-def _viewer(case: Shown, left: BoolArray, right: BoolArray) -> dict[str, Any]:
-    """Return what the script needs to draw a case. It begins where both masks together are largest."""
+def _viewer(case: BlindedCase, left: BoolArray, right: BoolArray) -> dict[str, Any]:
+    """Return the data that the page's script draws a case from. It opens at the slice where the two masks are largest."""
     slices, height, width = left.shape
     area = left.sum(axis=(1, 2)) + right.sum(axis=(1, 2))
     bits = np.stack([left, right, np.zeros_like(left)], axis=-1).astype(np.uint8) * 255

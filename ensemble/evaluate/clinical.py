@@ -1,4 +1,4 @@
-"""What is known of patients beside their masks: a table, and how lesion volume and number go with its scores."""
+"""A table of clinical scores, and how lesion volume and number correlate with them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.intervals import (
     MIN_CORRELATED,
-    ends,
-    holm,
+    holm_correction,
+    interval_ends,
     spearman,
     spearman_intervals,
 )
 from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.scores import Score
 from ensemble.files import cannot_open_error
-from ensemble.tables import NOTHING, Sheet, read_sheet
+from ensemble.tables import EMPTY_CELLS, Sheet, read_sheet
 from ensemble.text import printable
 from ensemble.types import FloatArray
 
@@ -34,8 +34,8 @@ QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_
 
 
 @dataclass(frozen=True)
-class Clinical:
-    """A table of patients, by case."""
+class ClinicalTable:
+    """A table of patients, by case name."""
 
     cases: frozenset[str]
     scores: Mapping[str, Mapping[str, float]]
@@ -47,7 +47,7 @@ class Clinical:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of a quantity of masks with a clinical score."""
+    """Spearman's rank correlation of a mask quantity (volume or number of lesions) with a clinical score."""
 
     masks: str
     """A method, or the true masks."""
@@ -66,7 +66,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class CorrelationDifference:
-    """Whether a method's masks go with a score as the true ones do, on the same cases."""
+    """The difference between a method's correlation with a score and that of the true masks, on the same cases."""
 
     method: str
     quantity: str
@@ -81,11 +81,11 @@ class CorrelationDifference:
     note: str = ""
 
 
-def read_clinical(path: Path, groups: Sequence[str]) -> Clinical:
-    """Read a table with the column `case`, and of each case scores and the columns that `groups` names.
+def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
+    """Read a table with a column `case`, clinical scores, and the columns named in `groups`.
 
-    A column is a score when all that stands in it is a number; text alone is passed over, with a note. Raises InputRefused for what is
-    no such table, a case twice, or numbers beside text in one column.
+    A column is a score if all its cells are numbers; columns of text are ignored, with a note. Raises InputRefused for
+    an invalid table, a repeated case, or numbers and text in one column.
     """
     try:
         sheet = read_sheet(path, _NAME)
@@ -105,49 +105,49 @@ def read_clinical(path: Path, groups: Sequence[str]) -> Clinical:
     for name, place in columns.items():
         if name not in grouping and words[name]:
             if (found := numbers.column(name, place)) is None:
-                notes.append(f"column {name} of {_NAME} is text and no score")
+                notes.append(f"column {name} of {_NAME} is text, so it is not used as a score")
             else:
                 scores[name] = found
     notes += [f"column {name} of {_NAME} is empty" for name in columns if not words[name]]
-    return Clinical(frozenset(lines), scores, words, tuple(notes))
+    return ClinicalTable(frozenset(lines), scores, words, tuple(notes))
 
 
-def unmatched(clinical: Clinical, names: Sequence[str], path: Path) -> list[str]:
-    """Return what to say of cases that table and masks do not share.
+def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path: Path) -> list[str]:
+    """Return messages about cases that are only in the table or only among the masks.
 
-    Raises InputRefused where no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
+    Raises InputRefused if no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
     has read a name as a number).
     """
     if twice := [name for name, often in Counter(names).items() if often > 1]:
         raise InputRefused(
-            f"two cases are called {twice[0]}, and {_NAME} tells them apart by name only",
+            f"two cases have the name {twice[0]}, but {_NAME} identifies cases by name only",
             where=path,
             found=", ".join(twice[:5]),
-            do="give the cases names of their own",
+            do="give each case a unique name",
         )
     without_row = [name for name in names if name not in clinical.cases]
     without_mask = sorted(clinical.cases - set(names))
     alike = {_lossy(case): case for case in without_mask}
     if similar := [(name, alike[_lossy(name)]) for name in without_row if _lossy(name) in alike]:
         raise InputRefused(
-            f"names of cases in {_NAME} only look like those of the masks",
+            f"case names in {_NAME} are similar to those of the masks, but not equal",
             where=path,
             found=", ".join(f"{theirs!r} for {ours!r}" for ours, theirs in similar[:5]) + " ..." * (len(similar) > 5),
-            do="write them as the masks are called; a spreadsheet reads 001 as 1 unless the column is text",
+            do="spell case names as the masks do; a spreadsheet turns 001 into 1 unless the column is text",
         )
     if len(without_row) == len(names):
         raise InputRefused(
-            f"no case of {_NAME} is a case of the masks",
+            f"{_NAME} and the masks have no case in common",
             where=path,
             found=f"table: {', '.join(without_mask[:3])}; masks: {', '.join(sorted(names)[:3])}",
-            do="write the column case as the masks are called",
+            do="use the case names of the masks in the column case",
         )
     said = [f"no row in {_NAME}, so in no score or group of it: {', '.join(without_row)}"] * bool(without_row)
     return said + [f"in {_NAME} without a measured mask: {', '.join(without_mask)}"] * bool(without_mask)
 
 
 def correlations(
-    methods: Sequence[Method], clinical: Clinical
+    methods: Sequence[Method], clinical: ClinicalTable
 ) -> tuple[list[Correlation], list[CorrelationDifference]]:
     """Correlate volume and number of lesions, of each method and of the true masks, with every score."""
     rows, differences = [], []
@@ -162,7 +162,7 @@ def correlations(
                 row, difference = _with_difference(method.name, quantity, score, ours, theirs, wanted)
                 rows.append(row)
                 differences.append(difference)
-    corrected = holm([row.p for row in rows])
+    corrected = holm_correction([row.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)], differences
 
 
@@ -179,24 +179,26 @@ def _correlation(masks: str, quantity: str, score: str, values: FloatArray, want
     interval = spearman_intervals(values, values, wanted)[0] if found else None
     note = _note(found, values, wanted, f"{quantity} of the {TRUTH}", score)
     return Correlation(
-        masks, quantity, score, len(values), found and found[0], *ends(interval), found and found[1], None, note
+        masks, quantity, score, len(values), found and found[0], *interval_ends(interval), found and found[1], None, note
     )  # fmt: skip
 
 
 def _with_difference(
     method: str, quantity: str, score: str, ours: FloatArray, theirs: FloatArray, wanted: FloatArray
 ) -> tuple[Correlation, CorrelationDifference]:
-    """Correlate predicted quantities, and set them beside the true ones of the same cases."""
+    """Correlate predicted quantities with a score, and compare with the true masks of the same cases."""
     one, other = spearman(ours, wanted), spearman(theirs, wanted)
     drawn = spearman_intervals(ours, theirs, wanted)
     interval = drawn[0] or (spearman_intervals(ours, ours, wanted)[0] if one else None)
     note = _note(one, ours, wanted, f"{quantity} of {method}", score)
-    row = Correlation(method, quantity, score, len(ours), one and one[0], *ends(interval), one and one[1], None, note)
+    row = Correlation(
+        method, quantity, score, len(ours), one and one[0], *interval_ends(interval), one and one[1], None, note
+    )
     said = note if one is None else _note(other, theirs, wanted, f"{quantity} of the {TRUTH}", score)
     if one and other and np.array_equal(ours, theirs):
         said, drawn = "equal in all cases", (None, None, None)
     elif one and other and drawn[2] is None:
-        said = f"no interval below {MIN_CORRELATED} cases"
+        said = f"an interval needs at least {MIN_CORRELATED} cases"
     rho, rho_true = one and one[0], other and other[0]
     return row, CorrelationDifference(
         method,
@@ -206,22 +208,22 @@ def _with_difference(
         rho,
         rho_true,
         None if rho is None or rho_true is None else rho - rho_true,
-        *ends(drawn[2]),
+        *interval_ends(drawn[2]),
         said,
     )
 
 
 def _note(found: object, values: FloatArray, wanted: FloatArray, name: str, score: str) -> str:
-    """Say why something can't be told."""
+    """Return why a value can't be computed."""
     if len(values) < 3:
-        return "no correlation below 3 cases"
+        return "a correlation needs at least 3 cases"
     if found is None:
         return f"all values of {score if np.ptp(wanted) == 0 else name} are equal"
-    return f"no interval below {MIN_CORRELATED} cases" if len(values) < MIN_CORRELATED else ""
+    return f"an interval needs at least {MIN_CORRELATED} cases" if len(values) < MIN_CORRELATED else ""
 
 
 def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
-    """Return where each column stands. Those without a name are passed over. Raises InputRefused."""
+    """Return the index of each named column; unnamed ones are skipped. Raises InputRefused."""
     if _CASE not in (lower := [heading.lower() for heading in sheet.headings]):
         raise InputRefused(
             f"{_NAME} has no column case",
@@ -230,7 +232,9 @@ def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
             do="name the columns in the first line: case, then any others (nihss, mrs, scanner ...)",
         )
     if twice := [name for name, often in Counter(lower).items() if often > 1 and name]:
-        raise InputRefused(f"a column appears twice in {_NAME}", where=path, found=", ".join(twice), do="leave one")
+        raise InputRefused(
+            f"a column appears twice in {_NAME}", where=path, found=", ".join(twice), do="remove or rename all but one"
+        )
     return {heading: place for place, heading in enumerate(sheet.headings) if heading}
 
 
@@ -252,14 +256,14 @@ def _by_case(sheet: Sheet, key: int, path: Path) -> dict[str, tuple[int, list[st
 
 
 def _cell(cells: Sequence[str], place: int) -> str:
-    """Return a cell's content; nothing where it says that there is none."""
+    """Return the content of a cell; empty if it is a missing-value marker."""
     cell = cells[place] if place < len(cells) else ""
-    return "" if cell.lower() in NOTHING else cell
+    return "" if cell.lower() in EMPTY_CELLS else cell
 
 
 @dataclass
 class _Numbers:
-    """The numbers of a table, all with points or all with commas as their decimal mark."""
+    """The numeric cells of a table, all with a point or all with a comma as decimal mark."""
 
     sheet: Sheet
     path: Path
@@ -268,7 +272,7 @@ class _Numbers:
     """The decimal mark that was met first."""
 
     def column(self, name: str, place: int) -> dict[str, float] | None:
-        """Return a column's numbers by case; None where all is text. Raises InputRefused."""
+        """Return the numbers of a column by case; None if it holds only text. Raises InputRefused."""
         cells = {case: (line, cell) for case, (line, row) in self.lines.items() if (cell := _cell(row, place))}
         if not any(_NUMBER.fullmatch(cell) for _, cell in cells.values()):
             return None
@@ -278,33 +282,37 @@ class _Numbers:
         mark = next((one for one in ",." if one in cell), "")
         self.mark = self.mark or mark
         value = float(cell.replace(",", ".")) if _NUMBER.fullmatch(cell) else np.inf
-        wrong = "is no number" if not np.isfinite(value) else ""
+        wrong = "is not a number" if not np.isfinite(value) else ""
         if not wrong and mark == "," and self.sheet.delimiter == ",":
-            wrong = "has a comma in a table whose separator is the comma"
+            wrong = "has a decimal comma in a comma-separated table"
         elif not wrong and mark and mark != self.mark:
-            wrong = "has another decimal mark than the numbers before it"
+            wrong = "has a different decimal mark from the numbers before it"
         if wrong:
             raise InputRefused(
                 f"a cell of the column {name} in {_NAME} {wrong}",
                 where=f"{self.path}, line {line}",
                 found=cell,
-                do="write numbers alike (3.5), and leave the cell empty where the value is not known;"
-                " name a column of groups in --by",
+                do="write all numbers in the same way (3.5) and leave unknown values empty;"
+                " if the column holds groups, name it in --by",
             )
         return value
 
 
-def chosen_groups(clinical: Clinical | None, names: Sequence[str], path: Path | None) -> dict[str, Mapping[str, str]]:
-    """Return the columns that are to group cases, as the table calls them. Raises UsageError for one that is not there."""
+def group_columns(
+    clinical: ClinicalTable | None, names: Sequence[str], path: Path | None
+) -> dict[str, Mapping[str, str]]:
+    """Return the columns to group cases by, as spelt in the table. Raises UsageError if a column does not exist."""
     lower = {} if clinical is None else {name.lower(): name for name in clinical.words}
     if absent := [name for name in names if name.lower() not in lower]:
         raise UsageError(
-            f"--by names what is no column of {_NAME}" if clinical else "--by needs --clinical, whose columns it names",
+            f"--by names a column that {_NAME} does not have"
+            if clinical
+            else "--by names a column, but no table is given",
             where=path or "",
             found=f"{', '.join(absent)}" + (f"; columns: {', '.join(lower.values())}" if clinical else ""),
-            do="name columns of the table, separated by commas"
+            do="give names of columns, separated by commas"
             if clinical
-            else "give the table, or only lesion_size and lesion_number",
+            else "add --clinical TABLE, or use only lesion_size and lesion_number",
         )
     assert clinical is not None or not names
     return {lower[name.lower()]: clinical.words[lower[name.lower()]] for name in names} if clinical else {}

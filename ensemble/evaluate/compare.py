@@ -1,4 +1,4 @@
-"""Methods against each other, case by case: paired differences, win rates, and a ranking as ISLES'22 ranks."""
+"""Compare methods on the same cases: paired differences, win rates, and a ranking by the ISLES'22 scheme."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scipy.stats import kendalltau, rankdata
 
 from ensemble.evaluate.intervals import (
     TOO_SKEWED,
-    ends,
-    holm,
+    holm_correction,
+    interval_ends,
     mean_interval,
     median_interval,
+    merge_rounding_differences,
     resampled_means,
     share_interval,
     wilcoxon_p,
-    without_rounding,
 )
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES, SKEWED
@@ -30,8 +30,8 @@ LARGER_IS_BETTER = {"dice": True, "lesion_f1": True, "avd_ml": False, "alcd": Fa
 
 
 @dataclass(frozen=True)
-class Paired:
-    """One measure of two methods on the cases that both have: the first one's value less the second one's."""
+class PairedComparison:
+    """One measure of two methods on the cases that both have: first minus second."""
 
     measure: str
     first: str
@@ -62,7 +62,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Rank:
-    """A method's place."""
+    """The rank of a method."""
 
     method: str
     place: float
@@ -85,15 +85,15 @@ class Rank:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All methods, best first, and how firmly the order stands."""
+    """All methods, best first, and how stable the order is under resampling."""
 
     rows: list[Rank]
     kendall_tau: float | None
-    """Median over the resamples of Kendall's tau with the order of all cases; None where that has ties only, or there is one case."""
+    """Median over the resamples of Kendall's tau with the order of all cases; None if that has ties only, or there is one case."""
 
 
-def paired(methods: Sequence[Method]) -> list[Paired]:
-    """Compare all methods two by two, on the cases that both have."""
+def compare_methods(methods: Sequence[Method]) -> list[PairedComparison]:
+    """Compare all methods pairwise, on the cases that both have."""
     rows = []
     for first, second in combinations(methods, 2):
         common = [case for case in first.scores if case in second.scores]
@@ -102,37 +102,37 @@ def paired(methods: Sequence[Method]) -> list[Paired]:
                 np.array([getattr(method.scores[case], measure) for case in common], float)
                 for method in (first, second)
             )
-            rows.append(paired_row(measure, (first.name, second.name), one, other, LARGER_IS_BETTER[measure]))
-    return corrected(rows)
+            rows.append(compare_pair(measure, (first.name, second.name), one, other, LARGER_IS_BETTER[measure]))
+    return correct_p_values(rows)
 
 
-def corrected(rows: Sequence[Paired]) -> list[Paired]:
-    """Return rows with their p-values corrected for each other."""
-    return [replace(row, p_holm=p) for row, p in zip(rows, holm([row.p for row in rows]), strict=True)]
+def correct_p_values(rows: Sequence[PairedComparison]) -> list[PairedComparison]:
+    """Return the rows with Holm-corrected p-values."""
+    return [replace(row, p_holm=p) for row, p in zip(rows, holm_correction([row.p for row in rows]), strict=True)]
 
 
-def paired_row(
+def compare_pair(
     measure: str, names: tuple[str, str], first: FloatArray, second: FloatArray, larger_is_better: bool
-) -> Paired:
-    """Compare two methods by the values of one measure on the same cases (cases,), at least one."""
-    differences = without_rounding(first - second)
+) -> PairedComparison:
+    """Compare two methods by one measure on the same cases (cases,), at least one."""
+    differences = merge_rounding_differences(first - second)
     good = differences if larger_is_better else -differences
     wins, losses = int((good > 0).sum()), int((good < 0).sum())
     mean, median = None if measure in SKEWED else mean_interval(differences), median_interval(differences)
     rate = share_interval(wins, wins + losses)
-    return Paired(
+    return PairedComparison(
         measure,
         *names,
         len(differences),
         float(differences.mean()),
-        *ends(mean),
+        *interval_ends(mean),
         float(np.median(differences)),
-        *ends(median),
+        *interval_ends(median),
         wins,
         len(differences) - wins - losses,
         losses,
         wins / (wins + losses) if rate else None,
-        *ends(rate),
+        *interval_ends(rate),
         wilcoxon_p(differences),
         None,
         _note(differences, measure in SKEWED),
@@ -140,27 +140,27 @@ def paired_row(
 
 
 def _note(differences: FloatArray, skewed: bool) -> str:
-    """Say why an interval is not there."""
+    """Return why an interval is missing."""
     if np.ptp(differences) == 0:
-        return "all cases differ by the same" if differences.any() else "equal in all cases"
+        return "all differences are equal" if differences.any() else "equal in all cases"
     said = [TOO_SKEWED] * skewed
-    said += ["no interval of the mean below 3 cases"] * (len(differences) < 3 and not skewed)
-    return "; ".join(said + ["no interval of the median below 6 cases"] * (len(differences) < 6))
+    said += ["an interval of the mean needs at least 3 cases"] * (len(differences) < 3 and not skewed)
+    return "; ".join(said + ["an interval of the median needs at least 6 cases"] * (len(differences) < 6))
 
 
-def ranking(methods: Sequence[Method]) -> Ranking | None:
-    """Rank methods as ISLES'22 does: by case and measure, then by the mean of all these ranks; None with one method.
+def rank_methods(methods: Sequence[Method]) -> Ranking | None:
+    """Rank methods as ISLES'22 does: by case and measure, then by the mean of these ranks. None for a single method.
 
-    A method without a mask that can be measured is last in its case, as in challenges: it must not gain by failing on hard ones. Cases
-    that nobody has count for nothing.
+    A method without a measurable mask is last in its case, as in challenges: it must not gain by failing on hard ones. Cases
+    that no method has are ignored.
     """
     cases = list(dict.fromkeys(case for method in methods for case in method.scores))
     if len(methods) < 2:
         return None
     ranks = case_ranks(methods, cases)
-    means = without_rounding(ranks.mean(axis=0))
+    means = merge_rounding_differences(ranks.mean(axis=0))
     places = rankdata(means)
-    drawn = rankdata(without_rounding(resampled_means(ranks)), axis=1) if len(cases) > 1 else None
+    drawn = rankdata(merge_rounding_differences(resampled_means(ranks)), axis=1) if len(cases) > 1 else None
     rows = []
     for number, method in enumerate(methods):
         interval = mean_interval(ranks[:, number])
@@ -174,20 +174,20 @@ def ranking(methods: Sequence[Method]) -> Ranking | None:
                 method.name,
                 float(places[number]),
                 float(means[number]),
-                *ends(interval),
+                *interval_ends(interval),
                 len(cases),
                 sum(case not in method.scores for case in cases),
                 None if low is None else float(low),
                 None if high is None else float(high),
                 None if drawn is None else float((drawn[:, number] == 1).mean()),
-                "one case tells nothing of the others" if drawn is None else "",
+                "intervals need more than one case" if drawn is None else "",
             )
         )
     return Ranking(sorted(rows, key=lambda row: row.place), None if drawn is None else _tau(places, drawn))
 
 
 def case_ranks(methods: Sequence[Method], cases: Sequence[Path]) -> FloatArray:
-    """Return each method's rank in each case, 1 the best, ties sharing the mean, averaged over the measures: (cases, methods)."""
+    """Return each method's rank in each case, averaged over the measures: (cases, methods). 1 is best; ties share the mean rank."""
     of_measures = []
     for measure in MEASURES:
         worst = -np.inf if LARGER_IS_BETTER[measure] else np.inf
@@ -195,12 +195,14 @@ def case_ranks(methods: Sequence[Method], cases: Sequence[Path]) -> FloatArray:
             [[getattr(m.scores[case], measure) if case in m.scores else worst for m in methods] for case in cases],
             float,
         )
-        of_measures.append(rankdata(without_rounding(-values if LARGER_IS_BETTER[measure] else values), axis=1))
+        of_measures.append(
+            rankdata(merge_rounding_differences(-values if LARGER_IS_BETTER[measure] else values), axis=1)
+        )
     return np.asarray(np.mean(of_measures, axis=0))
 
 
 def _tau(places: FloatArray, drawn: FloatArray) -> float | None:
-    """Return the median of Kendall's tau (b) between two orders; resamples in which all are equal count as 0."""
+    """Return the median Kendall's tau-b between two orders; resamples in which all methods tie count as 0."""
     if np.ptp(places) == 0:
         return None
     orders, often = np.unique(drawn, axis=0, return_counts=True)

@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals, and tests, that hold in small studies; what can't be told is None, never a guess.
+"""Estimates with 95 % intervals, and tests, valid in small studies. What can't be computed reliably is None.
 
 Which interval is used for what was chosen by simulation: `python -m benchmarks.coverage` (docs/studies.md has its figures).
 """
@@ -28,13 +28,13 @@ _BLOCK = 2_000_000
 Interval = tuple[float, float]
 
 
-def ends(interval: Interval | None) -> tuple[float | None, float | None]:
-    """Return both ends of an interval, None where there is none."""
+def interval_ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    """Return both ends of an interval; (None, None) without one."""
     return interval or (None, None)
 
 
 def mean_interval(values: FloatArray) -> Interval | None:
-    """Return Student's interval of a mean; None below three values, or where all are equal."""
+    """Return Student's t interval of a mean; None for fewer than three values, or if all are equal."""
     if len(values) < 3 or np.ptp(values) <= _ROUNDING:
         return None
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
@@ -42,7 +42,7 @@ def mean_interval(values: FloatArray) -> Interval | None:
 
 
 def median_interval(values: FloatArray) -> Interval | None:
-    """Return the interval of a median between two order statistics, whatever the distribution; None below six values.
+    """Return the distribution-free interval of a median, between two order statistics; None for fewer than six values.
 
     The narrowest symmetric one that holds the median in at least 95 % (Conover, Practical Nonparametric Statistics, 3.2).
     """
@@ -54,20 +54,20 @@ def median_interval(values: FloatArray) -> Interval | None:
 
 
 def share_interval(successes: int, of: int) -> Interval | None:
-    """Return the exact interval of a share (Clopper and Pearson 1934); None of nothing."""
+    """Return the exact interval of a proportion (Clopper and Pearson 1934); None for zero trials."""
     if of == 0:
         return None
     found = stats.binomtest(successes, of).proportion_ci(LEVEL, "exact")
     return float(found.low), float(found.high)
 
 
-def without_rounding(values: FloatArray) -> FloatArray:
-    """Return measures such that those which differ by rounding only are equal."""
+def merge_rounding_differences(values: FloatArray) -> FloatArray:
+    """Return values with those made equal that differ only by floating-point rounding."""
     return np.round(values / _ROUNDING) * _ROUNDING
 
 
 def wilcoxon_p(differences: FloatArray) -> float | None:
-    """Return the p-value of Wilcoxon's signed-rank test, zeros left out; None where all are zero."""
+    """Return the p-value of Wilcoxon's signed-rank test without zeros; None if all are zero."""
     differences = differences[differences != 0]
     return float(stats.wilcoxon(differences).pvalue) if len(differences) else None
 
@@ -93,7 +93,7 @@ def spearman_intervals(
 ) -> tuple[Interval | None, Interval | None, Interval | None]:
     """Return percentile bootstrap intervals over cases.
 
-    Of the first quantity's rho with the score, of the second's, and of their difference, drawn together. None where there are too few
+    Of the first quantity's rho with the score, of the second's, and of their difference, drawn together. None if there are too few
     cases, or one is constant.
     """
     n = len(score)
@@ -110,10 +110,10 @@ def resampled_means(values: FloatArray, resamples: int = RESAMPLES) -> FloatArra
     return np.concatenate([values[index].mean(axis=1) for index in _resampled(len(values), resamples)])
 
 
-def kruskal(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
-    """Return Kruskal and Wallis' H, its p-value, and where that comes from ("chi-squared", or "permutation" where a group is small).
+def kruskal_wallis(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
+    """Return the Kruskal-Wallis H, its p-value, and its source ("chi-squared", or "permutation" if a group is small).
 
-    None where there are fewer than two groups, or all values are equal.
+    None if there are fewer than two groups, or all values are equal.
     """
     values = np.concatenate(groups) if groups else np.empty(0)
     if len(groups) < 2 or np.ptp(values) == 0:
@@ -132,8 +132,8 @@ def kruskal(groups: Sequence[FloatArray]) -> tuple[float, float, str] | None:
     return float(found.statistic), _extreme(spread(shuffled), float(spread(ranks[None])[0])), "permutation"
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for their number (Holm 1979); None, a test that was not made, counts for nothing."""
+def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return Holm-corrected p-values (Holm 1979). None, for a test that was not made, is not counted."""
     made = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -144,7 +144,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def fleiss_kappa(counts: AnyArray) -> float | None:
-    """Return Fleiss' kappa of ratings (subjects, categories): how many raters chose what, of each subject equally many.
+    """Return Fleiss' kappa of ratings (subjects, categories): the number of raters per category, equally many for each subject.
 
     None below two raters or subjects, or where all chose the same.
     """
@@ -158,7 +158,7 @@ def fleiss_kappa(counts: AnyArray) -> float | None:
 
 
 def _resampled(n: int, resamples: int) -> list[AnyArray]:
-    """Return which cases each resample holds, in blocks (resamples, n); the same at every call."""
+    """Yield the case indices of the bootstrap resamples in blocks (resamples, n); the same at every call."""
     rng, rows = np.random.default_rng(0), max(1, _BLOCK // n)
     return [rng.integers(n, size=(min(rows, resamples - start), n)) for start in range(0, resamples, rows)]
 
@@ -181,5 +181,5 @@ def _percentiles(values: FloatArray) -> Interval:
 
 
 def _extreme(drawn: FloatArray, observed: float) -> float:
-    """Return the share of permutations at least as far from 0 as what was observed, that itself counted."""
+    """Return the share of permutations at least as far from 0 as the observed value, which counts as one of them."""
     return float((np.sum(np.abs(drawn) >= abs(observed) * (1 - _ROUNDING)) + 1) / (len(drawn) + 1))

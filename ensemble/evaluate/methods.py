@@ -1,4 +1,4 @@
-"""Several methods measured against one set of true masks."""
+"""Measure several methods against one set of true masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRUTH = "true masks"
 
 @dataclass(frozen=True)
 class Method:
-    """One method's masks, measured."""
+    """The masks of one method, and their measures."""
 
     name: str
     path: Path
@@ -33,7 +33,7 @@ class Method:
 
 
 def measure_methods(predictions: Sequence[Path], truths: Path) -> list[Method]:
-    """Measure every case of every method. Raises InputRefused where a method has nothing that can be measured; UsageError."""
+    """Measure every case of every method. Raises InputRefused if a method has no measurable case; UsageError."""
     names = method_names(predictions)
     methods = []
     for name, path in zip(names, predictions, strict=True):
@@ -54,17 +54,17 @@ def measure_methods(predictions: Sequence[Path], truths: Path) -> list[Method]:
 
 
 def method_names(predictions: Sequence[Path]) -> list[str]:
-    """Name methods by their folders, with as many folders above as tell them apart.
+    """Name methods by their folders, with as many parent folders as needed to make the names unique.
 
-    Raises UsageError where one path is given twice, or lies in another.
+    Raises UsageError if one path is given twice, or lies in another.
     """
     places = [path.resolve() for path in predictions]
     for place in places:
         if places.count(place) > 1 or any(place != other and place.is_relative_to(other) for other in places):
             raise UsageError(
-                "predictions of two methods are one, or lie in one another",
+                "two of the prediction folders are the same, or one contains the other",
                 found=", ".join(map(str, predictions)),
-                do="give each method's own folder, and the true masks last",
+                do="give a separate folder for each method, and the true masks last",
             )
     parts = [(*place.parts[1:-1], stem(place) if place.is_file() else place.name) for place in places]
     taken = (TRUTH,)
@@ -73,7 +73,7 @@ def method_names(predictions: Sequence[Path]) -> list[str]:
 
 
 def _told_apart(pairs: Sequence[Pair], truths: Path) -> list[Pair]:
-    """Name cases of one name by the places of their true masks, lest one be taken for the other."""
+    """Name cases of equal name by the paths of their true masks, so that they are not confused."""
     often = Counter(pair.case for pair in pairs)
     places = [pair.truth[0].relative_to(truths).as_posix() if truths.is_dir() else pair.truth[0].name for pair in pairs]
     return [

@@ -1,4 +1,4 @@
-"""Which predicted mask belongs to which true one."""
+"""Pair each predicted mask with its true mask."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Pair:
     predictions: tuple[Path, ...]
     """One each, unless something is missing or ambiguous."""
     others: tuple[Path, ...] = ()
-    """Predictions without a true mask, where there is none for this case: those with a similar name, else any."""
+    """Predictions without a true mask, if there is none for this case: those with a similar name, else any."""
 
 
 @dataclass(frozen=True)
 class _Mask:
-    """A mask file, and what it says of its case."""
+    """A mask file, and what its path says about its case."""
 
     path: Path
     stored: Name
@@ -71,19 +71,19 @@ class _Mask:
 
     @property
     def above(self) -> Name:
-        """The folders above its case, but for those of subject and session."""
+        """The folders above its case, without those of subject and session."""
         return tuple(
             part for part in self.names[0][:-1] if not _SUBJECT.fullmatch(part) and not _SESSION.fullmatch(part)
         )
 
     @property
     def case(self) -> str:
-        """What to call its case."""
+        """The name of its case."""
         return bids.group(0) if (bids := _BIDS.match(stem(self.path))) else "/".join(self.names[0])
 
 
 def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> tuple[list[Pair], list[str]]:
-    """Pair the masks of two folders (or two files): one pair for each case with a true mask, and the cases that have none.
+    """Pair the masks of two folders (or two files). Returns a pair per case with a true mask, and the cases without one.
 
     Two masks belong together when their cases have one name: that of the file without words such as `_mask`, with the folders that it
     lies in as far as both have some; what a batch wrote goes by the names in its reports. Else, when sub, ses and run of their BIDS
@@ -98,7 +98,7 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
             "the folder of true masks lies inside the folder of predictions",
             where=predictions,
             found=str(truths),
-            do="give the folder of the predicted masks alone",
+            do="give a folder that contains only predicted masks",
         )
     predicted = _masks(predictions)
     apart = [place for one in (predictions, *others) if (place := one.resolve()) != outer]
@@ -107,24 +107,24 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
     pairs = [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
     if not pairs:
         raise InputRefused(
-            "no predicted mask belongs to a true one",
+            "no predicted mask matches a true mask by name",
             where=predictions,
             found=f"predictions {_some(predicted)}; true masks {_some(true)}",
-            do="name both by the case, for example sub-01_ses-1_mask.nii.gz, 01.nii.gz or 01/mask.nii.gz",
+            do="name both after the case, for example sub-01_ses-1_mask.nii.gz, 01.nii.gz or 01/mask.nii.gz",
         )
     pairs += [Pair(mask.case, (mask.path,), (), _similar(mask, predicted)) for mask in true]
     return sorted(pairs, key=lambda pair: (pair.case, pair.truth)), sorted(mask.case for mask in predicted)
 
 
-def masks_of(cases: Mapping[str, Path], root: Path, truths: Path, passed_over: Collection[Path]) -> dict[str, Pair]:
-    """Return the true masks below a folder of each case that has some: by the case's name and its DWI's, as masks are paired with each
-    other.
-    What our own program has predicted is no true mask.
+def find_true_masks(
+    cases: Mapping[str, Path], root: Path, truths: Path, passed_over: Collection[Path]
+) -> dict[str, Pair]:
+    """Return the true masks in a folder by case, matched by the names of case and DWI. Predictions of this program are skipped.
 
     Args:
         cases: DWI by the case's name.
-        root: what the dataset is called by, whose folders name cases.
-        passed_over: files that are no masks: the images themselves.
+        root: the dataset, whose folders name the cases.
+        passed_over: files that are not masks: the images themselves.
 
     Returns pairs whose `predictions` are the DWIs of all cases that the masks may belong to.
     """
@@ -140,7 +140,7 @@ def masks_of(cases: Mapping[str, Path], root: Path, truths: Path, passed_over: C
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether a report of ours lies in a folder: what is beside it was predicted."""
+    """Return whether a folder holds a report of this program: the masks beside it are predictions."""
     try:
         return bool(read_json(folder / "report.json")["tool"]["name"] == TOOL)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -148,7 +148,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _of_case(name: str, dwi: Path, root: Path) -> _Mask:
-    """Return a case in the place of its predicted mask."""
+    """Return a case as if its DWI were a predicted mask."""
     path = dwi.relative_to(root.resolve()) if dwi.is_relative_to(root.resolve()) else Path(dwi.name)
     folders, own = path.parent.parts, _own_name(path)
     names = [_spelt(name.split("/")), *_names_of(folders, own, _MODALITY)]
@@ -159,7 +159,7 @@ def _of_case(name: str, dwi: Path, root: Path) -> _Mask:
 def _together(
     true: Sequence[_Mask], predicted: Sequence[_Mask]
 ) -> tuple[list[tuple[list[_Mask], list[_Mask]]], list[_Mask], list[_Mask]]:
-    """Groups of masks of one case, and those of either side that are left."""
+    """Return groups of masks of one case, and the unmatched masks of either side."""
     found: list[tuple[list[_Mask], list[_Mask]]] = []
     sites = {part for mask in true for part in mask.above} & {part for mask in predicted for part in mask.above}
     for related in (_stored, _named, _named_below, partial(_same_entities, sites=sites)):
@@ -186,14 +186,14 @@ def _named_below(mask: _Mask, whole: bool) -> Iterable[Any]:
 
 
 def _same_entities(mask: _Mask, whole: bool, sites: set[str]) -> Iterable[Any]:
-    """Return the entities, of one site: a folder that both trees have says whose subjects it holds, and each site may have a sub-01."""
+    """Return BIDS entities per site: a folder that both trees have names the site, and each site may have a sub-01."""
     return [(mask.entities, tuple(part for part in mask.above if part in sites))] if mask.entities else []
 
 
 def _groups(
     true: Sequence[_Mask], predicted: Sequence[_Mask], keys: Callable[[_Mask, bool], Iterable[Any]]
 ) -> list[tuple[list[_Mask], list[_Mask]]]:
-    """Return true and predicted masks that are related, directly or through others; more than one of either is ambiguous."""
+    """Return groups of related true and predicted masks. A group with more than one of either is ambiguous."""
     leader: dict[_Mask, _Mask] = {mask: mask for mask in (*true, *predicted)}
 
     def lead(mask: _Mask) -> _Mask:
@@ -226,9 +226,9 @@ def _masks(root: Path) -> list[_Mask]:
     masks = [path for path in candidates if _MASK.search(stem(path))] or candidates
     if not masks:
         raise InputRefused(
-            "no mask was found",
+            "the folder contains no mask",
             where=root,
-            found=f"{len(images)} images",
+            found=f"{len(images)} images, none named as a mask",
             do="give a folder of masks (.nii.gz, .mha ...)",
         )
     report = cache(_report)
@@ -249,7 +249,7 @@ def _mask(path: Path, root: Path, report: dict[str, Any]) -> _Mask:
 
 
 def _names_of(folders: Sequence[str], name: str, words: re.Pattern[str]) -> Iterator[Name]:
-    """Yield what the case of a file may be called, by its place and name; without words that say only what the file is."""
+    """Yield the possible case names of a file by its path, without words such as "mask" that only describe the file."""
     whose = [folder for folder in folders if not _KINDS.fullmatch(folder)]
     if own := words.sub("", name):
         if len(folders) > 2 and folders[-2] == "images":  # the contract's layout below a folder for each case
@@ -260,12 +260,12 @@ def _names_of(folders: Sequence[str], name: str, words: re.Pattern[str]) -> Iter
 
 
 def _own_name(image: Path) -> str:
-    """Return the name of an image file, or of a folder or archive of DICOM, without its ending."""
+    """Return the name of an image file, DICOM folder or archive without its suffix."""
     return stem(image) if image_suffix(image) or image.suffix.lower() == ARCHIVE else image.name
 
 
 def _entities(path: Path) -> Entities | None:
-    """Return subject, session and run by BIDS labels: of the file's name, else of the folders that it lies in."""
+    """Return subject, session and run from BIDS labels of the file name, else of its folders."""
     name, own = path.name, _BIDS.match(path.name)
     subjects = [own] if own else [found for part in reversed(path.parts) if (found := _SUBJECT.fullmatch(part))]
     if not subjects:
@@ -277,7 +277,7 @@ def _entities(path: Path) -> Entities | None:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    """Return the report that a batch has laid beside a mask; empty where there is none."""
+    """Return the report that a batch wrote beside a mask; empty if there is none."""
     try:
         report = read_json(folder / "report.json")
         said = report["batch"], report["case"]["name"], report["case"]["files"]["dwi"]
@@ -287,7 +287,7 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def _spelt(parts: Iterable[str]) -> Name:
-    """Return in one Unicode form, and with what can't be decoded as reports spell it."""
+    """Return the parts in one Unicode normal form; undecodable bytes are spelt as reports spell them."""
     return tuple(unicodedata.normalize("NFC", printable(part)) for part in parts)
 
 
@@ -298,7 +298,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _similar(mask: _Mask, others: Sequence[_Mask]) -> tuple[Path, ...]:
-    """Return, for a message, masks whose names look like this one's, else any, three at most."""
+    """Return, for a message, up to three masks with similar names, else any."""
     alike = [other for other in others if _lossy(other) == _lossy(mask)]
     return tuple(other.path for other in (alike or others)[:3])
 

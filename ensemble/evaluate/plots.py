@@ -1,4 +1,4 @@
-"""Two pictures of an evaluation: Dice against lesion volume, and Bland-Altman of the volumes."""
+"""Plots of an evaluation: Dice against lesion volume, and Bland-Altman of the volumes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINEAR_BELOW_ML = 0.1
 
 
 def draw_plots(scores: Mapping[str, Sequence[Score]], path: Path) -> None:
-    """Write both pictures of each method, by its name, into one PNG."""
+    """Write both plots of each method, by name, into one PNG."""
     figure = Figure(figsize=(11, 4.6 * len(scores)), layout="constrained")
     for (left, right), (name, own) in zip(figure.subplots(len(scores), 2, squeeze=False), scores.items(), strict=True):
         _draw(left, right, f"{name}: " * (len(scores) > 1), own)
@@ -26,7 +26,7 @@ def draw_plots(scores: Mapping[str, Sequence[Score]], path: Path) -> None:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Return a figure as PNG; a letter that the font lacks becomes a box, in silence."""
+    """Return a figure as PNG. Characters that the font lacks become boxes, without a warning."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
@@ -48,7 +48,7 @@ def _draw(left: Axes, right: Axes, name: str, scores: Sequence[Score]) -> None:
 
 
 def _bland_altman(ax: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
-    """Difference against mean of two measurements, with the mean difference and its limits of agreement (Bland and Altman 1986)."""
+    """Plot difference against mean of two measurements, with mean difference and limits of agreement (Bland and Altman 1986)."""
     difference = predicted - true
     ax.scatter((true + predicted) / 2, difference, s=18, alpha=0.7, edgecolors="none")
     bias, spread = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
@@ -66,7 +66,7 @@ def _bland_altman(ax: Axes, true: np.ndarray, predicted: np.ndarray) -> None:
 
 
 def _volumes(ax: Axes, volumes_ml: np.ndarray) -> None:
-    """Volumes span four decades and may be 0."""
+    """Use a scale for volumes that span four decades and may be 0."""
     ax.set_xscale("symlog", linthresh=_LINEAR_BELOW_ML)
     ax.set_xlim(-_LINEAR_BELOW_ML / 4, max(1.0, 2 * float(volumes_ml.max())))
     ax.grid(alpha=0.25)

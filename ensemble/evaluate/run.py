@@ -10,20 +10,20 @@ from typing import Any
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.blinded import (
-    AskedReaders,
     ReaderStudy,
-    compared,
+    ReaderStudyRequest,
     make_reader_study,
-    refuse_standing,
-    shown_cases,
+    mask_sources,
+    read_blinded_cases,
+    refuse_existing_study,
     write_reader_study,
 )
 from ensemble.evaluate.methods import Method, measure_methods
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score
 from ensemble.evaluate.statistics import Summary, summarise
-from ensemble.evaluate.study import DATA, PAGE, TABLES, Asked, Study, make_study, read_asked, write_study
-from ensemble.evaluate.written import METHOD, beside, refuse_foreign, write_csv
+from ensemble.evaluate.study import DATA, PAGE, TABLES, Study, StudyRequest, make_study, read_request, write_study
+from ensemble.evaluate.written import METHOD, refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.logging_setup import write_final_error_line
 from ensemble.publish import publish
 
@@ -33,17 +33,17 @@ _PER_CASE = tuple(name for name in Score.__dataclass_fields__ if name not in ("l
 _SUMMARY = tuple(Summary.__dataclass_fields__)
 
 
-def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked = Asked()) -> int:  # noqa: B008 (frozen)
-    """Measure every case with a true mask, by each method. Returns how many could not be measured.
+def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: StudyRequest = StudyRequest()) -> int:  # noqa: B008 (frozen)
+    """Measure every case with a true mask, for each method. Returns how many cases could not be measured.
 
     Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; with several methods,
     or when more is asked for, also what `write_study` does. All or none. Raises InputRefused when there is nothing to measure,
     UsageError when something else would be replaced.
     """
     earlier = _earlier(out, asked)
-    clinical = read_asked(asked)
+    clinical = read_request(asked)
     if asked.readers is not None:
-        refuse_standing(asked.readers.page, asked.readers.key)
+        refuse_existing_study(asked.readers.page, asked.readers.key)
     methods = measure_methods(predictions, truths)
     readers = None if asked.readers is None else _reader_study(methods, truths, asked.readers)
     summaries = [summarise(list(method.scores.values())) for method in methods]
@@ -59,9 +59,9 @@ def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: Asked 
     return sum(len(_refused(method)) for method in methods)
 
 
-def _reader_study(methods: Sequence[Method], truths: Path, asked: AskedReaders) -> ReaderStudy:
-    names = compared(methods)
-    cases, said = shown_cases(methods, truths, asked.images)
+def _reader_study(methods: Sequence[Method], truths: Path, asked: ReaderStudyRequest) -> ReaderStudy:
+    names = mask_sources(methods)
+    cases, said = read_blinded_cases(methods, truths, asked.images)
     for line in said:
         log.warning("%s", line)
     log.info("reader study: %d cases, %s and %s", len(cases), *names)
@@ -69,7 +69,7 @@ def _reader_study(methods: Sequence[Method], truths: Path, asked: AskedReaders) 
 
 
 def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path) -> list[Summary]:
-    """Write the table of all cases of one method, and beside it summary and plots. Returns the summary."""
+    """Write the table of all cases of one method, and beside it the summary and plots. Returns the summary."""
     summaries = summarise(scores)
     _write_tables([("", scores, refused)], [summaries], out)
     return summaries
@@ -80,7 +80,7 @@ def _write_tables(
     summaries: Sequence[Sequence[Summary]],
     out: Path,
 ) -> None:
-    """Write the tables, with a column for the method where there are several, and the plots."""
+    """Write the tables (with a column `method` if there are several) and the plots."""
     rows: list[dict[str, Any]] = []
     for name, scores, refused in methods:
         measured = [asdict(one) | {"status": "measured"} for one in scores]
@@ -89,32 +89,35 @@ def _write_tables(
     column = (METHOD,) * (len(methods) > 1)
     write_csv(out, (*column, *_PER_CASE, "status"), rows)
     write_csv(
-        beside(out, "summary.csv"),
+        sibling_path(out, "summary.csv"),
         (*column, *_SUMMARY),
         ({METHOD: name} | asdict(row) for (name, _, _), own in zip(methods, summaries, strict=True) for row in own),
     )
-    draw_plots({name: scores for name, scores, _ in methods}, beside(out, "plots.png"))
+    draw_plots({name: scores for name, scores, _ in methods}, sibling_path(out, "plots.png"))
 
 
 def _refused(method: Method) -> list[tuple[str, InputRefused]]:
-    """Return cases that are not measured, and why; several true masks of one case count once."""
+    """Return the cases that were not measured, and why; several true masks of one case count once."""
     by_pair = {id(error): (method.pairs[path].case, error) for path, error in method.refused.items()}
     return list(by_pair.values())
 
 
-def _earlier(out: Path, asked: Asked) -> list[str]:
-    """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
+def _earlier(out: Path, asked: StudyRequest) -> list[str]:
+    """Raise UsageError if a file exists that is not from an earlier evaluation: a mask, a worklist, the summary of a batch.
 
     Returns the names of what an earlier one has written beside its table.
     """
-    ours = {out: (*_PER_CASE, "status"), beside(out, "summary.csv"): _SUMMARY}
-    ours |= {beside(out, f"{name}.csv"): columns for name, columns in TABLES.items()}
-    written = [path.resolve() for path in (*ours, beside(out, "plots.png"), beside(out, DATA), beside(out, PAGE))]
+    ours = {out: (*_PER_CASE, "status"), sibling_path(out, "summary.csv"): _SUMMARY}
+    ours |= {sibling_path(out, f"{name}.csv"): columns for name, columns in TABLES.items()}
+    written = [
+        path.resolve()
+        for path in (*ours, sibling_path(out, "plots.png"), sibling_path(out, DATA), sibling_path(out, PAGE))
+    ]
     others = [asked.clinical, *((asked.readers.page, asked.readers.key) if asked.readers else ())]
     if both := [path for path in others if path and path.resolve() in written]:
-        raise UsageError("one file stands for two things", where=both[0], do="name another file as --out")
-    refuse_foreign(ours, beside(out, DATA), beside(out, PAGE))
-    return [beside(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
+        raise UsageError("two outputs have the same path", where=both[0], do="name another file as --out")
+    refuse_overwriting_other_files(ours, sibling_path(out, DATA), sibling_path(out, PAGE))
+    return [sibling_path(out, name).name for name in (*(f"{name}.csv" for name in TABLES), DATA, PAGE)]
 
 
 def _tell(
@@ -124,17 +127,17 @@ def _tell(
     failed = {method.name: _refused(method) for method in methods}
     for method in methods:
         for case, error in failed[method.name]:
-            log.error("%s is not measured: %s", f"{method.name}: {case}" if several else case, error)
+            log.error("%s was not measured: %s", f"{method.name}: {case}" if several else case, error)
     measured = {method.name: len(method.scores) for method in methods}
     if refused := sum(map(len, failed.values())):
         write_final_error_line(
-            f"error: {refused} of {refused + sum(measured.values())} cases are not measured: {next(iter(written))} says why"
+            f"error: {refused} of {refused + sum(measured.values())} cases were not measured: see {next(iter(written))}"
         )
     for method, own in zip(methods, summaries, strict=True):
         if several:
             log.info("%s", method.name)
         if method.without_truth:
-            log.info("no true mask, passed over: %s", ", ".join(method.without_truth))
+            log.info("skipped, because they have no true mask: %s", ", ".join(method.without_truth))
         count = measured[method.name]
         log.info("%d of %d cases measured", count, count + len(failed[method.name]))
         _tell_summary(own)

@@ -1,4 +1,4 @@
-"""A predicted mask measured against the true one."""
+"""Measure a predicted mask against the true one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SKEWED = ("avd_ml",)
 
 @dataclass(frozen=True)
 class Score:
-    """What the ISLES'22 measures say of one case."""
+    """The ISLES'22 measures of one case."""
 
     case: str
     dice: float
@@ -46,14 +46,14 @@ class Score:
 
 
 def score(pair: Pair) -> Score:
-    """Measure one pair. Raises InputRefused when a mask is missing, ambiguous, unreadable or no mask, or when the grids differ."""
+    """Measure one pair. Raises InputRefused if a mask is missing, ambiguous, unreadable or not a mask, or if the grids differ."""
     truth, prediction = _only_two(pair)
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
     if not true.grid.distance_voxels(predicted.grid) <= ROUNDING_VOXELS:
         raise InputRefused(
-            "the two masks lie on different grids",
+            "the two masks have different grids",
             where=prediction,
-            found=f"predicted {predicted.grid.size} at {_mm(predicted)}, true {true.grid.size} at {_mm(true)}; places"
+            found=f"predicted {predicted.grid.size} at {_mm(predicted)}, true {true.grid.size} at {_mm(true)}; positions"
             f" {true.grid.distance_voxels(predicted.grid):.3g} voxels apart",
             do="evaluate on the grid of the true mask; masks are not resampled here",
         )
@@ -61,7 +61,7 @@ def score(pair: Pair) -> Score:
 
 
 def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> Score:
-    """Measure two bool masks (z, y, x) of one shape."""
+    """Measure two boolean masks (z, y, x) of the same shape."""
     voxels, found = detected_lesions(truth, prediction)
     predicted_voxels, confirmed = detected_lesions(prediction, truth)
     true_ml, predicted_ml = volume_ml(truth, spacing_zyx_mm), volume_ml(prediction, spacing_zyx_mm)
@@ -83,9 +83,9 @@ def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm
 
 
 def read_mask(path: Path, label: str) -> Volume:
-    """Return a mask file as bool.
+    """Read a mask file as bool.
 
-    Raises InputRefused for what can't be read whole, or holds anything but 0 and one other value as stored.
+    Raises InputRefused for a file that can't be read completely, or has stored values other than 0 and one other.
     """
     stored = read_stored(path, label)
     values = stored.values(np.float64) if stored.scale != (1.0, 0.0) else stored.array
@@ -99,18 +99,18 @@ def read_mask(path: Path, label: str) -> Volume:
         numbers = f"between {finite[0]:g} and {finite[-1]:g}" if len(finite) else "none of them a number"
         odd = int((~np.isfinite(values)).sum())
         raise InputRefused(
-            f"the {label} is no mask",
+            f"the {label} is not a binary mask",
             where=path,
             found=f"{len(found)} values {numbers}" + f", {odd} voxels NaN or infinite" * bool(odd),
-            do="give 0 outside the lesion and one other value inside",
+            do="use 0 outside the lesion and one other value inside",
         )
     mask = values != 0
     if (share := float(mask.mean())) > _MAX_SHARE_OF_IMAGE:
         raise InputRefused(
-            f"the {label} is no mask of a lesion",
+            f"the {label} can't be a lesion mask",
             where=path,
             found=f"{share:.0%} of the image lies inside",
-            do="give 0 outside the lesion and one other value inside, not the other way round",
+            do="use 0 outside the lesion and one other value inside; the mask may be inverted",
         )
     return Volume(mask, stored.grid)
 
@@ -121,13 +121,13 @@ def _only_two(pair: Pair) -> tuple[Path, Path]:
             f"case {pair.case} has no predicted mask",
             where=pair.truth[0],
             found=f"without a true mask: {', '.join(map(str, pair.others))}" if pair.others else "",
-            do="give both the same name (or sub, ses and run), segment the case, or leave its true mask out",
+            do="give both masks the same name (or sub, ses and run), segment the case, or remove its true mask",
         )
     if len(pair.truth) > 1 or len(pair.predictions) > 1:
         raise InputRefused(
             f"case {pair.case} has more than one {'true' if len(pair.truth) > 1 else 'predicted'} mask",
             found=f"true: {', '.join(map(str, pair.truth))}; predicted: {', '.join(map(str, pair.predictions))}",
-            do="leave exactly one, or name them apart",
+            do="keep exactly one of each, or give them different case names",
         )
     return pair.truth[0], pair.predictions[0]
 

@@ -1,4 +1,4 @@
-"""Many cases in a few numbers: mean, median, quartiles and bootstrap intervals, in all and by size of the lesion."""
+"""Summary statistics over cases: mean, median, quartiles and bootstrap intervals, overall and by lesion size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Summary:
-    """One measure over one group."""
+    """One measure over one group of cases."""
 
     group: str
     measure: str
     n: int
     mean: float
     mean_ci_low: float
-    """Bootstrap 95 % interval (percentile, 9999 resamples, fixed seed); the mean itself where there is one value."""
+    """Bootstrap 95 % interval (percentile, 9999 resamples, fixed seed); the mean itself if there is one value."""
     mean_ci_high: float
     median: float
     median_ci_low: float
@@ -37,12 +37,12 @@ class Summary:
 
 
 def summarise(scores: Sequence[Score]) -> list[Summary]:
-    """Return all measures over all cases and over groups by true lesion volume, then the share of true lesions found, by their size."""
+    """Return all measures over all cases and by true lesion volume, then the share of true lesions detected, by their size."""
     rows = []
     for group, members in _case_groups(scores):
         rows += [_summary(group, name, [getattr(score, name) for score in members]) for name in MEASURES]
     found = [(ml, hit) for score in scores for ml, hit in zip(score.lesions_ml, score.lesions_found, strict=True)]
-    for group, low, high in ranges(LESION_BOUNDS_ML):
+    for group, low, high in size_ranges(LESION_BOUNDS_ML):
         if hits := [float(hit) for ml, hit in found if low < ml <= high]:
             rows.append(_summary(f"lesions {group}", "found", hits))
     return rows
@@ -51,12 +51,14 @@ def summarise(scores: Sequence[Score]) -> list[Summary]:
 def _case_groups(scores: Sequence[Score]) -> list[tuple[str, list[Score]]]:
     groups = [("all cases", list(scores)), ("cases without lesion", [s for s in scores if s.truth_ml == 0])]
     groups += [
-        (f"cases {name}", [s for s in scores if low < s.truth_ml <= high]) for name, low, high in ranges(CASE_BOUNDS_ML)
+        (f"cases {name}", [s for s in scores if low < s.truth_ml <= high])
+        for name, low, high in size_ranges(CASE_BOUNDS_ML)
     ]
     return [(name, members) for name, members in groups if members]
 
 
-def ranges(bounds: Sequence[float]) -> list[tuple[str, float, float]]:
+def size_ranges(bounds: Sequence[float]) -> list[tuple[str, float, float]]:
+    """Return (label, low, high) in ml of each size range between the bounds, and of those below and above."""
     names = [
         f"up to {bounds[0]:g} ml",
         *(f"{low:g} to {high:g} ml" for low, high in zip(bounds, bounds[1:], strict=False)),

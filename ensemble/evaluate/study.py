@@ -1,4 +1,4 @@
-"""What an evaluation says beyond one method's table: comparisons, clinical scores, subgroups; as JSON, tables and one page."""
+"""What an evaluation reports beyond one method's table: comparisons, clinical scores and subgroups; as JSON, tables and a page."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import __version__
-from ensemble.evaluate.blinded import AskedReaders
+from ensemble.evaluate.blinded import ReaderStudyRequest
 from ensemble.evaluate.clinical import (
-    Clinical,
+    ClinicalTable,
     Correlation,
     CorrelationDifference,
-    chosen_groups,
     correlations,
+    describe_unmatched_cases,
+    group_columns,
     read_clinical,
-    unmatched,
 )
-from ensemble.evaluate.compare import Paired, Rank, Ranking, paired, ranking
+from ensemble.evaluate.compare import PairedComparison, Rank, Ranking, compare_methods, rank_methods
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES
 from ensemble.evaluate.statistics import Summary
 from ensemble.evaluate.study_plots import correlation_plots, difference_plot, forest_plots
 from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, by_subgroup
-from ensemble.evaluate.written import beside, write_csv
-from ensemble.outputs.report.parts import code, template
+from ensemble.evaluate.written import sibling_path, write_csv
+from ensemble.outputs.report.parts import page_script, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import write_json
 from ensemble.text import all_printable, printable
@@ -37,12 +37,12 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an evaluation is to tell beside the table of measures."""
+class StudyRequest:
+    """What an evaluation is to report besides the table of measures."""
 
     clinical: Path | None = None
     by: tuple[str, ...] = ()
-    readers: AskedReaders | None = None
+    readers: ReaderStudyRequest | None = None
 
     @property
     def anything(self) -> bool:
@@ -52,15 +52,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Study:
-    """All that was found."""
+    """All results of a study."""
 
     truth: Path
     methods: Sequence[Method]
     summaries: Mapping[str, Sequence[Summary]]
     """By method."""
-    paired: list[Paired]
+    paired: list[PairedComparison]
     ranking: Ranking | None
-    clinical: Clinical | None
+    clinical: ClinicalTable | None
     correlations: list[Correlation]
     differences: list[CorrelationDifference]
     groups: list[GroupSummary]
@@ -69,7 +69,7 @@ class Study:
 
     @property
     def tables(self) -> dict[str, Sequence[Any]]:
-        """The rows of the tables with a file of their own, by what ends its name: those of TABLES."""
+        """The rows of the tables that are written as files of their own, by the suffix of the file name (see TABLES)."""
         return {
             "paired": self.paired,
             "ranking": self.ranking.rows if self.ranking else [],
@@ -84,7 +84,7 @@ class Study:
 TABLES = {
     name: tuple(field.name for field in fields(row))
     for name, row in {
-        "paired": Paired,
+        "paired": PairedComparison,
         "ranking": Rank,
         "clinical": Correlation,
         "clinical_differences": CorrelationDifference,
@@ -99,25 +99,29 @@ def make_study(
     methods: Sequence[Method],
     summaries: Sequence[Sequence[Summary]],
     truth: Path,
-    asked: Asked,
-    clinical: Clinical | None,
+    asked: StudyRequest,
+    clinical: ClinicalTable | None,
 ) -> Study:
-    """Compare methods, and set them beside clinical scores and groups. Raises InputRefused, UsageError."""
+    """Compare methods, and relate them to clinical scores and groups. Raises InputRefused, UsageError."""
     names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
     notes = _left_out(methods)
     rows: list[Correlation] = []
     differences: list[CorrelationDifference] = []
     if clinical is not None and asked.clinical is not None:
-        notes += [*unmatched(clinical, names, asked.clinical), *clinical.notes, *_without_score(clinical, names)]
+        notes += [
+            *describe_unmatched_cases(clinical, names, asked.clinical),
+            *clinical.notes,
+            *_without_score(clinical, names),
+        ]
         rows, differences = correlations(methods, clinical)
-    columns = chosen_groups(clinical, named_columns(asked.by), asked.clinical)
+    columns = group_columns(clinical, named_columns(asked.by), asked.clinical)
     groups, tests, said = by_subgroup(methods, columns) if asked.by else ([], [], [])
     return Study(
         truth,
         methods,
         {method.name: own for method, own in zip(methods, summaries, strict=True)},
-        paired(methods),
-        ranking(methods),
+        compare_methods(methods),
+        rank_methods(methods),
         clinical,
         rows,
         differences,
@@ -127,15 +131,15 @@ def make_study(
     )
 
 
-def read_asked(asked: Asked) -> Clinical | None:
-    """Read the clinical table, and check what is to group it, before any mask is read."""
+def read_request(asked: StudyRequest) -> ClinicalTable | None:
+    """Read the clinical table and check the grouping columns, before any mask is read."""
     clinical = None if asked.clinical is None else read_clinical(asked.clinical, asked.by)
-    chosen_groups(clinical, named_columns(asked.by), asked.clinical)
+    group_columns(clinical, named_columns(asked.by), asked.clinical)
     return clinical
 
 
 def named_columns(by: Sequence[str]) -> list[str]:
-    """Return what of the groups asked for are columns of the table; size and number of lesions are not."""
+    """Return which of the requested groups are table columns; lesion size and number are not."""
     return [name for name in by if name.lower() not in (LESION_SIZE, LESION_NUMBER)]
 
 
@@ -144,16 +148,16 @@ def write_study(study: Study, out: Path) -> list[str]:
     written = {}
     for name, rows in study.tables.items():
         if rows:
-            written[name] = beside(out, f"{name}.csv")
+            written[name] = sibling_path(out, f"{name}.csv")
             write_csv(written[name], TABLES[name], map(asdict, rows))
     data = as_json(study)
-    write_json(all_printable(data), beside(out, DATA))
-    beside(out, PAGE).write_text(_page(study, data), encoding="utf-8")
-    return [path.name for path in (*written.values(), beside(out, DATA), beside(out, PAGE))]
+    write_json(all_printable(data), sibling_path(out, DATA))
+    sibling_path(out, PAGE).write_text(_page(study, data), encoding="utf-8")
+    return [path.name for path in (*written.values(), sibling_path(out, DATA), sibling_path(out, PAGE))]
 
 
 def as_json(study: Study) -> dict[str, Any]:
-    """Return everything as data: docs/study.schema.json."""
+    """Return all results as data; the schema is docs/study.schema.json."""
     return {
         "schema": SCHEMA,
         "tool": {"name": TOOL, "version": __version__},
@@ -181,28 +185,28 @@ def as_json(study: Study) -> dict[str, Any]:
 
 
 def _left_out(methods: Sequence[Method]) -> list[str]:
-    """Say which cases which method has no mask for that can be measured, and which no pair of methods shares."""
+    """Return messages about the cases that a method lacks, and the cases that no two methods share."""
     notes = []
     for method in methods:
         if missing := [method.pairs[path].case for path in method.refused]:
-            last = "; last in the ranking there, and left out of comparisons" if len(methods) > 1 else ""
-            notes.append(f"{method.name} is not measured in {len(missing)} cases: {', '.join(missing)}{last}")
+            last = "; it is ranked last there, and these cases are not compared" if len(methods) > 1 else ""
+            notes.append(f"{method.name} was not measured in {len(missing)} cases: {', '.join(missing)}{last}")
         if method.without_truth:
-            notes.append(f"{method.name}: no true mask, passed over: {', '.join(method.without_truth)}")
+            notes.append(f"{method.name}: skipped, because they have no true mask: {', '.join(method.without_truth)}")
     notes += [
-        f"{first.name} and {second.name} share no case, and are not compared"
+        f"{first.name} and {second.name} have no case in common and are not compared"
         for first, second in combinations(methods, 2)
         if not set(first.scores) & set(second.scores)
     ]
     return notes
 
 
-def _without_score(clinical: Clinical, names: Sequence[str]) -> list[str]:
+def _without_score(clinical: ClinicalTable, names: Sequence[str]) -> list[str]:
     missing = {
         score: [name for name in names if name in clinical.cases and name not in known]
         for score, known in clinical.scores.items()
     }
-    return [f"{score} is missing, so left out there: {', '.join(cases)}" for score, cases in missing.items() if cases]
+    return [f"{score} is missing for: {', '.join(cases)}" for score, cases in missing.items() if cases]
 
 
 def _page(study: Study, data: Mapping[str, Any]) -> str:
@@ -212,13 +216,13 @@ def _page(study: Study, data: Mapping[str, Any]) -> str:
         "groups": forest_plots(study.groups),
     }
     text: str = template("study.html").render(
-        data=data, names=[method.name for method in study.methods], measures=MEASURES, figures=figures, number=_number, **code()
+        data=data, names=[method.name for method in study.methods], measures=MEASURES, figures=figures, number=_number, **page_script()
     )  # fmt: skip
     return printable(text)
 
 
 def _number(value: Any) -> str:
-    """Return a number as a table of the page shows it."""
+    """Return a number as the page's tables show it."""
     if value is None:
         return ""
     if isinstance(value, float):

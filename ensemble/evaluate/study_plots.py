@@ -1,4 +1,4 @@
-"""Pictures of a study, as data URIs of PNG: differences between methods, scores against lesions, forest plots of subgroups."""
+"""Plots of a study, as PNG data URIs: differences between methods, scores against lesions, forest plots of subgroups."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ensemble.evaluate.clinical import QUANTITIES, Clinical, Correlation
-from ensemble.evaluate.compare import Paired
+from ensemble.evaluate.clinical import QUANTITIES, ClinicalTable, Correlation
+from ensemble.evaluate.compare import PairedComparison
 from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.plots import as_png
 from ensemble.evaluate.scores import MEASURES, SKEWED
@@ -21,8 +21,8 @@ from ensemble.text import visible
 _MAX_SCORES, _MAX_ROWS, _MAX_LABEL = 12, 60, 28
 
 
-def difference_plot(rows: Sequence[Paired]) -> str:
-    """Draw the paired differences with their intervals, a panel a measure (means; medians of volumes); empty with one method."""
+def difference_plot(rows: Sequence[PairedComparison]) -> str:
+    """Draw paired differences with their intervals, one panel per measure (means; medians for volumes); empty for one method."""
     if not rows:
         return ""
     pairs = list(dict.fromkeys((row.first, row.second) for row in rows))[:_MAX_ROWS]
@@ -46,9 +46,9 @@ def difference_plot(rows: Sequence[Paired]) -> str:
 
 
 def correlation_plots(
-    methods: Sequence[Method], clinical: Clinical | None, rows: Sequence[Correlation]
+    methods: Sequence[Method], clinical: ClinicalTable | None, rows: Sequence[Correlation]
 ) -> list[tuple[str, str]]:
-    """Draw each score against volume and number of lesions, of all methods and the true masks: names of scores and pictures."""
+    """Draw each score against volume and number of lesions, for all methods and the true masks. Returns score names and plots."""
     if clinical is None:
         return []
     rho = {(row.masks, row.quantity, row.score): row.rho for row in rows}
@@ -79,7 +79,7 @@ def correlation_plots(
 
 
 def forest_plots(rows: Sequence[GroupSummary]) -> list[tuple[str, str]]:
-    """Draw each measure by group with its interval (means; medians of volumes): names of factors and pictures."""
+    """Draw each measure by group with its interval (means; medians for volumes). Returns factor names and plots."""
     pictures = []
     for factor in dict.fromkeys(row.factor for row in rows):
         of_factor = [row for row in rows if row.factor == factor]
@@ -116,7 +116,7 @@ def _forest(
     *,
     labelled: bool,
 ) -> None:
-    """Draw values and intervals, the first row on top; a value without an interval is a hollow mark."""
+    """Draw values and intervals, the first row on top; a value without an interval is a hollow marker."""
     for place, (mean, low, high) in enumerate(values):
         if low is not None and high is not None:
             ax.plot((low, high), (place, place), color="tab:blue", linewidth=2)
@@ -128,7 +128,7 @@ def _forest(
 
 
 def _short(text: str) -> str:
-    """Return text that fits beside a picture, and in which nothing is a formula to Matplotlib."""
+    """Return text shortened for a plot, with nothing in it that Matplotlib would read as a formula."""
     text = visible(text).replace("$", r"\$")
     return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"
 

@@ -1,4 +1,4 @@
-"""Measures by subgroup: by columns of a table, and always by size and number of the true lesions."""
+"""Measures by subgroup: by columns of the clinical table, and always by size and number of the true lesions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.evaluate.intervals import TOO_SKEWED, ends, holm, kruskal, mean_interval, median_interval
+from ensemble.evaluate.intervals import (
+    TOO_SKEWED,
+    holm_correction,
+    interval_ends,
+    kruskal_wallis,
+    mean_interval,
+    median_interval,
+)
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES, SKEWED, Score
-from ensemble.evaluate.statistics import CASE_BOUNDS_ML, ranges
+from ensemble.evaluate.statistics import CASE_BOUNDS_ML, size_ranges
 from ensemble.types import FloatArray
 
 #: More groups than this are no groups: a column of ages, or of names.
@@ -47,7 +54,7 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class GroupTest:
-    """Kruskal and Wallis' test of whether a measure differs between the groups of a factor."""
+    """The Kruskal-Wallis test of whether a measure differs between the groups of a factor."""
 
     method: str
     factor: str
@@ -66,7 +73,7 @@ class GroupTest:
 def by_subgroup(
     methods: Sequence[Method], columns: Mapping[str, Mapping[str, str]]
 ) -> tuple[list[GroupSummary], list[GroupTest], list[str]]:
-    """Summarise and test every measure by each factor; also what to say of cases that are in no group.
+    """Summarise and test every measure by each factor. Also returns messages about cases that are in no group.
 
     `columns` are groups by case. Cases without a lesion are a group in tables of size and number, and take no part in their tests. Raises
     InputRefused where a column holds too many groups.
@@ -83,20 +90,22 @@ def by_subgroup(
                 }
                 summaries += [_summary(method.name, factor, group, measure, of) for group, of in values.items()]
                 tests.append(_test(method.name, factor, measure, values))
-    corrected = holm([test.p for test in tests])
+    corrected = holm_correction([test.p for test in tests])
     return summaries, [replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)], notes
 
 
 def _factors(
     scores: Sequence[Score], columns: Mapping[str, Mapping[str, str]]
 ) -> list[tuple[str, dict[str, list[Score]]]]:
-    """Return the groups of each factor that hold any case, in their order."""
+    """Return the non-empty groups of each factor, in order."""
     factors = [
         (factor, {group: [one for one in scores if known.get(one.case) == group] for group in _ordered(known)})
         for factor, known in columns.items()
     ]
     without = [one for one in scores if one.truth_ml == 0]
-    sizes = {name: [one for one in scores if low < one.truth_ml <= high] for name, low, high in ranges(CASE_BOUNDS_ML)}
+    sizes = {
+        name: [one for one in scores if low < one.truth_ml <= high] for name, low, high in size_ranges(CASE_BOUNDS_ML)
+    }
     numbers, below = {}, 0.0
     for most, name in _NUMBERS:
         numbers[name] = [one for one in scores if below < one.truth_lesions <= most]
@@ -106,7 +115,7 @@ def _factors(
 
 
 def _ordered(known: Mapping[str, str]) -> list[str]:
-    """Return the groups, numbers by size."""
+    """Return the groups sorted; numbers by size."""
 
     def place(group: str) -> tuple[float, str]:
         try:
@@ -122,16 +131,16 @@ def _remarks(factor: str, known: Mapping[str, str], methods: Sequence[Method]) -
     groups = {known[name] for name in names if name in known}
     if len(groups) > MAX_GROUPS:
         raise InputRefused(
-            f"the column {factor} holds too many groups",
+            f"the column {factor} has too many groups",
             found=f"{len(groups)}: {', '.join(sorted(groups)[:5])} ...",
-            do=f"group its values in the table ({MAX_GROUPS} groups at most)",
+            do=f"merge its values into at most {MAX_GROUPS} groups",
         )
     said = []
     if absent := [name for name in names if name not in known]:
         said.append(f"in no group of {factor}: {', '.join(absent)}")
     alike = {group.casefold(): group for group in groups}
     if len(alike) < len(groups):
-        said.append(f"groups of {factor} that differ in capitals only are taken for two: {', '.join(sorted(groups))}")
+        said.append(f"groups of {factor} that differ only in case are treated as separate: {', '.join(sorted(groups))}")
     return said
 
 
@@ -147,9 +156,9 @@ def _summary(method: str, factor: str, group: str, measure: str, values: FloatAr
         measure,
         len(values),
         float(values.mean()),
-        *ends(interval),
+        *interval_ends(interval),
         median,
-        *ends(median_interval(values)),
+        *interval_ends(median_interval(values)),
         q1,
         q3,
         _note(values, measure in SKEWED),
@@ -157,17 +166,17 @@ def _summary(method: str, factor: str, group: str, measure: str, values: FloatAr
 
 
 def _note(values: FloatArray, skewed: bool) -> str:
-    """Say why an interval is not there."""
+    """Return why an interval is missing."""
     if len(values) < 3:
-        return "no interval below 3 cases"
+        return "an interval needs at least 3 cases"
     if np.ptp(values) == 0:
         return "all values are equal"
-    return "; ".join([TOO_SKEWED] * skewed + ["no interval of the median below 6 cases"] * (len(values) < 6))
+    return "; ".join([TOO_SKEWED] * skewed + ["an interval of the median needs at least 6 cases"] * (len(values) < 6))
 
 
 def _test(method: str, factor: str, measure: str, values: Mapping[str, FloatArray]) -> GroupTest:
     compared = [of for group, of in values.items() if factor not in (LESION_SIZE, LESION_NUMBER) or group != _WITHOUT]
-    found = kruskal(compared)
+    found = kruskal_wallis(compared)
     note = "" if found else "fewer than two groups" if len(compared) < 2 else "all values are equal"
     h, p, source = found or (None, None, "")
     return GroupTest(method, factor, measure, len(compared), sum(map(len, compared)), h, p, source, None, note)

@@ -1,4 +1,4 @@
-"""Files that `evaluate` writes, and may replace."""
+"""The files that `evaluate` writes and may overwrite."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ensemble.text import spreadsheet_cell
 METHOD = "method"
 
 
-def beside(out: Path, ending: str) -> Path:
-    """Return where a file of an evaluation lies: metrics.csv, metrics_study.html."""
+def sibling_path(out: Path, ending: str) -> Path:
+    """Return the path of a further output file of an evaluation: metrics.csv gives metrics_study.html."""
     return out.with_name(f"{out.stem}_{ending}")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table for spreadsheets."""
+    """Write a table as CSV for spreadsheets."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()
@@ -31,8 +31,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
         )
 
 
-def refuse_foreign(tables: Mapping[Path, Sequence[str]], data: Path, page: Path) -> None:
-    """Raise UsageError where a file stands that no earlier evaluation has written: a mask, a worklist, the summary of a batch.
+def refuse_overwriting_other_files(tables: Mapping[Path, Sequence[str]], data: Path, page: Path) -> None:
+    """Raise UsageError if a file would be replaced that no earlier evaluation wrote: a mask, a worklist, a batch summary.
 
     `tables` are CSV files with their columns, `data` a JSON file, `page` what is written together with it.
     """
@@ -48,7 +48,7 @@ def refuse_foreign(tables: Mapping[Path, Sequence[str]], data: Path, page: Path)
 
 def _refuse(path: Path) -> None:
     raise UsageError(
-        "a file that is no result of evaluate would be replaced", where=path, do="name another file as --out"
+        "evaluate would overwrite a file that it did not write", where=path, do="choose another path for --out"
     )
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How networks are run. It is the same for all members."""
+    """How networks are run, the same for all members."""
 
     device: str = "cpu"
     """A torch device: "cpu", "cuda"."""
@@ -41,18 +41,18 @@ class InferenceSettings:
     session: SessionKind = "auto"
     """What runs the networks."""
     features: bool = False
-    """Whether members tell, with their prediction, what their encoders make of the images."""
+    """Whether members return encoder features with their prediction."""
     allow_torchscript: bool = False
     """Whether TorchScript, which is code, may run although no manifest names its file by digest."""
 
     @property
     def packed_form(self) -> bool:
-        """Whether networks run in the ONNX form that they were packed in."""
+        """Whether networks run from the ONNX files that they were packed with."""
         return self.session in ("onnx", "tensorrt")
 
     @classmethod
     def of(cls, config: RunConfig, device: str) -> InferenceSettings:
-        """Return the settings of a run, on a torch device."""
+        """Return the settings of a run on a torch device."""
         return cls(device, config.tta, config.precision, config.session, config.trust, config.allow_torchscript)
 
 
@@ -66,21 +66,21 @@ class MemberPrediction:
     networks: int
     """How many networks (folds) were averaged."""
     arithmetic: str = ""
-    """The arithmetic that they ran in, for the report: "fp32, fused", say."""
+    """Their precision and runtime, for the report: for example "fp32, OpenVINO"."""
     remark: str = ""
-    """What it had to do without, for the report: "without FLAIR", say."""
+    """Which input it lacked, for the report: for example "without FLAIR"."""
     features: Features | None = None
-    """What the encoder of its first network made of the images; None where nobody asked, or it can't tell."""
+    """Encoder features of its first network; None if not requested or not available."""
 
     @property
     def mask(self) -> Volume:
-        """Where it votes lesion (bool): its probability is above 0.5."""
+        """The member's lesion mask (bool): its probability is above 0.5."""
         return self.probability.like(self.probability.array > 0.5)
 
 
 @dataclass(frozen=True)
 class PartialProgress:
-    """Progress of one of several equal parts of the work, told as progress of the whole."""
+    """Reports the progress of one of several equal parts as progress of the whole."""
 
     progress: ProgressCallback
     part: int
@@ -95,19 +95,19 @@ class Member(Protocol):
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Return the lesion probability on the DWI grid. Raises whatever goes wrong: a member never substitutes a result."""
+        """Return the lesion probability on the DWI grid. Raises on any failure: a member never substitutes a result."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Weights that were recognised, but that can't be used yet."""
+    """Weights that were recognised but are not supported yet."""
 
     name: str
     folder: Path
@@ -116,21 +116,21 @@ class Unsupported:
 
 @dataclass(frozen=True)
 class MemberDescription:
-    """What a member's small files (plans, JSON) say of its networks, without loading any."""
+    """What a member's small files (plans, JSON) say about its networks, read without loading any."""
 
     channels: tuple[str, ...]
     """What each input channel is called."""
     spacing_mm: tuple[float, ...]
     """Voxel spacing that they work at; in-plane for 2-D networks."""
     published: int = 0
-    """How many folds were published, 0 where that is not known. Each one that is missing is reported."""
+    """Number of published folds, 0 if unknown. Missing ones are reported."""
     remarks: tuple[str, ...] = ()
-    """What is missing of the published files, where folds alone don't tell it."""
+    """Which published files are missing, if the folds alone do not show it."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network of a member (usually that of a fold), before it is built."""
+    """One network of a member (usually one fold), before it is built."""
 
     weights: Path
     """Its weights file. Its ONNX form, if there is one, lies beside it."""
@@ -144,51 +144,51 @@ class NetworkSpec:
     window_bytes: int
     """Memory that the activations of one window take."""
     memory_of: str
-    """What makes the activations so large, for messages."""
+    """Why the activations are so large, for messages."""
     build: Callable[[], nn.Module]
     """Builds the network and loads its weights. Raises WeightsBroken."""
     tap: str = ""
-    """Dotted name of the layer whose maps are its encoder's features; empty where it has none that is known."""
+    """Dotted name of the layer whose maps are its encoder's features; empty if it has none that is known."""
     convert: bool = True
-    """Whether OpenVINO runs it on the CPU. Not where converting takes longer than is saved in a case (docs/adr/0020)."""
+    """Whether OpenVINO runs it on the CPU. False if conversion takes longer than it saves in a case (docs/adr/0020)."""
 
 
 class ReferenceProgram(Protocol):
-    """The program that weights of a kind come from (nnU-Net, say). It predicts with them itself, for comparison."""
+    """The program that these weights come from (for example nnU-Net). It predicts with them itself, for comparison."""
 
     @property
     def title(self) -> str:
         """Its name and version."""
 
     def probability(self, member: Member, case: PreparedCase, settings: InferenceSettings) -> FloatArray:
-        """Return the lesion probability (z, y, x) on the DWI grid, of what the member is given. Raises what the program raises."""
+        """Return the lesion probability (z, y, x) on the DWI grid, from the member's own input. Raises what the program raises."""
 
 
 class Discovery(Protocol):
-    """Recognises weights of one kind by the layout of their files."""
+    """Recognises weights of one kind by their file layout."""
 
     @property
     @abstractmethod
     def suffixes(self) -> frozenset[str]:
-        """Endings of its files that bear on what they predict, besides `registry.PACKED_SUFFIXES`."""
+        """Suffixes of its files that affect predictions, besides `registry.PACKED_SUFFIXES`."""
 
     @abstractmethod
     def discover(self, tree: WeightsTree) -> Iterable[MemberSpec | Unsupported]:
-        """Return the members in a weights folder, and what is known and can't be used yet. Raises WeightsBroken."""
+        """Return the members in a weights folder, and recognised weights that are not supported yet. Raises WeightsBroken."""
 
 
 class Family(Discovery, Protocol):
-    """The code for members of one kind. A row of `registry.FAMILIES` makes it one of the product's."""
+    """The code for members of one kind. Adding it to `registry.FAMILIES` makes the kind available."""
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """The word that a manifest uses for it ("kind")."""
+        """The value of "kind" in a manifest."""
 
     @property
     @abstractmethod
     def layout(self) -> str:
-        """Which folders are recognised, for messages."""
+        """The folder layouts that are recognised, for messages."""
 
     @abstractmethod
     def folds(self, folder: Path) -> tuple[str, ...]:
@@ -196,22 +196,22 @@ class Family(Discovery, Protocol):
 
     @abstractmethod
     def describe(self, folder: Path) -> MemberDescription:
-        """Describe a member by the small files of its folder, without loading networks. Raises WeightsBroken."""
+        """Describe a member from the small files of its folder, without loading networks. Raises WeightsBroken."""
 
     @abstractmethod
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
-        """Load a member, with its networks on the device. Raises WeightsBroken for what is missing, damaged or not supported."""
+        """Load a member's networks onto the device. Raises WeightsBroken if anything is missing, damaged or not supported."""
 
     @abstractmethod
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """Return the networks of a member's folder, packed or not. Raises WeightsBroken."""
+        """Return the networks in a member's folder, packed or not. Raises WeightsBroken."""
 
     def pack(self, source: Path, target: Path, precision: packed.PackedPrecision) -> None:
-        """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError where there is no such form."""
+        """Write a member's folder without pickles and optimizer states. Raises WeightsBroken; UsageError if the kind can't be packed."""
         raise UsageError(f"members of kind {self.kind} can't be packed", where=source, do="use the folder as it is")
 
     def reference(self) -> ReferenceProgram | None:
-        """Return the program that these weights come from, to compare with; None where there is none.
+        """Return the program that these weights come from, for comparison; None if there is none.
 
         Raises UsageError if it is not installed.
         """

@@ -1,4 +1,4 @@
-"""What a member's own numbers ask of memory, told before it is asked for it."""
+"""Check the memory that a member's plans ask for, before it is allocated."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BRAIN_MM, _SLICE_MM = 185.0, 1.0
 _MAX_WINDOW_BYTES = 24 * 2**30
 
 
-def refuse_too_much(spec: MemberSpec, network: NetworkSpec) -> None:
-    """Raise WeightsBroken for networks whose lattice of a brain, or whose window, no memory holds, or with voxels as large as a brain."""
+def refuse_excessive_memory(spec: MemberSpec, network: NetworkSpec) -> None:
+    """Raise WeightsBroken if resampling a brain or one window would need excessive memory, or voxels are as large as a brain."""
     patch = network.patch
     for spacing in (network.spacing_mm, spec.spacing_mm):
         if not spacing:
@@ -38,10 +38,10 @@ def refuse_too_much(spec: MemberSpec, network: NetworkSpec) -> None:
 def _refusal(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], what: str) -> WeightsBroken:
     spacing = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
     return WeightsBroken(
-        f"member {spec.name} can't work on a brain: its spacing or window asks for too much memory, or makes no sense",
+        f"member {spec.name} can't be used: its spacing or patch size is impossible, or needs too much memory",
         where=spec.folder,
         found=f"voxels of {spacing} mm, windows of {_times(patch)} voxels{what}",
-        do="use the plans that were written beside these weights (spacing in mm, patch size in voxels), and the manifest's spacing_mm",
+        do="use the plans that were written with these weights (spacing in mm, patch size in voxels), and check the manifest's spacing_mm",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a network's input channels show: a modality, of a neighbouring slice if need be, or optional: "DWI", "adc", "DWI[-1]", "FLAIR?"."""
+"""Parse the image behind each input channel of a network, e.g. "DWI", "adc", "DWI[-1]" (neighbouring slice), "FLAIR?" (optional)."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Channel:
 
     modality: Modality
     offset: int = 0
-    """Slices along the first array axis: -1 shows at each place the slice before it."""
+    """Slice offset along the first array axis: -1 is the previous slice."""
     optional: bool = False
-    """Whether the network was trained to do without it: a case that lacks the image shows 0 here."""
+    """Whether the network was trained to work without it; the channel is 0 if the case lacks the image."""
 
 
 def parse_channel(text: str) -> Channel:
-    """Read NAME or NAME[offset], in any case, with ? behind it if optional. Raises ValueError for a name that is no modality we know."""
+    """Parse NAME or NAME[offset], case-insensitive, with a trailing ? if optional. Raises ValueError for an unknown modality."""
     match = _SYNTAX.fullmatch(text.strip())
     name = _DECORATION.sub("", match["name"].lower()) if match else ""
     plain = re.sub(r"[-_ ]", "", name)
     if match is None or plain not in _NAMES:
-        raise ValueError(f"channel {text!r} names none of DWI, ADC, FLAIR")
+        raise ValueError(f"channel {text!r} is not DWI, ADC or FLAIR")
     return Channel(_NAMES[plain], int(match["offset"] or 0), match["optional"] is not None)
 
 
 def neighbouring_slices(array: FloatArray, offset: int) -> FloatArray:
-    """Return an array (z, y, x) that shows at each slice the one `offset` further along z; beyond the ends, the end slice again."""
+    """Return an array (z, y, x) shifted so that slice z shows slice z + `offset`; the end slices are repeated."""
     return array[np.clip(np.arange(len(array)) + offset, 0, len(array) - 1)]

@@ -1,4 +1,4 @@
-"""The part of an image that an nnU-Net of either version looks at, and the way back from its network's grid."""
+"""The crop of an image that an nnU-Net (v1 or v2) processes, and the way back from the network's grid to the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NETWORK_VOXELS = 64_000_000
 
 @dataclass(frozen=True)
 class CropResampleGeometry:
-    """The way back from a network's grid to the image's."""
+    """Maps between an image's grid and the network's: crop, axis order and spacing."""
 
     shape: tuple[int, int, int]
     """Of the whole image in the network's axis order."""
@@ -33,7 +33,7 @@ class CropResampleGeometry:
 
     @property
     def network_shape(self) -> tuple[int, int, int]:
-        """Of the box at the network's spacing."""
+        """Shape of the crop at the network's spacing."""
         z, y, x = (
             max(1, round(old / new * (part.stop - part.start)))
             for old, new, part in zip(self.spacing_mm, self.network_spacing_mm, self.box, strict=True)
@@ -41,33 +41,33 @@ class CropResampleGeometry:
         return z, y, x
 
     def to_network(self, array: FloatArray, how: NnunetResampling) -> FloatArray:
-        """Return an array (channels, a, b, c) in the box, at the network's spacing.
+        """Resample a crop (channels, a, b, c) to the network's spacing.
 
-        Raises InputRefused where that is larger than any brain.
+        Raises InputRefused if that is larger than any brain.
         """
         if is_too_large(shape := self.network_shape, MAX_NETWORK_VOXELS):
             spacing = " x ".join(f"{mm:.3g}" for mm in self.network_spacing_mm)
             raise InputRefused(
-                "the image is too large at the voxel size that a member works at",
+                "the image is too large at the voxel size of a member",
                 found=f"{' x '.join(map(str, shape))} voxels of {spacing} mm",
-                do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+                do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
             )
         return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)
 
     def from_network(self, array: FloatArray, how: NnunetResampling) -> FloatArray:
-        """Return an array (channels, a, b, c) on the network's grid, at the image's spacing: still only the box."""
+        """Resample an array (channels, a, b, c) from the network's spacing to the image's; still only the crop."""
         shape = [part.stop - part.start for part in self.box]
         return how.resize(array, shape, self.network_spacing_mm, self.spacing_mm)
 
     def paste(self, probability: FloatArray, outside: float = 0.0) -> FloatArray:
-        """Return the image's (z, y, x) array of a probability in the box; `outside` elsewhere."""
+        """Return a probability of the crop as an array (z, y, x) of the whole image, filled with `outside` elsewhere."""
         whole = np.full(self.shape, outside, probability.dtype)
         whole[self.box] = probability
         return whole.transpose(np.argsort(self.transpose_forward))
 
 
 def nonzero_region(images: FloatArray) -> BoolArray:
-    """Return where any channel of (channels, z, y, x) is not 0, holes filled in 3-D."""
+    """Return where any channel of (channels, z, y, x) is nonzero, with holes filled in 3-D."""
     from scipy.ndimage import binary_fill_holes
 
     filled: BoolArray = binary_fill_holes((images != 0).any(axis=0))
@@ -75,7 +75,7 @@ def nonzero_region(images: FloatArray) -> BoolArray:
 
 
 def bounding_box(region: BoolArray) -> Box:
-    """Return the smallest box around a region; the whole array when it is empty."""
+    """Return the bounding box of a region; the whole array if it is empty."""
     if not region.any():
         region = np.ones_like(region)
     z, y, x = (np.flatnonzero(region.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))

@@ -1,4 +1,4 @@
-"""The folders of a model's folds, as nnU-Net of either version lays them out."""
+"""The fold folders of an nnU-Net model (v1 or v2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ALL_FOLDS_V1, ALL_FOLDS_V2 = "all", "fold_all"
 
 
 def fold_folders(folder: Path, whole: str) -> dict[str, Path]:
-    """Return the numbered folds (`fold_0`, ...) in their order; or the one trained on all cases, which is called `whole`."""
+    """Return the numbered folds (`fold_0`, ...) in order, or the folder `whole` of the model trained on all cases."""
     numbered = {
         path.name[5:]: path
         for path in folder.glob("fold_*")

@@ -1,4 +1,4 @@
-"""What members may be called: their names become those of output files."""
+"""Valid names of members: they become part of output file names."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ MAX_CHARACTERS = 100
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def problem_of(name: object) -> str:
-    """Return what keeps something from being a member's name; empty when nothing does."""
+def name_problem(name: object) -> str:
+    """Return why a value is not a valid member name; empty if it is valid."""
     if isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= MAX_CHARACTERS:
         return ""
-    return (
-        f"the name {name!r} is none: letters, digits, '.', '_' and '-' only, {MAX_CHARACTERS} at most, not '.' or '..'"
-    )
+    return f"the name {name!r} is not valid: use letters, digits, '.', '_' and '-' only, {MAX_CHARACTERS} at most, not '.' or '..'"
 
 
 def name_of_path(path: str) -> str:
-    """Return a name made from a path: it keeps what a name may hold."""
+    """Return a valid member name made from a path."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.replace("/", "__"))
-    return name if not problem_of(name) else _with_digest(name, path)
+    return name if not name_problem(name) else _with_digest(name, path)
 
 
-def distinct(names: Sequence[str], origins: Sequence[str]) -> list[str]:
-    """Return the names, with a digest of its origin added to each that another one equals, be it but for capitals."""
+def make_names_unique(names: Sequence[str], origins: Sequence[str]) -> list[str]:
+    """Return the names; those equal up to case get a digest of their origin appended."""
     often = Counter(name.lower() for name in names)
     told = [
         name if often[name.lower()] == 1 else _with_digest(name, origin)

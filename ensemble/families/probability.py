@@ -1,4 +1,4 @@
-"""From the softmax of two classes to what fusion takes."""
+"""Convert the softmax of two classes to the probability that fusion takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 
 def lesion_probability(softmax: FloatArray) -> FloatArray:
-    """Return the lesion's share (a, b, c) of the mean softmax (background and lesion, a, b, c), float32.
+    """Return the lesion class (a, b, c), float32, of the mean softmax (background and lesion, a, b, c).
 
     It is above 0.5 exactly where lesion is likelier than background: rounding and interpolation leave sums that are not quite 1.
     """

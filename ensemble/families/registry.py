@@ -1,4 +1,4 @@
-"""The families: a row each. What is done with weights of any kind loops over these. Imports no torch."""
+"""The table of member families. Code for weights of any kind loops over it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PACKED_SUFFIXES = frozenset({".json", ".safetensors", ".onnx"})
 
 
 def family_of(spec: MemberSpec) -> Family:
-    """Return the family of a member. Raises WeightsBroken for a kind that is none."""
+    """Return the family of a member. Raises WeightsBroken for an unknown kind."""
     for family in FAMILIES:
         if family.kind == spec.kind:
             return family
     raise WeightsBroken(
-        f"member {spec.name} is of unknown kind {spec.kind!r}",
+        f"member {spec.name} has the unknown kind {spec.kind!r}",
         where=spec.folder,
         found=f"known: {', '.join(family.kind for family in FAMILIES)}",
     )
 
 
 def weight_suffixes() -> frozenset[str]:
-    """Return the endings of all files that bear on what any member predicts."""
+    """Return the suffixes of all files that affect what any member predicts."""
     return PACKED_SUFFIXES.union(*(family.suffixes for family in FAMILIES))

@@ -1,4 +1,4 @@
-"""From a member's networks to sessions on a device."""
+"""Open a member's networks as sessions on a device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ensemble.families.base import InferenceSettings, NetworkSpec
-from ensemble.families.bounds import refuse_too_much
+from ensemble.families.bounds import refuse_excessive_memory
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.precision import ResolvedPrecision, has_fast_bfloat16, resolve_precision
 from ensemble.inference.session import LoadedSession
@@ -24,14 +24,14 @@ Opener = Callable[[NetworkSpec, InferenceSettings], LoadedSession]
 def open_sessions(
     spec: MemberSpec, networks: Sequence[NetworkSpec], settings: InferenceSettings
 ) -> tuple[LoadedSession, ...]:
-    """Return one session a network. Raises WeightsBroken, before any is built for numbers that no memory holds."""
+    """Return one session per network. Raises WeightsBroken before building any network if the plans ask for excessive memory."""
     for network in networks:
-        refuse_too_much(spec, network)
+        refuse_excessive_memory(spec, network)
     return tuple(open_session(network, settings, tapped=number == 0) for number, network in enumerate(networks))
 
 
 class SequentialSessions:
-    """A member's networks as sessions, one after the other: held in memory, or opened from their files when their turn comes.
+    """A member's networks as sessions, run one after the other: held in memory, or opened from file when needed.
 
     What is held takes as much memory again as its files; `HELD_BYTES` is the limit, which five networks of SEALS' size keep.
     """
@@ -57,14 +57,14 @@ class SequentialSessions:
 def open_sequential_sessions(
     spec: MemberSpec, networks: Sequence[NetworkSpec], settings: InferenceSettings, open_one: Opener | None = None
 ) -> SequentialSessions:
-    """Return sessions for members whose networks go over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
+    """Return sessions for a member whose networks run over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
     for network in networks:
-        refuse_too_much(spec, network)
+        refuse_excessive_memory(spec, network)
     return SequentialSessions(networks, lambda network: (open_one or open_session)(network, settings))
 
 
 def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: bool = False) -> LoadedSession:
-    """Return the session of one network; one that tells of its features where it can, if that is wanted. Raises WeightsBroken."""
+    """Return the session of one network, with encoder features if wanted and possible. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
     if settings.packed_form:
         return open_onnx(network.weights.parent, dims, device, settings.session)
@@ -81,7 +81,7 @@ def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: b
 
 
 def precision_of(settings: InferenceSettings) -> ResolvedPrecision:
-    """Return a member's arithmetic: the fastest one where mirroring is gated, which promises less, unless one was given.
+    """Return the arithmetic of a member: as chosen, else the fastest one if mirroring is gated, which promises less.
 
     Raises UsageError.
     """

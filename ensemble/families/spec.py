@@ -1,4 +1,4 @@
-"""What is known of one member before its networks are loaded."""
+"""What is known about a member before its networks are loaded."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.names import problem_of
+from ensemble.families.names import name_problem
 
 #: The file in which a packed member says of itself what a manifest entry says.
-PACKED = "member.json"
+PACKED_MEMBER_FILE = "member.json"
 
 
 @dataclass(frozen=True)
 class MemberSpec:
-    """One member, as the manifest describes it."""
+    """One member, as its manifest entry describes it."""
 
     name: str
     """The name it votes under, and its output files go by."""
@@ -38,9 +38,9 @@ class MemberSpec:
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file, by path relative to the folder; files of unknown origin have none."""
     weight: float = 1.0
-    """What its vote counts in a majority."""
+    """Weight of its vote in a majority."""
     min_lesion_ml: float = 0.0
-    """Volume below which what its ensemble finds is no lesion; 0 keeps all."""
+    """Volume below which its ensemble removes lesions; 0 keeps all."""
     listed: bool = field(default=False, compare=False)
     """Whether a manifest names these digests, and so vouches for code in the files; a packed member's own word does not."""
 
@@ -48,10 +48,10 @@ class MemberSpec:
     def from_json(cls, entry: Mapping[str, Any], folder: Path) -> MemberSpec:
         """Read a manifest entry.
 
-        Raises KeyError, TypeError or ValueError for one that is incomplete or makes no sense, or whose name could lead out of the output
+        Raises KeyError, TypeError or ValueError for an entry that is incomplete or invalid, or whose name could lead out of the output
         folder.
         """
-        if problem := problem_of(entry["name"]):
+        if problem := name_problem(entry["name"]):
             raise ValueError(problem)
         channels = entry.get("channels")
         return cls(
@@ -71,7 +71,7 @@ class MemberSpec:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the manifest entry, without the folder; `from_json` reads it."""
+        """Return the manifest entry without the folder; `from_json` reads it."""
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.channels is not None:
             entry["channels"] = list(self.channels)
@@ -93,13 +93,13 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def refuse_unfit_images(spec: MemberSpec) -> None:
-    """Raise WeightsBroken for a manifest that asks for other images than those as read, which alone these networks know."""
+    """Raise WeightsBroken if the manifest changes intensities or orientation of networks that need the images as read."""
     if (spec.intensities, spec.orientation) != ("native", "native"):
         raise WeightsBroken(
-            f"member {spec.name} takes images as they are",
+            f"member {spec.name} only accepts images as read",
             where=spec.folder,
             found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
-            do="leave both out of the manifest, or write native",
+            do="remove both from the manifest, or set them to native",
         )
 
 
@@ -114,7 +114,7 @@ def _number(entry: Mapping[str, Any], key: str, usual: float, above: float | Non
 def _choice(
     entry: Mapping[str, Any], key: str, allowed: tuple[str, str], former: Mapping[str, str] = MappingProxyType({})
 ) -> Any:
-    """Return the entry's word; of a word that versions before used (`former`), the one of today. Raises ValueError."""
+    """Return the value of an entry; values that earlier versions used (`former`) are translated. Raises ValueError."""
     value = entry.get(key, allowed[0])
     value = former.get(value, value) if isinstance(value, str) else value
     if value not in allowed:

@@ -1,4 +1,4 @@
-"""A weights folder and every file below it, walked once, for those who recognise members in it."""
+"""A weights folder and all files below it, listed once for all families."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class WeightsTree:
 
     @classmethod
     def read(cls, root: Path) -> WeightsTree:
-        """Walk a folder. Raises WeightsBroken where a folder in it can't be read."""
+        """List a folder. Raises WeightsBroken if a folder in it can't be read."""
         return cls(root, files_of(root))
 
     def named(self, name: str) -> list[Path]:
-        """Return the files of a name."""
+        """Return the files with a given name."""
         return [path for path in self.files if path.name == name]
 
     def folders_with(self, name: str) -> set[Path]:
-        """Return the folders that hold a file of a name."""
+        """Return the folders that contain a file with a given name."""
         return {path.parent for path in self.named(name)}
 
     def name_of(self, folder: Path) -> str:
-        """Return the name that a member in a folder gets from its path."""
+        """Return the member name made from a folder's path."""
         return name_of_path(
             self.root.resolve().name if folder == self.root else folder.relative_to(self.root).as_posix()
         )

@@ -1,4 +1,4 @@
-"""What a window of a U-Net takes of memory."""
+"""The memory that one window takes in a U-Net."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ LIVE_FEATURE_MAPS = 9
 
 
 def window_bytes(patch: Sequence[int], features: int) -> int:
-    """Return the memory that the activations of one window take; `features` are the feature maps of the network's first stage."""
+    """Return the memory that the activations of one window take; `features` is the number of feature maps of the first stage."""
     return 4 * LIVE_FEATURE_MAPS * features * prod(patch)
 
 
-def memory_of(features: int) -> str:
-    """Return what makes a window so large, for messages."""
+def explain_window_memory(features: int) -> str:
+    """Return in words what makes a window so large, for messages."""
     return f"{features} feature maps (features_per_stage, base_num_features)"

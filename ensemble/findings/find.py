@@ -1,4 +1,4 @@
-"""Findings of a segmented case: how much, where, and how sure."""
+"""Findings of a segmented case: lesion volumes and locations, each with its uncertainty."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from ensemble.findings.maps import LabelMap, ask
-from ensemble.findings.places import Sample, Tally, moved, perturbations, summed, tally
-from ensemble.findings.registration import Placement, place
+from ensemble.findings.maps import LabelMap, measure_in_map
+from ensemble.findings.places import Sample, Tally, perturbations, summarise_places, tally, transform_points
+from ensemble.findings.registration import TemplatePlacement, register_to_template
 from ensemble.findings.template import SPACE, Template, template
-from ensemble.findings.types import Choice, Findings, LesionPlace, Pattern, Quantity, Registered
+from ensemble.findings.types import Choice, Findings, LesionPlace, Pattern, Quantity, TemplateRegistration
 from ensemble.pipeline import Result
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality
@@ -24,54 +24,59 @@ log = logging.getLogger(__name__)
 SINGLE_SHARE = 0.9
 
 
-def placed(case: PreparedCase, onto: Template | None = None) -> Placement | None:
-    """Return where the brain of a case lies in the template; None where nothing was found. It may have `problems`."""
-    return place(case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, onto)
+def locate_brain(case: PreparedCase, onto: Template | None = None) -> TemplatePlacement | None:
+    """Register the brain of a case to the template; None if no transform was found. The result may have `problems`."""
+    return register_to_template(
+        case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, onto
+    )
 
 
 def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = None) -> Findings:
-    """Return what is found in a case, by a template (the shipped one if None) and label maps of the user's.
+    """Compute the findings of a case, with a template (by default the shipped one) and the user's label maps.
 
-    Where the brain can't be brought to the template, what needs that is absent, and `registered` says why.
+    If the brain can't be registered to the template, findings that need it are absent, and `registered` says why.
     """
     started = time.perf_counter()
     onto = onto or template()
-    placement = placed(result.case, onto)
+    placement = locate_brain(result.case, onto)
     registered = _registered(placement)
     grid = result.case.grid
     own = Sample.of(result.fused.mask.array, grid)
     members = [Sample.of(o.prediction.mask.array, grid) for o in result.outcomes if o.prediction is not None]
     found = _without_places(own, members, registered)
     if placement is None or not registered.holds:
-        log.info("note: findings: the brain's place in the template is not known: %s", "; ".join(registered.problems))
+        log.info(
+            "note: no locations in the findings, because registration to the template failed: %s",
+            "; ".join(registered.problems),
+        )
         return replace(found, seconds=time.perf_counter() - started)
     matrix, few = placement.matrix, own.thinned()
-    centre = moved(matrix, grid.points_mm(np.argwhere(result.case.brain.array).mean(axis=0)))
+    centre = transform_points(matrix, grid.points_mm(np.argwhere(result.case.brain.array).mean(axis=0)))
     nearby = [other @ matrix for other in perturbations(centre)]
     tallied, elsewhere = tally(onto, own, matrix), [tally(onto, few, other) for other in nearby]
     return replace(
         found,
-        places=summed(tallied, [tally(onto, member, matrix) for member in members], elsewhere),
+        places=summarise_places(tallied, [tally(onto, member, matrix) for member in members], elsewhere),
         lesions=_with_places(found.lesions, own, matrix, tallied, elsewhere),
-        atlases=tuple(ask(one, own, few, members, matrix, nearby) for one in maps),
+        atlases=tuple(measure_in_map(one, own, few, members, matrix, nearby) for one in maps),
         seconds=time.perf_counter() - started,
     )
 
 
-def _registered(placement: Placement | None) -> Registered:
+def _registered(placement: TemplatePlacement | None) -> TemplateRegistration:
     if placement is None:
-        return Registered(SPACE, ("no map to the template was found",), {}, None)
+        return TemplateRegistration(SPACE, ("no transform to the template was found",), {}, None)
     rows = tuple(tuple(float(number) for number in row) for row in placement.matrix)
     checks = {
         name: [round(s, 3) for s in value] if isinstance(value, tuple) else round(value, 3)
         for name, value in asdict(placement).items()
         if name != "matrix"
     }
-    return Registered(SPACE, tuple(placement.problems()), checks, rows)
+    return TemplateRegistration(SPACE, tuple(placement.problems()), checks, rows)
 
 
-def _without_places(own: Sample, members: Sequence[Sample], registered: Registered) -> Findings:
-    """Return what needs no template."""
+def _without_places(own: Sample, members: Sequence[Sample], registered: TemplateRegistration) -> Findings:
+    """Return the findings that need no template."""
     volumes, others = own.volumes_ml, [member.volumes_ml for member in members]
     centres = own.centres_mm if len(volumes) else np.zeros((0, 3))
     return Findings(
@@ -86,7 +91,7 @@ def _without_places(own: Sample, members: Sequence[Sample], registered: Register
 
 
 def pattern(volumes_ml: FloatArray) -> Pattern:
-    """none, single or scattered, by the lesions' volumes."""
+    """Return none, single or scattered, from the lesions' volumes."""
     if not volumes_ml.any():
         return "none"
     return "single" if volumes_ml.max() >= SINGLE_SHARE * volumes_ml.sum() else "scattered"
@@ -97,7 +102,7 @@ def _with_places(
 ) -> tuple[LesionPlace, ...]:
     if not lesions:
         return ()
-    centres = moved(matrix, own.centres_mm) * (-1, -1, 1)
+    centres = transform_points(matrix, own.centres_mm) * (-1, -1, 1)
 
     def choices(own_words: list[str], other_words: list[list[str]]) -> list[Choice]:
         return [Choice.of(word, (), [other[n] for other in other_words]) for n, word in enumerate(own_words)]

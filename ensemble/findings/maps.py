@@ -1,4 +1,4 @@
-"""Label maps that the user brings (`--atlas`): arterial territories, ASPECTS regions, whatever lies in MNI space, named as BIDS does."""
+"""The user's label maps (`--atlas`) in MNI space, named as in BIDS: arterial territories, ASPECTS regions or others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.files import file_sha256, read_bounded, read_json
-from ensemble.findings.places import Sample, moved
+from ensemble.findings.places import Sample, transform_points
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import Amount, Aspects, AspectsScore, AtlasFindings, Choice, Quantity, RegionShare
 from ensemble.geometry import Grid
-from ensemble.readers.nifti import nifti
+from ensemble.readers.nifti import read_nifti_header
 from ensemble.readers.stored import read_stored
 from ensemble.text import visible
 from ensemble.types import AnyArray, FloatArray
@@ -46,25 +46,25 @@ _FSL_SIZES = ((182, 218, 182), (91, 109, 91))
 
 @dataclass(frozen=True)
 class Label:
-    """A row of a map's table."""
+    """A row of a map's label table."""
 
     index: int
     name: str
     group: str
-    """Empty where the table has no groups."""
+    """Empty if the table has no groups."""
     side: str
     """left, right or empty: as the table says, or where it lies."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """A label map and its table."""
+    """A label map and its label table."""
 
     name: str
     file: str
     sha256: str
     array: AnyArray
-    """(z, y, x): position in `labels` plus 1; 0 where there is none."""
+    """(z, y, x): position in `labels` plus 1; 0 if there is none."""
     grid: Grid
     labels: tuple[Label, ...]
     space: str
@@ -72,11 +72,11 @@ class LabelMap:
 
     @property
     def numbered(self) -> Iterator[tuple[int, Label]]:
-        """The labels with their numbers in `array`."""
+        """The labels, each with its number in `array`."""
         return enumerate(self.labels, start=1)
 
     def chosen(self, group: str, side: str | None = None) -> list[int]:
-        """Return the numbers in `array` of a group's labels, on one side if that is given."""
+        """Return the numbers in `array` of a group's labels, optionally of one side."""
         return [n for n, label in self.numbered if label.group == group and side in (None, label.side)]
 
     @property
@@ -85,9 +85,8 @@ class LabelMap:
 
 
 @lru_cache(maxsize=1)
-def read_maps(folder: Path) -> tuple[LabelMap, ...]:
-    """Return all label maps of a folder, read once: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and `<name>_dseg.json`, if there
-    is one).
+def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
+    """Read all label maps of a folder: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and an optional `<name>_dseg.json`).
 
     Raises UsageError for a folder without, and for a map that can't be used.
     """
@@ -99,15 +98,15 @@ def read_maps(folder: Path) -> tuple[LabelMap, ...]:
         ) from error
     if not files:
         raise UsageError(
-            "there is no label map in the folder of --atlas",
+            "the folder of --atlas has no label map",
             where=folder,
             do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns index, name; optional group, side)",
         )
-    return tuple(read_map(path) for path in files)
+    return tuple(read_label_map(path) for path in files)
 
 
-def read_map(path: Path) -> LabelMap:
-    """Return one label map with its table. Raises UsageError."""
+def read_label_map(path: Path) -> LabelMap:
+    """Read one label map with its table. Raises UsageError."""
     name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
     try:
         stored = read_stored(path, "atlas")
@@ -117,17 +116,17 @@ def read_map(path: Path) -> LabelMap:
     values = stored.values(np.float64)
     values = values[0] if values.ndim == 4 and len(values) == 1 else values
     if values.ndim != 3 or not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0:
-        raise UsageError("an atlas must be one 3-D map of whole numbers, 0 and more", where=path)
+        raise UsageError("an atlas must be a 3-D label map of integers, 0 or more", where=path)
     table = _table(path.with_name(f"{name}_dseg.tsv"))
     numbers, array = np.unique(values.astype(np.int64), return_inverse=True)
     array = (array.reshape(values.shape) + (numbers[0] != 0)).astype(np.int32)
     present = [int(number) for number in numbers if number]
     if unnamed := [number for number in present if number not in table]:
         raise UsageError(
-            "the atlas has labels that its table doesn't name",
+            "the atlas has labels that are not in its table",
             where=path,
             found=", ".join(map(str, unnamed[:8])) + " ..." * (len(unnamed) > 8),
-            do="add their rows to the .tsv",
+            do="add rows for them to the .tsv",
         )
     if not present:
         raise UsageError("the atlas has no label", where=path)
@@ -144,27 +143,27 @@ def _table(path: Path) -> dict[int, Label]:
             "the table of an atlas can't be read",
             where=path,
             found=getattr(error, "strerror", None) or str(error),
-            do="put a table in UTF-8 there: tab-separated, with the columns index and name, and optional group and side",
+            do="add a tab-separated UTF-8 table with the columns index and name, and optionally group and side",
         ) from error
     table: dict[int, Label] = {}
     try:
         for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
             label = _label(row)
             if label.index in table:
-                raise ValueError(f"index {label.index} was there before")
+                raise ValueError(f"index {label.index} appears twice")
             table[label.index] = label
     except (KeyError, ValueError, AttributeError, TypeError, csv.Error) as error:
         raise UsageError(
-            "the table of an atlas can't be understood",
+            "the table of an atlas is not valid",
             where=path,
             found=f"line {len(table) + 2}: {f'no column {error}' if isinstance(error, KeyError) else error}",
-            do="give it the columns index and name, and optional group and side (left, right), separated by tabs",
+            do="use the tab-separated columns index and name, and optionally group and side (left, right)",
         ) from error
     return table
 
 
 def _label(row: Mapping[str, str]) -> Label:
-    """Return a row of a table. Raises KeyError, ValueError, AttributeError or TypeError for one that is none."""
+    """Parse a table row. Raises KeyError, ValueError, AttributeError or TypeError if it is invalid."""
     side, group = ((row.get(column) or "").strip() for column in ("side", "group"))
     side = _SPELT.get(side.lower(), side.lower())
     label = Label(int(row["index"]), row["name"].strip(), "" if group.lower() == "n/a" else group, side)
@@ -174,21 +173,21 @@ def _label(row: Mapping[str, str]) -> Label:
 
 
 def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> tuple[Label, ...]:
-    """Return the labels with their sides as they lie.
+    """Return the labels with the side on which each one lies.
 
-    Raises UsageError where the map is not in MNI space, or its table has sides swapped.
+    Raises UsageError if the map is not in MNI space, or its table has sides swapped.
     """
     index = np.argwhere(array)
     at = index[:: max(1, len(index) // 400_000)]
     points = grid.points_mm(at)
     onto = template()
-    inside = nearest(onto.hull, onto.t1.grid, points).mean()
+    inside = sample_nearest(onto.hull, onto.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
         raise UsageError(
-            "the atlas does not lie in MNI space",
+            "the atlas is not in MNI space",
             where=path,
-            found=f"{inside:.0%} of what is labelled lies in the template's brain",
-            do="bring it to MNI152 (its header must say so), or correct its header",
+            found=f"{inside:.0%} of the labelled voxels lie in the template's brain",
+            do="resample it to MNI152 space, or correct its header",
         )
     number = array[tuple(at.T)]
     count = np.bincount(number, minlength=len(labels) + 1)[1:]
@@ -204,7 +203,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
         found.append(Label(label.index, label.name, label.group, label.side or lies))
     if swapped:
         raise UsageError(
-            "sides in the table of an atlas are not those where its labels lie",
+            "the sides in the table of an atlas contradict the positions of its labels",
             where=path,
             found="; ".join(swapped[:5]) + " ..." * (len(swapped) > 5),
             do="correct the column side, or the map's header if it is mirrored",
@@ -213,7 +212,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
 
 
 def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
-    """Return the space that a map says it lies in and by what, and what is to be thought of where that is not the template's."""
+    """Return the space that a map declares and where it does, and a warning if it is not the template's."""
     entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
     stated, by = entities.get("space") or entities.get("tpl") or "", "file name"
     sidecar = path.with_name(f"{name}_dseg.json")
@@ -227,28 +226,28 @@ def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
     if not stated:
         stated, by = _by_header(path, grid), "header"
     if not stated:
-        return "not stated", f"its space is not stated; it is taken for {SPACE}, which may be off by several mm"
+        return "not stated", f"it states no space and is assumed to be in {SPACE}; positions may be off by several mm"
     told = visible(f"{stated} ({by})")
     return (
         told,
         ""
         if SPACE in stated
-        else f"made for {visible(stated)}, the template is {SPACE}: borders may be off by some mm",
+        else f"its space is {visible(stated)}, but the template's is {SPACE}: borders may be off by some mm",
     )
 
 
 def _by_header(path: Path, grid: Grid) -> str:
     if grid.size in _FSL_SIZES:
         return f"MNI152 as FSL has it, by its {' x '.join(map(str, grid.size))} voxels"
-    header = nifti(path)
+    header = read_nifti_header(path)
     return {3: "Talairach, by its form code", 4: "MNI152, by its form code"}.get(
         0 if header is None else header.form, ""
     )
 
 
-def nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
-    """Return values of an array (z, y, x) at points (n, 3; LPS mm), of the nearest voxel; 0 outside."""
-    index = np.rint(moved(np.linalg.inv(grid.affine), points_mm)).astype(np.int64)
+def sample_nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
+    """Return the values of an array (z, y, x) at points (n, 3; LPS mm) by nearest neighbour; 0 outside."""
+    index = np.rint(transform_points(np.linalg.inv(grid.affine), points_mm)).astype(np.int64)
     within = ((index >= 0) & (index < grid.size)).all(axis=1)
     found = np.zeros(len(points_mm), array.dtype)
     x, y, z = index[within].T
@@ -258,17 +257,17 @@ def nearest(array: AnyArray, grid: Grid, points_mm: FloatArray) -> AnyArray:
 
 @dataclass(frozen=True, eq=False)
 class _Volumes:
-    """Of one mask in one place: ml by label (0: in none)."""
+    """The volume of one mask in each label (ml; index 0: in none)."""
 
     ml: FloatArray
     map: LabelMap
 
     def part(self, chosen: Sequence[int]) -> tuple[float, float]:
-        """Return ml in some labels, and of the whole lesion."""
+        """Return the volume (ml) in some labels, and of the whole lesion."""
         return float(sum(self.ml[n] for n in chosen)), float(self.ml.sum())
 
     def leading(self, word: Callable[[Label], str]) -> str:
-        """Return the word (its group, say) under which most lies; empty where nothing does."""
+        """Return the label attribute (its group, say) with the largest volume; empty if all are zero."""
         by_word: dict[str, float] = {}
         for n, label in self.map.numbered:
             by_word[word(label)] = by_word.get(word(label), 0.0) + float(self.ml[n])
@@ -278,7 +277,7 @@ class _Volumes:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A map's volumes of the mask, of each voter's, and of the mask elsewhere."""
+    """A map's volumes for the mask, for each voter's mask, and for the mask at perturbed positions."""
 
     own: _Volumes
     members: Sequence[_Volumes]
@@ -301,7 +300,7 @@ class _Asked:
         return Choice.of(own, filter(None, members), filter(None, elsewhere))
 
 
-def ask(
+def measure_in_map(
     one: LabelMap,
     own: Sample,
     few: Sample,
@@ -309,13 +308,13 @@ def ask(
     matrix: FloatArray,
     nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
-    """Return what a map says of a lesion, given by voxels of the mask (all, and `few` of them) and of each voter's own.
+    """Measure a lesion in a label map. It is given by the voxels of the mask (all, and `few` of them) and of each voter's mask.
 
-    `matrix` is the 4x4 map from the image to the template (LPS), `nearby` others that it might be.
+    `matrix` is the 4x4 transform from the image to the template (LPS), `nearby` are perturbed versions of it.
     """
 
     def volumes(sample: Sample, through: FloatArray) -> _Volumes:
-        numbers = nearest(one.array, one.grid, moved(through, sample.points_mm))
+        numbers = sample_nearest(one.array, one.grid, transform_points(through, sample.points_mm))
         return _Volumes(np.bincount(numbers, sample.ml, minlength=len(one.labels) + 1).astype(float), one)
 
     asked = _Asked(
@@ -343,13 +342,13 @@ def ask(
 
 
 def _touched(amounts: Iterable[Amount]) -> tuple[Amount, ...]:
-    """Return those in which something lies, or might; most first."""
+    """Return the labels that contain some lesion, or might; largest volume first."""
     kept = [one for one in amounts if one.ml.members[1] > 0 or (one.ml.placement or (0, 0))[1] > 0]
     return tuple(sorted(kept, key=lambda one: -one.ml.value))
 
 
 def _aspects(asked: _Asked, matrix: FloatArray) -> Aspects:
-    """Return the share of each region that is lesion, and ten minus those above `ASPECTS_SHARE`, for each side that has ten."""
+    """Return the lesion share of each region, and for each side with ten regions 10 minus the number above `ASPECTS_SHARE`."""
     one = asked.own.map
     voxels = np.bincount(one.array.ravel(), minlength=len(one.labels) + 1)
     in_image = one.grid.voxel_ml / abs(

@@ -1,4 +1,4 @@
-"""Mask and images in the template's space, on its published grid of 1 mm."""
+"""Resample mask and images to the template's published 1 mm grid."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ensemble.volume import Volume
 
 
 def image_in_mni(image: Volume, matrix: Sequence[Sequence[float]]) -> Volume:
-    """Return an image (linear, float32; 0 beyond its field of view) on the template's grid; `matrix` (4x4, LPS) brings points there."""
+    """Resample an image to the template's grid (linear, float32; 0 outside). `matrix` (4x4, LPS) maps image points to template points."""
     back = np.linalg.inv(np.array(matrix))
     return resample_volume(image, FULL_GRID, transform=affine_transform(back))
 
 
 def mask_in_mni(mask: Volume, matrix: Sequence[Sequence[float]]) -> Volume:
-    """Return a mask on the template's grid: bool, where half or more of it lies."""
+    """Resample a mask to the template's grid: bool, true where at least half a voxel is lesion."""
     share: FloatArray = image_in_mni(mask, matrix).array
     return Volume(share >= 0.5, FULL_GRID)

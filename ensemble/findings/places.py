@@ -1,4 +1,4 @@
-"""Where lesions lie by the built-in atlas: sides, regions and structures, and what they would be had the brain lain a little elsewhere."""
+"""Locations of lesions by the built-in atlas: sides, regions and structures, and how they change if the registration is a little off."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MIN_PROBABILITY = 1e-3
 
 
 def perturbations(centre_mm: FloatArray) -> list[FloatArray]:
-    """Return 4x4 maps of the template to itself: a brain that lies a little elsewhere.
+    """Return 4x4 maps of the template to itself, each a small registration error.
 
     Moves, turns and scalings about a point, one at a time.
     """
@@ -64,15 +64,15 @@ def _about(matrix: FloatArray, centre_mm: FloatArray) -> FloatArray:
     return np.asarray(there @ matrix @ back)
 
 
-def moved(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
-    """Points (..., 3) through a 4x4 map."""
+def transform_points(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
+    """Apply a 4x4 transform to points (..., 3)."""
     return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def probabilities(onto: Template, points_mm: FloatArray) -> FloatArray:
-    """Return probability (side: left, right; structure of TISSUE; n) at points (n, 3; LPS mm) of the template, given that there is tissue.
+    """Return the probability (side: left, right; structure of TISSUE; n) at points (n, 3; LPS mm) of the template, given tissue.
 
-    All 0 where the atlas knows of none.
+    All 0 outside the atlas.
     """
     origin, spacing = np.array(onto.t1.grid.origin_mm), np.array(onto.t1.grid.spacing_mm)
     found = np.empty((2, len(TISSUE), len(points_mm)), np.float32)
@@ -85,7 +85,7 @@ def probabilities(onto: Template, points_mm: FloatArray) -> FloatArray:
 
 
 def side_of(left: float, right: float, least: float) -> str:
-    """left, right or both, by volumes; unknown where there are none."""
+    """Return left, right or both, from the volumes on each side; unknown if both are zero."""
     if left + right <= 0:
         return UNKNOWN
     lesser = min(left, right)
@@ -103,15 +103,15 @@ class Tally:
 
     @property
     def total(self) -> FloatArray:
-        """ml (side, structure)."""
+        """Return the volume (ml) by side and structure."""
         return np.asarray(self.by_lesion.sum(axis=0))
 
     def sides(self) -> list[str]:
-        """Return of each lesion."""
+        """Return the side of each lesion."""
         return [side_of(float(left), float(right), BOTH_SIDES) for left, right in self.by_lesion.sum(axis=2)]
 
     def side(self) -> str:
-        """Return of all: lesions count whole to their sides, so that what is blurred at the midline makes no second side."""
+        """Return the side of all lesions together. Each lesion counts wholly for its own side: blur at the midline adds no second one."""
         left = right = 0.0
         for lesion, side in zip(self.by_lesion, self.sides(), strict=True):
             left_ml, right_ml = lesion.sum(axis=1)
@@ -120,14 +120,14 @@ class Tally:
         return side_of(left, right, BOTH_SIDES_OF_ALL)
 
     def regions(self) -> list[str]:
-        """Return of each lesion, the one with most of it."""
+        """Return for each lesion the region with most of its volume."""
         return [
             max(REGIONS, key=lambda name: lesion[:, list(REGIONS[name])].sum()) if lesion.any() else UNKNOWN
             for lesion in self.by_lesion
         ]
 
     def structures(self) -> list[str]:
-        """Return of each lesion, the one with most of it."""
+        """Return for each lesion the structure with most of its volume."""
         return [
             TISSUE[int(lesion.sum(axis=0).argmax())].label if lesion.any() else UNKNOWN for lesion in self.by_lesion
         ]
@@ -135,7 +135,7 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Voxels of the lesions of a mask, largest lesion first."""
+    """The lesion voxels of a mask, largest lesion first."""
 
     points_mm: FloatArray
     """(n, 3), LPS, in the image's world."""
@@ -146,7 +146,7 @@ class Sample:
 
     @classmethod
     def of(cls, mask: AnyArray, grid: Grid) -> Sample:
-        """Return all voxels of a mask (z, y, x)."""
+        """Take all voxels of a mask (z, y, x)."""
         labels, count = lesion_components(mask)
         index = np.argwhere(labels)
         number = labels[tuple(index.T)]
@@ -157,17 +157,17 @@ class Sample:
 
     @property
     def volumes_ml(self) -> FloatArray:
-        """Of each lesion."""
+        """Volume of each lesion."""
         return np.asarray(np.bincount(self.lesion_of, self.ml) if len(self.ml) else np.zeros(0))
 
     @property
     def centres_mm(self) -> FloatArray:
-        """Mean place of each lesion (lesion, 3), LPS."""
+        """Centre of each lesion (lesion, 3), LPS."""
         parts = [np.bincount(self.lesion_of, self.points_mm[:, axis]) for axis in range(3)]
         return np.stack(parts, axis=1) / np.maximum(np.bincount(self.lesion_of), 1)[:, None]
 
     def thinned(self) -> Sample:
-        """Return at most about `_MAX_VOXELS` voxels of each lesion, each standing for more: for questions that are asked many times."""
+        """Return at most about `_MAX_VOXELS` voxels per lesion, each with a larger weight, for repeated evaluation."""
         count = np.bincount(self.lesion_of) if len(self.ml) else np.zeros(0, np.int64)
         if not (count > _MAX_VOXELS).any():
             return self
@@ -180,12 +180,12 @@ class Sample:
 
 
 def tally(onto: Template, sample: Sample, matrix: FloatArray) -> Tally:
-    """Volumes by lesion, with a brain that a 4x4 map brings to the template."""
-    return tally_of(sample, probabilities(onto, moved(matrix, sample.points_mm)))
+    """Return the volumes by lesion, side and structure, for a 4x4 transform from image to template."""
+    return tally_from_probabilities(sample, probabilities(onto, transform_points(matrix, sample.points_mm)))
 
 
-def tally_of(sample: Sample, chances: FloatArray) -> Tally:
-    """Volumes by lesion, given the probability (side, structure of TISSUE, n) of what lies at each voxel."""
+def tally_from_probabilities(sample: Sample, chances: FloatArray) -> Tally:
+    """Return the volumes by lesion, given the probability (side, structure of TISSUE, n) at each voxel."""
     count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
     for side in range(2):
@@ -194,8 +194,8 @@ def tally_of(sample: Sample, chances: FloatArray) -> Tally:
     return Tally(volumes)
 
 
-def summed(own: Tally, members: Sequence[Tally], elsewhere: Sequence[Tally]) -> Places:
-    """Places of all lesions together: of the mask, of each voter's mask, and of the mask elsewhere."""
+def summarise_places(own: Tally, members: Sequence[Tally], elsewhere: Sequence[Tally]) -> Places:
+    """Summarise the locations of all lesions: for the mask, for each voter's mask, and for perturbed registrations."""
     if not len(own.by_lesion):
         return Places(None, (), (), ())
     found = (own.total, [other.total for other in members], [other.total for other in elsewhere])
@@ -215,7 +215,7 @@ def _amount(
     sides: Sequence[int],
     kinds: Sequence[int],
 ) -> Amount:
-    """Return what lies on some sides in some structures, of the mask's, the voters' and the perturbed totals (side, structure)."""
+    """Return the volume on some sides in some structures, with its range over voters and perturbations."""
     own, members, elsewhere = found
 
     def part(total: FloatArray) -> tuple[float, float]:

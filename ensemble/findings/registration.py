@@ -1,4 +1,4 @@
-"""Where a brain lies in the template: an affine map, found on DWI, and believed only after it was checked.
+"""Register a brain to the template by an affine transform on DWI, which is used only if it passes checks.
 
 Mattes mutual information, coarse to fine (Mattes et al., IEEE TMI 2003; SimpleITK), from several starts. Every voxel of the shrunken image
 counts, and the metric is summed by one thread: the same image gives the same map, whatever the number of threads.
@@ -40,7 +40,7 @@ _BRIGHTEST = 1.6
 
 @dataclass(frozen=True)
 class Limits:
-    """What a map must keep to (see docs/adr/0024: how heads and half heads fare)."""
+    """The limits that a transform must keep (docs/adr/0024 shows how whole and half heads score)."""
 
     overlap: float = 0.80
     """Least Dice of the brain and the template's, within the field of view."""
@@ -60,8 +60,8 @@ LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class Placement:
-    """A brain's place in the template."""
+class TemplatePlacement:
+    """The transform from an image to the template, and the numbers by which it is checked."""
 
     matrix: FloatArray
     """4x4, from points of the image to points of the template (LPS, mm)."""
@@ -76,10 +76,10 @@ class Placement:
     """Correlation of the template with tissue against CSF, as ADC tells, in the brain."""
 
     def problems(self, limits: Limits = LIMITS) -> list[str]:
-        """Return why it can't be believed; empty when it can."""
+        """Return why the transform can't be trusted; empty if it can."""
         low, high = limits.scale
         checks = (
-            (self.covered >= limits.covered, f"only {self.covered:.0%} of a brain is there"),
+            (self.covered >= limits.covered, f"the image contains only {self.covered:.0%} of a brain"),
             (self.overlap >= limits.overlap, f"the brain overlaps the template's by a Dice of {self.overlap:.2f} only"),
             (
                 low <= self.scale[2] and self.scale[0] <= high and self.scale[0] <= limits.stretch * self.scale[2],
@@ -91,27 +91,29 @@ class Placement:
         return [text for holds, text in checks if not holds]
 
     def transform(self) -> sitk.AffineTransform:
-        """Return as SimpleITK has it: from points of the image to points of the template."""
+        """Return the SimpleITK transform from image points to template points."""
         return affine_transform(self.matrix)
 
 
 def affine_transform(matrix: FloatArray) -> sitk.AffineTransform:
-    """Return a 4x4 map of points (LPS, mm) as SimpleITK has it."""
+    """Return a 4x4 matrix (LPS, mm) as a SimpleITK transform."""
     found = sitk.AffineTransform(3)
     found.SetMatrix(matrix[:3, :3].ravel().tolist())
     found.SetTranslation(matrix[:3, 3].tolist())
     return found
 
 
-def place(dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = None) -> Placement | None:
-    """Find a brain's place in the template.
+def register_to_template(
+    dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = None
+) -> TemplatePlacement | None:
+    """Register a brain to the template.
 
     Args:
         dwi, adc: normalised by tissue (1 is normal brain), on one grid.
         brain: bool (z, y, x) on that grid.
         onto: the template; the shipped one if None.
 
-    Returns None where ITK finds nothing; what is found may have `problems`.
+    Returns None if ITK finds no transform; a transform may have `problems`.
     """
     onto = onto or template()
     masked = dwi.like(np.clip(np.where(brain, dwi.array, 0), 0, _BRIGHTEST).astype(np.float32))
@@ -120,7 +122,7 @@ def place(dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = No
 
 
 def _optimised(still: sitk.Image, brain: sitk.Image, onto: Template) -> FloatArray | None:
-    """Return the best affine map from points of the image to points of the template, 4x4; None where ITK finds none."""
+    """Return the best affine transform (4x4) from image to template points; None if ITK fails."""
     centre, target = _centre(brain), _centre(to_sitk(onto.t1.like(onto.hull.astype(np.float32))))
     fixed, moving = (
         sitk.SmoothingRecursiveGaussian(image, _COARSE_MM / 2)
@@ -169,7 +171,7 @@ def _descend(
     region: sitk.Image,
     step_mm: float,
 ) -> float:
-    """Improve a transform in place. Returns the metric: less is better; infinite where ITK gives up, as when too few points meet."""
+    """Optimise a transform in place. Returns the metric (lower is better); infinite if ITK fails, e.g. with too little overlap."""
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfWorkUnits(1)  # sums in one order
     method.SetMetricAsMattesMutualInformation(_BINS)
@@ -196,7 +198,7 @@ def _descend(
 
 
 def _turned_back(image: sitk.Image, turn: sitk.VersorTransform) -> sitk.Image:
-    """Return the image with a header by which each point shows what lies where `turn` takes it."""
+    """Return the image with its header changed so that each point shows what `turn` maps it to."""
     back = turn.GetInverse()
     turned = sitk.Image(image)
     turned.SetOrigin(back.TransformPoint(image.GetOrigin()))
@@ -206,7 +208,7 @@ def _turned_back(image: sitk.Image, turn: sitk.VersorTransform) -> sitk.Image:
 
 
 def _centre(mask: sitk.Image) -> FloatArray:
-    """Return of what is 1, in mm."""
+    """Return the centre of a mask, in mm."""
     index = np.argwhere(sitk.GetArrayViewFromImage(mask) > 0).mean(axis=0)[::-1]
     return np.array(mask.TransformContinuousIndexToPhysicalPoint(index.tolist()))
 
@@ -218,19 +220,19 @@ def _shrunk(image: sitk.Image, mm: float) -> sitk.Image:
 
 
 def _region(brain: sitk.Image, mm: float) -> sitk.Image:
-    """Brain and a rim of what is outside it."""
+    """Return the brain and a rim around it."""
     small = _shrunk(brain, mm)
     return sitk.BinaryDilate(small > 0.3, [max(1, round(_RIM_MM / at)) for at in small.GetSpacing()])
 
 
 def _padded(onto: Template, mm: float) -> sitk.Image:
-    """Return the template in coarse voxels, with air around it: what lies beyond would not count."""
+    """Return the template at coarse voxels, padded with air, because points outside an image would not count."""
     steps = [round(_PADDING_MM / at) for at in onto.t1.grid.spacing_mm]
     return _shrunk(sitk.ConstantPad(to_sitk(onto.t1), steps, steps, 0.0), mm)
 
 
-def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -> Placement:
-    """Return the map with what tells whether it can be believed."""
+def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -> TemplatePlacement:
+    """Return the transform with the numbers by which it is checked."""
     linear = matrix[:3, :3]
     left, scale, right = np.linalg.svd(linear)
     cosine = (float(np.trace(left @ right)) - 1) / 2
@@ -239,7 +241,7 @@ def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -
     both = brain & hull
     total_ml = onto.hull.sum() * onto.t1.grid.voxel_ml
     covered = both.sum() * adc.grid.voxel_ml * abs(float(np.linalg.det(linear))) / total_ml
-    return Placement(
+    return TemplatePlacement(
         matrix,
         overlap=dice(brain, hull),
         covered=float(min(covered, 1.0)),
@@ -250,7 +252,7 @@ def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -
 
 
 def _likeness(t1: FloatArray, adc: FloatArray) -> float:
-    """Correlation of a T1 image with tissue (1) against CSF (0) as ADC tells, both dark in CSF."""
+    """Return the correlation of a T1 image with tissue (1) against CSF (0) from ADC; both are dark in CSF."""
     if t1.size < 2:
         return 0.0
     tissue = np.clip(2.0 - adc, 0, 1)

@@ -1,4 +1,4 @@
-"""The template brain that findings are told in: ICBM 2009a symmetric, T1, 2 mm, with what lies where (`data/NOTICE.md` says whose).
+"""The template for findings: ICBM 2009a symmetric, T1, 2 mm, with its atlas (licences in `data/NOTICE.md`).
 
 Both halves are mirror images, so only the left half's structures are stored: `python -m training.structures` makes the files.
 """
@@ -27,7 +27,7 @@ FULL_GRID = Grid((197, 233, 189), (1.0, 1.0, 1.0), (-98.0, -98.0, -72.0), (1.0, 
 
 
 class Structure(IntEnum):
-    """What the atlas tells apart, in the order of its volumes."""
+    """The structures of the atlas, in the order of its volumes."""
 
     CORTEX = 0
     WHITE_MATTER = 1
@@ -43,7 +43,7 @@ class Structure(IntEnum):
 
 @dataclass(frozen=True)
 class Template:
-    """The template brain and its atlas, on one grid; the patient's left is at high x."""
+    """The template brain and its atlas on one grid; the patient's left is at high x."""
 
     t1: Volume
     """float32, 0 outside the brain."""
@@ -52,18 +52,18 @@ class Template:
 
     @property
     def hull(self) -> BoolArray:
-        """Brain and the CSF around it (z, y, x)."""
+        """The brain and the CSF around it (z, y, x)."""
         return np.asarray(self.t1.array > 0)
 
 
 @cache
 def template() -> Template:
-    """Return the shipped template. Raises OSError where its files are missing."""
+    """Return the shipped template. Raises OSError if its files are missing."""
     return read_template(DATA)
 
 
 def read_template(folder: Path) -> Template:
-    """Return a template as `training.structures` writes it."""
+    """Read a template that `training.structures` wrote."""
     t1 = _read(folder / T1_FILE).astype(np.float32)
     return Template(Volume(t1, GRID), _read(folder / STRUCTURES_FILE).astype(np.float32) / 255)
 

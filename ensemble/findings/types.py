@@ -1,4 +1,4 @@
-"""What is found in a case, in plain types: reports, pages and tables are made of these."""
+"""Findings of a case as plain dataclasses, from which reports, pages and tables are made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Pattern = Literal["none", "single", "scattered"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number and how far it may be off."""
+    """A number and its uncertainty."""
 
     value: float
     members: tuple[float, float]
@@ -30,7 +30,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Choice:
-    """A word, and which others it might be."""
+    """A category, and the other categories that are possible."""
 
     value: str
     members: tuple[str, ...]
@@ -44,7 +44,7 @@ class Choice:
 
     @property
     def possible(self) -> tuple[str, ...]:
-        """All that it might be, the likeliest first."""
+        """All possible categories, the likeliest first."""
         return tuple(dict.fromkeys((self.value, *self.placement, *self.members)))
 
     def as_json(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of the lesion lies in something."""
+    """The volume and share of the lesion inside some structure."""
 
     name: str
     ml: Quantity
@@ -68,7 +68,7 @@ class Amount:
         members: Sequence[tuple[float, float]],
         elsewhere: Sequence[tuple[float, float]],
     ) -> Amount:
-        """Make it of ml in something and ml of the whole lesion: of the mask, of each voter's, and of the mask elsewhere.
+        """Make it from the volumes (ml) in the structure and of the whole lesion: of the mask, of the voters, and at perturbed positions.
 
         A voter without lesion has no share.
         """
@@ -94,7 +94,7 @@ class LesionPlace:
     volume_ml: float
     centre_lps_mm: tuple[float, float, float]
     centre_mni_mm: tuple[float, float, float] | None = None
-    """RAS, as atlases have it; this and what follows is None where the brain's place in the template is not known."""
+    """RAS, as atlases have it; this and what follows is None if the brain's place in the template is not known."""
     side: Choice | None = None
     region: Choice | None = None
     structure: Choice | None = None
@@ -112,7 +112,7 @@ class LesionPlace:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the lesion lies, by the built-in atlas."""
+    """Locations of the lesions by the built-in atlas."""
 
     side: Choice | None
     """None without lesion, as are the lists empty."""
@@ -131,7 +131,7 @@ class Places:
 
 @dataclass(frozen=True)
 class AspectsScore:
-    """Ten minus the regions of one hemisphere of which more than a stated share is lesion."""
+    """Ten minus the number of regions of one hemisphere whose lesion share is above a stated limit."""
 
     side: str
     score: Quantity
@@ -143,7 +143,7 @@ class AspectsScore:
 
 @dataclass(frozen=True)
 class RegionShare:
-    """How much of a region is lesion, 0 to 1."""
+    """The share of a region that is lesion, 0 to 1."""
 
     name: str
     share: Quantity
@@ -151,7 +151,7 @@ class RegionShare:
 
 @dataclass(frozen=True)
 class Aspects:
-    """What a map called aspects says. For research."""
+    """The findings from a label map named aspects. For research."""
 
     share_above: float
     """From which share on a region counts."""
@@ -170,7 +170,7 @@ class Aspects:
 
 @dataclass(frozen=True)
 class AtlasFindings:
-    """What one of the user's label maps says."""
+    """The findings from one of the user's label maps."""
 
     name: str
     file: str
@@ -178,16 +178,16 @@ class AtlasFindings:
     space: str
     """As its name, sidecar or header tell; "not stated" else."""
     mismatch: str
-    """What is to be thought of where that is not the template's space; empty where it is."""
+    """What is to be thought of where that is not the template's space; empty if it is."""
     labels: tuple[Amount, ...]
     groups: tuple[Amount, ...]
-    """Empty where the table has none, as are the next ones."""
+    """Empty if the table has none, as are the next ones."""
     sided_groups: tuple[Amount, ...]
     """By group and side: "MCA left"."""
     outside: Quantity
     """Of the lesion, ml in no label."""
     leading: Choice | None
-    """The group (or label, where there are no groups) with most of the lesion; None where nothing lies in any."""
+    """The group (or label, where there are no groups) with most of the lesion; None if nothing lies in any."""
     leading_side: Choice | None
     aspects: Aspects | None
     """Only of a map called aspects."""
@@ -210,12 +210,12 @@ class AtlasFindings:
 
 
 @dataclass(frozen=True)
-class Registered:
-    """How the brain was brought to the template."""
+class TemplateRegistration:
+    """How the brain was registered to the template."""
 
     template: str
     problems: tuple[str, ...]
-    """Why the map is not used; empty where it is."""
+    """Why the map is not used; empty if it is."""
     checks: dict[str, Any]
     matrix: tuple[tuple[float, ...], ...] | None
     """4x4, from points of the DWI to points of the template (LPS, mm)."""
@@ -236,18 +236,18 @@ class Registered:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a reader of the mask wants to know, each with its range."""
+    """The findings of a case, each with its range."""
 
     volume_ml: Quantity
     count: Quantity
     largest_ml: Quantity
     pattern: Choice
     """none, single (one lesion holds nearly all), or scattered."""
-    registered: Registered
+    registered: TemplateRegistration
     lesions: tuple[LesionPlace, ...]
     """Largest first."""
     places: Places | None
-    """None where the brain's place in the template is not known: `registered` says why."""
+    """None if the brain's place in the template is not known: `registered` says why."""
     atlases: tuple[AtlasFindings, ...] = ()
     """Empty likewise."""
     seconds: float = 0.0

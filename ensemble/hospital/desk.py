@@ -1,4 +1,4 @@
-"""The process that holds the networks, from the side of `listen`: one study at a time, and another process when it dies."""
+"""Runs the process that holds the networks for `listen`: one study at a time, restarted if it dies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GRACE_S = 5.0
 
 @dataclass(frozen=True)
 class StudyJob:
-    """A study: the folder of its images, and where its objects belong."""
+    """A study to segment: the folder of its images, and the folder for its results."""
 
     name: str
     images: Path
@@ -31,12 +31,12 @@ class StudyJob:
     scratch: Path
 
 
-class Died(Exception):
-    """The process that segments has ended in the midst of a study; how."""
+class ProcessDied(Exception):
+    """The segmenting process died during a study; says how."""
 
 
 class Desk:
-    """One such process. Belongs to one thread."""
+    """A segmenting process and the way to talk to it. To be used from one thread only."""
 
     def __init__(self, setup: WorkerConfig) -> None:
         self._setup = setup
@@ -45,7 +45,7 @@ class Desk:
         self.ready: Ready | None = None
 
     def open(self) -> None:
-        """Start the process, and wait until its networks are in memory. Raises what loading raised."""
+        """Start the process, and wait until its networks are loaded. Raises the error of a failed load."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve_requests, args=(theirs, self._setup), daemon=True, name="worker")
@@ -61,7 +61,7 @@ class Desk:
         self.ready = answer
 
     def segment(self, job: StudyJob) -> Done | Failed:
-        """Segment a study. Raises Died when the process does."""
+        """Segment a study. Raises ProcessDied if the process dies."""
         if self._process is None:
             self.open()
         assert self._connection is not None
@@ -71,11 +71,11 @@ class Desk:
         except (EOFError, OSError) as error:
             how = self._end()
             self.close()
-            raise Died(how) from error
+            raise ProcessDied(how) from error
         return answer
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, even if it is busy."""
         self.ready = None
         if self._process is not None:
             self._process.terminate()
@@ -94,7 +94,7 @@ class Desk:
 
 
 def segment_job(job: StudyJob, ensemble: Ensemble, setup: WorkerConfig) -> dict[str, Any]:
-    """Return what the process does with a study."""
+    """Segment a study inside the process. Returns the summary for the parent."""
     from ensemble.hospital.study import segment_to_send
 
     case = segment_to_send(job.images, job.name, (job.results, job.scratch), setup.extras, ensemble, setup.watcher)

@@ -1,4 +1,4 @@
-"""One examination, as a scanner or archive sends it -> the images of a case, and on record why these."""
+"""Choose the images of a case from one examination as a scanner or archive sends it, and record why."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ensemble.types import Modality
 
 
 @dataclass(frozen=True)
-class Examined:
-    """What was taken of an examination."""
+class ExaminationCase:
+    """The images chosen from an examination, and the record of the choice."""
 
     raw: RawCase
     record: dict[str, Any]
     """Every series, what it shows, for what it was taken and why not: as `inspect --json` has it."""
 
 
-def read_examination(path: Path, name: str) -> Examined:
-    """Read DWI, ADC and FLAIR of a folder or .zip of DICOM that holds one examination.
+def read_examination(path: Path, name: str) -> ExaminationCase:
+    """Read DWI, ADC and FLAIR from a folder or .zip of DICOM that holds one examination.
 
-    Without a series that shows ADC, it will be computed from the DWI. A FLAIR is left out, with a note, where none or no single one can be
-    read. Raises InputRefused where DWI or ADC can't be read, or can't be told for certain, and for several studies.
+    Without an ADC series, ADC will be computed from the DWI. FLAIR is omitted, with a note, if there is none, several, or none that can be
+    read. Raises InputRefused if DWI or ADC can't be read or identified with certainty, and for several studies.
     """
     started = time.perf_counter()
     with open_examination(path, "DICOM") as examination:
@@ -43,9 +43,9 @@ def read_examination(path: Path, name: str) -> Examined:
                 images[Modality.FLAIR] = examination.read(Modality.FLAIR)
             except InputRefused as refused:
                 why = f"{refused.what} ({refused.found})" if refused.found else refused.what
-                images[Modality.DWI] = _noting(images[Modality.DWI], f"FLAIR: left out: {why}")
+                images[Modality.DWI] = _noting(images[Modality.DWI], f"FLAIR: not used: {why}")
         record = as_json(finding_of(examination, None))
-    return Examined(RawCase(name, images, time.perf_counter() - started), record)
+    return ExaminationCase(RawCase(name, images, time.perf_counter() - started), record)
 
 
 def _refuse_several(examination: Examination) -> None:
@@ -54,10 +54,10 @@ def _refuse_several(examination: Examination) -> None:
         studies.setdefault(series.frames[0].instance.study, series.title)
     if len(studies) > 1:
         raise InputRefused(
-            "there are series of several studies, and one examination is segmented at a time",
+            "the folder contains series of several studies; only one examination can be segmented at a time",
             where=examination.path,
             found="; ".join(f"study {uid or 'without UID'}: {title} and others" for uid, title in studies.items()),
-            do="give the series of one study",
+            do="give only the series of one study",
         )
 
 

@@ -1,4 +1,4 @@
-"""`listen`: a DICOM node. Studies come in by C-STORE, results go back by C-STORE, a page says what became of them."""
+"""`listen`: a DICOM node. Studies arrive by C-STORE, results are returned by C-STORE, and a status page shows progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.folders import exclusive_writer, unwritable
-from ensemble.hospital.desk import Desk, Died, StudyJob
+from ensemble.hospital.desk import Desk, ProcessDied, StudyJob
 from ensemble.hospital.node import Address, Node
 from ensemble.hospital.send import Destination, Sender, is_aet
 from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, Study
@@ -25,8 +25,8 @@ _LOOK_S, _AGAIN_S = 0.2, 5.0
 
 
 @dataclass(frozen=True)
-class Listening:
-    """What `listen` was told."""
+class ListenConfig:
+    """The options of `listen`."""
 
     address: Address
     to: tuple[Destination, ...]
@@ -38,20 +38,20 @@ class Listening:
 
     def __post_init__(self) -> None:
         if odd := [aet for aet in (self.address.aet, *self.address.callers) if not is_aet(aet)]:
-            raise UsageError("an AE title has 1 to 16 characters", found=repr(odd[0]))
+            raise UsageError("an AE title must have 1 to 16 ASCII characters", found=repr(odd[0]))
         if not self.to:
-            raise UsageError("nobody takes the results", do="--send-to AET@HOST:PORT")
+            raise UsageError("no destination is given for the results", do="add --send-to AET@HOST:PORT")
         if not (0 < self.quiet_s <= 3600 and self.keep_s >= 0 and self.most_bytes > 0):
             raise UsageError(
-                "--quiet-seconds, --keep-hours or --spool-gb makes no sense", do=help_on(f"{program_name()} listen")
+                "--quiet-seconds, --keep-hours or --spool-gb is out of range", do=help_on(f"{program_name()} listen")
             )
         if self.address.most_associations < 1:
             raise UsageError("--most-associations must be at least 1", found=str(self.address.most_associations))
         check_ports(self.address.port, self.status_port)
 
 
-def listen(told: Listening, setup: WorkerConfig) -> None:
-    """Listen until a signal ends it. Raises UserError where ports, spool or members can't be had."""
+def listen(told: ListenConfig, setup: WorkerConfig) -> None:
+    """Receive and segment studies until a signal. Raises UserError if ports, spool or members can't be opened."""
     with exclusive_writer(told.spool):
         try:
             spool = Spool(told.spool, told.most_bytes)
@@ -78,7 +78,7 @@ def listen(told: Listening, setup: WorkerConfig) -> None:
                 try:
                     _look(told, spool, desk)
                 except OSError as error:  # a full disk, say, which passes
-                    log.error("the spool can't be written: %s; again in %.0f s", error.strerror or error, _AGAIN_S)
+                    log.error("the spool can't be written: %s; next try in %.0f s", error.strerror or error, _AGAIN_S)
                     time.sleep(_AGAIN_S)
         finally:
             node.stop()
@@ -87,36 +87,36 @@ def listen(told: Listening, setup: WorkerConfig) -> None:
             page.stop()
 
 
-def _look(told: Listening, spool: Spool, desk: Desk) -> None:
-    """Do the next study, if there is one."""
+def _look(told: ListenConfig, spool: Spool, desk: Desk) -> None:
+    """Process the next complete study, if there is one."""
     spool.forget_finished(told.keep_s)
     study = spool.next_complete(told.quiet_s)
     if study is None:
         time.sleep(_LOOK_S)
         return
     if study.attempts >= MAX_ATTEMPTS:
-        spool.end(study.key, "failed", f"it was begun {study.attempts} times, and never came to an end", "see the log")
+        spool.end(study.key, "failed", f"it was started {study.attempts} times, but never finished", "see the log")
         return
     _segment(study, spool, desk)
 
 
 def _segment(study: Study, spool: Spool, desk: Desk) -> None:
     key = study.key
-    log.info("study %s: %d images; being segmented", key[:12], study.images)
+    log.info("study %s: segmenting %d images", key[:12], study.images)
     try:
         with spool.taken(key) as images:
             answer = desk.segment(StudyJob(f"study-{key[:12]}", images, *spool.results_folder(key)))
-    except Died as died:
+    except ProcessDied as died:
         again = spool.died(key)
-        log.error("study %s: the process that segments died (%s)%s", key[:12], died, "; again" if again else "")
+        log.error("study %s: the segmenting process died (%s)%s", key[:12], died, "; again" if again else "")
         if not again:
-            spool.end(key, "failed", f"the process that segments died of it ({died})", "give it more memory")
+            spool.end(key, "failed", f"the segmenting process died ({died})", "give it more memory")
         return
     except BaseException:
         spool.interrupted(key)
         raise
     if isinstance(answer, Failed) and answer.exit_code == UsageError.exit_code:  # the disk may be full: that passes
-        log.error("study %s: %s; again in %.0f s", key[:12], TrustedLines(answer), _AGAIN_S)
+        log.error("study %s: %s; next try in %.0f s", key[:12], TrustedLines(answer), _AGAIN_S)
         time.sleep(_AGAIN_S)
     elif isinstance(answer, Done):
         spool.done_with(key, int(answer.summary["lesions"]), float(answer.summary["lesion_ml"]))
@@ -126,7 +126,7 @@ def _segment(study: Study, spool: Spool, desk: Desk) -> None:
 
 
 def _refuse(key: str, answer: Failed, spool: Spool) -> None:
-    """What the page shows are words of ours; what was found, which holds text of the images, the worker has told the log alone."""
+    """Record a refusal. The status page shows only our own words; details may hold text of the images and go to the log alone."""
     refused = answer.exit_code == InputRefused.exit_code
-    what = answer.what if answer.exit_code != 1 else "a bug in the tool; the log has more"
+    what = answer.what if answer.exit_code != 1 else "a bug in the tool; see the log"
     spool.end(key, "refused" if refused else "failed", what, answer.details.get("do", ""))

@@ -1,4 +1,4 @@
-"""The DICOM node that receives: verification and storage SCP (PS3.4 A and B), with limits on what strangers may take."""
+"""The receiving DICOM node: verification and storage SCP (PS3.4 A and B), with limits on what senders may use."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ SUCCESS, OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
 
 @dataclass(frozen=True)
 class Address:
-    """Where the node listens, as whom, and to whom."""
+    """Host, port and AE title of the node, and which callers it accepts."""
 
     aet: str
     host: str
     port: int
     callers: tuple[str, ...] = ()
-    """AE titles that may call; anybody where there are none."""
+    """AE titles that may call; anybody if there are none."""
     most_associations: int = 16
 
 
 class Node:
-    """Receives into a spool until it is stopped."""
+    """Receives images into a spool until it is stopped."""
 
     def __init__(self, address: Address, spool: Spool, quiet_s: float) -> None:
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its lines would be strangers' mistakes
@@ -90,7 +90,7 @@ class Node:
                 "the port can't be opened",
                 where=f"{address.host}:{address.port}",
                 found=getattr(error, "strerror", None) or str(error),
-                do="end the program that has it, or name another with --port",
+                do="stop the program that uses it, or choose another port with --port",
             ) from error
         assert self._server.socket is not None
         self.port: int = self._server.socket.getsockname()[1]
@@ -100,13 +100,13 @@ class Node:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no more; who is in the midst of sending is cut off, and will send again."""
+        """Stop receiving; open associations are aborted, and their senders will send again."""
         BaseServer.shutdown(self._server)
         self._server.server_close()
         self._ae.shutdown()
 
     def _store(self, event: Any) -> int:
-        """Keep an MR image, pass over what is none. Success means that it is on disk."""
+        """Store an MR image; other objects are accepted but not kept. Success means that the image is on disk."""
         try:
             content = event.encoded_dataset()
             head = pydicom.dcmread(
@@ -126,10 +126,10 @@ class Node:
             else:
                 self._spool.keep(study, instance, content, id(event.assoc))
         except SpoolFull as error:
-            log.warning("an image was turned away: the spool is full (%s)", error)
+            log.warning("an image was rejected, because the spool is full (%s)", error)
             return OUT_OF_RESOURCES
         except OSError as error:
-            log.error("an image was turned away: it can't be written (%s)", error.strerror or error)
+            log.error("an image was rejected, because it can't be written (%s)", error.strerror or error)
             return OUT_OF_RESOURCES
         return SUCCESS
 
@@ -141,17 +141,17 @@ class Node:
 
 
 def _bound(event: Any) -> None:
-    """Let no PDU be longer than any needs to be: pynetdicom reads whatever its header announces."""
+    """Limit the length of a PDU: pynetdicom reads whatever length a header announces."""
     socket = event.assoc.dul.socket
     receive = socket.recv
     socket.recv = lambda count: receive(count) if count <= MAX_PDU_BYTES else bytearray()
 
 
 def _drop_endless(event: Any) -> None:
-    """End an association whose object has grown past all measure."""
+    """Abort an association whose object exceeds the size limit."""
     message = event.assoc.dimse.message
     if message is not None and message.data_set is not None and message.data_set.tell() > MAX_OBJECT_BYTES:
-        log.warning("an association was ended: an object of more than %d bytes", MAX_OBJECT_BYTES)
+        log.warning("an association was aborted, because an object exceeded %d bytes", MAX_OBJECT_BYTES)
         event.assoc.dul.socket.close()
 
 
@@ -161,5 +161,5 @@ def _rejected(event: Any) -> None:
 
 
 def storage_contexts(classes: Sequence[str]) -> list[Any]:
-    """Presentation contexts to offer for objects of these SOP classes."""
+    """Return the presentation contexts for objects of these SOP classes."""
     return [pynetdicom.build_context(sop_class) for sop_class in dict.fromkeys(classes)]

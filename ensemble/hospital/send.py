@@ -1,4 +1,4 @@
-"""Results go back by C-STORE: each object once to each destination, tried again until it is acknowledged.
+"""Send results by C-STORE: each object once to each destination, retried until it is acknowledged.
 
 An object whose acknowledgement was not heard, or not put on record before a kill, may have arrived: C-FIND asks the destination first.
 """
@@ -30,7 +30,7 @@ _CONNECT_S, _ANSWER_S = 10.0, 60.0
 
 @dataclass(frozen=True)
 class Destination:
-    """A DICOM node that takes results."""
+    """A DICOM node that receives results."""
 
     aet: str
     host: str
@@ -40,8 +40,8 @@ class Destination:
         return f"{self.aet}@{self.host}:{self.port}"
 
 
-def destinations(text: str) -> tuple[Destination, ...]:
-    """AET@HOST:PORT, several by commas. Raises UsageError."""
+def parse_destinations(text: str) -> tuple[Destination, ...]:
+    """Parse AET@HOST:PORT, several separated by commas. Raises UsageError."""
     return tuple(_destination(part.strip()) for part in text.split(",") if part.strip())
 
 
@@ -49,17 +49,17 @@ def _destination(text: str) -> Destination:
     aet, _, address = text.partition("@")
     host, _, port = address.rpartition(":")
     if not (is_aet(aet) and host and port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError("a destination of results makes no sense", found=text, do="--send-to AET@HOST:PORT")
+        raise UsageError("a destination for the results is not valid", found=text, do="use --send-to AET@HOST:PORT")
     return Destination(aet, host.strip("[]"), int(port))
 
 
 def is_aet(text: str) -> bool:
-    """Return whether a text may be an AE title (PS3.5 6.2): 1 to 16 characters of ASCII, no backslash, not only spaces."""
+    """Return whether a text is a valid AE title (PS3.5 6.2): 1 to 16 ASCII characters, no backslash, not only spaces."""
     return 0 < len(text) <= 16 and text.isascii() and text.isprintable() and "\\" not in text and bool(text.strip())
 
 
 class Sender:
-    """A thread that sends what is to be sent."""
+    """A thread that sends results to all destinations."""
 
     def __init__(self, spool: Spool, aet: str, to: Sequence[Destination]) -> None:
         self._spool, self._aet, self._to = spool, aet, to
@@ -84,7 +84,7 @@ class Sender:
                 try:
                     self._try(study, wait)
                 except Exception:  # whatever is wrong with one study, others are to be sent, and this one again
-                    log.exception("study %s: its results could not be sent; again in %.0f s", study.key[:12], wait)
+                    log.exception("study %s: its results could not be sent; next try in %.0f s", study.key[:12], wait)
 
     def _try(self, study: Study, wait: float) -> None:
         failures = [why for to in self._to if (why := self._send(study, to))]
@@ -93,10 +93,10 @@ class Sender:
             log.info("study %s: results sent", study.key[:12])
             return
         self._spool.not_sent(study.key, "; ".join(failures))
-        log.warning("study %s: results not sent: %s; again in %.0f s", study.key[:12], "; ".join(failures), wait)
+        log.warning("study %s: results not sent: %s; next try in %.0f s", study.key[:12], "; ".join(failures), wait)
 
     def _send(self, study: Study, to: Destination) -> str:
-        """Send what a destination has not acknowledged. Returns why that failed, or nothing."""
+        """Send the objects that a destination has not acknowledged. Returns the error; empty if all were sent."""
         told = set(study.sent.get(str(to), ()))
         objects = [pydicom.dcmread(path) for path in self._spool.results_of(study.key)]
         objects = [dataset for dataset in objects if dataset.SOPInstanceUID not in told]
@@ -122,13 +122,13 @@ class Sender:
                 try:
                     status = association.send_c_store(dataset).get("Status", None)
                 except ValueError:
-                    failures[f"{to} does not take {dataset.SOPClassUID.name}"] = None
+                    failures[f"{to} does not accept {dataset.SOPClassUID.name}"] = None
                     continue
                 except RuntimeError:
-                    failures[f"{to} has ended the association"] = None
+                    failures[f"{to} ended the association"] = None
                     break
                 if status is None:  # it may have arrived, and is asked for before it or another one is sent
-                    failures[f"{to} has not answered"] = None
+                    failures[f"{to} did not answer"] = None
                     break
                 if status == 0x0000 or status >> 12 == 0xB:  # success, or a warning
                     self._spool.sent(study.key, str(to), instance)
@@ -141,7 +141,7 @@ class Sender:
 
 
 def _holds(association: Association, dataset: Dataset) -> bool:
-    """Return whether a destination says that it holds an object (C-FIND, PS3.4 C.6.2). One that can't be asked does not say so."""
+    """Return whether a destination confirms that it holds an object (C-FIND, PS3.4 C.6.2); False if it can't be asked."""
     asked = Dataset()
     asked.QueryRetrieveLevel = "IMAGE"
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):

@@ -1,4 +1,4 @@
-"""Studies on their way through: images, results, and a journal each, all on disk before anybody is told that they are.
+"""The spool of studies: images, results and a journal for each, all on disk before anything is acknowledged.
 
 A kill at any moment loses nothing: an image is acknowledged once it and the journal are on disk; a study goes from one state to the next by
 one rename; what is unfinished lies in `scratch` and is thrown away at the next start. Nothing is done twice that a journal says was done.
@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from ensemble.errors import UserError
 from ensemble.files import read_json
-from ensemble.publish import replace_text, to_disk
+from ensemble.publish import flush_to_disk, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class SpoolFull(Exception):
 
 @dataclass(frozen=True)
 class Study:
-    """What is known of a study: the content of its journal. No patient's name, no number of a patient."""
+    """The journal of a study. It contains no patient name or ID."""
 
     key: str
     """Of its folder."""
@@ -84,7 +84,7 @@ class Study:
 
 
 class Spool:
-    """All studies. Its methods may be called from any thread."""
+    """All studies. Methods may be called from any thread."""
 
     def __init__(self, root: Path, most_bytes: int, now: Callable[[], float] = time.monotonic) -> None:
         self.root = root
@@ -103,7 +103,7 @@ class Spool:
             self._take_up(folder)
 
     def studies(self) -> list[Study]:
-        """Return all of them, the one that came last first."""
+        """Return all studies, the latest first."""
         with self._lock:
             return sorted(self._studies.values(), key=lambda study: (study.received, study.key), reverse=True)
 
@@ -112,15 +112,15 @@ class Spool:
 
     @property
     def used_bytes(self) -> int:
-        """Of images."""
+        """Return the disk space that images use."""
         return self._bytes
 
     # receiving
 
     def keep(self, uid: str, instance: str, content: bytes, sender: int) -> None:
-        """Put an image on disk: when this returns, it and its study are there to stay.
+        """Store an image. On return, it and the journal of its study are on disk.
 
-        The same image again changes nothing, but that a study without results is looked at again. Raises SpoolFull, OSError.
+        A repeated image changes nothing, except that a study without results is tried again. Raises SpoolFull, OSError.
         """
         name = f"{_digest(instance.encode())}-{_digest(content)}.dcm"
         with self._lock:
@@ -141,14 +141,14 @@ class Spool:
             self._studies[study.key] = replace(received, images=images)
 
     def pass_over(self, uid: str, sender: int) -> None:
-        """Note that an object came that is not kept."""
+        """Count an object that is not kept."""
         with self._lock:
             study = self._begun(uid, sender)
             self._note(replace(study, passed_over=study.passed_over + 1))
             self._last[study.key] = self._now()
 
     def end_of(self, sender: int, *, released: bool) -> None:
-        """An association has ended; where not by a release, what it was sending may lack images."""
+        """Note that an association has ended. If not by a release, the study may lack images."""
         with self._lock:
             for key, senders in list(self._senders.items()):
                 if sender not in senders:
@@ -169,7 +169,7 @@ class Spool:
             if len(self._studies) >= MAX_STUDIES and not self._forget_oldest():
                 raise SpoolFull(f"{MAX_STUDIES} studies are in the spool")
             (self.folder(key) / _IMAGES).mkdir(parents=True, exist_ok=True)
-            to_disk(self.root / "studies")
+            flush_to_disk(self.root / "studies")
             study = Study(key, uid, since=_utc(), received=_utc(), unfinished=True)
             self._note(study)
         elif sender not in self._senders.get(key, ()) and not study.unfinished:
@@ -181,11 +181,11 @@ class Spool:
         return study
 
     def _make_room(self, study: Study, name: str, needed: int) -> None:
-        """Let finished studies go, the oldest first, until there is room. Raises SpoolFull, having noted what found none."""
+        """Remove finished studies, oldest first, until there is room. Raises SpoolFull and records the image that was rejected."""
         while not self._has_room(needed):
             if not self._forget_oldest(study.key):
                 self._turn_away(study, name)
-                raise SpoolFull(f"{self._bytes / 1e9:.1f} GB of images wait to be segmented")
+                raise SpoolFull(f"{self._bytes / 1e9:.1f} GB of images are waiting")
         if study.images >= MAX_IMAGES:
             self._turn_away(study, name)
             raise SpoolFull(f"the study has {study.images} images")
@@ -200,17 +200,17 @@ class Spool:
         self._last[study.key] = self._now()
 
     def _store(self, folder: Path, name: str, content: bytes) -> int:
-        """Bring an image to disk. Returns how many it replaces: other contents of the same instance."""
+        """Write an image to disk. Returns how many it replaces: the same instance with other contents."""
         draft = self._scratch / uuid4().hex
         try:
             draft.write_bytes(content)
-            to_disk(draft)
+            flush_to_disk(draft)
             older = list(folder.glob(f"{name.partition('-')[0]}-*"))
             draft.replace(folder / name)
             for path in older:  # the same instance with other content: the last word counts
                 self._bytes -= path.stat().st_size
                 path.unlink()
-            to_disk(folder)
+            flush_to_disk(folder)
             self._bytes += len(content)
             return len(older)
         finally:
@@ -219,9 +219,9 @@ class Spool:
     # working
 
     def next_complete(self, quiet_s: float) -> Study | None:
-        """Return a study whose images have all come: none came for a while; or one that was begun before a kill.
+        """Return a study for which no image has arrived for a while, or one interrupted by a restart; None if there is none.
 
-        One that lacks images for certain is refused here.
+        A study that certainly lacks images is refused here.
         """
         with self._lock:
             for study in sorted(self._studies.values(), key=lambda each: each.received):
@@ -233,19 +233,19 @@ class Spool:
                 if self._now() - self._last.get(study.key, self._now()) < quiet_s * (2 if sending else 1):
                     continue
                 if study.turned_away:
-                    what = f"{len(study.turned_away)} of its images found no room in the spool and have not come again"
+                    what = f"{len(study.turned_away)} of its images were rejected by the full spool and not sent again"
                     self._end(study, "refused", what, "send the study again")
                 elif study.unfinished and not sending:
-                    self._end(study, "refused", "its transfer broke off", "send the study again")
+                    self._end(study, "refused", "its transfer was interrupted", "send the study again")
                 elif study.images == 0:
-                    self._end(study, "refused", "it holds no MR images", "send DWI and ADC (and FLAIR)")
+                    self._end(study, "refused", "it has no MR images", "send DWI and ADC (and FLAIR)")
                 else:
                     return study
             return None
 
     @contextmanager
     def taken(self, key: str) -> Iterator[Path]:
-        """A folder with the images as they are now, for as long as the block lasts; the journal says that they are being worked on."""
+        """Yield a folder with the present images for the duration of the block; the journal marks the study as being processed."""
         with self._lock:
             study, images = self._studies[key], self.folder(key) / _IMAGES
             names = tuple(_names(images))
@@ -260,22 +260,22 @@ class Spool:
             shutil.rmtree(work, ignore_errors=True)
 
     def results_of(self, key: str) -> list[Path]:
-        """Return the objects that are to be sent."""
+        """Return the objects to be sent."""
         folder = self.folder(key) / _RESULTS
         return sorted(folder.glob("*.dcm")) if folder.is_dir() else []
 
     def results_folder(self, key: str) -> tuple[Path, Path]:
-        """Return where results belong, and a folder on the same disk for what is unfinished."""
+        """Return the folder for results, and a scratch folder on the same disk."""
         return self.folder(key) / _RESULTS, self._scratch
 
     def done_with(self, key: str, lesions: int, lesion_ml: float) -> None:
-        """Results lie in the results' folder; they are to be sent, unless images have come meanwhile."""
+        """Mark the results of a study as ready to send, unless more images have arrived meanwhile."""
         with self._lock:
             if (study := self._settled(key)) is not None:
                 self._note(_now_in(replace(study, lesions=lesions, lesion_ml=lesion_ml, tries=0), "sending"))
 
     def end(self, key: str, state: State, what: str, do: str = "") -> None:
-        """There are no results, and why; unless images have come meanwhile."""
+        """Close a study without results and record why, unless more images have arrived meanwhile."""
         with self._lock:
             if (study := self._settled(key)) is not None:
                 self._end(study, state, what, do)
@@ -285,37 +285,37 @@ class Spool:
         log.warning("study %s %s: %s%s", study.key[:12], state, what, f"; {do}" if do else "")
 
     def interrupted(self, key: str) -> None:
-        """We were told to end in the midst of it: that was no attempt."""
+        """Do not count an attempt that was interrupted by a shutdown."""
         with self._lock:
             study = self._studies[key]
             self._note(replace(study, attempts=max(study.attempts - 1, 0)))
 
     def died(self, key: str) -> bool:
-        """Return the process that segments has died of it. Whether it may be tried again."""
+        """Record that the segmenting process died on a study. Returns whether it may be tried again."""
         with self._lock:
             study = replace(self._studies[key], deaths=self._studies[key].deaths + 1)
             self._note(study)
             return study.deaths < MAX_DEATHS
 
     def _settled(self, key: str) -> Study | None:
-        """Return a study that is being worked on; None where images came meanwhile, so that what was found out does not hold any more."""
+        """Return a study that is being processed; None if more images arrived meanwhile, which makes its outcome invalid."""
         study = self._studies[key]
         if study.state != "working" or tuple(_names(self.folder(key) / _IMAGES)) != study.taken:
-            log.info("study %s: more images came meanwhile; it begins anew", key[:12])
+            log.info("study %s: more images arrived; it will be segmented again", key[:12])
             return None
         return study
 
     # sending
 
     def offer(self, key: str, destination: str, instance: str) -> None:
-        """Note that an object is about to be sent: whoever finds this without an acknowledgement must ask the destination for it."""
+        """Record that an object is about to be sent. Without an acknowledgement the destination must be asked later whether it has it."""
         with self._lock:
             study = self._studies[key]
             if study.offered.get(destination) != instance:
                 self._note(replace(study, offered={**study.offered, destination: instance}))
 
     def sent(self, key: str, destination: str, instance: str) -> None:
-        """A destination has acknowledged an object."""
+        """Record that a destination acknowledged an object."""
         with self._lock:
             study = self._studies[key]
             told = study.sent.get(destination, ())
@@ -323,13 +323,14 @@ class Spool:
                 self._note(replace(study, sent={**study.sent, destination: (*told, instance)}))
 
     def sent_all(self, key: str, since: str) -> None:
-        """All destinations have all that was to be sent since then."""
+        """Record that all destinations have all results since a given time."""
         with self._lock:
             study = self._studies[key]
             if study.state == "sending" and study.since == since:
                 self._note(_now_in(replace(study, what="", do="", tries=0), "done"))
 
     def not_sent(self, key: str, what: str) -> None:
+        """Record why results could not be sent."""
         with self._lock:
             study = self._studies[key]
             if study.state == "sending":
@@ -338,7 +339,7 @@ class Spool:
     # forgetting
 
     def forget_finished(self, older_than_s: float) -> None:
-        """Remove studies that came to their end so long ago."""
+        """Remove studies that finished longer ago than this."""
         with self._lock:
             now = datetime.now(UTC)
             for study in list(self._studies.values()):
@@ -372,10 +373,10 @@ class Spool:
         folder = self.folder(study.key)
         replace_text(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
         self._studies[study.key] = study
-        to_disk(folder)
+        flush_to_disk(folder)
 
     def _take_up(self, folder: Path) -> None:
-        """A study as a process that ended has left it."""
+        """Resume a study that an earlier process left behind."""
         images = folder / _IMAGES
         try:
             study = _parsed(read_json(folder / _JOURNAL))
@@ -387,7 +388,7 @@ class Spool:
                 "the journal of a study can't be read",
                 where=folder / _JOURNAL,
                 found=str(error),
-                do="move its folder out of the spool, and send the study again",
+                do="move its folder out of the spool, then send the study again",
             ) from error
         _remove_older(images)
         names = tuple(_names(images))
@@ -401,7 +402,7 @@ class Spool:
 
 
 def _afresh(study: Study) -> Study:
-    """Return the same, to be looked at again; what was sent stays on record."""
+    """Return a study to be processed again; the record of what was sent is kept."""
     if study.state == "receiving":
         return study
     return _now_in(replace(study, what="", do="", attempts=0, deaths=0, tries=0), "receiving")
@@ -425,7 +426,7 @@ def _names(images: Path) -> Sequence[str]:
 
 
 def _remove_older(images: Path) -> None:
-    """Where a kill came between a new content of an instance and the removal of the old one."""
+    """Remove the older content of instances, left by a kill between writing the new one and removing the old."""
     newest: dict[str, Path] = {}
     for path in sorted(images.glob("*.dcm"), key=lambda each: each.stat().st_mtime_ns):
         instance = path.name.partition("-")[0]

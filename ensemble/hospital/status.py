@@ -1,4 +1,4 @@
-"""The status page: which studies came, what became of them, and why. No name, no number of a patient stands on it."""
+"""The status page: which studies arrived, and what happened to each. It shows no patient name or ID."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STYLE = (
 
 
 class StatusPage:
-    """Answers GET / (a page), /status.json and /health (200 once the networks are in memory)."""
+    """Serves GET / (a page), /status.json and /health (200 once the networks are loaded)."""
 
     def __init__(self, host: str, port: int, spool: Spool, is_ready: Callable[[], bool]) -> None:
         self._spool, self._is_ready = spool, is_ready
@@ -74,7 +74,7 @@ class StatusPage:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     def answer(self, method: str, path: str) -> tuple[int, str, str]:
-        """Status, content type and text of an answer."""
+        """Return status, content type and text of a response."""
         if method not in ("GET", "HEAD"):
             return 405, "text/plain", "GET only\n"
         if path == "/health":
@@ -116,7 +116,7 @@ def _row(study: Study) -> str:
 
 
 def check_ports(*ports: int) -> None:
-    """Raise UsageError where two servers would have one port."""
+    """Raise UsageError if two servers would use one port."""
     given = [port for port in ports if port]
     if len(set(given)) < len(given):
-        raise UsageError("--port and --status-port are the same", found=str(given[0]))
+        raise UsageError("--port and --status-port have the same number", found=str(given[0]))

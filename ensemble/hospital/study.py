@@ -1,4 +1,4 @@
-"""`study`: one examination in; mask, page and DICOM objects out. And the same as a module of the mercure orchestrator."""
+"""`study`: segment one examination into mask, page and DICOM objects; also as a module of the mercure orchestrator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ensemble.config import ExtraOutputs
 from ensemble.errors import InputRefused, UsageError
-from ensemble.hospital.examination import Examined, read_examination
+from ensemble.hospital.examination import ExaminationCase, read_examination
 from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.dicom.study import refuse_without_study
 from ensemble.outputs.layouts import folder, objects
@@ -24,7 +24,7 @@ Load = Callable[[], Ensemble]
 def segment_study(
     path: Path, out: Path, image_suffix: str, extras: ExtraOutputs, load: Load, watcher: Watcher
 ) -> SegmentedCase:
-    """Segment the examination in a folder or .zip, and put mask, page, report and objects into `out`, all or none.
+    """Segment the examination in a folder or .zip; write mask, page, report and DICOM objects into `out`, all or none.
 
     Raises as `read_examination` and `pipeline.segment` do, and UsageError where they can't be written.
     """
@@ -37,7 +37,7 @@ def segment_study(
 def segment_into_objects(
     path: Path, name: str, out: Path, extras: ExtraOutputs, load: Load, watcher: Watcher
 ) -> SegmentedCase:
-    """Return the same, but DICOM objects alone come out, side by side: what an archive or an orchestrator takes."""
+    """Segment an examination and write only DICOM objects, in one folder, for an archive or orchestrator."""
     check_writable(out)
     case = _segmented(_read(path, name, extras), extras, load, watcher)
     objects.publish_case(case, extras, out)
@@ -47,7 +47,7 @@ def segment_into_objects(
 def segment_to_send(
     path: Path, name: str, places: tuple[Path, Path], extras: ExtraOutputs, ensemble: Ensemble, watcher: Watcher
 ) -> SegmentedCase:
-    """Return the same again, but into a folder that appears whole and on disk; `places` are it and a folder for what is unfinished."""
+    """Segment an examination and write DICOM objects into a folder that appears complete; `places` are it and a scratch folder."""
     case = _segmented(_read(path, name, extras), extras, lambda: ensemble, watcher)
     target, scratch = places
     with publish_folder(target, scratch) as staging:
@@ -56,28 +56,28 @@ def segment_to_send(
 
 
 def mercure_folders(environment: Mapping[str, str]) -> tuple[Path, Path] | None:
-    """Return the folders of mercure's contract; None where it is not mercure that calls. Raises UsageError for one without the other."""
+    """Return the input and output folder that mercure sets; None outside mercure. Raises UsageError if only one is set."""
     given = {name: environment.get(name, "") for name in (IN_DIR, OUT_DIR)}
     if not any(given.values()):
         return None
     if lacking := [name for name, value in given.items() if not value]:
-        raise UsageError(f"{lacking[0]} is not set", do=f"mercure sets both {IN_DIR} and {OUT_DIR}")
+        raise UsageError(f"{lacking[0]} is not set", do=f"set both {IN_DIR} and {OUT_DIR}, as mercure does")
     return Path(given[IN_DIR]), Path(given[OUT_DIR])
 
 
-def _read(path: Path, name: str, extras: ExtraOutputs) -> Examined:
+def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
     if not is_dicom(path):
         raise InputRefused(
-            "there is no examination",
+            "no examination was found",
             where=path,
             found="neither a folder nor a .zip" if path.exists() else "nothing is there",
-            do="give a folder or .zip of DICOM; image files have no study: give them to run",
+            do="give a folder or .zip of DICOM; for image files such as NIfTI, use the command run",
         )
     examined = read_examination(path, name)
     refuse_without_study(examined.raw, extras)
     return examined
 
 
-def _segmented(examined: Examined, extras: ExtraOutputs, load: Load, watcher: Watcher) -> SegmentedCase:
+def _segmented(examined: ExaminationCase, extras: ExtraOutputs, load: Load, watcher: Watcher) -> SegmentedCase:
     ensemble = load()
     return SegmentedCase.of(examined.raw, segment(examined.raw, ensemble, watcher), ensemble, extras, examined.record)

@@ -1,4 +1,4 @@
-"""How much of an image fits: windows that go through a network together, and where the image's own arrays lie."""
+"""Memory limits: how many windows run through a network at once, and on which device the image's arrays lie."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MAX_WINDOWS = {"cpu": {2: 16, 3: 2}, "cuda": {2: 64, 3: 8}}
 
 
 def windows_at_once(window_bytes: int, dims: int, device: torch.device) -> int:
-    """As many windows as there is room for, where the activations of one take `window_bytes` in a network of `dims` dimensions."""
+    """Return how many windows fit into memory, if the activations of one take `window_bytes` (network of 2 or 3 dimensions)."""
     return max(1, min(MAX_WINDOWS[device.type][dims], BATCH_BYTES[device.type] // window_bytes))
 
 
 def buffer_device(needed_bytes: int, device: torch.device) -> torch.device:
-    """Where image and answers lie: with the networks while they take less than half of what is free there, else on the CPU."""
+    """Return the device for image and output buffers: the networks' if they need less than half of its free memory, else the CPU."""
     if device.type != "cuda":
         return device
     free, _ = torch.cuda.mem_get_info(device)

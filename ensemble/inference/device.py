@@ -1,4 +1,4 @@
-"""Which processor the networks run on."""
+"""Choose the device that networks run on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ensemble.errors import UsageError
 
 
 def resolve_device(choice: Device) -> str:
-    """The torch device for a choice of the user. Raises UsageError when a GPU is asked for and PyTorch sees none."""
+    """Return the torch device for the user's choice. Raises UsageError if a GPU is asked for and PyTorch sees none."""
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise UsageError(
@@ -23,16 +23,14 @@ def resolve_device(choice: Device) -> str:
 
 
 def describe_device(device: str) -> str:
-    """The device in words, for the run report."""
+    """Return a description of the device for the run report."""
     if device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return f"cpu, {torch.get_num_threads()} threads"
 
 
 def exact(device: torch.device) -> AbstractContextManager[object]:
-    """While it is entered, cuDNN uses deterministic algorithms, not chosen by trial, and float32 means float32: no TF32, which PyTorch
-    permits in convolutions by default. Nothing changes on the CPU.
-    """
+    """Make GPU arithmetic reproducible inside the block: deterministic cuDNN algorithms and no TF32. Changes nothing on the CPU."""
     if device.type != "cuda":
         return nullcontext()
     flags: AbstractContextManager[object] = torch.backends.cudnn.flags(

@@ -1,4 +1,4 @@
-"""Sliding-window prediction with mirroring, over any network that is a Session. Knows nothing of what is segmented.
+"""Sliding-window inference with mirroring, over any network that is a Session. Independent of what is segmented.
 
 Reference: nnU-Net's predictor (Isensee et al., Nature Methods 2021): windows at half-window steps, blended by a Gaussian, mean over
 mirrored passes. Its version 1 averages softmax, its version 2 logits; see `Average`.
@@ -42,12 +42,12 @@ class MirrorMode(Enum):
 
 
 class NonFiniteLogits(ArithmeticError):
-    """A network gave infinite or undefined values, so there is no prediction."""
+    """A network returned infinite or undefined logits, so there is no prediction."""
 
 
 @dataclass(frozen=True)
 class SlidingWindowConfig:
-    """How an image is cut into windows, and how the networks' answers are put together."""
+    """How an image is cut into windows, and how network outputs are combined."""
 
     window: Shape
     """Voxels of a window along z, y, x; 1 along z for 2-D networks."""
@@ -72,7 +72,7 @@ class SlidingWindowConfig:
 
     @property
     def flips(self) -> list[Flip]:
-        """The passes that may be made of each window, the plain one first."""
+        """The possible passes over a window, the unmirrored one first."""
         return all_flips(() if self.tta is MirrorMode.NONE else self.mirror_axes)
 
 
@@ -84,7 +84,7 @@ def sliding_window_inference(
     progress: ProgressCallback = ignore_progress,
     pool: FeaturePool | None = None,
 ) -> torch.Tensor:
-    """Mean of the networks' answers for a whole image.
+    """Return the mean output of the networks for a whole image.
 
     Args:
         image: (C, Z, Y, X) float32. Windows are cut and answers collected on its device; each Session moves what it needs. Where that
@@ -164,7 +164,7 @@ class _Batch:
 
 
 def _batches(padded: torch.Tensor, windows: list[Window], size: int) -> Iterator[_Batch]:
-    """All windows; those in which there is nothing at all are computed once."""
+    """Yield all windows in batches; windows in which everything is zero are computed once."""
     filled: list[Window] = []
     empty: list[Window] = []
     for window in windows:
@@ -176,14 +176,14 @@ def _batches(padded: torch.Tensor, windows: list[Window], size: int) -> Iterator
 
 
 def _padded(image: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """The image within zeros; itself where it needs none."""
+    """Return the image padded with zeros; itself if it needs none."""
     if tiling.padded == tiling.image:
         return image
     return torch.nn.functional.pad(image, [n for pair in reversed(tiling.padding) for n in pair])
 
 
 def _answers(windows: torch.Tensor, runner: _Runner, config: SlidingWindowConfig, passes: _Passes) -> torch.Tensor:
-    """Mean over networks and flips (N, K, Z, Y, X) for a batch of windows (N, C, Z, Y, X)."""
+    """Return the mean over networks and flips (N, K, Z, Y, X) for a batch of windows (N, C, Z, Y, X)."""
     plain, *flips = config.flips
     first = runner(windows, [plain])
     passes.add(len(windows))
@@ -206,7 +206,7 @@ def _answers(windows: torch.Tensor, runner: _Runner, config: SlidingWindowConfig
 
 
 class _Runner:
-    """Networks, and how many windows they were seen to take at once."""
+    """The networks, and the largest batch that was seen to fit into memory."""
 
     def __init__(self, networks: Sequence[Session], config: SlidingWindowConfig, pool: FeaturePool | None) -> None:
         self._networks, self._average, self._most, self._pool = networks, config.average, config.batch_size, pool
@@ -220,7 +220,7 @@ class _Runner:
         return reduce(torch.add, back)
 
     def _mean(self, windows: torch.Tensor, pool: FeaturePool | None) -> torch.Tensor:
-        """Mean over networks of their answers; batches that do not fit into memory are halved, these and all later ones."""
+        """Return the mean output of the networks; a batch that runs out of memory is halved, and so are all later ones."""
         parts: list[torch.Tensor] = []
         first = 0
         while first < len(windows):
@@ -243,16 +243,16 @@ class _Runner:
 
 
 def _averaged(logits: torch.Tensor, average: Average) -> torch.Tensor:
-    """What is averaged of one network's output. Raises NonFiniteLogits."""
+    """Return what is averaged of one network's output. Raises NonFiniteLogits."""
     if not torch.isfinite(logits).all():
         raise NonFiniteLogits(
-            "a network's output is not finite: broken weights, or values beyond what its precision can hold"
+            "a network's output is not finite: broken weights, or values out of range of its precision"
         )
     return logits.softmax(1) if average is Average.PROBABILITIES else logits
 
 
 def _uncertain(answers: torch.Tensor, config: SlidingWindowConfig) -> torch.Tensor:
-    """Indices of the windows (N, K, Z, Y, X) in which some voxel's likeliest class is less than `config.certainty` probable."""
+    """Return the indices of windows (N, K, Z, Y, X) in which some voxel's likeliest class has a probability below `config.certainty`."""
     probabilities = answers if config.average is Average.PROBABILITIES else answers.softmax(1)
     likeliest = probabilities.amax(1).flatten(1)
     return (likeliest.amin(1) < config.certainty).nonzero().flatten()

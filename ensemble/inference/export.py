@@ -1,4 +1,4 @@
-"""A network in ONNX form, as the runtimes other than PyTorch read it."""
+"""Export a network to ONNX, for runtimes other than PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TORCH = Path(torch.__file__).parent
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """A network for batches and windows of any size, and what PyTorch said of the one that it was traced on."""
+    """A network in ONNX form for batches and windows of any size, and PyTorch's outputs on the window used for tracing."""
 
     onnx: bytes
     windows: torch.Tensor
@@ -32,14 +32,14 @@ class OnnxExport:
 
 
 class Tapped(torch.nn.Module):
-    """A network that gives, with its logits, what one of its layers (by dotted name) gives. Raises AttributeError for a name of none."""
+    """A network that also returns the output of one of its layers (dotted name). Raises AttributeError for an unknown layer."""
 
     def __init__(self, network: torch.nn.Module, tap: str) -> None:
         super().__init__()
         self.network, self._layer = network, network.get_submodule(tap)
 
     def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and maps."""
+        """Return logits and the layer's maps."""
         maps: list[torch.Tensor] = []
         watching = self._layer.register_forward_hook(lambda _layer, _inputs, answer: maps.append(answer))
         try:
@@ -50,14 +50,14 @@ class Tapped(torch.nn.Module):
 
 
 class _Branched(Tapped):
-    """Tells the maps by way of a convolution that changes nothing (bfloat16's values times 1 or 0).
+    """Returns the layer's maps through an identity convolution (products of 1 and 0 are exact in bfloat16).
 
     OpenVINO computes what lies between its last convolution and an output in float32, whatever is asked for: with the maps as an output of
     their own, the logits would differ in bfloat16 from those of the network alone.
     """
 
     def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and maps."""
+        """Return logits and the layer's maps."""
         logits, maps = super().forward(windows)
         dims, channels = maps.ndim - 2, maps.shape[1]
         same = torch.eye(channels).reshape(channels, channels, *(1,) * dims)
@@ -65,7 +65,7 @@ class _Branched(Tapped):
 
 
 def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: str = "") -> OnnxExport:
-    """A network (in eval mode) in ONNX form, traced on a small window (y, x or z, y, x); with a second output where a layer is tapped.
+    """Export a network (in eval mode) to ONNX, traced on a small window (y, x or z, y, x); a tapped layer becomes a second output.
 
     PyTorch's older exporter: the newer one needs onnxscript, and gives no better graph for convolutions. Raises what it raises, and
     ValueError for a network that reckons with its window's size, which would be this window's for good.
@@ -95,7 +95,7 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: 
         watching.remove()
     for warning in seen:  # the others: that it is deprecated; that PyTorch's own layers look at their inputs' sizes
         if issubclass(warning.category, torch.jit.TracerWarning) and not Path(warning.filename).is_relative_to(_TORCH):
-            raise ValueError(f"it reckons with its window's size ({warning.filename}, line {warning.lineno})")
+            raise ValueError(f"it depends on the size of its window ({warning.filename}, line {warning.lineno})")
     logits, features = answers[-1] if tap else (answers[-1], None)
     return OnnxExport(file.getvalue(), windows, logits.detach(), None if features is None else features.detach())
 
@@ -116,7 +116,7 @@ def _summed_in_parts(network: torch.nn.Module) -> Iterator[None]:
 
 
 def _normalised(norm: torch.nn.GroupNorm | _InstanceNorm, maps: torch.Tensor) -> torch.Tensor:
-    """What an instance or group normalisation gives for (N, C, ...), summed row by row."""
+    """Compute an instance or group normalisation of (N, C, ...), summed row by row."""
     ones = (1, -1, *[1] * (maps.ndim - 2))
 
     def mean(values: torch.Tensor) -> torch.Tensor:

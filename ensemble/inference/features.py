@@ -1,4 +1,4 @@
-"""What a network's encoder makes of an image: the maps of one layer, pooled over all windows."""
+"""Encoder features of an image: the maps of one layer, pooled over all windows."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Features:
-    """An encoder's features of one image."""
+    """The pooled encoder features of one image."""
 
     whole: FloatArray
     """(D,) float32: mean over all of the image that is not 0."""
     foreground: FloatArray | None
-    """(D,) float32: mean where the network answers with any class but the first; None where it never does."""
+    """(D,) float32: mean where the network answers with any class but the first; None if it never does."""
 
 
 class FeaturePool:
-    """Adds up a layer's maps (N, D, z, y, x) of windows, in float64 and in the order of the windows: the same for any number of threads.
+    """Sums a layer's maps (N, D, z, y, x) over windows, in float64 and in window order, so that threads do not change the result.
 
     A cell of the map counts by how many voxels of its window lie in the image, or in the foreground. Where windows overlap, both count.
     What goes wrong here, be it memory, costs the features: the networks' answers stand.
@@ -33,7 +33,7 @@ class FeaturePool:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything: the work starts again."""
+        """Discard everything, because the inference is restarted."""
         self._sums: list[torch.Tensor] = []
         self._weights = torch.zeros(2, dtype=torch.float64)
         self._failed = False
@@ -45,7 +45,7 @@ class FeaturePool:
         try:
             self._add(windows, logits, maps)
         except Exception as error:
-            log.warning("no features of this image (%s: %s)", type(error).__name__, error)
+            log.warning("no features could be computed for this image (%s: %s)", type(error).__name__, error)
             self._failed = True
 
     def _add(self, windows: torch.Tensor, logits: torch.Tensor, maps: torch.Tensor) -> None:
@@ -59,7 +59,7 @@ class FeaturePool:
             self._weights += weight.sum((1, 2, 3))
 
     def features(self) -> Features | None:
-        """Return the means; None where there was nothing in the image, a map held what is beyond its precision, or adding failed."""
+        """Return the means; None for an empty image, non-finite maps, or a failure while adding."""
         total = torch.stack(self._sums).sum(0) if self._sums else torch.zeros(2, 0)
         if self._failed or self._weights[0] == 0 or not total.isfinite().all():
             return None

@@ -1,4 +1,4 @@
-"""Mirroring: the flips over which test-time augmentation averages."""
+"""The flips over which test-time augmentation averages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Flip = tuple[int, ...]
 
 
 def all_flips(axes: Sequence[int]) -> list[Flip]:
-    """Every subset of the spatial axes (0 z, 1 y, 2 x) to reverse, the empty one first: 2**n flips for n axes."""
+    """Return every subset of the spatial axes (0 z, 1 y, 2 x) to reverse, the empty one first: 2**n flips for n axes."""
     if len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
         raise ValueError(f"mirror axes {tuple(axes)} are not distinct spatial axes 0, 1, 2")
     return [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
 
 
 def tensor_dims(flip: Flip) -> list[int]:
-    """The dimensions of an (N, C, Z, Y, X) tensor that a flip reverses."""
+    """Return the dimensions of an (N, C, Z, Y, X) tensor that a flip reverses."""
     return [axis + 2 for axis in flip]

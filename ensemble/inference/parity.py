@@ -1,4 +1,4 @@
-"""The parity gate: whether another way of running a network gives the same mask as the network itself, on a recorded window.
+"""The parity gate: check on a recorded window that another runtime gives the same mask as PyTorch.
 
 The window is made for the network (it drives one half of the voxels to the foreground, the other to the background), so that agreement
 on background alone proves nothing and a session that answers "all background" can't pass.
@@ -19,7 +19,7 @@ _STEPS, _STEP = 24, 0.5
 
 @dataclass(frozen=True)
 class Probe:
-    """A window, and what the network says of it."""
+    """A window, and the network's output on it."""
 
     window: torch.Tensor
     """(1, C, Z, Y, X) float32; Z = 1 for 2-D networks."""
@@ -29,7 +29,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Parity:
-    """How another session's answer compares."""
+    """The difference between another session's output and the probe."""
 
     difference: float
     """Largest difference of a probability."""
@@ -38,12 +38,12 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the session may stand in for the network."""
+        """Whether the session may replace the network."""
         return self.difference <= MAX_DIFFERENCE and self.dice >= MIN_DICE
 
 
 def make_probe(network: torch.nn.Module, channels: int, window: Sequence[int]) -> Probe:
-    """A window (y, x or z, y, x; small) on which the network answers with both classes, found by gradient ascent from fixed noise.
+    """Make a small window (y, x or z, y, x) on which the network predicts both classes, by gradient ascent from fixed noise.
 
     Raises ValueError for a network that gives one class whatever is tried.
     """
@@ -68,7 +68,7 @@ def make_probe(network: torch.nn.Module, channels: int, window: Sequence[int]) -
 
 
 def compare(session: Session, probe: Probe) -> Parity:
-    """What a session makes of the probe."""
+    """Run a session on the probe and measure the difference."""
     answer = foreground(session(probe.window))
     mask, expected = answer > 0.5, probe.foreground > 0.5
     both = int(mask.sum() + expected.sum())
@@ -78,5 +78,5 @@ def compare(session: Session, probe: Probe) -> Parity:
 
 
 def foreground(logits: torch.Tensor) -> torch.Tensor:
-    """Probability (N, ...) of all classes but the first, from logits (N, K, ...)."""
+    """Return the probability (N, ...) of all classes but the first, from logits (N, K, ...)."""
     return 1 - logits.float().softmax(1)[:, 0]

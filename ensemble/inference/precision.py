@@ -1,4 +1,4 @@
-"""In which arithmetic networks run.
+"""Choose the arithmetic precision of networks.
 
 The gate: masks must agree with float32's to a Dice of 0.999 on every case tried. On GPUs float16 passes, which is nnU-Net's own choice
 too (a T4 has no bfloat16). On CPUs bfloat16 does not (see docs/adr/0012); it is there for who asks for it, and for gated
@@ -21,12 +21,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def resolve_precision(choice: Choice, device: torch.device) -> ResolvedPrecision:
-    """The arithmetic for a choice of the user. Raises UsageError for one that the device has not."""
+    """Return the precision for the user's choice. Raises UsageError if the device does not support it."""
     if choice == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
     if choice == "fp16" and device.type == "cpu":
         raise UsageError(
-            "--precision fp16 is for GPUs", found="device cpu", do="use --precision fp32 or bf16, or --device cuda"
+            "--precision fp16 works only on GPUs",
+            found="device cpu",
+            do="use --precision fp32 or bf16, or --device cuda",
         )
     return choice
 
@@ -51,7 +53,7 @@ def _is_amd() -> bool:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a CPU multiplies bfloat16 in hardware at all: AMX or AVX-512 BF16.
+    """Return whether a CPU multiplies bfloat16 in hardware: AMX or AVX-512 BF16.
 
     HD-BET's network, which PyTorch runs as it is, gains by either.
     """

@@ -1,4 +1,4 @@
-"""What the engine asks of a network, whatever runs it."""
+"""The interface between the engine and whatever runs a network."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Session(Protocol):
 
 
 class TappedSession(Session, Protocol):
-    """A session that can tell the maps of one of the network's layers, too."""
+    """A session that can also return the maps of one layer."""
 
     def tapped(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits as of a call, and the layer's maps (N, D, z, y, x) float32; z = 1 for 2-D networks."""
+        """Return logits as a call does, and the layer's maps (N, D, z, y, x) float32; z = 1 for 2-D networks."""
 
 
 class LoadedSession(Session, Protocol):
@@ -27,12 +27,12 @@ class LoadedSession(Session, Protocol):
 
     @property
     def tap(self) -> str:
-        """Dotted name of the layer that `tapped` tells of, of a `TappedSession`; empty for one that has no such method."""
+        """Dotted name of the layer that `tapped` returns; empty for a session without that method."""
 
     @property
     def device(self) -> torch.device:
-        """Where its network lies."""
+        """The device of its network."""
 
     @property
     def arithmetic(self) -> str:
-        """Precision, and what computes, in a few words."""
+        """Precision and runtime, in a few words."""

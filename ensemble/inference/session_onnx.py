@@ -44,10 +44,10 @@ class OnnxSession:
         options.log_severity_level = 3
         if not path.is_file():
             raise WeightsBroken(
-                "a network was not packed for ONNX Runtime",
+                "a network has no ONNX file",
                 where=path,
                 found="no such file",
-                do="pack the member with: process.py members pack SRC DST --onnx; or leave out --session",
+                do="pack the member with: process.py members pack SRC DST --onnx; or remove --session",
             )
         try:
             # from bytes: an .onnx file may name other files as its data, and those would not be verified
@@ -58,17 +58,17 @@ class OnnxSession:
             if is_out_of_memory(error):
                 raise
             raise WeightsBroken(
-                "a network in ONNX form can't be loaded",
+                "the ONNX file of a network can't be loaded",
                 where=path,
                 found=f"{type(error).__name__}: {error}"[:200],
                 do="pack the member again",
             ) from error
         if (got := self._session.get_providers()[0]) != wanted[0]:
-            log.warning("ONNX Runtime runs %s by %s: %s is not at hand", path.name, got, wanted[0])
+            log.warning("ONNX Runtime runs %s with %s, because %s is not available", path.name, got, wanted[0])
 
     @property
     def arithmetic(self) -> str:
-        """Precision, and what computes."""
+        """Precision and runtime."""
         return f"fp32, {self._session.get_providers()[0]}"
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ _TELLS = "openvino.tools.ovc"
 
 
 class OpenVinoSession:
-    """Runs a network of two or three spatial dimensions on as many threads as PyTorch is given; the same answer for any number of them."""
+    """Runs a 2-D or 3-D network on as many threads as PyTorch may use; the result does not depend on their number."""
 
     device = torch.device("cpu")
 
@@ -50,7 +50,7 @@ class OpenVinoSession:
 
     @property
     def arithmetic(self) -> str:
-        """Precision, and what computes."""
+        """Precision and runtime."""
         return f"{self.precision}, OpenVINO"
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class OpenVinoSession:
         return self._answers(windows)[0]
 
     def tapped(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same, and the tapped layer's maps (N, D, z, y, x)."""
+        """Return logits, and the tapped layer's maps (N, D, z, y, x)."""
         logits, maps = self._answers(windows)
         return logits, maps
 
@@ -88,20 +88,20 @@ def on_openvino(
             if precision == "fp32":
                 return session
             return OpenVinoSession(exported.onnx, dims=dims, precision=precision, tap=tap)
-        why = f"its {'answers' if tap else 'logits'} are {apart:.1g} of their range away"
+        why = f"its {'answers' if tap else 'logits'} differ by {apart:.1g} of their range"
     except Exception as error:  # exporter and runtime have no class of errors in common
         if is_out_of_memory(error):
             raise
         why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     if tap:
-        log.warning("OpenVINO does not tell a network's features as PyTorch does (%s): it is tried without them", why)
+        log.warning("OpenVINO's features of a network differ from PyTorch's (%s); trying without features", why)
     else:
-        log.warning("OpenVINO does not run a network as PyTorch does (%s): PyTorch runs it, in float32", why)
+        log.warning("OpenVINO's output for a network differs from PyTorch's (%s); using PyTorch in float32", why)
     return None
 
 
 def _apart(given: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference, relative to the range."""
+    """Return the largest difference, relative to the range of the values."""
     return float((given.reshape(expected.shape) - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
@@ -111,7 +111,7 @@ def _core() -> Any:
 
 
 def _openvino() -> ModuleType:
-    """OpenVINO without its tools, which would import openvino_telemetry and let it look for its makers' server."""
+    """Import OpenVINO without its tools, which would import openvino_telemetry and contact its makers' server."""
     missing = object()
     before = sys.modules.get(_TELLS, missing)
     if before is missing:

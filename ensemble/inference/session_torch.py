@@ -13,7 +13,7 @@ from ensemble.inference.precision import DTYPES, ResolvedPrecision, resolve_prec
 
 
 class TorchSession:
-    """Runs a network of two or three spatial dimensions on one device, as it is.
+    """Runs a 2-D or 3-D PyTorch network unchanged, on one device.
 
     In fp16 and bf16 the convolutions' weights are held in that precision and the normalisations' in float32, which is what autocast
     computes, without casting weights anew for each window. What is returned is float32 in any case.
@@ -53,7 +53,7 @@ class TorchSession:
         return logits
 
     def tapped(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same, and the tapped layer's maps (N, D, z, y, x)."""
+        """Return logits, and the tapped layer's maps (N, D, z, y, x)."""
         logits, maps = self._answers(windows, Tapped(self.network, self.tap))
         return logits, maps
 

@@ -1,4 +1,4 @@
-"""Where the windows of a sliding-window prediction lie, and how much each of their voxels counts.
+"""Positions and weights of the windows of sliding-window inference.
 
 Formulas: nnU-Net (Isensee et al., Nature Methods 2021), `compute_steps_for_sliding_window` and `compute_gaussian`; MONAI 0.9 (Cardoso et
 al., 2022), `dense_patch_slices` and `compute_importance_map`.
@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]
 
 
 class Convention(Enum):
-    """Whose rule the places and weights of windows follow."""
+    """Whose rule determines positions and weights of windows."""
 
     NNUNET = "nnunet"
     """Windows spread evenly; the Gaussian sampled, beyond four sigma the least weight there is."""
@@ -29,7 +29,7 @@ class Convention(Enum):
 
 @dataclass(frozen=True)
 class Blending:
-    """How windows overlap, and how much each of their voxels counts."""
+    """How far windows overlap, and how their voxels are weighted."""
 
     step: float = 0.5
     """Distance of neighbouring windows, at most this fraction of the window (never less than a voxel)."""
@@ -44,14 +44,14 @@ class Blending:
             raise ValueError(f"sigma {self.sigma} is no width")
 
     def starts(self, length: int, window: int) -> list[int]:
-        """First voxels of the windows along one axis (length >= window)."""
+        """Return the first voxels of the windows along one axis (length >= window)."""
         if self.convention is Convention.NNUNET:
             return axis_starts(length, window, self.step)
         last, step = length - window, max(1, int(window * self.step))
         return [*range(0, last, step), last]
 
     def weights(self, window: Shape) -> FloatArray:
-        """Of each voxel (z, y, x) of a window, float32; the largest is 1."""
+        """Return the weight of each voxel (z, y, x) of a window, float32; the largest is 1."""
         if self.sigma is None:
             return np.ones(window, np.float32)
         if self.convention is Convention.NNUNET:
@@ -65,7 +65,7 @@ NNUNET = Blending()
 
 @dataclass(frozen=True)
 class Tiling:
-    """Windows of one size that cover an image, padded where it is smaller than a window."""
+    """Windows of one size that cover an image, which is padded if it is smaller than a window."""
 
     image: Shape
     """Voxels of the image along z, y, x."""
@@ -79,38 +79,38 @@ class Tiling:
 
     @property
     def padded(self) -> Shape:
-        """Voxels of the image after padding along z, y, x."""
+        """Shape (z, y, x) of the image after padding."""
         z, y, x = (max(pair) for pair in zip(self.image, self.window, strict=True))
         return z, y, x
 
     @property
     def padding(self) -> tuple[tuple[int, int], ...]:
-        """Zeros before and after the image along z, y, x; the odd one comes after."""
+        """Zeros before and after the image along z, y, x; an odd one comes after."""
         missing = [padded - n for padded, n in zip(self.padded, self.image, strict=True)]
         return tuple((n // 2, n - n // 2) for n in missing)
 
     @property
     def inside(self) -> tuple[slice, slice, slice]:
-        """The image within the padded image."""
+        """The slices of the image within the padded image."""
         z, y, x = (slice(before, before + n) for (before, _), n in zip(self.padding, self.image, strict=True))
         return z, y, x
 
     def windows(self) -> list[tuple[slice, slice, slice]]:
-        """Every window as slices (z, y, x) of the padded image, x fastest."""
+        """Return every window as slices (z, y, x) of the padded image, x fastest."""
         starts = [self.blending.starts(padded, window) for padded, window in zip(self.padded, self.window, strict=True)]
         z, y, x = self.window
         return [(slice(i, i + z), slice(j, j + y), slice(k, k + x)) for i, j, k in product(*starts)]
 
 
 def axis_starts(length: int, window: int, step: float) -> list[int]:
-    """First voxels of the windows along one axis (length >= window): evenly spread, the last one ending at the image's end."""
+    """Return the first voxels of windows along one axis (length >= window), evenly spread; the last window ends at the image's end."""
     last = length - window
     gaps = ceil(last / max(1.0, window * step))
     return [0] if gaps == 0 else [int(np.round(last / gaps * i)) for i in range(gaps + 1)]
 
 
 def gaussian_importance(window: Shape, sigma: float = 0.125) -> FloatArray:
-    """Weight of each voxel (z, y, x) of a window, float32: a Gaussian of sigma * window about the voxel window // 2, as nnU-Net's.
+    """Return nnU-Net's weight of each voxel (z, y, x) of a window, float32: a Gaussian of sigma * window about voxel window // 2.
 
     The maximum is 1. Voxels that lie beyond the filter's reach of four sigma get the smallest positive weight.
     """
@@ -129,7 +129,7 @@ def gaussian_importance(window: Shape, sigma: float = 0.125) -> FloatArray:
 
 
 def _integrated_gaussian(window: Shape, sigma: float) -> FloatArray:
-    """MONAI's weight of each voxel (z, y, x) of a window, float32."""
+    """Return MONAI's weight of each voxel (z, y, x) of a window, float32."""
     lines = []
     for length in window:
         apart = np.abs(np.arange(length) - length // 2)

@@ -1,4 +1,4 @@
-"""Members in a weights folder that has no manifest, by the layout of their files: what the families recognise, and packed members."""
+"""Find members in a weights folder without a manifest: packed members, and folders whose layout a family recognises."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from ensemble.errors import WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import Unsupported
-from ensemble.families.names import distinct
-from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.families.names import make_names_unique
+from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.families.tree import WeightsTree
 from ensemble.files import lexists, read_json
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 
 
 def members_by_folder_layout(weights: Path) -> tuple[MemberSpec, ...]:
-    """Return members in the weights folder itself or any folder below it, in the order of their paths. Raises WeightsBroken."""
+    """Return the members in or below a weights folder, in the order of their paths. Raises WeightsBroken."""
     tree = WeightsTree.read(weights)
-    found = {path.parent: packed_member(path) for path in tree.named(PACKED)}
+    found = {path.parent: packed_member(path) for path in tree.named(PACKED_MEMBER_FILE)}
     for thing in _recognised(tree):
         if isinstance(thing, MemberSpec):
             found.setdefault(thing.folder, thing)
@@ -28,17 +28,17 @@ def members_by_folder_layout(weights: Path) -> tuple[MemberSpec, ...]:
     often = Counter(spec.name.lower() for spec in found.values())
     own = [found[folder].name for folder in folders]
     names = [name if often[name.lower()] == 1 else tree.name_of(at) for name, at in zip(own, folders, strict=True)]
-    told = distinct(names, [folder.relative_to(weights).as_posix() for folder in folders])
+    told = make_names_unique(names, [folder.relative_to(weights).as_posix() for folder in folders])
     return tuple(replace(found[folder], name=name) for folder, name in zip(folders, told, strict=True))
 
 
 def unsupported_by_folder_layout(weights: Path) -> tuple[Unsupported, ...]:
-    """Return weights below the folder that are known, and of no kind that can be used yet. Raises WeightsBroken."""
+    """Return recognised weights below a folder that are not supported yet. Raises WeightsBroken."""
     return tuple(thing for thing in _recognised(WeightsTree.read(weights)) if isinstance(thing, Unsupported))
 
 
 def packed_member(path: Path) -> MemberSpec:
-    """Return the member that a packed folder's `member.json` describes. Raises WeightsBroken."""
+    """Return the member described by a packed folder's `member.json`. Raises WeightsBroken."""
     try:
         return MemberSpec.from_json(packed_entry(path.parent), path.parent)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -51,11 +51,11 @@ def packed_member(path: Path) -> MemberSpec:
 
 
 def packed_entry(folder: Path) -> dict[str, Any]:
-    """Return the manifest entry in a packed folder; empty where there is none. Raises ValueError for what is no JSON object."""
-    path = folder / PACKED
+    """Return the manifest entry in a packed folder; empty if there is none. Raises ValueError if it is not a JSON object."""
+    path = folder / PACKED_MEMBER_FILE
     return dict(read_json(path)) if lexists(path) else {}
 
 
 def _recognised(tree: WeightsTree) -> list[MemberSpec | Unsupported]:
-    with readable(tree.root):
+    with folder_errors(tree.root):
         return [thing for family in registry.FAMILIES for thing in family.discover(tree)]

@@ -1,4 +1,4 @@
-"""What a member's files say of it before they are loaded. Imports no torch: listing members is cheap."""
+"""Describe members from their small files, without loading them. Imports no torch, so listing members is fast."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import MemberDescription
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
-from ensemble.weights.folder import files_of, readable
+from ensemble.weights.folder import files_of, folder_errors
 
 
 @dataclass(frozen=True)
 class MemberSummary:
-    """One member, for a table."""
+    """One row of the table of members."""
 
     folds: tuple[str, ...]
     """Names of its folds: "0", "1", ... or "all"."""
@@ -28,11 +28,11 @@ class MemberSummary:
 
 
 def describe(spec: MemberSpec) -> MemberSummary:
-    """Read the cheap files of a member. What they don't say is empty, with a remark: whether a member loads, loading it tells.
+    """Read the small files of a member. What they do not say stays empty, with a remark; only loading shows whether it works.
 
     Raises WeightsBroken for a folder that can't be read.
     """
-    with readable(spec.folder):
+    with folder_errors(spec.folder):
         size = sum(path.stat().st_size for path in files_of(spec.folder) if path.is_file())
         shown, folds, remarks = MemberDescription((), ()), tuple[str, ...](), tuple[str, ...]()
         try:
@@ -47,7 +47,7 @@ def describe(spec: MemberSpec) -> MemberSummary:
 
 
 def _missing_folds(folds: tuple[str, ...], published: int) -> tuple[str, ...]:
-    """Return the folds that are missing.
+    """Return the names of the missing folds.
 
     They are numbered from 0; a missing one is no error, but another prediction than that of the whole model.
     """

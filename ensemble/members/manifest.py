@@ -1,4 +1,4 @@
-"""Which members a weights folder holds, where their files are, and whether they are the files that were published.
+"""Find the members of a weights folder, and verify their files against the manifest.
 
 A folder with a `manifest.json` says so itself; otherwise its layout is recognised (see `discovery.py`). Imports no torch: listing is cheap.
 """
@@ -13,25 +13,25 @@ from ensemble.config import RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
-from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.files import lexists, read_json
 from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.digests import weights_sha256
-from ensemble.weights.folder import files_of, listing, readable
+from ensemble.weights.folder import files_of, folder_errors, listing
 
 MANIFEST = "manifest.json"
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
-    """Return the members in a weights folder, in its own order; or those named, in the order of naming.
+    """Return the members in a weights folder in its order; or the named ones, in the order of naming.
 
     Raises WeightsBroken when there is none, or when the manifest can't be read; UsageError when a name is unknown.
     """
-    with readable(weights):
+    with folder_errors(weights):
         if not weights.is_dir():
             raise WeightsBroken(
-                "the weights folder does not exist", where=weights, do="point --weights to an existing folder"
+                "the weights folder does not exist", where=weights, do="give an existing folder with --weights"
             )
         manifest = weights / MANIFEST
         found = _from_manifest(manifest) if lexists(manifest) else members_by_folder_layout(weights)
@@ -39,7 +39,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
         others = ", ".join(f"{other.name} (not supported yet)" for other in find_unsupported(weights))
         *layouts, last = (f"with {what}" for what in (f"a {MANIFEST}", *(f.layout for f in registry.FAMILIES)))
         raise WeightsBroken(
-            "no member weights were recognised",
+            "the weights folder has no recognised member",
             where=weights,
             found=others or listing(weights),
             do=f"give a folder {', '.join(layouts)}, or {last}",
@@ -55,18 +55,18 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
     return tuple(by_name[name] for name in names)
 
 
-def settled(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
-    """Return a run's choices with what the members' own entries say of votes and small lesions, where nothing was chosen.
+def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
+    """Fill in voting weights and smallest lesion from the members' manifest entries where the user chose none.
 
-    None stays where that is the usual rule: equal votes, every size. Of members that differ about the smallest lesion, the one that keeps
-    most is followed. Raises UsageError for weights of members that don't take part.
+    None stays for the default rule (equal votes, all sizes). If members differ in the smallest lesion, the smallest value
+    is used. Raises UsageError for weights of members that are not used.
     """
     weights = config.member_weights
     if weights is None:
         weights = {spec.name: spec.weight for spec in specs}
     elif unknown := sorted(set(weights) - {spec.name for spec in specs}):
         raise UsageError(
-            f"--member-weights names {', '.join(unknown)}, which takes no part",
+            f"--member-weights names {', '.join(unknown)}, which is not among the members",
             found=f"members: {', '.join(spec.name for spec in specs)}",
         )
     equal = len({weights.get(spec.name, 1.0) for spec in specs}) == 1
@@ -77,12 +77,12 @@ def settled(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
 
 
 def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
-    """Return known weights in a weights folder that can't be used yet; none where a manifest says what is to be used."""
+    """Return recognised weights in a weights folder that are not supported yet; none if there is a manifest."""
     return () if lexists(weights / MANIFEST) else unsupported_by_folder_layout(weights)
 
 
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
-    """Load a member's networks onto the device. Raises WeightsBroken when its files are missing, damaged or altered."""
+    """Load a member's networks onto the device. Raises WeightsBroken if its files are missing, damaged or altered."""
     verify_files(spec)
     try:
         return registry.family_of(spec).load(spec, settings)
@@ -98,17 +98,17 @@ def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
 
 
 def verify_files(spec: MemberSpec, *, anew: bool = False) -> None:
-    """Raise WeightsBroken unless each file that the manifest lists is there, unaltered, and no other weights lie beside them.
+    """Raise WeightsBroken if a file in the manifest is missing or altered, or if unlisted weights lie beside them.
 
-    Large files that are as they were when they were hashed last are hashed `anew` only if that is asked for.
+    Cached digests of large files are not used if files are to be read `anew`.
     """
     present = _weight_files(spec.folder)
-    if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED})):
+    if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED_MEMBER_FILE})):
         raise WeightsBroken(
             f"member {spec.name} has files that {MANIFEST} does not list",
             where=spec.folder,
             found=", ".join(added),
-            do=f"list them with their digests in {MANIFEST}, or leave sha256 out; remove those that the member doesn't need",
+            do=f"add their digests to {MANIFEST}, remove its sha256, or remove files that the member does not need",
         )
     for relative, expected in spec.sha256.items():
         path = spec.folder / relative
@@ -116,7 +116,7 @@ def verify_files(spec: MemberSpec, *, anew: bool = False) -> None:
             raise WeightsBroken(f"a file of member {spec.name} is missing", where=path, do="restore the weights folder")
         if (digest := weights_sha256(path, anew=anew)) != expected:
             raise WeightsBroken(
-                f"a file of member {spec.name} is not the one that was published",
+                f"a file of member {spec.name} differs from the published one",
                 where=path,
                 found=f"sha256 {digest}, expected {expected}",
                 do=f"restore the file; if you changed it on purpose, update its digest in {MANIFEST}",
@@ -124,14 +124,14 @@ def verify_files(spec: MemberSpec, *, anew: bool = False) -> None:
 
 
 def weight_digests(spec: MemberSpec) -> dict[str, str]:
-    """Return the digest of every file that determines what the member predicts, for the run report. Raises WeightsBroken."""
+    """Return the SHA-256 of every file that affects what the member predicts. Raises WeightsBroken."""
     return dict(spec.sha256) or {name: weights_sha256(path) for name, path in _weight_files(spec.folder).items()}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a member's folder that bear on what it predicts, by path. Raises WeightsBroken for what can't be read."""
+    """Return the files in a member's folder that affect what it predicts, by path. Raises WeightsBroken."""
     suffixes = registry.weight_suffixes()
-    with readable(folder):
+    with folder_errors(folder):
         found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in found}
 
@@ -141,14 +141,14 @@ def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
         entries = read_json(manifest)["members"]
         specs = tuple(_of_manifest(entry, _inside(manifest.parent, str(entry["folder"]))) for entry in entries)
         if len({spec.name.lower() for spec in specs}) < len(specs):  # some file systems know no capitals
-            raise ValueError("two members have the same name, and only one of them could vote")
+            raise ValueError("two members have the same name")
         return specs
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsBroken(
             "the weights manifest can't be read",
             where=manifest,
             found=f"{type(error).__name__}: {error}",
-            do="mend or restore the file",
+            do="correct or restore the file",
         ) from error
 
 
@@ -159,5 +159,5 @@ def _inside(weights: Path, folder: str) -> Path:
 
 
 def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:
-    """Return what the manifest says of a member; what it leaves open of a packed one, that says itself."""
+    """Return a member from its manifest entry; for packed members, missing fields come from their own description."""
     return replace(MemberSpec.from_json(packed_entry(folder) | entry, folder), listed=bool(entry.get("sha256")))

@@ -1,4 +1,4 @@
-"""Turns members of any kind into safetensors and JSON: no pickle is left to load, and optimizer states stay behind.
+"""Convert members of any kind to safetensors and JSON, without pickles and optimizer states.
 
 A packed folder says in `member.json` what a manifest entry says, digests included, so that it is recognised wherever it is put.
 """
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ensemble.errors import UsageError
 from ensemble.families.registry import family_of
-from ensemble.families.spec import PACKED, MemberSpec
+from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.files import file_sha256
 from ensemble.folders import exclusive_writer
 from ensemble.members.manifest import MANIFEST, find_members, verify_files
 from ensemble.publish import publish, write_json
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 from ensemble.weights.onnx_form import write_onnx
 from ensemble.weights.packed import PackedPrecision
 
@@ -28,13 +28,13 @@ def pack(
     *,
     onnx: bool = False,
 ) -> list[Path]:
-    """Pack a member folder, or each member of a weights folder (those named, if any), into a new folder.
+    """Pack a member folder, or the members (all or the named ones) of a weights folder, into a new folder.
 
     A member folder becomes `destination` itself, the members of a weights folder become folders in it. A member folder named by a
-    manifest beside it keeps what that says of it. With `onnx` each network is also written in ONNX form, as it is in the packed
+    manifest beside it keeps its entry. With `onnx` each network is also written in ONNX form, as it is in the packed
     precision. Returns the packed folders; on failure nothing is left behind.
 
-    Raises WeightsBroken for members that can't be read, UsageError when the destination holds something already.
+    Raises WeightsBroken for members that can't be read, UsageError when the destination is not empty.
     """
     specs = _beside(source) or find_members(source, names)
     alone = len(specs) == 1 and specs[0].folder.resolve() == source.resolve()
@@ -49,8 +49,8 @@ def pack(
 
 
 def _beside(source: Path) -> tuple[MemberSpec, ...]:
-    """Return the entry for a member folder in the manifest of a weights folder above it."""
-    with readable(source):
+    """Return the manifest entry for a member folder from a weights folder above it."""
+    with folder_errors(source):
         above = [weights for weights in source.resolve().parents if (weights / MANIFEST).is_file()]
         if not above or (source / MANIFEST).is_file():
             return ()
@@ -67,4 +67,4 @@ def _pack_member(spec: MemberSpec, folder: Path, precision: PackedPrecision, onn
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     entry = replace(spec, sha256=digests).as_json()
-    write_json(entry | {"precision": precision}, folder / PACKED)
+    write_json(entry | {"precision": precision}, folder / PACKED_MEMBER_FILE)

@@ -1,4 +1,4 @@
-"""What is written of a case: every kind of output is a row of ROLES or MEMBER_ROLES here, and stands nowhere else.
+"""The table of outputs of a case: every kind of output is a row of ROLES or MEMBER_ROLES, and is defined nowhere else.
 
 `layouts` say where an artifact lies and what it is called, `formats` how its payload becomes bytes.
 """
@@ -35,7 +35,7 @@ class Role(Generic[Source]):
     option: str
     """The field of ExtraOutputs that asks for it; empty for what is always written."""
     payload: Callable[[Source], Any]
-    """What the format writes; None where there is nothing to write."""
+    """Returns the content to write; None if there is none."""
 
     def __post_init__(self) -> None:
         options = {"", *ExtraOutputs.__dataclass_fields__}
@@ -51,11 +51,11 @@ class Artifact:
 
     role: Role[Any]
     member: str = ""
-    """Whose it is; empty for the case's own."""
+    """The member it belongs to; empty for outputs of the case."""
     payload: Any = None
 
     def file_name(self, image_suffix: str) -> str:
-        """Return the role and the format's ending; images end in `image_suffix`."""
+        """Return role name and file suffix; images get `image_suffix`."""
         return self.role.name + (FORMATS[self.role.format].suffix or image_suffix)
 
 
@@ -74,7 +74,7 @@ def _page(case: SegmentedCase) -> str:
 
 
 def _in_mni(case: SegmentedCase, modality: Modality | None = None) -> Volume | None:
-    """Return the mask, or an image, in the template's space; None where there is none, or the brain's place there is not known."""
+    """Return mask or image in the template's space; None if it does not exist, or the brain could not be registered."""
     from ensemble.findings.mni import image_in_mni, mask_in_mni
 
     if case.findings is None or (matrix := case.findings.registered.matrix) is None:
@@ -136,13 +136,13 @@ MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
 )
 
 
-def kinds(member: str) -> list[Artifact]:
-    """Return one of every kind, without payload: of the case, and of a member."""
+def all_artifact_kinds(member: str) -> list[Artifact]:
+    """Return one artifact of every kind, without payload: those of the case and of a member."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 
 def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
-    """Return what is to be written of a case: what is always, and what `extras` ask for."""
+    """Return the outputs of a case: those always written, and those that `extras` ask for."""
     made = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
     wanted = [artifact for artifact in made if artifact.payload is not None]
     predictions = [outcome.prediction for outcome in case.result.outcomes if outcome.prediction is not None]
@@ -157,7 +157,7 @@ def object_roles(extras: ExtraOutputs) -> list[Role[SegmentedCase]]:
 
 
 def object_artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
-    """Return those of the case that are DICOM objects."""
+    """Return the DICOM objects of a case that `extras` ask for."""
     return [Artifact(role, "", role.payload(case)) for role in object_roles(extras)]
 
 

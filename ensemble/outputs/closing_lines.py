@@ -1,4 +1,4 @@
-"""The few lines that `run` prints at the end, for a person."""
+"""The summary that `run` prints at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ensemble.text import visible
 
 
 def summary(case: SegmentedCase, extras: ExtraOutputs, folder: Path, suffix: str) -> str:
-    """Return volume, lesions, votes, where they lie, and where in a folder of `run` to look."""
+    """Yield volume, lesions, votes, locations, and the main files in the output folder."""
     result, layout = case.result, Folder(suffix)
     voters, spacing = len(result.fused.voters), result.case.grid.spacing_zyx_mm
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]

@@ -1,4 +1,4 @@
-"""Files that bear the names of our outputs and are not ours: a radiologist's mask, or the very images that are to be segmented."""
+"""Protect files of the user that have the names of our outputs, such as a manual mask or the input images."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 from ensemble.errors import UsageError
 from ensemble.files import read_json
-from ensemble.outputs.artifacts import REPORT, Artifact, kinds
+from ensemble.outputs.artifacts import REPORT, Artifact, all_artifact_kinds
 from ensemble.outputs.layouts.folder import MEMBERS, Folder
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.names import image_suffix
 
 #: What `run` may write, as patterns: all kinds of a case's outputs, and whatever lies where those of members do. Of patterns only images.
-_OURS = (*(Folder(".*").place(kind) for kind in kinds("*") if not kind.member), f"{MEMBERS}/**/*")
+_OURS = (*(Folder(".*").place(kind) for kind in all_artifact_kinds("*") if not kind.member), f"{MEMBERS}/**/*")
 
 
-def refuse_foreign(root: Path, inputs: Iterable[Path]) -> None:
-    """Raise UsageError where files would be replaced that no earlier run into this folder has written, as its report tells, or inputs."""
+def refuse_overwriting_foreign_files(root: Path, inputs: Iterable[Path]) -> None:
+    """Raise UsageError if outputs would replace input images, or files that no earlier run wrote according to its report."""
     standing = [
         path for pattern in _OURS for path in sorted(root.glob(pattern)) if "*" not in pattern or image_suffix(path)
     ]
@@ -25,12 +25,12 @@ def refuse_foreign(root: Path, inputs: Iterable[Path]) -> None:
     read = [path for path in standing if any(path.exists() and path.samefile(image) for image in images)]
     if found := read or ([] if _has_our_report(root) else standing):
         raise UsageError(
-            "an image that is read would be replaced"
+            "the outputs would overwrite an input image"
             if read
-            else "files that are not ours lie where the results belong",
+            else "the outputs would overwrite files that this program did not write",
             where=root,
             found=", ".join(path.relative_to(root).as_posix() for path in found[:8]) + " ..." * (len(found) > 8),
-            do="give another folder as --out, or move them away",
+            do="choose another folder for --out, or move the files away",
         )
 
 

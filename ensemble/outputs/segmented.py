@@ -1,4 +1,4 @@
-"""A case at its end: what outputs are made of."""
+"""A segmented case, from which all outputs are made."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentedCase:
-    """A case as it was read, what came of it, and by whom."""
+    """A case as read, its result, and the ensemble that made it."""
 
     raw: RawCase
     result: Result
     ensemble: Ensemble
     findings: Findings | None = None
-    """Where the lesion lies; None where nobody asked."""
+    """Where the lesion lies; None if nobody asked."""
     examination: Mapping[str, Any] | None = None
     """What the examination held that its images were chosen from, where a whole one was given."""
     trust: Trust | None = None
-    """How far the mask is to be trusted; None where nobody asked."""
+    """How far the mask is to be trusted; None if nobody asked."""
 
     @classmethod
     def of(
@@ -40,21 +40,21 @@ class SegmentedCase:
         extras: ExtraOutputs,
         examination: Mapping[str, Any] | None = None,
     ) -> SegmentedCase:
-        """Return a segmented case, with findings where `extras` ask for them, judged where the ensemble's choices ask for that."""
+        """Make a segmented case, with findings if `extras` ask for them, and trust if the ensemble's options do."""
         from ensemble.trust.judge import judge
 
         trust = judge(result, ensemble) if ensemble.config.trust else None
         if not extras.findings:
             return cls(raw, result, ensemble, None, examination, trust)
         from ensemble.findings.find import find
-        from ensemble.findings.maps import read_maps
+        from ensemble.findings.maps import read_label_maps
 
-        found = find(result, read_maps(extras.atlas) if extras.atlas else ())
+        found = find(result, read_label_maps(extras.atlas) if extras.atlas else ())
         return cls(raw, result, ensemble, found, examination, trust)
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """What ran and what came of it, ready for JSON."""
+        """The content of `report.json`."""
         from ensemble.outputs.report.run_report import build_report
 
         report = build_report(self.raw, self.result, self.ensemble, self.findings, self.trust)

@@ -1,4 +1,4 @@
-"""An ADC map where none was given, of the DWI and the image of lowest b-value beside it.
+"""Compute an ADC map if none was given, from the DWI and the image of lowest b-value beside it.
 
 S = S0 exp(-b D) (Le Bihan 1986): of two b-values, D = ln(S_low / S) / (b - b_low). The DWI is the geometric mean over directions, so that D
 is the mean of theirs, as scanners compute it.
@@ -25,10 +25,10 @@ _CORNER, _RAYLEIGH_MEDIAN = 0.1, 1.1774
 _ABOVE_NOISE = 2.5
 
 
-def with_adc(raw: RawCase) -> RawCase:
-    """Return the case with an ADC computed where it has none; as it is where one was given.
+def compute_missing_adc(raw: RawCase) -> RawCase:
+    """Return the case with a computed ADC if it has none; unchanged if one was given.
 
-    Raises InputRefused where none can be computed.
+    Raises InputRefused if none can be computed.
     """
     dwi = raw.images.get(Modality.DWI)
     if Modality.ADC in raw.images or dwi is None:
@@ -37,8 +37,8 @@ def with_adc(raw: RawCase) -> RawCase:
         raise no_adc_error(dwi.path, "no image of low b-value")
     low = dwi.low_b
     note = (
-        f"ADC: computed from b = {low.b:.4g} and b = {low.dwi_b:.4g} s/mm^2 of the DWI, as none was given"
-        f" (ln(S_low / S) / {low.dwi_b - low.b:.4g}); 0 where noise is as strong as the signal"
+        f"ADC: computed from b = {low.b:.4g} and b = {low.dwi_b:.4g} s/mm^2 of the DWI, because none was given"
+        f" (ln(S_low / S) / {low.dwi_b - low.b:.4g}); 0 where the signal does not exceed the noise"
     )
     adc = RawImage(dwi.path, dwi.volume.like(_adc(dwi.volume.array, low)), (note,))
     images: Mapping[Modality, RawImage] = {**raw.images, Modality.ADC: adc}
@@ -46,7 +46,7 @@ def with_adc(raw: RawCase) -> RawCase:
 
 
 def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
-    """Return ADC (z, y, x) in 1e-6 mm^2/s: 0 in the air and where there is no signal, NaN where a signal is no number."""
+    """Return ADC (z, y, x) in 1e-6 mm^2/s: 0 in air and where there is no signal, NaN where a signal is not finite."""
     signal = _above_noise(low.array) & (dwi > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(low.array.astype(np.float64) / dwi) / (low.dwi_b - low.b) * 1e6
@@ -56,7 +56,7 @@ def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
 
 
 def _above_noise(image: FloatArray) -> BoolArray:
-    """Return where an image (z, y, x) shows more than the noise of the air in its corners."""
+    """Return where an image (z, y, x) exceeds the noise level of the air in its corners."""
     finite = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
     rows, columns = (max(1, int(_CORNER * n)) for n in finite.shape[1:])
     corners = np.concatenate(

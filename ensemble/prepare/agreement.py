@@ -1,4 +1,4 @@
-"""Whether an ADC map belongs to its DWI: voxel for voxel they must tell of each other, and nowhere else more than where they lie.
+"""Check that an ADC map belongs to its DWI: they must share mutual information, and most of it at their present position.
 
 Asked of the mutual information of their grey values within the brain, which knows nothing of contrast. It finds what is no picture of the
 head (a mask, noise), and what a wrong header or conversion has mirrored or displaced; see docs/adr/0017-scale-contrast-hot-voxels.md.
@@ -33,31 +33,31 @@ def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
 
 
 def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str) -> None:
-    """Raise InputRefused for a DWI and ADC (z, y, x) that have nothing in common, or more so when ADC is mirrored or displaced."""
-    here, elsewhere = information(dwi, adc, brain, spacing_zyx_mm)
+    """Raise InputRefused if DWI and ADC (z, y, x) share no information, or share more when ADC is mirrored or displaced."""
+    here, elsewhere = mutual_information(dwi, adc, brain, spacing_zyx_mm)
     if here < _MIN_INFORMATION:
         raise InputRefused(
-            "DWI and ADC have nothing in common",
+            "DWI and ADC do not belong together",
             where=where,
-            found=f"mutual information of {max(here, 0):.3f} nats within the brain, where {_MIN_INFORMATION} is the least",
-            do="give the ADC map that was computed from this DWI: not a mask, nor a map of another patient",
+            found=f"mutual information of {max(here, 0):.3f} nats within the brain; at least {_MIN_INFORMATION} is expected",
+            do="give the ADC map that was computed from this DWI, not a mask or another patient's map",
         )
     for how, there in elsewhere:
         if there > _BETTER * here:
             raise InputRefused(
-                "the ADC map does not lie on the DWI",
+                "the ADC map is mirrored or displaced relative to the DWI",
                 where=where,
                 found=f"it fits better {how}: mutual information {there:.3f} instead of {here:.3f} nats",
                 do="check the conversion of both (orientation, order of slices), and give the ADC map that was computed from this DWI",
             )
 
 
-def information(
+def mutual_information(
     dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple
 ) -> tuple[float, Iterator[tuple[str, float]]]:
-    """Return the mutual information (nats) of DWI and ADC (z, y, x) within the brain where they lie.
+    """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain at their present position, and at others.
 
-    Also return it for ADC mirrored and moved: how, and how much.
+    Also return (description, value) for ADC mirrored and moved.
     """
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)
@@ -67,7 +67,7 @@ def information(
 
 
 def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[str, Callable[[AnyArray], AnyArray]]]:
-    """Yield other places of an array (z, y, x), and what to call them."""
+    """Yield mirrored and displaced versions of an array (z, y, x), with their names."""
     for axis, (name, mm) in enumerate(zip("zyx", spacing_zyx_mm, strict=True)):
         yield f"mirrored along {name}", partial(np.flip, axis=axis)
         step = max(1, round(_STEP_MM / mm))
@@ -76,7 +76,7 @@ def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[str, Callable[[AnyArray], A
 
 
 def _levels(image: FloatArray, inside: BoolArray) -> AnyArray:
-    """Return the image in so many equally frequent levels; what is not inside does not count."""
+    """Return the image quantised to equally frequent levels; voxels outside do not count."""
     values = image[inside]
     if not values.size:
         return np.zeros(image.shape, np.int64)
@@ -85,7 +85,7 @@ def _levels(image: FloatArray, inside: BoolArray) -> AnyArray:
 
 
 def _shared(one: AnyArray, other: AnyArray, inside: BoolArray) -> float:
-    """Return the mutual information (nats) of two images in levels, less what chance adds to it (Miller 1955)."""
+    """Return the mutual information (nats) of two quantised images, with the bias of chance removed (Miller 1955)."""
     counts = np.bincount(_LEVELS * one[inside] + other[inside], minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS)
     if not (total := counts.sum()):
         return 0.0
@@ -97,7 +97,7 @@ def _shared(one: AnyArray, other: AnyArray, inside: BoolArray) -> float:
 
 
 def _moved(array: AnyArray, steps: int, axis: int) -> AnyArray:
-    """Return an array moved along an axis; what comes in from beyond is 0."""
+    """Return an array shifted along an axis and filled with 0."""
     moved = np.zeros_like(array)
     here, there = [slice(None)] * 3, [slice(None)] * 3
     here[axis], there[axis] = (

@@ -1,4 +1,4 @@
-"""What lies outside the brain: values that are no numbers, noise, and the edges of the field of view."""
+"""Clean up outside the brain: non-finite values, noise, and the edges of the field of view."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ _CUT_MM2 = 400.0
 
 
 def zero_unusable_voxels(case: Draft) -> StepResult:
-    """Return values that are no numbers, or hot, stay 0 where there is no tissue, as an ADC of air is 0/0.
-
-    In tissue, they refuse the case.
-    """
+    """Keep non-finite or hot voxels at 0 if they lie outside tissue (ADC of air is 0/0); refuse the image if they do not."""
     notes = []
     for modality, bad in case.unusable.items():
         other = case.adc if modality is Modality.DWI else case.dwi
@@ -32,27 +29,27 @@ def zero_unusable_voxels(case: Draft) -> StepResult:
         what = (
             "NaN or infinite"
             if not bad.hot
-            else "far hotter than any tissue"
+            else "far brighter than any tissue"
             if bad.hot == count
-            else "NaN, infinite or far too hot"
+            else "NaN, infinite or far too bright"
         )
         # tissue on the image's own grid: no bad voxel can slip between those of a coarser one
         there = resample_volume(tissue, bad.where.grid, linear=False).array
         if inside := int((there[bad.where.array] > 0).sum()):
             raise InputRefused(
-                f"the {modality.label} image holds values that are {'not numbers' if not bad.hot else 'none of tissue'}",
+                f"the {modality.label} image holds values that are {'not finite' if not bad.hot else 'impossible in tissue'}",
                 where=case.paths[modality],
                 found=f"{count} of {there.size} voxels are {what}, {inside} of them in brain tissue",
-                do="export it again",
+                do="export the image again",
             )
-        notes.append(Note(f"{modality.label}: {count} voxels without tissue were {what}: set to 0", modality))
+        notes.append(Note(f"{modality.label}: {count} voxels outside tissue were {what}: set to 0", modality))
     return case, tuple(notes)
 
 
 def clear_background(case: Draft) -> StepResult:
-    """Set to 0 what lies outside the brain, where much of it holds noise: members crop to, and normalise by, what is not 0.
+    """Set voxels outside the brain to 0 if many hold noise: members crop to and normalise by nonzero voxels.
 
-    Published members are to see what lies there (`as_read`), unless it is a skull that was stripped.
+    Published members still get the original background (`as_read`), except for a stripped skull.
     """
     notes, outside, images = [], ~case.brain, dict(case.images)
     as_read: dict[Modality, Volume | LazyVolume] = {**case.images, **case.as_read}
@@ -63,18 +60,18 @@ def clear_background(case: Draft) -> StepResult:
         noisy = float((image.array[outside] != 0).mean()) if outside.any() else 0.0
         if noisy > NOISY_BACKGROUND:
             images[modality] = _cleared(image, case.brain)
-            text = f"{modality.label}: {noisy:.0%} of what lies outside the brain was not 0: set to 0"
+            text = f"{modality.label}: {noisy:.0%} of the background was not 0: set to 0"
             notes.append(Note(text, modality))
     return replace(case, images=images, as_read=as_read), tuple(notes)
 
 
 def _cleared(image: Volume, brain: BoolArray) -> Volume:
-    """Return the image with 0 outside the brain; itself where that is so already."""
+    """Return the image with 0 outside the brain; the image itself if it is so already."""
     return image.like(np.where(brain, image.array, np.float32(0))) if image.array[~brain].any() else image
 
 
 def note_cut_off_brain(case: Draft) -> StepResult:
-    """Say so when the brain is cut off by the field of view; below, where the brain stem leaves it, that is as it should be."""
+    """Note a brain that is cut off by the field of view, except at the bottom, where the brain stem always leaves it."""
     canonical = case.dwi.grid.canonical()
     array = canonical.apply(case.brain)
     faces = {
@@ -87,5 +84,5 @@ def note_cut_off_brain(case: Draft) -> StepResult:
     spacing = canonical.spacing(case.dwi.grid.spacing_zyx_mm)
     areas = {"top": spacing[1] * spacing[2], "front": spacing[0] * spacing[2], "back": spacing[0] * spacing[2]}
     cut = [name for name, face in faces.items() if face.sum() * areas.get(name, spacing[0] * spacing[1]) > _CUT_MM2]
-    text = f"the brain reaches the edge of the image ({', '.join(cut)}): what lies beyond is not segmented"
+    text = f"the brain reaches the edge of the image ({', '.join(cut)}): the part beyond it is not segmented"
     return case, (Note(text),) if cut else ()

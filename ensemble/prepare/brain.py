@@ -1,4 +1,4 @@
-"""Where the brain is, in a case that is already skull-stripped (`skull.py` strips the others)."""
+"""Find the brain in a case that is already skull-stripped (`skull.py` strips the others)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEPT_SHARE = 1e-3
 
 
 def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return the foreground of a skull-stripped case: what is not background in either image, without crumbs, holes filled.
+    """Return the foreground of a skull-stripped case: voxels above background in DWI or ADC, without small pieces, holes filled.
 
     Args:
         dwi, adc: arrays (z, y, x) on one grid, in any unit; the background may hold noise, small or negative values.
@@ -37,7 +37,7 @@ def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> 
 
 
 def above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return where an image (z, y, x) is more than resampling noise: above a small fraction of its own typical value."""
+    """Return where an image (z, y, x) exceeds a small fraction of its typical value, and so is more than resampling noise."""
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     peak = min(float(finite.max(initial=0.0)), highest_plausible(finite))
     if peak <= 0.0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ensemble.config import Registration, RunConfig, SkullStrip
 from ensemble.geometry import Grid
-from ensemble.prepare.adc import with_adc
+from ensemble.prepare.adc import compute_missing_adc
 from ensemble.prepare.agreement import check_adc_belongs_to_dwi
 from ensemble.prepare.background import clear_background, note_cut_off_brain, zero_unusable_voxels
 from ensemble.prepare.draft import Draft, LazyImages, Note, Step
@@ -45,7 +45,7 @@ STEPS: tuple[Step, ...] = (
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """The images of a case, checked, all on the DWI grid."""
+    """The checked images of a case, all on the DWI grid."""
 
     name: str
     images: Mapping[Modality, Volume]
@@ -58,13 +58,13 @@ class PreparedCase:
     brain: Volume
     """bool, the brain's foreground."""
     repairs: tuple[str, ...]
-    """What was changed on the way, or looks odd, one sentence each."""
+    """Repairs and remarks, one sentence each."""
     notes: tuple[Note, ...] = ()
-    """The same as `repairs`, with the step that says so, and the image that it is about."""
+    """The same as `repairs`, each with its step and image."""
 
     @property
     def grid(self) -> Grid:
-        """The DWI grid, on which everything lies and the mask is written."""
+        """The DWI grid, on which all images lie and the mask is written."""
         return self.images[Modality.DWI].grid
 
     @property
@@ -82,15 +82,15 @@ def prepare(
     registration: Registration = "auto",
     flair_is_needed: bool = True,
 ) -> PreparedCase:
-    """Check a case, strip its skull, and bring its images onto the DWI grid.
+    """Check a case, strip its skull, and resample its images to the DWI grid.
 
-    `skull_strip` says whether a skull is stripped. `device` ("cpu", "cuda") is where HD-BET runs, if it must; no other network runs here.
-    `brain_ml` is the volume (ml) that a brain may have. With `registration` "never", or where
-    nobody needs it, FLAIR lies where its header says.
+    `skull_strip` says whether a skull is stripped. `device` ("cpu", "cuda") runs HD-BET if needed; no other network runs here.
+    `brain_ml` is the accepted brain volume (ml). With `registration` "never", or if
+    FLAIR is not needed, it is aligned only by its header.
 
     Raises InputRefused when the case can't be segmented safely.
     """
-    raw = with_adc(raw)
+    raw = compute_missing_adc(raw)
     paths = {modality: image.path for modality, image in raw.images.items()}
     images = {modality: image.volume for modality, image in raw.images.items()}
     case = Draft(raw.name, paths, images, skull_strip, device, brain_ml, registration, flair_is_needed)
@@ -110,5 +110,5 @@ def prepare(
 
 
 def prepare_for_run(raw: RawCase, config: RunConfig, device: str, *, flair_is_needed: bool = True) -> PreparedCase:
-    """Prepare a case as a run's choices say. Raises as `prepare` does."""
+    """Prepare a case with the options of a run. Raises as `prepare` does."""
     return prepare(raw, config.skull_strip, device, config.brain_ml, config.registration, flair_is_needed)

@@ -1,4 +1,4 @@
-"""`Draft`, a case on its way through the steps of preparation; `Step`, the form of every step; `Note`, what steps record."""
+"""`Draft`, a case during preparation; `Step`, the signature of every preparation step; `Note`, what a step records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LazyVolume = Callable[[], Volume]
 
 
 class LazyImages(Mapping[Modality, Volume]):
-    """Images of which the late ones are made when they are asked for first, and then kept."""
+    """Images of which some are computed when first accessed, and then kept."""
 
     def __init__(self, images: Mapping[Modality, Volume | LazyVolume]) -> None:
         self._images = dict(images)
@@ -41,19 +41,19 @@ def _nowhere() -> BoolArray:
 
 @dataclass(frozen=True)
 class Note:
-    """What was changed, or looks odd."""
+    """A repair, or a remark on something unusual."""
 
     text: str
     """One sentence."""
     image: Modality | None = None
-    """That it is about; None for the case as a whole."""
+    """The image concerned; None for the case as a whole."""
     step: str = ""
-    """That noted it: a function of `case.STEPS`, or "readers"."""
+    """The step that noted it: a function of `case.STEPS`, or "readers"."""
 
 
 @dataclass(frozen=True)
 class UnusableVoxels:
-    """Where an image held no numbers, or none of a head, and how many of these are hot. It is 0 there meanwhile."""
+    """Where an image is not finite or has impossible values, and how many are the latter. They are set to 0 meanwhile."""
 
     where: Volume
     """bool, on the image's own grid."""
@@ -85,7 +85,7 @@ class Draft:
     brain: BoolArray = field(default_factory=_nowhere)
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False
-    """Whether a skull was taken off."""
+    """Whether a skull was stripped."""
     as_read: Mapping[Modality, Volume | LazyVolume] = field(default_factory=dict)
     """The images before a noisy background was cleared; without skull where one was stripped. Until then at most FLAIR (see `flair`)."""
     tissue_normalized: Mapping[Modality, Volume] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Draft:
 
     @property
     def dwi(self) -> Volume:
-        """The image on whose grid everything will lie."""
+        """The image whose grid all others are resampled to."""
         return self.images[Modality.DWI]
 
     @property
@@ -102,7 +102,7 @@ class Draft:
         return self.images[Modality.ADC]
 
     def with_image(self, modality: Modality, volume: Volume) -> Draft:
-        """Return the case with another volume in the place of an image."""
+        """Return the case with an image replaced."""
         return replace(self, images={**self.images, modality: volume})
 
 

@@ -1,4 +1,4 @@
-"""FLAIR onto the DWI grid: by its header, or registered besides (`registration.py`): it is taken minutes apart, and patients move."""
+"""Resample FLAIR to the DWI grid by its header, or also by registration (`registration.py`), because patients move between scans."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.draft import Draft, Note, StepResult
-from ensemble.prepare.grids import covered_by
+from ensemble.prepare.grids import field_of_view_on
 from ensemble.prepare.registration import RegistrationResult, register
-from ensemble.prepare.scale import refuse_no_brain
+from ensemble.prepare.scale import refuse_implausible_brain
 from ensemble.prepare.skull import must_strip
 from ensemble.resample import resample_cubic, resample_volume
 from ensemble.types import Modality
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 #: FLAIR must cover at least this fraction of the brain to say anything about it; less than the second is remarked upon.
 MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
-#: Voxels up to which a brain's size is the same to a hundredth (mm); those of 0.4 mm take ten times as long.
+#: Voxel size (mm) up to which a brain's size is measured to a hundredth; voxels of 0.4 mm take ten times as long.
 _SIZE_MM = 2.0
-#: Voxels that are left along an axis, whatever the header says of their size.
+#: Fewest voxels that are left along an axis, whatever the header gives as their size.
 _FEWEST = 32
 
 
 def check_flair_size(case: Draft) -> StepResult:
-    """Refuse a FLAIR that is extracted, as the DWI is, and by its header of a size that no brain has."""
+    """Refuse a skull-stripped FLAIR whose header gives the brain an impossible size."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
         coarse = _thinned(flair)
         shown = brain_mask(coarse.array, coarse.array)
-        refuse_no_brain(shown, coarse.grid, "brain on FLAIR", case.paths[Modality.FLAIR], case.brain_ml)
+        refuse_implausible_brain(shown, coarse.grid, "brain on FLAIR", case.paths[Modality.FLAIR], case.brain_ml)
     return case, ()
 
 
 def _thinned(image: Volume) -> Volume:
-    """Return every nth voxel along each axis, where voxels are finer than a brain's size asks for."""
+    """Return every nth voxel along each axis where voxels are finer than the check of a brain's size needs."""
     grid = image.grid
     lengths = zip(grid.shape_zyx, grid.spacing_zyx_mm, strict=True)
     z, y, x = (max(1, min(int(_SIZE_MM / mm), count // _FEWEST)) for count, mm in lengths)
@@ -53,7 +53,7 @@ def _thinned(image: Volume) -> Volume:
 
 
 def align_flair(case: Draft) -> StepResult:
-    """Bring FLAIR onto the DWI grid: registered where that aligns it better than its header does; refused where it shows another place.
+    """Resample FLAIR to the DWI grid, registered if that aligns it better than its header; refuse one of another place.
 
     Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly.
     """
@@ -61,20 +61,20 @@ def align_flair(case: Draft) -> StepResult:
     if flair is None:
         return case, ()
     grid, there, notes = case.dwi.grid, flair.grid, []
-    coverage = float(covered_by(there, grid)[case.brain].mean())
+    coverage = float(field_of_view_on(there, grid)[case.brain].mean())
     if coverage < MIN_FLAIR_COVERAGE:
         raise InputRefused(
-            "FLAIR and DWI show different places",
+            "FLAIR covers too little of the brain on DWI",
             where=case.paths[Modality.FLAIR],
             found=f"FLAIR covers {coverage:.0%} of the brain on DWI: FLAIR {there.describe()}; DWI {grid.describe()}",
-            do="give the FLAIR of this examination, or leave it out",
+            do="give the FLAIR of the same examination, or run without FLAIR",
         )
     if coverage < WHOLE_FLAIR_COVERAGE:
         notes.append(f"FLAIR covers only {coverage:.0%} of the brain: 0 elsewhere")
     same = grid.distance_voxels(there) <= 1e-3
     placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
     if case.registration == "never":
-        found = RegistrationResult(None, "not asked for (--registration never)")
+        found = RegistrationResult(None, "not wanted (--registration never)")
     elif not case.flair_is_needed:
         found = RegistrationResult(None, "not needed, since no member takes FLAIR and no output shows it")
     else:
@@ -92,7 +92,7 @@ def align_flair(case: Draft) -> StepResult:
 
 
 def _cubic(flair: Volume, grid: Grid, brain: Volume | None, transform: sitk.Transform | None) -> Volume:
-    """Bring FLAIR onto the DWI grid by cubic B-splines.
+    """Resample FLAIR to the DWI grid by cubic B-splines.
 
     Where a skull was stripped (`brain`), FLAIR loses its own before, so that it rings as a stripped image does. This is done when a
     published member asks for it: it takes longer than all else here but registration.

@@ -1,4 +1,4 @@
-"""ADC onto the DWI grid, as their headers say; headers are never overwritten."""
+"""Resample ADC to the DWI grid as the headers say; headers are never overwritten."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ MIN_ADC_OVERLAP, MIN_ADC_COVERAGE, WHOLE_ADC_COVERAGE = 0.3, 0.9, 0.999
 
 
 def align_adc(case: Draft) -> StepResult:
-    """Return ADC (float32) on the DWI grid, and where it has data there; refused when it shows another place."""
+    """Resample ADC (float32) to the DWI grid, and record where it has data; refuse one of another place."""
     adc, grid, there = case.adc, case.dwi.grid, case.adc.grid
     covered, text = np.ones(grid.shape_zyx, bool), ""
     apart = grid.distance_voxels(there)
     if apart <= ROUNDING_VOXELS:
         placed = case.dwi.like(adc.array)
         if apart > 1e-3:
-            text = f"ADC header differs from DWI by {apart:.3g} voxels: taken as rounding, the DWI header holds"
+            text = f"ADC header differs from DWI by {apart:.3g} voxels: treated as rounding, the DWI header is used"
     else:
-        covered = covered_by(there, grid)
+        covered = field_of_view_on(there, grid)
         if covered.mean() < MIN_ADC_OVERLAP:
             raise InputRefused(
-                "DWI and ADC show different places",
+                "ADC covers too little of the DWI's field of view",
                 where=case.paths[Modality.ADC],
                 found=f"ADC covers {covered.mean():.0%} of the DWI's field of view: ADC {there.describe()}; "
                 f"DWI ({case.paths[Modality.DWI].name}) {grid.describe()}",
@@ -47,13 +47,13 @@ def align_adc(case: Draft) -> StepResult:
 
 
 def check_adc_coverage(case: Draft) -> StepResult:
-    """Return the part of the brain that ADC covers; refused when that is not most of it."""
+    """Restrict the brain to where ADC has data; refuse if that is not most of it."""
     share = float(case.covered[case.brain].mean())
     if share < MIN_ADC_COVERAGE:
         raise InputRefused(
-            "ADC does not cover the brain on DWI",
+            "ADC does not cover enough of the brain on DWI",
             where=case.paths[Modality.ADC],
-            found=f"{share:.0%} of it",
+            found=f"ADC covers {share:.0%} of the brain",
             do="give the ADC map that was computed from this DWI",
         )
     text = f"ADC covers only {share:.1%} of the brain: nothing is segmented elsewhere"
@@ -61,7 +61,7 @@ def check_adc_coverage(case: Draft) -> StepResult:
     return replace(case, brain=case.brain & case.covered), notes
 
 
-def covered_by(there: Grid, grid: Grid) -> BoolArray:
+def field_of_view_on(there: Grid, grid: Grid) -> BoolArray:
     """Return where on `grid` an image on the grid `there` has data: up to half a voxel beyond its outermost voxel centres."""
     everywhere = Volume(np.ones(there.shape_zyx, np.uint8), there)
     return resample_volume(everywhere, grid, linear=False).array > 0

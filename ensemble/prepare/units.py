@@ -1,4 +1,4 @@
-"""Physical intensities: the same tissue has the same number whatever scanner, coil gain and unit a case comes with.
+"""Normalise intensities so that the same tissue has the same value for every scanner, coil gain and unit.
 
 DWI is divided by the median of normal brain tissue, ADC by the mode of its histogram, FLAIR by the tissue median. Tissue is
 where ADC lies near its mode: that leaves out cerebrospinal fluid, most of an infarct, and masked-out voxels.
@@ -26,14 +26,14 @@ CLIP = {Modality.DWI: (0.0, 8.0), Modality.ADC: (0.0, 5.0), Modality.FLAIR: (0.0
 
 
 def normalize_intensities(case: Draft) -> StepResult:
-    """Divide each image by the level of normal tissue."""
+    """Divide each image by its level in normal tissue."""
     arrays = {modality: volume.array for modality, volume in case.images.items()}
     physical = normalize_by_tissue(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain)
     return replace(case, tissue_normalized={modality: case.dwi.like(array) for modality, array in physical.items()}), ()
 
 
 def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
-    """Return the factor that brings an ADC map to 1e-3 mm^2/s (= um^2/ms), found from its brain values.
+    """Return the factor that converts an ADC map to 1e-3 mm^2/s (= um^2/ms), found from its values in the brain.
 
     Args:
         adc: array (z, y, x) in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s.
@@ -49,16 +49,16 @@ def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_
         if low <= median * factor <= high:
             return factor
     raise InputRefused(
-        "the ADC map's values fit none of the usual units",
+        "the ADC map's values fit no usual unit",
         where="ADC",
-        found=f"median {median:.3g} inside the brain",
+        found=f"the median in the brain is {median:.3g}",
         do="give an ADC map in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s (about 0.0008, 0.8 or 800 in normal tissue); "
         "check that DWI and ADC are not swapped",
     )
 
 
 def adc_mode(adc_um2_per_ms: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
-    """Return most frequent ADC of brain tissue, in 1e-3 mm^2/s (histogram of 0.01 bins, smoothed)."""
+    """Return the most frequent ADC of brain tissue, in 1e-3 mm^2/s (smoothed histogram with bins of 0.01)."""
     low, high = TISSUE_ADC_RANGE
     counts, edges = np.histogram(adc_um2_per_ms[brain], bins=round((high - low) / 0.01), range=(low, high))
     smooth = ndimage.gaussian_filter1d(counts.astype(float), 4.0)
@@ -105,7 +105,7 @@ def _tissue_median(image: npt.NDArray[np.floating], tissue: npt.NDArray[np.bool_
         raise InputRefused(
             f"{name} has no signal in brain tissue",
             where=name,
-            found=f"median {median:.3g} where ADC is that of normal tissue",
-            do=f"check that {name} shows the same head as ADC, on the same grid",
+            found=f"its median is {median:.3g} where ADC shows normal tissue",
+            do=f"give {name} and ADC of the same head, with correct headers",
         )
     return np.float32(median)

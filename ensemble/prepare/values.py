@@ -1,4 +1,4 @@
-"""The first steps: DWI and ADC are there, each image holds a picture made of numbers, and no two are the same."""
+"""The first checks: DWI and ADC exist, each image has finite and varying values, and no two are the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
 from ensemble.prepare.draft import Draft, StepResult, UnusableVoxels
-from ensemble.prepare.hot_voxels import is_constant, unusable
+from ensemble.prepare.hot_voxels import is_constant, unusable_voxels
 from ensemble.types import FloatArray, Modality
 
 #: Share of an image's outer faces that must have one value to say what air has.
@@ -21,18 +21,18 @@ def check_complete(case: Draft) -> StepResult:
     """Refuse a case without DWI or ADC."""
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in case.images:
-            raise InputRefused(f"case {case.name} has no {modality.label} image", do="DWI and ADC are both needed")
+            raise InputRefused(f"case {case.name} has no {modality.label} image", do="give both DWI and ADC")
     return case, ()
 
 
 def check_values(case: Draft) -> StepResult:
-    """Put 0 for what is no number, or none of a head, for now (`background.not_numbers` judges); refuse images that hold no picture."""
+    """Set unusable values to 0 for now (`background.zero_unusable_voxels` decides on them later); refuse images without content."""
     marked, images = {}, dict(case.images)
     for modality, image in case.images.items():
-        bad = unusable(image.array)
+        bad = unusable_voxels(image.array)
         if bad.all():
             raise InputRefused(
-                f"the {modality.label} image holds only values that are not numbers",
+                f"the {modality.label} image has no finite value",
                 where=case.paths[modality],
                 found="every voxel is NaN or infinite",
                 do="export it again",
@@ -41,15 +41,15 @@ def check_values(case: Draft) -> StepResult:
             raise InputRefused(
                 f"the {modality.label} image is constant",
                 where=case.paths[modality],
-                found=f"every voxel is {np.median(image.array[~bad]):g}, or all but a few",
-                do="check the export",
+                found=f"(almost) every voxel is {np.median(image.array[~bad]):g}",
+                do="export the image again",
             )
         if modality is Modality.DWI and (level := _air_level(image.array)):
             raise InputRefused(
                 f"the background of the {modality.label} image is not 0",
                 where=case.paths[modality],
-                found=f"{level:g} all around, as much as tissue may have: shifted or inverted values",
-                do="export it again with the values of the scanner, and 0 outside the brain",
+                found=f"{level:g} all around, as high as tissue: values may be shifted or inverted",
+                do="export it again with the scanner's values, and 0 outside the brain",
             )
         if bad.any():
             marked[modality] = UnusableVoxels(image.like(bad), int((bad & np.isfinite(image.array)).sum()))
@@ -58,20 +58,20 @@ def check_values(case: Draft) -> StepResult:
 
 
 def check_distinct(case: Draft) -> StepResult:
-    """Refuse an image that is given twice."""
+    """Refuse an image that is given for two modalities."""
     for first, second in combinations([modality for modality in Modality if modality in case.images], 2):
         if np.array_equal(case.images[first].array, case.images[second].array):
             raise InputRefused(
                 f"{first.label} and {second.label} are the same image",
                 where=case.paths[second],
-                found=f"the voxels of {case.paths[first]}",
-                do="give each image its own file" + ", or leave FLAIR out" * (second is Modality.FLAIR),
+                found=f"the same voxels as {case.paths[first]}",
+                do="give each image its own file" + ", or run without FLAIR" * (second is Modality.FLAIR),
             )
     return case, ()
 
 
 def _air_level(array: FloatArray) -> float:
-    """Return the one value on nearly all of an image's outer faces (z, y, x) where that is as high as tissue's; else 0."""
+    """Return the single value on nearly all of an image's outer faces (z, y, x) if it is as high as tissue; else 0."""
     faces = np.concatenate([array.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
     level = float(np.median(faces))
     if not level > 0 or (faces == level).mean() < _ALL_AROUND or not (array == level).any():

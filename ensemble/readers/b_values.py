@@ -1,4 +1,4 @@
-"""Which of several volumes of one acquisition is the diffusion-weighted image, and whether volumes are what their b-values say."""
+"""Choose the diffusion-weighted image among the volumes of one acquisition, and check the volumes against their b-values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def select_dwi(
     Without, only a pair of b0 and b1000, in this order, can be told. `b_file` is where b-values would be read from, if anywhere.
 
     Raises InputRefused when none can be chosen safely: also when a volume of the shell is empty or does not agree with the others, or is
-    no darker than one of lower b.
+    not darker than one of lower b.
     """
     if b_values is None:
         return _second_of_two(volumes, path, b_file)
@@ -47,7 +47,7 @@ def select_dwi(
     if not usable:
         unit = " in s/mm^2 (1 ms/um^2 is 1000 of them)" if 0 < max(b_values, default=0) <= 10 else " s/mm^2"
         raise InputRefused(
-            "no volume of the DWI series is diffusion-weighted as stroke protocols do it",
+            "the DWI series has no volume with a b-value used for stroke",
             where=path,
             found=f"b-values {_listed(b_values)} s/mm^2",
             do=f"give one with b between {DIFFUSION_B[0]:.0f} and {DIFFUSION_B[1]:.0f}{unit}",
@@ -55,9 +55,9 @@ def select_dwi(
     b, shell = _shell(b_values, usable)
     refuse = _Refusal(path, b_values, f"correct {b_file}" if b_file else "correct the b-values")
     if empty := [number for number in shell if _is_empty(volumes[number])]:
-        raise refuse("a volume of the DWI is empty", empty, "holds one value in all voxels")
+        raise refuse("a volume of the DWI is empty", empty, "all voxels have the same value")
     if len(shell) > 1 and (none := [number for number in shell if not (volumes[number] > 0).any()]):
-        raise refuse("a volume of the DWI has no signal", none, "holds nothing positive")
+        raise refuse("a volume of the DWI has no signal", none, "no voxel is positive")
     if len(shell) > 1:
         _refuse_at_odds(np.asarray(volumes)[shell], shell, b, refuse)
     weighted = volumes[shell[0]] if len(shell) == 1 else _geometric_mean(np.asarray(volumes, np.float32)[shell])
@@ -74,22 +74,22 @@ def select_dwi(
 
 
 def weighted_volumes(count: int, b_values: Sequence[float] | None) -> list[int]:
-    """Return which of so many volumes the image that `select_dwi` gives was made of."""
+    """Return the indices of the volumes, out of `count`, that `select_dwi` makes its image from."""
     if b_values is None:
         return [count - 1]
     return _shell(b_values, [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]])[1]
 
 
 def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, list[int]]:
-    """Return the usable b-value that is nearest to 1000, and the volumes of its shell."""
+    """Return the usable b-value nearest to 1000, and the volumes of its shell."""
     b = min(usable, key=lambda value: (abs(value - USUAL_B), value))
     return b, [number for number, value in enumerate(b_values) if abs(value - b) <= SAME_SHELL]
 
 
 def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowBImage:
-    """Return the mean of the volumes (n, z, y, x) of lowest b-value, beside what `select_dwi` has chosen.
+    """Return the mean of the volumes (n, z, y, x) of lowest b-value, to go with the image that `select_dwi` chose.
 
-    Raises InputRefused where there is none, or where they do not show the same.
+    Raises InputRefused if there is none, or where they do not show the same.
     """
     if b_values is None:
         alone = (
@@ -105,7 +105,7 @@ def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path
     low = [number for number, value in enumerate(b_values) if value - lowest <= _SAME_LOW]
     refuse = _Refusal(path, b_values, "correct the b-values")
     if empty := [number for number in low if _is_empty(volumes[number])]:
-        raise refuse("a volume of the DWI is empty", empty, "holds one value in all voxels")
+        raise refuse("a volume of the DWI is empty", empty, "all voxels have the same value")
     if len(low) > 1:
         _refuse_at_odds(np.asarray(volumes)[low], low, USUAL_B, refuse)
     array = np.asarray(volumes, np.float32)[low].mean(axis=0)
@@ -113,12 +113,12 @@ def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path
 
 
 def no_adc_error(path: Path, found: str) -> InputRefused:
-    """Return what to tell where no ADC is given and none can be computed."""
+    """Return the error for a case in which no ADC map is given and none can be computed."""
     return InputRefused(
         "there is no ADC image",
         where=path,
-        found=f"none can be computed from the DWI: {found}",
-        do="give the ADC map (--adc; images/adc-brain-mri in the contract), or a DWI that holds b0 and b about 1000 s/mm^2 with its"
+        found=f"it can't be computed from the DWI: {found}",
+        do="give the ADC map (--adc; images/adc-brain-mri in the contract), or a DWI with b0, b about 1000 s/mm^2 and its"
         " b-values: an image file with its .bval, or a DICOM series",
     )
 
@@ -135,7 +135,7 @@ class _Refusal:
             what,
             where=self._path,
             found=f"volume{'s' * (len(numbers) > 1)} {named} of {len(self._b_values)}: {found}",
-            do=f"leave out what does not belong there, or {self._correct}, or give the volume of b about 1000 s/mm^2 alone",
+            do=f"remove the volumes that do not belong there, or {self._correct}, or give only the volume of b about 1000 s/mm^2",
         )
 
 
@@ -152,7 +152,7 @@ def _geometric_mean(directions: FloatArray) -> FloatArray:
 
 
 def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse: _Refusal) -> None:
-    """Raise InputRefused unless all volumes of a shell show the same head with the same weighting.
+    """Raise InputRefused unless all volumes of a shell show the same head with the same diffusion weighting.
 
     Signals of two directions differ by exp(-b (D1 - D2)): by little in the median of a head, by more in tracts only, and what is bright or
     dark in one is so in the others (CSF is dark in all). Each volume is compared with the median of all; of two, with the other.
@@ -167,8 +167,8 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
         levels.append(level)
         for badness, found in (
             (abs(level) / (_MEDIAN_DIFFERENCE * b / 1000), f"{np.exp(level):.3g} times the signal of the others"),
-            (1 + least - alike, f"bright and dark do not follow the others (rank correlation {alike:.2f})"),
-            (odd / _ODD_SHARE, f"in {odd:.0%} of the head unlike the others (moved, or signal lost?)"),
+            (1 + least - alike, f"its contrast differs from the others' (rank correlation {alike:.2f})"),
+            (odd / _ODD_SHARE, f"in {odd:.0%} of the head differs from the others (motion or signal loss?)"),
         ):
             if badness > 1 and (worst is None or badness > worst[0]):
                 worst = badness, number, found
@@ -176,21 +176,21 @@ def _refuse_at_odds(volumes: AnyArray, numbers: Sequence[int], b: float, refuse:
         _refuse_two_halves(levels, numbers, b, refuse)
     if worst is not None:
         named = numbers if len(numbers) == 2 else [worst[1]]
-        raise refuse("volumes of one b-value do not show the same", named, worst[2])
+        raise refuse("volumes of one b-value differ too much", named, worst[2])
 
 
 def _refuse_two_halves(levels: Sequence[float], numbers: Sequence[int], b: float, refuse: _Refusal) -> None:
-    """Raise InputRefused where half of a shell's volumes are much brighter than the others: the median of all lies between."""
+    """Raise InputRefused if half of a shell's volumes are much brighter than the rest, which the median of all would hide."""
     order = np.argsort(levels)
     steps = np.diff(np.take(levels, order))
     if (step := float(steps.max())) > _MEDIAN_DIFFERENCE * b / 1000:
         at = int(steps.argmax())
         found = f"{np.exp(step):.3g} times the signal of the other"
-        raise refuse("volumes of one b-value do not show the same", [numbers[order[at + 1]], numbers[order[at]]], found)
+        raise refuse("volumes of one b-value differ too much", [numbers[order[at + 1]], numbers[order[at]]], found)
 
 
 def _refuse_reversed(weighted: AnyArray, other: AnyArray, difference: float, number: int, refuse: _Refusal) -> None:
-    """Raise InputRefused where the weighted volume is clearly brighter than one whose b-value is lower by `difference`, or the same, or
+    """Raise InputRefused if the weighted volume is clearly brighter than one whose b-value is lower by `difference`, or the same, or
     clearly darker than one of a higher b-value.
 
     Volumes that are only alike pass: a few slices at the end of a head hold little tissue (a public GE series: 1.01), and a b0 in the place
@@ -200,14 +200,14 @@ def _refuse_reversed(weighted: AnyArray, other: AnyArray, difference: float, num
     if not level * np.sign(difference) <= _MAX_REVERSED * abs(difference) / 1000 or np.array_equal(weighted, other):
         than = f"a volume of {'low' if difference > 0 else 'high'} b-value is no {'brighter' if difference > 0 else 'darker'}"
         raise refuse(
-            f"{than} than the diffusion-weighted one: volumes or b-values in another order?",
+            f"{than} than the diffusion-weighted one: are volumes or b-values in a different order?",
             [number],
-            f"{np.exp(-level):.3g} times the signal; diffusion weighting takes signal away",
+            f"{np.exp(-level):.3g} times the signal, although diffusion weighting reduces it",
         )
 
 
 def _log_signal(volume: AnyArray) -> FloatArray:
-    """Return the logarithm of the signal (z, y, x), smoothed within slices against noise, with a floor far below tissue."""
+    """Return the log signal (z, y, x), smoothed within slices, with a floor far below tissue."""
     from scipy.ndimage import uniform_filter
 
     finite = np.nan_to_num(np.asarray(volume, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
@@ -223,13 +223,13 @@ def _bright(volume: FloatArray) -> float:
 
 
 def _bright_log(log: FloatArray) -> float:
-    """Return the logarithm of signal above which a head is bright; infinite where nothing rises above the floor."""
+    """Return the log signal above which voxels belong to the bright part of a head; infinite if nothing exceeds the floor."""
     signal = log[log > log.min()]
     return float(np.percentile(signal, 95) + np.log(_DARK)) if signal.size else float("inf")
 
 
 def _agreement(log: FloatArray, other: FloatArray, limit: float) -> tuple[float, float, float]:
-    """Return how a volume agrees with another, both as logarithms: median difference where both have signal.
+    """Return how well two volumes agree (both as log signal): the median difference where both have signal.
 
     Rank correlation there; and the share of voxels in either's foreground that differ from all neighbours in the other by more than `limit`
     beside that.
@@ -256,11 +256,11 @@ def _agreement(log: FloatArray, other: FloatArray, limit: float) -> tuple[float,
 
 
 def _second_of_two(volumes: AnyArray, path: Path, b_file: str) -> tuple[AnyArray, str]:
-    alone = "give the volume of b about 1000 s/mm^2 alone"
+    alone = "give only the volume of b about 1000 s/mm^2"
     do = f"lay {b_file} beside it, or {alone}" if b_file else alone
     if len(volumes) != 2:
         raise InputRefused(
-            "it can't be told which volume of the DWI file is diffusion-weighted",
+            "the DWI file does not say which of its volumes is diffusion-weighted",
             where=path,
             found=f"{len(volumes)} volumes, and no b-values",
             do=do,
@@ -268,9 +268,9 @@ def _second_of_two(volumes: AnyArray, path: Path, b_file: str) -> tuple[AnyArray
     first, second = (float(np.nanmean(np.abs(volume), dtype=np.float64)) for volume in volumes)
     if not first / _MAX_TIMES_DARKER < second < first:
         raise InputRefused(
-            "the DWI file holds two volumes, of which the second is no diffusion-weighted one",
+            "the second of the two volumes in the DWI file is not diffusion-weighted",
             where=path,
-            found=f"mean signal {first:.4g}, then {second:.4g}; diffusion weighting takes signal away, but not nearly all",
+            found=f"mean signal {first:.4g}, then {second:.4g}; diffusion weighting reduces the signal, but not almost to zero",
             do=do,
         )
     return volumes[1], "DWI: the last of two volumes (no b-values; the first is brighter, as a b0 is)"

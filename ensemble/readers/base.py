@@ -1,4 +1,4 @@
-"""What readers give: the images of one case as they stand in its files."""
+"""What readers return: the images of one case as stored in its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class LowBImage:
-    """The image of lowest b-value beside a DWI, in the same file or series: what an ADC can be computed of."""
+    """The image of lowest b-value in the DWI's file or series, from which an ADC can be computed."""
 
     array: FloatArray
     """(z, y, x), float32, on the DWI's grid."""
@@ -31,7 +31,7 @@ class LowBImage:
 
 @dataclass(frozen=True)
 class RawImage:
-    """One image as read: nothing checked but that its files are whole and hold a 3-D scalar image."""
+    """One image as read: its file is complete and holds a 3-D scalar image; nothing else is checked yet."""
 
     path: Path
     """An image file; or the folder or archive of a DICOM series."""
@@ -57,7 +57,7 @@ class RawCase:
 
 @contextmanager
 def attach_notes(notes: Iterable[str]) -> Iterator[None]:
-    """Let what was noted before go with a refusal: it may explain it."""
+    """Attach notes to any refusal raised in the block, because they may explain it."""
     try:
         yield
     except InputRefused as refused:
@@ -66,7 +66,7 @@ def attach_notes(notes: Iterable[str]) -> Iterator[None]:
 
 
 def attach_reader_notes(step: Callable[Concatenate[RawCase, P], R]) -> Callable[Concatenate[RawCase, P], R]:
-    """Return a step of a case whose refusals say what its readers have noted."""
+    """Wrap a preparation step so that its refusals include the readers' notes."""
 
     @wraps(step)
     def noting(raw: RawCase, *arguments: P.args, **options: P.kwargs) -> R:

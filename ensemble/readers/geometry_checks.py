@@ -1,4 +1,4 @@
-"""What an image that ITK has read must have before it is ours."""
+"""Checks of the geometry of an image read by ITK."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STRAIGHT = 1e-6
 
 
 def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str]) -> Grid:
-    """Return the grid with the rotation (or reflection) nearest to its direction; the grid itself where that is one.
+    """Return the grid with the nearest orthonormal direction matrix; the grid itself if it has one already.
 
     Other axes can't be written to NIfTI, so that the mask would lie elsewhere. What moves more than rounding does is noted. Raises
     InputRefused for a grid without finite numbers, or with axes that are not at right angles.
@@ -30,10 +30,10 @@ def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str
     if not finite or (skew := np.abs(direction.T @ direction - np.eye(3)).max()) > MAX_SKEW:
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in grid.affine[:3])
         raise InputRefused(
-            f"the {label} image's header names no place in the world",
+            f"the {label} image's header does not define a position in space",
             where=path,
             found=f"voxel to world (LPS, mm): {rows}",
-            do="export it again, with axes at right angles",
+            do="export it again, with orthogonal axes",
         )
     if skew <= _STRAIGHT:
         return grid
@@ -41,12 +41,12 @@ def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str
     straight = replace(grid, direction=tuple((left @ right).ravel().tolist()))
     if (moved := grid.distance_voxels(straight)) > ROUNDING_VOXELS:
         notes.append(
-            f"{label}: axes not quite at right angles, as of few digits: straightened (by up to {moved:.2g} voxels)"
+            f"{label}: axes not quite orthogonal, probably by rounding: made orthogonal (moved by up to {moved:.2g} voxels)"
         )
     return straight
 
 
 def last_itk_line(error: Exception) -> str:
-    """Return what an ITK error says at its end, which is the part for people."""
+    """Return the last line of an ITK error, the part meant for people."""
     lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Text headers of MetaImage and NRRD files, and where the voxels lie that they describe."""
+"""Parse the text headers of MetaImage and NRRD files, and find the voxels that they describe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NRRD_END = re.compile(rb"^\r?\n", re.M)
 
 @dataclass(frozen=True)
 class TextHeader:
-    """What a header says."""
+    """The fields of a text header."""
 
     fields: Mapping[str, str]
     """By key; of MetaImage as it is, of NRRD in lower case and without blanks."""
@@ -39,17 +39,17 @@ class TextHeader:
 
     @property
     def leads_out(self) -> bool:
-        """Whether the file that is to hold the voxels lies elsewhere than in the header's folder or below it."""
+        """Whether the data file lies outside the header's folder."""
         named = PurePath(self.data_file)
         return named.is_absolute() or ".." in named.parts
 
     def voxels_of(self, path: Path) -> tuple[Path, int]:
-        """Return the file that holds the voxels of the image at `path`, and where they begin in it."""
+        """Return the file that holds the voxels of the image at `path`, and their offset in it."""
         return (path.parent / self.data_file, 0) if self.data_file else (path, self.end)
 
 
-def text_header(path: Path) -> TextHeader | None:
-    """Return the header of a MetaImage or NRRD file, by its ending; None for other kinds and for what is no header. Raises OSError."""
+def read_text_header(path: Path) -> TextHeader | None:
+    """Return the header of a MetaImage or NRRD file, by its suffix; None for other files and invalid headers. Raises OSError."""
     kind = path.suffix.lower()
     if kind not in TEXT_HEADERS:
         return None
@@ -75,5 +75,5 @@ def text_header(path: Path) -> TextHeader | None:
 
 
 def _repeated(keys: Sequence[str]) -> str:
-    """Return which key stands in a header more than once: readers differ in the one that they take."""
-    return next((f"{key} stands twice" for key, count in Counter(keys).items() if count > 1), "")
+    """Return the key that a header has more than once: programs differ in the one they use."""
+    return next((f"{key} appears twice" for key, count in Counter(keys).items() if count > 1), "")

@@ -1,4 +1,4 @@
-"""One image file -> RawImage, refusing what would otherwise be read wrongly and silently."""
+"""Read one image file, and refuse what would otherwise be read wrongly without a warning."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _GENERIC = {"diffusion", "image"}
 
 
 def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
-    """Read one file, DICOM folder or archive a modality; without ADC, also what one can be computed of.
+    """Read one file, DICOM folder or archive per modality; without ADC, also the image needed to compute it.
 
-    With `adc_is_held` the caller has an ADC map in memory, so that none will be computed.
+    `adc_is_held` means that the caller has an ADC map in memory, so none will be computed.
 
     Raises InputRefused naming the first that can't be read, or why no ADC can be computed.
     """
@@ -40,7 +40,9 @@ def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool =
     for path in files.values():
         # one folder or archive may hold several series; one file is one image
         if not is_dicom(path) and sum(other == path for other in files.values()) > 1:
-            raise InputRefused("one file is given for two modalities", where=path, do="give each image its own file")
+            raise InputRefused(
+                "the same file is given for two modalities", where=path, do="give each image its own file"
+            )
     images: dict[Modality, RawImage] = {}
     with ExitStack() as open_ones:
         examinations: dict[Path, Examination] = {}  # headers of one folder are read once, whatever is taken of it
@@ -74,7 +76,7 @@ def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
 
 
 def case_name(dwi: Path) -> str:
-    """Return what to call a case: the DWI's file name without its ending, or its folder's where the file's is only "dwi"."""
+    """Return the name of a case: the DWI's file name without suffix, or its folder's name if the file is only called "dwi"."""
     name, folder = stem(dwi), dwi.absolute().parent.name
     shown = parse_image_name(name)
     generic = name.lower() in _GENERIC or (shown is not None and not shown.case)
@@ -84,14 +86,14 @@ def case_name(dwi: Path) -> str:
 def _single_volume(
     stored: StoredImage, path: Path, modality: Modality, notes: list[str], *, with_low_b: bool
 ) -> tuple[AnyArray, LowBImage | None]:
-    """Return the one volume (z, y, x) of an image that shows the modality, as float32.
+    """Return the single volume (z, y, x) float32 of an image that shows the modality.
 
     And that of lowest b-value beside it, where asked for.
     """
     label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)
     if (none := ~np.isfinite(values)).any() and (beyond := int(np.isfinite(stored.values(np.float64)[none]).sum())):
-        notes.append(f"{label}: {beyond} values are too large for float32, and count as infinite")
+        notes.append(f"{label}: {beyond} values are too large for float32 and become infinite")
     count = size[3] if len(size) == 4 else 1
     b_file = path.with_name(stem(path) + ".bval")
     b_values = _b_values(b_file, count) if modality is Modality.DWI else None
@@ -114,7 +116,7 @@ def _single_volume(
 
 
 def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
-    """Return the b-values in the .bval file beside an image (FSL's format), None when there is no such file."""
+    """Return the b-values in the .bval file beside an image (FSL's format); None if there is none."""
     if not lexists(beside):
         return None
     try:
@@ -124,16 +126,14 @@ def _b_values(beside: Path, volumes: int) -> Sequence[float] | None:
         )
     except OSError as error:
         why = unreadable_reason(beside, error)
-        raise InputRefused(
-            f"the DWI's file of b-values {why.what}", where=beside, found=why.found, do=why.do
-        ) from error
+        raise InputRefused(f"the DWI's .bval file {why.what}", where=beside, found=why.found, do=why.do) from error
     except ValueError as error:
         problem = str(error)
     if problem or not all(0 <= b <= _MAX_B for b in b_values):
         raise InputRefused(
-            "the DWI's file of b-values can't be understood",
+            "the DWI's .bval file is not valid",
             where=beside,
             found=problem or ", ".join(f"{b:g}" for b in b_values),
-            do="give one b-value a volume, in one line, in s/mm^2 (1000, not 1e9 s/m^2)",
+            do="write one b-value per volume, in one line, in s/mm^2 (1000, not 1e9 s/m^2)",
         )
     return b_values

@@ -1,4 +1,4 @@
-"""A gzip stream, of any number of members, inflated as it is read: no more than is asked for, and no header of it byte by byte."""
+"""Read a gzip stream of any number of members incrementally, never more than asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import BinaryIO
 _BLOCK, _MAGIC = 1 << 14, b"\x1f\x8b"
 
 
-class Inflated(io.RawIOBase):
-    """What a gzip file holds (RFC 1952).
+class GzipReader(io.RawIOBase):
+    """Reads the contents of a gzip file (RFC 1952).
 
     Reading raises zlib.error, also where a checksum does not hold; EOFError where the end is missing; ValueError for what stands behind it
     and is neither another member nor padding.
@@ -21,31 +21,31 @@ class Inflated(io.RawIOBase):
         self._file, self._input, self._stream = file, b"", zlib.decompressobj(31)
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read up to so many bytes, at least one before the end."""
+        """Read up to `size` bytes, at least one before the end."""
         while True:
             if self._stream.eof and not self._begin_member():
                 return b""
             self._input = self._input or self._file.read(_BLOCK)
             if not self._input:
-                raise EOFError("the compressed stream ends before its end")
+                raise EOFError("the compressed stream is incomplete")
             content = self._stream.decompress(self._input, max(size, 0))
             self._input = self._stream.unconsumed_tail
             if content:
                 return content
 
     def exactly(self, size: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Read `size` bytes, fewer only at the end."""
         content = b""
         while len(content) < size and (more := self.read(size - len(content))):
             content += more
         return content
 
     def _begin_member(self) -> bool:
-        """Return whether another member follows the one that has ended; padding with zeros is passed over."""
+        """Return whether another member follows; zero padding is skipped."""
         rest = self._stream.unused_data
         while len(rest := rest.lstrip(b"\0")) < len(_MAGIC) and (more := self._file.read(_BLOCK)):
             rest += more
         if rest and rest[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("something else stands behind the compressed stream")
+            raise ValueError("there is other data after the compressed stream")
         self._input, self._stream = rest, zlib.decompressobj(31) if rest else self._stream
         return bool(rest)

@@ -1,4 +1,4 @@
-"""What a path holds and what would be read from it: every DICOM series, which one shows a modality, and why others don't."""
+"""Describe a path: every DICOM series in it, which one would be read for each modality, and why others would not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SeriesFinding:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a path holds."""
+    """What a path contains."""
 
     path: Path
     is_dicom: bool
@@ -62,7 +62,7 @@ class _Answers:
 
 
 def inspect(path: Path, asked: Modality | None) -> Finding:
-    """Look into a file, folder or archive. Pixels are read only of what is `asked` for, or of an image file.
+    """Examine a file, folder or archive. Pixels are read only of the images `asked` for, or of an image file.
 
     What can't be read, the whole path too, is part of the finding.
     """
@@ -83,7 +83,7 @@ def inspect(path: Path, asked: Modality | None) -> Finding:
 
 
 def finding_of(examination: Examination, asked: Modality | None) -> Finding:
-    """Return the finding of an examination that is open; pixels are read only of what is `asked` for."""
+    """Return the finding of an open examination. Pixels are read only of the images `asked` for."""
     answers = _Answers()
     for modality in (asked,) if asked else tuple(Modality):
         try:

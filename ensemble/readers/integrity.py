@@ -1,4 +1,4 @@
-"""What ITK passes over in silence in files with text headers: truncated data that it fills up, fields that it replaces by guesses.
+"""Find damage that ITK silently ignores in files with text headers: truncated data, and invalid fields replaced by guesses.
 
 Fields: MetaImage (itk.org/Wiki/MetaIO), NRRD (teem.sourceforge.net/nrrd/format.html).
 """
@@ -17,8 +17,8 @@ from typing import BinaryIO
 from ensemble.errors import InputRefused
 from ensemble.files import open_file, refuse_irregular_file, unreadable_reason
 from ensemble.geometry import MAX_VOXELS
-from ensemble.readers.headers import TEXT_HEADERS, TextHeader, text_header
-from ensemble.readers.inflate import Inflated
+from ensemble.readers.headers import TEXT_HEADERS, TextHeader, read_text_header
+from ensemble.readers.inflate import GzipReader
 from ensemble.text import printable
 
 #: What reading damaged files raises.
@@ -54,15 +54,15 @@ _MAX_LINES = 1 << 16
 
 
 def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
-    """Return what is odd about a file, one sentence each, as far as ITK would not say so.
+    """Return remarks on unusual things in a file that ITK would not report, one sentence each.
 
-    Raises InputRefused where data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
+    Raises InputRefused if data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
     the file can't be read.
     """
     remarks: list[str] = []
     try:
         found = ""
-        header = text_header(path)
+        header = read_text_header(path)
         if header is None and path.suffix.lower() in TEXT_HEADERS:
             raise unreadable_file_error(path, label, "no MetaImage or NRRD header")
         if header is not None:
@@ -74,12 +74,14 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
                 raise odd_header_error(path, label, odd)
             _refuse_without_voxel_size(header, path, label)
             if not any(key in header.fields for key in _ORIENTATIONS):
-                remarks.append("its header says nothing of orientation: axes taken as they are stored")
+                remarks.append("its header has no orientation: axes used as stored")
             size = tuple(map(int, header.fields.get("DimSize" if metaimage else "sizes", "").split()))
             if header.fields.get("encoding", "raw").lower() != "raw" or _true(header.fields, "CompressedData"):
                 refuse_too_large(size, path, label)  # before all of it is inflated to see whether it is whole
                 source, start = header.voxels_of(path)
-                refuse_bomb(math.prod(size) * _voxel_bytes(header), source.stat().st_size - start, path, label)
+                refuse_decompression_bomb(
+                    math.prod(size) * _voxel_bytes(header), source.stat().st_size - start, path, label
+                )
             found = (_metaimage_data_damage if metaimage else _nrrd_damage)(header, path)
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
@@ -91,7 +93,7 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
 
 
 def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return what to tell of a file that is not whole."""
+    """Return the error for an incomplete file."""
     return InputRefused(
         f"the {label} image is damaged or truncated",
         where=path,
@@ -101,12 +103,12 @@ def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
 
 
 def odd_header_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return what to tell of a file that may well be whole, and whose header says what can't be, or is not read."""
+    """Return the error for a file, possibly complete, whose header is impossible or not supported."""
     return InputRefused(
         f"the {label} image's header can't be used",
         where=path,
         found=printable(found),
-        do="export or convert it again with a tool that writes this part of the header",
+        do="export or convert it again with a tool that writes this field correctly",
     )
 
 
@@ -117,30 +119,30 @@ def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
             f"the {label} image is too large to be a brain scan",
             where=path,
             found=f"size {' x '.join(map(str, size))}",
-            do="check the header; crop or resample it if it is right",
+            do="correct the header; if it is right, crop or resample the image",
         )
 
 
 def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return what to tell of a file that is no image of the kind that its name says."""
+    """Return the error for a file that is not an image of the format in its name."""
     return InputRefused(
         f"the {label} file is not a readable image, or is damaged",
         where=path,
         found=printable(found),
-        do="open it in a viewer to see whether it is whole; convert an image of another kind, instead of renaming it",
+        do="open it in a viewer to check it; if it has another format, convert it instead of renaming it",
     )
 
 
-def refuse_bomb(needed: int, present: int, path: Path, label: str) -> None:
-    """Raise InputRefused for an image of `needed` bytes in `present` ones of compressed data, where that is as no scan inflates."""
+def refuse_decompression_bomb(needed: int, present: int, path: Path, label: str) -> None:
+    """Raise InputRefused if `present` bytes of compressed data inflate to `needed` bytes at a ratio that no scan reaches."""
     if present * MAX_INFLATION < needed:
         raise damaged_file_error(path, label, f"{present} bytes (compressed), which can't hold {needed}")
     if needed > _MAX_SCAN_INFLATION * present + _FREE_BYTES:
         raise InputRefused(
-            f"the {label} image would inflate to {needed / present:.0f} times its size, as no scan does",
+            f"the {label} image would inflate to {needed / present:.0f} times its size, which no scan does",
             where=path,
             found=f"{needed / 1e6:.0f} MB in {present / 1e6:.1f} MB",
-            do="see whether it is empty; export it again, cropped to the head, or with fewer bytes a voxel",
+            do="check that it is not empty; export it again, cropped to the head or with fewer bytes per voxel",
         )
 
 
@@ -150,17 +152,17 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
     several = _SEVERAL_FILES.get(path.suffix.lower())
     if header.data_file and (several is None or several.match(header.data_file)):
         raise InputRefused(
-            f"the {label} image's voxels lie in other files, which is read only of an .mhd or .nhdr with one of them",
+            f"the {label} image's voxels are in other files, which is supported only for .mhd and .nhdr with a single data file",
             where=path,
             found=printable(header.data_file[:80]),
             do="convert it to a single .mha, .nrrd or .nii.gz",
         )
     if header.data_file and header.leads_out:
         raise InputRefused(
-            f"the {label} image's header points out of its folder",
+            f"the {label} image's header refers to a file outside its folder",
             where=path,
             found=printable(header.data_file[:200]),
-            do="lay the file with the voxels beside it, and name it without a path; or convert both to a single .mha, .nrrd or .nii.gz",
+            do="put the data file beside the header and name it without a path, or convert both to a single .mha, .nrrd or .nii.gz",
         )
     if header.data_file:
         data = path.parent / header.data_file
@@ -173,7 +175,7 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
 
 
 def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> None:
-    """Raise InputRefused for a MetaImage or NRRD header that tells no size of the first three axes: ITK takes 1 mm."""
+    """Raise InputRefused for a MetaImage or NRRD header without the voxel size of three axes: ITK would assume 1 mm."""
     fields = header.fields
     if path.suffix.lower() in (".mha", ".mhd"):
         key, axes = "ElementSpacing", int(fields.get("NDims", 3))
@@ -187,21 +189,21 @@ def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> No
         axes = int(fields.get("dimension", 3)) - sum(components)
     if len(sizes) < min(axes, 3) or not all(_is_size(size) for size in sizes[:3]):
         raise InputRefused(
-            f"the {label} image's header does not say how large its voxels are",
+            f"the {label} image's header has no valid voxel size",
             where=path,
             found=printable(f"{key}: {fields[key]}") if key in fields else f"no {key}",
-            do="export it again, with its geometry",
+            do="export it again with its voxel size",
         )
 
 
 def _is_size(text: str) -> bool:
-    """Return whether a number, or a vector's numbers, are finite and not all 0; NRRD's `none` is no size."""
+    """Return whether a number, or a vector of numbers, is finite and not all 0; NRRD's `none` is not a size."""
     numbers = [math.nan if text == "none" else float(number) for number in text.strip("()").split(",")]
     return all(map(math.isfinite, numbers)) and any(numbers)
 
 
 def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
-    """Return a field of the header that holds what can't be; empty where none does. Raises ValueError for what is no number."""
+    """Return the first header field with an impossible value; empty if there is none. Raises ValueError for invalid numbers."""
     key = "NDims" if metaimage else "dimension"
     axes = header.fields.get(key, "")
     if not axes.isdecimal() or not 0 < int(axes) <= _MAX_AXES:  # ITK asks for memory for all of them, and dies
@@ -218,7 +220,7 @@ def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
 
 
 def _odd_metaimage_number(header: TextHeader) -> str:
-    """Return a number of a MetaImage header that can't be; empty where none is so, or where ITK will refuse it anyway."""
+    """Return the first impossible number of a MetaImage header; empty if there is none, or if ITK refuses it anyway."""
     for key in _METAIMAGE_NUMBERS:
         numbers = [float(number) for number in header.fields.get(key, "").split()]
         positive = key in ("ElementSpacing", "ElementSize")
@@ -226,12 +228,12 @@ def _odd_metaimage_number(header: TextHeader) -> str:
             return f"{key} = {header.fields[key]}"
     for key, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
         if float(header.fields.get(key, neutral)) != neutral:
-            return f"{key} = {header.fields[key]}, which is not applied: store the values themselves"
+            return f"{key} = {header.fields[key]}, which is not supported: store the final values"
     return ""
 
 
 def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
-    """Return what is missing of a MetaImage's voxels, or wrong with their compression: ITK ignores zlib's errors, and so its checksum."""
+    """Return what is missing or damaged in a MetaImage's voxels: ITK ignores zlib's errors, including checksums."""
     fields = header.fields
     kind = _ELEMENT_TYPE.fullmatch(fields.get("ElementType", ""))
     size = [int(number) for number in fields.get("DimSize", "").split()]
@@ -248,14 +250,14 @@ def _metaimage_data_damage(header: TextHeader, path: Path) -> str:
             return f"{present} bytes of {needed}" if present < needed else ""
         stated = int(fields.get("CompressedDataSize", 0))
         if stated <= 0 and start > 0:
-            return "no CompressedDataSize, without which ITK takes the header for voxels"
+            return "no CompressedDataSize, without which ITK would read the header as voxels"
         if present < stated:
             return f"{present} bytes of {stated} (compressed)"
         return _deflated_damage(file, stated if stated > 0 else present, needed)
 
 
 def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
-    """Return what is wrong with so many bytes of a zlib or gzip stream. Raises zlib.error, also where its checksum does not hold."""
+    """Return the damage in a zlib or gzip stream that should inflate to so many bytes. Raises zlib.error, also for a wrong checksum."""
     stream, given = zlib.decompressobj(wbits=47), 0
     while not stream.eof and given <= needed and (block := file.read(min(left, 1 << 14))):
         left -= len(block)
@@ -266,7 +268,7 @@ def _deflated_damage(file: BinaryIO, left: int, needed: int) -> str:
 
 
 def _nrrd_damage(header: TextHeader, path: Path) -> str:
-    """Return what is wrong with an NRRD file's compressed voxels: ITK counts them, but does not always read on to their checksum."""
+    """Return the damage in an NRRD file's compressed voxels: ITK counts them, but does not always verify the checksum."""
     if header.fields.get("encoding", "").lower() not in ("gz", "gzip"):
         return ""
     voxels = math.prod(int(number) for number in header.fields.get("sizes", "").split())
@@ -276,21 +278,21 @@ def _nrrd_damage(header: TextHeader, path: Path) -> str:
         file.seek(start)
         for _ in range(int(header.fields.get("lineskip", 0))):
             if not file.readline(MAX_SURPLUS):
-                return "fewer lines than are to be skipped"
+                return "fewer lines than the header says to skip"
         given = 0
-        stream = Inflated(file)
+        stream = GzipReader(file)
         while given < most and (block := stream.read(1 << 20)):
             given += len(block)
     return f"more than {given} bytes of voxels" if given >= most else ""
 
 
 def _voxel_bytes(header: TextHeader) -> int:
-    """Return the bytes that a voxel takes, as far as its type is known; else one."""
+    """Return the bytes per voxel, or 1 for an unknown type."""
     if (kind := _ELEMENT_TYPE.fullmatch(header.fields.get("ElementType", ""))) is not None:
         return _ELEMENT_BYTES.get(kind[1], 1) * int(header.fields.get("ElementNumberOfChannels", 1))
     return _NRRD_BYTES.get(header.fields.get("type", "").lower().removeprefix("unsigned ").removesuffix(" int"), 1)
 
 
 def _true(fields: Mapping[str, str], key: str) -> bool:
-    """Return as ITK takes it: MetaImages are binary, and not compressed, unless they say so."""
+    """Return a boolean field as ITK reads it: MetaImages are binary and uncompressed by default."""
     return fields.get(key, "True" if key == "BinaryData" else "False")[:1] in ("T", "t", "1")

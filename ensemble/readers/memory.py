@@ -1,4 +1,4 @@
-"""Images that the caller holds in memory, or files, or some of each -> RawCase. Each is checked as a file would be."""
+"""Read images held in memory, in files, or both, into a RawCase. Each is checked as a file would be."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ImageLike: TypeAlias = str | os.PathLike[str] | Volume | nib.spatialimages.Spati
 
 
 def read_images(given: Mapping[Modality, ImageLike], name: str | None = None) -> RawCase:
-    """Read one image a modality. `name` is the case's; without it, that of the DWI's file, or "case" where there is none.
+    """Read one image per modality. `name` is the case's name; by default that of the DWI's file, or "case" if there is none.
 
-    Raises InputRefused when an image can't be read safely, UsageError when it is of no type that is read.
+    Raises InputRefused when an image can't be read safely, UsageError when its type is not supported.
     """
     files = {modality: Path(image) for modality, image in given.items() if isinstance(image, str | os.PathLike)}
     dwi = files.get(Modality.DWI)
@@ -44,7 +44,7 @@ def read_images(given: Mapping[Modality, ImageLike], name: str | None = None) ->
 
 
 def _read(image: ImageLike, modality: Modality) -> RawImage:
-    """Read an image in memory. Refusals say which one, as there is no file."""
+    """Read an image in memory. Errors name the modality, because there is no file."""
     for kind, called, reader in _READERS:
         if isinstance(image, kind):
             source = Path(f"{modality.label} given as {called}")
@@ -56,7 +56,7 @@ def _read(image: ImageLike, modality: Modality) -> RawImage:
     raise UsageError(
         f"the {modality.label} image is neither a path nor an image",
         found=f"an object of type {type(image).__module__}.{type(image).__qualname__}",
-        do="give a path, a nibabel or SimpleITK image, or a Volume; of an array: Volume.from_numpy(array, affine)",
+        do="give a path, a nibabel or SimpleITK image, or a Volume; for an array, use Volume.from_numpy(array, affine)",
     )
 
 
@@ -83,13 +83,13 @@ def _of_sitk(image: sitk.Image, modality: Modality, source: Path) -> RawImage:
             f"the {modality.label} image is not one 3-D volume of grey values",
             where=source,
             found=f"{image.GetDimension()} axes, voxels of {image.GetNumberOfComponentsPerPixel()} x {image.GetPixelIDTypeAsString()}",
-            do="give one 3-D volume of one number a voxel",
+            do="give one 3-D volume with one number per voxel",
         )
     return _of_volume(from_sitk(image), modality, source)
 
 
 def _of_nibabel(image: SpatialImage, modality: Modality, source: Path) -> RawImage:
-    """Read a NIfTI image through the reader of files, which knows all that a header may hold; others by their affine."""
+    """Convert a NIfTI image through the file reader, which checks the whole header; other images by their affine."""
     try:
         voxels = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What the names of image files tell. Imports no image library."""
+"""Interpret the names of image files. Imports no image library."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _B = re.compile(r"(?:(?<![A-Za-z])b=?|dwib?)(\d+)", re.IGNORECASE)
 
 
 def image_suffix(path: Path) -> str:
-    """Return the ending, in lower case, that tells which kind of image a file is; empty when it is none that we read."""
+    """Return the suffix of an image file in lower case; empty if it is not a supported format."""
     name = path.name.lower()
     return next((suffix for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
 def stem(path: Path) -> str:
-    """Return file name without the image ending: `a.nii.gz` -> `a`."""
+    """Return a file name without the image suffix: `a.nii.gz` -> `a`."""
     ending = image_suffix(path) or path.suffix
     return path.name[: -len(ending)] if ending else path.name
 
@@ -80,7 +80,7 @@ def parse_image_name(name: str) -> ParsedName | None:
 
 
 def _belongs(word: str, taken: Sequence[str]) -> bool:
-    """Return whether a word says what an image shows, before those that stand behind it in its name (the last one first)."""
+    """Return whether a word describes the image, given the words taken after it (the name is parsed from its end)."""
     if any(behind in _FLAIR for behind in taken):
         return word == "t2"
     if not taken:

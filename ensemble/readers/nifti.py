@@ -1,4 +1,4 @@
-"""NIfTI files, whatever their names: what their headers say, and the voxels as they are stored.
+"""Read NIfTI files, whatever their names: headers, and voxels as stored.
 
 ITK tells where the image lies, by the header alone; it never sees the voxels, since it puts 0 for what is no number, takes a scale that is
 none for 1, and reads neither NIfTI-2 nor what is compressed but not called so. Fields: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
@@ -19,8 +19,8 @@ import numpy as np
 
 from ensemble.files import open_file
 from ensemble.geometry import MAX_SKEW
-from ensemble.readers.inflate import Inflated
-from ensemble.readers.integrity import MAX_SURPLUS, refuse_bomb
+from ensemble.readers.inflate import GzipReader
+from ensemble.readers.integrity import MAX_SURPLUS, refuse_decompression_bomb
 from ensemble.types import AnyArray
 
 #: A struct format and a byte offset.
@@ -39,7 +39,7 @@ _ITK_SKEW = 5e-5
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a header's fields lie."""
+    """The offsets of the header fields."""
 
     length: int
     magic: _Field
@@ -75,8 +75,8 @@ _LAYOUTS = {
 
 
 @dataclass(frozen=True)
-class Nifti:
-    """A NIfTI file's header."""
+class NiftiHeader:
+    """The header of a NIfTI file."""
 
     path: Path
     compressed: bool
@@ -90,7 +90,7 @@ class Nifti:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Voxels along x, y, z, ..., without axes of length 1 at the end beyond z."""
+        """Voxels along x, y, z, ...; trailing axes of length 1 beyond z are dropped."""
         count, *sizes = (int(n) for n in self.read(self.layout.dim))
         sizes = sizes[:count]
         while len(sizes) > 3 and sizes[-1] == 1:
@@ -99,30 +99,30 @@ class Nifti:
 
     @property
     def not_scalar(self) -> str:
-        """What a voxel holds, where it is more than one number."""
+        """What a voxel holds if it is more than one number; else empty."""
         return _SEVERAL.get(int(self.read(self.layout.datatype)[0]), "")
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Factor and summand that turn stored numbers into values: none where the slope is 0 (nifti1.h), or not set (NaN)."""
+        """Slope and intercept from stored numbers to values; the identity if the slope is 0 (nifti1.h) or NaN."""
         slope, intercept = self.read(self.layout.scale)
         return (1.0, 0.0) if slope == 0 or math.isnan(slope) else (slope, intercept)
 
     @property
     def sform(self) -> tuple[float, ...] | None:
-        """The 3x4 matrix from voxel to world (RAS), row by row; None where there is none."""
+        """The 3x4 matrix from voxel to world (RAS), row by row; None if there is none."""
         return self.read(self.layout.srow) if self.read(self.layout.codes)[1] > 0 else None
 
     @property
     def form(self) -> int:
-        """The larger of its two form codes: 3 says Talairach, 4 MNI152."""
+        """The larger of its two form codes: 3 is Talairach, 4 is MNI152."""
         return int(max(self.read(self.layout.codes)))
 
     def fault(self, remarks: list[str]) -> str:
-        """Return what is wrong with the header; empty when nothing is. Adds what is only odd to `remarks`."""
+        """Return what is wrong with the header; empty if nothing is. Adds oddities to `remarks`."""
         layout = self.layout
         if self.read(layout.magic)[0] != layout.its_magic:
-            return "a header that is not of a NIfTI file with its voxels (ANALYZE, or the .hdr of a pair)"
+            return "not the header of a single-file NIfTI (it may be ANALYZE, or the .hdr of a pair)"
         dim, pixdim, offset = self.read(layout.dim), self.read(layout.pixdim), self.read(layout.vox_offset)[0]
         axes = int(dim[0])
         if not 1 <= axes <= 7 or min(dim[1 : axes + 1]) < 1:
@@ -138,17 +138,17 @@ class Nifti:
         if axes >= 3 and (found := _misplaced(sform, qform, [int(n) for n in dim[1:4]], pixdim[1:4], remarks)):
             return found
         if not math.isfinite(offset) or offset < layout.length + 4:
-            return f"data that begin at byte {offset}, inside the header"
+            return f"data offset {offset}, inside the header"
         if offset > MAX_SURPLUS:
-            return f"data that begin at byte {offset:.0f}"
+            return f"data offset {offset:.0f}"
         return self._voxel_fault()
 
     def _voxel_fault(self) -> str:
         code, bits = (int(self.read(field)[0]) for field in (self.layout.datatype, self.layout.bitpix))
         if code not in _TYPES and code not in _SEVERAL:
-            return f"voxels of a type that is not read (NIfTI datatype {code}): convert it to float32"
+            return f"an unsupported voxel type (NIfTI datatype {code}): convert it to float32"
         if code in _TYPES and bits not in (0, 8 * np.dtype(_TYPES[code]).itemsize):
-            return f"voxels of {bits} bits, which those of datatype {code} do not have"
+            return f"voxels of {bits} bits, which does not fit datatype {code}"
         slope, intercept = self.read(self.layout.scale)
         unset = slope == 0 or (math.isnan(slope) and (intercept == 0 or math.isnan(intercept)))
         if not unset and not (math.isfinite(slope) and math.isfinite(intercept)):
@@ -156,7 +156,7 @@ class Nifti:
         return ""
 
     def shortfall(self) -> str:
-        """Return what is missing of the voxels, as far as that can be told before memory is asked for; empty where nothing is."""
+        """Return what is missing of the voxels, as far as known before memory is allocated; empty if nothing is."""
         present = self.path.stat().st_size
         if int(self.read(self.layout.datatype)[0]) not in _TYPES:
             return ""
@@ -164,10 +164,10 @@ class Nifti:
             return f"{present} bytes of {self._needed} (uncompressed)"
         return ""
 
-    def refuse_bomb(self, label: str) -> None:
-        """Raise InputRefused where it inflates as no scan does."""
+    def refuse_decompression_bomb(self, label: str) -> None:
+        """Raise InputRefused if the file inflates at a ratio that no scan reaches."""
         if self.compressed:
-            refuse_bomb(self._needed, self.path.stat().st_size, self.path, label)
+            refuse_decompression_bomb(self._needed, self.path.stat().st_size, self.path, label)
 
     @property
     def _kind(self) -> np.dtype[Any]:
@@ -175,7 +175,7 @@ class Nifti:
 
     @property
     def _needed(self) -> int:
-        """Bytes that the file must have, uncompressed."""
+        """Bytes that the uncompressed file must have."""
         return int(self.read(self.layout.vox_offset)[0]) + math.prod(self.size) * self._kind.itemsize
 
     def voxels(self) -> AnyArray:
@@ -195,12 +195,12 @@ class Nifti:
         if present < needed:
             raise ValueError(f"{present} bytes of {needed} (uncompressed)")
         if present >= needed + MAX_SURPLUS:
-            raise ValueError(f"more than {present} bytes, where the header tells of {needed}")
+            raise ValueError(f"more than {present} bytes, but the header says {needed}")
         return stored.reshape(self.size[::-1])
 
     @contextmanager
     def place_for_itk(self) -> Iterator[Path]:
-        """A file with the header and no voxels, from which ITK can tell where the image lies; for as long as the block lasts."""
+        """Yield a temporary file with the header and no voxels, from which ITK reads the geometry."""
         with tempfile.TemporaryDirectory() as folder:
             header = bytearray(self._as_nifti1() + bytes(4))
             if (axes := self._skewed_axes()) is not None:
@@ -214,14 +214,12 @@ class Nifti:
             yield path
 
     def direction(self) -> tuple[float, ...] | None:
-        """Return the direction cosines (LPS, row by row) where the sform's axes are not quite at right angles, so that ITK would not
-        take them.
-        """
+        """Return the direction cosines (LPS, row by row) if the sform's axes are slightly skewed, which ITK would reject; else None."""
         axes = self._skewed_axes()
         return None if axes is None else tuple((np.diag((-1.0, -1.0, 1.0)) @ axes + 0.0).ravel().tolist())
 
     def _skewed_axes(self) -> AnyArray | None:
-        """Return the sform's unit vectors (RAS, in columns) where they are not quite at right angles."""
+        """Return the sform's unit vectors (RAS, in columns) if they are slightly skewed; else None."""
         if self.read(self.layout.codes)[1] <= 0 or len(self.size) < 3:
             return None
         sform = np.reshape(self.read(self.layout.srow), (3, 4))[:, :3]
@@ -229,7 +227,7 @@ class Nifti:
         return axes if np.abs(axes.T @ axes - np.eye(3)).max() > _ITK_SKEW else None
 
     def _as_nifti1(self) -> bytes:
-        """Return the header; of NIfTI-2, its fields of place, size and type as NIfTI-1 has them.
+        """Return the header as NIfTI-1; from NIfTI-2, the fields for geometry, size and type are converted.
 
         Raises struct.error for what does not fit.
         """
@@ -248,11 +246,11 @@ class Nifti:
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         with open_file(self.path) as file:
-            yield cast(BinaryIO, Inflated(file)) if self.compressed else file
+            yield cast(BinaryIO, GzipReader(file)) if self.compressed else file
 
 
-def nifti(path: Path) -> Nifti | None:
-    """Return a file's NIfTI header, whatever the file is called; None where it has none.
+def read_nifti_header(path: Path) -> NiftiHeader | None:
+    """Return a file's NIfTI header, whatever the file is called; None if it has none.
 
     Raises OSError, EOFError or zlib.error for a damaged file.
     """
@@ -260,17 +258,17 @@ def nifti(path: Path) -> Nifti | None:
         begin = file.read(540)
     if compressed := begin[:2] == b"\x1f\x8b":
         with open_file(path) as file:
-            begin = Inflated(file).exactly(540)
+            begin = GzipReader(file).exactly(540)
     for order in "<>":
         size = struct.unpack(order + "i", begin[:4])[0] if len(begin) >= 4 else 0
         layout = _LAYOUTS.get(size)
         if layout is not None and len(begin) >= layout.length:
-            return Nifti(path, compressed, begin, order, layout)
+            return NiftiHeader(path, compressed, begin, order, layout)
     return None
 
 
 def _skip(file: BinaryIO, left: int) -> int:
-    """Read on by so many bytes, fewer at the end of the file; how many there were."""
+    """Skip so many bytes of a file; returns how many there were."""
     skipped = 0
     while skipped < left and (block := file.read(min(left - skipped, 1 << 20))):
         skipped += len(block)
@@ -280,11 +278,9 @@ def _skip(file: BinaryIO, left: int) -> int:
 def _misplaced(
     sform: AnyArray | None, qform: AnyArray | None, size: list[int], voxel_mm: Sequence[float], remarks: list[str]
 ) -> str:
-    """Return what is wrong with the place that a NIfTI header names: ITK takes the qform, silently, where the sform does not suit it."""
+    """Return what is wrong with the geometry of a NIfTI header: ITK silently uses the qform if it can't use the sform."""
     if sform is None and qform is None:
-        remarks.append(
-            "its header says nothing of place and orientation (NIfTI codes 0): axes taken as they are stored"
-        )
+        remarks.append("its header has no position and orientation (NIfTI form codes 0): axes used as stored")
         return ""
     if sform is None:
         return ""
@@ -293,7 +289,7 @@ def _misplaced(
         return "an sform that flattens the image"
     unit = sform[:, :3] / lengths
     if np.abs(unit.T @ unit - np.eye(3)).max() > MAX_SKEW:
-        return "an sform whose axes are not at right angles (sheared): resample the image to straight axes"
+        return "an sform whose axes are not orthogonal (sheared): resample the image to orthogonal axes"
     if np.abs(lengths / np.asarray(voxel_mm) - 1).max() > _STRETCH:
         return f"voxels of {lengths.round(4).tolist()} mm by the sform, {list(voxel_mm)} mm by pixdim"
     if qform is None:
@@ -301,7 +297,7 @@ def _misplaced(
     ends = np.array([(x, y, z, 1) for x in (0, size[0] - 1) for y in (0, size[1] - 1) for z in (0, size[2] - 1)])
     apart = float((np.linalg.norm((sform - qform) @ ends.T, axis=0)).max() / min(voxel_mm))
     if not apart <= _MAX_APART_VOXELS:
-        return f"two places, sform and qform, {apart:.3g} voxels apart: write the right one to both"
+        return f"sform and qform differ by {apart:.3g} voxels: write the right one to both"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Where each slice of an image that was read from DICOM came from: what objects made of it must refer to."""
+"""The source of each slice of an image read from DICOM, to which derived objects must refer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """One stored image, or one frame of a multi-frame one, that holds a slice. Tiles of a mosaic are no frames."""
+    """The stored image, or frame of a multi-frame image, that holds a slice. Mosaic tiles are not frames."""
 
     sop_class: str
     sop_instance: str
     series: str
     number: int | None
-    """Of the frame in its file, from 1; None where the file holds a single frame."""
+    """Of the frame in its file, from 1; None if the file holds a single frame."""
 
 
 @dataclass(frozen=True)
 class SourceSlice:
-    """One slice of the image as it was read."""
+    """One slice of the image as read."""
 
     position: tuple[float, ...]
     """Of the centre of its first voxel (LPS, mm), as the file tells it."""

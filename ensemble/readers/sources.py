@@ -1,4 +1,4 @@
-"""The files that an image consists of, and whether they are still the same."""
+"""The files that an image consists of, and whether they have changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ensemble.files import lexists
-from ensemble.readers.headers import text_header
+from ensemble.readers.headers import read_text_header
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES, stem
 
 #: What tells a file from another in its place: inode, size, time of change.
@@ -15,7 +15,7 @@ Stamp = tuple[int, int, int]
 
 
 def source_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield files that an image consists of, with their names below its folder.
+    """Yield the files that an image consists of, with their names relative to its folder.
 
     That is the file itself, with its b-values (FSL's .bval) and the data file that its header names, where there are such; or all of a
     folder.
@@ -28,15 +28,15 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
     yield path.name, path
     if lexists(b_values := path.with_name(stem(path) + ".bval")):
         yield b_values.name, b_values
-    header = text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
+    header = read_text_header(path) if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file() else None
     if header is not None and header.data_file and not header.leads_out:
         data = path.parent / header.data_file
         if lexists(data):
             yield header.data_file, data
 
 
-def may_tell_b_values(dwi: Path) -> bool:
-    """Return whether a DWI, as its name says, may come with b-values: DICOM, or an image file with its .bval.
+def may_have_b_values(dwi: Path) -> bool:
+    """Return whether a DWI may come with b-values, judging by its name: DICOM, or an image file with its .bval.
 
     Without, no ADC can be computed.
     """
@@ -45,7 +45,7 @@ def may_tell_b_values(dwi: Path) -> bool:
 
 
 def link_notes(path: Path, label: str) -> list[str]:
-    """Return what to say of an image that is read through links: where they lead out of their folder, or out of a folder of DICOM.
+    """Return notes on links through which an image is read, if they lead out of its folder.
 
     Those of git-annex and DataLad, which keep the content of files in a store of the data set, are not mentioned.
     """
@@ -56,7 +56,9 @@ def link_notes(path: Path, label: str) -> list[str]:
     leaving = [file for file in files if file.is_symlink() and _leaves(file, folder)]
     if not leaving:
         return []
-    return [f"{label}: {len(leaving)} of its files are links out of its folder, the first to {real_path(leaving[0])}"]
+    return [
+        f"{label}: {len(leaving)} of its files are links to outside its folder, the first to {real_path(leaving[0])}"
+    ]
 
 
 def _leaves(path: Path, folder: Path) -> bool:
@@ -65,7 +67,7 @@ def _leaves(path: Path, folder: Path) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """Return where a path leads, all links followed; one that leads back to itself included."""
+    """Return the target of a path with all links followed; a circular link is returned as it is."""
     return Path(os.path.realpath(path))
 
 
@@ -75,12 +77,12 @@ def is_annexed(real: Path) -> bool:
 
 
 def stamps(images: Iterable[Path]) -> dict[Path, Stamp | None]:
-    """Return the stamp of each file of these images: changes when one is replaced, written to, added or removed."""
+    """Return the stamp of each file of these images. It changes when a file is replaced, written to, added or removed."""
     return {file: stamp(file) for image in images for _, file in source_files(image)}
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return none when nothing is there."""
+    """Return inode, size and modification time (ns) of a file; None if it does not exist."""
     try:
         found = path.stat()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One image file -> the numbers that it stores and the grid that they lie on: the one place where image files are opened.
+"""Read one image file: the stored numbers and their grid. The only module that opens image files.
 
 Nothing is replaced on the way: what is no number stays none, for those to see who check values.
 """
@@ -21,7 +21,7 @@ from ensemble.files import cannot_open_error, open_file
 from ensemble.geometry import Grid
 from ensemble.logging_setup import native_stderr_to_log
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
-from ensemble.readers.content import refuse_other_content
+from ensemble.readers.content import refuse_mislabelled_file
 from ensemble.readers.geometry_checks import last_itk_line
 from ensemble.readers.integrity import (
     DAMAGE,
@@ -32,7 +32,7 @@ from ensemble.readers.integrity import (
     unreadable_file_error,
 )
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
-from ensemble.readers.nifti import Nifti, nifti
+from ensemble.readers.nifti import NiftiHeader, read_nifti_header
 from ensemble.types import AnyArray, FloatArray
 
 #: What reads each kind: left to choose by content, ITK would take a TIFF or an HDF5 file that is named .mha, with a geometry made up.
@@ -59,7 +59,7 @@ class StoredImage:
     """What is odd about the file, one sentence each."""
 
     def values(self, kind: type[np.floating]) -> FloatArray:
-        """Return the values; infinite where they are too large for the kind of number."""
+        """Return the values; infinite if too large for the number type."""
         slope, intercept = self.scale
         with np.errstate(over="ignore", invalid="ignore"):
             if (slope, intercept) == (1.0, 0.0):
@@ -80,10 +80,10 @@ def read_stored(path: Path, label: str) -> StoredImage:
     """
     _refuse_unreadable(path, label)
     try:
-        header = nifti(path)
+        header = read_nifti_header(path)
         if header is not None:
             return _read_nifti(header, label)
-        refuse_other_content(path, label)
+        refuse_mislabelled_file(path, label)
         remarks = check_file_integrity(path, label)
     except (*DAMAGE, MemoryError) as error:
         raise _refusal(path, label, error) from error
@@ -97,13 +97,13 @@ def read_stored(path: Path, label: str) -> StoredImage:
 
 
 def read_grid(path: Path, label: str) -> Grid:
-    """Return where an image lies, by its header alone. Raises InputRefused for what `read_stored` refuses by the header."""
+    """Return the grid of an image from its header alone. Raises InputRefused for headers that `read_stored` refuses."""
     _refuse_unreadable(path, label)
     try:
-        header = nifti(path)
+        header = read_nifti_header(path)
         if header is not None:
             return _nifti_grid(header, label, [])
-        refuse_other_content(path, label)
+        refuse_mislabelled_file(path, label)
         with _plain_name(path) as plain, native_stderr_to_log():
             return _grid(plain, path, label)
     except (*DAMAGE, MemoryError) as error:
@@ -113,9 +113,7 @@ def read_grid(path: Path, label: str) -> Grid:
 
 
 def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
-    """Return what to tell of a file whose bytes could not be read to their end: for want of memory, because of the disk, or of the
-    bytes.
-    """
+    """Return the error for a file that could not be read to its end, because of memory, the disk, or its contents."""
     if is_out_of_memory(error):
         return out_of_memory_error(path, label)
     if isinstance(error, OSError) and error.errno is not None:
@@ -124,19 +122,19 @@ def _refusal(path: Path, label: str, error: Exception) -> InputRefused:
 
 
 def out_of_memory_error(path: Path, label: str) -> InputRefused:
-    """Return what to tell of an image that does not fit into memory, damaged or not."""
-    do = f"{MORE_MEMORY}; or give the one volume of b about 1000 s/mm^2, cropped to the head"
+    """Return the error for an image that does not fit into memory, damaged or not."""
+    do = f"{MORE_MEMORY}; or give only the volume of b about 1000 s/mm^2, cropped to the head"
     return InputRefused(f"there is not enough memory to read the {label} image", where=path, do=do)
 
 
-def _read_nifti(header: Nifti, label: str) -> StoredImage:
+def _read_nifti(header: NiftiHeader, label: str) -> StoredImage:
     remarks: list[str] = []
     grid = _nifti_grid(header, label, remarks)
     return StoredImage(header.voxels(), grid, header.scale, tuple(f"{label}: {remark}" for remark in remarks))
 
 
-def _nifti_grid(header: Nifti, label: str, remarks: list[str]) -> Grid:
-    """Return where a NIfTI image lies, adding what is odd to `remarks`. Raises InputRefused by what the header says."""
+def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
+    """Return the grid of a NIfTI image, adding oddities to `remarks`. Raises InputRefused for an invalid header."""
     if found := header.fault(remarks):
         raise odd_header_error(header.path, label, found)
     if found := header.shortfall():
@@ -144,7 +142,7 @@ def _nifti_grid(header: Nifti, label: str, remarks: list[str]) -> Grid:
     refuse_too_large(header.size, header.path, label)
     if header.not_scalar:
         raise _not_scalar(header.path, label, header.not_scalar)
-    header.refuse_bomb(label)
+    header.refuse_decompression_bomb(label)
     try:
         with header.place_for_itk() as plain, native_stderr_to_log():
             grid = _grid(plain, header.path, label)
@@ -160,7 +158,7 @@ def _nifti_grid(header: Nifti, label: str, remarks: list[str]) -> Grid:
 
 
 def _grid(plain: Path, path: Path, label: str) -> Grid:
-    """Return the grid of the file's first three axes, as ITK reads it. Raises InputRefused for what is no scalar image of three or four."""
+    """Return the grid of the file's first three axes as ITK reads it. Raises InputRefused unless scalar with three or four axes."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[image_suffix(plain)])
     reader.SetFileName(str(plain))
@@ -180,14 +178,16 @@ def _grid(plain: Path, path: Path, label: str) -> Grid:
 
 
 def not_3d_error(path: Path, label: str, size: tuple[int, ...]) -> InputRefused:
-    """Return what to tell of an image of too few axes, or of several volumes where one belongs."""
+    """Return the error for an image with too few axes, or several volumes where one is expected."""
     return InputRefused(
         f"the {label} image is not 3-D", where=path, found=f"size {_by(size)}", do="give one 3-D volume"
     )
 
 
 def _not_scalar(path: Path, label: str, found: str) -> InputRefused:
-    return InputRefused(f"the {label} image is not scalar", where=path, found=found, do="give one grey value a voxel")
+    return InputRefused(
+        f"the {label} image is not scalar", where=path, found=found, do="give an image with one grey value per voxel"
+    )
 
 
 def _refused_by_itk(path: Path, label: str, error: Exception) -> InputRefused:
@@ -201,7 +201,7 @@ def _by(size: tuple[int, ...]) -> str:
 
 
 def _refuse_unreadable(path: Path, label: str) -> None:
-    """Say what stands between us and the file's bytes."""
+    """Raise the error for a file that can't be opened."""
     kinds = ", ".join(IMAGE_SUFFIXES)
     try:
         with open_file(path) as file:
@@ -212,13 +212,13 @@ def _refuse_unreadable(path: Path, label: str) -> None:
         raise InputRefused(f"the {label} image is an empty file", where=path, do="copy or export it again")
     if not image_suffix(path):
         raise InputRefused(
-            f"the {label} file is of no kind that is read", where=path, do=f"convert it to one of: {kinds}"
+            f"the {label} file has an unsupported format", where=path, do=f"convert it to one of: {kinds}"
         )
 
 
 @contextmanager
 def _plain_name(path: Path) -> Iterator[Path]:
-    """A name of the file that image libraries can take: ITK knows no endings in capitals, and no bytes that are not UTF-8."""
+    """Yield a path to the file that ITK accepts: with a lower-case suffix and valid UTF-8."""
     suffix = image_suffix(path)
     if (path.name.endswith(suffix) and _is_utf8(path)) or suffix not in _SINGLE_FILE:
         yield path

@@ -1,4 +1,4 @@
-"""The server's two routes, and how it ends."""
+"""The HTTP server: its two routes, and its shutdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHUTDOWN_S = 3
 
 
 def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: float) -> FastAPI:
-    """Build the application: GET /health and POST /invoke, which segments `job` after waiting for its turn so long at most."""
+    """Build the application: GET /health, and POST /invoke, which waits at most `longest_wait_s` for its turn to run `job`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +42,7 @@ def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: floa
     held = asyncio.Semaphore(MAX_HELD)
 
     @app.head("/health", include_in_schema=False)
-    @app.get("/health", responses={503: {"description": "members are being loaded, or can't be"}})
+    @app.get("/health", responses={503: {"description": "the members are still loading, or loading failed"}})
     async def health() -> JSONResponse:
         """Answer 200 once a case can be taken on, also while one is being segmented."""
         if supervisor.ready is None and not held.locked():
@@ -73,7 +73,7 @@ def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: floa
 
 
 async def _hung_up(request: Request) -> None:
-    """Wait until the caller is no longer there; what it sends meanwhile is read and forgotten."""
+    """Wait until the caller disconnects; discard what it sends meanwhile."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -83,7 +83,7 @@ def _failure(failed: Failed) -> dict[str, Any]:
 
 
 class Server(uvicorn.Server):
-    """Ends its worker together with its connections, since calls that wait for the worker would hold it up."""
+    """Ends the worker together with its connections, because requests waiting for the worker would delay shutdown."""
 
     def __init__(self, app: FastAPI, supervisor: Supervisor) -> None:
         most = max_connections()
@@ -107,14 +107,14 @@ class Server(uvicorn.Server):
         supervisor.on_broken = self.end
 
     def end(self, signum: int = 0) -> None:
-        """Stop listening, end the worker, answer those who wait."""
+        """Stop listening, end the worker, and answer waiting requests."""
         self.ended_by = self.ended_by or signum
         self.should_exit = True
         self._farewell = asyncio.get_running_loop().create_task(self._supervisor.stop())
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals end the server while it runs; afterwards they mean what they meant before."""
+        """Let signals end the server while it runs; restore the previous handlers afterwards."""
         loop = asyncio.get_running_loop()
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in before:

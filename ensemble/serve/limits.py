@@ -1,4 +1,4 @@
-"""What strangers on the network may take of the server: connections, time for a request, lines of its log."""
+"""Limits on what clients may use: connections, time per request, log lines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _REPEAT_S = 60.0
 
 
 def max_connections() -> int:
-    """Return how many connections the limit on open files has room for: as many again may have been accepted and not yet been counted."""
+    """Return how many connections the limit on open files allows; as many again may be accepted but not yet counted."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(8, min(MAX_CONNECTIONS, (files - _OWN_FILES) // 3))
 
 
 def bounded_protocol(most: int) -> type[H11Protocol]:
-    """Return a protocol of HTTP for `most` connections at a time.
+    """Return an HTTP protocol class that allows `most` connections at a time.
 
     A newcomer beyond them takes the place of the connection that has been longest without a request, be it silent, slow or kept alive;
     where all others have one, the newcomer is dropped. A connection without a whole request is dropped after REQUEST_S.
@@ -79,7 +79,7 @@ def _drop(connection: H11Protocol, waiting: dict[H11Protocol, None]) -> None:
 
 
 class RateLimitFilter(logging.Filter):
-    """Lets the same message pass once a minute, and then tells how often it came."""
+    """Lets a repeated message pass once a minute, with the number of repeats."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The output folder from one call of the server to the next: it holds the outputs of the last call, all of them, or none."""
+"""The output folder between server calls: it holds all outputs of the last call, or none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ensemble.readers.sources import Stamp, stamp
 
 
 class OutputFolder:
-    """Knows which of the outputs under its root came from our calls. Whatever else lies there is left alone."""
+    """Records which outputs under its root are from our calls. All other files are left alone."""
 
     def __init__(self) -> None:
         self._root = Path()
@@ -21,9 +21,9 @@ class OutputFolder:
         self._ours: dict[Path, Stamp | None] = {}
 
     def begin(self, root: Path) -> None:
-        """Before a call: take away what the last call left, unless someone has exchanged it; it belongs to another case.
+        """Before a call: remove the outputs of the last call, because they belong to another case; files replaced since are kept.
 
-        The platform has emptied the folder by then; others may not, and would find an old mask beside the answer "failed".
+        The platform empties the folder between calls; other callers may not, and could find an old mask beside the answer "failed".
         """
         for path, left in self._ours.items():
             if stamp(path) == left:
@@ -35,11 +35,11 @@ class OutputFolder:
         self._before = self._outputs()
 
     def keep(self) -> None:
-        """After a call that ended well: outputs that have come, or were replaced, are ours."""
+        """After a successful call: record new and replaced outputs as ours."""
         self._ours = {path: now for path, now in self._outputs().items() if self._before.get(path) != now}
 
     def restore(self) -> None:
-        """After a call that failed: remove what has come; there is something if the process that wrote it was killed."""
+        """After a failed call: remove new outputs, which a killed process may have left."""
         for path in self._root.glob(STAGING + "*"):
             if path not in self._folders:
                 shutil.rmtree(path, ignore_errors=True)
@@ -51,6 +51,6 @@ class OutputFolder:
         return {path: stamp(path) for pattern in patterns() for path in self._root.glob(pattern) if path.is_file()}
 
     def _remove_empty(self) -> None:
-        """Remove the folders that outputs needed, as far as they were not there and are empty."""
+        """Remove empty folders that were created for outputs."""
         needed = {self._root / folder for pattern in patterns() for folder in PurePath(pattern).parents}
         remove_empty_folders(list(needed - self._folders))

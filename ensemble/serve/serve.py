@@ -1,4 +1,4 @@
-"""Invoke mode of the contract: a server with the networks in memory. HTTP itself is in `http`, the networks are in `worker`."""
+"""Invoke mode of the contract: a server that keeps the networks loaded. HTTP is in `http`, the networks are in `worker`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where the server listens, and where cases come from and go to."""
+    """Address of the server, and the folders of inputs and outputs."""
 
     input_root: Path
     output_root: Path
@@ -28,9 +28,9 @@ class ServerConfig:
 
 
 def serve(setup: WorkerConfig, place: ServerConfig) -> int:
-    """Serve until SIGTERM or SIGINT, or until the members prove unloadable. Returns the exit code.
+    """Serve until SIGTERM or SIGINT, or until loading the members fails. Returns the exit code.
 
-    Raises UsageError when the port can't be had.
+    Raises UsageError when the port can't be opened.
     """
     listening = listening_socket(
         place.host, place.port
@@ -54,7 +54,7 @@ def serve(setup: WorkerConfig, place: ServerConfig) -> int:
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on a host's first address, IPv4 or IPv6; on `::` it takes both. Raises UsageError."""
+    """Return a socket that listens on a host's first address, IPv4 or IPv6; `::` accepts both. Raises UsageError."""
     listening = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -73,7 +73,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
             "the port can't be opened",
             where=_address(host, port),
             found=getattr(error, "strerror", None) or str(error),
-            do="end the program that has it, or name another with --port",
+            do="stop the program that uses it, or choose another port with --port",
         ) from error
     return listening
 

@@ -1,4 +1,4 @@
-"""The parent's side of the worker process: starts it, gives it one case at a time, and sees to it that its end leaves nothing behind."""
+"""The parent of the worker process: starts it, gives it one case at a time, and cleans up when it ends."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 GRACE_S = 1.0
 #: How many calls wait for their turn at a time; more of them are refused at once.
 MAX_WAITING = 16
-_HUNG_UP = "the caller has hung up"
+_HUNG_UP = "the caller has disconnected"
 
 
 class Unavailable(Exception):
-    """No case can be taken on now; why."""
+    """No case can be accepted now; says why."""
 
 
 class Supervisor:
-    """One worker, and whoever waits for it. All its methods but `start` belong to the event loop's thread."""
+    """One worker and the requests that wait for it. All methods except `start` run in the event loop's thread."""
 
     def __init__(self, setup: WorkerConfig) -> None:
         self.ready: Ready | None = None
@@ -66,12 +66,12 @@ class Supervisor:
         self._connection = ours
 
     def attach(self) -> None:
-        """Listen to the worker from now on."""
+        """Start listening to the worker."""
         assert self._connection is not None
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
 
     async def settled(self, seconds: float) -> bool:
-        """Wait up to so long until the worker is ready, or never will be. Whether it is ready."""
+        """Wait up to so many seconds until the worker is ready or has failed. Returns whether it is ready."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), seconds)
         return self.ready is not None
@@ -107,7 +107,7 @@ class Supervisor:
             await self._turn.acquire()
             return
         if self._waiting >= MAX_WAITING:
-            raise Unavailable(f"{self._waiting} calls are waiting already")
+            raise Unavailable(f"{self._waiting} requests are already waiting")
         self._waiting += 1
         try:
             had = await _first_of(self._turn.acquire(), gone, longest_wait_s)
@@ -117,7 +117,7 @@ class Supervisor:
             raise Unavailable(_HUNG_UP if _is_done(gone) else f"other cases took longer than {longest_wait_s:g} s")
 
     async def stop(self) -> None:
-        """End the worker, whatever it does; a case that it is about fails."""
+        """End the worker, even if busy; its current case fails."""
         self._stopping = True
         self.ready = None
         self._settled.set()
@@ -176,7 +176,7 @@ class Supervisor:
             self._break(message)
 
     def _lost(self) -> None:
-        """The worker has ended: because we wanted it to, because it could not load, or because something killed it."""
+        """Handle the end of the worker: by our request, a failed load, or a kill."""
         assert self._connection is not None
         assert self._process is not None
         asyncio.get_running_loop().remove_reader(self._connection.fileno())
@@ -185,9 +185,9 @@ class Supervisor:
         loaded, self.ready = self.ready is not None, None
         self._gone.set()
         if self._stopping:
-            failure = Failed("the server was told to end in the midst of this case")
+            failure = Failed("the server was stopped during this case")
         else:
-            failure = Failed("the process that segments died", MembersFailed.exit_code, _cause(self._process.exitcode))
+            failure = Failed("the segmenting process died", MembersFailed.exit_code, _cause(self._process.exitcode))
             log.error("error: %s", TrustedLines(failure))
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(failure)
@@ -211,7 +211,7 @@ def _is_done(gone: asyncio.Future[None] | None) -> bool:
 
 
 async def _first_of(wanted: Coroutine[Any, Any, Any], gone: asyncio.Future[None] | None, seconds: float) -> bool:
-    """Wait for what is wanted, but not longer than so many seconds, nor for somebody who has gone. Whether it came."""
+    """Wait for an event, until a timeout or until the caller is gone. Returns whether it came."""
     task: asyncio.Future[Any] = asyncio.ensure_future(wanted)
     either = {task} if gone is None else {task, gone}
     try:
@@ -222,9 +222,9 @@ async def _first_of(wanted: Coroutine[Any, Any, Any], gone: asyncio.Future[None]
 
 
 def _cause(exit_code: int | None) -> dict[str, str]:
-    """Return what is known of a process's end."""
+    """Return how a process ended, as far as known."""
     if exit_code is None or exit_code >= 0:
         return {"found": f"it ended with exit code {exit_code}", "do": "the log may say more"}
     name = signal.Signals(-exit_code).name
-    memory = "; the operating system does that when memory runs out" if name == "SIGKILL" else ""
+    memory = "; the operating system does so when memory runs out" if name == "SIGKILL" else ""
     return {"found": f"ended by {name}{memory}", "do": "give the container more memory" if memory else "see the log"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.geometry import Grid
-from ensemble.logging_setup import only_warnings
+from ensemble.logging_setup import suppress_info_messages
 from ensemble.pipeline import Ensemble, segment
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import Modality
@@ -29,7 +29,7 @@ _TISSUE = {Modality.DWI: (300.0, 700.0), Modality.ADC: (800.0, 400.0), Modality.
 
 
 def warm_up(ensemble: Ensemble) -> None:
-    """Let every member segment a phantom, without mirroring. What fails is logged: real cases may well work."""
+    """Segment a phantom with every member, without mirroring. Failures are only logged, because real cases may still work."""
     hurried = dataclasses.replace(
         ensemble,
         # the phantom has no skull, so that HD-BET would find no brain in it, and it is small
@@ -37,7 +37,7 @@ def warm_up(ensemble: Ensemble) -> None:
         settings=dataclasses.replace(ensemble.settings, tta="none"),
     )
     try:
-        with only_warnings():  # notes on a phantom would stand in the log of the first patient's job
+        with suppress_info_messages():  # notes on a phantom would stand in the log of the first patient's job
             segment(_phantom(), hurried, _Deadline(time.monotonic() + WARM_UP_LIMIT_S))
     except _Enough:
         log.info("warm-up stopped after %.0f s", WARM_UP_LIMIT_S)
@@ -46,11 +46,11 @@ def warm_up(ensemble: Ensemble) -> None:
 
 
 class _Enough(BaseException):
-    """Not an Exception: no member's failure."""
+    """Ends the warm-up. Not an Exception, so that it does not count as a member's failure."""
 
 
 class _Deadline:
-    """A watcher that stops a case."""
+    """A watcher that stops a case at a time limit."""
 
     def __init__(self, end: float) -> None:
         self._end = end

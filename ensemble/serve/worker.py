@@ -1,4 +1,4 @@
-"""The process that holds the networks and segments, one case after the other, for a parent that talks to the world.
+"""The worker process: holds the networks and segments cases one after the other for its parent.
 
 A process of its own, so that the parent answers while a network runs, can end it in the midst of anything, and outlives it when the
 operating system kills it for its memory. The two exchange small messages over a pipe:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker needs to know before its first case."""
+    """The configuration of a worker."""
 
     config: RunConfig
     extras: ExtraOutputs
@@ -43,7 +43,7 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class InvokeRequest:
-    """One case."""
+    """A request to segment one case."""
 
     input_root: Path
     output_root: Path
@@ -51,7 +51,7 @@ class InvokeRequest:
 
 @dataclass(frozen=True)
 class Ready:
-    """Networks are in memory and have run once."""
+    """Networks are loaded and warmed up."""
 
     seconds: dict[str, float]
     """Parts of the start, in wall time: imports, weights, warm-up."""
@@ -67,13 +67,13 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """There are no outputs; why not. Sent in place of Ready too, when loading failed."""
+    """A case has no outputs; says why. Also sent in place of Ready if loading failed."""
 
     what: str
     exit_code: int = 1
     """The code that the exec mode would have ended with; 1 is a bug."""
     details: dict[str, str] = field(default_factory=dict)
-    """where, found and do of a UserError, as far as it has them."""
+    """where, found and do of a UserError, if it has them."""
 
     @classmethod
     def of(cls, error: Exception) -> Failed:
@@ -90,7 +90,7 @@ class Failed:
 
 
 def serve_requests(connection: Connection, setup: WorkerConfig) -> NoReturn:
-    """Load, warm up, and segment what the parent sends until it closes the pipe. The main function of the process."""
+    """Load, warm up, and segment the parent's cases until it closes the pipe. The main function of the process."""
     run_child(lambda: _serve_requests(connection, setup), setup.log_level)
 
 

@@ -1,4 +1,4 @@
-"""From scores to an expected Dice with an interval, and to a verdict: few numbers, in `<weights>/trust/calibration.json`.
+"""Turn scores into an expected Dice with an interval, and a verdict. The parameters are in `<weights>/trust/calibration.json`.
 
 Two questions are asked of a case, each against the patients of the calibration whose images were as they should be (docs/adr/0026):
 does it look like them (`looks`, in several respects), and is so low a Dice expected of any of them (`dice`)? The limit of each is their
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ensemble.trust.reference import Unusable
+from ensemble.trust.reference import UnusableReference
 from ensemble.types import AnyArray
 
 Verdict = Literal["good", "check", "poor"]
@@ -23,7 +23,7 @@ Shape = Literal["log", "logit"]
 #: What the expected Dice hangs on, and on which scale; signs as of `scores.DIRECTIONS`.
 INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
 #: By which a case looks like others or doesn't, each with its own limit.
-LOOKS = ("rest", "histogram", "quality", "mimicry")
+UNLIKENESS_SCORES = ("rest", "histogram", "quality", "mimicry")
 #: Share of patients like those of the calibration that may lie beyond a limit; there are five.
 BEYOND = 0.01
 #: Share of such patients whose Dice lies within the interval.
@@ -33,24 +33,24 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class Limit:
-    """Where a number of in-distribution patients ends; higher is less usual."""
+    """The range of a score among usual (in-distribution) patients; higher is less usual."""
 
     median: float
     limit: float
 
     def verdict(self, value: float) -> Verdict:
-        """Return good within the limit, poor at twice its distance from the median, check between."""
+        """Return good up to the limit, poor from twice the limit's distance from the median, check between."""
         if value <= self.limit:
             return "good"
         return "check" if value <= 2 * self.limit - self.median else "poor"
 
     def likeness(self, value: float) -> float:
-        """Return 1 for what is within the limit, falling to 0 beyond: for ranking only."""
+        """Return 1 up to the limit, falling to 0 beyond; for ranking only."""
         return math.exp(-max(0.0, value - self.limit) / max(self.limit - self.median, 1e-6))
 
     @classmethod
     def of(cls, values: Sequence[float], beyond: float = BEYOND) -> Limit:
-        """Return the conformal quantile of in-distribution values: a further one lies beyond it with a probability of `beyond` at most.
+        """Return the conformal quantile of usual values: a further one exceeds it with a probability of at most `beyond`.
 
         Where there are too few values for that, the largest is the limit.
         """
@@ -68,7 +68,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was learnt of patients whose true mask is known, with certain weights."""
+    """Parameters fitted on patients with known true masks, for certain weights."""
 
     weights: Mapping[str, Mapping[str, str]]
     """By member: SHA-256 of each file that determined what it predicted."""
@@ -80,14 +80,14 @@ class Calibration:
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
     looks: Mapping[str, Limit]
-    """Of the log of each of the `LOOKS` that there is."""
+    """Of the log of each of the `UNLIKENESS_SCORES` that there is."""
     dice: Limit
     """Of minus the logit of the expected Dice."""
     about: Mapping[str, Any]
     """How it was made, for the record."""
 
     def logit(self, scores: Mapping[str, float]) -> float | None:
-        """Return the logit of the expected Dice; None where a score is missing, or nothing was learnt of it."""
+        """Return the logit of the expected Dice; None if a score is missing or nothing was fitted for it."""
         if not self.slopes or not all(name in scores for name in self.slopes):
             return None
         return self.intercept + sum(slope * scaled(name, scores[name]) for name, slope in self.slopes.items())
@@ -98,26 +98,26 @@ class Calibration:
 
     @classmethod
     def from_json(cls, told: Any) -> Calibration:
-        """Read what `as_json` gave. Raises Unusable."""
+        """Read what `as_json` wrote. Raises UnusableReference."""
         try:
             if told["version"] != _VERSION:
-                raise Unusable(f"it is of version {told['version']}, this program reads {_VERSION}")
+                raise UnusableReference(f"it is of version {told['version']}, this program reads {_VERSION}")
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
             looks = {str(name): Limit.from_json(limit) for name, limit in told["looks"].items()}
             dice = Limit.from_json(told["dice"])
             intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
             limits = (value for limit in (dice, *looks.values()) for value in vars(limit).values())
             numbers = (intercept, right, residual, *slopes.values(), *limits)
-            known = set(slopes) <= set(INPUTS) and set(looks) <= set(LOOKS)
+            known = set(slopes) <= set(INPUTS) and set(looks) <= set(UNLIKENESS_SCORES)
             if not known or not all(map(math.isfinite, numbers)):
                 raise ValueError("not this program's numbers")
             return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Unusable(f"it is damaged ({type(error).__name__}: {error})") from error
+            raise UnusableReference(f"it is damaged ({type(error).__name__}: {error})") from error
 
 
 def scaled(name: str, score: float) -> float:
-    """Return a score on the scale on which it is added up."""
+    """Return a score transformed to the scale on which scores are added."""
     if INPUTS[name] == "logit":
         kept = min(max(score, 0.02), 0.98)
         return math.log(kept / (1 - kept))
@@ -125,13 +125,13 @@ def scaled(name: str, score: float) -> float:
 
 
 def unlikeness(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return how little a case looks like others, by each of the `LOOKS` that there is: its log, 0 is usual."""
-    return {name: math.log(max(scores[name], 1e-3)) for name in LOOKS if name in scores}
+    """Return how little a case looks like others, by each of the `UNLIKENESS_SCORES` that there is: its log, 0 is usual."""
+    return {name: math.log(max(scores[name], 1e-3)) for name in UNLIKENESS_SCORES if name in scores}
 
 
 def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, Limit]:
-    """Return the limit of each of the `LOOKS` that some cases (by their `unlikeness`) have."""
-    found = {name: [case[name] for case in cases if name in case] for name in LOOKS}
+    """Return the limit of each of the `UNLIKENESS_SCORES` that some cases (by their `unlikeness`) have."""
+    found = {name: [case[name] for case in cases if name in case] for name in UNLIKENESS_SCORES}
     return {name: Limit.of(values) for name, values in found.items() if values}
 
 
@@ -141,9 +141,9 @@ def expit(x: float) -> float:
 
 
 def conformal_quantile(residuals: AnyArray, coverage: float = COVERAGE) -> float:
-    """Return the split-conformal quantile of absolute residuals (n,): a further one is at most that with a probability of `coverage`.
+    """Return the split-conformal quantile of absolute residuals (n,): a new one is at most that with probability `coverage`.
 
-    Vovk et al., Algorithmic Learning in a Random World, 2005. 1 where there are too few.
+    Vovk et al., Algorithmic Learning in a Random World, 2005. 1 if there are too few.
     """
     at = math.ceil(coverage * (len(residuals) + 1))
     return float(np.sort(residuals)[at - 1]) if at <= len(residuals) else 1.0

@@ -1,4 +1,4 @@
-"""What a segmented case shows of how far its mask is to be trusted, before anything is compared with other cases."""
+"""Collect from a segmented case all that its trust scores are computed from, before comparison with other cases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Evidence:
     """What a case shows by itself."""
 
     agreement: float | None
-    """Mean Dice of the voters' masks, two by two; None for a single voter."""
+    """Mean pairwise Dice of the voters' masks; None for a single voter."""
     mask: Mapping[str, float]
     """`volume_ml`, `lesions`, and of a mask that is not empty: `probability` and `entropy` (bits) of the mean probability in it,
     `weakest` (mean probability of the lesion that is least sure), `boundary` (share of its voxels at the rim) and `soft_dice` (the Dice to
@@ -42,12 +42,12 @@ class Evidence:
 
     @property
     def empty(self) -> bool:
-        """Whether the mask is."""
+        """Whether the mask is empty."""
         return self.mask["volume_ml"] == 0
 
 
-def gather(result: Result) -> Evidence:
-    """Return what a segmented case shows."""
+def gather_evidence(result: Result) -> Evidence:
+    """Collect the evidence of a segmented case."""
     predictions = [outcome.prediction for outcome in result.outcomes if outcome.prediction is not None]
     features = {p.member: p.features for p in predictions if p.features is not None}
     brain = result.case.brain.array
@@ -64,7 +64,7 @@ def gather(result: Result) -> Evidence:
 
 
 def describe_mask(mask: BoolArray, probability: FloatArray) -> dict[str, float]:
-    """Return what a mask (z, y, x) and the mean probability say of it (see `Evidence.mask`); nothing of an empty one."""
+    """Return statistics of a mask (z, y, x) and the mean probability (see `Evidence.mask`); empty for an empty mask."""
     if not mask.any():
         return {}
     labels, count = lesion_components(mask)
@@ -82,5 +82,5 @@ def describe_mask(mask: BoolArray, probability: FloatArray) -> dict[str, float]:
 
 
 def quantiles(values: FloatArray) -> FloatArray:
-    """Return the values (50,) float32 below which `QUANTILES` of all lie; 0 where there is none."""
+    """Return the `QUANTILES` of values, (50,) float32; 0 if there are no values."""
     return np.quantile(values, QUANTILES).astype(np.float32) if values.size else np.zeros(len(QUANTILES), np.float32)

@@ -10,11 +10,13 @@ from ensemble.pipeline import Ensemble
 from ensemble.trust.calibration import Calibration, Limit, look_limits, unlikeness
 from ensemble.trust.evidence import Evidence
 from ensemble.trust.judge import read_calibration
-from ensemble.trust.reference import PARTS, References, Unusable, fit_references
+from ensemble.trust.reference import PARTS, References, UnusableReference, fit_references
 from ensemble.trust.scores import scores_of
 
 
-def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]) -> list[dict[str, float]]:
+def leave_one_out_unlikeness(
+    evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, float]]:
     """Return how little each case looks like the others: measured from references that it has no part in."""
     far: list[dict[str, float]] = []
     for part in range(PARTS):
@@ -23,7 +25,7 @@ def looks_of(evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, st
     return far
 
 
-def refit(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
+def fit_user_reference(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
     """Return references of a user's cases, and the calibration with their looks for usual.
 
     What was learnt of the Dice is kept if it was with these weights; else it is not known.
@@ -31,8 +33,8 @@ def refit(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[
     digests = {member: dict(files) for member, files in ensemble.digests.items()}
     try:
         known = read_calibration(ensemble)
-    except Unusable:
+    except UnusableReference:
         known = Calibration(digests, 0.0, {}, 1.0, 1.0, {}, Limit(0.0, 0.0), {})
     about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
-    looks = look_limits(looks_of(evidence, digests))
+    looks = look_limits(leave_one_out_unlikeness(evidence, digests))
     return fit_references(evidence, digests), replace(known, looks=looks, about=about)

@@ -1,4 +1,4 @@
-"""How far a mask is to be trusted: `judge(result, ensemble)` says it of a segmented case, in numbers and in words."""
+"""Judge how far a mask can be trusted: `judge(result, ensemble)` returns numbers and words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ensemble.errors import UserError
 from ensemble.files import read_json
 from ensemble.pipeline import Ensemble, Result
 from ensemble.trust.calibration import Calibration, Verdict, expit, unlikeness
-from ensemble.trust.evidence import Evidence, gather
-from ensemble.trust.reference import CALIBRATION, FOLDER, References, Unusable, read_references
+from ensemble.trust.evidence import Evidence, gather_evidence
+from ensemble.trust.reference import CALIBRATION, FOLDER, References, UnusableReference, read_references
 from ensemble.trust.scores import scores_of
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ _USUAL_AND_LOW = "the images look as usual, but usual masks like this one have a
 
 @dataclass(frozen=True)
 class Trust:
-    """How far the mask of a case is to be trusted."""
+    """How far the mask of a case can be trusted."""
 
     verdict: Verdict | None
-    """None where nothing is known by which to judge."""
+    """None if nothing is known by which to judge."""
     expected_dice: float | None
     """Of the mask with a reader's; None of an empty mask, and where it is not known."""
     interval: tuple[float, float] | None
@@ -51,7 +51,7 @@ class Trust:
 
     @property
     def headline(self) -> str:
-        """The verdict in words, with the expected Dice where there is one."""
+        """The verdict in words, with the expected Dice if there is one."""
         if self.verdict is None:
             return "How far the mask is to be trusted is not known."
         words = {"check": "Check this mask.", "poor": "Do not rely on this mask."}
@@ -65,12 +65,12 @@ class Trust:
 
     @property
     def doubtful(self) -> bool:
-        """Whether nothing is unusual, and a low Dice expected all the same: of usual cases many have such masks."""
+        """Whether nothing is unusual but a low Dice is expected: many usual cases have such masks."""
         return self.verdict == "good" and self.expected_dice is not None and self.expected_dice < _LOW_DICE
 
     @property
     def caveat(self) -> str:
-        """What a good verdict must not be taken for; empty for the others."""
+        """A warning against reading too much into a good verdict; empty for the others."""
         if self.verdict != "good":
             return ""
         unseen = (
@@ -82,17 +82,17 @@ class Trust:
 
     @property
     def text(self) -> str:
-        """Headline, reasons and caveat, as they are read."""
+        """Headline, reasons and caveat as one text."""
         return " ".join(filter(None, (self.headline, self.reasons, self.caveat)))
 
     @property
     def reasons(self) -> str:
-        """Why, as a sentence; empty where there is nothing to say."""
+        """The reasons as a sentence; empty if there are none."""
         told = "; ".join(self.why)
         return f"{told[0].upper()}{told[1:]}." if told else ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what stands in report.json."""
+        """Return what report.json holds about trust."""
         return {
             "verdict": self.verdict,
             "expected_dice": None if self.expected_dice is None else round(self.expected_dice, 4),
@@ -105,7 +105,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Judge:
-    """What is known of an ensemble's usual cases."""
+    """The references and calibration of an ensemble."""
 
     references: References
     calibration: Calibration | None
@@ -117,14 +117,14 @@ class Judge:
         references, calibration = read_references(weights, ensemble.digests), None
         try:
             calibration = read_calibration(ensemble)
-        except Unusable as reason:
+        except UnusableReference as reason:
             references = replace(references, missing=(*references.missing, f"expected Dice: {reason}"))
         return cls(references, calibration)
 
     def judge(self, result: Result) -> Trust:
-        """Return how far the mask of a case is to be trusted."""
+        """Return how far the mask of a case can be trusted."""
         started = time.perf_counter()
-        evidence = gather(result)
+        evidence = gather_evidence(result)
         scores, missing = scores_of(evidence, self.references), list(self.references.missing)
         missing += [
             f"{outcome.member}: what runs it tells nothing of its features"
@@ -201,7 +201,7 @@ class Judge:
 
 
 def judge(result: Result, ensemble: Ensemble) -> Trust:
-    """Return how far the mask of a case is to be trusted, by what lies beside the ensemble's weights.
+    """Return how far the mask of a case can be trusted, by the references beside the ensemble's weights.
 
     Raises nothing: a mask is not lost for want of a verdict. Where judging fails, there is none, and `missing` says why.
     """
@@ -216,18 +216,18 @@ def judge(result: Result, ensemble: Ensemble) -> Trust:
 
 
 def read_calibration(ensemble: Ensemble) -> Calibration:
-    """Return what was learnt of patients with these members and weights. Raises Unusable."""
+    """Read the calibration for these members and weights. Raises UnusableReference."""
     path = ensemble.config.weights_folder / FOLDER / CALIBRATION
     if not path.is_file():
-        raise Unusable("there is no calibration")
+        raise UnusableReference("there is no calibration")
     try:
         told = read_json(path)
     except (UserError, OSError, ValueError) as error:
-        raise Unusable(f"the calibration can't be read ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the calibration can't be read ({type(error).__name__}: {error})") from error
     calibration = Calibration.from_json(told)
     if {name: dict(digests) for name, digests in calibration.weights.items()} != {
         name: dict(digests) for name, digests in ensemble.digests.items()
     }:
         theirs, ours = ", ".join(calibration.weights), ", ".join(ensemble.digests)
-        raise Unusable(f"the calibration was made with other members or weights ({theirs}; here: {ours})")
+        raise UnusableReference(f"the calibration was made with other members or weights ({theirs}; here: {ours})")
     return calibration

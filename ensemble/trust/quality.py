@@ -1,7 +1,7 @@
 """How images and lesions look by themselves, in few numbers: noise, sharpness, slices, the brain's shape, what is around the lesions.
 
 Measured where no reader is needed, as MRIQC does (Esteban et al., PLoS ONE 2017). What depends on a scanner's coil or on the program that
-stripped the skull is left out: references are simulated, and have neither (docs/adr/0026).
+stripped the skull is omitted: references are simulated, and have neither (docs/adr/0026).
 """
 
 from __future__ import annotations

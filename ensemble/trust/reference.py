@@ -1,4 +1,4 @@
-"""What is normal: features and intensities of reference cases, in small files beside the members.
+"""References of what is usual: features and intensities of reference cases, in small files beside the members.
 
     <weights>/trust/<member>.safetensors   its features' clouds, and the digests of the weights that they were made with
     <weights>/trust/images.json            intensities of DWI and ADC, and how images and lesions look by themselves
@@ -36,13 +36,13 @@ PARTS = 5
 _VERSION, _IMAGES_VERSION = 1, 2
 
 
-class Unusable(Exception):
-    """A reference that says nothing of these weights; the reason, for the report."""
+class UnusableReference(Exception):
+    """A reference that does not apply to these weights; the reason goes into the report."""
 
 
 @dataclass(frozen=True)
-class Cloud:
-    """Feature vectors of reference cases in their stable modes, and how far a further such case usually lies."""
+class FeatureCloud:
+    """Feature vectors of reference cases in their stable modes, and the usual distance of a further such case."""
 
     spectrum: Spectrum
     usual: float
@@ -50,16 +50,16 @@ class Cloud:
     """Median distance and rest (`spectrum.Spectrum`) of cases that the spectrum was not made of."""
 
     def distance(self, features: FloatArray) -> float:
-        """Return how many times as far as usual a vector (D,) lies in the stable modes; 0 where there is none."""
+        """Return the distance of a vector (D,) in the stable modes, in units of the usual one; 0 without stable modes."""
         return self.spectrum.distance(features) / self.usual if self.usual > 0 else 0.0
 
     def rest(self, features: FloatArray) -> float:
-        """Return how many times as far as usual it lies in all that they leave out."""
+        """Return the distance of a vector outside the stable modes, in units of the usual one."""
         return self.spectrum.rest(features) / self.usual_rest if self.usual_rest > 0 else 0.0
 
     @classmethod
-    def of(cls, samples: AnyArray) -> Cloud:
-        """Return the cloud of samples (N, D)."""
+    def of(cls, samples: AnyArray) -> FeatureCloud:
+        """Fit the cloud to samples (N, D)."""
         whole, at = fit_spectrum(samples), np.arange(len(samples)) % PARTS
         found: list[tuple[float, float]] = []
         for part in range(PARTS):
@@ -75,9 +75,9 @@ class MemberReference:
 
     weights: Mapping[str, str]
     """SHA-256 of each file that determined what it predicted."""
-    whole: Cloud
-    lesion: Cloud | None
-    """None where too few of the cases had a lesion."""
+    whole: FeatureCloud
+    lesion: FeatureCloud | None
+    """None if too few of the cases had a lesion."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ImageReference:
     """By image: median distance of the cases from that."""
     quality: Traits | None = None
     lesions: Traits | None = None
-    """None where too few of the cases had a lesion."""
+    """None if too few of the cases had a lesion."""
 
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
         """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
@@ -136,7 +136,7 @@ class ImageReference:
 
 @dataclass(frozen=True)
 class References:
-    """What is normal for an ensemble."""
+    """What is usual for an ensemble."""
 
     members: Mapping[str, MemberReference]
     images: ImageReference | None
@@ -147,7 +147,7 @@ class References:
 def fit_references(
     evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
-    """Return the references that some cases make, of members with these digests. Raises ValueError for fewer than `least`."""
+    """Fit references to cases, for members with these digests. Raises ValueError for fewer than `least` cases."""
     if len(evidence) < least:
         raise ValueError(f"{len(evidence)} cases are no reference: {least} or more are")
     members = {}
@@ -155,8 +155,8 @@ def fit_references(
         whole = [found.whole[name] for found in evidence if name in found.whole]
         lesion = [found.lesion[name] for found in evidence if name in found.lesion]
         if len(whole) >= least:
-            of_lesions = Cloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
-            members[name] = MemberReference(dict(weights), Cloud.of(np.stack(whole)), of_lesions)
+            of_lesions = FeatureCloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
+            members[name] = MemberReference(dict(weights), FeatureCloud.of(np.stack(whole)), of_lesions)
     return References(members, _fit_images(evidence, least))
 
 
@@ -176,7 +176,7 @@ def _fit_images(evidence: Sequence[Evidence], least: int) -> ImageReference:
 
 
 def write_references(references: References, calibration: Mapping[str, Any] | None, weights: Path) -> None:
-    """Write everything into `<weights>/trust`, all or nothing. Raises UsageError where that can't be written."""
+    """Write everything to `<weights>/trust`, all or nothing. Raises UsageError if that can't be written."""
     files = {f"{name}{SUFFIX}": _member_bytes(member) for name, member in references.members.items()}
     if references.images is not None:
         files[IMAGES] = _image_bytes(references.images)
@@ -188,22 +188,22 @@ def write_references(references: References, calibration: Mapping[str, Any] | No
 
 
 def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> References:
-    """Return what there is for members with these digests. What is not used is among `missing`, with the reason."""
+    """Read the references for members with these digests. Unused ones are listed in `missing`, with the reason."""
     members, missing, images = {}, [], None
     for name, digest in digests.items():
         try:
             members[name] = _read_member(weights / FOLDER / f"{name}{SUFFIX}", digest)
-        except Unusable as reason:
+        except UnusableReference as reason:
             missing.append(f"{name}: {reason}")
     try:
         images = _read_images(weights / FOLDER / IMAGES)
-    except Unusable as reason:
+    except UnusableReference as reason:
         missing.append(f"images: {reason}")
     return References(members, images, tuple(missing))
 
 
 def reference_digests(weights: Path) -> dict[str, str]:
-    """Return SHA-256 of each file in `<weights>/trust`, by name: what verdicts hang on beside the weights themselves.
+    """Return the SHA-256 of each file in `<weights>/trust` by name, because verdicts depend on them.
 
     One that can't be read is no part of a verdict, either, and has none.
     """
@@ -245,27 +245,31 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
     tensors, about = _read(path)
     try:
         if about["weights"] != dict(digests):
-            raise Unusable("the reference was made with other weights")
+            raise UnusableReference("the reference was made with other weights")
         clouds = {part: _cloud(tensors, part, told) for part, told in about["clouds"].items()}
         return MemberReference(about["weights"], clouds["whole"], clouds.get("lesion"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
 
 
-def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> Cloud:
+def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureCloud:
     mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
     if mean.ndim != 1 or vectors.shape != (len(values), len(mean)) or not (values > 0).all():
         raise ValueError("its modes do not fit together")
-    return Cloud(Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"]))
+    return FeatureCloud(
+        Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"])
+    )
 
 
 def _read_images(path: Path) -> ImageReference:
     if not path.is_file():
-        raise Unusable("there is no reference")
+        raise UnusableReference("there is no reference")
     try:
         about = read_json(path)
         if about["version"] != _IMAGES_VERSION:
-            raise Unusable(f"the reference is of version {about['version']}, this program reads {_IMAGES_VERSION}")
+            raise UnusableReference(
+                f"the reference is of version {about['version']}, this program reads {_IMAGES_VERSION}"
+            )
         quantiles = {str(name): np.array(told["quantiles"], np.float32) for name, told in about["images"].items()}
         usual = {str(name): float(told["usual"]) for name, told in about["images"].items()}
         fits = all(one.shape == QUANTILES.shape and np.isfinite(one).all() for one in quantiles.values())
@@ -275,7 +279,7 @@ def _read_images(path: Path) -> ImageReference:
             quantiles, usual, _traits(about["quality"], quality.IMAGES), _traits(about["lesions"], quality.LESIONS)
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
 
 
 def _traits(told: Any, kinds: Mapping[str, Trait]) -> Traits | None:
@@ -292,17 +296,17 @@ def _traits(told: Any, kinds: Mapping[str, Trait]) -> Traits | None:
 
 
 def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-    """Return the tensors of a file, all finite, and what it says of them. Raises Unusable."""
+    """Read the tensors of a file, all finite, and their description. Raises UnusableReference."""
     if not path.is_file():
-        raise Unusable("there is no reference")
+        raise UnusableReference("there is no reference")
     try:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             about: dict[str, Any] = parse_json((file.metadata() or {})["trust"])
         if about["version"] != _VERSION:
-            raise Unusable(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+            raise UnusableReference(f"the reference is of version {about['version']}, this program reads {_VERSION}")
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError("not finite")
         return tensors, about
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise Unusable(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error

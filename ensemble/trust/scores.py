@@ -1,4 +1,4 @@
-"""Each score alone: numbers that say how far a mask is to be trusted, of what a case shows beside what is normal."""
+"""The single trust scores, computed from the evidence of a case and the references."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FARTHEST = 1e3
 
 
 def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
-    """Return the scores that there are, by name: those of `DIRECTIONS`.
+    """Return the available scores by name: those of `DIRECTIONS`.
 
     Distances are in units of what is usual: `spectral` and `spectral_lesion` in the stable modes of the features of the whole brain and of
     the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities; `quality` and

@@ -1,4 +1,4 @@
-"""Which directions of a cloud of feature vectors are known, and how far a new one lies from the cloud along those (docs/adr/0026).
+"""Find the reliable directions of a cloud of feature vectors, and the distance of a new vector along them (docs/adr/0026).
 
 Of N samples in D dimensions, only eigenvectors whose eigenvalue stands above the error of the sample covariance, ||S_N - S||, are to be
 trusted (Dhinagar et al., "Anchoring the Eigengap", arXiv 2605.08764). For Gaussians that error is at most
@@ -20,10 +20,10 @@ TAU = 0.25
 
 
 def noise_floor(eigenvalues: AnyArray, n: int) -> float:
-    """Return the estimated error ||S_N - S|| of a covariance from n samples, from the eigenvalues of S_N, largest first.
+    """Return the estimated error ||S_N - S|| of a covariance from n samples, given the eigenvalues of S_N, largest first.
 
-    Both numbers that it hangs on are there in the sample: tr S_N estimates tr S without bias, and the largest eigenvalue is drawn up by
-    the same error, l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
+    It is estimated from the sample: tr S_N estimates tr S without bias, and the largest eigenvalue is inflated by the same error,
+    l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
     """
     trace, top = float(np.sum(eigenvalues)), float(np.max(eigenvalues, initial=0.0))
     noise = trace / n
@@ -32,13 +32,13 @@ def noise_floor(eigenvalues: AnyArray, n: int) -> float:
 
 
 def stable_modes(eigenvalues: AnyArray, n: int, tau: float = TAU) -> int:
-    """Return K(N): how many eigenvalues of a covariance from n samples stand above `tau` times the noise floor."""
+    """Return K(N): how many eigenvalues of a covariance from n samples exceed `tau` times the noise floor."""
     return int((np.asarray(eigenvalues) > tau * noise_floor(eigenvalues, n)).sum())
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A cloud of feature vectors in its stable modes."""
+    """A cloud of feature vectors, represented by its stable modes."""
 
     mean: AnyArray
     """(D,)."""
@@ -60,11 +60,11 @@ class Spectrum:
         return float((along**2 / self.values).sum())
 
     def distance(self, features: AnyArray) -> float:
-        """Return the root of the energy a mode: about 1 for a vector of the cloud, whatever K is."""
+        """Return the root mean energy per mode: about 1 for a vector of the cloud, whatever K is."""
         return (self.energy(features) / max(1, self.modes)) ** 0.5
 
     def rest(self, features: AnyArray) -> float:
-        """Return how far a vector (D,) lies from the mean in all that the stable modes leave out: a Euclidean distance."""
+        """Return the Euclidean distance of a vector (D,) from the mean outside the stable modes."""
         away = np.asarray(features, np.float64) - self.mean
         return float(np.linalg.norm(away - self.vectors.T @ (self.vectors @ away)))
 
@@ -84,7 +84,7 @@ def eigenmodes(samples: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
 
 
 def fit_spectrum(samples: AnyArray, tau: float = TAU, modes: int | None = None) -> Spectrum:
-    """Return the cloud of samples (N, D) in its K(N) stable modes, or in so many. Raises ValueError for fewer than two samples."""
+    """Fit the cloud of samples (N, D) with K(N) stable modes, or with `modes`. Raises ValueError for fewer than two samples."""
     mean, values, vectors = eigenmodes(samples)
     kept = stable_modes(values, len(samples), tau) if modes is None else modes
     return Spectrum(mean, vectors[:kept], values[:kept], len(samples))

@@ -1,4 +1,4 @@
-"""The zip archives in which PyTorch keeps tensors (torch.save, torch.jit.save): read as data, and nothing larger than it looks."""
+"""Read the zip archives in which PyTorch stores tensors (torch.save, torch.jit.save), as data and with size limits."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import pickle
 import zipfile
 
 
-def folder_of(archive: zipfile.ZipFile) -> str:
-    """Return the one folder of the archive, which is named as the file was or "archive", with its slash.
+def archive_root(archive: zipfile.ZipFile) -> str:
+    """Return the top folder of the archive with a trailing slash; it is named after the file, or "archive".
 
-    Raises UnpicklingError where there is none, or several, or for numbers that are not little-endian.
+    Raises UnpicklingError if there is none, or several, or for numbers that are not little-endian.
     """
     found = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(found) != 1:
         raise pickle.UnpicklingError(f"{len(found)} files data.pkl in the archive")
     folder = found[0].removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist() and stored(archive, f"{folder}byteorder", 16) != b"little":
+    if f"{folder}byteorder" in archive.namelist() and read_archive_file(archive, f"{folder}byteorder", 16) != b"little":
         raise pickle.UnpicklingError("its numbers are not little-endian")
     return folder
 
 
-def stored(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
-    """Return a file of the archive, its checksum verified.
+def read_archive_file(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
+    """Return a file of the archive, with its checksum verified.
 
     PyTorch compresses no pickle and no tensor, so that none is larger than it looks.
 
-    Raises UnpicklingError for one that is compressed, or of more bytes than `most`; KeyError where there is none.
+    Raises UnpicklingError for one that is compressed, or of more bytes than `most`; KeyError if there is none.
     """
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or (most is not None and info.file_size > most):

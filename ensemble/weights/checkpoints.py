@@ -1,4 +1,4 @@
-"""Checkpoints as hostile input: tensors and plain values are read, code is not run."""
+"""Read untrusted checkpoints: tensors and plain values only; no code is run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 from ensemble.errors import WeightsBroken
 from ensemble.files import lexists, open_file
 from ensemble.memory import is_out_of_memory
-from ensemble.weights.damage import UNREADABLE, damaged_weights_error
-from ensemble.weights.folder import readable
+from ensemble.weights.damage import READ_ERRORS, damaged_weights_error
+from ensemble.weights.folder import folder_errors
 from ensemble.weights.pickles import ForbiddenName
-from ensemble.weights.programs import refuse_greedy
+from ensemble.weights.programs import refuse_excessive_allocation
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -32,14 +32,14 @@ _MAX_NAMES = 8
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the dictionary that `torch.save` wrote, on the CPU; tensors are mapped from the file, not copied, where the format allows.
+    """Return the dictionary that `torch.save` wrote, on the CPU; tensors are memory-mapped if the format allows.
 
     Besides tensors and plain Python values only numpy scalars are admitted, which trainers leave in their logs (nnU-Net writes
     `_best_ema` and `logging` as such; nnU-Net v1 `plot_stuff`).
 
     Raises WeightsBroken for files that are missing, damaged, or hold anything else.
     """
-    refuse_unopened(path)
+    refuse_unreadable_checkpoint(path)
     archive = zipfile.is_zipfile(path)
     try:
         _refuse_greedy(path, archive=archive)
@@ -48,34 +48,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(loaded, dict):
             raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
         refuse_more_than_the_file(loaded, path)
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         wanted = str(error) if isinstance(error, ForbiddenName) else _forbidden(error)
         if wanted:
             raise WeightsBroken(
-                "a checkpoint holds more than tensors and plain values; it was not loaded",
+                "a checkpoint contains more than tensors and plain values; it was not loaded",
                 where=path,
-                found=f"it asks for {wanted}",
-                do="use the file that its trainer wrote; a checkpoint that needs other code to load can't be trusted",
+                found=f"it refers to {wanted}",
+                do="use the trainer's original file; a checkpoint that needs other code can't be trusted",
             ) from error
         found = "" if archive else f"a file that starts with {_start(path)!r}"
         raise damaged_weights_error(path, "a checkpoint", "load", error, found) from error
     return loaded
 
 
-def refuse_unopened(path: Path) -> None:
-    """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is no file."""
+def refuse_unreadable_checkpoint(path: Path) -> None:
+    """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is not a file."""
     if not lexists(path):
         raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
-    with readable(path):
+    with folder_errors(path):
         open_file(path).close()
 
 
 def _refuse_greedy(path: Path, *, archive: bool) -> None:
-    """Raise UnpicklingError for a file that would make far more than it holds: by compression, or by calls."""
+    """Raise UnpicklingError for a file that would expand far beyond its size, by compression or by calls."""
     if not archive:
         with path.open("rb") as file:
             for _ in range(_PICKLES):
-                refuse_greedy(file)
+                refuse_excessive_allocation(file)
         return
     with zipfile.ZipFile(path) as checkpoint:
         for member in checkpoint.infolist():
@@ -84,11 +84,11 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
                 found = f"{member.filename} takes {member.file_size} bytes of {member.compress_size}"
                 raise pickle.UnpicklingError(f"{found}; torch.save compresses nothing")
             if program:
-                refuse_greedy(io.BytesIO(checkpoint.read(member)))
+                refuse_excessive_allocation(io.BytesIO(checkpoint.read(member)))
 
 
 def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
-    """Raise WeightsBroken where tensors, which may overlap and repeat themselves in the file, are together far larger than it is."""
+    """Raise WeightsBroken if the tensors, which may overlap in the file, are together far larger than it."""
     size = path.stat().st_size
     total, largest = 0, ("", 0)
     for name, tensor in _tensors(content, "", set()):
@@ -96,15 +96,15 @@ def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
         total, largest = total + needed, max(largest, (name, needed), key=lambda pair: pair[1])
     if largest[1] > size or total > _MAX_NAMES * size:
         raise WeightsBroken(
-            "a checkpoint holds tensors that are larger than the file",
+            "the tensors of a checkpoint are larger than its file",
             where=path,
             found=f"{total / 1e6:.0f} MB in a file of {size / 1e6:.1f} MB; the largest is {largest[0]}, {largest[1] / 1e6:.0f} MB",
-            do="copy or download it again; a trainer writes each of its weights once",
+            do="copy or download it again",
         )
 
 
 def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all tensors in dictionaries, lists and tuples, each container once, with where they stand."""
+    """Yield all tensors in nested dictionaries, lists and tuples with their names, each container once."""
     if torch.is_tensor(content):
         yield name, content
     if not isinstance(content, dict | list | tuple) or id(content) in seen:
@@ -115,14 +115,14 @@ def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, tor
 
 
 def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
-    """Return a checkpoint with the weights that its trainer keeps under `key`, in files of that name.
+    """Return a checkpoint that has a trainer's weights under `key`; `name` is the trainer's file name, for messages.
 
-    Raises WeightsBroken for any other.
+    Raises WeightsBroken for any other content.
     """
     content = read_checkpoint(path)
     if not isinstance(content.get(key), dict):
         raise WeightsBroken(
-            f"a checkpoint is not of {trainer}",
+            f"a checkpoint was not written by {trainer}",
             where=path,
             found=f"keys {', '.join(sorted(map(str, content))[:10])}; expected {key}",
             do=f"give the {name} that {trainer} wrote",
@@ -131,15 +131,19 @@ def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, An
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Path) -> None:
-    """Put a state dictionary into a network, which may be on the meta device; half-precision weights become float32.
+    """Load a state dictionary into a network, which may be on the meta device; half precision becomes float32.
 
     Raises WeightsBroken, naming `path`, when names or shapes differ from the network's or when a weight is not finite.
     """
-    state = {unwrapped(str(name)): _as_float32(tensor) for name, tensor in weights.items() if torch.is_tensor(tensor)}
+    state = {
+        strip_wrapper_prefixes(str(name)): _as_float32(tensor)
+        for name, tensor in weights.items()
+        if torch.is_tensor(tensor)
+    }
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise WeightsBroken(
-            "a checkpoint holds weights that are not finite numbers",
+            "a checkpoint has weights that are not finite",
             where=path,
             found=f"{len(broken)} tensors, among them {broken[0]}",
             do="restore the file, or train again",
@@ -150,30 +154,28 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Pat
         if is_out_of_memory(error):
             raise
         raise WeightsBroken(
-            "a checkpoint does not fit the network that the files beside it describe",
+            "a checkpoint does not fit the network described by the files beside it",
             where=path,
             found="; ".join(line.strip()[:200] for line in str(error).splitlines()[1:4]),
-            do="keep the files of one training together, as its trainer (or the publisher) named them",
+            do="keep the files of one training together, with their original names",
         ) from error
 
 
-def unwrapped(name: str) -> str:
-    """Return a parameter's name without the prefixes that wrappers of a network leave in its checkpoints."""
+def strip_wrapper_prefixes(name: str) -> str:
+    """Return a parameter's name without the prefixes of wrappers such as DataParallel."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
 
 
 def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a contiguous copy that no longer depends on the mapped file (a trainer's channels-last weights would slow InstanceNorm
-    down).
-    """
+    """Return a contiguous copy independent of the mapped file (channels-last weights would slow InstanceNorm down)."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _forbidden(error: Exception) -> str:
-    """Return the name that torch's unpickler did not admit; empty where it failed otherwise."""
+    """Return the name that torch's unpickler refused; empty if it failed for another reason."""
     found = _FORBIDDEN.search(str(error))
     return found[1] if found else ""
 
@@ -184,7 +186,7 @@ def _start(path: Path) -> bytes:
 
 
 def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    """Return what a pickled numpy scalar stands for, as a Python value: stands in for numpy's own function, which takes any object."""
+    """Return the Python value of a pickled numpy scalar; replaces numpy's own function, which accepts any object."""
     if dtype.kind not in "biuf":
         raise pickle.UnpicklingError(f"numpy scalar of type {dtype} is not admitted")
     raw = data.encode("latin1") if isinstance(data, str) else data

@@ -1,4 +1,4 @@
-"""What reading a file of weights raises when the file is damaged or hostile, and what a user is told then. Imports no torch."""
+"""The exceptions that damaged or hostile weight files cause, and the errors that users see instead. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 
 #: What readers of pickles, archives and tensors say of bytes that make no sense.
-UNREADABLE = (
+READ_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     RuntimeError,  # NotImplementedError and RecursionError among them
@@ -29,14 +29,14 @@ UNREADABLE = (
 
 
 def damaged_weights_error(path: Path, what: str, doing: str, error: BaseException, found: str = "") -> WeightsBroken:
-    """Return what to tell of a file (`what`: "a checkpoint") that was not read to its end (`doing`: "load").
+    """Return the error for a file (`what`: "a checkpoint") that could not be read (`doing`: "load").
 
     `found` is the error by default.
     """
     if is_out_of_memory(error):
         return WeightsBroken(f"there is not enough memory to {doing} {what}", where=path, do=MORE_MEMORY)
     return WeightsBroken(
-        f"{what} is damaged, or is not what its name says",
+        f"{what} is damaged, or its content does not match its name",
         where=path,
         found=found or f"{type(error).__name__}: {error}"[:200],
         do="copy or download it again",
@@ -45,8 +45,8 @@ def damaged_weights_error(path: Path, what: str, doing: str, error: BaseExceptio
 
 @contextmanager
 def weights_errors(path: Path, what: str, doing: str) -> Iterator[None]:
-    """Turn what reading a damaged file raises into WeightsBroken."""
+    """Convert the exceptions of reading a damaged file into WeightsBroken."""
     try:
         yield
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise damaged_weights_error(path, what, doing, error) from error

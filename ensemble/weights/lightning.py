@@ -1,4 +1,4 @@
-"""Weights out of checkpoints that pickle objects of their trainer beside the tensors, as PyTorch Lightning does. Runs no code of theirs.
+"""Read weights from PyTorch Lightning checkpoints, which pickle trainer objects beside the tensors. None of their code is run.
 
 Such a file (`torch.save`'s zip: `<folder>/data.pkl`, the tensors' bytes as `<folder>/data/<key>`) names classes of the trainer, of metrics
 and losses: none is imported. All but the few names that tensors are made of are answered by one thing that takes anything and does nothing.
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.archives import folder_of, stored
-from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unopened
+from ensemble.weights.archives import archive_root, read_archive_file
+from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unreadable_checkpoint
 from ensemble.weights.damage import weights_errors
 
 #: Pickles of trainers hold settings and optimizer states without their tensors: some 100 KB.
@@ -41,7 +41,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor as the pickle tells of it."""
+    """A tensor as the pickle describes it."""
 
     key: str
     """Of its bytes in the archive."""
@@ -52,14 +52,14 @@ class _Stored:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors under `state_dict`, on the CPU; nothing else of the file's data is read.
+    """Return the tensors under `state_dict`, on the CPU; no other data of the file is read.
 
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
-    refuse_unopened(path)
+    refuse_unreadable_checkpoint(path)
     with weights_errors(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
-        folder = folder_of(archive)
-        content = _unpickler(io.BytesIO(stored(archive, f"{folder}data.pkl", MAX_BYTES))).load()
+        folder = archive_root(archive)
+        content = _unpickler(io.BytesIO(read_archive_file(archive, f"{folder}data.pkl", MAX_BYTES))).load()
         state = content.get("state_dict") if isinstance(content, dict) else None
         if isinstance(state, dict) and state:
             told = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
@@ -68,7 +68,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             return {str(name): tensors[name] for name in told}
     keys = ", ".join(sorted(map(str, content))[:10]) if isinstance(content, dict) else type(content).__name__
     raise WeightsBroken(
-        "a checkpoint is not of PyTorch Lightning",
+        "a checkpoint was not written by PyTorch Lightning",
         where=path,
         found=f"{keys or 'nothing'}; expected state_dict",
         do="give the .ckpt that Lightning wrote",
@@ -78,15 +78,15 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 def _tensors(
     archive: zipfile.ZipFile, folder: str, state: Mapping[Any, _Stored], size: int
 ) -> Iterable[tuple[Any, torch.Tensor]]:
-    """Yield the tensors of a state dictionary; what shares bytes in the file, of `size`, is read once, a storage at a time."""
+    """Yield the tensors of a state dictionary; each storage, which tensors may share, is read once."""
     by_key: dict[str, list[Any]] = {}
     for name, told in state.items():
         by_key.setdefault(told.key, []).append(name)
     whole = sum(archive.getinfo(f"{folder}data/{key}").file_size for key in by_key)
     if whole > size:
-        raise pickle.UnpicklingError("its parts are together larger than the file")
+        raise pickle.UnpicklingError("its tensors are together larger than the file")
     for key, names in by_key.items():
-        data = bytearray(stored(archive, f"{folder}data/{key}"))
+        data = bytearray(read_archive_file(archive, f"{folder}data/{key}"))
         for name in names:
             yield name, _tensor(data, state[name])
 
@@ -103,7 +103,7 @@ def _tensor(data: bytearray, told: _Stored) -> torch.Tensor:
 
 
 def _unpickler(file: Any) -> pickle.Unpickler:
-    """Return an unpickler that imports nothing. What it answers is made anew for each file: no file can leave traces in it."""
+    """Return an unpickler that imports nothing. Its stand-in classes are new for each file, so no file can affect another."""
 
     class Ignored:
         """Stands in for every class and function: takes anything, and does nothing."""

@@ -1,4 +1,4 @@
-"""A network beside its packed weights in ONNX form, with the probe that it must answer as PyTorch does."""
+"""The ONNX form of a network beside its packed weights, with the probe on which it must agree with PyTorch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ NETWORK, PROBE = "network.onnx", f"probe{SUFFIX}"
 
 
 def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[int, ...], folder: Path) -> None:
-    """Export a network for batches and windows of any size, and a probe; then check the one against the other.
+    """Export a network for batches and windows of any size, and a probe; then check the export against the probe.
 
-    Raises WeightsBroken where ONNX Runtime gives another mask, UsageError where the exporter is missing.
+    Raises WeightsBroken if ONNX Runtime gives another mask, UsageError where the exporter is missing.
     """
     try:
         probe = make_probe(network, channels, smallest_window)
     except ValueError as error:
         raise WeightsBroken(
-            "a network can't be checked in ONNX form", where=folder, found=str(error), do="leave out --onnx"
+            "the ONNX export of a network can't be verified", where=folder, found=str(error), do="remove --onnx"
         ) from error
     try:
         (folder / NETWORK).write_bytes(export(network, channels, smallest_window).onnx)
@@ -35,14 +35,14 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
         raise UsageError(
             "members pack --onnx could not export a network",
             found=f"{type(error).__name__}: {error}"[:200],
-            do="pip install onnx; or leave out --onnx",
+            do="run pip install onnx, or remove --onnx",
         ) from error
     write_packed(folder / PROBE, {"window": probe.window, "foreground": probe.foreground}, {}, "fp32")
     open_onnx(folder, len(smallest_window), torch.device("cpu"), "onnx")
 
 
 def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> OnnxSession:
-    """Return the ONNX session of a fold's folder, once it has answered the probe. Raises WeightsBroken when it fails the parity gate."""
+    """Return the ONNX session of a fold's folder if it passes the parity gate. Raises WeightsBroken if it fails."""
     session = OnnxSession(
         folder / NETWORK, dims=dims, device=device, engine="tensorrt" if engine == "tensorrt" else "onnx"
     )
@@ -54,11 +54,11 @@ def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> Onn
         if is_out_of_memory(error):
             raise
         raise WeightsBroken(
-            "the probe of a network in ONNX form is damaged", where=folder / PROBE, found=str(error)[:200]
+            "the probe for a network's ONNX file is damaged", where=folder / PROBE, found=str(error)[:200]
         ) from error
     if not parity.passed or not (probe.foreground > 0.5).any():
         raise WeightsBroken(
-            "a network in ONNX form gives another mask than the network that was packed",
+            "the ONNX file of a network gives a different mask from the packed network",
             where=folder / NETWORK,
             found=f"probabilities up to {parity.difference:.2g} apart, Dice of the masks {parity.dice:.4f}",
             do="use --session torch, or pack the member again",

@@ -1,4 +1,4 @@
-"""Packed weights: a safetensors file of tensors and a table of texts. Reading one runs no code."""
+"""Packed weights: a safetensors file of tensors and string metadata. Reading it runs no code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALIASES = "aliases"
 
 
 def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return tensors (on the CPU, mapped from the file) and metadata. Raises WeightsBroken for files that are missing or damaged."""
+    """Return tensors (on the CPU, memory-mapped) and metadata. Raises WeightsBroken if the file is missing or damaged."""
     try:
         open_file(path).close()
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -43,14 +43,14 @@ def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             "packed weights are missing or damaged",
             where=path,
             found=f"{type(error).__name__}: {error}"[:200],
-            do="copy or pack them again",
+            do="copy them or pack the member again",
         ) from error
 
 
 def write_packed(
     path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str], precision: PackedPrecision
 ) -> None:
-    """Write weights of one network; a tensor that goes by several names is written once.
+    """Write the weights of one network; a tensor with several names is written once.
 
     fp16 halves kernels; biases and the parameters and statistics of normalisation, which are small, stay float32. fp32 keeps every bit.
     Raises WeightsBroken for weights that do not fit.
@@ -69,14 +69,14 @@ def write_packed(
 
 
 def _kept(name: str, tensor: torch.Tensor, precision: PackedPrecision) -> torch.Tensor:
-    """Return a contiguous copy in the precision that is written."""
+    """Return a contiguous copy in the precision to be written."""
     if not tensor.is_floating_point():
         return tensor.clone(memory_format=torch.contiguous_format)
     dtype = _DTYPES[precision] if tensor.ndim > 1 else torch.float32
     kept = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if not kept.isfinite().all():
         raise WeightsBroken(
-            f"weights do not fit into {precision}, or are not finite",
+            f"weights are too large for {precision}, or not finite",
             found=f"{name} reaches {float(tensor.abs().max()):g}",
             do="pack with --precision fp32",
         )

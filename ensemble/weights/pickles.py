@@ -1,4 +1,4 @@
-"""Pickles as hostile input: plain Python values are read, nothing that a pickle names is imported or called.
+"""Read untrusted pickles: plain Python values only; nothing that a pickle names is imported or called.
 
 nnU-Net v1 describes its models in pickles (`plans.pkl`, `*.model.pkl`) of dictionaries, numbers and small numpy arrays. Every name that
 numpy 1 or 2 writes for those is answered by a stand-in of ours, which keeps the bytes; any other name ends the reading.
@@ -19,7 +19,7 @@ import numpy as np
 from ensemble.errors import WeightsBroken
 from ensemble.files import open_file, unreadable_reason
 from ensemble.memory import MORE_MEMORY
-from ensemble.weights.damage import UNREADABLE
+from ensemble.weights.damage import READ_ERRORS
 
 #: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
 MAX_BYTES = 16 * 2**20
@@ -29,11 +29,11 @@ _BYTE_ORDERS = ("<", ">", "|", "=")
 
 
 class ForbiddenName(pickle.UnpicklingError):
-    """A pickle asks for something that is no plain value."""
+    """A pickle asks for something other than plain values."""
 
 
 def read_pickle(path: Path) -> Any:
-    """Return what a pickle holds, as plain values: dict, list, tuple, set, str, bytes, numbers, None; numpy's become numbers and lists.
+    """Return a pickle's plain values: dict, list, tuple, set, str, bytes, numbers, None; numpy values become numbers and lists.
 
     Raises WeightsBroken, naming the file and what it asked for, for missing, damaged and oversized files and for anything that is no
     plain value.
@@ -45,18 +45,18 @@ def read_pickle(path: Path) -> Any:
             return _plain(_PlainUnpickler(file, encoding="latin1").load(), {})
     except ForbiddenName as error:
         raise WeightsBroken(
-            "a pickle holds more than plain values; it was not loaded",
+            "a pickle contains more than plain values; it was not loaded",
             where=path,
-            found=f"it asks for {error}",
-            do="use the file that nnU-Net wrote; a description that needs other code to load can't be trusted",
+            found=f"it refers to {error}",
+            do="use nnU-Net's original file; a description that needs other code can't be trusted",
         ) from error
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             why = unreadable_reason(path, error)
             raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error
         if isinstance(error, MemoryError):
             raise WeightsBroken(
-                "there is not enough memory to read a pickle, or it asks for more than the description of a model takes",
+                "there is not enough memory to read a pickle, or it needs more than the description of a model should",
                 where=path,
                 do=f"{MORE_MEMORY}; or download the file again",
             ) from error
@@ -69,20 +69,20 @@ def read_pickle(path: Path) -> Any:
 
 
 class _Allowance:
-    """What a pickle may still make."""
+    """The memory that a pickle may still allocate."""
 
     def __init__(self) -> None:
         self._left = MAX_MADE_BYTES
 
     def spend(self, size: int) -> None:
-        """Raise UnpicklingError where it makes far more than it holds."""
+        """Raise UnpicklingError if the pickle allocates far more than its size."""
         self._left -= size
         if self._left < 0:
-            raise pickle.UnpicklingError("it makes far more of itself than the description of a model takes")
+            raise pickle.UnpicklingError("it would expand to far more than the description of a model")
 
 
 class _Dtype:
-    """Stands in for `numpy.dtype`: a scalar type of numbers, its byte order set by the state that follows in the pickle."""
+    """Stand-in for `numpy.dtype`: a scalar number type whose byte order follows in the pickle."""
 
     def __init__(self, code: str) -> None:
         self.kind = np.dtype(str(code))
@@ -96,7 +96,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for `numpy.ndarray`, made empty and filled by the state that follows in the pickle."""
+    """Stand-in for `numpy.ndarray`, created empty and filled by the state that follows in the pickle."""
 
     def __init__(self, allowance: _Allowance) -> None:
         self.values: Any = []
@@ -108,14 +108,14 @@ class _Array:
 
 
 def _numbers(allowance: _Allowance, data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
-    """Return the numbers in an array's bytes as (nested) lists. numpy checks that bytes and shape agree."""
+    """Return an array's bytes as (nested) lists of numbers. numpy checks that bytes and shape agree."""
     allowance.spend(_NUMBER_BYTES * sum(accumulate(map(abs, shape), mul)))  # lists of lists of none, too
     flat = np.frombuffer(_as_bytes(data), dtype.kind)
     return flat.reshape(shape, order="F" if order == "F" else "C").tolist()
 
 
 def _as_bytes(data: bytes | str) -> bytes:
-    """Return the bytes; Python 2 wrote them as text."""
+    """Return bytes; Python 2 wrote them as text."""
     return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
 
@@ -138,7 +138,7 @@ def _scalar(allowance: _Allowance, dtype: _Dtype, data: bytes | str) -> Any:
 
 
 def _latin1(allowance: _Allowance, text: str, encoding: str) -> bytes:
-    """Return how pickle protocol 2 spells bytes."""
+    """Return bytes as pickle protocol 2 encodes them."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
     allowance.spend(len(text))
@@ -172,7 +172,7 @@ class _PlainUnpickler(pickle.Unpickler):
         self._allowance = _Allowance()
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for a name. Raises ForbiddenName where there is none."""
+        """Return the stand-in for a name. Raises ForbiddenName if there is none."""
         try:
             return partial(_STAND_INS[f"{module}.{name}"], self._allowance)
         except KeyError:
@@ -180,7 +180,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, known: dict[int, Any]) -> Any:
-    """Return a copy without stand-ins. What the pickle shares is copied once, so that its copy grows no larger than itself."""
+    """Return a copy without stand-ins. Shared values are copied once, so that the copy is no larger than the original."""
     if isinstance(value, str | bytes | int | float | complex | bool | type(None)):
         return value
     if id(value) in known:

@@ -1,4 +1,4 @@
-"""The pickle of a checkpoint as the program that it is: read, not run, to see what it calls and how much it would make.
+"""Inspect the pickle of a checkpoint as a program without running it: what it calls, and how much memory it would allocate.
 
 torch's own restricted unpickler runs no code of a file, but makes as much memory as it is asked for.
 """
@@ -24,8 +24,8 @@ _ITEM_BYTES = 100
 _NOTHING, _MARK, _VALUE = "()", "(", ""
 
 
-def refuse_greedy(program: BinaryIO) -> None:
-    """Read one pickle to its end.
+def refuse_excessive_allocation(program: BinaryIO) -> None:
+    """Raise UnpicklingError for a pickle that would allocate far more than it holds. Reads one pickle to its end.
 
     Raises ForbiddenName for a name that no checkpoint needs; UnpicklingError for calls that would make far more than the file holds, and
     for what is no pickle.
@@ -50,15 +50,15 @@ def refuse_greedy(program: BinaryIO) -> None:
                         position or 0
                     )  # a list can't have more items than the program has bytes so far
                 if filled + encoded * longest > MAX_MADE_BYTES:
-                    raise pickle.UnpicklingError("it makes far more of itself than a checkpoint takes")
+                    raise pickle.UnpicklingError("it would expand to far more than a checkpoint")
             _pop(stack, opcode)
             stack += _pushed(opcode, argument, memo)
     except (IndexError, KeyError, ValueError, RecursionError) as error:
-        raise pickle.UnpicklingError(f"no pickle of a checkpoint: {error}") from error
+        raise pickle.UnpicklingError(f"not the pickle of a checkpoint: {error}") from error
 
 
 def _pop(stack: list[str], opcode: pickletools.OpcodeInfo) -> None:
-    """Take from the stack what an opcode does."""
+    """Remove from the stack what an opcode consumes."""
     taken = opcode.stack_before
     if pickletools.markobject in taken:
         while stack.pop() != _MARK:
@@ -69,7 +69,7 @@ def _pop(stack: list[str], opcode: pickletools.OpcodeInfo) -> None:
 
 
 def _pushed(opcode: pickletools.OpcodeInfo, argument: Any, memo: dict[int, str]) -> list[str]:
-    """Return what an opcode leaves on the stack, as far as it matters: names, empty tuples and marks."""
+    """Return what an opcode leaves on the stack, as far as needed: names, empty tuples and marks."""
     if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
         name = str(argument).replace("__builtin__ ", "builtins ").replace(" ", ".")
         if not _NAMED.fullmatch(name):

@@ -541,7 +541,9 @@ def test_models_that_cannot_be_loaded_end_the_container_with_4(folders: Folders,
         "run", "--rm", *RESTRICTIONS, *folders.mounts(), "-v", f"{model}:/opt/ml/model:ro", INVOKE_IMAGE, check=False
     )
     assert done.returncode == 4
-    assert done.stdout.splitlines()[-1].startswith("ended with exit code 4: no member weights were recognised")
+    assert done.stdout.splitlines()[-1].startswith(
+        "ended with exit code 4: the weights folder has no recognised member"
+    )
     assert done.stderr.splitlines() == done.stdout.splitlines()[-1:]
 
 
@@ -564,7 +566,7 @@ def test_faults_in_mid_case_leave_nothing_behind(folders: Folders) -> None:
         find += "rss = lambda p: int(open(f'/proc/{p}/statm').read().split()[1])\nos.kill(int(max(pids, key=rss)), 9)"
         docker("exec", server.name, "python", "-c", find)
         status, body, _ = json.loads(calling.communicate(timeout=PATIENCE_S)[0])
-        assert (status, body["error"]["what"]) == (500, "the process that segments died")
+        assert (status, body["error"]["what"]) == (500, "the segmenting process died")
         assert tree(folders.output) == {}
 
         server.await_ready()

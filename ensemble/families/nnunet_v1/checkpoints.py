@@ -1,4 +1,4 @@
-"""Weights of one fold of an nnU-Net v1 model, as published or packed."""
+"""Read and pack the weights of one fold of an nnU-Net v1 model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ensemble.families.nnunet_v1.folder import WEIGHTS
-from ensemble.weights.checkpoints import checkpoint_of, unwrapped
+from ensemble.weights.checkpoints import checkpoint_of, strip_wrapper_prefixes
 from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
 
@@ -21,6 +21,6 @@ def read_nnunet_v1_weights(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def pack_nnunet_v1_fold(source: Path, target: Path, precision: PackedPrecision) -> None:
-    """Write a fold's weights in packed form; names lose the prefixes of parallel training. Raises WeightsBroken."""
-    weights = {unwrapped(name): tensor for name, tensor in read_nnunet_v1_weights(source).items()}
+    """Write a fold's weights in packed form; prefixes of parallel training are removed from names. Raises WeightsBroken."""
+    weights = {strip_wrapper_prefixes(name): tensor for name, tensor in read_nnunet_v1_weights(source).items()}
     write_packed(target, weights, {}, precision)

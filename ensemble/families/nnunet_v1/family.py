@@ -1,4 +1,4 @@
-"""The family `seals`: nnU-Net v1 trained-model folders, those of DeepISLES' archive among them. Imports no torch until it must."""
+"""The family `seals`: nnU-Net v1 trained-model folders, including those in DeepISLES' archive. Imports torch only when needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NnunetV1(Family):
     suffixes = frozenset({".model", ".pkl"})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
-        """Find model folders, also such as have lost part of their files."""
+        """Find model folders, including those that lack some of their files."""
         of_weights = {fold.parent for fold in tree.folders_with(WEIGHTS)}
         of_plans = {folder for folder in tree.folders_with(PLANS) if self.folds(folder)}
         for folder in sorted(of_weights | of_plans):
@@ -44,11 +44,11 @@ class NnunetV1(Family):
                 yield MemberSpec(tree.name_of(folder), self.kind, folder)
 
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """Return the names of its folds, by those of its folders."""
+        """Return the names of its folds."""
         return tuple(fold_folders(folder, ALL_FOLDS_V1))
 
     def describe(self, folder: Path) -> MemberDescription:
-        """Return what plans and the folds' own descriptions say."""
+        """Return what the plans and the folds' description files say."""
         plans = read_nnunet_v1_folder(folder).plans
         published = _SEALS_FOLDS if _SEALS in folder.resolve().parts else 0
         return MemberDescription(plans.modalities, plans.spacing_mm, published)
@@ -60,13 +60,13 @@ class NnunetV1(Family):
         return NnunetV1Member.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """Return one a fold."""
+        """Return one network per fold."""
         from ensemble.families.nnunet_v1.member import networks_of
 
         return networks_of(read_nnunet_v1_folder(folder))
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
-        """Each fold's weights as safetensors, and the plans as JSON."""
+        """Write each fold's weights as safetensors, and the plans as JSON."""
         from ensemble.families.nnunet_v1.checkpoints import pack_nnunet_v1_fold
 
         folder = read_nnunet_v1_folder(source)
@@ -78,6 +78,6 @@ class NnunetV1(Family):
 
 
 def _configuration(folder: Path, weights: Path) -> str:
-    """Return the part of a path .../nnUNet/<configuration>/<task>/<trainer__plans> that names the configuration; empty elsewhere."""
+    """Return the configuration in a path .../nnUNet/<configuration>/<task>/<trainer__plans>; empty for other paths."""
     parts = folder.relative_to(weights.parent).parts
     return parts[-3] if len(parts) >= 3 else ""

@@ -26,7 +26,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class NnunetV1Folder:
-    """A model and where the weights of its folds are."""
+    """A model's plans and the weight files of its folds."""
 
     plans: NnunetV1Plans
     weights: Mapping[str, Path]
@@ -34,14 +34,14 @@ class NnunetV1Folder:
 
 
 def read_nnunet_v1_folder(folder: Path) -> NnunetV1Folder:
-    """Read all of a folder but the weights.
+    """Read everything in a model folder except the weights.
 
-    Raises WeightsBroken, naming file and finding, for what is missing, damaged, contradictory or not supported.
+    Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
     """
     weights = {name: _weights_of(path) for name, path in fold_folders(folder, ALL_FOLDS_V1).items()}
     if not weights:
         raise WeightsBroken(
-            f"a model folder holds no fold_*/{WEIGHTS}", where=folder, found=listing(folder), do=_REMEDY
+            f"the model folder has no fold_*/{WEIGHTS}", where=folder, found=listing(folder), do=_REMEDY
         )
     if (packed := folder / PACKED_PLANS).is_file():
         plans = _parsed(packed, lambda: from_json(read_json(packed)))
@@ -52,10 +52,10 @@ def read_nnunet_v1_folder(folder: Path) -> NnunetV1Folder:
     for name, other in others:
         if other != plans:
             raise WeightsBroken(
-                f"folds {first} and {name} of a model folder were trained by different plans",
+                f"folds {first} and {name} of the model folder were trained with different plans",
                 where=descriptions[name],
                 found=_difference(plans, other),
-                do="keep one model a folder",
+                do="keep one model per folder",
             )
     _check_plans_file(folder / PLANS, plans)
     return NnunetV1Folder(plans, weights)
@@ -92,20 +92,20 @@ def _parsed(path: Path, parse: Callable[[], NnunetV1Plans]) -> NnunetV1Plans:
         RecursionError,
     ) as error:
         raise WeightsBroken(
-            f"{path.name} describes no model that can be used",
+            f"{path.name} does not describe a supported model",
             where=path,
             found=f"missing or unknown: {error}" if isinstance(error, KeyError) else str(error),
-            do="use the file that nnU-Net v1 wrote beside these weights, of a 3d_fullres model",
+            do="use the file that nnU-Net v1 wrote with these weights, for a 3d_fullres model",
         ) from error
 
 
 def _check_plans_file(path: Path, plans: NnunetV1Plans) -> None:
-    """`plans.pkl` must speak of the same images; nnU-Net reads nothing else from it for a prediction."""
+    """Check that `plans.pkl` has the same modalities; nnU-Net uses nothing else in it for a prediction."""
     content: Any = read_pickle(path)
     channels = content.get("num_modalities") if isinstance(content, dict) else None
     if channels != len(plans.modalities):
         raise WeightsBroken(
-            "plans.pkl and the folds' own plans are of different models",
+            "plans.pkl and the plans of the folds belong to different models",
             where=path,
             found=f"num_modalities {channels}; the folds have {len(plans.modalities)}",
             do="keep the files of one training together",

@@ -1,4 +1,4 @@
-"""Member kind `seals`: nnU-Net v1 trained-model folders, used as DeepISLES uses those of SEALS, the ISLES'22 winner.
+"""Member kind `seals`: nnU-Net v1 models, run as DeepISLES runs those of SEALS, the ISLES'22 winner.
 
 The published checkpoints (de la Rosa et al., DeepISLES; Gao et al., SEALS) drop in unchanged and give DeepISLES' mask.
 """
@@ -20,11 +20,11 @@ from ensemble.families.nnunet_v1.checkpoints import read_nnunet_v1_weights
 from ensemble.families.nnunet_v1.folder import NnunetV1Folder, read_nnunet_v1_folder
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import NnunetV1Plans
-from ensemble.families.nnunet_v1.processing import respaced, to_image, to_network
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import MemberSpec, refuse_unfit_images
-from ensemble.families.unet import memory_of
+from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import Average, MirrorMode, SlidingWindowConfig, sliding_window_inference
@@ -39,7 +39,7 @@ MIRROR_AXES = (0, 1, 2)
 
 @dataclass(frozen=True)
 class NnunetV1Member:
-    """A trained model with the networks of all its folds in memory."""
+    """A trained model with the networks of all folds in memory."""
 
     spec: MemberSpec
     plans: NnunetV1Plans
@@ -50,9 +50,9 @@ class NnunetV1Member:
 
     @classmethod
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV1Member:
-        """Read a model folder and put its networks onto the device.
+        """Read a model folder and load its networks onto the device.
 
-        Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
+        Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
         """
         refuse_unfit_images(spec)
         folder = read_nnunet_v1_folder(spec.folder)
@@ -62,20 +62,20 @@ class NnunetV1Member:
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
         return self.spec.name
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
         return frozenset(self.modalities)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Return the lesion probability on the DWI grid. Each fold's softmax goes back to that grid, where folds are averaged.
+        """Return the lesion probability on the DWI grid. Each fold's softmax is resampled to that grid before folds are averaged.
 
         Networks stay on the device they were loaded to. Raises NonFiniteLogits, or what torch raises.
         """
-        fine = respaced(case.grid)
+        fine = grid_at_1mm(case.grid)
         array, placement = to_network(self._images(case, fine), self.plans)
         device = self.sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
@@ -91,7 +91,7 @@ class NnunetV1Member:
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
-        """Return how its networks go over an image."""
+        """Return the sliding-window configuration of its networks."""
         together = windows_at_once(self.plans.window_bytes, len(self.plans.patch), self.sessions[0].device)
         return SlidingWindowConfig(
             self.plans.patch, MIRROR_AXES, MirrorMode(settings.tta), Average.PROBABILITIES, batch_size=together
@@ -109,9 +109,9 @@ def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
         if len(channels) != len(plans.modalities):
             raise ValueError(f"{len(channels)} channels in the manifest, {len(plans.modalities)} in the plans")
         if any(channel.offset for channel in channels):
-            raise ValueError("neighbouring slices mean nothing at 1 mm")
+            raise ValueError("neighbouring slices are not supported at 1 mm")
         if any(channel.optional for channel in channels):
-            raise ValueError("these networks need every image")
+            raise ValueError("optional images are not supported")
     except ValueError as error:
         raise WeightsBroken(
             f"it is not clear which images member {spec.name} takes",
@@ -133,7 +133,7 @@ def networks_of(folder: NnunetV1Folder) -> tuple[NetworkSpec, ...]:
             patch=plans.patch,
             smallest_window=plans.smallest_window,
             window_bytes=plans.window_bytes,
-            memory_of=memory_of(plans.base_features),
+            memory_of=explain_window_memory(plans.base_features),
             build=partial(_with_weights, plans, path),
         )
         for path in folder.weights.values()

@@ -30,7 +30,7 @@ class ConvNormNonlin(nn.Module):
 
 
 class StackedConvs(nn.Module):
-    """Some convolutions in a row; the first one changes the number of feature maps and may stride."""
+    """A stack of convolutions; the first one changes the number of feature maps and may have a stride."""
 
     def __init__(self, inputs: int, outputs: int, count: int, kernel: Sizes, stride: Sizes = (1, 1, 1)) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class StackedConvs(nn.Module):
 
 
 class NnunetV1Network(nn.Module):
-    """Logits of background and lesion for windows whose sizes the poolings divide.
+    """The U-Net: gives logits of background and lesion for windows whose sizes are divisible by its pooling.
 
     Attributes are named as in nnU-Net v1: context is the way down (bottleneck last), `tu` the upsampling, localization the way up.
     """
@@ -99,6 +99,6 @@ class NnunetV1Network(nn.Module):
 
 
 def build_nnunet_v1_network(plans: NnunetV1Plans) -> NnunetV1Network:
-    """Return the network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them."""
+    """Build the network without memory for its weights (on the meta device); `checkpoints.load_weights` fills them in."""
     with torch.device("meta"):
         return NnunetV1Network(len(plans.modalities), 2, plans)

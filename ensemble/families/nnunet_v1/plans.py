@@ -1,4 +1,4 @@
-"""What an nnU-Net v1 trained-model folder says of itself: the plans in `model_final_checkpoint.model.pkl`, as a frozen dataclass.
+"""The plans of an nnU-Net v1 model, read from `model_final_checkpoint.model.pkl` into a frozen dataclass.
 
 Format: nnU-Net 1.6 to 1.7 (`experiment_planner_baseline_3DUNet_v21.py`, `nnUNetTrainer.process_plans`, `model_restore.py`).
 """
@@ -29,7 +29,7 @@ _NO_NORMALISATION, _TRAINED_FOR_CT = "noNorm", ("CT", "CT2")
 
 @dataclass(frozen=True)
 class NnunetV1Plans:
-    """The 3-D network of one nnU-Net v1 model, and the images it wants."""
+    """The 3-D network of one nnU-Net v1 model, and its preprocessing."""
 
     trainer: str
     """Name of the trainer class."""
@@ -58,7 +58,7 @@ class NnunetV1Plans:
 
     @property
     def smallest_window(self) -> Sizes:
-        """A small window that the network can halve as often as it does, with more than one voxel left at the bottom."""
+        """A small window that all poolings divide, with more than one voxel left at the bottleneck."""
         z, y, x = (2 * prod(pool[axis] for pool in self.pools) for axis in range(3))
         return z, y, x
 
@@ -73,13 +73,13 @@ class NnunetV1Plans:
 
 
 def parse_plans(description: Mapping[str, Any]) -> NnunetV1Plans:
-    """Read the plain values of a `.model.pkl` (keys init, name, plans).
+    """Parse the plain values of a `.model.pkl` (keys init, name, plans).
 
     Raises ValueError, KeyError, TypeError or IndexError for what is missing, contradictory or not supported.
     """
     plans, trainer = description["plans"], str(description["name"])
     if OTHER_TRAINERS.search(trainer):
-        raise ValueError(f"trainer {trainer} is not supported: only those with the network of nnUNetTrainerV2 are")
+        raise ValueError(f"trainer {trainer} is not supported, because its network is not that of nnUNetTrainerV2")
     if (classes := int(plans["num_classes"])) != 1:
         raise ValueError(f"num_classes is {classes}; one class besides the background is expected")
     stage = _stage(plans["plans_per_stage"], description["init"])
@@ -124,7 +124,7 @@ def from_json(content: Mapping[str, Any]) -> NnunetV1Plans:
 
 
 def check_plans(plans: NnunetV1Plans) -> None:
-    """Raise ValueError for numbers that make no network, or one that no planner writes (before it takes all memory)."""
+    """Raise ValueError for numbers that no planner writes, before a huge network is built from them."""
     channels = len(plans.modalities)
     if not channels or len(plans.normalise) != channels or len(plans.use_mask) != channels:
         raise ValueError(f"{channels} modalities, {len(plans.normalise)} schemes, {len(plans.use_mask)} masks")
@@ -144,7 +144,7 @@ def check_plans(plans: NnunetV1Plans) -> None:
 
 
 def _stage(stages: Mapping[Any, Any], init: Sequence[Any]) -> Mapping[str, Any]:
-    """Return the stage of a cascade that was trained: the trainer's sixth argument, or the only one there is.
+    """Return the stage of a cascade that was trained: the trainer's sixth argument, or the only stage.
 
     nnUNetTrainerV2_DDP has one argument more before it: third comes the process's rank, where others have the output folder.
     """
@@ -152,14 +152,16 @@ def _stage(stages: Mapping[Any, Any], init: Sequence[Any]) -> Mapping[str, Any]:
     chosen = init[place] if len(init) > place else None
     if chosen is None:
         if len(stages) != 1:
-            raise ValueError(f"plans have {len(stages)} stages, and the checkpoint does not say which is its own")
+            raise ValueError(
+                f"plans have {len(stages)} stages, and the checkpoint does not say which one it belongs to"
+            )
         chosen = next(iter(stages))
     stage: Mapping[str, Any] = stages[chosen]
     return stage
 
 
 def _pools(stage: Mapping[str, Any]) -> tuple[Sizes, ...]:
-    """Return the poolings of each stage. Early plans only count the poolings of each axis; an axis with fewer of them starts later."""
+    """Return the pooling of each stage. Early plans give only a count per axis; an axis with fewer poolings starts later."""
     if "pool_op_kernel_sizes" in stage:
         return tuple(_sizes(pool) for pool in stage["pool_op_kernel_sizes"])
     counts = [int(count) for count in stage["num_pool_per_axis"]]
@@ -192,7 +194,7 @@ def _per_channel(table: Mapping[Any, Any], channels: int) -> list[Any]:
 
 
 def _normalised(scheme: str) -> bool:
-    """Return which channels are normalised: nnU-Net v1 takes every name for z-scores but these."""
+    """Return which channels get z-score normalisation: in nnU-Net v1 all but those with these scheme names."""
     if scheme in _TRAINED_FOR_CT:
         raise ValueError(f"normalization scheme {scheme!r} is for CT")
     return scheme != _NO_NORMALISATION
@@ -215,5 +217,5 @@ def _spacing(values: Sequence[Any]) -> Triple:
 def _permutation(values: Sequence[Any]) -> Sizes:
     first, second, third = (int(value) for value in values)
     if sorted((first, second, third)) != [0, 1, 2]:
-        raise ValueError(f"transpose_forward {(first, second, third)} is no permutation of 0, 1, 2")
+        raise ValueError(f"transpose_forward {(first, second, third)} is not a permutation of 0, 1, 2")
     return first, second, third

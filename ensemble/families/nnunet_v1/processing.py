@@ -1,4 +1,4 @@
-"""The arithmetic before and after the networks of SEALS, the ISLES'22 winner, on plain arrays and volumes.
+"""Pre- and postprocessing of SEALS, the ISLES'22 winner, on plain arrays and volumes.
 
 As in DeepISLES: DWI and ADC are brought to 1 mm; then nnU-Net v1's GenericPreprocessor crops, resamples and normalises; the softmax comes
 back through float16 and linear interpolation. Two faults of the original are mended: it breaks beyond 255 voxels along an axis (sizes
@@ -22,15 +22,15 @@ _IMAGES, _REGION = NnunetResampling(order=3), NnunetResampling(order=1)
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def respaced(grid: Grid) -> Grid:
-    """Return the grid at 1 mm that starts at the same voxel centre; it ends inside the given one."""
+def grid_at_1mm(grid: Grid) -> Grid:
+    """Return the grid with 1 mm voxels and the same first voxel centre; it does not extend beyond the given grid."""
     # written as DeepISLES does it: rounding decides about the last voxel
     x, y, z = (max(1, int(n / (new / old))) for n, new, old in zip(grid.size, SPACING_MM, grid.spacing_mm, strict=True))
     return Grid((x, y, z), SPACING_MM, grid.origin_mm, grid.direction)
 
 
 def to_network(images: FloatArray, plans: NnunetV1Plans) -> tuple[FloatArray, CropResampleGeometry]:
-    """Bring images (channels, z, y, x) at 1 mm to the network's axes, region, spacing and intensities.
+    """Bring images (channels, z, y, x) at 1 mm to the network's axis order, crop, spacing and normalisation.
 
     Returns the float32 array (channels, a, b, c) and the way back. nnU-Net v1 resamples first, then normalises.
     """
@@ -48,7 +48,7 @@ def to_network(images: FloatArray, plans: NnunetV1Plans) -> tuple[FloatArray, Cr
 
 
 def _normalise(image: FloatArray, region: BoolArray | None) -> None:
-    """Zero mean and unit deviation of (a, b, c), in place; within the region if there is one, 0 outside it."""
+    """Normalise (a, b, c) to zero mean and unit deviation in place; within the region if given, 0 outside it."""
     where = slice(None) if region is None else region
     values = image[where]
     image[where] = (values - values.mean()) / (values.std() + np.float32(1e-8))
@@ -59,7 +59,7 @@ def _normalise(image: FloatArray, region: BoolArray | None) -> None:
 def to_image(
     softmax: FloatArray, placement: CropResampleGeometry, plans: NnunetV1Plans, fine: Grid, grid: Grid
 ) -> FloatArray:
-    """Return the softmax (background and lesion, z, y, x) float32 on the image's grid, from a network's (2, a, b, c).
+    """Resample a network's softmax (2, a, b, c) to the image's grid: background and lesion (2, z, y, x) float32.
 
     `fine` is the grid at 1 mm. Outside of what the network saw all is background; beyond `fine`, both are 0.
     """

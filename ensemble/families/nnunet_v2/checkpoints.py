@@ -1,4 +1,4 @@
-"""The checkpoints of an nnU-Net v2 trained-model folder, as trained (`fold_*/checkpoint_final.pth`) or packed."""
+"""Read and pack the checkpoints of an nnU-Net v2 trained-model folder (`fold_*/checkpoint_final.pth`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans, read_plans
 from ensemble.files import parse_json
-from ensemble.weights.checkpoints import checkpoint_of, unwrapped
+from ensemble.weights.checkpoints import checkpoint_of, strip_wrapper_prefixes
 from ensemble.weights.folder import listing
 from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
@@ -23,7 +23,7 @@ CHECKPOINT, PACKED_CHECKPOINT = "checkpoint_final.pth", f"checkpoint_final{SUFFI
 
 @dataclass(frozen=True)
 class Model:
-    """A trained-model folder, read whole."""
+    """A trained-model folder with all its files read."""
 
     folder: Path
     plans: NnunetV2Plans
@@ -32,21 +32,21 @@ class Model:
 
 
 def read_model(folder: Path) -> Model:
-    """Read a model folder. Raises WeightsBroken for what is missing, damaged, contradictory or not supported."""
+    """Read a model folder. Raises WeightsBroken if anything is missing, damaged, contradictory or not supported."""
     checkpoints = {path: read_fold(path) for path in checkpoint_paths(folder)}
     names = {path: configuration_of(content) for path, content in checkpoints.items()}
     if len(set(names.values())) > 1:
         raise WeightsBroken(
-            "the folds of a model folder were trained in different configurations",
+            "the folds of the model folder were trained with different configurations",
             where=folder,
             found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
-            do="keep one configuration a folder",
+            do="keep one configuration per folder",
         )
     return Model(folder, read_plans(folder, next(iter(names.values()))), checkpoints)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """Return the numbered folds' checkpoints, or that of fold_all, as nnUNetPredictor chooses them.
+    """Return the checkpoints of the numbered folds, or of fold_all, in nnUNetPredictor's order of preference.
 
     Raises WeightsBroken when there is none.
     """
@@ -56,7 +56,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
             if paths := [fold / name for fold in folds if (fold / name).exists()]:
                 return paths
     raise WeightsBroken(
-        f"a model folder holds no fold_*/{CHECKPOINT}",
+        f"the model folder has no fold_*/{CHECKPOINT}",
         where=folder,
         found=listing(folder),
         do="give a complete nnU-Net v2 model folder",
@@ -64,7 +64,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def read_fold(path: Path) -> dict[str, Any]:
-    """Return what a prediction needs of a checkpoint: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
+    """Read the keys needed for prediction: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
 
     Raises WeightsBroken.
     """
@@ -74,20 +74,20 @@ def read_fold(path: Path) -> dict[str, Any]:
             return {"network_weights": weights} | {key: parse_json(text) for key, text in metadata.items()}
         except ValueError as error:
             raise WeightsBroken(
-                "packed weights are damaged", where=path, found=str(error), do="copy or pack them again"
+                "packed weights are damaged", where=path, found=str(error), do="copy them or pack the member again"
             ) from error
     return checkpoint_of("nnU-Net v2", path, "network_weights", CHECKPOINT)
 
 
 def configuration_of(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return the name of the configuration that a fold was trained in, if its checkpoint says so."""
+    """Return the name of the configuration that a fold was trained with; None if its checkpoint does not say."""
     arguments = checkpoint.get("init_args")
     name = arguments.get("configuration") if isinstance(arguments, dict) else None
     return name if isinstance(name, str) else None
 
 
 def pack_fold(source: Path, target: Path, precision: PackedPrecision) -> None:
-    """Write a checkpoint's weights, and what `read_fold` gives beside them. Raises WeightsBroken."""
+    """Write a checkpoint's weights and the other keys that `read_fold` returns. Raises WeightsBroken."""
     content = read_fold(source)
     kept = {
         "init_args": {"configuration": configuration_of(content)},
@@ -95,6 +95,8 @@ def pack_fold(source: Path, target: Path, precision: PackedPrecision) -> None:
         "inference_allowed_mirroring_axes": content.get("inference_allowed_mirroring_axes"),
     }
     weights = {
-        unwrapped(name): tensor for name, tensor in content["network_weights"].items() if torch.is_tensor(tensor)
+        strip_wrapper_prefixes(name): tensor
+        for name, tensor in content["network_weights"].items()
+        if torch.is_tensor(tensor)
     }
     write_packed(target, weights, {key: json.dumps(value) for key, value in kept.items()}, precision)

@@ -1,4 +1,4 @@
-"""The family `nnunet`: nnU-Net v2 trained-model folders at any depth of a weights folder. Imports no torch until networks are wanted."""
+"""The family `nnunet`: nnU-Net v2 trained-model folders at any depth of a weights folder. Imports torch only when needed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class NnunetV2(Family):
     suffixes = frozenset({".pth"})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec]:
-        """Find folders with plans.json and dataset.json. One made for tissue-normalised intensities says so, and is run on no others."""
+        """Find folders with plans.json and dataset.json. Those trained on tissue-normalised intensities are marked so in dataset.json."""
         for folder in sorted(tree.folders_with("plans.json") & tree.folders_with("dataset.json")):
             yield _spec(folder, tree)
 
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """Return the names of its folds, by those of its folders."""
+        """Return the names of its folds."""
         return tuple(fold_folders(folder, ALL_FOLDS_V2))
 
     def describe(self, folder: Path) -> MemberDescription:
@@ -50,14 +50,14 @@ class NnunetV2(Family):
         return NnunetV2Member.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """Return one a fold."""
+        """Return one network per fold."""
         from ensemble.families.nnunet_v2.checkpoints import read_model
         from ensemble.families.nnunet_v2.member import networks_of
 
         return networks_of(read_model(folder))
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
-        """Each fold's checkpoint as safetensors, and the two JSON files."""
+        """Write each fold's checkpoint as safetensors, and the two JSON files."""
         from ensemble.families.nnunet_v2.checkpoints import PACKED_CHECKPOINT, checkpoint_paths, pack_fold
 
         for path in checkpoint_paths(source):
@@ -84,5 +84,5 @@ def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:
             "dataset.json can't be read",
             where=dataset,
             found=f"{type(error).__name__}: {error}",
-            do="give the file that stood beside these weights",
+            do="restore the dataset.json of these weights",
         ) from error

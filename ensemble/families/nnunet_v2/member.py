@@ -21,7 +21,7 @@ from ensemble.families.nnunet_v2.plans import NnunetV2Plans
 from ensemble.families.nnunet_v2.processing import lesion_probability_from_logits, to_network
 from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import MemberSpec
-from ensemble.families.unet import memory_of
+from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid, Reorientation, Triple
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
@@ -34,7 +34,7 @@ from ensemble.weights.checkpoints import load_weights
 
 @dataclass(frozen=True)
 class NnunetV2Member:
-    """A trained model with the networks of all its folds in memory."""
+    """A trained model with the networks of all folds in memory."""
 
     spec: MemberSpec
     plans: NnunetV2Plans
@@ -47,9 +47,9 @@ class NnunetV2Member:
 
     @classmethod
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NnunetV2Member:
-        """Read a model folder and put its networks onto the device.
+        """Read a model folder and load its networks onto the device.
 
-        Raises WeightsBroken, naming file and finding, for anything missing, damaged, contradictory or not supported.
+        Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
         """
         model = read_model(spec.folder)
         return cls(
@@ -62,12 +62,12 @@ class NnunetV2Member:
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
         return self.spec.name
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
         return frozenset(channel.modality for channel in self.channels if not channel.optional)
 
     @property
@@ -94,9 +94,7 @@ class NnunetV2Member:
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, remark, features)
 
     def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
-        """Return what nnU-Net's preprocessing is given: images (channels, z, y, x), their spacing (z, y, x) in mm, and how they were
-        turned.
-        """
+        """Return the input of nnU-Net's preprocessing: images (channels, z, y, x), spacing (z, y, x) in mm, and the reorientation."""
         orientation = self._orientation(case.grid)
         return self._images(case, orientation), orientation.spacing(case.grid.spacing_zyx_mm), orientation
 
@@ -129,7 +127,7 @@ class NnunetV2Member:
 
 
 def _ras(grid: Grid) -> Reorientation:
-    """Return the RAS+ orientation of arrays (z, y, x): as canonical (LPS+), but x and y run the other way."""
+    """Return the reorientation of arrays (z, y, x) to RAS+: that of `canonical` (LPS+) with x and y flipped."""
     lps = grid.canonical()
     return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
 
@@ -154,7 +152,7 @@ def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
 
 
 def _mirror_axes(model: Model) -> tuple[int, ...]:
-    """Return the first checkpoint's mirror axes as axes of a (z, y, x) window; 2-D networks count from y. Missing or None: no mirroring."""
+    """Return the first checkpoint's mirror axes as axes of a (z, y, x) window (2-D networks count from y); none if missing or None."""
     (path, content), plans = next(iter(model.checkpoints.items())), model.plans
     axes = content.get("inference_allowed_mirroring_axes") or ()
     possible = range(plans.dims)
@@ -164,10 +162,10 @@ def _mirror_axes(model: Model) -> tuple[int, ...]:
 
 
 def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a model's folds. Raises WeightsBroken for plans that describe none."""
+    """Return the networks of a model's folds. Raises WeightsBroken if the plans describe no network."""
     plans = model.plans
     try:
-        window_bytes, what = plans.window_bytes, memory_of(plans.features)
+        window_bytes, what = plans.window_bytes, explain_window_memory(plans.features)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise _unbuildable(model, f"features_per_stage: {type(error).__name__}: {error}") from error
     return tuple(
@@ -200,4 +198,4 @@ def _with_weights(model: Model, path: Path) -> torch.nn.Module:
 
 def _unbuildable(model: Model, found: str, do: str = "") -> WeightsBroken:
     where = model.folder / "plans.json"
-    return WeightsBroken("the network that plans describe can't be built", where=where, found=found, do=do)
+    return WeightsBroken("the network that plans.json describes can't be built", where=where, found=found, do=do)

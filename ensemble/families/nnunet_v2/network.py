@@ -1,4 +1,4 @@
-"""The U-Net that nnU-Net v2 plans name, built from an allow-list of classes: plans are data, and import nothing of their choice."""
+"""Build the U-Net that nnU-Net v2 plans name, from an allow-list of classes: plans are data and may import nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MAX_STAGES, _MAX_FEATURES = 16, 4096
 
 
 def build_network(architecture: Architecture, channels: int, classes: int, trainer: str = "") -> torch.nn.Module:
-    """Return the network, without memory for its weights (on the meta device): `checkpoints.load_weights` brings them.
+    """Build the network without memory for its weights (on the meta device); `checkpoints.load_weights` fills them in.
 
     `trainer` is the checkpoint's: nnUNetTrainerBN replaces the plans' normalisation by batch normalisation.
     Raises ValueError for classes that are not on the allow-list and for arguments that make no network.
@@ -58,7 +58,7 @@ def build_network(architecture: Architecture, channels: int, classes: int, train
                 input_channels=channels, num_classes=classes, **(kwargs | {"deep_supervision": False})
             )
     except (TypeError, AssertionError, IndexError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"the arguments of {name} make no network: {error}") from error
+        raise ValueError(f"the arguments of {name} do not describe a network: {error}") from error
     return network
 
 
@@ -76,7 +76,7 @@ def _batch_norm(conv: Any) -> Any:
 
 
 def _check_size(kwargs: dict[str, Any]) -> None:
-    """Refuse numbers that no planner writes, before they take all memory or time."""
+    """Refuse numbers that no planner writes, before they exhaust memory or time."""
     stages = kwargs.get("n_stages", 0)
     features = kwargs.get("features_per_stage", 0)
     largest = max(features, default=0) if isinstance(features, list) else features

@@ -1,4 +1,4 @@
-"""What an nnU-Net v2 trained-model folder says of itself: `plans.json` and `dataset.json`, as frozen dataclasses.
+"""The plans of an nnU-Net v2 model: `plans.json` and `dataset.json`, as frozen dataclasses.
 
 Formats: nnunetv2 2.0 to 2.8 (`plans_handler.py`, `label_handling.py`), old plans without an `architecture` block included.
 """
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Architecture:
-    """The network that plans name."""
+    """The network architecture in the plans."""
 
     class_name: str
     """Dotted path of the class, as written by the planner."""
@@ -98,7 +98,7 @@ class NnunetV2Plans:
 
     @property
     def smallest_window(self) -> tuple[int, ...]:
-        """A small window that the network can halve as often as it does, with more than one voxel left at the bottom."""
+        """A small window that all strides divide, with more than one voxel left at the bottleneck."""
         return tuple(2 * factor for factor in _strides(self.architecture, self.dims))
 
     @property
@@ -108,7 +108,7 @@ class NnunetV2Plans:
 
     @property
     def features(self) -> int:
-        """Feature maps of the network's first stage. Raises KeyError, ValueError, TypeError or IndexError where that is not said."""
+        """Feature maps of the network's first stage. Raises KeyError, ValueError, TypeError or IndexError if the plans do not say."""
         features = self.architecture.kwargs["features_per_stage"]
         return int(features[0] if isinstance(features, list) else features)
 
@@ -129,7 +129,9 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetV2Plans:
     name = configuration or _configuration_name(folder, plans)
     chosen = _with_inherited(plans, name)
     if chosen.get("previous_stage"):
-        raise plans.broken(f"configuration {name} is the second stage of a cascade", "use a folder of a single network")
+        raise plans.broken(
+            f"configuration {name} is the second stage of a cascade", "use a model that is not a cascade"
+        )
     if (preprocessor := chosen.get("preprocessor_name", "DefaultPreprocessor")) != "DefaultPreprocessor":
         raise plans.broken(f"preprocessor {preprocessor} is not supported")
     if (manager := plans.content.get("label_manager", "LabelManager")) != "LabelManager":
@@ -161,7 +163,7 @@ def read_plans(folder: Path, configuration: str | None) -> NnunetV2Plans:
 
 
 class _JsonFile:
-    """A JSON object with the path that every complaint about it names."""
+    """A JSON object that names its path in every error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -175,20 +177,20 @@ class _JsonFile:
                 do="give a complete nnU-Net v2 model folder (dataset.json, plans.json, fold_*/checkpoint_final.pth)",
             ) from error
         if not isinstance(content, dict):
-            raise self.broken(f"a JSON {type(content).__name__} where an object belongs")
+            raise self.broken(f"a JSON {type(content).__name__} instead of an object")
         self.content: dict[str, Any] = content
 
     def read(self, key: str, parse: Callable[[], T]) -> T:
-        """Return what `parse` makes of a key, its complaints as WeightsBroken."""
+        """Return `parse` applied to a key; raise WeightsBroken where that fails."""
         try:
             return parse()
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
             missing = isinstance(error, KeyError)
             raise self.broken(f"{key}: {'missing or unknown: ' if missing else ''}{error}") from error
 
-    def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote beside these weights") -> WeightsBroken:
-        """Return the complaint to raise about this file."""
-        return WeightsBroken(f"{self.path.name} is not one that can be used", where=self.path, found=found, do=do)
+    def broken(self, found: str, do: str = "use the file that nnU-Net v2 wrote with these weights") -> WeightsBroken:
+        """Return the error to raise about this file."""
+        return WeightsBroken(f"{self.path.name} is not supported", where=self.path, found=found, do=do)
 
 
 def _configuration_name(folder: Path, plans: _JsonFile) -> str:
@@ -204,7 +206,7 @@ def _configuration_name(folder: Path, plans: _JsonFile) -> str:
 
 
 def _with_inherited(plans: _JsonFile, name: str) -> dict[str, Any]:
-    """Return a configuration with what it inherits; its own keys win."""
+    """Return a configuration merged with those it inherits from; its own keys win."""
     configurations = plans.read("configurations", lambda: dict(plans.content["configurations"]))
     lineage: list[str] = []
     parent: str | None = name
@@ -222,7 +224,7 @@ def _with_inherited(plans: _JsonFile, name: str) -> dict[str, Any]:
 
 
 def _channel_names(dataset: _JsonFile) -> tuple[str, ...]:
-    """Return the names in the order of their indices. Early datasets call the table `modality`."""
+    """Return the names in the order of their indices. Early datasets have them under `modality`."""
     key = "modality" if "modality" in dataset.content else "channel_names"
     names: dict[str, Any] = dataset.read(key, lambda: dict(dataset.content[key]))
     if sorted(names, key=str) != sorted(str(index) for index in range(len(names))) or not names:
@@ -231,10 +233,10 @@ def _channel_names(dataset: _JsonFile) -> tuple[str, ...]:
 
 
 def _labels(dataset: _JsonFile) -> tuple[int, tuple[int, ...]]:
-    """(number of output channels, those that are lesion). Of several foreground labels, those named as lesion; if none is, all."""
+    """Return the number of output channels, and those that are lesion: the labels named as lesion, or all foreground if none is."""
     labels: dict[str, Any] = dataset.read("labels", lambda: dict(dataset.content["labels"]))
     if any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
-        raise dataset.broken("labels made of regions", "train with plain labels: background 0, lesion 1")
+        raise dataset.broken("region-based labels", "train with plain labels: background 0, lesion 1")
     values = dataset.read(
         "labels",
         lambda: {
@@ -274,7 +276,7 @@ def _resampling(chosen: Mapping[str, Any], key: str) -> NnunetResampling:
 
 
 def _check_numbers(value: Any, key: str) -> None:
-    """Raise ValueError for numbers that no planner writes, in a network's arguments: they would take memory and time without end."""
+    """Raise ValueError for numbers in a network's arguments that no planner writes; they would exhaust memory and time."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _check_numbers(inner, str(name))
@@ -288,14 +290,16 @@ def _check_numbers(value: Any, key: str) -> None:
 
 
 def _check_patch(patch: Sequence[int], architecture: Architecture) -> None:
-    """Raise ValueError for windows that the network can't halve as often as it does."""
+    """Raise ValueError for windows that the network's strides do not divide."""
     for axis, (length, factor) in enumerate(zip(patch, _strides(architecture, len(patch)), strict=True)):
         if factor < 1 or length < factor or length % factor:
-            raise ValueError(f"{length} along axis {axis} is no multiple of the network's strides, {factor} in all")
+            raise ValueError(
+                f"{length} along axis {axis} is not a multiple of {factor}, the product of the network's strides"
+            )
 
 
 def _strides(architecture: Architecture, dims: int) -> list[int]:
-    """Return by how much the network shrinks a window in all, along each axis."""
+    """Return the total downsampling factor of the network along each axis."""
     strides = [stride if isinstance(stride, list) else [stride] * dims for stride in architecture.kwargs["strides"]]
     return [prod(int(stride[axis]) for stride in strides) for axis in range(dims)]
 
@@ -309,7 +313,7 @@ def _spacing(millimetres: Sequence[Any], axes: int) -> tuple[float, ...]:
 
 def _permutation(axes: Sequence[Any]) -> tuple[int, int, int]:
     if sorted(axes) != [0, 1, 2]:
-        raise ValueError(f"{axes} is no permutation of 0, 1, 2")
+        raise ValueError(f"{axes} is not a permutation of 0, 1, 2")
     return int(axes[0]), int(axes[1]), int(axes[2])
 
 

@@ -1,4 +1,4 @@
-"""nnU-Net v2's arithmetic before and after the network, on plain arrays.
+"""nnU-Net v2's pre- and postprocessing on plain arrays.
 
 Order of steps as in nnunetv2's DefaultPreprocessor: transpose, crop to what is not zero, normalise, resample; and back: resample
 logits, softmax, paste into background, transpose.
@@ -22,7 +22,7 @@ EPSILON = 1e-8
 def to_network(
     images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetV2Plans
 ) -> tuple[FloatArray, CropResampleGeometry]:
-    """Bring images (channels, z, y, x) to the network's axes, region, intensities and spacing.
+    """Bring images (channels, z, y, x) to the network's axis order, crop, normalisation and spacing.
 
     Returns the float32 array (channels, a, b, c) and the way back. The images are left as they are.
     Raises ValueError when a channel's values can't be what its normalisation expects.
@@ -58,7 +58,7 @@ def lesion_probability_from_logits(
 
 
 def normalise(image: FloatArray, region: BoolArray, how: Normalisation) -> FloatArray:
-    """Return one channel (z, y, x) normalised as its plans say, float32; `region` is where the case is not zero."""
+    """Return one channel (z, y, x) float32 normalised as the plans say; `region` is where the images are nonzero."""
     return _SCHEMES[how.scheme](image.astype(np.float32), region if how.use_mask else None, how.intensities)
 
 

@@ -1,4 +1,4 @@
-"""nnU-Net's own predictor on what a member is given, to compare with: the one place where nnunetv2 is imported, and only when asked for."""
+"""nnU-Net's own predictor, for comparison with a member. nnunetv2 is imported only here, and only when a comparison is asked for."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 @dataclass(frozen=True)
 class NnunetV2Reference:
-    """nnUNetPredictor."""
+    """nnUNetPredictor on a member's model folder."""
 
     predictor: Callable[..., Any]
     title: str
 
     @classmethod
     def installed(cls) -> NnunetV2Reference:
-        """Import it. Raises UsageError where it is not installed."""
+        """Import nnunetv2. Raises UsageError if it is not installed."""
         for variable in _FOLDERS:
             os.environ.setdefault(variable, "unused")  # it complains on stdout otherwise
         try:
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         except ImportError as error:
             raise UsageError(
-                "nnU-Net itself is not installed, so that there is nothing to compare with",
+                "the comparison needs nnU-Net, which is not installed",
                 found=str(error),
-                do="pip install nnunetv2, or leave --compare out",
+                do="run pip install nnunetv2, or remove --compare",
             ) from error
         return cls(nnUNetPredictor, f"nnunetv2 {version('nnunetv2')}")
 
     def probability(self, member: Member, case: PreparedCase, settings: InferenceSettings) -> FloatArray:
-        """Return the lesion probability (z, y, x) on the DWI grid, on the images that the member sees. Raises what nnunetv2 raises."""
+        """Return the lesion probability (z, y, x) on the DWI grid, from the member's own input. Raises what nnunetv2 raises."""
         assert isinstance(member, NnunetV2Member)
         images, spacing, orientation = member.network_input(case)
         device = torch.device(settings.device)
@@ -68,7 +68,7 @@ class NnunetV2Reference:
 
 @contextmanager
 def _as_trained(folder: Path) -> Iterator[Path]:
-    """A copy of a model folder, packed or not, with nothing in its checkpoints but what was read safely: nnunetv2 would run their code."""
+    """Copy a model folder, packed or not, with only the safely read checkpoint contents: nnunetv2 would run code in them."""
     model = read_model(folder)
     with tempfile.TemporaryDirectory(prefix="nnunet-") as made:
         for name in ("dataset.json", "plans.json"):

@@ -1,4 +1,4 @@
-"""A TorchScript archive as data: its parameters and the text of its code. Nothing in it is run, or even compiled.
+"""A TorchScript archive as data: its parameters and the text of its code. Nothing in it is run or compiled.
 
 The archive is a zip of `data.pkl` (a tree of modules, with tensors that point to `data/N`), `code/**.py` and `constants.pkl`
 (PyTorch, torch/csrc/jit/docs/serialization.md). The pickle's names are answered by stand-ins; any other name ends the reading.
@@ -18,10 +18,10 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.files import open_file
-from ensemble.weights.archives import folder_of, stored
+from ensemble.weights.archives import archive_root, read_archive_file
 from ensemble.weights.checkpoints import refuse_more_than_the_file
 from ensemble.weights.damage import weights_errors
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -37,7 +37,7 @@ _MAX_CODE_BYTES = 64 * 2**20
 
 @dataclass
 class Module:
-    """A module of the archive: its class by name, and what it holds."""
+    """A module of the archive: the name of its class, and its attributes."""
 
     name: str = ""
     held: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Archive:
-    """What was read."""
+    """The contents of a TorchScript archive."""
 
     root: Module
     code: dict[str, str]
@@ -60,30 +60,30 @@ class Archive:
 
 
 def read_archive(path: Path, *, weights: bool = True) -> Archive:
-    """Read a TorchScript file; without weights, tensors have shapes and no values (device "meta"), and little is read.
+    """Read a TorchScript file. Without weights, tensors have shapes but no values (device "meta"), and little is read.
 
-    Raises WeightsBroken for what is missing, damaged, none, or holds more than modules and tensors."""
+    Raises WeightsBroken if anything is missing, damaged, none, or holds more than modules and tensors."""
     try:
         with weights_errors(path, "a TorchScript file", "read"):
-            with readable(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
+            with folder_errors(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
                 archive = _read(file, weights)
             refuse_more_than_the_file(archive.parameters, path)
             return archive
     except _Forbidden as error:
         raise WeightsBroken(
-            "a TorchScript file holds more than modules and tensors",
+            "a TorchScript file contains more than modules and tensors",
             where=path,
-            found=f"it asks for {error}",
-            do="use the file that was published",
+            found=f"it refers to {error}",
+            do="use the published file",
         ) from error
 
 
 class _Forbidden(Exception):
-    """A pickle asks for something that is no module or tensor."""
+    """A pickle asks for something other than modules and tensors."""
 
 
 def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
-    folder = folder_of(file)
+    folder = archive_root(file)
     texts = [
         info for info in file.infolist() if info.filename.startswith(f"{folder}code/") and info.filename.endswith(".py")
     ]
@@ -102,11 +102,11 @@ def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits the archive's own classes, tensors and lists."""
+    """Allows only the archive's own classes, tensors and lists."""
 
     def __init__(self, file: zipfile.ZipFile, name: str, weights: bool) -> None:
         """`name` is that of the pickle without its ending, and of the folder of its tensors."""
-        super().__init__(io.BytesIO(stored(file, f"{name}.pkl", _MAX_CODE_BYTES)))
+        super().__init__(io.BytesIO(read_archive_file(file, f"{name}.pkl", _MAX_CODE_BYTES)))
         self._file, self._place, self._weights = file, f"{name}/", weights
         self._classes: dict[str, type[Module]] = {}
         self._storages: dict[str, torch.Tensor] = {}
@@ -128,7 +128,7 @@ class _Unpickler(pickle.Unpickler):
         if not self._weights:
             return torch.empty(int(count), dtype=dtype, device="meta")
         if key not in self._storages:
-            content = bytearray(stored(self._file, self._place + str(key)))
+            content = bytearray(read_archive_file(self._file, self._place + str(key)))
             self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         if len(self._storages[key]) < int(count):
             raise ValueError(f"tensor data {key} of {len(self._storages[key])} numbers, {count} expected")
@@ -147,7 +147,7 @@ def _module_class(name: str) -> type[Module]:
 def _tensor(
     storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> torch.Tensor:
-    """Make a tensor of its storage. PyTorch checks that all lies within the storage."""
+    """Build a tensor on its storage. PyTorch checks that it lies within the storage."""
     return torch.as_strided(storage, size, stride, offset)
 
 
@@ -160,7 +160,7 @@ def _tensors(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _same(value: Any, *_: Any) -> Any:
-    """Return the value itself, no copy: a pickle may name one value as often as it likes."""
+    """Return the value itself, not a copy: a pickle may refer to one value any number of times."""
     return value
 
 

@@ -1,4 +1,4 @@
-"""The family `nvauto`: the networks of NVAUTO in DeepISLES' archive, TorchScript files; or packed. Imports no torch until it must."""
+"""The family `nvauto`: the networks of NVAUTO in DeepISLES' archive, as TorchScript or packed. Imports torch only when needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Nvauto(Family):
     suffixes = frozenset({SCRIPT_SUFFIX})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
-        """Find members by names alone: TorchScript is code."""
+        """Find members by file names only, because TorchScript is code."""
         scripts = [path for path in tree.files if path.suffix == SCRIPT_SUFFIX and _TEAM in path.resolve().parts]
         for folder in sorted({path.parent for path in scripts}):
             names = [path for path in scripts if path.parent == folder]
@@ -42,7 +42,7 @@ class Nvauto(Family):
         return tuple(map(str, network_files(folder)))
 
     def describe(self, folder: Path) -> MemberDescription:
-        """Return the files themselves are not opened."""
+        """Return the same description for all: the network files are not opened."""
         find_network_files(folder)
         return MemberDescription(_CHANNELS, (1.0, 1.0, 1.0), _PUBLISHED if _TEAM in folder.resolve().parts else 0)
 
@@ -53,13 +53,13 @@ class Nvauto(Family):
         return NvautoMember.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """Return one a file."""
+        """Return one network per file."""
         from ensemble.families.nvauto.member import networks_of
 
         return networks_of(folder)
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
-        """Each network's weights as safetensors and its form as JSON; no TorchScript is run for it."""
+        """Write each network's weights as safetensors and its architecture as JSON; no TorchScript is run."""
         from ensemble.families.nvauto.rebuild import pack_network
 
         for number, path in find_network_files(source).items():

@@ -1,4 +1,4 @@
-"""The files of NVAUTO's networks: `model0.ts`, `model1.ts`, ...; packed, `model0/network.safetensors` with `network.json`. No torch."""
+"""The files of NVAUTO's networks: `model0.ts`, `model1.ts`, ..., or packed `model0/network.safetensors` with `network.json`. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import listing, readable
+from ensemble.weights.folder import folder_errors, listing
 
 SCRIPT_SUFFIX = ".ts"
 PACKED_WEIGHTS, PACKED_FORM = "network.safetensors", "network.json"
@@ -15,14 +15,14 @@ _SCRIPT = re.compile(rf"{_NAME.pattern}\{SCRIPT_SUFFIX}", re.ASCII)
 
 
 def is_script(path: Path) -> bool:
-    """Return whether a file is called as a network of the archive is."""
+    """Return whether a file name is that of a TorchScript network of the archive."""
     return _SCRIPT.fullmatch(path.name) is not None
 
 
 def network_files(folder: Path) -> dict[int, Path]:
-    """Return the file of each network, by its number, in their order. Raises WeightsBroken for two of one number, or what can't be read."""
+    """Return the file of each network by number, in order. Raises WeightsBroken for a duplicate number or an unreadable folder."""
     found: dict[int, Path] = {}
-    with readable(folder):
+    with folder_errors(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             packed = path / PACKED_WEIGHTS
             match = _SCRIPT.fullmatch(path.name) or (_NAME.fullmatch(path.name) if packed.is_file() else None)
@@ -31,7 +31,7 @@ def network_files(folder: Path) -> dict[int, Path]:
             number, file = int(match["number"]), packed if packed.is_file() else path
             if number in found:
                 raise WeightsBroken(
-                    f"network {number} is there twice",
+                    f"network {number} exists twice",
                     where=folder,
                     found=f"{found[number].relative_to(folder)}, {file.relative_to(folder)}",
                     do="keep one of them",
@@ -41,10 +41,10 @@ def network_files(folder: Path) -> dict[int, Path]:
 
 
 def find_network_files(folder: Path) -> dict[int, Path]:
-    """Return the same; raises WeightsBroken where there is none, too."""
+    """Return the files as `network_files` does; also raise WeightsBroken if there are none."""
     if not (found := network_files(folder)):
         raise WeightsBroken(
-            f"a folder holds no network model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",
+            f"the folder has no network file model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",
             where=folder,
             found=listing(folder),
             do="give the folder NVAUTO/ts of DeepISLES' archive, or one that members pack wrote",

@@ -1,4 +1,4 @@
-"""Member kind `nvauto`: the ensemble of NVAUTO (Myronenko, Siddiquee, Yang, He, Xu: ISLES'22), used as DeepISLES uses it.
+"""Member kind `nvauto`: the networks of NVAUTO (Myronenko, Siddiquee, Yang, He, Xu: ISLES'22), run as DeepISLES runs them.
 
 The published files drop in unchanged and give DeepISLES' mask. Each network goes over the image at 1 mm; its softmax comes back to the DWI
 grid, where networks are averaged.
@@ -19,11 +19,11 @@ from ensemble.families.channels import parse_channel
 from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, find_network_files
 from ensemble.families.nvauto.processing import SPACING_MM, ResampleTo1Mm, normalised
 from ensemble.families.nvauto.rebuild import read_segresnet_config, rebuild_network
-from ensemble.families.nvauto.script import ScriptSession, refuse_code
+from ensemble.families.nvauto.script import ScriptSession, refuse_untrusted_torchscript
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import SequentialSessions, open_sequential_sessions, open_session
 from ensemble.families.spec import MemberSpec, refuse_unfit_images
-from ensemble.families.unet import memory_of, window_bytes
+from ensemble.families.unet import explain_window_memory, window_bytes
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.precision import resolve_precision
@@ -40,7 +40,7 @@ CHANNELS = (Modality.ADC, Modality.DWI)
 
 @dataclass(frozen=True)
 class NvautoMember:
-    """The ensemble, its networks in memory or at hand."""
+    """The networks of NVAUTO, in memory or opened when needed."""
 
     spec: MemberSpec
     modalities: tuple[Modality, ...]
@@ -51,14 +51,14 @@ class NvautoMember:
 
     @classmethod
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> NvautoMember:
-        """Open each network once, and keep them while they are few.
+        """Open each network once, and keep them in memory if they are few.
 
-        Raises WeightsBroken for TorchScript without permission, and for what is missing, damaged or not supported.
+        Raises WeightsBroken for TorchScript without permission, and if anything is missing, damaged or not supported.
         """
         modalities = _modalities(spec)
         files = list(find_network_files(spec.folder).values())
         if not settings.packed_form:
-            refuse_code(spec, files, settings)
+            refuse_untrusted_torchscript(spec, files, settings)
         networks = networks_of(spec.folder)
         if wrong := [network for network in networks if network.channels != len(modalities)]:
             raise WeightsBroken(
@@ -72,12 +72,12 @@ class NvautoMember:
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
         return self.spec.name
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
         return frozenset(self.modalities)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
@@ -102,7 +102,7 @@ class NvautoMember:
 
 
 def networks_of(folder: Path) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a folder, packed or not; no code of theirs is run before they are built. Raises WeightsBroken."""
+    """Return the networks of a folder, packed or not. None of their code is run before they are built. Raises WeightsBroken."""
     return tuple(_network(path) for path in find_network_files(folder).values())
 
 
@@ -115,7 +115,7 @@ def _network(path: Path) -> NetworkSpec:
         patch=WINDOW,
         smallest_window=form.smallest_window,
         window_bytes=window_bytes(WINDOW, form.features),
-        memory_of=memory_of(form.features),
+        memory_of=explain_window_memory(form.features),
         build=partial(rebuild_network, path),
     )
 
@@ -133,7 +133,7 @@ def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:
     try:
         channels = [parse_channel(name) for name in spec.channels] if spec.channels else []
         if any(channel.offset or channel.optional for channel in channels):
-            raise ValueError("neighbouring slices and optional images mean nothing to these networks")
+            raise ValueError("these networks support neither neighbouring slices nor optional images")
     except ValueError as error:
         raise WeightsBroken(
             f"it is not clear which images member {spec.name} takes",

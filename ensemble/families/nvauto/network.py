@@ -25,7 +25,7 @@ _MAX_STRIDE, _MAX_LEVELS = 4, 10
 
 @dataclass(frozen=True)
 class SegResNetConfig:
-    """What the shapes of a network's weights don't say of it."""
+    """The parts of a network's architecture that the shapes of its weights do not tell."""
 
     network: SegResNetKind
     norm: str
@@ -46,7 +46,7 @@ class SegResNetConfig:
 
     @property
     def smallest_window(self) -> Sizes:
-        """A small window that the network can halve as often as it does, with more than one voxel left at the bottom."""
+        """A small window that all strides divide, with more than one voxel left at the bottleneck."""
         x, y, z = (2 * prod(stride[axis] for stride in self.strides) for axis in range(3))
         return x, y, z
 
@@ -56,7 +56,7 @@ class SegResNetConfig:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SegResNetConfig:
-        """Read them. Raises KeyError, TypeError or ValueError for what is no such network."""
+        """Read what `as_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         strides = tuple(tuple(int(n) for n in stride) for stride in content["strides"])
         form = cls(
             network=content["network"],
@@ -87,13 +87,13 @@ class SegResNetConfig:
 
 
 def build_network(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
-    """Return the network, its weights to be set. Raises KeyError or ValueError for shapes that are no such network's."""
+    """Build the network, weights still unset. Raises KeyError or ValueError for shapes that don't fit such a network."""
     with torch.device("meta"):
         return SegResNet(form, shapes) if form.network == "SegResNet" else SegResNetDS(form, shapes)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32, whatever the precision of the maps; PyTorch takes no mixture on GPUs."""
+    """Group normalisation in float32, whatever the precision of the maps; PyTorch accepts no mixture on GPUs."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(N, C, X, Y, Z) to the same."""
@@ -101,7 +101,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class SegResNet(nn.Module):
-    """Logits for windows whose sizes the strides divide."""
+    """MONAI's SegResNet: gives logits for windows whose sizes are divisible by its strides."""
 
     def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class SegResNet(nn.Module):
 
 
 class SegResNetDS(nn.Module):
-    """Logits for windows whose sizes the strides divide."""
+    """MONAI's SegResNetDS: gives logits for windows whose sizes are divisible by its strides."""
 
     def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class _Encoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """Normalisation, activation, convolution, twice, beside the maps themselves. In SegResNet convolutions are wrapped."""
+    """A residual block: normalisation, activation, convolution, twice. In SegResNet convolutions are wrapped."""
 
     def __init__(self, form: SegResNetConfig, shapes: Shapes, place: str, wrapper: str = "") -> None:
         super().__init__()
@@ -218,7 +218,7 @@ def _convolution(shapes: Shapes, place: str, stride: Sizes = (1, 1, 1)) -> nn.Co
 
 
 def _upsampling(form: SegResNetConfig, shapes: Shapes, place: str, stride: Sizes) -> nn.Module:
-    """Make MONAI's `UpSample`: its transposed convolutions are padded where their kernel was given, and is not the stride."""
+    """Build MONAI's `UpSample`; transposed convolutions are padded if their kernel size was given and differs from the stride."""
     if form.upsampling == "deconv":
         inputs, outputs, *kernel = shapes[f"{place}.deconv.weight"]
         pairs = list(zip(kernel, stride, strict=True))
@@ -259,14 +259,14 @@ def _wrapped(convolution: nn.Conv3d) -> nn.Sequential:
 
 
 def _numbers(shapes: Shapes, place: str) -> list[int]:
-    """Return the numbers that follow a place in the names of weights."""
+    """Return the numbers that follow a prefix in the names of weights."""
     depth = place.count(".") + 1
     found = {name.split(".")[depth] for name in shapes if name.startswith(f"{place}.")}
     return sorted(int(number) for number in found if number.isdecimal())
 
 
 def _count(shapes: Shapes, place: str) -> int:
-    """Return how many there are; levels without weights of their own don't occur."""
+    """Return the number of levels; levels without weights of their own do not occur."""
     numbers = _numbers(shapes, place)
     if not numbers or numbers != list(range(len(numbers))):
         raise ValueError(f"{place}: levels {numbers}")

@@ -1,4 +1,4 @@
-"""The arithmetic before and after NVAUTO's networks: MONAI 0.9's `Spacingd`, `NormalizeIntensityd` and `Invertd`, rounding included.
+"""NVAUTO's pre- and postprocessing: MONAI 0.9's `Spacingd`, `NormalizeIntensityd` and `Invertd`, rounding included.
 
 Which voxels are exactly 0 decides about the normalisation, and positions that are 1e-6 voxels off make others than 0 of those beside a
 stripped brain. So positions are found as MONAI finds them: by solving in float32, then in float64. Arrays are in the file's axis order
@@ -25,7 +25,7 @@ _SAME = 1e-3
 
 @dataclass(frozen=True)
 class ResampleTo1Mm:
-    """The way from an image's grid to the lattice of 1 mm that starts at the same corner, and back."""
+    """Resamples from an image's grid to 1 mm voxels that start at the same corner, and back."""
 
     size: tuple[int, ...]
     """Of the image."""
@@ -38,15 +38,15 @@ class ResampleTo1Mm:
 
     @classmethod
     def of(cls, grid: Grid) -> ResampleTo1Mm:
-        """Return that of a DWI grid. Raises InputRefused where the lattice would be larger than any brain's."""
+        """Make it for a DWI grid. Raises InputRefused if the 1 mm grid would be larger than any brain needs."""
         affine = grid.affine_ras
         fine = _zoomed(affine, SPACING_MM)
         size = _fine_size(grid.size, affine, fine)
         if is_too_large(size, MAX_NETWORK_VOXELS):
             raise InputRefused(
-                "the image is too large at the voxel size that a member works at",
+                "the image is too large at the voxel size of a member",
                 found=f"{' x '.join(map(str, size))} voxels of 1 mm",
-                do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+                do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
             )
         return cls(grid.size, affine, size, fine.astype(np.float32))
 
@@ -55,14 +55,14 @@ class ResampleTo1Mm:
         return _resampled(images, self.affine.astype(np.float32), self.fine_affine, self.fine_size)
 
     def back(self, answers: torch.Tensor) -> torch.Tensor:
-        """Bring answers (C, X, Y, Z) at 1 mm back to the image's grid, float32."""
+        """Resample network outputs (C, X, Y, Z) at 1 mm back to the image's grid, float32."""
         spacing = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
         affine = _zoomed(self.fine_affine.astype(np.float64), spacing).astype(np.float32)
         return _resampled(answers, self.fine_affine, affine, self.size)
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
-    """Return each channel (C, X, Y, Z) to zero mean and unit (population) deviation over what is not 0; that stays 0."""
+    """Return each channel (C, X, Y, Z) with zero mean and unit (population) deviation over its nonzero voxels; zeros stay 0."""
     result = images.clone()
     for image in result:
         inside = image != 0
@@ -74,7 +74,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 
 def _zoomed(affine: FloatArray, spacing: FloatArray | tuple[float, ...]) -> FloatArray:
-    """Return the affine (4, 4) with another spacing and no shear, starting at the same voxel."""
+    """Return the affine (4, 4) with another spacing, without shear, and the same first voxel."""
     matrix = affine[:3, :3]
     scales = np.linalg.cholesky(matrix.T @ matrix).T
     rotation = matrix @ np.linalg.inv(scales)
@@ -85,7 +85,7 @@ def _zoomed(affine: FloatArray, spacing: FloatArray | tuple[float, ...]) -> Floa
 
 
 def _fine_size(size: tuple[int, ...], affine: FloatArray, fine: FloatArray) -> tuple[int, ...]:
-    """Return voxels that cover the image's outermost voxel centres."""
+    """Return the number of voxels that covers the image's outermost voxel centres."""
     ends = np.array(np.meshgrid(*[(0.0, n - 1.0) for n in size], indexing="ij")).reshape(3, -1)
     corners = affine @ np.concatenate([ends, np.ones_like(ends[:1])])
     centred = np.linalg.inv(np.block([[fine[:3, :3], np.zeros((3, 1))], [np.eye(4)[3:]]])) @ corners
@@ -93,7 +93,7 @@ def _fine_size(size: tuple[int, ...], affine: FloatArray, fine: FloatArray) -> t
 
 
 def _resampled(images: torch.Tensor, source: FloatArray, target: FloatArray, size: tuple[int, ...]) -> torch.Tensor:
-    """Return images (C, X, Y, Z) of an affine on the lattice of another (both float32): linear, the outermost voxels repeated beyond."""
+    """Resample images (C, X, Y, Z) from one affine to another, both float32: linear, with edge voxels repeated outside."""
     there = tuple(images.shape[1:])
     if there == tuple(size) and np.allclose(source, target, atol=_SAME):
         return images.float()
@@ -111,7 +111,7 @@ def _resampled(images: torch.Tensor, source: FloatArray, target: FloatArray, siz
 
 
 def _solved(matrix: FloatArray, right: FloatArray) -> FloatArray:
-    """Solve matrix X = right for X (4, 4), as LAPACK's `dgetf2` and `dtrsm` find it where no multiplication and addition are one.
+    """Solve matrix X = right for X (4, 4) as LAPACK's `dgetf2` and `dtrsm` do without fused multiply-add.
 
     numpy's answer depends on the processor: its last digit, here some 1e-18, decides whether voxels beside a stripped brain are 0.
     """
@@ -137,7 +137,7 @@ def _solved(matrix: FloatArray, right: FloatArray) -> FloatArray:
 
 
 def _unit(size: tuple[int, ...]) -> torch.Tensor:
-    """Return the matrix from voxels to -1 ... 1 between the outermost voxels' outer faces (4, 4)."""
+    """Return the matrix (4, 4) from voxel indices to -1 ... 1 between the outer faces of the outermost voxels."""
     lengths = torch.tensor(size, dtype=torch.float64)
     matrix = torch.diag(torch.cat([2.0 / lengths, torch.ones(1, dtype=torch.float64)]))
     matrix[:3, 3] = 1.0 / lengths - 1.0

@@ -1,4 +1,4 @@
-"""From TorchScript files to networks of ours, held against what the files' own text computes; no code of theirs runs."""
+"""Rebuild TorchScript networks from their weights, and check them against the code in the files, which is read but never run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FAILURES = (ValueError, KeyError, TypeError, IndexError, RuntimeError, Attribut
 
 
 def read_segresnet_config(path: Path) -> SegResNetConfig:
-    """Return what a network is like, from its cheap files. Raises WeightsBroken for a packed one that does not say so."""
+    """Read a network's architecture from its small files. Raises WeightsBroken if a packed network does not state it."""
     if path.suffix != SCRIPT_SUFFIX:
         return _packed_form(path)
     try:
@@ -38,7 +38,7 @@ def read_segresnet_config(path: Path) -> SegResNetConfig:
 
 
 def rebuild_network(path: Path) -> torch.nn.Module:
-    """Return the network of a file, packed or not, with its weights. Raises WeightsBroken."""
+    """Build the network of a file, packed or not, with its weights. Raises WeightsBroken."""
     if path.suffix == SCRIPT_SUFFIX:
         return _from_script(path)[0]
     weights, _ = read_packed(path)
@@ -47,7 +47,7 @@ def rebuild_network(path: Path) -> torch.nn.Module:
         network = build_network(_packed_form(path), shapes)
     except _FAILURES as error:
         raise WeightsBroken(
-            "packed weights are not of the network that stands beside them",
+            "packed weights do not fit the network description beside them",
             where=path,
             found=f"{type(error).__name__}: {error}"[:200],
             do="pack the member again",
@@ -57,7 +57,7 @@ def rebuild_network(path: Path) -> torch.nn.Module:
 
 
 def pack_network(path: Path, place: Path, precision: PackedPrecision) -> None:
-    """Write a network, packed or not, into a folder. Raises WeightsBroken for one that can't be rebuilt exactly."""
+    """Write a network into a folder in packed form. Raises WeightsBroken if it can't be rebuilt exactly."""
     if path.suffix == SCRIPT_SUFFIX:
         network, form = _from_script(path)
     else:
@@ -103,7 +103,7 @@ def _from_script(path: Path) -> tuple[torch.nn.Module, SegResNetConfig]:
 
 def _not_ours(path: Path, found: str) -> WeightsBroken:
     return WeightsBroken(
-        "a TorchScript network is none that can be rebuilt",
+        "the TorchScript network can't be rebuilt",
         where=path,
         found=found,
         do="only traced SegResNet and SegResNetDS of MONAI can; use this file as it is: --allow-torchscript, or a manifest.json that lists"
@@ -112,7 +112,7 @@ def _not_ours(path: Path, found: str) -> WeightsBroken:
 
 
 def _form(archive: Archive, traced: TracedModule, shapes: Shapes) -> SegResNetConfig:
-    """Return what the archive's text says of its network. Raises ValueError or KeyError for one that is neither of the two."""
+    """Return the architecture that the archive's code describes. Raises ValueError or KeyError if it is not one of the two."""
     if "encoder.conv_init.weight" in shapes:
         kind, first, block, down, up = (
             "SegResNetDS",
@@ -158,7 +158,7 @@ def _form(archive: Archive, traced: TracedModule, shapes: Shapes) -> SegResNetCo
 
 
 def _norm(traced: TracedModule, module: Module) -> tuple[str, int, float]:
-    """Return kind, groups and eps. Defaults at the end of a call are not written."""
+    """Return kind, groups and eps of the normalisation. The code omits default arguments at the end of a call."""
     for kind, place in (("group", 4), ("batch", 7), ("instance", 7)):
         if (arguments := traced.arguments(module, f"{kind}_norm")) is not None:
             groups = int(arguments[1]) if kind == "group" else 1
@@ -167,7 +167,7 @@ def _norm(traced: TracedModule, module: Module) -> tuple[str, int, float]:
 
 
 def _activation(traced: TracedModule, module: Module) -> tuple[str, float]:
-    """Return the kind, and the slope below 0."""
+    """Return the kind of activation, and its negative slope."""
     for kind, default in (("relu", 0.0), ("leaky_relu", 0.01)):
         for name in (kind, f"{kind}_"):
             if (arguments := traced.arguments(module, name)) is not None:

@@ -1,4 +1,4 @@
-"""TorchScript, which is code: whether it may be loaded, and a session that runs it."""
+"""TorchScript is code: decide whether it may be loaded, and run it as a session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ensemble.inference.device import exact
 from ensemble.inference.precision import DTYPES, ResolvedPrecision
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.program import command
-from ensemble.weights.folder import readable
+from ensemble.weights.folder import folder_errors
 
 log = logging.getLogger(__name__)
 
@@ -26,25 +26,25 @@ log = logging.getLogger(__name__)
 _PROBE = (64, 64, 64)
 
 
-def refuse_code(spec: MemberSpec, files: list[Path], settings: InferenceSettings) -> None:
-    """Raise WeightsBroken for TorchScript that neither the user allows nor a manifest names by digest (docs/adr/0018)."""
+def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: InferenceSettings) -> None:
+    """Raise WeightsBroken for TorchScript that the user did not allow and no manifest lists with its SHA-256 (docs/adr/0018)."""
     scripts = [path for path in files if path.suffix == SCRIPT_SUFFIX]
     named = spec.sha256 if spec.listed else {}
     unnamed = [path.name for path in scripts if path.relative_to(spec.folder).as_posix() not in named]
     if not unnamed or settings.allow_torchscript:
         return
     raise WeightsBroken(
-        f"member {spec.name} is TorchScript, which is code; it was not loaded",
+        f"member {spec.name} was not loaded, because TorchScript is code",
         where=spec.folder,
-        found=f"no manifest.json names by sha256: {', '.join(unnamed)}",
+        found=f"not listed with a sha256 in a manifest.json: {', '.join(unnamed)}",
         do=f"turn it into files without code: {command('members pack SRC DST')}; or, if you trust who made it, allow it:"
         " --allow-torchscript (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256;"
-        " or leave the member out (--members)",
+        " or exclude the member (--members)",
     )
 
 
 class ScriptSession:
-    """Runs a TorchScript network; below float32 by autocast, as its weights are float32, or in float32 where that does not work."""
+    """Runs a TorchScript network. Below float32 it uses autocast, because the weights are float32; or float32 if that fails."""
 
     #: Its layers are not known.
     tap = ""
@@ -53,7 +53,7 @@ class ScriptSession:
         """Raises WeightsBroken for a file that PyTorch can't load."""
         self.device, self.precision = device, precision
         try:
-            with readable(path), open_file(path) as file, warnings.catch_warnings():
+            with folder_errors(path), open_file(path) as file, warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._network = torch.jit.load(file, map_location=device).eval()
         except (RuntimeError, ValueError, EOFError) as error:
@@ -73,7 +73,7 @@ class ScriptSession:
 
     @property
     def arithmetic(self) -> str:
-        """Precision, and what computes."""
+        """Precision and runtime."""
         return f"{self.precision}, TorchScript"
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:

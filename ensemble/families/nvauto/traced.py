@@ -1,6 +1,4 @@
-"""What a traced network computes, read from the text of its TorchScript: straight lines of calls, of which only those of convolutional
-networks are known. A rebuilt network is held against it, so that no code of the archive needs to run.
-"""
+"""Interpret the code of a traced network: straight lines of known calls only. Rebuilt networks are checked against it; it never runs."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from ensemble.families.nvauto.archive import Archive, Module
 
 
 class UnreadableTrace(ValueError):
-    """The text holds what no traced convolutional network does."""
+    """The code contains something that no traced convolutional network does."""
 
 
 class TracedModule:
-    """An archive's network."""
+    """The network of an archive, as its code describes it."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
@@ -30,7 +28,7 @@ class TracedModule:
         return self._call(self._archive.root, "forward", [windows])
 
     def arguments(self, module: Module, operation: str) -> list[Any] | None:
-        """Return the arguments of a module's only call of an operation, where they are plain values (None elsewhere).
+        """Return the arguments of a module's only call of an operation; None for arguments that are not plain values.
 
         None without such a call.
         """

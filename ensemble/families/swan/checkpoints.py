@@ -1,4 +1,4 @@
-"""Weights of one network of SWAN, as published or packed."""
+"""Read and pack the weights of one network of SWAN."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HEAD = re.compile(r"heads\.(\d+)\.weight")
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """Return the state dictionary in a checkpoint or its packed form, by the network's own names. Raises WeightsBroken."""
+    """Return the state dictionary of a checkpoint or its packed form, with the network's own names. Raises WeightsBroken."""
     if path.suffix == SUFFIX:
         return read_packed(path)[0]
     return {name.removeprefix(_MODULE): tensor for name, tensor in read_state(path).items()}
@@ -39,7 +39,7 @@ def pack_network(source: Path, target: Path, precision: PackedPrecision) -> None
 
 
 def networks_of(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
-    """Return the networks of all folds: those of one kind after those of the other."""
+    """Return the networks of all folds, one architecture after the other."""
     return tuple(
         NetworkSpec(
             weights=path,
@@ -64,7 +64,7 @@ def _with_weights(kind: str, path: Path) -> nn.Module:
 
 
 def _sizes(weights: Mapping[str, torch.Tensor], kind: str, path: Path) -> tuple[list[int], int]:
-    """Return the feature maps of each level, and the number of heads.
+    """Return the number of feature maps of each level, and the number of heads.
 
     Raises WeightsBroken for a network of another make than the published ones.
     """
@@ -75,9 +75,9 @@ def _sizes(weights: Mapping[str, torch.Tensor], kind: str, path: Path) -> tuple[
     fits = len(stem) == 5 and stem[1] == CHANNELS and 1 <= heads < len(widths) == len(WIDTHS)
     if not fits or any(not 0 < width <= most or width % HEAD for width, most in zip(widths, WIDTHS, strict=True)):
         raise WeightsBroken(
-            f"a checkpoint is not that of SWAN's {kind}",
+            f"a checkpoint does not fit SWAN's network {kind}",
             where=path,
             found=f"stem of shape {stem}, levels of {widths} feature maps, {heads} heads",
-            do=f"give the published file: {CHANNELS} images, levels of {', '.join(map(str, WIDTHS))} feature maps",
+            do=f"use the published file: {CHANNELS} images, levels of {', '.join(map(str, WIDTHS))} feature maps",
         )
     return widths, heads

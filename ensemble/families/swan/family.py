@@ -1,4 +1,4 @@
-"""The family `swan`: the networks of team SWAN in DeepISLES' archive. Imports no torch until it must."""
+"""The family `swan`: the networks of team SWAN in DeepISLES' archive. Imports torch only when needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Swan(Family):
     suffixes = frozenset({SUFFIX})
 
     def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
-        """Yield folders with such folds, also such as have lost part of their files; and what else the team's folder holds."""
+        """Find folders with such folds, including incomplete ones; and other contents of the team's folder."""
         found, others = set(), []
         for path in (path for path in tree.files if path.suffix == SUFFIX):
             if (folder := _member_of(path)) is not None and folder.is_relative_to(tree.root):
@@ -43,11 +43,11 @@ class Swan(Family):
             )
 
     def folds(self, folder: Path) -> tuple[str, ...]:
-        """Return the names of its folds, by those of its folders."""
+        """Return the names of its folds."""
         return tuple(fold_folders(folder))
 
     def describe(self, folder: Path) -> MemberDescription:
-        """Return the same for all: what may differ is which networks are there."""
+        """Return the same description for all; members differ only in which networks are there."""
         missing = read_swan_folder(folder).missing
         return MemberDescription(_CHANNELS, (2.0, 2.0, 2.0), remarks=(missing,) if missing else ())
 
@@ -58,13 +58,13 @@ class Swan(Family):
         return SwanMember.load(spec, settings)
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
-        """Return one a fold and kind."""
+        """Return one network per fold and architecture."""
         from ensemble.families.swan.checkpoints import networks_of
 
         return networks_of(read_swan_folder(folder))
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
-        """Each network's weights as safetensors."""
+        """Write each network's weights as safetensors."""
         from ensemble.families.swan.checkpoints import pack_network
 
         for (fold, kind), path in read_swan_folder(source).weights.items():
@@ -74,7 +74,7 @@ class Swan(Family):
 
 
 def _member_of(path: Path) -> Path | None:
-    """Return the folder of the member that a checkpoint's path makes it part of, if it is that of one."""
+    """Return the member folder that a checkpoint's path belongs to; None for other paths."""
     *_, fold, network, version, checkpoints, _ = ("", "", "", "", *path.parts)
     fits = network in NETWORKS and (version, checkpoints) == CHECKPOINTS and fold.startswith("fold")
     return path.parents[4] if fits else None

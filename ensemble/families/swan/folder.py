@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import listing, readable
+from ensemble.weights.folder import folder_errors, listing
 
 #: What each fold holds, as its folders are called.
 NETWORKS = ("resunet", "swin-factorizer")
@@ -23,14 +23,14 @@ _LAYOUT = "fold*/{resunet,swin-factorizer}/version_0/checkpoints/*.ckpt"
 
 @dataclass(frozen=True)
 class SwanFolder:
-    """Where the weights of the networks are."""
+    """The weight files of a member's networks."""
 
     weights: Mapping[tuple[str, str], Path]
     """By fold ("0", "1", ...) and kind of network; folds in their order within each kind."""
 
     @property
     def missing(self) -> str:
-        """Which of the published networks are not there, in one clause; empty when all are."""
+        """Which of the published networks are missing, in one clause; empty if none is."""
         gone = [(fold, kind) for kind in NETWORKS for fold in FOLDS if (fold, kind) not in self.weights]
         parts = [(kind, [fold for fold, other in gone if other == kind]) for kind in NETWORKS]
         (_, first), (_, second) = parts
@@ -47,8 +47,8 @@ def fold_folders(folder: Path) -> dict[str, Path]:
 
 
 def read_swan_folder(folder: Path) -> SwanFolder:
-    """Find the weights. Raises WeightsBroken where there are none, or where it is not clear which ones."""
-    with readable(folder):
+    """Find the weights. Raises WeightsBroken if there are none, or if a fold has several."""
+    with folder_errors(folder):
         folds = fold_folders(folder)
         weights = {
             (fold, kind): _weights_of(path / kind)
@@ -58,7 +58,7 @@ def read_swan_folder(folder: Path) -> SwanFolder:
         }
     if not weights:
         raise WeightsBroken(
-            "a folder holds no networks of SWAN",
+            "the folder has no networks of SWAN",
             where=folder,
             found=listing(folder),
             do=f"give the folder with {_LAYOUT}",
@@ -73,7 +73,7 @@ def _weights_of(folder: Path) -> Path:
     found = sorted(path for path in place.glob(f"*{SUFFIX}") if path.is_file())
     if len(found) != 1:
         raise WeightsBroken(
-            f"a fold's network has {len(found)} checkpoints, not one",
+            f"a fold has {len(found)} checkpoints of one network",
             where=place,
             found=listing(place),
             do=f"keep the published one ({_LAYOUT}); or remove the folder {folder.parent.name}/{folder.name}",

@@ -1,4 +1,4 @@
-"""Member kind `swan`: the networks of team SWAN (factorizer-isles22), used as DeepISLES uses them.
+"""Member kind `swan`: the networks of team SWAN (factorizer-isles22), run as DeepISLES runs them.
 
 The published checkpoints (de la Rosa et al., DeepISLES; Ashtari et al., Factorizer) drop in unchanged. One thing is other than in the
 original, which leaves dropout on by an oversight: here it is off, so that a case gives one mask.
@@ -32,7 +32,7 @@ MODALITIES = (Modality.DWI, Modality.ADC, Modality.FLAIR)
 
 @dataclass(frozen=True)
 class SwanMember:
-    """The networks of all folds in memory."""
+    """The networks of all folds, in memory."""
 
     spec: MemberSpec
     sessions: tuple[LoadedSession, ...]
@@ -42,23 +42,23 @@ class SwanMember:
 
     @classmethod
     def load(cls, spec: MemberSpec, settings: InferenceSettings) -> SwanMember:
-        """Read a folder and put its networks onto the device. Raises WeightsBroken, naming file and finding."""
+        """Read a folder and load its networks onto the device. Raises WeightsBroken."""
         _refuse_choices(spec)
         folder = read_swan_folder(spec.folder)
         return cls(spec, open_sessions(spec, networks_of(folder), settings), folder.missing)
 
     @property
     def name(self) -> str:
-        """The name it votes under."""
+        """The name under which it votes."""
         return self.spec.name
 
     @property
     def requires(self) -> frozenset[Modality]:
-        """Images without which it is not applicable."""
+        """The images that it can't do without."""
         return frozenset(MODALITIES)
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
-        """Return the lesion probability on the DWI grid: the networks' mean logit in each window, where windows overlap their mean.
+        """Return the lesion probability on the DWI grid: the mean logit over networks and overlapping windows.
 
         Networks stay on the device they were loaded to. Raises InputRefused, NonFiniteLogits, or what torch raises.
         """
@@ -72,13 +72,13 @@ class SwanMember:
 
     @property
     def windows(self) -> SlidingWindowConfig:
-        """How its networks go over an image; they were trained on mirrored images, and DeepISLES mirrors none."""
+        """The sliding-window configuration. Nothing is mirrored, as in DeepISLES; training used mirroring."""
         together = windows_at_once(window_bytes(WINDOW, 32), 3, self.sessions[0].device)
         return SlidingWindowConfig(WINDOW, tta=MirrorMode.NONE, blending=_BLENDING, batch_size=together)
 
 
 def _refuse_choices(spec: MemberSpec) -> None:
-    """Raise WeightsBroken for a manifest that asks for other images than those that the networks were trained on."""
+    """Raise WeightsBroken if the manifest asks for other images than those the networks were trained on."""
     try:
         channels = [parse_channel(name) for name in spec.channels or MODALITIES]
         wanted = channels == [Channel(modality) for modality in MODALITIES]
@@ -87,9 +87,9 @@ def _refuse_choices(spec: MemberSpec) -> None:
     plain = (spec.intensities, spec.orientation, spec.spacing_mm or SPACING_MM) == ("native", "native", SPACING_MM)
     if not wanted or not plain:
         raise WeightsBroken(
-            f"member {spec.name} takes DWI, ADC and FLAIR as they are, at 2 mm",
+            f"member {spec.name} only accepts DWI, ADC and FLAIR as read, at 2 mm",
             where=spec.folder,
             found=f"channels {', '.join(spec.channels or MODALITIES)}; {spec.intensities} intensities, {spec.orientation}"
             f" orientation, spacing {spec.spacing_mm or SPACING_MM} in the manifest",
-            do="leave these out of the manifest",
+            do="remove these settings from the manifest",
         )

@@ -4,7 +4,7 @@ Layouts are those of Ashtari et al., "Factorizer: A scalable interpretable appro
 (Medical Image Analysis 2023) and its public code (github.com/pashtari/factorizer). Both are U-Nets of five levels whose blocks differ; a
 head on each of the finest levels, for training by deep supervision. All heads are here, so that checkpoints fit exactly; one speaks.
 
-Arrays are (N, C, X, Y, Z): these networks know images in that order of axes. Dropout is left out: it is for training.
+Arrays are (N, C, X, Y, Z): these networks know images in that order of axes. Dropout is omitted: it is for training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ITERATIONS, _EPS = 5, 1e-8
 
 
 class UNet(nn.Module):
-    """A U-Net of any block. Attributes are named as in the checkpoints."""
+    """A U-Net built of any kind of block. Attributes are named as in the checkpoints."""
 
     def __init__(self, block: Callable[[int, int, int], nn.Module], widths: Sequence[int], heads: int) -> None:
         """`block` makes one from its level, inputs and outputs."""
@@ -39,12 +39,12 @@ class UNet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv3d(width, 1, 1) for width in widths[:heads])
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return logits (N, 2, X, Y, Z) of windows (N, channels, X, Y, Z): lesion's as the network gives it, background's are 0."""
+        """Return logits (N, 2, X, Y, Z) of windows (N, channels, X, Y, Z); the background logit is always 0."""
         logits = self.heads[0](self.levels(windows)[0])
         return torch.cat((torch.zeros_like(logits), logits), dim=1)
 
     def levels(self, windows: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps of the way up, the finest level first, the bottleneck left out."""
+        """Return the decoder's feature maps, finest level first, without the bottleneck."""
         maps, skips = self.stem(windows), []
         for down in self.encoder.blocks:
             maps = down(maps)
@@ -57,7 +57,7 @@ class UNet(nn.Module):
 
 
 class _Levels(nn.Module):
-    """The levels of one way."""
+    """The levels of the encoder or the decoder."""
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Levels(nn.Module):
 
 
 class _Down(nn.Module):
-    """A level on the way down: all but the finest halve the image first."""
+    """An encoder level: all but the finest halve the image first."""
 
     def __init__(self, block: Callable[[int, int, int], nn.Module], level: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """A level on the way up, with what was there on the way down."""
+    """A decoder level, with its skip connection."""
 
     def __init__(self, block: Callable[[int, int, int], nn.Module], level: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -92,15 +92,15 @@ class _Up(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation that computes in float32 whatever it is given."""
+    """Group normalisation that computes in float32 for any input precision."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the same shape and type."""
+        """Normalise maps; shape and type are kept."""
         return super().forward(maps.float()).to(maps.dtype)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with group normalisation, beside a shortcut."""
+    """Two convolutions with group normalisation, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ResidualBlock(nn.Module):
 
 
 class FactorizerBlock(nn.Module):
-    """A low-rank view of each patch, then a perceptron in each voxel, both added to what comes in. Works on channels last."""
+    """Low-rank approximation of each patch, then a per-voxel MLP, each with a residual connection. Works channels-last."""
 
     def __init__(self, inputs: int, outputs: int, places: Sequence[int] = ()) -> None:
         """`places` is the size of the one image that it takes, where it learned its places by heart."""
@@ -140,7 +140,7 @@ class FactorizerBlock(nn.Module):
 
 
 class Linear(nn.Module):
-    """The same linear map of the channels in each voxel (..., inputs) to (..., outputs)."""
+    """A linear map of the channels of each voxel: (..., inputs) to (..., outputs)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Linear(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """Adds what the network learned of each place."""
+    """Adds a learned embedding of each position."""
 
     def __init__(self, width: int, size: Sequence[int]) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over the channels (last axis), in float32 whatever it is given."""
+    """Normalisation over the channels (last axis), in float32 for any input precision."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class LayerNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """Adds to its input what some layers make of it."""
+    """A residual connection around some layers."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Residual(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with GELU between; parameters are at places 0 and 3, as dropout stands behind each."""
+    """Two linear maps with GELU between; parameters have indices 0 and 3, because a dropout follows each."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class MLP(nn.Module):
 
 
 class _Factorization(nn.Module):
-    """Where the iteration starts."""
+    """The starting point of the iteration."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class _Start(nn.Module):
 
 
 class LowRank(nn.Module):
-    """Replaces each patch by its nonnegative approximation of rank one; a mean over shifted patches. In float32 whatever it is given."""
+    """Replaces each patch by its nonnegative rank-one approximation, averaged over shifted patches. Always in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -231,14 +231,14 @@ class LowRank(nn.Module):
         inner = functional.relu(self.in_proj(maps)).float()
         total, start = torch.zeros_like(inner), self.factorize.init.v0[:, 0].float()
         for shift in SHIFTS:
-            u, v = rank_one(matrices(inner, shift), start)
-            total += voxels(v[:, :, None] * u[:, None, :], shift, inner.shape)
+            u, v = rank_one_factors(patches_to_matrices(inner, shift), start)
+            total += matrices_to_patches(v[:, :, None] * u[:, None, :], shift, inner.shape)
         found: torch.Tensor = self.out_proj((total / len(SHIFTS)).to(maps.dtype))
         return found
 
 
-def matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
-    """Return the patches of (N, X, Y, Z, C), C = 8 heads, as matrices (M, 64, 8): a row a voxel, a column a feature map.
+def patches_to_matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
+    """Cut (N, X, Y, Z, C), C = 8 heads, into patches as matrices (M, 64, 8): one row per voxel, one column per feature map.
 
     M = N heads patches.
 
@@ -250,16 +250,16 @@ def matrices(maps: torch.Tensor, shift: int) -> torch.Tensor:
     return split.permute(0, 7, 1, 3, 5, 2, 4, 6, 8).reshape(-1, PATCH**3, HEAD)
 
 
-def voxels(patches: torch.Tensor, shift: int, shape: Sequence[int]) -> torch.Tensor:
-    """Return the way back from `matrices`."""
+def matrices_to_patches(patches: torch.Tensor, shift: int, shape: Sequence[int]) -> torch.Tensor:
+    """Undo `patches_to_matrices`."""
     n, x, y, z, channels = shape
     split = patches.reshape(n, channels // HEAD, x // PATCH, y // PATCH, z // PATCH, PATCH, PATCH, PATCH, HEAD)
     whole = split.permute(0, 2, 5, 3, 6, 4, 7, 1, 8).reshape(n, x, y, z, channels)
     return torch.roll(whole, (-shift,) * 3, (1, 2, 3)) if shift else whole
 
 
-def rank_one(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the nonnegative factors u (M, 8) and v (M, 64) of matrices given as their rows (M, 64, 8) >= 0, rank one.
+def rank_one_factors(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors u (M, 8) and v (M, 64) of the nonnegative rank-one approximation of matrices (M, 64, 8) >= 0.
 
     The approximation is v u'.
 

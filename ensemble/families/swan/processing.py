@@ -1,4 +1,4 @@
-"""The arithmetic before and after the networks of SWAN, as DeepISLES does it, on plain arrays.
+"""SWAN's pre- and postprocessing as in DeepISLES, on plain arrays.
 
 Each image is normalised where it is not 0, at its own resolution; then all are brought to 2 mm by trilinear interpolation, which is laid
 out by sizes, not by spacings, and left out where voxels have 2 mm already. Axes are (x, y, z), as the networks know them.
@@ -22,23 +22,23 @@ _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 
 def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
-    """Return images (z, y, x) on a grid as the networks get them: (channels, x, y, z) float32.
+    """Resample and normalise images (z, y, x) on a grid for the networks: (channels, x, y, z) float32.
 
     Raises InputRefused for one that is too large.
     """
     size = network_size(grid)
     if is_too_large(size, MAX_NETWORK_VOXELS):
         raise InputRefused(
-            "the image is too large at the voxel size that a member works at",
+            "the image is too large at the voxel size of a member",
             found=f"{' x '.join(map(str, size))} voxels of 2 mm",
-            do="check the units of its header (mm), and whether it shows one head; or leave the member out (--members)",
+            do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
         )
     normalised = np.stack([_normalised(image.transpose()) for image in images])
     return _resized(torch.from_numpy(normalised), size)
 
 
 def to_image(logits: torch.Tensor, grid: Grid) -> FloatArray:
-    """Return the probability (z, y, x) float32 on the grid, from lesion's logits (x, y, z) as the networks gave them.
+    """Return the probability (z, y, x) float32 on the grid, from the networks' lesion logits (x, y, z).
 
     It is above 0.5 exactly where the logit is not negative, which is DeepISLES' mask.
     """
@@ -48,7 +48,7 @@ def to_image(logits: torch.Tensor, grid: Grid) -> FloatArray:
 
 
 def network_size(grid: Grid) -> tuple[int, int, int]:
-    """Return voxels (x, y, z) at 2 mm."""
+    """Return the size (x, y, z) of a grid at 2 mm."""
     spacing = np.asarray(grid.spacing_mm, np.float32)
     if np.allclose(spacing, SPACING_MM):
         return grid.size
@@ -58,7 +58,7 @@ def network_size(grid: Grid) -> tuple[int, int, int]:
 
 
 def _normalised(image: FloatArray) -> FloatArray:
-    """Scale to zero mean and unit deviation over what is not 0; what is 0 stays so."""
+    """Scale to zero mean and unit deviation over nonzero voxels; zeros stay 0."""
     array = np.array(image, np.float32, order="C")
     where = array != 0
     if where.any():
@@ -68,7 +68,7 @@ def _normalised(image: FloatArray) -> FloatArray:
 
 
 def _resized(array: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """(channels, x, y, z) brought to a size; voxel edges are aligned, and no filter goes before."""
+    """Resize (channels, x, y, z); voxel edges are aligned, without an anti-aliasing filter."""
     if tuple(array.shape[1:]) == tuple(size):
         return array
     return functional.interpolate(array[None], size=tuple(size), mode="trilinear", align_corners=False)[0]

@@ -1,4 +1,4 @@
-"""Measurement report (TID 1500, PS3.16): volume, number and largest of the lesions, and where they lie; on the segmentation's segment."""
+"""DICOM measurement report (TID 1500, PS3.16): volume, number, largest and location of lesions, referring to the segmentation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ONE = highdicom.sr.CodedConcept("1", "UCUM", "no units")
 
 
 def measurements(case: SegmentedCase) -> Dataset:
-    """Return the report; its one group of measurements is about segment 1 of what `segmentation` makes of the case."""
+    """Return the report. Its measurement group refers to segment 1 of the object that `segmentation` makes."""
     source = Source(case)
     own = f"measurements {_ml_by_place(case.findings)}"  # without findings, or with others, it is another report
     device = highdicom.sr.DeviceObserverIdentifyingAttributes(
@@ -65,7 +65,7 @@ def measurements(case: SegmentedCase) -> Dataset:
 
 
 def found(case: SegmentedCase) -> list[highdicom.sr.Measurement]:
-    """Return what is measured of a case, each with its code and unit. Further findings of a result are further rows here."""
+    """Return the measurements of a case, each with code and unit. Further findings are added as rows here."""
     mask = case.result.fused.mask.array
     voxels, _ = detected_lesions(mask, mask)
     largest = float(voxels.max(initial=0)) * case.result.case.grid.voxel_ml
@@ -86,7 +86,7 @@ def _by_place(findings: Findings | None) -> list[highdicom.sr.Measurement]:
 
 
 def _ml_by_place(findings: Findings | None) -> dict[str, float]:
-    """Volumes by side and region, in ml; none where the brain's place in the template is not known."""
+    """Return volumes (ml) by side and region; empty if the brain could not be registered to the template."""
     if findings is None or findings.places is None:
         return {}
     amounts = {amount.name: amount.ml.value for amount in (*findings.places.sides, *findings.places.regions)}
@@ -115,7 +115,7 @@ def _group(source: Source) -> highdicom.sr.VolumetricROIMeasurementsAndQualitati
 
 
 def _evidence(source: Source) -> list[Dataset]:
-    """Return what the report rests on: the stored images of the DWI, and the segmentation."""
+    """Return the objects that the report refers to: the DWI's source images, and the segmentation."""
     frames = dict.fromkeys((frame.sop_class, frame.sop_instance, frame.series) for frame in source.frames)
     own = (SegmentationStorage, source.uid("segmentation"), source.uid("segmentation series"))
     evidence = []

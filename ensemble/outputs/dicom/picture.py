@@ -1,4 +1,4 @@
-"""Secondary Capture (PS3.3 A.8.1) of the picture, on which "research only" stands; no name and no path of the case does."""
+"""Secondary Capture (PS3.3 A.8.1) of the overlay, marked "research only"; it shows no name and no path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERIES = 9003
 
 
 def picture(case: SegmentedCase) -> Dataset:
-    """Return the picture as RGB."""
+    """Return the overlay as an RGB object."""
     source = Source(case)
     drawn = io.BytesIO()
     draw_overlay(case.result, drawn, title="Ischemic lesion (AI, research only)")

@@ -1,4 +1,4 @@
-"""DICOM Segmentation (PS3.3 A.51): the mask, and the mean probability as a fractional one, a frame for each slice of the DWI."""
+"""DICOM Segmentation (PS3.3 A.51): the mask (binary) and the mean probability (fractional), one frame per DWI slice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MASK_SERIES, PROBABILITY_SERIES = 9001, 9004
 
 
 def segmentation(case: SegmentedCase) -> Dataset:
-    """Return the mask as a binary segmentation of one segment."""
+    """Return the mask as a binary segmentation with one segment."""
     source = Source(case)
     return _segmentation(source, case.result.fused.mask.array.astype(np.uint8), "segmentation", MASK_SERIES)
 
@@ -84,7 +84,7 @@ def _segment(source: Source) -> highdicom.seg.SegmentDescription:
 
 
 def algorithm(source: Source) -> highdicom.AlgorithmIdentificationSequence:
-    """Return name, version and weights (PS3.3 10.16)."""
+    """Return the algorithm identification: name, version and weights (PS3.3 10.16)."""
     return highdicom.AlgorithmIdentificationSequence(
         name=TOOL, version=__version__, family=codes.DCM.ArtificialIntelligence, parameters=_parameters(source)
     )
@@ -96,7 +96,7 @@ def _parameters(source: Source) -> dict[str, str]:
 
 
 def _slices(source: Source) -> list[Dataset]:
-    """Return each slice of the DWI as an MR image of its own, whatever file it lies in: what highdicom takes geometry from.
+    """Return each DWI slice as a single-frame MR image, from which highdicom takes the geometry.
 
     Their UIDs end in the numbers of slices, for which `_refer` puts what holds them.
     """
@@ -123,7 +123,7 @@ def _slices(source: Source) -> list[Dataset]:
 
 
 def _refer(dataset: Dataset, source: Source) -> None:
-    """Put the frames in the order of the slices; let each, and the whole, name the stored images of which they were made."""
+    """Put the frames in slice order, and make the object and each frame refer to their source images."""
     groups = dataset.PerFrameFunctionalGroupsSequence
     order = [
         int(_only(_only(group.DerivationImageSequence).SourceImageSequence).ReferencedSOPInstanceUID.rpartition(".")[2])

@@ -1,4 +1,4 @@
-"""What all objects of a case share: the study they join, the identity of what they were made of, and who made them.
+"""What all DICOM objects of a case share: patient, study, references to the source images, and equipment.
 
 A rerun on the same images with the same weights gives the same objects, byte for byte: UIDs are digests, and dates are those of the source.
 """
@@ -37,7 +37,7 @@ _REQUIRED = {  # of type 2: there, be they empty
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 }
 _SEXES = ("M", "F", "O", "")
-#: Value representations whose form is fixed: what a scanner wrote otherwise is left out, since archives turn it away.
+#: Value representations whose form is fixed: what a scanner wrote otherwise is omitted, since archives turn it away.
 _IDENTIFYING = {"PatientName", "PatientID", "StudyInstanceUID", "StudyID", "AccessionNumber"}
 #: Characters that a text of a kind may have.
 _LONGEST = {"LO": 64, "SH": 16, "PN": 64}
@@ -46,7 +46,7 @@ _FIXED = {VR.DA, VR.TM, VR.AS, VR.DS, VR.IS, VR.UI, VR.CS}
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A case whose DWI came from DICOM, as its objects see it."""
+    """A case whose DWI came from DICOM, as seen by the objects made from it."""
 
     case: SegmentedCase
 
@@ -58,12 +58,12 @@ class Source:
 
     @cached_property
     def frames(self) -> list[SourceFrame]:
-        """Every stored image of which the DWI was made, once, bottom first."""
+        """All source images of the DWI, each once, bottom first."""
         return list(dict.fromkeys(frame for held in self.origin.slices for frame in held.frames))
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 over all that decides about the result, and over the result itself: another processor may round otherwise."""
+        """SHA-256 over everything that determines the result, and the result itself, as another processor may round differently."""
         case = self.case
         images = {
             modality.value: [_digest(image.volume.array), repr(image.volume.grid.affine.tolist())]
@@ -81,18 +81,18 @@ class Source:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def uid(self, what: str) -> str:
-        """Return the UID of one of the case's objects, series and so on (PS3.5 B.2: a UUID as a number)."""
+        """Return the UID of an object, series or other entity of the case (PS3.5 B.2: a UUID as a number)."""
         return digest_uid(f"{self.identity} {what}")
 
     @cached_property
     def frame_of_reference(self) -> str:
-        """That of the source; where de-identification took it away, one made of its series."""
+        """The source's frame of reference UID; if de-identification removed it, one derived from its series."""
         told = str(self.origin.study.get("FrameOfReferenceUID", "") or "")
         return told or digest_uid(f"frame of reference {self.frames[0].series}")
 
     @cached_property
     def attributes(self) -> Dataset:
-        """Those of patient and study, all in Unicode, in the form that their kinds prescribe."""
+        """The attributes of patient and study, in Unicode and valid for their value representation."""
         kept = Dataset()
         for keyword in STUDY_ATTRIBUTES:
             if keyword in self.origin.study:
@@ -102,7 +102,7 @@ class Source:
         return kept
 
     def finish(self, dataset: Dataset, description: str) -> Dataset:
-        """Give an object what all have: patient, study, when the images were made, and who made it."""
+        """Set the attributes that all objects share: patient, study, acquisition time and equipment."""
         for keyword in STUDY_ATTRIBUTES:
             if keyword in dataset:
                 del dataset[keyword]
@@ -121,7 +121,7 @@ class Source:
         return dataset
 
     def _when(self) -> tuple[str, str]:
-        """Return when the DWI was made, as far as its file tells."""
+        """Return when the DWI was acquired, as far as its file says."""
         study = self.origin.study
         for kind in ("Content", "Acquisition", "Series", "Study"):
             date, time = (str(study.get(f"{kind}{part}", "") or "") for part in ("Date", "Time"))
@@ -131,24 +131,24 @@ class Source:
 
 
 def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
-    """Raise InputRefused where objects are asked for, unless there is a DICOM study that they can join, and one only."""
+    """Raise InputRefused if DICOM objects are asked for and the images do not belong to exactly one DICOM study."""
     if not (extras.dicom or extras.dicom_probability):
         return
     dwi = raw.images[Modality.DWI]
     if dwi.origin is None:
         raise InputRefused(
-            "DICOM objects were asked for, and the DWI has no study that they could join",
+            "--dicom needs a DWI that belongs to a DICOM study",
             where=dwi.path,
-            found="an image file (NIfTI, MetaImage, NRRD), or DICOM files that are gone",
-            do="give the DWI as a folder or .zip of DICOM, or leave out --dicom",
+            found="an image file (NIfTI, MetaImage, NRRD), or DICOM files that no longer exist",
+            do="give the DWI as a folder or .zip of DICOM, or remove --dicom",
         )
     lacking = [keyword for keyword in _NEEDED if not dwi.origin.study.get(keyword)]
     if lacking or not all(frame.sop_instance and frame.series for held in dwi.origin.slices for frame in held.frames):
         raise InputRefused(
-            "DICOM objects were asked for, and the DWI's files do not say to which study they belong",
+            "--dicom needs a study UID, which the DWI's files lack",
             where=dwi.path,
             found=f"no {', '.join(lacking) or 'SOP instance or series UID'}",
-            do="export the series again, or leave out --dicom",
+            do="export the series again, or remove --dicom",
         )
     studies = {
         str(image.origin.study.get("StudyInstanceUID", "")): modality.label
@@ -157,7 +157,7 @@ def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
     }
     if len(studies) > 1:
         raise InputRefused(
-            "DICOM objects were asked for, and the images come from several studies",
+            "--dicom needs images of one study, but these come from several studies",
             where=dwi.path,
             found="; ".join(f"{label}: study {uid}" for uid, label in studies.items()),
             do="give the series of one examination",
@@ -165,12 +165,12 @@ def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
 
 
 def digest_uid(text: str) -> str:
-    """Return a UID made of a digest (PS3.5 B.2)."""
+    """Return a UID derived from a digest (PS3.5 B.2)."""
     return f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
 
 
 def series_items(frames: Iterable[SourceFrame]) -> Items:
-    """Items of a ReferencedSeriesSequence (PS3.3 C.12.1.2): every instance once, by series."""
+    """Return the items of a ReferencedSeriesSequence (PS3.3 C.12.1.2): every instance once, by series."""
     by_series: dict[str, dict[str, str]] = {}
     for frame in frames:
         by_series.setdefault(frame.series, {})[frame.sop_instance] = frame.sop_class
@@ -184,7 +184,7 @@ def series_items(frames: Iterable[SourceFrame]) -> Items:
 
 
 def source_image_items(frames: Iterable[SourceFrame]) -> Items:
-    """Items of a SourceImageSequence (PS3.3 C.7.6.16.2.6): every instance once, with those of its frames that count."""
+    """Return the items of a SourceImageSequence (PS3.3 C.7.6.16.2.6): every instance once, with its frame numbers."""
     by_instance: dict[tuple[str, str], list[int]] = {}
     for frame in frames:
         by_instance.setdefault((frame.sop_class, frame.sop_instance), []).extend(
@@ -220,8 +220,7 @@ def _digest(array: Any) -> str:
 
 
 def _well_formed(keyword: str, value: Any) -> Any:
-    """Return a value as it may stand in an object: empty where the source's is none of its kind, cut where it is too long or there are
-    several.
+    """Return a valid attribute value: empty if the source's is of the wrong kind, shortened if too long, the first of several.
 
     What an archive knows a patient and a study by stays as it is.
     """

@@ -1,4 +1,4 @@
-"""How a payload becomes a file: a row here, and a module of this folder with `write(payload, path)`.
+"""The table of file formats: one row here, and one module of this folder with `write(payload, path)`.
 
 Modules are imported when something is written: who only asks for names needs no image library.
 """
@@ -13,15 +13,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file."""
+    """A file format."""
 
     module: str
     """Of this folder."""
     suffix: str = ""
-    """Ending of the file's name; empty where the layout chooses it."""
+    """Ending of the file's name; empty if the layout chooses it."""
 
     def write(self, payload: Any, path: Path) -> None:
-        """Write a payload to a file whose folder exists. Raises OSError when the file doesn't hold it in the end."""
+        """Write a payload to a file in an existing folder. Raises OSError if the file is incomplete."""
         import_module(f"{__name__}.{self.module}").write(payload, path)
 
 

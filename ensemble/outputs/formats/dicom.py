@@ -1,4 +1,4 @@
-"""DICOM objects as files (PS3.10)."""
+"""Write DICOM objects as files (PS3.10)."""
 
 from __future__ import annotations
 

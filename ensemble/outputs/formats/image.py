@@ -1,4 +1,4 @@
-"""Volumes as image files of any kind that SimpleITK writes; the ending of the name says which."""
+"""Write volumes as image files of any format that SimpleITK writes, chosen by the file name's suffix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_ROUNDING_VOXELS = 0.01
 
 
 def write(volume: Volume, path: Path) -> None:
-    """Write a volume, compressed, with geometry and nothing else in its header; read it back, since a full disk can go unnoticed.
+    """Write a volume, compressed, with only geometry in its header; then read it back, as a full disk may go unnoticed.
 
     Raises OSError when the file does not hold what was written, ValueError when its format can't hold the volume's geometry.
     """

@@ -1,4 +1,4 @@
-"""Bytes and text as they are, everything else as JSON."""
+"""Write bytes and text as they are, everything else as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ensemble.text import printable
 
 
 def write(payload: Any, path: Path) -> None:
-    """Write bytes, text (UTF-8), or what JSON can hold."""
+    """Write bytes, text (UTF-8), or JSON data."""
     if isinstance(payload, bytes):
         path.write_bytes(payload)
     elif isinstance(payload, str):

@@ -1,4 +1,4 @@
-"""The layout of `batch`, a tree of BIDS derivatives: what a case's folder holds, when it is complete, and what describes the whole."""
+"""The output layout of `batch`, a BIDS derivatives dataset: the files of a case, when they are complete, and the dataset's description."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 from ensemble import __version__
 from ensemble.config import ExtraOutputs
 from ensemble.errors import InputRefused, UsageError
-from ensemble.families.names import distinct
+from ensemble.families.names import make_names_unique
 from ensemble.files import parse_json, read_json
 from ensemble.findings.template import SPACE
 from ensemble.folders import unwritable
-from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, artifacts, kinds
+from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, all_artifact_kinds, artifacts
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish_folder, replace_text, write_json
 from ensemble.readers.base import RawCase
@@ -37,7 +37,7 @@ FAILED = "failed"
 _NAMES = {
     "mask": ("space-dwi_label-lesion", "mask", "Lesion, by vote of the members"),
     "probability": ("space-dwi_label-lesion", "probseg", "Mean lesion probability of the voters"),
-    "mnimask": (f"space-{SPACE}_label-lesion", "mask", "Lesion, brought to the template by an affine map"),
+    "mnimask": (f"space-{SPACE}_label-lesion", "mask", "Lesion, resampled to the template by an affine transform"),
     "votes": ("space-dwi_desc-votes", "dseg", "How many members voted lesion"),
 }
 _README = f"""\
@@ -59,11 +59,11 @@ def write_case(
     extras: ExtraOutputs,
     made_of: Mapping[str, Any],
 ) -> None:
-    """Put the folder of a case in its place. `made_of` tells a rerun what the result was made of. Raises UsageError."""
+    """Write the folder of a case and move it into place. `made_of` tells a rerun what the result was made from. Raises UsageError."""
     layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
     wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / place.folder, scratch) as folder:
-        places = placed(wanted, layout)
+        places = artifacts_by_path(wanted, layout)
         write(places, folder)
         for name, artifact in places.items():
             if names := _names(artifact):
@@ -75,7 +75,7 @@ def write_case(
 
 @dataclass(frozen=True)
 class Bids:
-    """BIDS names for what BIDS knows; everything else is called by its role, and is in `.bidsignore`."""
+    """BIDS names for outputs that BIDS defines; the others are named by role, and listed in `.bidsignore`."""
 
     prefix: str
     """Of the case: `sub-01_ses-1`."""
@@ -95,7 +95,7 @@ def _names(artifact: Artifact) -> tuple[str, str, str] | None:
 
 
 def mask_file(place: BidsEntities) -> str:
-    """Return the mask of a case, below the output folder."""
+    """Return the path of a case's mask, relative to the output folder."""
     return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
 
 
@@ -105,21 +105,21 @@ def _labels(members: Sequence[str]) -> dict[str, str]:
     Labels hold letters and digits only: where that makes two alike, a digest of the name is added.
     """
     bare = [re.sub(r"[^A-Za-z0-9]", "", name) for name in members]
-    return dict(zip(members, distinct(bare, members), strict=True))
+    return dict(zip(members, make_names_unique(bare, members), strict=True))
 
 
 def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
-    """Return what BIDS asks to be said of an image."""
+    """Return the JSON sidecar that BIDS requires for an image."""
     return {
         **({"Type": "Lesion"} if artifact.role.name in ("mask", "mnimask") else {}),
-        "Description": f"What the member {artifact.member} says" if artifact.member else about,
+        "Description": f"Output of the member {artifact.member}" if artifact.member else about,
         "SpatialReference": SPACE if artifact.role.name == "mnimask" else printable(str(raw.images[Modality.DWI].path)),
         "Sources": [printable(str(image.path)) for image in raw.images.values()],
     }
 
 
 def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
-    """Return the report of a complete result of ours; None where there is none.
+    """Return the report of a complete result of this program; None if there is none.
 
     It may be of another version: any field but the list of its outputs, `batch.outputs`, may be missing or be something else.
     """
@@ -133,8 +133,8 @@ def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
     return report if whole else None
 
 
-def refuse_foreign(root: Path, place: BidsEntities) -> None:
-    """Raise InputRefused when something that is no result of ours stands in the place of a case: it must not be replaced."""
+def refuse_occupied_case_folder(root: Path, place: BidsEntities) -> None:
+    """Raise InputRefused if the folder of a case holds something other than a result of this program."""
     folder = root / place.folder
     if not folder.exists() and not folder.is_symlink():
         return
@@ -143,12 +143,14 @@ def refuse_foreign(root: Path, place: BidsEntities) -> None:
         if not inner or ((folder / REPORT_FILE).is_file() and all(path.is_file() for path in inner)):
             return
     raise InputRefused(
-        "something else stands where the results belong", where=folder, do="move it away, or give another output folder"
+        "the folder for this case's results contains other files",
+        where=folder,
+        do="move them away, or choose another output folder",
     )
 
 
-def set_aside(root: Path, place: BidsEntities) -> Path | None:
-    """Move a result that no longer holds out of the tree of results. Returns where to; None when there is nothing."""
+def move_to_superseded(root: Path, place: BidsEntities) -> Path | None:
+    """Move an outdated result to `superseded/`. Returns its new path; None if there was no result."""
     if not (root / place.folder / REPORT_FILE).is_file():
         return None
     target = root / SUPERSEDED / place.prefix
@@ -158,10 +160,10 @@ def set_aside(root: Path, place: BidsEntities) -> Path | None:
     return (root / place.folder).rename(target)
 
 
-def refuse_foreign_tree(root: Path, dataset: Path) -> None:
-    """Raise UsageError when the output folder is the dataset itself, or another dataset, whose description we would overwrite.
+def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
+    """Raise UsageError if the output folder is the dataset itself, or another dataset whose description would be overwritten.
 
-    Or no folder that can be read.
+    Also if it is not a readable folder.
     """
     described = root / "dataset_description.json"
     try:
@@ -170,22 +172,22 @@ def refuse_foreign_tree(root: Path, dataset: Path) -> None:
     except FileNotFoundError:
         ours = True
     except NotADirectoryError as error:
-        raise UsageError("the output folder is a file, or lies below one", where=root, do="give a folder") from error
+        raise UsageError("the output path is a file, or is inside one", where=root, do="give a folder") from error
     except OSError as error:
         raise unwritable(root, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours or root.resolve() == dataset.resolve():
         raise UsageError(
-            "the output folder is a dataset of its own",
+            "the output folder is itself a dataset",
             where=root,
-            do="give a folder of its own to the results of batch",
+            do="use a separate folder for the results of batch",
         )
 
 
 def _no_bids() -> list[str]:
-    """Return patterns, for `.bidsignore`, of what BIDS has no names for. With a slash behind it a folder itself would not be ignored."""
-    unknown = [Bids("", {"*": "*"}).place(kind) for kind in kinds("*") if not _names(kind)]
+    """Return the `.bidsignore` patterns of outputs that BIDS has no names for. A trailing slash would not ignore a folder itself."""
+    unknown = [Bids("", {"*": "*"}).place(kind) for kind in all_artifact_kinds("*") if not _names(kind)]
     return [
         REPORT_FILE,
         *(f"**/{name}" for name in unknown),
@@ -198,7 +200,7 @@ def _no_bids() -> list[str]:
 
 
 def _container(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what BIDS asks to be said of the container; nothing outside of one. The image says its tag (see the Dockerfile)."""
+    """Return the ContainerInfo that BIDS asks for; empty outside a container. The image knows its tag (see the Dockerfile)."""
     tag = environment.get("CONTAINER_TAG", "")
     image = environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER")
     if image:

@@ -1,4 +1,4 @@
-"""Where each case's results lie: BIDS derivatives, one folder a case."""
+"""The BIDS labels of each case, which determine its output folder."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class BidsEntities:
 
     @property
     def folder(self) -> Path:
-        """Below the output folder."""
+        """The case's folder, relative to the output folder."""
         return Path(f"sub-{self.subject}", *([f"ses-{self.session}"] if self.session else []))
 
     @property
     def prefix(self) -> str:
-        """How its files' names begin."""
+        """The prefix of its file names."""
         return "_".join(self.folder.parts)
 
 
 def assign_entities(cases: Sequence[str]) -> dict[str, BidsEntities]:
-    """Return a place for each case, by the names of all, no two the same.
+    """Return unique BIDS labels for each case, derived from all case names.
 
     BIDS labels are kept. Labels hold letters and digits only, so that other names lose the rest; where that makes two alike, leaves
     nothing, or too much for a file's name, a digest of the whole name is added.

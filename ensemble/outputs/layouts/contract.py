@@ -1,4 +1,4 @@
-"""The layout of the contract: the mask in the folder of its interface, `results.json`, and whatever else was asked for at the root.
+"""The output layout of the contract: the mask in its interface's folder, `results.json`, and other requested outputs at the root.
 
 `results.json` is the index by which a later run knows what to replace: the platform lets nothing else tell of the mask (below
 `/output/images` lie images only), and it lists the extras where there are some. Without, it is the platform's to the letter.
@@ -14,10 +14,10 @@ from typing import Any
 from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
 from ensemble.files import read_json
-from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, artifacts, kinds
+from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, all_artifact_kinds, artifacts
 from ensemble.outputs.layouts.folder import Folder
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish, write_json
 from ensemble.readers.names import image_suffix
 
@@ -28,7 +28,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Contract:
-    """The platform's place for the mask; the rest as `run` has it."""
+    """The contract's path for the mask; all else as in the layout of `run`."""
 
     mask_name: str
 
@@ -39,7 +39,7 @@ class Contract:
 
 
 def earlier_masks(output_root: Path) -> list[str]:
-    """Return the places, below the output root, of the masks that an earlier run's `results.json` lists.
+    """Return the masks that an earlier run's `results.json` lists, relative to the output root.
 
     None when there is no such file.
     """
@@ -54,15 +54,15 @@ def earlier_masks(output_root: Path) -> list[str]:
 
 
 def refuse_unknown_masks(output_root: Path, mask_name: str) -> None:
-    """Raise UsageError for a mask beside that of this case that no `results.json` lists: the platform rejects two."""
+    """Raise UsageError if the mask folder holds a further mask that no `results.json` lists: the platform rejects two."""
     known = {*earlier_masks(output_root), f"{MASKS}/{mask_name}"}
     masks = [path for path in (output_root / MASKS).glob("*") if image_suffix(path)]
     if unknown := sorted(path.name for path in masks if f"{MASKS}/{path.name}" not in known):
         raise UsageError(
-            "another mask lies where that of this case belongs",
+            "the output folder contains a mask of another case",
             where=output_root / MASKS,
             found=", ".join(unknown),
-            do="move it away, or give another output folder",
+            do="move it away, or choose another output folder",
         )
 
 
@@ -72,7 +72,7 @@ def publish_case(
     """Put the outputs of a case below the output root, all or none, in place of those of an earlier one; `results` is the content of
     `results.json`. Raises UsageError when they can't be written."""
     layout = Contract(mask_name)
-    places = placed(artifacts(case, extras), layout)
+    places = artifacts_by_path(artifacts(case, extras), layout)
     beside = sorted(set(places) - {f"{MASKS}/{mask_name}"})
     replaces = (*earlier_masks(output_root), *earlier_outputs(output_root))
     with publish(output_root, replaces=replaces) as staging:
@@ -81,5 +81,5 @@ def publish_case(
 
 
 def patterns() -> list[str]:
-    """Return where outputs may lie, whatever case and members are called: all that is known of those of a process that was killed."""
-    return [RESULTS, *map(Contract("*.mha").place, kinds("*"))]
+    """Return patterns of all possible outputs, for any case and members, to clean up after a killed process."""
+    return [RESULTS, *map(Contract("*.mha").place, all_artifact_kinds("*"))]

@@ -1,4 +1,4 @@
-"""The layout of `run`: `mask.nii.gz`, `report.json` and so on in a folder of the user's, each member's outputs in `members/`."""
+"""The output layout of `run`: `mask.nii.gz`, `report.json` and so on in one folder; the outputs of members in `members/`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ensemble.config import ExtraOutputs
 from ensemble.outputs.artifacts import REPORT, Artifact, SegmentedCase, artifacts
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish
 
 #: Where the outputs of members lie.
@@ -17,7 +17,7 @@ MEMBERS = "members"
 
 @dataclass(frozen=True)
 class Folder:
-    """Everything is called by its role."""
+    """Every output is named by its role."""
 
     image_suffix: str
 
@@ -27,11 +27,11 @@ class Folder:
 
 
 def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path, image_suffix: str) -> None:
-    """Put the outputs of a case into a folder, all or none, in place of those of an earlier one.
+    """Write the outputs of a case into a folder, all or none, replacing those of an earlier case.
 
     The report lists them all: it is the index by which a later run knows what to replace. Raises UsageError when they can't be written.
     """
-    places = placed(artifacts(case, extras), Folder(image_suffix))
+    places = artifacts_by_path(artifacts(case, extras), Folder(image_suffix))
     for place, artifact in places.items():
         if artifact.role is REPORT:
             places[place] = replace(artifact, payload=artifact.payload | {WRITTEN: sorted(places)})

@@ -1,4 +1,4 @@
-"""Which outputs of an earlier run stand in a folder: told by the index that it wrote with them, not by what files are called.
+"""Find the outputs of an earlier run in a folder, from the index that it wrote with them, not from file names.
 
 The index is a list of places in a file that is there anyway, and is the last to appear: `report.json` of `run`, and `results.json` of
 the contract, where no file may lie that the platform doesn't know. (Each case of a batch has a folder of its own, which is replaced whole.)
@@ -26,7 +26,7 @@ _WITHOUT_INDEX = (
 
 
 def earlier_outputs(root: Path, *masks: str) -> list[str]:
-    """Return the files below `root` that an earlier run wrote, relative to it: those that its index lists.
+    """Return the files that an earlier run's index lists, relative to `root`.
 
     Without an index, those that have names as the first version gave them, and `masks`.
     """
@@ -48,9 +48,7 @@ def _listed(holder: Path) -> Iterator[str]:
 
 
 def _stands(root: Path, place: str) -> bool:
-    """Return whether a file is there, and really below the root: an index is a file that anybody may have written, and folders may be
-    links.
-    """
+    """Return whether a file exists and really lies below the root: anybody may write an index, and folders may be links."""
     try:
         path = root / place
         return is_inside(place) and path.is_file() and path.parent.resolve().is_relative_to(root.resolve())

@@ -1,4 +1,4 @@
-"""What every layout is: it says where each artifact of a case lies. And how they are written there."""
+"""The interface of output layouts, each of which gives every artifact a path; and writing artifacts to these paths."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ensemble.outputs.formats import FORMATS
 
 
 class Layout(Protocol):
-    """Places and names of the outputs of one case."""
+    """The paths of the outputs of one case."""
 
     def place(self, artifact: Artifact) -> str:
-        """Return the file of an artifact, below the folder that is written to, with `/` between its parts."""
+        """Return the path of an artifact, relative to the output folder, with `/` as separator."""
 
 
-def placed(artifacts: Iterable[Artifact], layout: Layout) -> dict[str, Artifact]:
-    """Return each artifact by its place.
+def artifacts_by_path(artifacts: Iterable[Artifact], layout: Layout) -> dict[str, Artifact]:
+    """Return the artifacts by their paths in a layout.
 
     Raises ValueError for a place that leaves the folder, and for two that meet on some file system.
     """
@@ -34,7 +34,7 @@ def placed(artifacts: Iterable[Artifact], layout: Layout) -> dict[str, Artifact]
 
 
 def write(places: Mapping[str, Artifact], folder: Path) -> None:
-    """Write artifacts to their places below a folder. Raises OSError, and ValueError for what a format can't hold."""
+    """Write artifacts to their paths below a folder. Raises OSError, and ValueError if a format can't hold a payload."""
     for place, artifact in places.items():
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,12 +42,12 @@ def write(places: Mapping[str, Artifact], folder: Path) -> None:
 
 
 def is_inside(place: str) -> bool:
-    """Return whether a relative path names a file below the folder that it is relative to."""
+    """Return whether a relative path stays below its folder."""
     path = PurePosixPath(place)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in place
 
 
 def _meet(place: str, other: str) -> bool:
-    """Return whether two places are one, be it but for capitals, or one lies below the other."""
+    """Return whether two paths are equal up to case, or one lies below the other."""
     one, two = PurePosixPath(place.casefold()), PurePosixPath(other.casefold())
     return one == two or one in two.parents or two in one.parents

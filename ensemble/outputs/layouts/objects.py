@@ -1,4 +1,4 @@
-"""The layout of `listen` and of mercure's modules: DICOM objects, side by side, and nothing else."""
+"""The output layout of `listen` and of mercure modules: only DICOM objects, in one folder."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from pathlib import Path
 
 from ensemble.config import ExtraOutputs
 from ensemble.outputs.artifacts import Artifact, SegmentedCase, object_artifacts
-from ensemble.outputs.layouts.layout import placed, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish
 
 
 class Objects:
-    """Everything is called by its role."""
+    """Every object is named by its role."""
 
     def place(self, artifact: Artifact) -> str:
         return artifact.file_name("")
 
 
 def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
-    """Put the objects of a case into a folder, all or none. Raises UsageError when they can't be written."""
+    """Write the objects of a case into a folder, all or none. Raises UsageError if they can't be written."""
     with publish(root) as staging:
         write_dicom_objects(case, extras, staging)
 
 
 def write_dicom_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
-    """Write the objects of a case into a folder that nobody looks into yet. Raises OSError."""
-    write(placed(object_artifacts(case, extras), Objects()), folder)
+    """Write the objects of a case into a folder that no other process reads yet. Raises OSError."""
+    write(artifacts_by_path(object_artifacts(case, extras), Objects()), folder)

@@ -1,4 +1,4 @@
-"""One picture of the result: DWI and ADC slices through the largest lesions, with the mask's outline."""
+"""The overlay picture: DWI and ADC slices through the largest lesions, with the outline of the mask."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MASK, _DISPUTED = "#ff3b30", "#ffd60a"
 
 
 def draw_overlay(result: Result, destination: Path | BinaryIO, title: str = "") -> None:
-    """Write the picture as PNG: axial slices in radiological convention (the patient's left is on the right).
+    """Write the picture as PNG: axial slices in radiological orientation (the patient's left is on the right).
 
     Its title names the case, unless another one is given.
     """
@@ -59,7 +59,7 @@ def _legend(result: Result) -> str:
 
 
 def _slices(mask: AnyArray, brain: AnyArray) -> list[int]:
-    """Choose the axial slices to show: through the middle of the largest lesions, one each; evenly through the brain when there is none."""
+    """Choose the axial slices: through the middle of the largest lesions, one each; evenly spaced if there is no lesion."""
     components, count = lesion_components(mask)
     if count == 0:
         low, high = np.flatnonzero(brain.any(axis=(1, 2)))[[0, -1]]

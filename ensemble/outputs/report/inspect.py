@@ -1,4 +1,4 @@
-"""What `inspect` prints: a table for people, or JSON."""
+"""The output of `inspect`: a table for people, or JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ensemble.geometry import Grid
 from ensemble.outputs.formats.image import write as write_volume
 from ensemble.publish import publish
 from ensemble.readers.base import RawImage
-from ensemble.readers.dicom.series import listed
+from ensemble.readers.dicom.series import format_b_values
 from ensemble.readers.inspect import Finding, SeriesFinding
 from ensemble.readers.names import image_suffix
 from ensemble.text import visible
@@ -22,7 +22,7 @@ _HEADINGS = ("", "series", "description", "kind", "images", "b (s/mm^2)", "volum
 
 
 def as_lines(finding: Finding) -> Iterator[str]:
-    """Yield the finding for people, line by line."""
+    """Yield the finding as text lines."""
     yield f"{finding.path}:"
     if finding.is_dicom:
         if finding.series:
@@ -69,7 +69,7 @@ def _row(series: SeriesFinding) -> tuple[str, ...]:
         visible(series.description) or "-",
         series.kind,
         str(series.images),
-        listed(series.b_values) or "-",
+        format_b_values(series.b_values) or "-",
         str(series.volumes or "-"),
         series.grid.describe() if series.grid else "-",
     )
@@ -119,32 +119,32 @@ def _refusal(refused: InputRefused) -> dict[str, Any]:
 
 
 def refusal(finding: Finding, asked: Modality | None) -> InputRefused | None:
-    """Return why the answer to what was asked is no: what was asked for can't be read; or nothing can, where nothing was asked for."""
+    """Return the error if a requested image can't be read, or, with no request, if no image can be; else None."""
     refusals = [image for image in finding.images.values() if isinstance(image, InputRefused)]
     return refusals[0] if refusals and (asked or len(refusals) == len(finding.images)) else None
 
 
 def check_destination(path: Path, source: Path) -> None:
-    """Raise UsageError where an image read from a source can't be written to a path by its name, or would replace the source."""
+    """Raise UsageError if an image can't be written to a path because of its suffix, or would replace its source."""
     suffix = image_suffix(path)
     if not suffix or suffix in (".mhd", ".nhdr"):
         raise UsageError(
-            "the image can't be written", where=path, do="name a file that ends in .nii.gz, .nii, .mha or .nrrd"
+            "the image can't be written", where=path, do="choose a path that ends in .nii.gz, .nii, .mha or .nrrd"
         )
     try:
         is_source = path.exists() and path.samefile(source)
     except OSError:
         return  # reading or writing will say so
     if is_source:
-        raise UsageError("the image that is read would be replaced", where=path, do="name another file")
+        raise UsageError("the image would overwrite its own source", where=path, do="choose another path")
 
 
 def save_volume(volume: Volume, path: Path) -> None:
-    """Write a volume to a path of the user's choice; it is there whole, or as it was. Raises UsageError when it can't be written."""
+    """Write a volume to a path atomically. Raises UsageError if it can't be written."""
     try:
         with publish(path.parent) as staging:
             write_volume(volume, staging / path.name)
     except ValueError as error:
         raise UsageError(
-            "the format can't hold this image", where=path, found=str(error), do="write it as .mha"
+            "the format can't hold this image", where=path, found=str(error), do="choose a path that ends in .mha"
         ) from error

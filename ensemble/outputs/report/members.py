@@ -1,4 +1,4 @@
-"""What `members list` and `members check` print."""
+"""The output of `members list` and `members check`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADINGS = ("name", "kind", "folds", "images", "spacing", "intensities", "licen
 
 
 def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
-    """Log a table of the members in the weights folder, and what else was recognised there. Returns the members."""
+    """Log a table of the members in the weights folder, and of other recognised weights. Returns the members."""
     specs = find_members(config.weights_folder, config.members)
     rows, remarks = [_HEADINGS], []
     for spec in specs:
@@ -42,9 +42,9 @@ def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
             )
         )
         if spec.weight != 1:
-            remarks.append(f"{spec.name}: its vote counts {spec.weight:g} (--member-weights)")
+            remarks.append(f"{spec.name}: its vote has the weight {spec.weight:g} (--member-weights)")
         if spec.min_lesion_ml:
-            remarks.append(f"{spec.name}: no lesion below {spec.min_lesion_ml:g} ml (--min-lesion-ml)")
+            remarks.append(f"{spec.name}: it removes lesions below {spec.min_lesion_ml:g} ml (--min-lesion-ml)")
         remarks += [f"{spec.name}: {remark}" for remark in found.remarks]
     if config.platform_note:
         log.info("note: %s", config.platform_note)
@@ -60,7 +60,7 @@ def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
 
 
 def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
-    """Load each member in turn and log whether it works. True when all do."""
+    """Load each member in turn and log whether it works. Returns True if all do."""
     from ensemble.inference.device import resolve_device
 
     settings = InferenceSettings.of(config, resolve_device(config.device))
@@ -81,7 +81,7 @@ def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
 
 
 def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, files: Mapping[Modality, Path]) -> None:
-    """Segment one case by each member and by the program that its weights come from, and log how far the two are apart.
+    """Segment one case with each member and with the program that its weights come from, and log the differences.
 
     Raises InputRefused for the case, WeightsBroken, and UsageError where there is nothing to compare with.
     """
@@ -93,16 +93,16 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
     peers = {spec.name: peer for spec in specs if (peer := family_of(spec).reference()) is not None}
     if not peers:
         raise UsageError(
-            "no member can be compared: only those of nnU-Net v2 can, with nnU-Net's own predictor",
+            "no member can be compared: --compare supports only nnU-Net v2 members",
             where=config.weights_folder,
             found=", ".join(f"{spec.name} is of kind {spec.kind}" for spec in specs),
-            do="give nnU-Net v2 model folders (--weights, --members), or leave --compare out",
+            do="select nnU-Net v2 members (--weights, --members), or remove --compare",
         )
     settings = InferenceSettings.of(config, resolve_device(config.device))
     case = prepare_for_run(read_files(name, files), config, settings.device)
     for spec in specs:
         if spec.name not in peers:
-            log.info("%s: not compared, of kind %s", spec.name, spec.kind)
+            log.info("%s: not compared, because its kind is %s", spec.name, spec.kind)
             continue
         member = open_member(spec, settings)
         if lacking := ", ".join(sorted(modality.label for modality in member.requires - case.modalities)):
@@ -112,11 +112,11 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
         theirs = peers[spec.name].probability(member, case, settings)
         same, largest = dice(theirs > 0.5, ours > 0.5), float(abs(ours - theirs).max())
         log.info(
-            "%s: beside %s on %s: mask Dice %.5f, largest difference of probabilities %.2g",
+            "%s: compared with %s on %s: mask Dice %.5f, largest difference of probabilities %.2g",
             *(spec.name, peers[spec.name].title, case.name, same, largest),
         )
         if not same >= MIN_DICE:
-            log.warning("%s: the masks differ by more than rounding explains (Dice below %g)", spec.name, MIN_DICE)
+            log.warning("%s: the masks differ by more than rounding errors (Dice below %g)", spec.name, MIN_DICE)
 
 
 def _ranges(folds: Sequence[str]) -> str:

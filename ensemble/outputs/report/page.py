@@ -1,4 +1,4 @@
-"""One HTML file that shows a case, and one that lists a batch: nothing is loaded from anywhere, no server is needed.
+"""HTML pages of a case and of a batch, each a single file that loads nothing and needs no server.
 
 Slices are in the page as PNG sheets (all slices side by side), one a modality; a further sheet holds, bit by bit, the mask and each
 voter's mask. A canvas puts them together, so that any browser of the last ten years shows the page, without WebGL (docs/adr/0010).
@@ -14,8 +14,8 @@ import numpy as np
 from ensemble import __version__
 from ensemble.findings.types import Findings, LesionPlace
 from ensemble.metrics import lesion_components
-from ensemble.outputs.report.parts import code, grey_levels, json_text, sheet, sheet_columns, template
-from ensemble.outputs.report.places import blocks, in_words, said
+from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
+from ensemble.outputs.report.places import blocks, choice_in_words, in_words
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, headline
 from ensemble.pipeline import Result
@@ -34,7 +34,7 @@ _MAX_VOTERS = 23
 def case_page(
     report: Mapping[str, Any], result: Result, findings: Findings | None = None, trust: Trust | None = None
 ) -> str:
-    """Return the page of a case; `report` is what `build_report` gives."""
+    """Return the page of a case; `report` is the output of `build_report`."""
     lesions = lesion_table(result)
     places = [None] * len(lesions) if findings is None or findings.places is None else findings.lesions
     text: str = template("case.html").render(
@@ -50,15 +50,15 @@ def case_page(
         blocks=() if findings is None else blocks(findings),
         words=() if findings is None else tuple(in_words(findings)),
         viewer=json_text(_viewer(result)),
-        **code("slices.js", "case.js"),
+        **page_script("slices.js", "case.js"),
     )
     return printable(text)
 
 
 def _place(lesion: LesionPlace) -> dict[str, str]:
-    """Return what the table of lesions says of a lesion's place."""
+    """Return a lesion's location for the table of lesions."""
     return {
-        "where": ", ".join(map(said, (lesion.side, lesion.region, lesion.structure))),
+        "where": ", ".join(map(choice_in_words, (lesion.side, lesion.region, lesion.structure))),
         "mni": ", ".join(f"{mm:z.0f}" for mm in lesion.centre_mni_mm or ()),
     }
 
@@ -69,12 +69,12 @@ def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
     return template("index.html").render(
-        rows=rows, shown=SHOWN_ROWS, counts=counts, notice=RESEARCH_USE, version=__version__, **code("index.js")
+        rows=rows, shown=SHOWN_ROWS, counts=counts, notice=RESEARCH_USE, version=__version__, **page_script("index.js")
     )
 
 
 def lesion_table(result: Result) -> list[dict[str, Any]]:
-    """Return the lesions, largest first: volume, centre in the world (LPS, mm), axial slices as shown (from 1), largest vote."""
+    """Return the lesions, largest first: volume, centre (LPS, mm), axial slices as shown (from 1), and most votes."""
     grid = result.case.grid
     canonical = grid.canonical()
     labels, count = lesion_components(result.fused.mask.array)
@@ -108,7 +108,7 @@ def lesion_table(result: Result) -> list[dict[str, Any]]:
 
 
 def _viewer(result: Result) -> dict[str, Any]:
-    """Return what the page's script needs to draw."""
+    """Return the data that the page's script draws."""
     canonical = result.case.grid.canonical()
     rows, columns = brain_box(canonical.apply(result.case.brain.array))
     spacing = canonical.spacing(result.case.grid.spacing_zyx_mm)

@@ -1,4 +1,4 @@
-"""What pages are put together from: templates, scripts that their policy allows, data, sheets of slices."""
+"""Building blocks of pages: templates, scripts with their security policy, data, and sheets of slices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ensemble.types import AnyArray
 
 
 def grey_levels(array: AnyArray, window: tuple[float, float]) -> AnyArray:
-    """Return an array as uint8, black and white at the ends of a window."""
+    """Return an array as uint8, with the ends of a window mapped to black and white."""
     low, high = window
     return np.asarray(np.clip((array - low) / (high - low) * 255, 0, 255).astype(np.uint8))
 
@@ -32,7 +32,7 @@ def sheet_columns(slices: int) -> int:
 
 
 def sheet(stack: AnyArray, *, lossless: bool) -> str:
-    """Lay slices (z, y, x) or (z, y, x, 3) uint8 side by side in rows of `sheet_columns`, as a data URI."""
+    """Arrange slices (z, y, x) or (z, y, x, 3) uint8 in rows of `sheet_columns`, as a data URI."""
     columns = sheet_columns(len(stack))
     missing = -len(stack) % columns
     padded = np.concatenate([stack, np.zeros((missing, *stack.shape[1:]), stack.dtype)])
@@ -50,7 +50,7 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 @cache
 def template(name: str) -> Any:
-    """Return a template of a page, by its file."""
+    """Return the template of a page, by file name."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -63,13 +63,13 @@ def template(name: str) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """Return what stands in for an expression of a template: text from outside can't reorder what stands around it."""
+    """Return the text of a template expression with invisible characters escaped, so that it can't reorder the text around it."""
     return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
-def code(*names: str) -> dict[str, str]:
-    """Return a page's script, put together from files, and style, and what its content security policy allows: these and nothing else."""
+def page_script(*names: str) -> dict[str, str]:
+    """Return a page's script (joined from files), style, and the content security policy that allows only these."""
     script = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     allowed = [
@@ -80,7 +80,7 @@ def code(*names: str) -> dict[str, str]:
 
 
 def json_text(content: Any) -> str:
-    """Write JSON that may stand inside a script element, whatever its strings hold."""
+    """Write JSON that is safe inside a script element, whatever its strings contain."""
     text = json.dumps(content, allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,4 +1,4 @@
-"""Findings in words and tables, as pages and closing lines show them."""
+"""Findings as phrases and tables, for pages and closing lines."""
 
 from __future__ import annotations
 
@@ -30,27 +30,29 @@ class Block:
 
 
 def in_words(findings: Findings) -> Iterator[str]:
-    """Yield the findings in a few clauses, the most important first."""
+    """Yield the findings as short phrases, the most important first."""
     yield _PATTERNS[findings.pattern.value]
     if findings.pattern.value == "none":
         return
     if findings.places is None:
-        yield f"place not known: {', '.join(findings.registered.problems)}"
+        yield f"location unknown: {', '.join(findings.registered.problems)}"
         return
     if findings.places.side is not None:
-        yield f"side {said(findings.places.side)}"
+        yield f"side {choice_in_words(findings.places.side)}"
     leading = max(findings.places.structures, key=lambda amount: amount.ml.value)
     yield f"most in {leading.name}, {percent(leading.share)}"
     for atlas in findings.atlases:
         if atlas.leading is not None:
             sides = (
-                f" {said(atlas.leading_side)}" if atlas.leading_side is not None and atlas.leading_side.value else ""
+                f" {choice_in_words(atlas.leading_side)}"
+                if atlas.leading_side is not None and atlas.leading_side.value
+                else ""
             )
-            yield f"{atlas.name}: {said(atlas.leading)}{sides}"
+            yield f"{atlas.name}: {choice_in_words(atlas.leading)}{sides}"
 
 
-def said(choice: Choice | None) -> str:
-    """Return a word, and what else it might be."""
+def choice_in_words(choice: Choice | None) -> str:
+    """Return a category and, in brackets, its alternatives."""
     if choice is None:
         return ""
     others = [word or "none" for word in choice.possible[1:]]
@@ -72,13 +74,13 @@ def millilitres(volume: Quantity) -> str:
 
 
 def _hull(quantity: Quantity) -> tuple[float, float]:
-    """Least and most over members and placements."""
+    """Return minimum and maximum over members and perturbed placements."""
     ranges = [quantity.members, *([quantity.placement] if quantity.placement else [])]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def blocks(findings: Findings) -> tuple[Block, ...]:
-    """Return the tables of the page: the built-in atlas, then each of the user's."""
+    """Return the tables of the page: first the built-in atlas, then the user's."""
     if findings.places is None or not findings.lesions:
         return ()
     found = [
@@ -106,7 +108,7 @@ def blocks(findings: Findings) -> tuple[Block, ...]:
                 Block(
                     f"{atlas.name}: score (research)",
                     scores,
-                    f"ten minus the regions of which more than {100 * atlas.aspects.share_above:.0f} % is lesion; not a validated score",
+                    f"ten minus the number of regions with over {100 * atlas.aspects.share_above:.0f} % lesion; not a validated score",
                 )
             )
     return tuple(found)

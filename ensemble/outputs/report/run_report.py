@@ -1,4 +1,4 @@
-"""What ran and what came of it, as data: the content of `report.json`. Pure: nothing is read or measured here."""
+"""Build the content of `report.json`. Pure: nothing is read or measured here."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def build_report(
 
 
 def _rule(result: Result, ensemble: Ensemble) -> dict[str, Any]:
-    """Return what differs from equal votes and lesions of every size."""
+    """Return the voting weights and smallest lesion, where they are not the defaults."""
     rule: dict[str, Any] = {}
     if (weights := ensemble.config.member_weights) is not None:
         rule["weights"] = {voter: weights.get(voter, 1.0) for voter in result.fused.voters}
@@ -85,7 +85,7 @@ def _rule(result: Result, ensemble: Ensemble) -> dict[str, Any]:
 
 
 def _files(raw: RawCase) -> dict[str, str]:
-    """Return what each image was read from; an ADC that was not given was computed."""
+    """Return the file that each image was read from; a computed ADC has none."""
     files = {str(modality): str(image.path) for modality, image in raw.images.items()}
     if Modality.ADC not in raw.images:
         files[str(Modality.ADC)] = f"computed from {raw.images[Modality.DWI].path}"
@@ -93,7 +93,7 @@ def _files(raw: RawCase) -> dict[str, str]:
 
 
 def agreement(result: Result) -> float | None:
-    """Return how far the voters agree: mean Dice of their masks, two by two (1 when all are empty); None for a single voter."""
+    """Return the mean pairwise Dice of the voters' masks (1 if all are empty); None for a single voter."""
     found = pairwise_dice([outcome.prediction.mask.array for outcome in result.outcomes if outcome.prediction])
     return None if found is None else round(found, 4)
 

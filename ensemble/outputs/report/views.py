@@ -1,4 +1,4 @@
-"""How a result is shown, on paper and on screen: axial, radiological (the patient's left on the right), cut to the brain."""
+"""How slices are shown in pictures and pages: axial, radiological (the patient's left on the right), cropped to the brain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5), Modality.FLAIR: (
 
 
 def headline(result: Result) -> str:
-    """Return the case and what was found in it."""
+    """Return the case name and the lesions found in it."""
     count = result.lesion_count
     finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
     if small := result.fused.small:

@@ -1,4 +1,4 @@
-"""What differs from vendor to vendor, as tables: where b-values and directions stand, how kinds of images are named.
+"""Vendor differences as tables: where b-values and directions are stored, and how kinds of images are named.
 
 Sources: DICOM PS3.3 C.8.13.5.9 (diffusion), C.7.6.1.1.2 and C.8.13.3.1.1 (image type), PS3.16 CID 7203 (derivations), PS3.4 B.5 (SOP
 classes); the vendors' conformance statements; dcm2niix's notes on each vendor, checked on real files.
@@ -34,7 +34,7 @@ MALFORMED = (
 
 @dataclass(frozen=True)
 class PrivateElement:
-    """A private element: found by its creator, or by its vendor where de-identification removed the creators."""
+    """A private element, found by its creator, or by the manufacturer if de-identification removed the creators."""
 
     group: int
     creator: re.Pattern[str]
@@ -52,7 +52,7 @@ class PrivateElement:
         return [Tag(self.group, block << 8 | self.element) for block in _BLOCKS]
 
     def tag_in(self, dataset: Dataset, maker: str) -> BaseTag | None:
-        """Return where the element stands in a data set of this manufacturer; None when it does not."""
+        """Return the element's tag in a data set of this manufacturer; None if it is missing."""
         creators = {
             tag: text_of(dataset, creator)
             for tag, creator in zip(self.places, self.creators, strict=True)
@@ -165,7 +165,7 @@ TAGS: list[BaseTag | int] = sorted(
 
 
 class SeriesKind(StrEnum):
-    """What a series shows, as far as its header tells."""
+    """What a series shows, as far as its header says."""
 
     DWI = "DWI"
     ADC = "ADC"
@@ -189,7 +189,7 @@ class SeriesKind(StrEnum):
 
 @dataclass(frozen=True)
 class _Named:
-    """How a kind of image is told."""
+    """The patterns by which a kind of image is recognised."""
 
     kind: SeriesKind
     image_type: re.Pattern[str]
@@ -281,7 +281,7 @@ _STANDARD_ROOT = "1.2.840.10008."
 
 
 def object_kind(sop_class: str) -> str:
-    """Return what an object that is no MR image is, in words; empty for MR images, and where it is not told."""
+    """Return in words what an object other than an MR image is; empty for MR images and unknown classes."""
     if sop_class in MR_IMAGES or not _UID.fullmatch(sop_class):
         return ""
     if not sop_class.startswith(_STANDARD_ROOT):
@@ -293,7 +293,7 @@ def object_kind(sop_class: str) -> str:
 
 
 def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | None:
-    """Return the kind that image type or derivation tell for certain, of one frame; None where they say nothing of it."""
+    """Return the kind that a frame's image type or derivation code determines; None if they do not."""
     flavours = image_type[2:]
     for named in (*_MAPS, *_UNLIKE):
         if any(named.image_type.fullmatch(value) for value in flavours) or (named.code and named.code in codes):
@@ -302,7 +302,7 @@ def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | 
 
 
 def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> SeriesKind:
-    """Return the kind that description and protocol tell, the first of them that tells one.
+    """Return the kind determined by description or protocol name, whichever comes first.
 
     Of images of so many b-values, or weighted by one.
 
@@ -329,12 +329,12 @@ def _kind_in(text: str, *, maps: bool, weighted: bool) -> SeriesKind:
 
 
 def is_trace(image_type: Sequence[str], text: str) -> bool:
-    """Return whether a diffusion series is the scanner's mean over directions, by its image type or description (in lower case)."""
+    """Return whether a diffusion series is the scanner's mean over directions, by image type or description (in lower case)."""
     return any(_TRACE_TYPE.fullmatch(value) for value in image_type[2:]) or bool(_TRACE_TEXT.search(text))
 
 
 def b_value(sources: Sequence[Dataset], maker: str) -> float | None:
-    """Return the b-value that the first of some data sets tells, in s/mm^2; None where none does."""
+    """Return the b-value (s/mm^2) in the first data set that has one; None if none has."""
     for dataset in sources:
         if STANDARD_B in dataset and (b := number_of(dataset, STANDARD_B)) is not None and b >= 0:
             return b
@@ -348,24 +348,24 @@ def b_value(sources: Sequence[Dataset], maker: str) -> float | None:
 
 
 def sequence_b(name: str) -> float | None:
-    """Return the b-value in a sequence's name."""
+    """Return the b-value in a sequence name."""
     match = _SEQUENCE_B.search(name.lower())
     return float(match[1]) if match else None
 
 
 def is_diffusivity(sources: Sequence[Dataset]) -> bool:
-    """Return whether the first rescale that names what values are names a diffusivity: ADC, or its unit."""
+    """Return whether the first rescale type in the data sets is a diffusivity: ADC, or its unit."""
     word = next((word for dataset in sources if (word := text_of(dataset, "RescaleType"))), "")
     return bool(_DIFFUSIVITY_UNIT.search(word.lower()))
 
 
 def named_b(text: str) -> tuple[float, ...]:
-    """Return the b-values that a description (in lower case) names."""
+    """Return the b-values named in a description (in lower case)."""
     return tuple(float(digits) for listed in _NAMED_B.findall(text) for digits in re.findall(r"\d+", listed))
 
 
 def complex_part(sources: Sequence[Dataset], maker: str) -> str:
-    """Return PHASE, REAL or IMAGINARY, of images that show such a part of a complex signal.
+    """Return PHASE, REAL or IMAGINARY for images of one part of a complex signal; else empty.
 
     Empty for magnitudes, and where nothing tells.
     """
@@ -382,7 +382,7 @@ def complex_part(sources: Sequence[Dataset], maker: str) -> str:
 
 
 def directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[str]) -> str:
-    """ "none", "isotropic" (a mean over directions) or "directional"; empty where nothing tells."""
+    """Return "none", "isotropic" (a mean over directions) or "directional"; empty if unknown."""
     for dataset in sources:
         word = text_of(dataset, DIRECTIONALITY).upper() if DIRECTIONALITY in dataset else ""
         if word in ("NONE", "ISOTROPIC", "DIRECTIONAL", "BMATRIX"):
@@ -403,7 +403,7 @@ def directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[
 
 
 def numbers_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> tuple[float, ...]:
-    """Return the finite numbers of an element, `vr` telling what bytes mean; none where it is missing, or is no list of finite numbers."""
+    """Return the finite numbers of an element; `vr` gives the meaning of raw bytes. Empty if missing or invalid."""
     try:
         value = dataset[tag].value
         values = tuple(float(part) for part in _parts(value, vr, little=dataset.is_little_endian is not False))
@@ -418,7 +418,7 @@ def number_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> flo
 
 
 def text_of(dataset: Dataset, tag: BaseTag | int | str) -> str:
-    """Return the text of an element, its values joined by a backslash; empty where it is missing or unreadable."""
+    """Return the text of an element, with several values joined by a backslash; empty if missing or unreadable."""
     return "\\".join(texts_of(dataset, tag))
 
 
@@ -432,7 +432,7 @@ def texts_of(dataset: Dataset, tag: BaseTag | int | str) -> tuple[str, ...]:
 
 
 def items_of(dataset: Dataset, tag: BaseTag | int | str) -> Sequence[Dataset]:
-    """Return the items of a sequence; none where it is missing or is none."""
+    """Return the items of a sequence; empty if it is missing or not a sequence."""
     try:
         element = dataset[tag]
         return element.value if element.VR == "SQ" and element.value is not None else ()
@@ -441,7 +441,7 @@ def items_of(dataset: Dataset, tag: BaseTag | int | str) -> Sequence[Dataset]:
 
 
 def _parts(value: Any, vr: str, *, little: bool) -> Iterator[Any]:
-    """Yield the values of an element, as many as it has; bytes as their representation says."""
+    """Yield the values of an element; bytes are decoded by value representation."""
     if isinstance(value, bytes) and vr in _BINARY:
         layout = ("<" if little else ">") + _BINARY[vr]
         yield from (number for (number,) in struct.iter_unpack(layout, value))

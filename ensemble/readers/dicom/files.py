@@ -1,4 +1,4 @@
-"""Which files a folder or .zip of DICOM holds, and how many of them one examination may have."""
+"""List the files of a folder or .zip of DICOM, with limits on their number and size."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotIm
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path is read as DICOM: a folder, a .zip, or a file named as one of DICOM (which may hold a whole series)."""
+    """Return whether a path is read as DICOM: a folder, a .zip, or a file with a DICOM suffix (which may hold a whole series)."""
     return path.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or is_folder(path)
 
 
-def begins_as_dicom(path: Path) -> bool:
-    """Return whether a file begins as one of DICOM does, whatever its name. Raises OSError."""
+def has_dicom_signature(path: Path) -> bool:
+    """Return whether a file begins like DICOM, whatever its name. Raises OSError."""
     with open_file(path) as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -44,7 +44,7 @@ def is_folder(path: Path) -> bool:
 
 @contextmanager
 def files_of(path: Path, label: str) -> Iterator[list[Path]]:
-    """All files of a folder, or a file alone; or those of an archive, unpacked for as long as the block lasts. Raises InputRefused."""
+    """Yield all files of a folder, a single file, or the temporarily unpacked files of an archive. Raises InputRefused."""
     if is_folder(path):
         yield _listing(path, path, label)
         return
@@ -76,7 +76,7 @@ def _unpack(path: Path, folder: str, label: str) -> None:
                 f"the {label} archive can't be unpacked",
                 where=path,
                 found=error.strerror or str(error),
-                do="free space in the folder for temporary files (TMPDIR), or unpack it yourself and give the folder",
+                do="make free space in the temporary folder, choose another one with TMPDIR, or unpack the archive and give the folder",
             ) from error
         raise InputRefused(
             f"the {label} archive is damaged, or can't be unpacked",
@@ -87,7 +87,7 @@ def _unpack(path: Path, folder: str, label: str) -> None:
 
 
 def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
-    """Return the file, if its directory is no longer than so many files need: each entry takes memory. Raises InputRefused."""
+    """Return the archive if its directory is short enough to be read into memory. Raises InputRefused."""
     size = file.seek(0, 2)
     file.seek(max(size - _LONGEST_END, 0))
     end = file.read()
@@ -97,28 +97,28 @@ def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
     if (at := end.rfind(_END_64)) >= 0 and len(end) >= at + 48:
         length = max(length if length != 0xFFFFFFFF else 0, *struct.unpack_from("<Q", end, at + 40))
     if min(length, size) > _MAX_DIRECTORY_BYTES:
-        raise _too_large(path, label, f"names of files that take {min(length, size) / 1e6:.0f} MB")
+        raise _too_large(path, label, f"{min(length, size) / 1e6:.0f} MB of file names")
     file.seek(0)
     return file
 
 
 def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> None:
-    """Raise InputRefused for an archive that would fill the disk, by what it says itself: no more is unpacked than that."""
+    """Raise InputRefused if an archive's declared size would fill the disk; no more than declared is unpacked."""
     unpacked, packed = sum(member.file_size for member in members), path.stat().st_size
     if len(members) > MAX_FILES or unpacked > MAX_UNPACKED_BYTES:
         raise _too_large(path, label, f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked")
     if unpacked > _MAX_INFLATION * packed + _FREE_BYTES:
         raise InputRefused(
-            f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, as images do not",
+            f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, which images never do",
             where=path,
             found=f"{unpacked / 1e6:.0f} MB in {packed / 1e6:.1f} MB",
-            do="pack the series anew, or give their folder",
+            do="pack the series again, or give their folder",
         )
 
 
 def _too_large(path: Path, label: str, found: str) -> InputRefused:
     what = f"the {label} archive is too large for one examination"
-    return InputRefused(what, where=path, found=found, do="pack the series of this case alone")
+    return InputRefused(what, where=path, found=found, do="pack only the series of this case")
 
 
 def _listing(folder: Path, path: Path, label: str) -> list[Path]:
@@ -134,6 +134,6 @@ def _listing(folder: Path, path: Path, label: str) -> list[Path]:
             f"the {label} folder holds too many files for one examination",
             where=path,
             found=f"{len(files)} files",
-            do="give the folder of this case's series",
+            do="give a folder with only this case's series",
         )
     return files

@@ -1,4 +1,4 @@
-"""One DICOM file -> one record a frame or tile: where it lies, how it was weighted, what its stored values mean, where its pixels are.
+"""Read one DICOM file into one record per frame or tile: position, diffusion weighting, rescale, and where its pixels are.
 
 Classic, Enhanced and Legacy Converted Enhanced MR (PS3.3 C.7.6.2, C.7.6.16, C.8.13), Siemens mosaics, United Imaging's VFRAME.
 Nothing is judged here but a file by itself: what is wrong with it is kept, for the case that its series is chosen.
@@ -42,7 +42,7 @@ _NO_PLANE = 0.02
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a file can't be read: ends of a sentence that begins "a file of the DWI series"."""
+    """Why a file can't be read. `what` completes a sentence that begins "a file of the DWI series"."""
 
     what: str
     found: str
@@ -51,7 +51,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """How the pixels of a file lie in it."""
+    """How the pixels of a file are stored."""
 
     syntax: UID
     start: int
@@ -69,7 +69,7 @@ class StoredPixels:
 
     @property
     def is_sized(self) -> bool:
-        """Whether the header tells a size that an image can have."""
+        """Whether the header gives a valid image size."""
         return 1 <= self.rows <= MAX_ROWS and 1 <= self.columns <= MAX_ROWS and self.frames <= MAX_FRAMES
 
     @property
@@ -87,7 +87,7 @@ class StoredPixels:
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a slice lies (LPS, mm)."""
+    """The position of a slice (LPS, mm)."""
 
     position: tuple[float, ...]
     """Of the centre of the first voxel."""
@@ -99,7 +99,7 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One file: what holds for all its frames."""
+    """One file: what is common to all its frames."""
 
     path: Path
     sop_instance: str
@@ -111,13 +111,13 @@ class Instance:
     words: tuple[str, ...]
     """Series description and protocol name, as far as there are such and they differ."""
     other: str
-    """What it is where it can't be a grey MR image; empty where it may be one."""
+    """What it is where it can't be a grey MR image; empty if it may be one."""
     stored: StoredPixels | None
     problem: Problem | None = None
 
     @property
     def description(self) -> str:
-        """What people know the series by."""
+        """The name by which people know the series."""
         return " ".join(self.words)
 
 
@@ -137,20 +137,20 @@ class Frame:
     tile: tuple[int, int] | None = None
     """Row and column in the stored frame at which the slice begins, where it is a tile of one."""
     plane: Plane | None = None
-    """None where the header does not tell it."""
+    """None if the header does not tell it."""
     b: float | None = None
     direction: str = ""
     """See `facts.directionality`."""
     slope: float = 1.0
     intercept: float = 0.0
     echo_ms: float | None = None
-    """Echo time; None where nothing tells it."""
+    """Echo time; None if nothing tells it."""
     order: tuple[float, ...] = ()
     """Order of acquisition, as far as numbers tell: temporal position, acquisition, instance, frame."""
 
     @property
     def made(self) -> int:
-        """How far a weighted image is from an acquired one: 0 is one, 1 derived of one direction, 2 a mean over them, 3 anything."""
+        """How derived a diffusion-weighted image is: 0 acquired, 1 derived from one direction, 2 mean over directions, 3 other."""
         if (self.b or 0.0) <= SAME_SHELL:
             return 0
         if self.direction == "isotropic":
@@ -158,21 +158,21 @@ class Frame:
         return (1 if self.direction == "directional" else 3) if self.image_type[:1] == ("DERIVED",) else 0
 
     def same_as(self, other: Frame) -> bool:
-        """Return whether a frame says the same of itself as another one, files and all but their names left aside."""
+        """Return whether two frames have equal headers, file names aside."""
         return replace(self, instance=other.instance).__dict__ == other.__dict__
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """A header on its way to frames."""
+    """A header while its frames are being read."""
 
     dataset: Dataset
     maker: str
     image_type: tuple[str, ...]
 
 
-def frames_of(path: Path, header: Header) -> list[Frame]:
-    """Return the frames of a file; one alone where it is no grey image, or one that can't be read, which then says so.
+def read_frames(path: Path, header: Header) -> list[Frame]:
+    """Return the frames of a file. A file that is not a readable grey image gives one frame that states the problem.
 
     Raises one of MALFORMED for a header that is no sense at all.
     """
@@ -187,7 +187,7 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
         return list(_kind_of_file(reading)(reading, plain))
     except MALFORMED as error:
         found = str(error) or type(error).__name__
-        return [_with_problem(plain, Problem("has a header that can't be understood", found))]
+        return [_with_problem(plain, Problem("has an invalid header", found))]
 
 
 def _kind_of_file(reading: _Reading) -> Callable[[_Reading, Frame], Iterator[Frame]]:
@@ -229,7 +229,7 @@ def _instance(path: Path, header: Header) -> Instance:
 
 
 def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
-    """Return how the pixels lie, and what is wrong with them."""
+    """Return how the pixels are stored, and the problem if there is one."""
     dataset, pixels = header.dataset, header.pixels
 
     def whole(keyword: str, otherwise: int) -> int:
@@ -252,17 +252,17 @@ def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
     )
     size = f"{stored.columns} x {stored.rows}, {stored.frames} frames, {stored.bits_stored} of {bits} bits"
     if not stored.is_sized:
-        return stored, Problem("is damaged: its header tells of no image", size)
+        return stored, Problem("is damaged: its header describes no image", size)
     if pixels is None:
         return stored, Problem("is damaged or truncated", "no pixel data")
     if pixels.tag != facts.INTEGER_PIXELS or bits not in _CODED_BITS or not 1 <= stored.bits_stored <= bits:
-        return stored, Problem("holds pixels of a kind that is not read", size, CONVERT)
+        return stored, Problem("has pixels of an unsupported type", size, CONVERT)
     if number_of(dataset, "HighBit") not in (None, stored.bits_stored - 1):
         return stored, Problem(
-            "holds pixels of a kind that is not read", f"high bit {number_of(dataset, 'HighBit'):g}", CONVERT
+            "has pixels of an unsupported type", f"high bit {number_of(dataset, 'HighBit'):g}", CONVERT
         )
     if "ModalityLUTSequence" in dataset:
-        return stored, Problem("tells its values by a table (modality LUT), which is not read", size, CONVERT)
+        return stored, Problem("has a modality LUT, which is not supported", size, CONVERT)
     if header.syntax not in NATIVE:
         return stored, None if pixels.length is None else Problem(
             "is damaged", "compressed pixel data that are not encapsulated"
@@ -278,9 +278,7 @@ def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
 def _classic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     dataset, stored = reading.dataset, _pixels_of(plain)
     if stored.frames > 1:
-        yield _with_problem(
-            plain, Problem("holds several frames, and does not say where they lie", f"{stored.frames} frames", CONVERT)
-        )
+        yield _with_problem(plain, Problem("has several frames without positions", f"{stored.frames} frames", CONVERT))
         return
     slope, intercept = _rescale((dataset,))
     yield replace(
@@ -300,7 +298,8 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     groups = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     if len(groups) != stored.frames:
         yield _with_problem(
-            plain, Problem("describes another number of frames than it holds", f"{len(groups)} of {stored.frames}")
+            plain,
+            Problem("has a different number of frames from what its header says", f"{len(groups)} of {stored.frames}"),
         )
         return
     shared = next(iter(items_of(dataset, "SharedFunctionalGroupsSequence")), Dataset())
@@ -350,7 +349,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
 
 
 def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
-    """Yield the tiles of a Siemens mosaic: a square of slices, placed as if it were one slice with the same centre as the first."""
+    """Yield the tiles of a Siemens mosaic: a square of slices in one image, whose header position refers to the whole square."""
     dataset, stored = reading.dataset, _pixels_of(plain)
     csa = _csa(reading)
     count, normal = csa.get("NumberOfImagesInMosaic", ()), csa.get("SliceNormalVector", ())
@@ -359,7 +358,7 @@ def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         found = f"CSA header: {'there' if csa else 'missing'}"
         yield _with_problem(
             plain,
-            Problem("is a mosaic whose CSA header, which tells where its slices lie, is not there", found, CONVERT),
+            Problem("is a mosaic without the CSA header that gives the positions of its slices", found, CONVERT),
         )
         return
     tiles = int(count[0])
@@ -392,7 +391,7 @@ def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
 
 
 def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
-    """Yield the tiles of United Imaging's VFRAME ("GRID"), each with a place of its own."""
+    """Yield the tiles of United Imaging's VFRAME ("GRID"), each with its own position."""
     dataset, stored = reading.dataset, _pixels_of(plain)
     tag, count = (element.tag_in(dataset, reading.maker) for element in (facts.TILES, facts.TILE_COUNT))
     items = items_of(dataset, tag) if tag else ()
@@ -400,8 +399,8 @@ def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     side = math.ceil(math.sqrt(max(len(items), 1)))
     grid = _tiles(stored, len(items), math.ceil(len(items) / side), side)
     if not grid or (told and int(told[0]) != len(items)):
-        found = f"{len(items)} places for {told[0]:g} slices" if told else f"{len(items)} places"
-        yield _with_problem(plain, Problem("holds tiles that do not all say where they lie", found, CONVERT))
+        found = f"{len(items)} positions for {told[0]:g} slices" if told else f"{len(items)} places"
+        yield _with_problem(plain, Problem("has tiles without positions", found, CONVERT))
         return
     whole = next(_classic(reading, plain))
     height, width = stored.rows // math.ceil(len(items) / side), stored.columns // side
@@ -418,7 +417,7 @@ def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
 
 
 def _tiles(stored: StoredPixels, tiles: int, rows: int, columns: int) -> list[tuple[int, int]]:
-    """Return row and column at which each tile begins; none where so many don't fit."""
+    """Return the row and column at which each tile begins; empty if so many tiles do not fit."""
     if not 2 <= tiles <= rows * columns or stored.rows % rows or stored.columns % columns or stored.frames > 1:
         return []
     height, width = stored.rows // rows, stored.columns // columns
@@ -426,7 +425,7 @@ def _tiles(stored: StoredPixels, tiles: int, rows: int, columns: int) -> list[tu
 
 
 def _csa(reading: _Reading) -> dict[str, tuple[float, ...]]:
-    """Return numbers of a Siemens CSA image header; none where it is missing or can't be read."""
+    """Return the numbers in a Siemens CSA image header; empty if missing or unreadable."""
     if (tag := facts.CSA_HEADER.tag_in(reading.dataset, reading.maker)) is None:
         return {}
     with warnings.catch_warnings():
@@ -448,7 +447,7 @@ def _csa_numbers(items: Sequence[object]) -> tuple[float, ...]:
 
 
 def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> Plane | None:
-    """Return where a slice lies; None where position, orientation or spacing is missing, or names no plane."""
+    """Return the position of a slice; None if position, orientation or spacing is missing or invalid."""
     position, orientation = numbers_of(placed, "ImagePositionPatient"), numbers_of(oriented, "ImageOrientationPatient")
     spacing = numbers_of(measured, "PixelSpacing")
     if (len(position), len(orientation), len(spacing)) != (3, 6, 2) or min(spacing) <= 0:
@@ -460,7 +459,7 @@ def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> Plane | Non
 
 
 def _b(reading: _Reading, sources: Sequence[Dataset], image_type: Sequence[str]) -> float | None:
-    """Return the b-value of a frame, by its elements, Siemens' CSA header or the name of its sequence."""
+    """Return a frame's b-value from its elements, the Siemens CSA header or the sequence name."""
     if (b := facts.b_value(sources, reading.maker)) is not None:
         return b
     if "siemens" in reading.maker.lower() and "DIFFUSION" in image_type and (csa := _csa(reading).get("B_value", ())):
@@ -469,7 +468,7 @@ def _b(reading: _Reading, sources: Sequence[Dataset], image_type: Sequence[str])
 
 
 def _rescale(sources: Sequence[Dataset]) -> tuple[float, float]:
-    """Return the slope and intercept of the public rescale, the first that is told; a slope of 0 is none."""
+    """Return slope and intercept of the first public rescale; a slope of 0 counts as missing."""
     for dataset in sources:
         if (slope := number_of(dataset, "RescaleSlope")) is not None and slope != 0:
             return slope, number_of(dataset, "RescaleIntercept") or 0.0
@@ -490,9 +489,7 @@ def _codes(sources: Sequence[Dataset]) -> tuple[str, ...]:
 def _completed(
     reading: _Reading, sources: Sequence[Dataset], rescaled: Sequence[Dataset], image_type: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return an image type with what it doesn't tell by itself: the part of a complex signal (no magnitude), or that values are
-    diffusivities.
-    """
+    """Return an image type extended by what it does not say itself: part of a complex signal, or diffusivities."""
     word = facts.complex_part(sources, reading.maker)
     if not word and facts.is_diffusivity(rescaled) and facts.typed_kind(image_type, ()) is None:
         word = "ADC"

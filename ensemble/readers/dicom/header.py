@@ -1,4 +1,4 @@
-"""The header of one DICOM file, by pydicom, and where its pixels lie: what a hostile file may ask for is bounded.
+"""Read the header of one DICOM file with pydicom, and find its pixel data; limits protect against hostile files.
 
 Files: PS3.10 7; encodings: PS3.5 7 and A.
 """
@@ -48,12 +48,12 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 
 
 class NoDicom(Exception):
-    """A file that is named like DICOM, or begins like it, and can't be read as such. Says why."""
+    """A file looks like DICOM by name or first bytes but can't be read; says why."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """Where the pixel data lie in a file (in the inflated data set, where that is deflated)."""
+    """Position of the pixel data in a file (in the inflated data set, if that is deflated)."""
 
     start: int
     length: int | None
@@ -66,7 +66,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before its pixels."""
+    """The header of a file, up to its pixels."""
 
     dataset: Dataset
     syntax: UID
@@ -77,7 +77,7 @@ class Header:
 
 
 class _Bounded(io.BufferedReader):
-    """A file that gives no more than it has, whatever length is asked for, and no more of a header than a header needs."""
+    """A file object that never returns more than the file has, nor more than a header needs."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ class _Bounded(io.BufferedReader):
 
 
 def read_header(path: Path) -> Header | None:
-    """Return the header of a file; None for a file that is no DICOM. Raises NoDicom for one that only looks like it, and OSError."""
+    """Return the header of a file; None if it is not DICOM. Raises NoDicom if it only looks like DICOM, and OSError."""
     refuse_irregular_file(path)
     with path.open("rb", buffering=0) as file:
         begin = file.read(132)
@@ -111,21 +111,21 @@ def read_header(path: Path) -> Header | None:
         return None
     if "SOPClassUID" not in dataset and "Rows" not in dataset:
         if named:
-            raise NoDicom("neither a kind of object nor the size of an image")
+            raise NoDicom("neither a SOP class nor an image size")
         return None
     if header.pixels is None and "SeriesInstanceUID" not in dataset:
-        raise NoDicom("it ends in the midst of its header")
+        raise NoDicom("it ends within its header")
     return header
 
 
 def inflated(path: Path, most: int) -> bytes:
-    """Return the first `most` bytes of a deflated file as an explicit one. Raises one of `facts.MALFORMED`."""
+    """Return the first `most` bytes of a deflated file with the deflation removed. Raises one of `facts.MALFORMED`."""
     with open_file(path) as file:
         return _inflate(file.read(), most)[0]
 
 
 def _begins_like(begin: bytes) -> bool:
-    """Return whether a file without preamble begins as a data set does."""
+    """Return whether a file without preamble begins like a DICOM data set."""
     if begin[:2] not in _FIRST_GROUPS or begin[3:4] != b"\x00":
         return False
     return begin[4:6] in (b"UL", b"CS", b"UI", b"SH", b"DA", b"OB") or begin[6:8] == b"\x00\x00"
@@ -165,7 +165,7 @@ def _parse_explicit(stream: Any, size: int) -> Header:
 
 
 def _refuse_too_many_items(stream: Any) -> None:
-    """Raise ValueError before a header is parsed that would fill the memory."""
+    """Raise ValueError for a header with too many items, before parsing it fills the memory."""
     items = at = 0
     while at < _MAX_HEADER_BYTES and (block := stream.read(_SMALL_BYTES)):
         items, at = items + sum(map(block.count, _ITEMS)), at + len(block)
@@ -179,9 +179,9 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
 
 
 def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
-    """Return the first `most` bytes of a deflated file as an explicit one, and how many it has in all.
+    """Return the first `most` bytes of an inflated file, and its total inflated size.
 
-    Raises ValueError where it grows as no image does, or has no end.
+    Raises ValueError if it grows as no image does, or has no end.
     """
     stream = io.BytesIO(content)
     stream.seek(132)
@@ -203,7 +203,7 @@ def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
 
 
 def _pixel_element(stream: Any, syntax: UID) -> Element | None:
-    """Return where the pixel data begin, at which pydicom has stopped."""
+    """Return the position of the pixel data, where pydicom stopped."""
     at = stream.tell()
     head = stream.read(12)
     order = "big" if syntax == ExplicitVRBigEndian else "little"

@@ -1,4 +1,4 @@
-"""The pixels of chosen frames: native ones as they lie, encapsulated ones (JPEG, JPEG-LS, JPEG 2000, RLE) by GDCM or pydicom.
+"""Read the pixels of the chosen frames: native ones directly, encapsulated ones (JPEG, JPEG-LS, JPEG 2000, RLE) with GDCM or pydicom.
 
 Stored values become what they mean by the public rescale alone (PS3.3 C.7.6.16.2.9): Philips' private slopes are for display.
 """
@@ -28,11 +28,11 @@ _JPEG_2000_SIZE = b"\xff\x4f\xff\x51"
 
 
 class _Undecodable(Exception):
-    """Pixels of a kind that no decoder here reads."""
+    """Pixels in a format that no available decoder reads."""
 
 
 def read_pixels(volumes: Sequence[Sequence[Frame]], label: str, place_of: Callable[[Path], str]) -> FloatArray:
-    """Return the values (n, z, y, x) of frames by volume and place, float32.
+    """Return the values (n, z, y, x) float32 of frames by volume and slice.
 
     Raises InputRefused for damaged pixels, or a syntax not read.
     """
@@ -56,16 +56,16 @@ def read_pixels(volumes: Sequence[Sequence[Frame]], label: str, place_of: Callab
     return arrays
 
 
-def refuse_unlike(copies: Sequence[tuple[Frame, Frame]], label: str, place_of: Callable[[Path], str]) -> None:
-    """Raise InputRefused where two frames that should be copies hold different pixels."""
+def refuse_differing_copies(copies: Sequence[tuple[Frame, Frame]], label: str, place_of: Callable[[Path], str]) -> None:
+    """Raise InputRefused if two frames that should be copies have different pixels."""
     for frame, copy in copies:
         one, other = (next(_planes(each.instance.path, [each], label, place_of)) for each in (frame, copy))
         if not np.array_equal(one, other):
             raise InputRefused(
-                f"two files of the {label} series are one SOP instance, and hold different pixels",
+                f"two files of the {label} series have the same SOP instance UID but different pixels",
                 where=place_of(copy.instance.path),
                 found=f"the instance of {place_of(frame.instance.path)}",
-                do="remove the one that is wrong",
+                do="remove the wrong one",
             )
 
 
@@ -79,7 +79,7 @@ def _rescaled(frame: Frame) -> bool:
 
 
 def _planes(path: Path, frames: Sequence[Frame], label: str, place_of: Callable[[Path], str]) -> Iterator[AnyArray]:
-    """Yield the stored values (rows, columns) of some frames or tiles of one file."""
+    """Yield the stored values (rows, columns) of frames or tiles of one file."""
     stored = _stored(frames[0])
     try:
         with _Frames(path, stored) as source:
@@ -91,7 +91,7 @@ def _planes(path: Path, frames: Sequence[Frame], label: str, place_of: Callable[
                 yield kept[row : row + frame.size[1], column : column + frame.size[0]]
     except _Undecodable as error:
         raise InputRefused(
-            f"a file of the {label} series is compressed in a way that is not read",
+            f"a file of the {label} series has an unsupported compression",
             where=place_of(path),
             found=str(error),
             do=CONVERT,
@@ -106,7 +106,7 @@ def _planes(path: Path, frames: Sequence[Frame], label: str, place_of: Callable[
 
 
 class _Frames:
-    """The stored frames of a file, one by one. Its methods raise _Undecodable, or one of MALFORMED."""
+    """The stored frames of a file. Its methods raise _Undecodable, or one of MALFORMED."""
 
     def __init__(self, path: Path, stored: StoredPixels) -> None:
         self._stored = stored
@@ -123,7 +123,7 @@ class _Frames:
             self._file.close()
 
     def plane(self, index: int) -> AnyArray:
-        """Return the values of a frame (rows, columns), in the file's own bits."""
+        """Return the stored values of a frame (rows, columns)."""
         stored = self._stored
         if not 0 <= index < stored.frames:
             raise ValueError(f"frame {index + 1} of {stored.frames}")
@@ -154,7 +154,7 @@ class _Frames:
         return self._file.read(count)
 
     def _read_encapsulated(self) -> bytes:
-        """Return the pixel data as far as their end, which must be there (PS3.5 A.4)."""
+        """Return the pixel data up to the sequence delimiter, which must exist (PS3.5 A.4)."""
         at = self._stored.start
         while True:
             head = self._bytes(at, 8)
@@ -193,7 +193,7 @@ class _Frames:
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Return the columns and rows that a JPEG, JPEG-LS or JPEG 2000 stream says it holds; None where it does not say.
+    """Return columns and rows stated in a JPEG, JPEG-LS or JPEG 2000 stream; None if it does not state them.
 
     What it says is allocated.
 

@@ -1,4 +1,4 @@
-"""A folder or .zip of DICOM files -> RawImage: the one series that shows the modality, its slices in order, none missing.
+"""Read a folder or .zip of DICOM: choose the series of a modality, sort its slices, and check that none is missing.
 
 Headers first, of all files; then the series is chosen by what headers say; then the chosen one alone is put in order, checked, and its
 pixels are read.
@@ -20,11 +20,11 @@ from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b, weig
 from ensemble.readers.base import RawImage, attach_notes
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
-from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, frames_of
+from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, read_frames
 from ensemble.readers.dicom.header import NoDicom, read_header
-from ensemble.readers.dicom.pixels import read_pixels, refuse_unlike
-from ensemble.readers.dicom.series import Series, choose, series_of
-from ensemble.readers.dicom.stack import Stack, plane_of, refuse_problem, stack_of
+from ensemble.readers.dicom.pixels import read_pixels, refuse_differing_copies
+from ensemble.readers.dicom.series import Series, choose, group_into_series
+from ensemble.readers.dicom.stack import Stack, build_stack, plane_of, refuse_problem
 from ensemble.readers.dicom.study import read_study
 from ensemble.readers.geometry_checks import orthonormalize_direction
 from ensemble.readers.names import ARCHIVE
@@ -41,7 +41,7 @@ __all__ = ["Examination", "is_dicom", "modalities_in", "open_examination", "read
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """What the headers of a folder or archive say; its files can be read while it is open."""
+    """The headers in a folder or archive; its files can be read while it is open."""
 
     path: Path
     series: tuple[Series, ...]
@@ -52,11 +52,11 @@ class Examination:
     """Files that look like DICOM and can't be read, and why."""
 
     def place_of(self, file: Path) -> str:
-        """Return a file as the user knows it, not as it lies in our temporary folder."""
+        """Return the path of a file as the user knows it, not that of its temporary copy."""
         return f"{self.path} ({file.name})" if self.path.suffix.lower() == ARCHIVE else str(file)
 
     def chosen(self, modality: Modality) -> tuple[Series, list[str]]:
-        """Return the one series that shows a modality, and what to say of the choice. Raises InputRefused."""
+        """Choose the series of a modality; also returns notes on the choice. Raises InputRefused."""
         label = modality.label
         if not self.series:
             self._refuse_unread(self.unread, label)
@@ -76,11 +76,11 @@ class Examination:
         return series, [*notes, *self._wrong_elsewhere(series, label)]
 
     def stack(self, series: Series, label: str) -> Stack:
-        """Return a series in order. Raises InputRefused."""
-        return stack_of(series, self.path, label, self.place_of)
+        """Return a series with its slices sorted. Raises InputRefused."""
+        return build_stack(series, self.path, label, self.place_of)
 
     def read(self, modality: Modality, *, with_low_b: bool = False) -> RawImage:
-        """Return the image of a modality, as float32; beside a DWI that of lowest b-value, where asked for. Raises InputRefused."""
+        """Read the image of a modality as float32; with a DWI also that of lowest b-value, if asked for. Raises InputRefused."""
         series, notes = self.chosen(modality)
         with attach_notes(notes):
             return self._read(series, modality, notes, with_low_b=with_low_b)
@@ -93,14 +93,14 @@ class Examination:
             stack = _least_derived(stack, notes)
         elif len(stack.volumes) > 1:
             raise InputRefused(
-                f"the {label} series holds several images of each slice",
+                f"the {label} series has several images of each slice",
                 where=self.path,
-                found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} places in {series.title}",
-                do="give a series of one volume",
+                found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} slice positions in {series.title}",
+                do="give a series with one volume",
             )
         with native_stderr_to_log():
             volumes = read_pixels(stack.volumes, label, self.place_of)
-            refuse_unlike(series.copies, label, self.place_of)
+            refuse_differing_copies(series.copies, label, self.place_of)
         array, made_of = volumes[0], [0]
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
             array, note = select_dwi(volumes, stack.b_values, self.path)
@@ -120,8 +120,7 @@ class Examination:
             raise InputRefused(what, where=where, found=problem.found, do=problem.do)
 
     def _refuse_possible_slices(self, series: Series, label: str) -> None:
-        """Raise InputRefused for files that can't be read and may be slices of the series: they bear its UID, or lie among its files and
-        their headers tell too little to say whose they are."""
+        """Raise InputRefused for unreadable files that may be slices of the series, by UID or by folder."""
         self._refuse_unread([(file, why) for file, why in self.unread if file.parent in series.folders], label)
         own = {frame.instance.series for frame in series.frames} - {""}
         for frame in (frame for each in self.series if each is not series for frame in each.frames):
@@ -131,7 +130,7 @@ class Examination:
                 refuse_problem(frame, label, self.place_of)
 
     def _refuse_strays(self, series: Series, stack: Stack, label: str) -> None:
-        """Raise InputRefused for single images that would be the next slice of the series, and call themselves by its UID or description.
+        """Raise InputRefused for single images that would be the next slice of the series, and share its UID or description.
 
         A slice missing at an end is not to be noticed otherwise.
         """
@@ -145,14 +144,14 @@ class Examination:
             away = float(np.linalg.norm(ends - frame.plane.position, axis=1).min() / np.linalg.norm(step))
             if akin and away < _NEXT_SLICE:
                 raise InputRefused(
-                    f"an image lies where the {label} series would continue, but is not like it",
+                    f"an image lies where the next slice of the {label} series would be, but has a different header",
                     where=self.place_of(own.path),
                     found=own.other or f"'{own.description}', {' '.join(frame.image_type)}",
-                    do=f"{AGAIN}, or remove the file if it is no slice of it",
+                    do=f"{AGAIN}, or remove the file if it is not a slice of the series",
                 )
 
     def _wrong_elsewhere(self, chosen: Series, label: str) -> list[str]:
-        """Return a note on what can't be read, and lies elsewhere than the chosen series."""
+        """Return a note on unreadable files outside the chosen series."""
         problems = {
             each.title: f"a file {frame.instance.problem.what}"
             for each in self.series
@@ -164,12 +163,12 @@ class Examination:
         if not problems:
             return []
         return [
-            f"{label}: not read, and not needed: {'; '.join(f'{name} [{why}]' for name, why in sorted(problems.items()))}"
+            f"{label}: unreadable files, none of them needed: {'; '.join(f'{name} [{why}]' for name, why in sorted(problems.items()))}"
         ]
 
 
 def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
-    """Read the series of a folder (subfolders included) or .zip that shows a modality, as float32.
+    """Read the series of a modality from a folder (with subfolders) or .zip, as float32.
 
     Raises InputRefused when there is none or more than one, or when its slices are missing, surplus, mixed, damaged, or of a kind that
     is not read.
@@ -179,9 +178,9 @@ def read_dicom(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
 
 
 def modalities_in(folder: Path) -> frozenset[Modality]:
-    """Return the modalities of which a folder (subfolders included) holds DICOM series, readable or not; empty where there is no DICOM.
+    """Return the modalities of the DICOM series in a folder (with subfolders), readable or not; empty without DICOM.
 
-    Raises InputRefused where nothing is to be found because files are damaged.
+    Raises InputRefused if nothing is to be found because files are damaged.
     """
     with open_examination(folder, "DICOM") as examination:
         kinds = {str(series.kind) for series in examination.series}
@@ -193,7 +192,7 @@ def modalities_in(folder: Path) -> frozenset[Modality]:
 
 @contextmanager
 def open_examination(path: Path, label: str) -> Iterator[Examination]:
-    """The headers of all files of a folder or archive, which is unpacked for as long as the block lasts. Raises InputRefused."""
+    """Read the headers of all files of a folder or archive, unpacked for the duration of the block. Raises InputRefused."""
     with files_of(path, label) as files:
         frames: list[Frame] = []
         objects: list[tuple[Path, str]] = []
@@ -201,7 +200,7 @@ def open_examination(path: Path, label: str) -> Iterator[Examination]:
         for file in files:
             try:
                 header = read_header(file)
-                found = [] if header is None else frames_of(file, header)
+                found = [] if header is None else read_frames(file, header)
             except (NoDicom, *MALFORMED) as error:
                 unread.append((file, _why_unread(file, error)))
                 continue
@@ -209,7 +208,7 @@ def open_examination(path: Path, label: str) -> Iterator[Examination]:
                 objects.append((file, found[0].instance.other))
             else:
                 frames += found
-        yield Examination(path, tuple(series_of(frames)), tuple(objects), tuple(unread))
+        yield Examination(path, tuple(group_into_series(frames)), tuple(objects), tuple(unread))
 
 
 def _why_unread(file: Path, error: Exception) -> Problem:
@@ -217,11 +216,11 @@ def _why_unread(file: Path, error: Exception) -> Problem:
         why = unreadable_reason(file, error)
         return Problem(why.what, why.found, why.do)
     found = (str(error) or type(error).__name__).splitlines()[0]
-    return Problem("is damaged, or is no DICOM", found, f"{AGAIN}, or remove the file if it is none of it")
+    return Problem("is damaged, or is not DICOM", found, f"{AGAIN}, or remove the file if it does not belong to it")
 
 
 def _origin(volumes: Sequence[Sequence[Frame]]) -> Origin | None:
-    """Return where the slices of an image come from that was made of these volumes; None where the files can no longer be read."""
+    """Return the source of each slice of an image made from these volumes; None if the files can no longer be read."""
     first = volumes[0][0]
     plane = plane_of(first)
     try:
@@ -242,9 +241,7 @@ def _source(frame: Frame) -> SourceFrame:
 
 
 def _least_derived(stack: Stack, notes: list[str]) -> Stack:
-    """Return a DWI without what was derived (the scanner's own mean over directions, or a map) of a shell of which acquired images are
-    there.
-    """
+    """Return a DWI without derived volumes (means over directions, maps) of shells for which acquired ones exist."""
     if stack.b_values is None:
         return stack
     shells = list(zip(stack.b_values, stack.made, strict=True))
@@ -255,5 +252,7 @@ def _least_derived(stack: Stack, notes: list[str]) -> Stack:
     ]
     if surplus:
         what = "mean over directions" if {stack.made[n] for n in surplus} == {2} else "derived images"
-        notes.append(f"DWI: the scanner's own {what} ({len(surplus)} volumes) left out, as the directions are there")
+        notes.append(
+            f"DWI: the scanner's own {what} ({len(surplus)} volumes) not used, because the single directions are available"
+        )
     return stack.without(surplus)

@@ -1,4 +1,4 @@
-"""Which series the frames of a folder make, what each shows, and which one is taken for a modality. Looks at no geometry but to join."""
+"""Group frames into series, tell what each series shows, and choose one for a modality. Geometry is used only to join series."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWS = {Modality.DWI: SeriesKind.DWI, Modality.ADC: SeriesKind.ADC, Modality.F
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Frames that belong together by what their headers say, in no order."""
+    """Frames that belong together by their headers, unsorted."""
 
     frames: tuple[Frame, ...]
     copies: tuple[tuple[Frame, Frame], ...] = ()
@@ -45,7 +45,7 @@ class Series:
 
     @cached_property
     def told_b(self) -> tuple[float, ...]:
-        """The b-values that frames tell, each once, in order; of a map none, whatever its header holds."""
+        """The distinct b-values of its frames, sorted; empty for a map, whatever its header says."""
         maps = (
             SeriesKind.ADC,
             SeriesKind.EXPONENTIAL,
@@ -70,7 +70,7 @@ class Series:
 
     @cached_property
     def usable_b(self) -> float | None:
-        """The b-value nearest to what is usual, of those a stroke protocol calls diffusion-weighted; None where there is none."""
+        """The b-value nearest to 1000 among those used for stroke; None if there is none."""
         usable = [b for b in self.told_b if _is_usual(b)]
         return min(usable, key=lambda b: abs(b - USUAL_B)) if usable else None
 
@@ -82,21 +82,21 @@ class Series:
         return told or ("isotropic" in directions and directions <= {"isotropic", "none"})
 
     def unfit(self, modality: Modality) -> str:
-        """Return why the series can't be a modality, in a few words; empty when it may be."""
+        """Return why the series can't be a modality, in a few words; empty if it may be."""
         if self.kind != _SHOWS[modality] and self.kind != SeriesKind.UNKNOWN:
             return str(self.kind)
         if modality is Modality.DWI and self.told_b and self.usable_b is None:
-            return f"b = {listed(self.told_b)} s/mm^2"
+            return f"b = {format_b_values(self.told_b)} s/mm^2"
         named = facts.named_b(self.description.lower())
         if modality is Modality.DWI and not self.told_b and named and not any(map(_is_usual, named)):
-            return f"called b = {listed(named)} s/mm^2"
+            return f"named b = {format_b_values(named)} s/mm^2"
         return ""
 
     @property
     def title(self) -> str:
-        """The series in a few words, for messages."""
+        """A short description of the series for messages."""
         number = f"{self.number}: " if self.number is not None else ""
-        b_values = f", b = {listed(self.told_b)}" if self.told_b else ""
+        b_values = f", b = {format_b_values(self.told_b)}" if self.told_b else ""
         return f"'{number}{self.description or 'without description'}' ({len(self.frames)} images{b_values})"
 
 
@@ -104,8 +104,8 @@ def _is_usual(b: float) -> bool:
     return DIFFUSION_B[0] <= b <= DIFFUSION_B[1]
 
 
-def listed(b_values: Iterable[float]) -> str:
-    """List b-values for messages: those of one shell once."""
+def format_b_values(b_values: Iterable[float]) -> str:
+    """List b-values for messages; those of one shell once."""
     shells: list[float] = []
     for b in sorted(b_values):
         if not shells or b - shells[-1] > SAME_SHELL:
@@ -113,8 +113,8 @@ def listed(b_values: Iterable[float]) -> str:
     return ", ".join(f"{b:.4g}" for b in shells[:8]) + (", ..." if len(shells) > 8 else "")
 
 
-def series_of(frames: Iterable[Frame]) -> list[Series]:
-    """Return the series that frames make: by series UID, and within one by what image type and description tell to be different things.
+def group_into_series(frames: Iterable[Frame]) -> list[Series]:
+    """Group frames into series: by series UID, then by differences in image type and description.
 
     Copies of one SOP instance count once. Instances that each carry a series UID of their own are joined by description and geometry.
     """
@@ -127,7 +127,7 @@ def series_of(frames: Iterable[Frame]) -> list[Series]:
 
 
 def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Series, list[str]]:
-    """Return the one series that shows a modality, and what to say of the choice. Raises InputRefused, listing what there is."""
+    """Choose the series of a modality; also returns notes on the choice. Raises InputRefused, listing the candidates."""
     label = modality.label
     fitting = [each for each in series if each.kind == _SHOWS[modality]]
     good = [each for each in fitting if not each.unfit(modality)]
@@ -142,15 +142,15 @@ def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Se
     found = "; ".join(sorted(f"{each.title} {why}".strip() for each in series for why in [_why(each, modality)]))
     if good:
         raise InputRefused(
-            f"it can't be told which DICOM series is the {label}",
+            f"several DICOM series could be the {label}",
             where=path,
             found=found,
-            do="give a folder with the one series alone",
+            do="give a folder with only the right series",
         )
     if fitting:
         low, high = DIFFUSION_B
         raise InputRefused(
-            "no volume of the DWI series is diffusion-weighted as stroke protocols do it",
+            "no DWI series has a b-value used for stroke",
             where=path,
             found=found,
             do=f"give a series with b between {low:.0f} and {high:.0f} s/mm^2",
@@ -164,13 +164,13 @@ def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Se
 
 
 def _why(series: Series, modality: Modality) -> str:
-    """Return why a series is not taken, in brackets, where its title doesn't say so."""
+    """Return in brackets why a series is not chosen, if its title does not say so."""
     unfit = series.unfit(modality)
     return f"[{unfit}]" if unfit and not unfit.startswith("b = ") else ""
 
 
 def _preferred(series: list[Series]) -> list[Series]:
-    """Return of several DWI series those nearest to the usual b, and of several such the scanner's mean over directions."""
+    """Return the DWI series nearest to the usual b-value, and among these the scanner's mean over directions."""
     away = {id(each): abs(each.usable_b - USUAL_B) if each.usable_b is not None else math.inf for each in series}
     nearest = min(away.values(), default=0.0)
     near = [each for each in series if away[id(each)] <= nearest + SAME_SHELL]
@@ -178,7 +178,7 @@ def _preferred(series: list[Series]) -> list[Series]:
 
 
 def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -> list[str]:
-    """Return what else might have been taken for the modality by its looks, or can never be one."""
+    """Return notes on other series that look like the modality, or can never be it."""
     wanted = {kind.value for kind in _SHOWS.values()} - {_SHOWS[modality].value}
     others = [
         each
@@ -190,11 +190,11 @@ def _passed_over(series: Sequence[Series], chosen: Series, modality: Modality) -
         return []
     words = sorted(f"{each.title} [{each.unfit(modality) or 'not the nearest'}]" for each in others)
     more = f"; and {len(words) - _MAX_LISTED} more" if len(words) > _MAX_LISTED else ""
-    return [f"{modality.label}: passed over: {'; '.join(words[:_MAX_LISTED])}{more}"]
+    return [f"{modality.label}: not used: {'; '.join(words[:_MAX_LISTED])}{more}"]
 
 
 def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
-    """Return the groups, those of one series number or of one instance each that describe themselves alike and lie alike joined."""
+    """Return the groups, with those joined that share a series number (or have one instance each), a description and the geometry."""
     joined: list[list[Frame]] = []
     alike: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
     for group in groups:
@@ -214,7 +214,7 @@ def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
 
 
 def _belongs(group: list[Frame], other: list[Frame]) -> bool:
-    """Return whether a group of frames under one series UID continues another: slices, or volumes, under UIDs of their own."""
+    """Return whether a group of frames continues another one: slices, or volumes, with series UIDs of their own."""
     first, second = group[0], other[0]
     if not same_slice_geometry(first, second):
         return False
@@ -225,7 +225,7 @@ def _belongs(group: list[Frame], other: list[Frame]) -> bool:
 
 
 def same_slice_geometry(first: Frame, second: Frame) -> bool:
-    """Return whether two slices have the same size, axes and pixel spacing, up to rounding; not whether they lie in one stack."""
+    """Return whether two slices have the same size, axes and pixel spacing, up to rounding; positions may differ."""
     one, other = first.plane, second.plane
     if one is None or other is None or first.size != second.size:
         return False
@@ -235,7 +235,7 @@ def same_slice_geometry(first: Frame, second: Frame) -> bool:
 
 
 def _without_copies(frames: list[Frame]) -> Series:
-    """Return a series of frames, of which each SOP instance counts once; instances that say different things under one UID are all kept."""
+    """Return a series in which each SOP instance counts once; instances with one UID but different headers are kept."""
     first: dict[tuple[object, ...], Frame] = {}
     kept: list[Frame] = []
     copies: list[tuple[Frame, Frame]] = []

@@ -1,4 +1,4 @@
-"""The frames of one series in order: what volumes they make, on which grid, and whether any slice is missing or surplus."""
+"""Sort the frames of one series into volumes on a grid, and check that no slice is missing or surplus."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _SAME_ECHO = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A series in order."""
+    """A series with sorted slices."""
 
     volumes: tuple[tuple[Frame, ...], ...]
     """By volume, then by place from the grid's first slice to its last."""
     b_values: tuple[float, ...] | None
-    """Of each volume, in s/mm^2; None where the series tells none."""
+    """Of each volume, in s/mm^2; None if the series tells none."""
     made: tuple[int, ...]
     """Of each volume, see `Frame.made`."""
     grid: Grid
     notes: tuple[str, ...] = ()
 
     def without(self, numbers: Sequence[int]) -> Stack:
-        """Return the same without some volumes."""
+        """Return the stack without some volumes."""
         kept = [number for number in range(len(self.volumes)) if number not in numbers]
         b_values = None if self.b_values is None else tuple(self.b_values[number] for number in kept)
         volumes = tuple(self.volumes[number] for number in kept)
@@ -48,8 +48,8 @@ class Stack:
         return replace(self, volumes=volumes, made=made, b_values=b_values)
 
 
-def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
-    """Put a series in order. `place_of` names one of its files as the user knows it.
+def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path], str]) -> Stack:
+    """Sort the frames of a series. `place_of` gives the path of a file as the user knows it.
 
     Raises InputRefused when a file is damaged or not read, or slices are mixed, missing, surplus or not stacked at right angles.
     """
@@ -66,7 +66,7 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     normal /= np.linalg.norm(normal)
     places = _places(frames, normal)
     if len(places) < 2:
-        raise refuse("is a single slice", f"{len(frames)} images in one place")
+        raise refuse("is a single slice", f"{len(frames)} images at one position")
     _refuse_uneven(places, refuse)
     _refuse_apart(places, refuse)
     _refuse_echoes(series, frames, refuse)
@@ -83,22 +83,22 @@ def stack_of(series: Series, path: Path, label: str, place_of: Callable[[Path], 
     )
     told = len([frame for frame in frames if frame.b is not None])
     if 0 < told < len(frames):
-        raise refuse("tells the b-values of some of its images only", f"{told} of {len(frames)}", CONVERT)
+        raise refuse("has b-values for only some of its images", f"{told} of {len(frames)}", CONVERT)
     if not told and not _is_in_order(places):
-        numbers = "their numbers do not go by volume or by slice"
-        raise refuse("does not say which of its images make a volume", f"{len(volumes)} volumes; {numbers}", CONVERT)
+        numbers = "their instance numbers are sorted neither by volume nor by slice"
+        raise refuse("does not say which of its images form a volume", f"{len(volumes)} volumes; {numbers}", CONVERT)
     b_values = (
         tuple(float(np.median([frame.b for frame in volume if frame.b is not None])) for volume in volumes)
         if told
         else None
     )
     if series.copies:
-        notes.append(f"{len(series.copies)} copies of images that are there already (same SOP instance) left out")
+        notes.append(f"{len(series.copies)} copies of images (same SOP instance) were ignored")
     return Stack(volumes, b_values, tuple(volume[0].made for volume in volumes), grid, tuple(notes))
 
 
 def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
-    """Raise InputRefused where a frame's file has a problem."""
+    """Raise InputRefused if a frame's file has a problem."""
     if (problem := frame.instance.problem) is not None:
         what, where = f"a file of the {label} series {problem.what}", place_of(frame.instance.path)
         raise InputRefused(what, where=where, found=problem.found, do=problem.do)
@@ -109,15 +109,15 @@ def _refuse_problems(series: Series, label: str, place_of: Callable[[Path], str]
         refuse_problem(frame, label, place_of)
     if (lost := next((frame for frame in series.frames if frame.plane is None), None)) is not None:
         raise InputRefused(
-            f"a file of the {label} series does not say where its slice lies",
+            f"a file of the {label} series has no valid slice position",
             where=place_of(lost.instance.path),
-            found="no position, orientation or pixel spacing that makes sense",
+            found="position, orientation or pixel spacing is missing or invalid",
             do=CONVERT if len(series.frames) > 1 else AGAIN,
         )
 
 
 def _with_b(series: Series) -> tuple[list[Frame], list[str]]:
-    """Return the frames with the b-values that count: none of a map.
+    """Return the frames with the b-values that matter: none for a map.
 
     0 where others of the series have one, as scanners leave out that of b0.
 
@@ -130,7 +130,7 @@ def _with_b(series: Series) -> tuple[list[Frame], list[str]]:
     acquired = any("ORIGINAL" in frame.image_type for frame in series.frames if frame.b is not None)
     if not lacking or (derived and acquired):
         return list(series.frames), []
-    note = f"{len(lacking)} of {len(series.frames)} images of the series tell no b-value: taken as b = 0"
+    note = f"{len(lacking)} of {len(series.frames)} images of the series have no b-value: taken as b = 0"
     return [replace(frame, b=0.0) if frame.b is None else frame for frame in series.frames], [note]
 
 
@@ -147,13 +147,13 @@ def _refuse_mixed(frames: Sequence[Frame], refuse: Callable[..., InputRefused]) 
 
 
 def plane_of(frame: Frame) -> Plane:
-    """Return where a frame lies that is known to say so."""
+    """Return the position of a frame that is known to have one."""
     assert frame.plane is not None
     return frame.plane
 
 
 def _places(frames: Sequence[Frame], normal: FloatArray) -> list[list[Frame]]:
-    """Return the frames by their place along the stack, those of one place in the order of how they were made, b-value and acquisition."""
+    """Return the frames grouped by slice position, each group sorted by derivation, b-value and acquisition."""
     along = np.array([plane_of(frame).position for frame in frames]) @ normal
     order = np.argsort(along, kind="stable")
     places: list[list[Frame]] = []
@@ -171,13 +171,13 @@ def _within_place(frame: Frame) -> tuple[object, ...]:
 
 
 def _refuse_uneven(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
-    """Raise InputRefused unless every place has the same images by number, b-value and how they were made."""
+    """Raise InputRefused unless every slice position has the same number, b-values and derivations of images."""
     counts = sorted({len(place) for place in places})
     shells = [[(frame.b, frame.made) for frame in place] for place in places]
     even = len(counts) == 1 and all(_alike(shell, shells[0]) for shell in shells)
     if not even:
         raise refuse(
-            "lacks slices", f"{' or '.join(map(str, counts))} images a place, b-values not the same everywhere"
+            "lacks slices", f"{' or '.join(map(str, counts))} images per slice position, or different b-values"
         )
 
 
@@ -191,27 +191,23 @@ def _alike(place: Sequence[tuple[float | None, int]], other: Sequence[tuple[floa
 
 
 def _refuse_apart(places: Sequence[Sequence[Frame]], refuse: Callable[..., InputRefused]) -> None:
-    """Raise what `refuse` makes unless the images of each place lie on each other."""
+    """Raise the error that `refuse` makes if the images at one slice position do not coincide."""
     apart = max(float(np.ptp([plane_of(frame).position for frame in place], axis=0).max()) for place in places)
     if apart > _ASIDE_MM:
-        raise refuse("holds volumes that lie aside of each other", f"up to {apart:.1f} mm", CONVERT)
+        raise refuse("has volumes that are shifted against each other", f"up to {apart:.1f} mm", CONVERT)
 
 
 def _refuse_echoes(series: Series, frames: Sequence[Frame], refuse: Callable[..., InputRefused]) -> None:
-    """Raise what `refuse` makes where what would be averaged, the images of one b-value, was acquired at several echo times."""
+    """Raise the error that `refuse` makes if images to be averaged (one b-value) have several echo times."""
     b = series.usable_b
     shell = [frame for frame in frames if b is None or (frame.b is not None and abs(frame.b - b) <= SAME_SHELL)]
     echoes = sorted({frame.echo_ms for frame in shell if frame.echo_ms})
     if echoes and echoes[-1] > echoes[0] * (1 + _SAME_ECHO):
-        raise refuse(
-            "mixes echo times", f"{echoes[0]:g} to {echoes[-1]:g} ms", "give the images of one echo time alone"
-        )
+        raise refuse("mixes echo times", f"{echoes[0]:g} to {echoes[-1]:g} ms", "give only the images of one echo time")
 
 
 def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
-    """Return whether the order of acquisition tells volumes for certain: all numbers of one before those of the next, or so slice by
-    slice.
-    """
+    """Return whether the acquisition order separates volumes with certainty, volume by volume or slice by slice."""
     orders = [[frame.order for frame in place] for place in places]
     if any(len(set(order)) < len(order) for order in orders):
         return False
@@ -222,7 +218,7 @@ def _is_in_order(places: Sequence[Sequence[Frame]]) -> bool:
 
 
 def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[..., InputRefused]) -> float:
-    """Return the distance of neighbouring slices (mm). Raises what `refuse` makes when a slice is missing or the stack leans."""
+    """Return the slice spacing (mm). Raises the error that `refuse` makes if a slice is missing or the stack is sheared."""
     along = positions @ normal
     gaps = np.diff(along)
     spacing = float((along[-1] - along[0]) / (len(along) - 1))
@@ -232,5 +228,7 @@ def _slice_spacing(positions: FloatArray, normal: FloatArray, refuse: Callable[.
         )
     aside = positions - positions[0] - np.outer(along - along[0], normal)
     if np.abs(aside).max() > max(_ASIDE_MM, MAX_SKEW * float(along[-1] - along[0])):
-        raise refuse("leans: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside")
+        raise refuse(
+            "is sheared: its slices are not stacked at right angles", f"up to {np.abs(aside).max():.1f} mm aside"
+        )
     return spacing

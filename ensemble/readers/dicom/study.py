@@ -1,4 +1,4 @@
-"""What a series says of its patient and study, as objects that join the study must repeat it (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
+"""Attributes of patient and study that objects joining the study must repeat (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ STUDY_ATTRIBUTES = (*_PATIENT, *_STUDY)
 
 
 def read_study(path: Path) -> Dataset:
-    """Attributes of patient, study and series of a file that has been read before, in Unicode, without private ones.
+    """Read the attributes of patient, study and series of a file, in Unicode, without private ones.
 
-    What makes no sense is left out. Raises one of MALFORMED where the file can't be read any more.
+    What makes no sense is omitted. Raises one of MALFORMED where the file can't be read any more.
     """
     tags = (tag_for_keyword(keyword) for keyword in (*STUDY_ATTRIBUTES, *_SERIES, *_WHEN))
     wanted = [tag for tag in tags if tag is not None]
