@@ -34,16 +34,11 @@ LEAST = 0.9
 def main() -> None:
     options = _options()
     config = RunConfig(members=options.members, device=options.device, tta=options.tta)
-    files = {modality: next((_SAMPLE / f"{modality}-brain-mri").glob("*.mha")) for modality in Modality}
     data, out = options.work / "data", options.work / "out"
-    for folder in (data, out):
-        shutil.rmtree(folder, ignore_errors=True)
-    for number in range(options.cases):
-        (data / f"p{number:03d}").mkdir(parents=True)
-        for modality, file in files.items():
-            shutil.copy(file, data / f"p{number:03d}" / f"{modality}.mha")
+    shutil.rmtree(out, ignore_errors=True)
+    write_copies(data, options.cases)
     ensemble = load(config)
-    case = prepare(read_files("sample", files))
+    case = prepare(read_files("sample", sample_files()))
     segment_prepared(case, ensemble, SilentWatcher())  # the first one is slower
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(options.cases):
@@ -58,6 +53,20 @@ def main() -> None:
     print(f"batch:          {batch:.2f} s a case ({batch_cpu:.2f} CPU s), exit code {code}")
     print(f"rate of the batch / rate of the networks: {pure / batch:.3f} (at least {LEAST})")
     sys.exit(code or int(pure / batch < LEAST))
+
+
+def sample_files() -> dict[Modality, Path]:
+    """Return the images of the sample case."""
+    return {modality: next((_SAMPLE / f"{modality}-brain-mri").glob("*.mha")) for modality in Modality}
+
+
+def write_copies(root: Path, count: int) -> None:
+    """Write a dataset of copies of the sample case, in place of what is there."""
+    shutil.rmtree(root, ignore_errors=True)
+    for number in range(count):
+        (root / f"p{number:03d}").mkdir(parents=True)
+        for modality, file in sample_files().items():
+            shutil.copy(file, root / f"p{number:03d}" / f"{modality}.mha")
 
 
 def _options() -> argparse.Namespace:

@@ -13,33 +13,49 @@ import json
 import resource
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from ensemble.batch.case_loop import Outcome
-from ensemble.batch.summary import rows, write_summary
+from ensemble.batch.summary import collect_summary, write_summary
 from ensemble.outputs.layouts.bids import mask_file
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 
 
 def main() -> None:
     options = _options()
-    out = options.work / "out"
+    told = measure(options.work, options.results)
+    print(
+        json.dumps(
+            told | (_in_chromium(options.work / "out" / "index.html", options.chromium) if options.chromium else {}),
+            indent=1,
+        )
+    )
+
+
+def measure(work: Path, results: int) -> dict[str, Any]:
+    """Return what table and page of so many made-up results take."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # for a peak of memory of its own
+        return pool.submit(_summarised, work / "out", results).result()
+
+
+def _summarised(out: Path, results: int) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
-    places = {f"sub-{number:06d}": BidsEntities(f"{number:06d}") for number in range(options.results)}
+    places = {f"sub-{number:06d}": BidsEntities(f"{number:06d}") for number in range(results)}
     for number, place in enumerate(places.values()):
         _make_up(out, place, number)
     started, cpu = time.perf_counter(), time.process_time()
-    write_summary(out, out, rows(out, places, {name: Outcome(name, "kept") for name in places}))
-    told = {
-        "results": options.results,
+    write_summary(out, out, collect_summary(out, places, {name: Outcome(name, "kept") for name in places}).rows)
+    return {
+        "results": results,
         "summary_s": round(time.perf_counter() - started, 1),
         "summary_cpu_s": round(time.process_time() - cpu, 1),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "csv_mb": round((out / "summary.csv").stat().st_size / 1e6, 1),
         "page_mb": round((out / "index.html").stat().st_size / 1e6, 1),
     }
-    print(json.dumps(told | (_in_chromium(out / "index.html", options.chromium) if options.chromium else {}), indent=1))
 
 
 def _make_up(out: Path, place: BidsEntities, number: int) -> None:

@@ -253,7 +253,7 @@ def _bids_app(options: argparse.Namespace) -> int:
                 "--dry-run has no effect on the level group", do="remove it, or use it with the level participant"
             )
         with exclusive_writer(options.out, shared=True):
-            return group(dataset, options.out)
+            return group(dataset, options.out, parquet=options.parquet)
     if not options.skip_bids_validation:
         check_dataset(options.dataset)
     if options.work_dir is not None:
@@ -281,6 +281,7 @@ def _work_on(dataset: BatchCases, options: argparse.Namespace, *, summarise: boo
             extras,
             resume=options.resume,
             summarise=summarise,
+            parquet=options.parquet,
             ray=options.ray,
             ray_cpus=options.ray_cpus,
         )

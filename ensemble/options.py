@@ -227,6 +227,9 @@ def _add_results(group: Any) -> None:
         help="keep results made from the same inputs, weights and options (default); --no-resume recomputes all",
     )
     _add(group, "--report", flag=True, help="also write report.html and overlay.png of each case")
+    _add(
+        group, "--parquet", flag=True, help="also write summary.parquet, whose columns have types (pip install pyarrow)"
+    )
 
 
 def _add_batch(parser: Any) -> None:

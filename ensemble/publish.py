@@ -85,9 +85,14 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str, scratch: Path) -> None:
     """Write a text file atomically, by way of `scratch`. Raises OSError."""
+    replace_bytes(path, printable(text).encode(), scratch)
+
+
+def replace_bytes(path: Path, content: bytes, scratch: Path) -> None:
+    """Write a file atomically, by way of `scratch`. Raises OSError."""
     draft = scratch / f"{path.name}.{uuid4()}"  # containers that share a folder have the same process ids
     try:
-        draft.write_text(printable(text), encoding="utf-8")
+        draft.write_bytes(content)
         flush_to_disk(draft)
         draft.replace(path)
     finally:

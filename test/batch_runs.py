@@ -103,6 +103,7 @@ def run_batch(
     *,
     resume: bool = True,
     summarise: bool = True,
+    parquet: bool = False,
     ray: str | None = None,
     ray_cpus: int = 1,
     report: bool = False,
@@ -121,6 +122,7 @@ def run_batch(
             extras or ExtraOutputs(report=report),
             resume=resume,
             summarise=summarise,
+            parquet=parquet,
             ray=ray,
             ray_cpus=ray_cpus,
         )

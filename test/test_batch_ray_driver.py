@@ -120,6 +120,14 @@ def test_a_process_that_dies_costs_a_retry(tmp_path: Path, on_stand: Any) -> Non
     assert max(map(len, stand.together)) == on_ray._AT_A_TIME
 
 
+def test_the_last_cases_do_not_wait_behind_others(on_stand: Any) -> None:
+    """One actor must not hold two cases while another, which may still load its networks, has none."""
+    stand, start = on_stand(done, {name: {"CPU": 1.0} for name in ("n", "m", "l")})
+    assert start() == 0
+    assert stand.asked == Counter("abcd")
+    assert sum(len(queue) > 1 for queue in stand.together) <= 1, "of four cases on three actors, one is a second one"
+
+
 def test_a_case_that_kills_each_process_fails_alone(tmp_path: Path, on_stand: Any) -> None:
     def behave(name: str, attempt: int) -> Outcome:
         if name == "b":

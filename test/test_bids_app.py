@@ -26,6 +26,7 @@ from ensemble.batch.selection import Selection, share_of
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
 from ensemble.options import normalise_bids_app_call, parse
+from ensemble.outputs.layouts import bids
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.types import Modality
 
@@ -187,6 +188,25 @@ def test_group_says_where_results_were_made_in_several_ways(
         assert app("group") == (0 if (tmp_path / "out" / "sub-2").exists() else 3)
         shown = capsys.readouterr()
         assert ("the results were made in 2 ways" in shown.out + shown.err) == said
+
+
+def test_group_reads_each_report_once_and_looks_for_no_failure_that_is_not_there(
+    tmp_path: Path, app: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the file system of a cluster each look costs a way to its server."""
+    data = write_bids(tmp_path / "data", {"1": ("",), "2": ("a", "b"), "3": ("",)})
+    cut = data / "sub-3" / "dwi" / "sub-3_dwi.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:3000])
+    assert app("participant") == 3
+    opened = []
+    for module in (bids, failures):
+        read = module.read_json
+        monkeypatch.setattr(module, "read_json", lambda path, read=read: opened.append(path) or read(path))
+    assert app("group") == 3
+    out = tmp_path / "out"
+    assert [path for path in opened if path.parent.name == "failed"] == [out / "failed" / "sub-3.json"]
+    reports = [path for path in opened if path.name == "report.json"]
+    assert len(reports) == len(set(reports)) == 4
 
 
 def test_group_writes_nothing_on_a_dry_run(

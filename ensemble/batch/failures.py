@@ -46,10 +46,15 @@ def forget(root: Path, place: BidsEntities) -> None:
 
 def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str, dict[str, Any]]:
     """Return the recorded failures of these cases by name: `message` and `exit_code`."""
-    found = {}
+    found, there = {}, set()
+    with suppress(OSError):
+        there = {path.name for path in (root / FAILED).iterdir()}  # one look at the folder, not one a case
     for name, place in places:
+        path = _path(root, place)
+        if path.name not in there:
+            continue
         with suppress(OSError, ValueError, KeyError, TypeError):
-            noted = read_json(_path(root, place))
+            noted = read_json(path)
             found[name] = {"message": str(noted["message"]), "exit_code": int(noted["exit_code"])}
     return found
 

@@ -45,10 +45,14 @@ _LOOK_S, _HELD_S = 2.0, 0.5
 _LIVES = 3
 #: Seconds without any living actor after which nobody is expected to come any more.
 _PATIENCE_S = 300.0
-#: Bytes of shared memory that a cluster of our own sets aside: only outcomes go through it.
-_OBJECT_STORE = 80 * 2**20
 #: Where a cluster of our own listens. Of 127.0.0.1 Ray makes the machine's address, of this one not.
 _LOOPBACK = "127.0.0.2"
+#: How a cluster of our own starts. Only outcomes go through its shared memory (bytes).
+OWN_CLUSTER: dict[str, Any] = {
+    "include_dashboard": False,
+    "_node_ip_address": _LOOPBACK,
+    "object_store_memory": 80 * 2**20,
+}
 #: Ray's own settings: nothing is reported to its makers.
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
 INSTALL = "pip install ray"
@@ -108,12 +112,7 @@ def _connected(address: str) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address == LOCAL:
-            own: dict[str, Any] = {
-                "include_dashboard": False,
-                "_node_ip_address": _LOOPBACK,
-                "object_store_memory": _OBJECT_STORE,
-            }
-            ray.init(address="local", **own, **quiet)
+            ray.init(address="local", **OWN_CLUSTER, **quiet)
         else:
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises whatever it likes, Exception itself among it
@@ -292,8 +291,11 @@ def _share(
         fleet.refresh()
         while held and held[0][0] < time.monotonic():
             waiting.append(held.popleft()[1])
+        idle = sum(not member.cases for member in fleet.members.values())
         for member in sorted(fleet.members.values(), key=lambda member: len(member.cases)):
-            _give(member, waiting, losses, running)
+            idle -= not member.cases
+            _give(member, waiting, losses, running, idle)
+            idle += not member.cases
         for answer in _answers(ray, [*running, *fleet.starting]):
             member, placed = running.pop(answer, None) or (fleet.starting.pop(answer), None)
             try:
@@ -333,10 +335,19 @@ def _answers(ray: Any, asked: list[Any]) -> list[Any]:
 
 
 def _give(
-    member: _Member, waiting: deque[Placed], losses: Counter[str], running: dict[Any, tuple[_Member, Placed]]
+    member: _Member,
+    waiting: deque[Placed],
+    losses: Counter[str],
+    running: dict[Any, tuple[_Member, Placed]],
+    idle: int,
 ) -> None:
-    """Give an actor as many cases as it takes. A case that was lost before runs alone, as it may have killed the process."""
+    """Give an actor as many cases as it takes. A case that was lost before runs alone, as it may have killed the process.
+
+    The last cases are left to the `idle` other actors, including those that still load their networks.
+    """
     while member.ready and waiting and not member.alone and len(member.cases) < _AT_A_TIME:
+        if member.cases and len(waiting) <= idle:
+            return
         suspect = losses[waiting[0][0].name] > 0
         if suspect and member.cases:
             return

@@ -18,9 +18,12 @@ from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.layouts import FoundImage
 from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
+from ensemble.batch.parquet import FILE as PARQUET
+from ensemble.batch.parquet import parquet as as_parquet
+from ensemble.batch.parquet import refuse_without_pyarrow
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import count_recipes, rows, write_summary
+from ensemble.batch.summary import Summary, collect_summary, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
@@ -30,6 +33,7 @@ from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_unsafe_o
 from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
 from ensemble.pipeline import load
 from ensemble.program import command
+from ensemble.publish import replace_bytes
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +67,19 @@ def batch(
     *,
     resume: bool = True,
     summarise: bool = True,
+    parquet: bool = False,
     ray: str | None = None,
     ray_cpus: int = 4,
 ) -> int:
     """Segment the cases of `dataset` below `out`. Returns 0, or the worst exit code of a failed case.
 
-    Set `summarise` to False if other calls process the rest of the dataset; `group` then writes the summary. `ray` is the address of a Ray
-    cluster, with `ray_cpus` per process; several GPUs of this machine use a local one. Raises InputRefused when there is no case,
-    WeightsBroken, and UsageError when results can't be written or the device does not exist.
+    Set `summarise` to False if other calls process the rest of the dataset; `group` then writes the summary. `parquet` also writes it as
+    Parquet. `ray` is the address of a Ray cluster, with `ray_cpus` per process; several GPUs of this machine use a local one. Raises
+    InputRefused when there is no case, WeightsBroken, and UsageError when results can't be written or the device does not exist.
     """
     of = dataset if isinstance(dataset, BatchCases) else BatchCases(dataset)
+    if parquet and summarise:
+        refuse_without_pyarrow()
     refuse_unsafe_output_folder(out, of.path)
     places, selected = of.find(out)
     specs = find_members(config.weights_folder, config.members)
@@ -95,12 +102,12 @@ def batch(
                         segment_cases(job, session, selected, lambda: load(config), shown, tell)
             finally:  # also what was interrupted has a summary
                 if summarise:
-                    write_summary(out, session.folder, rows(out, places, outcomes))
+                    _write_summaries(out, session, collect_summary(out, places, outcomes), parquet=parquet)
         finally:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
-    _tell_end(out, len(selected), outcomes, summarised=summarise)
+    _tell_end(out, len(selected), outcomes, summarised=summarise, parquet=parquet)
     if not summarise:
         log.info(
             "  the summary of all, once the others have ended: %s",
@@ -123,11 +130,14 @@ def _for_gpus(device: Device) -> str | None:
     return None
 
 
-def group(dataset: BatchCases, out: Path) -> int:
+def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
     """Write `summary.csv` and `index.html` for all cases of `dataset`, from results that earlier calls left below `out`.
 
-    Returns the worst exit code of a failed case, 3 if cases are not done, or 0. Raises as `batch` does.
+    `parquet` also writes `summary.parquet`. Returns the worst exit code of a failed case, 3 if cases are not done, or 0. Raises as `batch`
+    does.
     """
+    if parquet:
+        refuse_without_pyarrow()
     refuse_unsafe_output_folder(out, dataset.path)
     places, _ = dataset.find(out)
     recorded = failures.recorded(out, places.items())
@@ -137,23 +147,38 @@ def group(dataset: BatchCases, out: Path) -> int:
         session = BatchClaims(out, "group")
         try:
             describe_tree(out, session.folder, dataset.path)
-            table = rows(out, places, outcomes)
-            write_summary(out, session.folder, table)
+            found = collect_summary(out, places, outcomes)
+            _write_summaries(out, session, found, parquet=parquet)
         finally:
             session.leave()
     except OSError as error:
         raise unwritable(out, error) from error
-    if (ways := count_recipes(out, places.values())) > 1:
+    if found.recipes > 1:
         log.warning(
             "note: the results were made in %d ways (version, options or weights). participant makes anew what was not made as it is asked",
-            ways,
+            found.recipes,
         )
-    waiting = {row.case for row in table if row.status == "not done"}
-    _tell_end(out, len(places), {name: outcomes[name] for name in outcomes if name not in waiting}, summarised=True)
+    waiting = {row.case for row in found.rows if row.status == "not done"}
+    _tell_end(
+        out,
+        len(places),
+        {name: outcomes[name] for name in outcomes if name not in waiting},
+        summarised=True,
+        parquet=parquet,
+    )
     if waiting:
         undone = f"{len(waiting)} of {len(places)} cases are not done: see {out / 'summary.csv'}"
         write_final_error_line(f"error: {undone}") if not failed else log.info("%s", undone)
     return _worst(failed) or (_NOT_DONE if waiting else 0)
+
+
+def _write_summaries(out: Path, session: BatchClaims, found: Summary, *, parquet: bool) -> None:
+    """Write the summary in all its forms that are asked for. Raises OSError."""
+    write_summary(out, session.folder, found.rows)
+    if parquet:
+        replace_bytes(out / PARQUET, as_parquet(found.rows), session.folder)
+    elif (out / PARQUET).exists():
+        log.warning("note: %s is of an earlier call: --parquet writes it anew", out / PARQUET)
 
 
 @dataclass(frozen=True)
@@ -169,14 +194,14 @@ class _Teller:
             self.shown.tell(outcome)
 
 
-def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summarised: bool) -> None:
+def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summarised: bool, parquet: bool) -> None:
     counts = Counter(outcome.status for outcome in outcomes.values())
     log.info(
         "%d cases done (%d of them before or by another process), %d failed",
         *(counts["done"] + counts["kept"], counts["kept"], counts["failed"]),
     )
     if summarised:
-        for name in ("summary.csv", "index.html"):
+        for name in ("summary.csv", *([PARQUET] if parquet else []), "index.html"):
             log.info("  %s", out / name)
     if counts["failed"]:
         says = out / ("summary.csv" if summarised else FAILED)

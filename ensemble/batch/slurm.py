@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 ARRAY, GROUP, SUBMIT = "participant.sbatch", "group.sbatch", "submit.sh"
 #: Cases whose headers are read for an estimate; seconds of a case where none can be had; most tasks (SLURM's default MaxArraySize is 1001).
-_SAMPLE, _USUAL_SECONDS, _MOST_SHARDS = 40, 60.0, 1000
+_SAMPLE, _USUAL_SECONDS, MOST_SHARDS = 40, 60.0, 1000
+#: Searches of a case's folder, by all tasks together, above which a worklist is recommended: an hour of a metadata server.
+_MANY_FOLDER_SEARCHES = 1_000_000
 #: How much more time and memory is asked for than expected.
 _MARGIN_TIME, _MARGIN_MEMORY = 3.0, 1.5
 _SET_UP = """\
@@ -110,7 +112,7 @@ def write_scripts(
     _, selected = dataset.find(out)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, "cpu", out)
     seconds, memory_mb = _expected(selected, out, model, resources)
-    shards = resources.shards or min(max(1, math.ceil(seconds / 3600)), len(selected), _MOST_SHARDS)
+    shards = resources.shards or min(max(1, math.ceil(seconds / 3600)), len(selected), MOST_SHARDS)
     hours = resources.hours or max(1.0, _MARGIN_TIME * seconds / shards / 3600)
     logs, absolute, results = (
         folder.absolute() / "logs",
@@ -156,6 +158,12 @@ def write_scripts(
         raise unwritable(folder, error) from error
     log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
              parts["memory_mb"])  # fmt: skip
+    if dataset.path.is_dir() and len(selected) * shards > _MANY_FOLDER_SEARCHES:
+        log.warning(
+            "note: each of %d tasks searches the folders of all %d cases, which may take the file system longer than the cases themselves:"
+            " give a worklist (.csv) instead of the folder, or fewer --shards",
+            shards, len(selected),
+        )  # fmt: skip
     log.info("check the scripts, then submit: %s", shlex.quote(str(folder / SUBMIT)))
 
 

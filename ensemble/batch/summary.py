@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,14 +75,26 @@ class Row:
     trust_why: str = ""
 
 
-def rows(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> list[Row]:
-    """Return a row for each case of the dataset, and for each result in the tree that belongs to none."""
-    table = []
+@dataclass(frozen=True)
+class Summary:
+    """The rows of a batch's table, from its reports and failures."""
+
+    rows: list[Row]
+    recipes: int
+    """How many different recipes (version, options, weights) made the results of the dataset."""
+
+
+def collect_summary(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> Summary:
+    """Return a row for each case of the dataset, and for each result in the tree that belongs to none. Each report is read once."""
+    table, recipes = [], set()
     for name, place in places.items():
         outcome, labels = outcomes.get(name), (name, place.subject, place.session)
+        report = read_report(root, place)
+        if (recipe := _said(report or {}, dict, "batch", "recipe")) is not None:
+            recipes.add(json.dumps(recipe, sort_keys=True))
         if outcome is not None and outcome.status == "failed":
             table.append(Row(*labels, "failed", message=" ".join(outcome.message.split())))
-        elif (report := read_report(root, place)) is not None:
+        elif report is not None:
             table.append(_of_report(Row(*labels, "done" if outcome else EARLIER), report, place, root))
         else:
             table.append(Row(*labels, "not done"))
@@ -90,7 +102,7 @@ def rows(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, 
         if (report := read_report(root, place)) is not None:
             name = _said(report, str, "case", "name") or place.prefix
             table.append(_of_report(Row(name, place.subject, place.session, GONE), report, place, root))
-    return table
+    return Summary(table, len(recipes))
 
 
 def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
@@ -103,13 +115,6 @@ def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
     writer.writerows({key: spreadsheet_cell(value) for key, value in asdict(row).items()} for row in table)
     replace_text(root / "summary.csv", text.getvalue(), scratch)
     replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
-
-
-def count_recipes(root: Path, places: Iterable[BidsEntities]) -> int:
-    """Return how many different recipes (version, options, weights) made the results of these cases."""
-    reports = (read_report(root, place) or {} for place in places)
-    recipes = (_said(report, dict, "batch", "recipe") for report in reports)
-    return len({json.dumps(recipe, sort_keys=True) for recipe in recipes if recipe is not None})
 
 
 def recorded_costs(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:

@@ -28,6 +28,7 @@ import SimpleITK as sitk
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from apptainer_files import definition
 from conftest import REPOSITORY, SAMPLE, slowness, tree
 from dicom_files import write_series
 from ensemble.metrics import dice
@@ -313,6 +314,46 @@ def test_what_requirements_name_can_be_imported() -> None:
     code = f"import importlib\nfor name in {names.split()!r}: importlib.import_module(name)"
     script = ["run", "--rm", *RESTRICTIONS, "--tmpfs", "/tmp", "--entrypoint", "python", IMAGE, "-c", code]
     docker(*script)
+
+
+def test_the_definition_for_apptainer_runs_under_its_conditions(
+    folders: Folders, expected: Expected, tmp_path: Path
+) -> None:
+    """Any user, no HOME, a read-only root, the machine's own /tmp with others' files, and the caller's Python modules."""
+    _, sections = definition()
+    fill(folders.input)
+    (theirs := tmp_path / "theirs").mkdir()
+    (theirs / "numpy.py").write_text("raise SystemExit('the numpy of somebody else')\n")
+    (folders.scratch / "matplotlib").mkdir(mode=0o700)
+    subprocess.run(["chmod", "-R", "a+rX", str(theirs)], check=True)
+    images = {
+        name: next((folders.input / "images" / f"{name}-brain-mri").iterdir()).name for name in ("dwi", "adc", "flair")
+    }
+    words = [word for name, file in images.items() for word in (f"--{name}", f"/input/images/{name}-brain-mri/{file}")]
+    script = f"{sections['environment']}\nunset HOME\n{sections['test']}\n{sections['runscript']}"
+    done = docker(
+        *("run", "--rm", *RESTRICTIONS, "--user", "4711:4711", *folders.mounts(), "-v", f"{theirs}:/theirs:ro"),
+        *("-e", "PYTHONPATH=/theirs", "-w", "/", "--entrypoint", "sh", IMAGE, "-c", script, "runscript"),
+        *(
+            "run",
+            *words,
+            "--out",
+            "/output",
+            "--format",
+            "mha",
+            "--tta",
+            "none",
+            "--members",
+            "iso3d",
+            "--device",
+            "cpu",
+        ),
+    )
+    assert "slice2d" in done.stdout, "members list"
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(folders.output / "mask.mha")))
+    assert np.array_equal(mask, expected("--tta", "none", "--members", "iso3d"))
+    assert (folders.output / "overlay.png").is_file()
+    assert "matplotlib" not in done.stderr
 
 
 def test_the_image_is_a_bids_app(folders: Folders) -> None:

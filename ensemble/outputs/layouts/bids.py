@@ -193,6 +193,7 @@ def _no_bids() -> list[str]:
         *(f"**/{name}" for name in unknown),
         "index.html",
         "summary.csv",
+        "summary.parquet",
         SUPERSEDED,
         FAILED,
         ".batch/",
