@@ -140,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
         check_writable(options.out)
         ensemble = load(config)
         with closing(default_watcher()) as watching:
-            result = segment(raw, ensemble, watching)
+            result = segment(raw, ensemble, watching, shows_images=extras.show_images)
         case = SegmentedCase.of(raw, result, ensemble, extras)
         publish_case(case, extras, options.out, suffix)
     for line in summary(case, extras, options.out, suffix).split("\n"):
