@@ -202,7 +202,8 @@ def _growth(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
 
 
 def _agreement(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    return agreement.run(options.cases, options.simulated, options.weights, options.threads)
+    cases = agreement.prepared_cases(options.cases, options.simulated)
+    return list(agreement.run(cases, options.weights, options.threads))[-1]
 
 
 def _monai(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Do all modes give the mask of full mirroring in float32? On real and simulated cases, each shipped member by itself and all together.
 
-    python -m benchmarks.agreement [--real ../shared/cases] [--simulated 6] [--json FILE]
+    python -m benchmarks.agreement [--real ../shared/cases] [--simulated 6] [--modes gated,bf16,none] [--cache FOLDER] [--json FILE]
 
 Also tells for which certainty gated mirroring would have spared windows that mirroring changes: the threshold is chosen on simulated
-cases. Simulated cases need `../shared` (the simulator's material).
+cases. Simulated cases are the first of training's validation set (`training.evaluate.simulated_cases`, kept in the folder `--cache`), and
+need `../shared` (the simulator's material). The file is written after each case.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,9 @@ from ensemble.memory import keep_freed_memory
 from ensemble.metrics import dice
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.types import ignore_progress
-from training.evaluate import as_raw, real_cases
-from training.simulate import SHARED, simulate
+from training.evaluate import real_cases, simulated_cases
+from training.simulate import SHARED
 
-FIRST_SEED = 950_000
 CERTAINTIES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MODES = {
     "mirror": InferenceSettings(),
@@ -76,22 +78,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="agreement of all modes with full mirroring in float32")
     parser.add_argument("--real", type=Path, default=SHARED / "cases")
     parser.add_argument("--simulated", type=int, default=6)
+    parser.add_argument("--modes", default=",".join(list(MODES)[1:]), help="to be held against full mirroring")
+    parser.add_argument("--cache", type=Path, help="folder where simulated cases are kept")
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    content = run(options.real, options.simulated, options.weights, options.threads)
+    cases, modes = prepared_cases(options.real, options.simulated, options.cache), ("mirror", *options.modes.split(","))
+    for content in run(cases, options.weights, options.threads, modes):
+        if options.json:
+            options.json.write_text(json.dumps(content))
     print("\n".join(tables(content)))
-    if options.json:
-        options.json.write_text(json.dumps(content))
 
 
-def run(real: Path, simulated: int, weights: Path, threads: int) -> dict[str, Any]:
-    """Rows and windows of all cases, ready for JSON."""
+def run(
+    cases: Iterable[PreparedCase], weights: Path, threads: int, modes: Sequence[str] = tuple(MODES)
+) -> Iterator[dict[str, Any]]:
+    """Rows and windows of all cases so far, ready for JSON."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    rows, windows = measure(_cases(real, simulated), weights)
-    return {"rows": [asdict(row) for row in rows], "windows": [asdict(window) for window in windows]}
+    for rows, windows in measure(cases, weights, modes):
+        yield {"rows": [asdict(row) for row in rows], "windows": [asdict(window) for window in windows]}
 
 
 def tables(content: Mapping[str, Any]) -> list[str]:
@@ -109,30 +116,32 @@ def tables(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def measure(cases: Iterable[PreparedCase], weights: Path) -> tuple[list[Row], list[WindowSeen]]:
-    """All modes of all members in all cases; prints each row."""
+def measure(
+    cases: Iterable[PreparedCase], weights: Path, modes: Sequence[str]
+) -> Iterator[tuple[list[Row], list[WindowSeen]]]:
+    """Modes, "mirror" first, of all members in all cases so far; prints each row."""
     rows: list[Row] = []
     windows: list[WindowSeen] = []
-    members = [{mode: NnunetV2Member.load(spec, MODES[mode]) for mode in MODES} for spec in find_members(weights)]
+    members = [{mode: NnunetV2Member.load(spec, MODES[mode]) for mode in modes} for spec in find_members(weights)]
     for case in cases:
-        predictions: dict[str, dict[str, MemberPrediction]] = {mode: {} for mode in MODES}
+        predictions: dict[str, dict[str, MemberPrediction]] = {mode: {} for mode in modes}
         for by_mode in members:
-            member = by_mode["gated"]
+            member = by_mode["mirror"]
             if member.requires - case.modalities:
                 continue
-            for mode in MODES:
-                prediction, cpu = _timed(partial(predict, by_mode[mode], case, mode))
+            for mode in modes:
+                with _watching(case, member, windows) if mode == "mirror" else nullcontext():
+                    prediction, cpu = _timed(partial(predict, by_mode[mode], case, mode))
                 predictions[mode][member.name] = prediction
                 reference = predictions["mirror"][member.name].probability.array
                 error = _error(prediction.probability.array, reference)
                 rows.append(_row(case.name, member.name, mode, prediction.mask.array, reference > 0.5, cpu, error))
                 print(rows[-1], flush=True)
-            windows += list(_windows(member, case))
         fused = {mode: _fused(by_member) for mode, by_member in predictions.items()}
-        for mode in MODES:
+        for mode in modes:
             rows.append(_row(case.name, "ensemble", mode, fused[mode], fused["mirror"]))
             print(rows[-1], flush=True)
-    return rows, windows
+        yield rows, windows
 
 
 def predict(member: NnunetV2Member, case: PreparedCase, mode: str) -> MemberPrediction:
@@ -142,17 +151,19 @@ def predict(member: NnunetV2Member, case: PreparedCase, mode: str) -> MemberPred
 
 def agreement_table(rows: list[Row]) -> str:
     """Markdown: by case and member, Dice (differing voxels) and error of each mode beside full mirroring in float32."""
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    others = [mode for mode in modes if mode != "mirror"]
     lines = [
-        "| case | member | voxels | gated | bf16 | no mirroring | error: gated, bf16, none | CPU s: mirror, gated, bf16, none |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
+        f"| case | member | voxels | {' | '.join(others)} | error: {', '.join(others)} | CPU s: {', '.join(modes)} |",
+        f"| --- | --- | ---: |{' ---: |' * len(others)} --- | --- |",
     ]
     for key in dict.fromkeys((row.case, row.member) for row in rows):
         by_mode = {row.mode: row for row in rows if (row.case, row.member) == key}
-        agree = [f"{by_mode[mode].dice:.4f} ({by_mode[mode].differ})" for mode in list(MODES)[1:]]
+        agree = [f"{by_mode[mode].dice:.4f} ({by_mode[mode].differ})" for mode in others]
         seconds, errors = "", ""
         if key[1] != "ensemble":
-            seconds = ", ".join(f"{by_mode[mode].cpu_s:.1f}" for mode in MODES)
-            errors = ", ".join(f"{by_mode[mode].error:.4f}" for mode in list(MODES)[1:])
+            seconds = ", ".join(f"{by_mode[mode].cpu_s:.1f}" for mode in modes)
+            errors = ", ".join(f"{by_mode[mode].error:.4f}" for mode in others)
         lines.append(
             f"| {key[0]} | {key[1]} | {by_mode['mirror'].voxels} | {' | '.join(agree)} | {errors} | {seconds} |"
         )
@@ -179,26 +190,32 @@ def _groups(windows: list[WindowSeen]) -> dict[str, list[WindowSeen]]:
     return groups
 
 
-def _windows(member: NnunetV2Member, case: PreparedCase) -> Iterator[WindowSeen]:
-    """Each window of a case by the plain pass and by all flips, in gated mirroring's arithmetic."""
-    seen: list[tuple[float, int, int]] = []
+@contextmanager
+def _watching(case: PreparedCase, member: NnunetV2Member, seen: list[WindowSeen]) -> Iterator[None]:
+    """While a case is predicted with all flips, take note of its windows by the first pass and by all."""
     original = engine._answers
 
     def spy(windows: Any, runner: Any, config: Any, passes: Any) -> torch.Tensor:
-        plain = runner(windows, [()])
-        answers = original(windows, runner, replace(config, certainty=1.1), passes)
+        passed: list[torch.Tensor] = []
+
+        def keeping(windows: torch.Tensor, flips: Any) -> torch.Tensor:
+            answer: torch.Tensor = runner(windows, flips)
+            passed.append(answer.clone() if not passed else passed[0])
+            return answer
+
+        watched: Any = keeping
+        answers, plain = original(windows, watched, config, passes), passed[0]
         for one, all_flips in zip(plain.softmax(1), answers.softmax(1), strict=True):
             here, there = one[0] < 0.5, all_flips[0] < 0.5
-            seen.append((float(one.amax(0).min()), int(there.sum()), int((here != there).sum())))
+            certainty = float(one.amax(0).min())
+            seen.append(WindowSeen(case.name, member.name, certainty, int(there.sum()), int((here != there).sum())))
         return answers
 
     engine._answers = spy
     try:
-        predict(member, case, "gated")
+        yield
     finally:
         engine._answers = original
-    for certainty, foreground, changed in seen:
-        yield WindowSeen(case.name, member.name, certainty, foreground, changed)
 
 
 def _fused(predictions: dict[str, MemberPrediction]) -> np.ndarray:
@@ -224,13 +241,11 @@ def _timed(run: Callable[[], MemberPrediction]) -> tuple[MemberPrediction, float
     return run(), time.process_time() - started
 
 
-def _cases(real: Path, simulated: int) -> Iterator[PreparedCase]:
-    if real.is_dir():
-        for truth in real_cases(real):
-            yield prepare(truth.raw)
-    for number in range(simulated):
-        case = simulate(FIRST_SEED + number, SHARED, lesion_free=number % 3 == 2)
-        yield prepare(as_raw(f"simulated_{FIRST_SEED + number}", case))
+def prepared_cases(real: Path, simulated: int, cache: Path | None = None) -> Iterator[PreparedCase]:
+    """Real cases, and the first of training's simulated ones."""
+    found = real_cases(real) if real.is_dir() else ()
+    for truth in chain(found, simulated_cases(simulated, SHARED, cache)):
+        yield prepare(truth.raw)
 
 
 if __name__ == "__main__":

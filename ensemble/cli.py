@@ -140,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
         check_writable(options.out)
         ensemble = load(config)
         with closing(default_watcher()) as watching:
-            result = segment(raw, ensemble, watching)
+            result = segment(raw, ensemble, watching, shows_images=extras.show_images)
         case = SegmentedCase.of(raw, result, ensemble, extras)
         publish_case(case, extras, options.out, suffix)
     for line in summary(case, extras, options.out, suffix).split("\n"):
@@ -201,6 +201,10 @@ def _members(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--compare has no effect on members {options.action}", do="use it with: members check --compare FOLDER"
         )
+    if options.action == "diagnose":
+        return _diagnose(options)
+    if asked := [word for word in ("dataset", "simulated", "out") if getattr(options, word) is not None]:
+        raise UsageError(f"--{asked[0]} has no effect on members {options.action}", do="use it with: members diagnose")
     if options.action == "pack":
         from ensemble.members.pack import pack
 
@@ -221,6 +225,24 @@ def _members(options: argparse.Namespace) -> int:
         from ensemble.batch.find import only_case
 
         compare_members(config, specs, *only_case(options.compare))
+    return 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from ensemble.batch.diagnose import diagnose_dataset, diagnose_simulated
+    from ensemble.folders import exclusive_writer
+
+    if (options.dataset is None) == (options.simulated is None):
+        raise UsageError(
+            "members diagnose takes either a dataset or a number of simulated patients",
+            do=f"{command('members diagnose --dataset DATASET')}, or --simulated N in a copy of the repository",
+        )
+    config, out = run_config(options), options.out or Path("diagnosis")
+    with exclusive_writer(out):
+        if options.dataset is not None:
+            diagnose_dataset(options.dataset, out, config)
+        else:
+            diagnose_simulated(options.simulated, out, config)
     return 0
 
 

@@ -156,6 +156,11 @@ class ExtraOutputs:
     dicom_probability: bool = False
     """Beside them the mean lesion probability, as a fractional segmentation."""
 
+    @property
+    def show_images(self) -> bool:
+        """Whether any of them shows the images, or tells of them."""
+        return self.report or self.save_mni or self.dicom
+
 
 def holds_weights(folder: Path) -> bool:
     """Return whether a folder may hold weights: any file at any depth except notes, pictures and hidden files.

@@ -170,14 +170,16 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         commands,
         common,
         "members",
-        "list, check or pack the members that a weights folder holds, or tell them what is usual",
+        "list, check, pack or diagnose the members that a weights folder holds, or tell them what is usual",
         "list: what was found. check: load each member and verify its files; with --compare, also run nnU-Net's own predictor."
         " pack SRC DST: write a member folder,"
         " or each member of a weights folder, as safetensors and JSON, which load without pickles."
         " fit-reference DATASET: segment a dataset of your own, 20 cases or more, so that the trust score takes your scanner's images"
-        " for usual; writes <weights>/trust.",
+        " for usual; writes <weights>/trust."
+        " diagnose: report stable modes, eigengap and class separability of each encoder stage on the cases of --dataset, or on"
+        " --simulated patients; writes a table, JSON and pictures.",
     )
-    members.add_argument("action", choices=("list", "check", "pack", "fit-reference"))
+    members.add_argument("action", choices=("list", "check", "pack", "fit-reference", "diagnose"))
     members.add_argument(
         "paths", nargs="*", type=Path, default=[], metavar="PATH", help="pack: SRC DST; fit-reference: DATASET"
     )
@@ -195,6 +197,21 @@ def _build() -> tuple[_Parser, dict[str, _Parser]]:
         flag=True,
         help="pack: also write each network as ONNX, for --session onnx; refused if its masks differ from PyTorch's",
     )
+    _add(
+        members,
+        "--dataset",
+        type=Path,
+        metavar="DATASET",
+        help="diagnose: your own cases, 10 or more, laid out as for batch; lesions are those that the members find",
+    )
+    _add(
+        members,
+        "--simulated",
+        type=int,
+        metavar="N",
+        help="diagnose: number of simulated patients, whose lesions are known; needs training/ and its material",
+    )
+    _add(members, "--out", type=Path, metavar="DIR", help="diagnose: folder for the results (default: diagnosis)")
     batch = _command(
         commands,
         common,

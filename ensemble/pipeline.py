@@ -26,7 +26,7 @@ from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare_for_run
 from ensemble.readers.base import RawCase
-from ensemble.types import FloatArray
+from ensemble.types import FloatArray, Modality
 from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class Ensemble:
     """How long loading took."""
     digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By member: SHA-256 of each file that determines what it predicts."""
+    takes_flair: bool = True
+    """Whether a member takes FLAIR, or it bears on how far the mask is trusted."""
 
 
 @dataclass(frozen=True)
@@ -115,21 +117,27 @@ def load(config: RunConfig) -> Ensemble:
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)
-    for spec in specs:
-        for remark in describe(spec).remarks:
-            log.info("note: member %s: %s", spec.name, remark)
+    described = {spec.name: describe(spec) for spec in specs}
+    for name, summary in described.items():
+        for remark in summary.remarks:
+            log.info("note: member %s: %s", name, remark)
     digests = {spec.name: weight_digests(spec) for spec in specs}
-    return Ensemble(config, settings, specs, members, time.perf_counter() - started, digests)
+    # what says nothing of its channels may take any
+    takes_flair = config.trust or any(
+        not shown.images or any(Modality.FLAIR.label in image for image in shown.images) for shown in described.values()
+    )
+    return Ensemble(config, settings, specs, members, time.perf_counter() - started, digests, takes_flair)
 
 
-def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher) -> Result:
-    """Segment one case.
+def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher, *, shows_images: bool = True) -> Result:
+    """Segment one case. FLAIR is registered only where a member takes it or an output of the caller's shows it.
 
     Raises InputRefused when the images can't be segmented safely, MembersFailed when fewer members voted than required.
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "prepare", watcher):
-        case = prepare_for_run(raw, ensemble.config, ensemble.settings.device)
+        needed = shows_images or ensemble.takes_flair
+        case = prepare_for_run(raw, ensemble.config, ensemble.settings.device, flair_is_needed=needed)
     return segment_prepared(case, ensemble, watcher, seconds)
 
 

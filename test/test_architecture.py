@@ -39,6 +39,7 @@ LAYERS = (
     ("members",),
     ("pipeline",),
     ("trust",),
+    ("spectral",),
     ("findings",),
     ("outputs",),
     ("evaluate",),

@@ -17,6 +17,7 @@ from ensemble.geometry import Grid
 from ensemble.prepare import case as prepare_case
 from ensemble.prepare.case import STEPS, prepare
 from ensemble.prepare.draft import Draft
+from ensemble.prepare.flair import check_flair_size
 from ensemble.readers.base import RawCase
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
@@ -60,7 +61,7 @@ def one_voxel(array: AnyArray, value: float) -> AnyArray:
         (lambda a: a * 0 + 7, "is constant"),
         (lambda a: one_voxel(a, np.nan), "not finite"),
         (lambda a: one_voxel(a, np.inf), "not finite"),
-        (lambda a: a * np.nan, "not finite"),
+        (lambda a: a * np.nan, "no finite value"),
     ],
 )
 @pytest.mark.slow
@@ -164,6 +165,21 @@ def test_one_image_given_twice_is_refused(first: Modality, second: Modality) -> 
     assert it.value.where == "copy.mha"
 
 
+@pytest.mark.parametrize(("mm", "refused"), [(1.0, False), (0.2, True), (5.0, True), (1e-9, True)])
+def test_the_size_of_a_brain_on_fine_voxels_is_looked_at_too(mm: float, refused: bool) -> None:
+    """On every other one: 1 mm is right, the others are headers that are wrong."""
+    raw = phantom_case(flair=True)
+    array = raw.images[FLAIR].volume.array.repeat(4, axis=1).repeat(4, axis=2)
+    grid = replace(GRID, size=(160, 192, 24), spacing_mm=(mm, mm, 5.0))
+    images = {**raw.images, FLAIR: replace(raw.images[FLAIR], volume=Volume(array, grid))}
+    case = Draft(raw.name, {FLAIR: Path("flair")}, {m: image.volume for m, image in images.items()})
+    if not refused:
+        assert check_flair_size(case) == (case, ())
+        return
+    with pytest.raises(InputRefused, match="brain on FLAIR has an impossible size"):
+        check_flair_size(case)
+
+
 def test_a_flair_that_misses_part_of_the_brain_is_remarked_upon() -> None:
     upper = Grid((40, 48, 16), GRID.spacing_mm, tuple((GRID.affine @ (0, 0, 8, 1))[:3]), GRID.direction)  # type: ignore[arg-type]
     case = prepare(with_grid(FLAIR, upper))
@@ -263,6 +279,6 @@ def test_a_case_is_prepared_as_a_run_s_choices_say(monkeypatch: pytest.MonkeyPat
     config = RunConfig(skull_strip="never", brain_ml=(100.0, 900.0), registration="never")
     prepare_case.prepare_for_run(phantom_case(), config, "cuda")
     (given,) = asked
-    assert given[1:] == ("never", "cuda", (100.0, 900.0), "never")
+    assert given[1:] == ("never", "cuda", (100.0, 900.0), "never", True)
     chosen = set(inspect.signature(prepare).parameters) - {"raw", "device"}
     assert len(given) == len(chosen) + 2, "every choice of `prepare` is one of a run"

@@ -16,7 +16,6 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.files import file_sha256
-from ensemble.members import manifest
 from ensemble.members.manifest import (
     apply_member_defaults,
     find_members,
@@ -24,6 +23,7 @@ from ensemble.members.manifest import (
     verify_files,
     weight_digests,
 )
+from ensemble.weights import digests
 from nnunet_folders import build_folder
 
 
@@ -316,7 +316,7 @@ def test_votes_that_make_no_sense_are_broken_weights(tmp_path: Path, key: str, v
 def test_digests_of_files_that_stay_as_they_are_are_computed_once(tmp_path: Path, monkeypatch) -> None:
     spec = find_members(build_folder(tmp_path).parent)[0]
     counted: list[Path] = []
-    monkeypatch.setattr(manifest, "file_sha256", lambda path: (counted.append(path), file_sha256(path))[1])
+    monkeypatch.setattr(digests, "file_sha256", lambda path: (counted.append(path), file_sha256(path))[1])
     first = weight_digests(spec)
     files = len(counted)
     assert weight_digests(spec) == first

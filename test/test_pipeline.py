@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from conftest import GRID, REPOSITORY, StubMember, phantom_case, phantom_lesion
-from ensemble.config import RunConfig
+from ensemble import pipeline
+from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.families.base import MemberPrediction
 from ensemble.metrics import dice
 from ensemble.outputs.report.run_report import build_report
 from ensemble.pipeline import Ensemble, load, segment
+from ensemble.prepare import flair
+from ensemble.prepare.registration import RegistrationResult
 from ensemble.progress import SilentWatcher
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -148,3 +151,33 @@ def test_what_is_too_small_for_a_lesion_is_on_record(stub_ensemble: Build) -> No
     fusion = build_report(phantom_case(), result, ensemble)["fusion"]
     assert list(faults(fusion, REPORT["properties"]["fusion"])) == []
     assert (fusion["min_lesion_ml"], fusion["small_left_out"]) == (500.0, 1)
+
+
+def test_flair_is_registered_only_for_who_needs_it(stub_ensemble: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def never(*_: object) -> RegistrationResult:
+        asked.append(1)
+        return RegistrationResult(None, "found no alignment")
+
+    monkeypatch.setattr(flair, "register", never)
+    ensemble, raw = stub_ensemble(StubMember("a")), phantom_case(flair=True)
+    shifted = replace(GRID, origin_mm=(GRID.origin_mm[0] + 1, *GRID.origin_mm[1:]))
+    image = raw.images[Modality.FLAIR]
+    raw = replace(
+        raw, images={**raw.images, Modality.FLAIR: replace(image, volume=Volume(image.volume.array, shifted))}
+    )
+    for takes, shows in ((True, True), (True, False), (False, True), (False, False)):
+        asked.clear()
+        result = segment(raw, replace(ensemble, takes_flair=takes), SilentWatcher(), shows_images=shows)
+        assert bool(asked) == (takes or shows)
+        (said,) = [repair for repair in result.case.repairs if "FLAIR resampled" in repair]
+        assert ("not needed, since no member takes FLAIR" in said) == (not asked)
+        assert result.case.images[Modality.FLAIR].grid == result.case.grid
+
+
+@pytest.mark.parametrize(("members", "takes"), [(("iso3d",), False), (("flair3d",), True)])
+def test_who_takes_flair_is_known(members: tuple[str, ...], takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "open_member", lambda spec, settings: StubMember(spec.name))
+    assert load(RunConfig(weights=SHIPPED_WEIGHTS, members=members)).takes_flair == takes
+    assert load(RunConfig(weights=SHIPPED_WEIGHTS, members=members, trust=True)).takes_flair

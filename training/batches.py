@@ -157,7 +157,7 @@ def draw_batch(spec: MemberSpec, bank: Source, draw: Draw) -> Batch:
     examples: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(examples) < spec.batch:
         images, label, in_plane = bank.draw(draw, at_2mm=spec.dimensions == 3)
-        images = images[: 3 if "FLAIR?" in spec.channels else 2]
+        images = images[: spec.images]
         if "FLAIR?" in spec.channels and draw.chance(FLAIR_MISSING):
             images[2] = 0
         images, label = mirror(images, label, draw)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from ensemble.families.channels import parse_channel
 from ensemble.families.nnunet_v2.family import MEMBER_METADATA_KEY
 
 RESAMPLE = "resample_data_or_seg_to_shape"
@@ -33,6 +34,11 @@ class MemberSpec:
     @property
     def dimensions(self) -> int:
         return len(self.spacing_mm)
+
+    @property
+    def images(self) -> int:
+        """How many of DWI, ADC and FLAIR it sees, in this order."""
+        return len({parse_channel(channel).modality for channel in self.channels})
 
 
 MEMBERS = {

@@ -37,7 +37,7 @@ def execute(
     Raises as `pipeline.segment` does; InputRefused when the files were exchanged meanwhile; UsageError where another mask lies.
     """
     refuse_unknown_masks(output_root, found.mask_name)
-    result = segment(raw, ensemble, watcher)
+    result = segment(raw, ensemble, watcher, shows_images=extras.show_images)
     found.refuse_if_changed()
     publish_case(SegmentedCase.of(raw, result, ensemble, extras), extras, output_root, found.mask_name, found.results)
     return result

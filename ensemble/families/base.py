@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ensemble.config import Precision, RunConfig, SessionKind, Tta
 from ensemble.errors import UsageError
@@ -103,6 +103,17 @@ class Member(Protocol):
 
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
         """Return the lesion probability on the DWI grid. Raises on any failure: a member never substitutes a result."""
+
+
+@runtime_checkable
+class EncodingMember(Member, Protocol):
+    """A member that tells what each stage of its encoder makes of parts of an image."""
+
+    def encode(self, case: PreparedCase, regions: FloatArray) -> tuple[FloatArray, ...]:
+        """Return its first network's mean features (R, D) in regions, an array for each stage of the encoder, first to last.
+
+        `regions` (R, z, y, x) are shares of voxels on the DWI grid. It must have been opened with `session` "torch" and `features`.
+        """
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,39 @@ class Tapped(torch.nn.Module):
         return logits, maps[-1]
 
 
+class Encoded(torch.nn.Module):
+    """The encoder of a network alone: what its stages give, up to the one that `tap` names ("encoder.stages.4": stages 0 to 4)."""
+
+    def __init__(self, network: torch.nn.Module, tap: str) -> None:
+        super().__init__()
+        stages, _, last = tap.rpartition(".")
+        self.network = network
+        self._stages = [network.get_submodule(f"{stages}.{number}") for number in range(int(last) + 1)]
+
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps of each stage; what comes after the last is not computed."""
+        maps: list[torch.Tensor] = []
+
+        def note(_layer: torch.nn.Module, _inputs: object, answer: torch.Tensor) -> None:
+            maps.append(answer)
+            if len(maps) == len(self._stages):
+                raise _AllTold
+
+        watching = [stage.register_forward_hook(note) for stage in self._stages]
+        try:
+            self.network(windows)
+        except _AllTold:
+            pass
+        finally:
+            for watched in watching:
+                watched.remove()
+        return tuple(maps)
+
+
+class _AllTold(Exception):
+    """The encoder's last stage has answered."""
+
+
 class _Branched(Tapped):
     """Returns the layer's maps through an identity convolution (products of 1 and 0 are exact in bfloat16).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,3 +66,30 @@ class FeaturePool:
             return None
         whole, foreground = (total / self._weights[:, None]).float().numpy()
         return Features(whole, foreground if self._weights[1] > 0 else None)
+
+
+class RegionPool:
+    """Adds up maps of all stages of an encoder over regions of an image, in float64 and in the order of the windows."""
+
+    def __init__(self) -> None:
+        self._sums: list[torch.Tensor] = []
+        self._weights: list[torch.Tensor] = []
+
+    def add(self, shares: torch.Tensor, stages: Sequence[torch.Tensor]) -> None:
+        """Add windows' maps (N, D, z, y, x), one tensor a stage. `shares` (N, R, Z, Y, X): how far each voxel belongs to each region.
+
+        A cell of a map counts by the share of its voxels.
+        """
+        if not self._sums:
+            regions = shares.shape[1]
+            self._sums = [torch.zeros(regions, maps.shape[1], dtype=torch.float64) for maps in stages]
+            self._weights = [torch.zeros(regions, 1, dtype=torch.float64) for _ in stages]
+        for number, maps in enumerate(stages):
+            z, y, x = maps.shape[2:]
+            cells = torch.nn.functional.adaptive_avg_pool3d(shares, (z, y, x)).to(maps)
+            self._sums[number] += torch.einsum("nrzyx,ndzyx->rd", cells, maps).cpu().double()
+            self._weights[number] += cells.sum((0, 2, 3, 4))[:, None].cpu().double()
+
+    def means(self) -> tuple[FloatArray, ...]:
+        """Return the mean of each region (R, D) float32, one array a stage; nan for a region that no window held."""
+        return tuple((sums / weights).float().numpy() for sums, weights in zip(self._sums, self._weights, strict=True))

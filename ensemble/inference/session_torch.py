@@ -8,7 +8,7 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from ensemble.inference.device import exact
-from ensemble.inference.export import Tapped
+from ensemble.inference.export import Encoded, Tapped
 from ensemble.inference.precision import DTYPES, ResolvedPrecision, resolve_precision
 
 
@@ -56,6 +56,10 @@ class TorchSession:
         """Return logits, and the tapped layer's maps (N, D, z, y, x)."""
         logits, maps = self._answers(windows, Tapped(self.network, self.tap))
         return logits, maps
+
+    def encoded(self, windows: torch.Tensor) -> list[torch.Tensor]:
+        """Maps (N, D, z, y, x) of each stage of the encoder whose last one is tapped, first to last; nothing else is computed."""
+        return self._answers(windows, Encoded(self.network, self.tap))
 
     def _answers(
         self, windows: torch.Tensor, network: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]

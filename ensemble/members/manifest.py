@@ -6,7 +6,6 @@ A folder with a `manifest.json` says so itself; otherwise its layout is recognis
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
 from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
-from ensemble.files import error_in_words, file_sha256, lexists, read_json, size_in_words
+from ensemble.files import error_in_words, lexists, read_json, size_in_words
 from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.weights.digests import weights_sha256
 from ensemble.weights.folder import files_of, folder_errors, listing
 
 MANIFEST = "manifest.json"
@@ -97,8 +97,11 @@ def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
         ) from error
 
 
-def verify_files(spec: MemberSpec) -> None:
-    """Raise WeightsBroken if a file in the manifest is missing or altered, or if unlisted weights lie beside them."""
+def verify_files(spec: MemberSpec, *, anew: bool = False) -> None:
+    """Raise WeightsBroken if a file in the manifest is missing or altered, or if unlisted weights lie beside them.
+
+    Cached digests of large files are not used if files are to be read `anew`.
+    """
     present = _weight_files(spec.folder)
     if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED_MEMBER_FILE})):
         raise WeightsBroken(
@@ -111,7 +114,7 @@ def verify_files(spec: MemberSpec) -> None:
         path = spec.folder / relative
         if not path.is_file():
             raise WeightsBroken(f"a file of member {spec.name} is missing", where=path, do="restore the weights folder")
-        if (digest := _digest(path)) != expected:
+        if (digest := weights_sha256(path, anew=anew)) != expected:
             raise WeightsBroken(
                 f"a file of member {spec.name} differs from the published one",
                 where=path,
@@ -122,7 +125,7 @@ def verify_files(spec: MemberSpec) -> None:
 
 def weight_digests(spec: MemberSpec) -> dict[str, str]:
     """Return the SHA-256 of every file that affects what the member predicts. Raises WeightsBroken."""
-    return dict(spec.sha256) or {name: _digest(path) for name, path in _weight_files(spec.folder).items()}
+    return dict(spec.sha256) or {name: weights_sha256(path) for name, path in _weight_files(spec.folder).items()}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
@@ -131,20 +134,6 @@ def _weight_files(folder: Path) -> dict[str, Path]:
     with folder_errors(folder):
         found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in found}
-
-
-def _digest(path: Path) -> str:
-    """Return `file_sha256`, cached until the file changes, because folds may be gigabytes. Raises WeightsBroken."""
-    with folder_errors(path):
-        found = path.stat()
-        return _digest_of(
-            path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        )
-
-
-@lru_cache(maxsize=1024)
-def _digest_of(path: Path, *_stamp: int) -> str:
-    return file_sha256(path)
 
 
 def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:

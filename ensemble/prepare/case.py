@@ -80,18 +80,20 @@ def prepare(
     device: str = "cpu",
     brain_ml: tuple[float, float] = RunConfig.brain_ml,
     registration: Registration = "auto",
+    flair_is_needed: bool = True,
 ) -> PreparedCase:
     """Check a case, strip its skull, and resample its images to the DWI grid.
 
     `skull_strip` says whether a skull is stripped. `device` ("cpu", "cuda") runs HD-BET if needed; no other network runs here.
-    `brain_ml` is the accepted brain volume (ml). With `registration` "never", FLAIR is aligned only by its header.
+    `brain_ml` is the accepted brain volume (ml). With `registration` "never", or if
+    FLAIR is not needed, it is aligned only by its header.
 
     Raises InputRefused when the case can't be segmented safely.
     """
     raw = compute_missing_adc(raw)
     paths = {modality: image.path for modality, image in raw.images.items()}
     images = {modality: image.volume for modality, image in raw.images.items()}
-    case = Draft(raw.name, paths, images, skull_strip, device, brain_ml, registration)
+    case = Draft(raw.name, paths, images, skull_strip, device, brain_ml, registration, flair_is_needed)
     notes = [Note(text, modality, "readers") for modality, image in raw.images.items() for text in image.notes]
     for step in STEPS:
         case, noted = step(case)
@@ -107,6 +109,6 @@ def prepare(
     )
 
 
-def prepare_for_run(raw: RawCase, config: RunConfig, device: str) -> PreparedCase:
+def prepare_for_run(raw: RawCase, config: RunConfig, device: str, *, flair_is_needed: bool = True) -> PreparedCase:
     """Prepare a case with the options of a run. Raises as `prepare` does."""
-    return prepare(raw, config.skull_strip, device, config.brain_ml, config.registration)
+    return prepare(raw, config.skull_strip, device, config.brain_ml, config.registration, flair_is_needed)

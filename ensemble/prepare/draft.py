@@ -76,6 +76,8 @@ class Draft:
     """Volume that a brain may have."""
     registration: Registration = "auto"
     """Whether FLAIR is registered."""
+    flair_is_needed: bool = True
+    """Whether anything will be made of FLAIR; else it need not be registered."""
     unusable: Mapping[Modality, UnusableVoxels] = field(default_factory=dict)
     """Of the images that had such values."""
     covered: BoolArray = field(default_factory=_nowhere)

@@ -25,15 +25,31 @@ if TYPE_CHECKING:
 
 #: FLAIR must cover at least this fraction of the brain to say anything about it; less than the second is remarked upon.
 MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
+#: Voxel size (mm) up to which a brain's size is measured to a hundredth; voxels of 0.4 mm take ten times as long.
+_SIZE_MM = 2.0
+#: Fewest voxels that are left along an axis, whatever the header gives as their size.
+_FEWEST = 32
 
 
 def check_flair_size(case: Draft) -> StepResult:
     """Refuse a skull-stripped FLAIR whose header gives the brain an impossible size."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
-        shown = brain_mask(flair.array, flair.array)
-        refuse_implausible_brain(shown, flair.grid, "brain on FLAIR", case.paths[Modality.FLAIR], case.brain_ml)
+        coarse = _thinned(flair)
+        shown = brain_mask(coarse.array, coarse.array)
+        refuse_implausible_brain(shown, coarse.grid, "brain on FLAIR", case.paths[Modality.FLAIR], case.brain_ml)
     return case, ()
+
+
+def _thinned(image: Volume) -> Volume:
+    """Return every nth voxel along each axis where voxels are finer than the check of a brain's size needs."""
+    grid = image.grid
+    lengths = zip(grid.shape_zyx, grid.spacing_zyx_mm, strict=True)
+    z, y, x = (max(1, min(int(_SIZE_MM / mm), count // _FEWEST)) for count, mm in lengths)
+    array = image.array[::z, ::y, ::x]
+    nz, ny, nx = array.shape
+    spacing = (grid.spacing_mm[0] * x, grid.spacing_mm[1] * y, grid.spacing_mm[2] * z)
+    return Volume(array, replace(grid, size=(nx, ny, nz), spacing_mm=spacing))
 
 
 def align_flair(case: Draft) -> StepResult:
@@ -59,6 +75,8 @@ def align_flair(case: Draft) -> StepResult:
     placed = case.dwi.like(flair.array) if same else resample_volume(flair, grid)
     if case.registration == "never":
         found = RegistrationResult(None, "not wanted (--registration never)")
+    elif not case.flair_is_needed:
+        found = RegistrationResult(None, "not needed, since no member takes FLAIR and no output shows it")
     else:
         found = register(flair, placed, case.dwi, case.brain)
     source = f"(linear, from {there.describe()})"

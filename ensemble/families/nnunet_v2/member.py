@@ -26,7 +26,9 @@ from ensemble.geometry import Grid, Reorientation, Triple
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.features import FeaturePool
+from ensemble.inference.regions import mean_features
 from ensemble.inference.session import LoadedSession
+from ensemble.inference.session_torch import TorchSession
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality, ProgressCallback
 from ensemble.weights.checkpoints import load_weights
@@ -92,6 +94,26 @@ class NnunetV2Member:
         remark = f"without {lacking}" if lacking else ""
         features = pool.features() if pool is not None else None
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, remark, features)
+
+    def encode(self, case: PreparedCase, regions: FloatArray) -> tuple[FloatArray, ...]:
+        """Return the encoder's mean features in regions (R, z, y, x) of the DWI grid, an array (R, D) for each stage.
+
+        Windows lie side by side, of the first network alone. Raises TypeError unless PyTorch runs it with its features told.
+        """
+        session = self.sessions[0]
+        if not (isinstance(session, TorchSession) and session.tap):
+            raise TypeError(
+                "only a network that PyTorch runs, opened for its features, tells what its encoder's stages give"
+            )
+        images, spacing, orientation = self.network_input(case)
+        array, placement = to_network(images, spacing, self.plans)
+        turned = orientation.apply(regions).transpose(0, *[axis + 1 for axis in placement.transpose_forward])
+        shares = torch.nn.functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(turned[:, *placement.box], np.float32))[None],
+            size=placement.network_shape,
+            mode="trilinear",
+        )
+        return mean_features(torch.from_numpy(array), shares[0], session.encoded, self._windows(InferenceSettings()))
 
     def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
         """Return the input of nnU-Net's preprocessing: images (channels, z, y, x), spacing (z, y, x) in mm, and the reorientation."""

@@ -13,7 +13,7 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
 from ensemble.members.listing import describe
-from ensemble.members.manifest import find_members, find_unsupported, open_member
+from ensemble.members.manifest import find_members, find_unsupported, open_member, verify_files
 from ensemble.types import Modality, ignore_progress
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def check_members(config: RunConfig, specs: Sequence[MemberSpec]) -> bool:
     for spec in specs:
         started = time.perf_counter()
         try:
+            verify_files(spec, anew=True)
             open_member(spec, settings)
         except UserError as error:
             broken += 1

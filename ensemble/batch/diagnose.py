@@ -1,0 +1,99 @@
+"""`members diagnose`: what each stage of each encoder knows of a dataset, or of simulated patients."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ensemble.batch.find import find_cases
+from ensemble.config import RunConfig
+from ensemble.errors import InputRefused, MembersFailed, UsageError
+from ensemble.evaluate.plots import as_png
+from ensemble.pipeline import load, segment
+from ensemble.progress import SilentWatcher
+from ensemble.publish import check_writable, publish
+from ensemble.readers.imagefile import read_files
+from ensemble.spectral.diagnosis import MIN_CASES, Stage, as_json, as_table, diagnose
+from ensemble.spectral.embeddings import CaseEmbeddings, embed, open_encoders, regions_of
+from ensemble.spectral.plots import picture
+
+log = logging.getLogger(__name__)
+
+#: Makes simulated patients; it lies beside the package in the repository, and in no wheel or image.
+_SIMULATED = "training.spectral.patients"
+
+
+def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
+    """Segment every case of a dataset without mirroring, ask the encoders, and write table, JSON and pictures into `out`.
+
+    Lesions are what the members find. Cases that are refused are left out, which the log says. Raises InputRefused where fewer than
+    `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
+    """
+    cases = find_cases(dataset, out)
+    if len(cases) < MIN_CASES:
+        raise _too_few(dataset, f"{len(cases)} cases")
+    check_writable(out)
+    embedded = list(_embedded(dataset, out, config))
+    if len(embedded) < MIN_CASES:
+        raise _too_few(dataset, f"{len(embedded)} of {len(cases)} cases could be segmented")
+    _write(diagnose(embedded), out)
+
+
+def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
+    """The same of so many patients of the simulated validation set, whose lesions are known. Raises UsageError where none can be made."""
+    if number < MIN_CASES:
+        raise UsageError(
+            "too few patients to say anything", found=f"--simulated {number}", do=f"ask for {MIN_CASES} or more"
+        )
+    check_writable(out)
+    try:
+        patients = importlib.import_module(_SIMULATED)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "there is no simulator here",
+            found=f"the Python module {error.name} is missing",
+            do="call it in a copy of the repository, with requirements.txt installed; or give cases of your own: --dataset DATASET",
+        ) from error
+    embedded: list[CaseEmbeddings] = patients.simulated_embeddings(number, config)
+    _write(diagnose(embedded), out)
+
+
+def _embedded(dataset: Path, out: Path, config: RunConfig) -> Iterator[CaseEmbeddings]:
+    ensemble = load(replace(config, tta="none", trust=False))
+    encoders = open_encoders(ensemble.specs, ensemble.settings.device)
+    cases = find_cases(dataset, out)
+    for number, case in enumerate(cases, start=1):
+        try:
+            if case.problem is not None:
+                raise case.problem
+            result = segment(read_files(case.name, case.files), ensemble, SilentWatcher())
+            yield embed(result.case, regions_of(result.case, result.mask.array), encoders)
+            log.info("%s: %d of %d", case.name, number, len(cases))
+        except (InputRefused, MembersFailed) as error:
+            log.warning("%s is left out: %s", case.name, error)
+
+
+def _write(stages: list[Stage], out: Path) -> None:
+    table = as_table(stages)
+    with publish(out) as draft:
+        (draft / "diagnosis.md").write_text(table + "\n", encoding="utf-8")
+        (draft / "diagnosis.json").write_text(json.dumps(as_json(stages), indent=1) + "\n", encoding="utf-8")
+        for member in dict.fromkeys(stage.member for stage in stages):
+            own = [stage for stage in stages if stage.member == member]
+            (draft / f"{member.replace(' ', '_')}.png").write_bytes(as_png(picture(own)))
+    for line in table.split("\n"):
+        log.info("%s", line)
+    log.info("written: %s", out)
+
+
+def _too_few(dataset: Path, found: str) -> InputRefused:
+    return InputRefused(
+        "too few cases to say what an encoder knows",
+        where=dataset,
+        found=found,
+        do=f"give {MIN_CASES} or more, laid out as for batch",
+    )

@@ -1,0 +1,282 @@
+"""What embeddings of many cases tell of an encoder, a stage at a time: from arrays to numbers, a table and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ensemble.spectral.embeddings import CaseEmbeddings, Kind
+from ensemble.spectral.theory import (
+    PowerLaw,
+    Recovery,
+    Separation,
+    auc,
+    few_shot_auc,
+    fit_power_law,
+    fit_zeta,
+    predicted_auc,
+    principal,
+    recover,
+    seen,
+    separate,
+    zeta_energy,
+)
+from ensemble.types import AnyArray
+
+#: Fewest cases, and windows of a kind, of which anything is said.
+MIN_CASES = MIN_WINDOWS = 10
+#: Parts that cases fall into where a rule is learnt on some and measured on others.
+PARTS = 5
+_SHARES = (0.2, 0.4, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Feature vectors, and the case that each is of."""
+
+    features: AnyArray
+    """(N, D)."""
+    cases: AnyArray
+    """(N,) numbers of cases."""
+
+    def of_cases(self, chosen: AnyArray) -> AnyArray:
+        """Return the features of some cases (n, D)."""
+        return self.features[np.isin(self.cases, chosen)]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """What N vectors know of their covariance, and what fewer would."""
+
+    recovery: Recovery
+    law: PowerLaw | None
+    by_size: tuple[tuple[int, float, float, float, float], ...]
+    """Mean number n of vectors of a share of the cases; K(n), fractional, as the whole spectrum foretells it; mean and 95 % interval over
+    such shares, drawn without repetition."""
+
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        return len(self.recovery.spectrum)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two classes of windows."""
+
+    separation: Separation
+    measured: float
+    """AUC of the rule in the K(N) modes, learnt on four fifths of the cases and measured on the rest; nan where a part lacks a class."""
+    scale: float
+    exponent: float
+    """Of the zeta form: E_K = scale * zeta_K(exponent)."""
+
+    @property
+    def zeta_auc(self) -> float:
+        """AUC that the zeta form predicts."""
+        return predicted_auc(zeta_energy(self.scale, self.exponent, self.separation.used))
+
+    @property
+    def foretold(self) -> float:
+        """AUC to be expected of a rule that is learnt of so many windows."""
+        separation = self.separation
+        return few_shot_auc(separation.energy(), separation.used, separation.counts)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one member's encoder."""
+
+    member: str
+    stage: int
+    """From 1."""
+    brain: Cloud
+    lesion: Cloud | None
+    presence: Contrast | None
+    """Windows with a lesion against windows without."""
+    size: Contrast | None
+    """Lesions above against below the median volume."""
+
+
+def diagnose(cases: Sequence[CaseEmbeddings], draws: int = 20, seed: int = 0) -> list[Stage]:
+    """Return what there is to say of each stage of each member that embedded `MIN_CASES` cases or more.
+
+    `draws` is how often a share of the cases is drawn to see how K(N) varies.
+    """
+    members = dict.fromkeys(name for case in cases for name in case.stages)
+    found = []
+    for member in members:
+        own = [case for case in cases if member in case.stages]
+        if len(own) < MIN_CASES:
+            continue
+        for stage in range(len(own[0].stages[member])):
+            found.append(_diagnose(own, member, stage, draws, seed))
+    return found
+
+
+def sample_of(
+    cases: Sequence[CaseEmbeddings], member: str, stage: int, kind: Kind, ml: tuple[float, float] = (0, np.inf)
+) -> Sample:
+    """Return a stage's features (N, D) of all regions of one kind, and of a volume (ml) from the first and below the second number."""
+    rows, numbers = [], []
+    for number, case in enumerate(cases):
+        for region, features in zip(case.regions, case.stages[member][stage], strict=True):
+            if region.kind is kind and ml[0] <= region.ml < ml[1] and np.isfinite(features).all():
+                rows.append(features)
+                numbers.append(number)
+    width = cases[0].stages[member][stage].shape[1]
+    return Sample(np.array(rows, np.float64).reshape(len(rows), width), np.array(numbers, int))
+
+
+def median_ml(cases: Sequence[CaseEmbeddings]) -> float:
+    """Return the lesions' median volume (ml), 0 where there is none."""
+    return float(np.median([r.ml for case in cases for r in case.regions if r.kind is Kind.LESION] or [0.0]))
+
+
+def _diagnose(cases: Sequence[CaseEmbeddings], member: str, stage: int, draws: int, seed: int) -> Stage:
+    def of(kind: Kind, low: float = 0.0, high: float = np.inf) -> Sample:
+        return sample_of(cases, member, stage, kind, (low, high))
+
+    lesion, middle = of(Kind.LESION), median_ml(cases)
+    return Stage(
+        member,
+        stage + 1,
+        cloud_of(of(Kind.BRAIN), draws, seed),
+        cloud_of(lesion, draws, seed) if len(lesion.features) >= MIN_WINDOWS else None,
+        contrast_of(of(Kind.WITHOUT), lesion, seed),
+        contrast_of(of(Kind.LESION, 0, middle), of(Kind.LESION, middle), seed),
+    )
+
+
+def cloud_of(sample: Sample, draws: int, seed: int = 0) -> Cloud:
+    """Return what a sample knows, and what shares of its cases do."""
+    recovery = recovery_of(sample.features, seed)
+    draw, cases = np.random.default_rng(seed), np.unique(sample.cases)
+    by_size = []
+    for share in _SHARES:
+        sizes, counts = [], []
+        for _ in range(draws):
+            part = sample.of_cases(draw.choice(cases, round(share * len(cases)), replace=False))
+            if len(part) >= 3:
+                sizes.append(len(part))
+                counts.append(recovery_of(part, seed).crossing)
+        if not sizes:
+            continue
+        n = round(float(np.mean(sizes)))
+        low, high = np.quantile(counts, [0.025, 0.975])
+        by_size.append((n, recovery.at(n - 1, seed).crossing, float(np.mean(counts)), float(low), float(high)))
+    return Cloud(
+        recovery, fit_power_law(recovery.spectrum, recovery.n, seen(recovery.n, len(recovery.spectrum))), tuple(by_size)
+    )
+
+
+def recovery_of(features: AnyArray, seed: int = 0) -> Recovery:
+    """Return what feature vectors (N, D) know of their covariance."""
+    degrees = len(features) - 1
+    values, _ = principal(features - features.mean(axis=0), degrees)
+    return recover(values, degrees, features.shape[1], seed)
+
+
+def contrast_of(first: Sample, second: Sample, seed: int = 0) -> Contrast | None:
+    """Return how two classes separate; None where either has fewer than `MIN_WINDOWS` windows."""
+    if min(len(first.features), len(second.features)) < MIN_WINDOWS:
+        return None
+    separation = separate(first.features, second.features, seed)
+    measured = []
+    for part in range(PARTS):
+        learnt = [sample.features[sample.cases % PARTS != part] for sample in (first, second)]
+        held = [sample.features[sample.cases % PARTS == part] for sample in (first, second)]
+        if min(map(len, learnt)) >= 2 and min(map(len, held)) >= 1:
+            rule = separate(learnt[0], learnt[1], seed).direction()
+            measured.append(auc(held[0] @ rule, held[1] @ rule))
+    scale, exponent = fit_zeta(separation.energies[: separation.used])
+    return Contrast(separation, float(np.mean(measured)) if measured else float("nan"), scale, exponent)
+
+
+def as_table(stages: Sequence[Stage]) -> str:
+    """Return everything as Markdown: the clouds, then the contrasts."""
+    lines = [
+        "| member | stage | D | region | N | floor / l_1 | K(N) | gap / floor | power law l_k ~ k^-a, modes |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for stage in stages:
+        for region, cloud in (("whole brain", stage.brain), ("lesion windows", stage.lesion)):
+            if cloud is not None:
+                lines.append(_cloud_row(stage, region, cloud))
+    lines += [
+        "",
+        "| member | stage | classes | windows | K(N) | E_K | AUC predicted | by the zeta form (exponent) | of so few windows | measured |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for stage in stages:
+        for classes, contrast in (("lesion or none", stage.presence), ("large or small", stage.size)):
+            if contrast is not None:
+                lines.append(_contrast_row(stage, classes, contrast))
+    return "\n".join(lines)
+
+
+def _cloud_row(stage: Stage, region: str, cloud: Cloud) -> str:
+    recovery, law = cloud.recovery, cloud.law
+    relative = recovery.floor / recovery.spectrum[0] if recovery.spectrum[0] > 0 else float("nan")
+    held = f"a = {law.exponent:.2f}, {law.first} to {law.last}" if law else "none"
+    return (
+        f"| {stage.member} | {stage.stage} | {cloud.dimensions} | {region} | {recovery.n + 1} | {relative:.3f} | {recovery.crossing:.1f} "
+        f"| {recovery.gap:.2f} | {held} |"
+    )
+
+
+def _contrast_row(stage: Stage, classes: str, contrast: Contrast) -> str:
+    separation = contrast.separation
+    return (
+        f"| {stage.member} | {stage.stage} | {classes} | {separation.counts[1]} + {separation.counts[0]} | {separation.used} "
+        f"| {separation.energy():.2f} | {predicted_auc(separation.energy()):.3f} | {contrast.zeta_auc:.3f} ({contrast.exponent:.1f}) "
+        f"| {contrast.foretold:.3f} | {contrast.measured:.3f} |"
+    )
+
+
+def as_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Return everything ready for JSON; what is not known is null."""
+    return [
+        {
+            "member": stage.member,
+            "stage": stage.stage,
+            "dimensions": stage.brain.dimensions,
+            "whole_brain": _cloud_json(stage.brain),
+            "lesion_windows": _cloud_json(stage.lesion) if stage.lesion else None,
+            "lesion_or_none": _contrast_json(stage.presence) if stage.presence else None,
+            "large_or_small": _contrast_json(stage.size) if stage.size else None,
+        }
+        for stage in stages
+    ]
+
+
+def _cloud_json(cloud: Cloud) -> Mapping[str, Any]:
+    recovery, law = cloud.recovery, cloud.law
+    return {
+        "n": recovery.n + 1,
+        "noise_floor": recovery.floor,
+        "modes": recovery.modes,
+        "crossing": recovery.crossing,
+        "gap_in_floors": recovery.gap,
+        "power_law": vars(law) if law else None,
+        "by_size": [dict(zip(("n", "foretold", "mean", "low", "high"), row, strict=True)) for row in cloud.by_size],
+        "spectrum": recovery.spectrum.tolist(),
+    }
+
+
+def _contrast_json(contrast: Contrast) -> Mapping[str, Any]:
+    separation = contrast.separation
+    return {
+        "windows": list(separation.counts[::-1]),
+        "modes": separation.used,
+        "energy": separation.energy(),
+        "energies": separation.energies.tolist(),
+        "auc_predicted": predicted_auc(separation.energy()),
+        "auc_of_zeta_form": contrast.zeta_auc,
+        "zeta": {"scale": contrast.scale, "exponent": contrast.exponent},
+        "auc_of_so_few": contrast.foretold,
+        "auc_measured": contrast.measured if np.isfinite(contrast.measured) else None,
+    }
