@@ -248,10 +248,10 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.run import BatchCases
-    from ensemble.batch.selection import Selection
+    from ensemble.batch.selection import CaseSelection
 
     return _work_on(
-        BatchCases(options.dataset, Selection(shard=options.shard)), options, summarise=options.shard is None
+        BatchCases(options.dataset, CaseSelection(shard=options.shard)), options, summarise=options.shard is None
     )
 
 
@@ -259,11 +259,11 @@ def _bids_app(options: argparse.Namespace) -> int:
     from ensemble.batch.bids_app import check_dataset, use_work_folder
     from ensemble.batch.bids_filter import read_filter
     from ensemble.batch.run import BatchCases, group
-    from ensemble.batch.selection import Selection
+    from ensemble.batch.selection import CaseSelection
     from ensemble.folders import exclusive_writer
 
     labels = tuple(options.participant_label or ()), tuple(options.session_label or ())
-    dataset = BatchCases(options.dataset, Selection(*labels, options.shard))
+    dataset = BatchCases(options.dataset, CaseSelection(*labels, options.shard))
     if options.bids_filter_file is not None:
         if options.dataset.is_file():
             raise UsageError(

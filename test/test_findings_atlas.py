@@ -175,6 +175,7 @@ def test_fsl_s_grid_is_known_by_its_size(tmp_path: Path) -> None:
 ODD = {
     "a table without names": ("index\tlabel\n1\tx\n", None, "no column 'name'"),
     "commas": ("index,name\n1,x\n", None, "no column 'index'"),
+    "more than a table of labels takes": ("index\tname\n" + "1\tx\n" * 2**20, None, "more than"),
     "a word for an index": ("index\tname\none\tx\n", None, "line 2"),
     "an index twice": ("index\tname\n1\tx\n1\ty\n", None, "line 3"),
     "a side that is none": (TABLE.replace("\tleft", "\tup"), None, "'up'"),

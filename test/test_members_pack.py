@@ -221,6 +221,8 @@ def test_weights_beyond_fp16_are_refused(tmp_path: Path) -> None:
     large = {"kernel": torch.full((2, 2), 1e5)}
     with pytest.raises(WeightsBroken, match="are too large for fp16"):
         write_packed(tmp_path / "a.safetensors", large, {}, "fp16")
+    with pytest.raises(WeightsBroken, match="contain NaN or infinite values"):
+        write_packed(tmp_path / "a.safetensors", {"kernel": torch.full((2, 2), torch.nan)}, {}, "fp16")
     write_packed(tmp_path / "a.safetensors", large, {"key": "text"}, "fp32")
     tensors, metadata = read_packed(tmp_path / "a.safetensors")
     assert torch.equal(tensors["kernel"], large["kernel"])

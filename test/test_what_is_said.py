@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, OutOfMemory, UserError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.files import unreadable_reason
+from ensemble.files import error_in_words, parse_json, unreadable_reason
 from ensemble.logging_setup import native_stderr_to_log
 from ensemble.memory import as_user_error, is_out_of_memory
 from ensemble.pipeline import Ensemble
@@ -221,6 +222,23 @@ def test_the_choice_of_a_series_survives_its_refusal(tmp_path: Path) -> None:
         read_image(tmp_path, Modality.DWI)
     assert "lacks slices" in str(refusal.value)
     assert "note: DWI: DICOM series" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        (lambda: parse_json('{"a": 1,\n b}'), "not JSON: .* (line 2, column 2)"),
+        (lambda: b"\xff".decode(), "not UTF-8 text"),
+        (lambda: Path("/nowhere").read_bytes(), "No such file or directory"),
+        (lambda: {}["members"], "no entry 'members'"),
+        (lambda: (_ for _ in ()).throw(EOFError), "it ends too early"),
+        (lambda: (_ for _ in ()).throw(ValueError), "ValueError"),
+    ],
+)
+def test_exceptions_are_told_in_words(fails: Callable[[], object], words: str) -> None:
+    with pytest.raises(Exception) as error:  # noqa: PT011 (of several kinds)
+        fails()
+    assert re.match(words.replace("(", r"\(").replace(")", r"\)"), error_in_words(error.value))
 
 
 MEMORY = (

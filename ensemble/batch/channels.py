@@ -19,7 +19,7 @@ _DESCRIPTION = "dataset.json"
 NEEDS_DESCRIPTION = f"add nnU-Net's {_DESCRIPTION}, whose channel_names say what _0000, _0001 and so on show"
 
 
-class Channels:
+class ChannelNames:
     """The channel names of nnU-Net datasets in a folder tree. Each `dataset.json` is read once, when first needed."""
 
     def __init__(self, root: Path) -> None:

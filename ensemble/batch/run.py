@@ -22,7 +22,7 @@ from ensemble.batch.parquet import FILE as PARQUET
 from ensemble.batch.parquet import parquet as as_parquet
 from ensemble.batch.parquet import refuse_without_pyarrow
 from ensemble.batch.progress import BatchProgress, open_progress
-from ensemble.batch.selection import Placed, Selection
+from ensemble.batch.selection import CaseSelection, Placed
 from ensemble.batch.summary import BatchSummary, collect_summary, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
@@ -48,7 +48,7 @@ class BatchCases:
     """A dataset, and which of its cases this call processes."""
 
     path: Path
-    selection: Selection = field(default_factory=Selection)
+    selection: CaseSelection = field(default_factory=CaseSelection)
     wanted: Callable[[FoundImage], bool] = lambda image: True
     """Predicate: which of its images may be used."""
 

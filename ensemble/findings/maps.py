@@ -239,7 +239,9 @@ def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
             content = read_json(sidecar)
             stated = str(next((content[key] for key in ("SpatialReference", "Space", "space") if key in content), ""))
         except (OSError, ValueError, TypeError) as error:
-            raise UsageError("the sidecar of an atlas can't be read", where=sidecar, found=str(error)) from error
+            raise UsageError(
+                "the sidecar of an atlas can't be read", where=sidecar, found=error_in_words(error)
+            ) from error
         by = "sidecar"
     if not stated:
         stated, by = _by_header(path, grid), "header"
