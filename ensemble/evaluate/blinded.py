@@ -123,10 +123,11 @@ def read_blinded_cases(
             continue
         try:
             if path not in names:
+                ambiguous = any(path in matched.truth for matched in of_case.values())
                 raise InputRefused(
-                    f"no images of the dataset belong to case {pair.case} alone",
+                    f"case {pair.case} has {'several images that match equally well' if ambiguous else 'no images'}",
                     where=dataset.root,
-                    do="name the images and masks of a case alike, and keep one DWI for each case",
+                    do="give the images of a case and its masks the same name",
                 )
             shown.append(_shown(pair.case, path, methods, names[path], dataset.files[names[path]]))
         except InputRefused as error:
