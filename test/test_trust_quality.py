@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -159,10 +160,14 @@ def test_hardly_a_brain_has_fewer_numbers_and_none_that_is_not_finite() -> None:
 
 def test_each_look_has_a_limit_of_its_own() -> None:
     limits = {"quality": UsualRange(0.0, 0.5), "mimicry": UsualRange(0.0, 3.0)}
-    judge = Judge(References({}, None), Calibration({}, 0.0, {}, 0.9, 0.2, limits, UsualRange(0.0, 1.0), {}))
+    known = Calibration({}, 0.0, {}, 0.9, 0.2, limits, UsualRange(0.0, 1.0), {})
+    judge = Judge(References({}, None), known)
     assert judge.verdict({"quality": 2.0, "mimicry": 1.0}, empty=False).verdict == "check"
     assert judge.verdict({"quality": 1.0, "mimicry": 2.0}, empty=False).verdict == "good"
     told = judge.verdict({"quality": 1.0, "mimicry": 1e3}, empty=False, oddities={"mimicry": "oedema"})
     assert (told.verdict, told.why) == ("poor", ("oedema",))
+    with_dice = replace(known, slopes={"agreement": 1.0})
+    told = replace(judge, calibration=with_dice).verdict({"agreement": 0.9, "mimicry": 1e3}, empty=False)
+    assert told.why[-1] == "the expected Dice holds only if this is an infarct"
     assert judge.verdict({"histogram": 9.0}, empty=False).verdict is None  # no limit of that is known
     assert set(limits) < set(UNLIKENESS_SCORES)

@@ -27,6 +27,9 @@ INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "sp
 UNLIKENESS_SCORES = ("rest", "histogram", "quality", "mimicry")
 #: Share of patients like those of the calibration that may lie beyond a limit; there are five.
 BEYOND = 0.01
+#: How much further than that quantile, from the median, the limit of a look lies: patients of another head than those of the calibration
+#: are no further draw of the same lot. Chosen on heads 4 and 9, each judged by the other heads (docs/adr/0026).
+HEADS_ALLOWANCE = 1.25
 #: Share of such patients whose Dice lies within the interval.
 COVERAGE = 0.9
 _VERSION = 2
@@ -60,6 +63,10 @@ class UsualRange:
             raise ValueError("no values, no limit")
         at = min(math.ceil((1 - beyond) * (len(ordered) + 1)), len(ordered))
         return cls(float(np.median(ordered)), float(ordered[at - 1]))
+
+    def widened(self, factor: float) -> UsualRange:
+        """Return the same with the limit so many times as far from the median."""
+        return UsualRange(self.median, self.median + factor * (self.limit - self.median))
 
     @classmethod
     def from_json(cls, told: Any) -> UsualRange:
@@ -133,7 +140,7 @@ def unlikeness(scores: Mapping[str, float]) -> dict[str, float]:
 def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, UsualRange]:
     """Return the limit of each of the `UNLIKENESS_SCORES` that some cases (by their `unlikeness`) have."""
     found = {name: [case[name] for case in cases if name in case] for name in UNLIKENESS_SCORES}
-    return {name: UsualRange.of(values) for name, values in found.items() if values}
+    return {name: UsualRange.of(values).widened(HEADS_ALLOWANCE) for name, values in found.items() if values}
 
 
 def expit(x: float) -> float:
