@@ -268,7 +268,7 @@ def _bids_app(options: argparse.Namespace) -> int:
         if options.dataset.is_file():
             raise UsageError(
                 "--bids-filter-file has no effect on a worklist",
-                do="remove the rows from the worklist, or give the dataset folder",
+                do="leave out --bids-filter-file and delete rows from the worklist, or give the dataset folder",
             )
         dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
     if options.level == "group":

@@ -134,10 +134,10 @@ def read_blinded_cases(
             said.append(f"{pair.case} is not in the reader study: {' '.join(str(error).split())}")
     if not shown:
         raise InputRefused(
-            "the reader study has no case to show",
+            "none of the cases of the reader study can be shown",
             where=dataset.root,
             found=said[0],
-            do="give the dataset with the images of these cases as --images",
+            do="give as --images the dataset that holds the images of the cases whose masks are compared",
         )
     return shown, said
 

@@ -81,9 +81,10 @@ def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: b
 
 
 def precision_of(settings: InferenceSettings) -> ResolvedPrecision:
-    """Return the arithmetic of a member: as chosen, else the fastest one if mirroring is gated, which promises less.
+    """Return the numerical precision that members run in: the chosen one, or by default float32.
 
-    Raises UsageError.
+    With gated mirroring, which promises approximate masks only, the default is bfloat16 where the processor is fast at it.
+    Raises UsageError if the device lacks the chosen precision.
     """
     device = torch.device(settings.device)
     if settings.tta == "gated" and settings.precision == "auto" and has_fast_bfloat16(device):

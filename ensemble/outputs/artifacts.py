@@ -137,7 +137,7 @@ MEMBER_ROLES: tuple[OutputRole[MemberPrediction], ...] = (
 
 
 def all_artifact_kinds(member: str) -> list[Artifact]:
-    """Return one artifact of every kind, without payload: those of the case and of a member."""
+    """Return an empty artifact for every kind of output that a case or this member can have, so as to list where they go."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 

@@ -149,7 +149,10 @@ class References:
 def fit_references(
     evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
-    """Fit references to cases, for members with these digests. Raises ValueError for fewer than `least` cases."""
+    """Fit what is usual of features, intensities and lesions to the evidence of good cases.
+
+    Valid only for members whose weight files have these digests. Raises ValueError for fewer than `least` cases.
+    """
     if len(evidence) < least:
         raise ValueError(f"{len(evidence)} cases are no reference: {least} or more are")
     members = {}

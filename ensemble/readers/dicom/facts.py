@@ -354,7 +354,7 @@ def sequence_b(name: str) -> float | None:
 
 
 def is_diffusivity(sources: Sequence[Dataset]) -> bool:
-    """Return whether the first rescale type in the data sets is a diffusivity: ADC, or its unit."""
+    """Return whether pixel values are ADC: the first Rescale Type found in the data sets says so, or names a unit of diffusivity."""
     word = next((word for dataset in sources if (word := text_of(dataset, "RescaleType"))), "")
     return bool(_DIFFUSIVITY_UNIT.search(word.lower()))
 
