@@ -195,7 +195,8 @@ def _members(options: argparse.Namespace) -> int:
         raise UsageError(
             f"members {options.action} takes {what}",
             found=" ".join(map(str, paths)),
-            do=f"{command('members pack SRC DST')}; {command('members fit-reference DATASET')}; all take --weights DIR",
+            do=f"{command('members pack SRC DST')}; {command('members fit-reference DATASET')};"
+            f" {command('members diagnose --dataset DATASET')}; all take --weights DIR",
         )
     if options.compare is not None and options.action != "check":
         raise UsageError(

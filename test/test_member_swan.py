@@ -271,9 +271,18 @@ def with_weights(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "told"),
     [
-        (with_weights(**{"stem.weight": torch.zeros(8, 2, 3, 3, 3)}), "SWAN's network resunet has another architecture"),
-        (with_weights(**{"stem.weight": torch.zeros(9, 3, 3, 3, 3)}), "SWAN's network resunet has another architecture"),
-        (with_weights(**{"stem.weight": torch.zeros(64, 3, 3, 3, 3)}), "SWAN's network resunet has another architecture"),
+        (
+            with_weights(**{"stem.weight": torch.zeros(8, 2, 3, 3, 3)}),
+            "SWAN's network resunet has another architecture",
+        ),
+        (
+            with_weights(**{"stem.weight": torch.zeros(9, 3, 3, 3, 3)}),
+            "SWAN's network resunet has another architecture",
+        ),
+        (
+            with_weights(**{"stem.weight": torch.zeros(64, 3, 3, 3, 3)}),
+            "SWAN's network resunet has another architecture",
+        ),
         (
             with_weights(**{"encoder.blocks.5.blocks.0.weight": torch.zeros(8, 8, 2, 2, 2)}),
             "SWAN's network resunet has another architecture",

@@ -455,6 +455,19 @@ def test_a_judge_without_calibration_gives_no_verdict() -> None:
     assert (told.verdict, told.headline) == (None, "How far the mask is to be trusted is not known.")
 
 
+def test_what_another_release_made_is_not_used_and_the_last_lines_say_what_to_do(
+    ensemble_of: Callable[..., Ensemble],
+) -> None:
+    ensemble = ensemble_of(Seeing("a"), Seeing("b"))
+    for path in (ensemble.config.weights_folder / FOLDER).glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}), encoding="utf-8")
+    told = trust_of(ensemble)
+    assert told.verdict is None
+    for what in ("reference", "calibration"):
+        assert f"the {what} was made by another release (version 1; here: 2)" in told.text
+    assert "make it again with members fit-reference" in told.text
+
+
 def test_shipped_references_are_of_the_shipped_weights() -> None:
     """New weights need `python -m training.trust`: without it, every report would say that nothing is known of them."""
     digests = {spec.name: dict(spec.sha256) for spec in find_members(SHIPPED_WEIGHTS)}

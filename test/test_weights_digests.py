@@ -85,6 +85,18 @@ def test_a_replaced_file_is_hashed_again(how: str, hashing: Hashing, tmp_path: P
     assert asked(path) == sha256(b"WEIGHTS").hexdigest()
 
 
+def test_nothing_is_kept_where_whole_seconds_are_noted(
+    hashing: Hashing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of two Apptainer images: same path, device, inode and size, and both of the date that our layers have."""
+    path = weights(tmp_path)
+    epoch = 315532800 * 10**9
+    monkeypatch.setattr(digests, "_stamp", lambda path: (7, 12, 7, epoch, epoch))
+    assert asked(path) == sha256(b"weights").hexdigest()
+    path.write_bytes(b"WEIGHTS")
+    assert asked(path) == sha256(b"WEIGHTS").hexdigest()
+
+
 def test_a_file_changed_just_now_is_not_kept(hashing: Hashing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What changes it again might leave it the same time stamp."""
     monkeypatch.setattr(digests, "_SETTLED_S", 60.0)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ensemble.files import error_in_words
-from ensemble.trust.reference import UnusableReference
+from ensemble.trust.reference import UnusableReference, refuse_other_version
 from ensemble.types import AnyArray
 
 Verdict = Literal["good", "check", "poor"]
@@ -108,8 +108,7 @@ class Calibration:
     def from_json(cls, told: Any) -> Calibration:
         """Read what `as_json` wrote. Raises UnusableReference."""
         try:
-            if told["version"] != _VERSION:
-                raise UnusableReference(f"it is of version {told['version']}, this program reads {_VERSION}")
+            refuse_other_version("the calibration", told["version"], _VERSION)
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
             looks = {str(name): UsualRange.from_json(limit) for name, limit in told["looks"].items()}
             dice = UsualRange.from_json(told["dice"])
@@ -121,7 +120,7 @@ class Calibration:
                 raise ValueError("not this program's numbers")
             return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnusableReference(f"it is damaged ({error_in_words(error)})") from error
+            raise UnusableReference(f"the calibration is damaged ({error_in_words(error)})") from error
 
 
 def scaled(name: str, score: float) -> float:

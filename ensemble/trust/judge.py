@@ -87,8 +87,8 @@ class Trust:
 
     @property
     def reasons(self) -> str:
-        """The reasons as a sentence; empty if there are none."""
-        told = "; ".join(self.why)
+        """The reasons as a sentence, without a verdict why there is none; empty if there are none."""
+        told = "; ".join(self.missing if self.verdict is None else self.why)
         return f"{told[0].upper()}{told[1:]}." if told else ""
 
     def as_json(self) -> dict[str, Any]:

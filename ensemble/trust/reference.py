@@ -40,6 +40,14 @@ class UnusableReference(Exception):
     """A reference that does not apply to these weights; the reason goes into the report."""
 
 
+def refuse_other_version(what: str, version: object, ours: int) -> None:
+    """Raise UnusableReference for a file that another release made."""
+    if version != ours:
+        raise UnusableReference(
+            f"{what} was made by another release (version {version}; here: {ours}): make it again with members fit-reference"
+        )
+
+
 @dataclass(frozen=True)
 class FeatureCloud:
     """Feature vectors of reference cases in their stable modes, and the usual distance of a further such case."""
@@ -271,10 +279,7 @@ def _read_images(path: Path) -> ImageReference:
         raise UnusableReference("there is no reference")
     try:
         about = read_json(path)
-        if about["version"] != _IMAGES_VERSION:
-            raise UnusableReference(
-                f"the reference is of version {about['version']}, this program reads {_IMAGES_VERSION}"
-            )
+        refuse_other_version("the reference", about["version"], _IMAGES_VERSION)
         quantiles = {str(name): np.array(told["quantiles"], np.float32) for name, told in about["images"].items()}
         usual = {str(name): float(told["usual"]) for name, told in about["images"].items()}
         fits = all(one.shape == QUANTILES.shape and np.isfinite(one).all() for one in quantiles.values())
@@ -308,8 +313,7 @@ def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             about: dict[str, Any] = parse_json((file.metadata() or {})["trust"])
-        if about["version"] != _VERSION:
-            raise UnusableReference(f"the reference is of version {about['version']}, this program reads {_VERSION}")
+        refuse_other_version("the reference", about["version"], _VERSION)
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError("not finite")
         return tensors, about

@@ -1,9 +1,10 @@
 """Digests of weights, known again: hashing gigabytes takes seconds at each start.
 
 What is known of a file is its path, and what the file system says of it: device, inode, size, and when its bytes and its entry were last
-changed. Nothing that replaces a file, or writes into it, leaves all of these as they were. Large files' digests are kept in the user's
-cache folder (XDG Base Directory Specification), where nobody else may write; without such a folder they are computed each time. What a
-disk spoils by itself is not noticed so: `members check` reads all anew.
+changed. Nothing that replaces a file, or writes into it, leaves all of these as they were, where times have fractions of a second.
+Where they have none, nothing is kept: two Apptainer images (squashfs) may show different weights with all of these the same. Large files'
+digests are kept in the user's cache folder (XDG Base Directory Specification), where nobody else may write; without such a folder they are
+computed each time. What a disk spoils by itself is not noticed so: `members check` reads all anew.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ensemble.weights.folder import folder_errors
 KEPT_FROM_BYTES = 64 << 20
 #: A file changed so shortly before may be changed again with the same time stamp (s).
 _SETTLED_S = 2.0
+_SECOND_NS = 10**9
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -45,10 +47,15 @@ def _sha256(path: Path, stamp: Stamp) -> str:
     if (known := _read(entry, stamp)) is not None:
         return known
     digest = file_sha256(path)
-    settled = max(stamp[3:]) < (time.time() - _SETTLED_S) * 1e9
-    if settled and _stamp(path) == stamp:
+    if _tells_changes(stamp) and _stamp(path) == stamp:
         _write(entry, stamp, digest)
     return digest
+
+
+def _tells_changes(stamp: Stamp) -> bool:
+    """Return whether a further change would show in the stamp: the time of the last is past, and noted to fractions of a second."""
+    changed = stamp[4]
+    return changed % _SECOND_NS != 0 and max(stamp[3:]) < time.time_ns() - _SETTLED_S * _SECOND_NS
 
 
 def _stamp(path: Path) -> Stamp:
