@@ -117,6 +117,15 @@ def test_the_order_and_direction_of_axes_on_disk_change_nothing(order: tuple[int
     assert told == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def test_fine_voxels_change_the_shape_hardly() -> None:
+    """They are thinned for it, since a brain of ten million voxels would take seconds."""
+    coarse = prepared(head(3), (2.0, 2.0, 2.0))
+    fine = prepared(tuple(array.repeat(2, 0).repeat(2, 1).repeat(2, 2) for array in head(3)), (1.0, 1.0, 1.0))  # type: ignore[arg-type]
+    expected, told = describe_images(coarse), describe_images(fine)
+    for name in ("surface", "depth", "height", "length", "skew_height", "skew_length", "tilt", "rim_dwi", "rim_adc"):
+        assert told[name] == pytest.approx(expected[name], abs=0.06), name
+
+
 def lesion(adc: float, dwi: float, around: float = 1.0) -> tuple[PreparedCase, BoolArray]:
     """A head with a ball of these values, and ADC `around` within a centimetre of it."""
     images, maps, brain = (array.copy() for array in head(1))

@@ -23,6 +23,8 @@ _ANISOTROPIC = 1.2
 _SLICE_VOXELS = 200
 #: Rim of the brain and its depth (mm); the shell about a lesion.
 _RIM_MM, _DEEP_MM, _SHELL_MM = 4.0, 12.0, (3.0, 9.0)
+#: Shape and rim are measured on voxels of about this size at least.
+_SHAPE_MM = 2.0
 #: ADC (normal tissue: 1) of what is tissue, however ill; beyond is fluid.
 _TISSUE, _NOT_FLUID = (0.4, 1.6), 2.2
 #: b times the ADC of normal tissue, for the contrast that DWI would have without diffusion: 1000 s/mm^2, 0.75e-3 mm^2/s.
@@ -85,7 +87,9 @@ def describe_images(case: PreparedCase) -> dict[str, float]:
         np.pad(canonical.apply(case.tissue_normalized[m].array)[box[0]].astype(np.float32), 1)
         for m in (Modality.DWI, Modality.ADC)
     )
-    found = _shape(brain, spacing) | _rim(dwi, adc, brain, spacing)
+    every = tuple(slice(None, None, max(1, int(_SHAPE_MM / mm))) for mm in spacing)
+    thinned = tuple(mm * step.step for mm, step in zip(spacing, every, strict=True))
+    found = _shape(brain[every], thinned) | _rim(dwi[every], adc[every], brain[every], thinned)
     across = int(np.argmax(spacing)) if max(spacing) > _ANISOTROPIC * min(spacing) else 0
     dwi, adc, brain = (np.moveaxis(array, across, 0) for array in (dwi, adc, brain))
     others = (mm for axis, mm in enumerate(spacing) if axis != across)
