@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ensemble.batch import failures
+from ensemble.batch.case_list import search_again
 from ensemble.batch.claims import BatchClaims, Lock
 from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
@@ -185,6 +186,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
             stale = _is_left_over(job, case, place)
             if case.problem is not None:
                 raise case.problem
+            _refuse_gone(case)
             refuse_occupied_case_folder(job.root, place)
             before = input_stamps(case.files)
             inputs = input_digests(case.files)
@@ -278,6 +280,22 @@ def _failed(
     session.note_failure(place, failure)
     failures.record(job.root, session.folder, place, case.name, failure)
     return Outcome(case.name, "failed", message, code)
+
+
+def _refuse_gone(case: FoundCase) -> None:
+    """Raise InputRefused if an image that an earlier search found is no longer there."""
+    for modality, path in case.files.items() if case.listed else ():
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputRefused(
+                f"the {modality.label} image has gone since the dataset was searched",
+                where=path,
+                found=f"it was there on {case.listed}",
+                do=f"restore it; or, if it was moved or removed on purpose, {search_again()}",
+            ) from error
+        except OSError:  # what reads it says more
+            pass
 
 
 def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:

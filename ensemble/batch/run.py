@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ensemble.batch import failures
+from ensemble.batch.case_list import read_case_list, search_again
 from ensemble.batch.case_loop import BatchPlan, Outcome, segment_cases
 from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
@@ -51,10 +52,18 @@ class BatchCases:
     selection: Selection = field(default_factory=Selection)
     wanted: Callable[[FoundImage], bool] = lambda image: True
     """Predicate: which of its images may be used."""
+    case_list: Path | None = None
+    """What an earlier search has found, to be read instead of searching again."""
 
     def find(self, out: Path) -> tuple[dict[str, BidsEntities], list[Placed]]:
         """Find all cases. Returns the entities of every case, and the selected cases. Raises InputRefused."""
-        cases = find_cases(self.path, out, self.wanted)
+        if self.case_list is None:
+            cases = find_cases(self.path, out, self.wanted)
+        else:
+            cases, searched = read_case_list(self.case_list, self.path)
+            log.info(
+                "note: the cases are those of %s. If any joined or were mended since, %s", searched, search_again()
+            )
         places = assign_entities([case.name for case in cases])
         return places, self.selection.of(cases, places, self.path)
 
