@@ -186,7 +186,6 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
             stale = _is_left_over(job, case, place)
             if case.problem is not None:
                 raise case.problem
-            _refuse_gone(case)
             refuse_occupied_case_folder(job.root, place)
             before = input_stamps(case.files)
             inputs = input_digests(case.files)
@@ -206,7 +205,8 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
                 seconds = round(time.perf_counter() - started, 3)
                 outcome = _Task(case, place, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:
-        outcome = _failed(job, session, case, place, error, stale=stale)
+        reason = _gone(case) if isinstance(error, InputRefused) else None
+        outcome = _failed(job, session, case, place, reason or error, stale=stale)
     finally:
         if not isinstance(outcome, _Task):
             session.release(lock)
@@ -282,20 +282,21 @@ def _failed(
     return Outcome(case.name, "failed", message, code)
 
 
-def _refuse_gone(case: FoundCase) -> None:
-    """Raise InputRefused if an image that an earlier search found is no longer there."""
+def _gone(case: FoundCase) -> InputRefused | None:
+    """Return the error for a case of which an image is no longer there that an earlier search found; None if all are there."""
     for modality, path in case.files.items() if case.listed else ():
         try:
             path.lstat()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputRefused(
+        except (FileNotFoundError, NotADirectoryError):
+            return InputRefused(
                 f"the {modality.label} image has gone since the dataset was searched",
                 where=path,
                 found=f"it was there on {case.listed}",
                 do=f"restore it; or, if it was moved or removed on purpose, {search_again()}",
-            ) from error
-        except OSError:  # what reads it says more
+            )
+        except OSError:  # the error at hand says more
             pass
+    return None
 
 
 def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:
