@@ -151,6 +151,17 @@ def test_a_dataset_that_is_not_mounted_is_refused_at_once_and_no_case_fails_for_
     assert not out.exists()
 
 
+def test_a_dataset_may_be_a_link_there_and_a_folder_here_as_in_a_container(tmp_path: Path) -> None:
+    touch(tmp_path / "disk", "a/dwi.nii.gz", "a/adc.nii.gz")
+    data = tmp_path / "data"
+    data.symlink_to(tmp_path / "disk")
+    path = listed(data, tmp_path / "jobs")
+    data.unlink()
+    (tmp_path / "disk").rename(data)
+    (case,), _ = read_case_list(path, data)
+    assert [file.relative_to(data).as_posix() for file in case.files.values()] == ["a/dwi.nii.gz", "a/adc.nii.gz"]
+
+
 def test_another_list_leaves_the_one_of_jobs_that_wait(tmp_path: Path) -> None:
     touch(tmp_path / "data", "a/dwi.nii.gz", "a/adc.nii.gz")
     first = listed(tmp_path / "data", tmp_path / "jobs")

@@ -37,7 +37,13 @@ def write_case_list(cases: Sequence[FoundCase], dataset: Path, folder: Path) -> 
     root = dataset.resolve()
     body = "".join(json.dumps(_as_json(case, root)) + "\n" for case in cases).encode()
     digest, searched = hashlib.sha256(body).hexdigest(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    head = {"format": _FORMAT, "version": _VERSION, "dataset": str(root), "searched": searched, "sha256": digest}
+    head = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "dataset": str(dataset.absolute()),
+        "searched": searched,
+        "sha256": digest,
+    }
     path = folder / f"cases-{digest[:12]}.jsonl"
     replace_bytes(path, json.dumps(head).encode() + b"\n" + body, folder)
     return CaseList(path, searched)
@@ -60,7 +66,9 @@ def read_case_list(path: Path, dataset: Path) -> tuple[tuple[FoundCase, ...], st
     if hashlib.sha256(body).hexdigest() != head.get("sha256"):
         raise _refused("the list of cases is damaged, or was changed", path, "another SHA-256 than its first line says")
     _refuse_absent(dataset)
-    if (root := dataset.resolve()) != Path(head["dataset"]):
+    if (root := dataset.resolve()) != Path(
+        head["dataset"]
+    ).resolve():  # links may lead elsewhere here than where it was written
         raise _refused("the list of cases is of another dataset", path, f"{head['dataset']}, not {root}")
     return tuple(_as_case(json.loads(line), root, head["searched"]) for line in body.splitlines()), head["searched"]
 
