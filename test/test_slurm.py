@@ -110,7 +110,8 @@ def test_the_tasks_take_the_list_of_a_folder_and_a_worklist_as_it_is(tmp_path: P
     for dataset, how, listed in (("data", ["--docker", "isles:1"], True), ("list.csv", [], False)):
         scripts = tmp_path / f"jobs of {dataset}"
         command = ["slurm", str(tmp_path / dataset), str(tmp_path / "out"), "--scripts", str(scripts), *how]
-        assert main([*command, "--weights", str(member)]) == 0
+        assert main([*command, "--weights", str(member), "--parquet"]) == 0
+        assert "--parquet" in (scripts / "group.sbatch").read_text(), "the summary is what it asks for"
         (path,) = [*scripts.glob("cases-*.jsonl")] or [None]
         assert (path is not None) == listed
         for name in ("participant", "group"):

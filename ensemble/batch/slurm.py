@@ -125,6 +125,7 @@ def write_scripts(
         listed, cases = _listed(dataset.path, selected, folder)
     except OSError as error:
         raise unwritable(folder, error) from error
+    of_group = [*listed, *(word for word in words if word == "--parquet")]
     words = [*words, *listed]
     parts = {
         "program": program_name(),
@@ -139,7 +140,7 @@ def write_scripts(
         "logs": _in_directive(logs),
         "directives": "#SBATCH --gres=gpu:1" if resources.gpu else "#",
         "cases": cases,
-        "group_words": "".join(f" {shlex.quote(word)}" for word in listed),
+        "group_words": "".join(f" {shlex.quote(word)}" for word in of_group),
         "dataset": shlex.quote(str(dataset.path)),
         "out": shlex.quote(str(results)),
         "arguments": shlex.join([str(dataset.path), str(results), *words]),
