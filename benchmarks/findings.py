@@ -25,7 +25,14 @@ import torch.nn.functional as F
 from ensemble.config import RunConfig
 from ensemble.findings.find import find, locate_brain
 from ensemble.findings.maps import LabelMap, read_label_map
-from ensemble.findings.places import TISSUE, Sample, Tally, summarise_places, tally_from_probabilities, transform_points
+from ensemble.findings.places import (
+    TISSUE,
+    LesionVolumes,
+    LesionVoxels,
+    summarise_places,
+    tally_from_probabilities,
+    transform_points,
+)
 from ensemble.findings.template import Structure, Template, template
 from ensemble.findings.types import Findings
 from ensemble.fusion import FusedPrediction
@@ -140,9 +147,9 @@ def result_of(case: PreparedCase, lesion: AnyArray) -> Result:
     return Result(case, (), fused, 0.0, 0)
 
 
-def true_tally(head: Head, grid: Grid) -> Tally:
+def true_tally(head: Head, grid: Grid) -> LesionVolumes:
     """Volumes by lesion, side and structure, in the order of the findings."""
-    own = Sample.of(head.lesion, grid)
+    own = LesionVoxels.of(head.lesion, grid)
     index = np.rint(transform_points(np.linalg.inv(grid.affine), own.points_mm)).astype(int)
     chances = head.truth[:, :, index[:, 2], index[:, 1], index[:, 0]]
     return tally_from_probabilities(own, chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6))
@@ -176,7 +183,7 @@ class Counts:
     def none(cls) -> Counts:
         return cls([], [], [], [], [], [], {}, {})
 
-    def add(self, found: Findings, truth: Tally) -> list[str]:
+    def add(self, found: Findings, truth: LesionVolumes) -> list[str]:
         """Compare one case. Returns what was wrong, a line a lesion."""
         assert found.places is not None
         wrong = []
@@ -342,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         head = simulated(SEED + number, index, options.shared)
         case = prepare(head.raw)
         started, cpu = time.perf_counter(), time.process_time()
-        found = find(result_of(case, head.lesion), onto=folds[index % FOLDS])
+        found = find(result_of(case, head.lesion), atlas_template=folds[index % FOLDS])
         seconds.append((time.perf_counter() - started, time.process_time() - cpu))
         if not found.registered.holds:
             missed.append(f"{head.raw.name}: {'; '.join(found.registered.problems)}")

@@ -39,7 +39,7 @@ from ensemble.batch.case_list import write_case_list
 from ensemble.batch.find import find_cases
 from ensemble.batch.layouts import FoundCase
 from ensemble.batch.run import BatchCases
-from ensemble.batch.selection import Selection
+from ensemble.batch.selection import CaseSelection
 from ensemble.batch.slurm import MOST_SHARDS
 from ensemble.types import Modality
 
@@ -266,7 +266,7 @@ def _made_up_list(data: Path, count: int) -> dict[str, float]:
     cases = [FoundCase(name, {m: Path(f"{place}_{m}.nii.gz") for m in Modality}) for name, place in places]
     listed = write_case_list(cases, data, data.parent).path
     started = time.process_time()
-    BatchCases(data, Selection(shard=(1, 600)), case_list=listed).find(data.parent / "out")
+    BatchCases(data, CaseSelection(shard=(1, 600)), case_list=listed).find(data.parent / "out")
     return {
         "cases": count,
         "mb": round(listed.stat().st_size / 1e6, 1),

@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import exclusive_writer
     from ensemble.outputs.artifacts import SegmentedCase
     from ensemble.outputs.closing_lines import summary
-    from ensemble.outputs.dicom.study import refuse_without_study
+    from ensemble.outputs.dicom.study import require_one_study
     from ensemble.outputs.foreign import refuse_overwriting_foreign_files
     from ensemble.outputs.layouts.folder import publish_case
     from ensemble.pipeline import load, segment
@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     config, extras, suffix = run_config(options, report=True), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
     raw = read_files(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
-    refuse_without_study(raw, extras)
+    require_one_study(raw, extras)
     with exclusive_writer(options.out):
         refuse_overwriting_foreign_files(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
@@ -155,14 +155,16 @@ def _serve(options: argparse.Namespace) -> int:
 
     level = logging.DEBUG if options.verbose else logging.INFO
     config, extras = run_config(options, report=options.report), _extras(options, report=options.report)
-    setup = WorkerConfig(config, extras, LogLines(), level)
-    return serve(setup, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait))
+    worker_config = WorkerConfig(config, extras, LogLines(), level)
+    return serve(
+        worker_config, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait)
+    )
 
 
 def _listen(options: argparse.Namespace) -> int:
     from ensemble.hospital.desk import segment_job
     from ensemble.hospital.listen import ListenConfig, listen
-    from ensemble.hospital.node import Address
+    from ensemble.hospital.node import NodeConfig
     from ensemble.hospital.send import parse_destinations
     from ensemble.progress import SilentWatcher
     from ensemble.serve.worker import WorkerConfig
@@ -170,7 +172,7 @@ def _listen(options: argparse.Namespace) -> int:
     level = logging.DEBUG if options.verbose else logging.INFO
     extras = replace(_extras(options, report=False), dicom=True)
     told = ListenConfig(
-        Address(options.aet, options.host, options.port, options.allow or (), options.most_associations),
+        NodeConfig(options.aet, options.host, options.port, options.allow or (), options.most_associations),
         parse_destinations(options.send_to),
         options.spool,
         int(options.spool_gb * 1e9),
@@ -246,10 +248,10 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.run import BatchCases
-    from ensemble.batch.selection import Selection
+    from ensemble.batch.selection import CaseSelection
 
     return _work_on(
-        BatchCases(options.dataset, Selection(shard=options.shard), case_list=options.case_list),
+        BatchCases(options.dataset, CaseSelection(shard=options.shard), case_list=options.case_list),
         options,
         summarise=options.shard is None,
     )
@@ -259,11 +261,11 @@ def _bids_app(options: argparse.Namespace) -> int:
     from ensemble.batch.bids_app import check_dataset, use_work_folder
     from ensemble.batch.bids_filter import read_filter
     from ensemble.batch.run import BatchCases, group
-    from ensemble.batch.selection import Selection
+    from ensemble.batch.selection import CaseSelection
     from ensemble.folders import exclusive_writer
 
     labels = tuple(options.participant_label or ()), tuple(options.session_label or ())
-    dataset = BatchCases(options.dataset, Selection(*labels, options.shard), case_list=options.case_list)
+    dataset = BatchCases(options.dataset, CaseSelection(*labels, options.shard), case_list=options.case_list)
     if options.bids_filter_file is not None:
         if options.case_list is not None:
             raise UsageError(
@@ -273,7 +275,7 @@ def _bids_app(options: argparse.Namespace) -> int:
         if options.dataset.is_file():
             raise UsageError(
                 "--bids-filter-file has no effect on a worklist",
-                do="remove the rows from the worklist, or give the dataset folder",
+                do="leave out --bids-filter-file and delete rows from the worklist, or give the dataset folder",
             )
         dataset = replace(dataset, wanted=read_filter(options.bids_filter_file))
     if options.level == "group":
@@ -374,7 +376,8 @@ def _score_answers(options: argparse.Namespace) -> int:
         raise UsageError("--reader-answers can only be combined with --key and --out", found=", ".join(found))
     if options.key is None:
         raise UsageError(
-            "--reader-answers needs --key", do="add --key with the .json file that was written beside the page"
+            "--reader-answers needs --key",
+            do="add --key with the .json file that was written together with the reader-study page (.html)",
         )
     score_answers(options.reader_answers, options.key, options.out)
     return 0
@@ -391,7 +394,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
     if options.write is not None and asked is None:
-        raise UsageError("--write needs --as", do="name the image to write: --as dwi, --as adc or --as flair")
+        raise UsageError(
+            "--write needs --as, which says which image to write", do="add --as dwi, --as adc or --as flair"
+        )
     if options.write is not None:
         check_destination(options.write, options.path)
     finding = inspect(options.path, asked)

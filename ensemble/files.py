@@ -77,8 +77,8 @@ def lexists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def dangling_link(path: Path) -> str:
-    """Return the missing target of a link because of which a path does not exist; None if there is no such link."""
+def missing_link_target(path: Path) -> str:
+    """Return the missing target of the symbolic link that makes a path not exist; empty if no such link is on the path."""
     for place in (path, *path.parents):
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (Path's raise where rights are lacking)
             return os.fspath(place.readlink())
@@ -98,7 +98,7 @@ def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
     if error.errno == errno.ELOOP:
         return UnreadableReason("is a circular link", said, "give the file itself")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        if target := dangling_link(path):
+        if target := missing_link_target(path):
             return UnreadableReason("is a link to a file that does not exist", f"it points to {target}", _FETCH)
         return UnreadableReason("does not exist", "", "check the path")
     if is_permission_error(error):
@@ -116,17 +116,40 @@ def unreadable_reason(path: Path, error: OSError) -> UnreadableReason:
 
 
 def cannot_open_error(subject: str, path: Path, error: OSError) -> InputRefused:
-    """Return the error for an input file (`subject`: "the DWI image") that can't be read."""
+    """Return the error for an input file (`subject`: "the DWI image") that an OSError kept from being read."""
     why = unreadable_reason(path, error)
     return InputRefused(f"{subject} {why.what}", where=path, found=why.found, do=why.do)
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """Return the bytes of a regular file. Raises OSError, and ValueError if it has more than `most`."""
+def error_in_words(error: BaseException) -> str:
+    """Return what an exception says, for messages: without the name of its class, and never empty."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text: byte {error.start} is invalid"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"no entry {error}"
+    if isinstance(error, EOFError):
+        return "it ends too early"
+    return str(error).strip() or type(error).__name__
+
+
+def size_in_words(*paths: Path) -> str:
+    """Return the size of files, for messages about memory; empty if it can't be read."""
+    try:
+        return f"{sum(path.stat().st_size for path in paths) / 1e6:.0f} MB on disk"
+    except OSError:
+        return ""
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return the bytes of a regular file. Raises OSError, and ValueError if it has more than `max_bytes`."""
     with open_file(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"more than {most} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes")
     return content
 
 

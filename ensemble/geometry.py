@@ -26,9 +26,9 @@ MAX_SKEW = 2e-3
 MAX_VOXELS, MAX_ALONG_AXIS = 150_000_000, 8192
 
 
-def is_too_large(shape: Sequence[int], most: int = MAX_VOXELS) -> bool:
+def is_too_large(shape: Sequence[int], max_voxels: int = MAX_VOXELS) -> bool:
     """Return whether a grid has more voxels than any brain image; checked before memory is allocated."""
-    return prod(shape) > most or max(shape) > MAX_ALONG_AXIS
+    return prod(shape) > max_voxels or max(shape) > MAX_ALONG_AXIS
 
 
 @dataclass(frozen=True)

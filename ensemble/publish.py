@@ -100,7 +100,10 @@ def replace_bytes(path: Path, content: bytes, scratch: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Flush a file's bytes, or a folder's entries, to disk; folders are skipped on network file systems that can't."""
+    """Flush a file's bytes, or a folder's entries, to disk (fsync).
+
+    For a folder, failure is ignored: some network file systems do not support it. Raises OSError for a file.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

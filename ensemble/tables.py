@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,11 @@ class Sheet:
     """As they are written; none ends the list that is empty."""
     rows: list[tuple[int, list[str]]]
     """Of each row the number of its line, and its cells; never more than headings that are not empty."""
+
+
+def quoted(columns: Iterable[str]) -> str:
+    """Return column names in quotes, for messages."""
+    return ", ".join(f"'{name}'" for name in columns)
 
 
 def read_sheet(path: Path, name: str) -> Sheet:

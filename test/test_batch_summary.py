@@ -20,7 +20,7 @@ from batch_runs import run_batch, write_case
 from conftest import StubMember, phantom_case, tree
 from ensemble.batch import run
 from ensemble.batch.parquet import parquet
-from ensemble.batch.summary import EARLIER, GONE, Row, collect_summary, write_summary
+from ensemble.batch.summary import EARLIER, GONE, SummaryRow, collect_summary, write_summary
 from ensemble.cli import main
 from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
@@ -83,7 +83,7 @@ def altered(report: dict[str, Any], field: str, value: object) -> dict[str, Any]
     return report
 
 
-def summarised(root: Path, places: dict[str, BidsEntities]) -> Row:
+def summarised(root: Path, places: dict[str, BidsEntities]) -> SummaryRow:
     """The one row, after the table was written and read."""
     (row,) = collect_summary(root, places, {}).rows
     write_summary(root, root, [row])
@@ -120,7 +120,7 @@ def test_a_field_that_is_missing_or_of_another_kind_costs_only_itself(done: Path
 )
 def test_a_report_that_is_none_is_no_result(done: Path, text: str) -> None:
     done.write_text(text)
-    assert collect_summary(done.parent.parent, {"a": PLACE}, {}).rows == [Row("a", "a", "", "not done")]
+    assert collect_summary(done.parent.parent, {"a": PLACE}, {}).rows == [SummaryRow("a", "a", "", "not done")]
     assert collect_summary(done.parent.parent, {}, {}).rows == []
 
 
@@ -154,7 +154,7 @@ def test_parquet_holds_what_the_table_holds_with_types(
     assert f"  {out / 'summary.parquet'}" in capsys.readouterr().out.splitlines()
     table = parquet_file.read_table(out / "summary.parquet")
     kinds = {"lesions": "int64", **dict.fromkeys(("volume_ml", "agreement", "seconds", "expected_dice"), "double")}
-    assert table.column_names == list(Row.__dataclass_fields__)
+    assert table.column_names == list(SummaryRow.__dataclass_fields__)
     assert {name: str(table.schema.field(name).type) for name in kinds} == kinds
     read = {row["case"]: row for row in table.to_pylist()}
     for row in batch_runs.rows(out).values():
@@ -174,8 +174,8 @@ def test_parquet_holds_what_the_table_holds_with_types(
 def test_parquet_holds_integers_of_any_size_as_unknown() -> None:
     parquet_file = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (requirements-dev.txt)")
     rows = [
-        Row("a", "a", "", "done", lesions=10**400, voters="x\udcff"),
-        Row("b", "b", "", "not done", lesions=-(2**62)),
+        SummaryRow("a", "a", "", "done", lesions=10**400, voters="x\udcff"),
+        SummaryRow("b", "b", "", "not done", lesions=-(2**62)),
     ]
     table = parquet_file.read_table(io.BytesIO(parquet(rows)))
     assert table["lesions"].to_pylist() == [None, -(2**62)]

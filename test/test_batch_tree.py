@@ -72,8 +72,8 @@ def test_an_output_folder_that_is_none_or_unreadable_is_called_so(
 ) -> None:
     write_case(tmp_path / "data" / "a")
     (tmp_path / "out").touch()
-    for out in (tmp_path / "out", tmp_path / "out" / "below"):
-        with pytest.raises(UsageError, match="is a file, or is inside one"):
+    for out, what in ((tmp_path / "out", "is a file"), (tmp_path / "out" / "below", "is inside a file")):
+        with pytest.raises(UsageError, match=what):
             run_batch(tmp_path / "data", out, weights)
     really = Path.read_text
 

@@ -22,7 +22,7 @@ from deploy.boutiques import descriptor
 from ensemble.batch import case_loop, failures, run
 from ensemble.batch.bids_filter import read_filter
 from ensemble.batch.find import find_cases
-from ensemble.batch.selection import Selection, share_of
+from ensemble.batch.selection import CaseSelection, share_of
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
 from ensemble.options import normalise_bids_app_call, parse
@@ -313,7 +313,7 @@ def test_shares_and_a_group_make_what_a_batch_makes(tmp_path: Path, weights: Pat
     (data / "sub-9").mkdir()
     assert run_batch(data, tmp_path / "whole", weights) == 3
     codes = [
-        run_batch(run.BatchCases(data, Selection(shard=(number, 3))), out, weights, summarise=False)
+        run_batch(run.BatchCases(data, CaseSelection(shard=(number, 3))), out, weights, summarise=False)
         for number in (3, 1, 2)
     ]
     assert sorted(codes) == [0, 0, 3]

@@ -23,13 +23,13 @@ from ensemble.contract import execute
 from ensemble.contract.isles22 import ContractCase
 from ensemble.errors import InputRefused
 from ensemble.findings import find
-from ensemble.findings.types import Amount, Places, Quantity
+from ensemble.findings.types import LesionLocations, Quantity, StructureVolume
 from ensemble.geometry import Grid
 from ensemble.outputs.artifacts import artifacts
 from ensemble.outputs.dicom.measurements import measurements
 from ensemble.outputs.dicom.picture import picture
 from ensemble.outputs.dicom.segmentation import probability, segmentation
-from ensemble.outputs.dicom.study import refuse_without_study
+from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.formats import FORMATS
 from ensemble.outputs.segmented import SegmentedCase
 from ensemble.progress import LogLines
@@ -291,7 +291,7 @@ def test_oddities_of_patient_and_study_do_not_make_invalid_objects(tmp_path: Pat
         odd(dataset)
         dataset.save_as(file, implicit_vr=True, little_endian=True)
     case = segmented(read_image(tmp_path / "in", DWI))
-    refuse_without_study(case.raw, ExtraOutputs(dicom=True))
+    require_one_study(case.raw, ExtraOutputs(dicom=True))
     for name, make in (("seg", segmentation), ("sr", measurements), ("sc", picture), ("fraction", probability)):
         FORMATS["dicom"].write(make(case), tmp_path / f"{name}.dcm")
         dataset = pydicom.dcmread(tmp_path / f"{name}.dcm")
@@ -340,12 +340,12 @@ def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
     write_series(WEIGHTED, tmp_path / "in", b=1000)
     case = segmented(read_image(tmp_path / "in", DWI))
     ml = {name: Quantity(value, (value, value)) for name, value in (("left", 3.0), ("right", 1.0), ("brain stem", 0.5))}
-    left, right, stem = (Amount(name, volume, volume) for name, volume in ml.items())
+    left, right, stem = (StructureVolume(name, volume, volume) for name, volume in ml.items())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find, "locate_brain", lambda case, onto: None)
         findings = find.find(case.result)
     FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "without.dcm")
-    findings = replace(findings, places=Places(None, (left, right), (stem,), ()))
+    findings = replace(findings, places=LesionLocations(None, (left, right), (stem,), ()))
     FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "sr.dcm")
     (group,) = highdicom.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
     told = {
@@ -379,10 +379,10 @@ def raw(image: RawImage, **others: RawImage) -> RawCase:
 def test_images_without_a_study_are_refused_with_that_word(tmp_path: Path) -> None:
     nifti = read_image(write_image(WEIGHTED.array, tmp_path / "dwi.nii.gz", SMALL), DWI)
     with pytest.raises(InputRefused, match="belongs to a DICOM study"):
-        refuse_without_study(raw(nifti), ExtraOutputs(dicom=True))
+        require_one_study(raw(nifti), ExtraOutputs(dicom=True))
     with pytest.raises(InputRefused, match="belongs to a DICOM study"):
-        refuse_without_study(raw(nifti), ExtraOutputs(dicom_probability=True))
-    refuse_without_study(raw(nifti), ExtraOutputs(report=True))
+        require_one_study(raw(nifti), ExtraOutputs(dicom_probability=True))
+    require_one_study(raw(nifti), ExtraOutputs(report=True))
 
 
 def test_series_that_do_not_say_their_study_or_come_from_two_are_refused(tmp_path: Path) -> None:
@@ -399,11 +399,11 @@ def test_series_that_do_not_say_their_study_or_come_from_two_are_refused(tmp_pat
     write_series(WEIGHTED, tmp_path / "adc", description="ADC", change=elsewhere)
     dwi, adc = read_image(tmp_path / "dwi", DWI), read_image(tmp_path / "adc", ADC)
     with pytest.raises(InputRefused, match="several studies"):
-        refuse_without_study(raw(dwi, adc=adc), ExtraOutputs(dicom=True))
+        require_one_study(raw(dwi, adc=adc), ExtraOutputs(dicom=True))
     for name, change in (("nowhere", nowhere), ("nobody", nobody)):
         write_series(WEIGHTED, tmp_path / name, b=1000, change=change)
         with pytest.raises(InputRefused, match="needs a study UID"):
-            refuse_without_study(raw(read_image(tmp_path / name, DWI)), ExtraOutputs(dicom=True))
+            require_one_study(raw(read_image(tmp_path / name, DWI)), ExtraOutputs(dicom=True))
 
 
 def test_a_contract_case_is_refused_before_networks_are_loaded(tmp_path: Path) -> None:

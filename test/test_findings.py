@@ -13,13 +13,21 @@ import SimpleITK as sitk
 
 import template_heads as heads
 from conftest import REPOSITORY, StubMember
-from ensemble.batch.summary import Row, _of_report
+from ensemble.batch.summary import SummaryRow, _of_report
 from ensemble.config import ExtraOutputs
 from ensemble.families.base import MemberPrediction
 from ensemble.findings import find as finding
 from ensemble.findings.find import find, locate_brain, pattern
 from ensemble.findings.mni import image_in_mni, mask_in_mni
-from ensemble.findings.places import Sample, Tally, perturbations, probabilities, side_of, tally, transform_points
+from ensemble.findings.places import (
+    LesionVolumes,
+    LesionVoxels,
+    perturbations,
+    probabilities,
+    side_of,
+    tally,
+    transform_points,
+)
 from ensemble.findings.registration import TemplatePlacement
 from ensemble.findings.template import FULL_GRID, GRID, Structure, template
 from ensemble.findings.types import Findings
@@ -139,7 +147,7 @@ def test_a_lesion_at_a_border_might_be_something_else(placement: TemplatePlaceme
     nearby = [other @ placement.matrix for other in perturbations(np.array([0.0, 20.0, 0.0]))]
     sides = {}
     for name, at in (("midline", (-5, 20, 45)), ("aside", THALAMUS_LEFT)):
-        sample = Sample.of(heads.ball(at, radius_mm=6.0), heads.GRID)
+        sample = LesionVoxels.of(heads.ball(at, radius_mm=6.0), heads.GRID)
         sides[name] = {tally(template(), sample, matrix).sides()[0] for matrix in nearby}
     assert sides["aside"] == {"left"}
     assert len(sides["midline"]) > 1
@@ -179,9 +187,9 @@ def test_what_spills_over_the_midline_makes_no_second_side() -> None:
     volumes = np.zeros((2, 2, 5))
     volumes[0, :, 0] = (8.0, 2.0)  # one large lesion near the midline
     volumes[1, :, 0] = (0.1, 0.0)
-    assert Tally(volumes).side() == "left"
+    assert LesionVolumes(volumes).side() == "left"
     volumes[1, :, 0] = (0.0, 1.0)
-    assert Tally(volumes).side() == "both"
+    assert LesionVolumes(volumes).side() == "both"
 
 
 def test_patterns() -> None:
@@ -204,7 +212,7 @@ def test_no_lesion_is_no_place_and_no_error(placement: TemplatePlacement, monkey
 
 def test_samples_are_thinned_lesion_by_lesion() -> None:
     number = np.repeat([0, 1], [10_000, 3])
-    sample = Sample(np.arange(30_009.0).reshape(-1, 3), np.full(10_003, 0.008), number)
+    sample = LesionVoxels(np.arange(30_009.0).reshape(-1, 3), np.full(10_003, 0.008), number)
     thin = sample.thinned()
     assert len(thin.ml) < 4000
     assert thin.volumes_ml == pytest.approx(sample.volumes_ml)
@@ -257,7 +265,7 @@ def segmented(stub_ensemble: Callable[..., Ensemble], found: Findings) -> Callab
 def test_report_and_summary_are_as_their_schemas_say(segmented, schemas, tmp_path: Path, on: bool) -> None:  # type: ignore[no-untyped-def]
     report = json.loads(json.dumps(segmented(on).report, allow_nan=False))
     assert list(faults(report, schemas["report"])) == []
-    row = _of_report(Row("a", "a", "", "done"), report, BidsEntities("a"), tmp_path)
+    row = _of_report(SummaryRow("a", "a", "", "done"), report, BidsEntities("a"), tmp_path)
     text = {key: "" if value is None else str(spreadsheet_cell(value)) for key, value in vars(row).items()}
     assert list(faults(text, schemas["summary"])) == []
     assert list(text) == schemas["summary"]["required"]

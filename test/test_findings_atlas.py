@@ -21,7 +21,7 @@ from ensemble.errors import UsageError
 from ensemble.findings import find as finding
 from ensemble.findings.find import find, locate_brain
 from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_label_map, read_label_maps
-from ensemble.findings.places import Sample
+from ensemble.findings.places import LesionVoxels
 from ensemble.findings.registration import TemplatePlacement
 from ensemble.findings.template import SPACE, template
 from ensemble.findings.types import Findings
@@ -82,7 +82,7 @@ def test_shares_are_those_of_the_known_place(tmp_path: Path) -> None:
     """A lesion across a border: its share on either side is known from where it truly lies."""
     write_map(tmp_path)
     mask = heads.ball((30, -18, 20), radius_mm=12.0)
-    sample = Sample.of(mask, heads.GRID)
+    sample = LesionVoxels.of(mask, heads.GRID)
     truth = ((sample.points_mm @ EXACT.matrix[:3, :3].T + EXACT.matrix[:3, 3])[:, 1] <= 20).mean()
     (atlas,) = asked(tmp_path, mask).atlases
     assert {a.name: a.share.value for a in atlas.groups}["ACA"] == pytest.approx(truth, abs=0.05)
@@ -175,6 +175,7 @@ def test_fsl_s_grid_is_known_by_its_size(tmp_path: Path) -> None:
 ODD = {
     "a table without names": ("index\tlabel\n1\tx\n", None, "no column 'name'"),
     "commas": ("index,name\n1,x\n", None, "no column 'index'"),
+    "more than a table of labels takes": ("index\tname\n" + "1\tx\n" * 2**20, None, "more than"),
     "a word for an index": ("index\tname\none\tx\n", None, "line 2"),
     "an index twice": ("index\tname\n1\tx\n1\ty\n", None, "line 3"),
     "a side that is none": (TABLE.replace("\tleft", "\tup"), None, "'up'"),
@@ -208,7 +209,7 @@ def test_folders_without_maps_and_maps_without_tables_are_refused(tmp_path: Path
         with pytest.raises(UsageError, match="--atlas"):
             read_label_maps(folder)
     write_map(tmp_path / "one").with_name("territories_dseg.tsv").unlink()
-    with pytest.raises(UsageError, match=r"table of an atlas can't be read"):
+    with pytest.raises(UsageError, match=r"table of an atlas does not exist"):
         read_label_maps(tmp_path / "one")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "x_dseg.nii.gz").write_bytes(b"no image")

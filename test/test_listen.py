@@ -32,12 +32,12 @@ from ensemble.hospital import listen as listening
 from ensemble.hospital import node as nodes
 from ensemble.hospital.desk import ProcessDied, StudyJob
 from ensemble.hospital.listen import ListenConfig
-from ensemble.hospital.node import OUT_OF_RESOURCES, SUCCESS, Address, Node
+from ensemble.hospital.node import OUT_OF_RESOURCES, SUCCESS, Node, NodeConfig
 from ensemble.hospital.send import Destination, Sender, parse_destinations
-from ensemble.hospital.spool import MAX_DEATHS, Spool, SpoolFull, Study
+from ensemble.hospital.spool import MAX_DEATHS, Spool, SpoolFull, StudyJournal
 from ensemble.hospital.status import StatusPage
 from ensemble.publish import publish_folder
-from ensemble.serve.worker import Done, Failed
+from ensemble.serve.worker import CaseDone, CaseFailed
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
@@ -59,7 +59,9 @@ def spool_at(root: Path, clock: Clock | None = None, most: int = GB) -> Spool:
     return Spool(root, most, clock or Clock())
 
 
-def received(spool: Spool, *, images: int = 3, study: str = STUDY, sender: int = 1, release: bool = True) -> Study:
+def received(
+    spool: Spool, *, images: int = 3, study: str = STUDY, sender: int = 1, release: bool = True
+) -> StudyJournal:
     for number in range(images):
         spool.keep(study, f"{study}.{number}", f"image {number}".encode(), sender)
     if release:
@@ -228,15 +230,15 @@ class PretendDesk:
 
     ready = None
 
-    def segment(self, job: StudyJob) -> Done:
+    def segment(self, job: StudyJob) -> CaseDone:
         content = b"".join(path.read_bytes() for path in sorted(job.images.iterdir()))
         with publish_folder(job.results, job.scratch) as staging:
             for name in ("a", "b"):
                 (staging / f"{name}.dcm").write_bytes(name.encode() + content)
-        return Done({"lesions": 1, "lesion_ml": 2.5})
+        return CaseDone({"lesions": 1, "lesion_ml": 2.5})
 
 
-def send_into(ledger: Path, spool: Spool, study: Study) -> None:
+def send_into(ledger: Path, spool: Spool, study: StudyJournal) -> None:
     """Send as `Sender` does, to a destination that notes what comes, and can be asked what came."""
     for path in spool.results_of(study.key):
         if path.name not in study.sent.get("PACS", ()):
@@ -335,17 +337,17 @@ class Answering:
 
     ready = None
 
-    def __init__(self, *answers: Done | Failed | Exception) -> None:
+    def __init__(self, *answers: CaseDone | CaseFailed | Exception) -> None:
         self._answers = list(answers)
 
-    def segment(self, job: StudyJob) -> Done | Failed:
+    def segment(self, job: StudyJob) -> CaseDone | CaseFailed:
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
 
-def worked(tmp_path: Path, *answers: Done | Failed | Exception) -> Study:
+def worked(tmp_path: Path, *answers: CaseDone | CaseFailed | Exception) -> StudyJournal:
     clock = Clock()
     spool = spool_at(tmp_path, clock)
     received(spool)
@@ -360,14 +362,15 @@ def worked(tmp_path: Path, *answers: Done | Failed | Exception) -> Study:
 
 def test_a_refused_study_says_why_in_words_of_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     error = InputRefused("the DWI series lacks slices", where="/spool/x", found="'Doe^Jane DWI'", do="export it again")
-    study = worked(tmp_path, Failed.of(error))
+    study = worked(tmp_path, CaseFailed.of(error))
     assert (study.state, study.what, study.do) == ("refused", "the DWI series lacks slices", "export it again")
     assert "lacks slices" in caplog.text
 
 
 def test_a_process_that_dies_of_a_study_three_times_fails_it(tmp_path: Path) -> None:
     assert (
-        worked(tmp_path / "a", ProcessDied("exit code -9"), Done({"lesions": 1, "lesion_ml": 1.0})).state == "sending"
+        worked(tmp_path / "a", ProcessDied("exit code -9"), CaseDone({"lesions": 1, "lesion_ml": 1.0})).state
+        == "sending"
     )
     study = worked(tmp_path / "b", *(ProcessDied("exit code -9") for _ in range(MAX_DEATHS)))
     assert study.state == "failed"
@@ -375,15 +378,15 @@ def test_a_process_that_dies_of_a_study_three_times_fails_it(tmp_path: Path) -> 
 
 
 def test_a_bug_is_no_refusal(tmp_path: Path) -> None:
-    study = worked(tmp_path, Failed.of(ZeroDivisionError("division by zero")))
+    study = worked(tmp_path, CaseFailed.of(ZeroDivisionError("division by zero")))
     assert study.state == "failed"
     assert "bug" in study.what
 
 
 def test_results_that_cannot_be_written_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "_AGAIN_S", 0.0)
-    full = Failed.of(UsageError("the outputs can't be written"))
-    assert worked(tmp_path, full, Done({"lesions": 0, "lesion_ml": 0.0})).state == "sending"
+    full = CaseFailed.of(UsageError("the outputs can't be written"))
+    assert worked(tmp_path, full, CaseDone({"lesions": 0, "lesion_ml": 0.0})).state == "sending"
 
 
 # -- the node
@@ -403,7 +406,7 @@ def image(number: int, study: str = STUDY, sop_class: str = MRImageStorage, size
 
 @contextmanager
 def node_of(spool: Spool, **address: Any) -> Iterator[Node]:
-    node = Node(Address(**({"aet": "ISLES", "host": "127.0.0.1", "port": 0} | address)), spool, 5.0)
+    node = Node(NodeConfig(**({"aet": "ISLES", "host": "127.0.0.1", "port": 0} | address)), spool, 5.0)
     node.start()
     try:
         yield node
@@ -511,7 +514,7 @@ def test_rubbish_is_not_understood(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_wrong_usage(tmp_path: Path) -> None:
     spool = spool_at(tmp_path)
     with node_of(spool) as node, pytest.raises(UsageError, match="port"):
-        Node(Address("ISLES", "127.0.0.1", node.port), spool, 5.0)
+        Node(NodeConfig("ISLES", "127.0.0.1", node.port), spool, 5.0)
 
 
 # -- sending
@@ -618,7 +621,7 @@ def test_an_archive_that_is_down_gets_them_when_it_is_up(tmp_path: Path, monkeyp
 )
 def test_a_destination_that_makes_no_sense_is_wrong_usage(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError):
-        ListenConfig(Address("ISLES", "", 1), parse_destinations(text), tmp_path, 1, 1.0, 1.0, 2)
+        ListenConfig(NodeConfig("ISLES", "", 1), parse_destinations(text), tmp_path, 1, 1.0, 1.0, 2)
 
 
 def test_several_destinations() -> None:
@@ -643,7 +646,7 @@ def test_the_status_page_shows_why_and_no_names(tmp_path: Path) -> None:
         code, kind, text = page.answer("GET", "/")
         assert (code, kind.partition(";")[0]) == (200, "text/html")
         assert all(
-            word in text for word in (STUDY, "refused", "broke off &lt;b&gt;", "send the study again", "research")
+            word in text for word in (STUDY, "refused", "interrupted &lt;b&gt;", "send the study again", "research")
         )
         studies = json.loads(page.answer("GET", "/status.json")[2])["studies"]
         assert studies[0]["state"] == "refused"

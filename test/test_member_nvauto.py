@@ -371,7 +371,7 @@ def test_tensors_that_repeat_the_file_are_no_weights(tmp_path: Path) -> None:
     network.register_buffer("more", torch.zeros(1).expand(10**9))
     save_script(network, tmp_path / "model0.ts")
     for weights in (True, False):
-        with pytest.raises(WeightsBroken, match="larger than the file"):
+        with pytest.raises(WeightsBroken, match="larger than its file"):
             read_archive(tmp_path / "model0.ts", weights=weights)
 
 

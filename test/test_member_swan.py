@@ -271,14 +271,23 @@ def with_weights(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "told"),
     [
-        (with_weights(**{"stem.weight": torch.zeros(8, 2, 3, 3, 3)}), "does not fit SWAN's network resunet"),
-        (with_weights(**{"stem.weight": torch.zeros(9, 3, 3, 3, 3)}), "does not fit SWAN's network resunet"),
-        (with_weights(**{"stem.weight": torch.zeros(64, 3, 3, 3, 3)}), "does not fit SWAN's network resunet"),
+        (
+            with_weights(**{"stem.weight": torch.zeros(8, 2, 3, 3, 3)}),
+            "SWAN's network resunet has another architecture",
+        ),
+        (
+            with_weights(**{"stem.weight": torch.zeros(9, 3, 3, 3, 3)}),
+            "SWAN's network resunet has another architecture",
+        ),
+        (
+            with_weights(**{"stem.weight": torch.zeros(64, 3, 3, 3, 3)}),
+            "SWAN's network resunet has another architecture",
+        ),
         (
             with_weights(**{"encoder.blocks.5.blocks.0.weight": torch.zeros(8, 8, 2, 2, 2)}),
-            "does not fit SWAN's network resunet",
+            "SWAN's network resunet has another architecture",
         ),
-        ({"net.a": torch.ones(1)}, "does not fit SWAN's network resunet"),
+        ({"net.a": torch.ones(1)}, "SWAN's network resunet has another architecture"),
         (with_weights(more=torch.ones(1)), "does not fit"),
         (with_weights(**{"heads.0.bias": torch.full((1,), torch.nan)}), "not finite"),
         (swan_checkpoint("swin-factorizer")["state_dict"], "does not fit"),

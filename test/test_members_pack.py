@@ -175,7 +175,7 @@ def test_damage_to_a_packed_member_is_noticed(tmp_path: Path, kind: str) -> None
     (tmp_path / "b" / "member.json").write_text(json.dumps(entry | {"sha256": {}}))
     for content in (whole[: len(whole) // 2], b"", b"\xff" * 100):
         weights.write_bytes(content)
-        with pytest.raises(WeightsBroken, match="missing or damaged") as error:
+        with pytest.raises(WeightsBroken, match="is damaged") as error:
             opened(tmp_path / "b")
         assert str(weights) == error.value.where
 
@@ -221,6 +221,8 @@ def test_weights_beyond_fp16_are_refused(tmp_path: Path) -> None:
     large = {"kernel": torch.full((2, 2), 1e5)}
     with pytest.raises(WeightsBroken, match="are too large for fp16"):
         write_packed(tmp_path / "a.safetensors", large, {}, "fp16")
+    with pytest.raises(WeightsBroken, match="contain NaN or infinite values"):
+        write_packed(tmp_path / "a.safetensors", {"kernel": torch.full((2, 2), torch.nan)}, {}, "fp16")
     write_packed(tmp_path / "a.safetensors", large, {"key": "text"}, "fp32")
     tensors, metadata = read_packed(tmp_path / "a.safetensors")
     assert torch.equal(tensors["kernel"], large["kernel"])

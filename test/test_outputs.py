@@ -20,12 +20,12 @@ from ensemble.findings import find, mni
 from ensemble.findings.types import TemplateRegistration
 from ensemble.geometry import Grid
 from ensemble.outputs import artifacts as outputs
-from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, Role, SegmentedCase, artifacts
+from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, OutputRole, SegmentedCase, artifacts
 from ensemble.outputs.layouts import bids
-from ensemble.outputs.layouts.bids import Bids, write_case
+from ensemble.outputs.layouts.bids import BidsLayout, write_case
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.outputs.layouts.contract import Contract, patterns
-from ensemble.outputs.layouts.folder import Folder, publish_case
+from ensemble.outputs.layouts.contract import ContractLayout, patterns
+from ensemble.outputs.layouts.folder import FolderLayout, publish_case
 from ensemble.outputs.layouts.index import earlier_outputs
 from ensemble.outputs.layouts.layout import Layout, artifacts_by_path, write
 from ensemble.pipeline import Ensemble, segment
@@ -63,13 +63,13 @@ NAMES = (
     "x" * 100,
 )
 LAYOUTS: dict[str, Layout] = {
-    "folder": Folder(".nii.gz"),
-    "contract": Contract("case-1.mha"),
-    "contract, of a DWI called by a role": Contract("mask.mha"),
-    "bids": Bids("sub-1", bids._labels(NAMES)),
+    "folder": FolderLayout(".nii.gz"),
+    "contract": ContractLayout("case-1.mha"),
+    "contract, of a DWI called by a role": ContractLayout("mask.mha"),
+    "bids": BidsLayout("sub-1", bids._labels(NAMES)),
     "example": Flat(),
 }
-FINDINGS: Role[Any] = Role("findings", "json", "", lambda case: {"lesions": case.result.lesion_count})
+FINDINGS: OutputRole[Any] = OutputRole("findings", "json", "", lambda case: {"lesions": case.result.lesion_count})
 
 
 def segmented(build: Build, *names: str, flair: bool = False) -> SegmentedCase:
@@ -145,11 +145,11 @@ def test_a_layout_that_leaves_the_folder_or_puts_two_into_one_is_found_out(place
 @pytest.mark.parametrize("name", ["a_b", "A", "", "a/b", "..", "a.b"])
 def test_a_role_whose_name_a_member_could_have_is_none(name: str) -> None:
     with pytest.raises(ValueError, match="no role"):
-        Role(name, "json", "", lambda case: None)
+        OutputRole(name, "json", "", lambda case: None)
     with pytest.raises(ValueError, match="no role"):
-        Role("score", "no such format", "", lambda case: None)
+        OutputRole("score", "no such format", "", lambda case: None)
     with pytest.raises(ValueError, match="no role"):
-        Role("score", "json", "no_such_option", lambda case: None)
+        OutputRole("score", "json", "no_such_option", lambda case: None)
 
 
 @pytest.mark.slow

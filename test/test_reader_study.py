@@ -316,7 +316,11 @@ def test_other_misuse_is_refused(key: dict[str, Any], tmp_path: Path, capsys: py
     out = ["--out", str(tmp_path / "s.csv")]
     with_key = ["--key", str(tmp_path / "key.json"), *out]
     for arguments, code, said in (
-        (["--reader-answers", str(one), str(again), *with_key], 3, "two files contain answers of the same reader"),
+        (
+            ["--reader-answers", str(one), str(again), *with_key],
+            3,
+            "two answer files of the reader study have the same reader",
+        ),
         (["--reader-answers", str(one), *out], 2, "needs --key"),
         (["--reader-answers", str(one), "--key", str(one), *out], 3, "is not the key of"),
         (["--reader-answers", str(tmp_path / "none.csv"), *with_key], 3, "does not exist"),

@@ -16,7 +16,7 @@ from conftest import StubMember, phantom_case
 from ensemble.config import ExtraOutputs
 from ensemble.outputs.artifacts import SegmentedCase, artifacts
 from ensemble.outputs.closing_lines import summary
-from ensemble.outputs.layouts.folder import Folder
+from ensemble.outputs.layouts.folder import FolderLayout
 from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.outputs.report.figure import draw_overlay
 from ensemble.outputs.report.run_report import build_report
@@ -102,7 +102,7 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_goes(tmp_path: Path, ensem
     name = "fall\udce4"  # what Python makes of a file name in Latin-1
     made = replace(result, case=replace(result.case, name=name, repairs=(f"{name}: turned",)))
     case = SegmentedCase(replace(phantom_case(), name=name), made, ensemble)
-    write(artifacts_by_path(artifacts(case, ExtraOutputs(report=True)), Folder(".mha")), tmp_path)
+    write(artifacts_by_path(artifacts(case, ExtraOutputs(report=True)), FolderLayout(".mha")), tmp_path)
     assert red_pixels(tmp_path / "overlay.png") > 200
     assert "fall\ufffd: turned" in (tmp_path / "report.html").read_text(encoding="utf-8")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

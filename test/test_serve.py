@@ -27,7 +27,7 @@ from ensemble.cli import main
 from ensemble.folders import exclusive_writer
 from ensemble.serve.serve import listening_socket
 from ensemble.serve.supervisor import Supervisor, Unavailable
-from ensemble.serve.worker import Done, InvokeRequest, Ready
+from ensemble.serve.worker import CaseDone, InvokeRequest, WorkerReady
 from nnunet_folders import FolderSpec, build_folder
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ISLES_")}
@@ -445,12 +445,12 @@ def test_a_port_that_can_not_be_is_wrong_usage(weights: Path, capfd: pytest.Capt
 def test_a_free_turn_is_had_without_waiting(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
     async def ask() -> tuple[Any, str]:
         supervisor, job = Supervisor(None), InvokeRequest(Path(), Path())  # type: ignore[arg-type]
-        supervisor.ready = Ready({}, ())
+        supervisor.ready = WorkerReady({}, ())
         release = asyncio.Event()
 
-        async def run(job: InvokeRequest) -> Done:
+        async def run(job: InvokeRequest) -> CaseDone:
             await release.wait()
-            return Done({})
+            return CaseDone({})
 
         monkeypatch.setattr(supervisor, "_run", run)
         first = asyncio.create_task(supervisor.segment(job, patience_s))
@@ -461,7 +461,7 @@ def test_a_free_turn_is_had_without_waiting(monkeypatch: pytest.MonkeyPatch, pat
         return await first, str(refused.value)
 
     answer, refused = asyncio.run(ask())
-    assert answer == Done({})
+    assert answer == CaseDone({})
     assert f"{patience_s:g} s" in refused
 
 

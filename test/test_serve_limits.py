@@ -17,7 +17,7 @@ import pytest
 from conftest import write_contract_case
 from ensemble.serve.limits import MAX_CONNECTIONS, RateLimitFilter, max_connections
 from ensemble.serve.supervisor import MAX_WAITING, Supervisor, Unavailable
-from ensemble.serve.worker import Done, InvokeRequest, Ready
+from ensemble.serve.worker import CaseDone, InvokeRequest, WorkerReady
 from test_serve import Running, serving, slow_weights, weights  # noqa: F401
 
 HOSTILE = 1000
@@ -111,12 +111,12 @@ def test_callers_that_hung_up_lose_their_turn(tmp_path: Path, slow_weights: Path
 def test_only_so_many_calls_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> list[Any]:
         supervisor, job, release = Supervisor(None), InvokeRequest(Path(), Path()), asyncio.Event()  # type: ignore[arg-type]
-        supervisor.ready = Ready({}, ())
+        supervisor.ready = WorkerReady({}, ())
         supervisor._settled.set()
 
-        async def run(job: InvokeRequest) -> Done:
+        async def run(job: InvokeRequest) -> CaseDone:
             await release.wait()
-            return Done({})
+            return CaseDone({})
 
         monkeypatch.setattr(supervisor, "_run", run)
         calls = [asyncio.create_task(supervisor.segment(job, 60)) for _ in range(1 + MAX_WAITING)]
@@ -126,7 +126,7 @@ def test_only_so_many_calls_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         release.set()
         return await asyncio.gather(*calls)
 
-    assert asyncio.run(ask()) == [Done({})] * (1 + MAX_WAITING)
+    assert asyncio.run(ask()) == [CaseDone({})] * (1 + MAX_WAITING)
 
 
 @pytest.mark.parametrize("loaded", [True, False])
@@ -135,13 +135,13 @@ def test_a_turn_is_free_again_when_its_caller_has_gone(monkeypatch: pytest.Monke
         supervisor, job = Supervisor(None), InvokeRequest(Path(), Path())  # type: ignore[arg-type]
         release = asyncio.Event()
 
-        async def run(job: InvokeRequest) -> Done:
+        async def run(job: InvokeRequest) -> CaseDone:
             await release.wait()
-            return Done({})
+            return CaseDone({})
 
         monkeypatch.setattr(supervisor, "_run", run)
         if loaded:
-            supervisor.ready = Ready({}, ())
+            supervisor.ready = WorkerReady({}, ())
             supervisor._settled.set()
             running = asyncio.create_task(supervisor.segment(job, 60))
             await asyncio.sleep(0)
@@ -154,11 +154,11 @@ def test_a_turn_is_free_again_when_its_caller_has_gone(monkeypatch: pytest.Monke
         release.set()
         if loaded:
             await running
-        supervisor.ready = Ready({}, ())
+        supervisor.ready = WorkerReady({}, ())
         supervisor._settled.set()
         return await supervisor.segment(job, 0)
 
-    assert asyncio.run(ask()) == Done({})
+    assert asyncio.run(ask()) == CaseDone({})
 
 
 def test_connections_leave_room_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,7 +279,7 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str, encoding: st
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name,nihss\n1,2\n", "no column case"),
+        ("name,nihss\n1,2\n", "no column 'case'"),
         ("case,nihss\n1,2\n1,3\n", "twice"),
         ("case,nihss\n,2\n", "names no case"),
         ("case,nihss,NIHSS\n1,2,3\n", "column appears twice"),
@@ -293,7 +293,7 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str, encoding: st
         ("case;nihss\n1;1.234,5\n2;3\n", "is not a number"),
         ("case,nihss\n1,2,3\n", "more cells"),
         ('case,nihss\n1,"2\n', "not a text table"),
-        ("", "no column case"),
+        ("", "no column 'case'"),
         ("case,nihss\n", "no row"),
     ],
 )
@@ -393,7 +393,7 @@ def test_methods_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert method_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
     assert method_names([tmp_path / "true masks"])[0] != "true masks"
     for paths in ([tmp_path / "a", tmp_path / "a"], [tmp_path / "a", tmp_path / "a" / "b"]):
-        with pytest.raises(UsageError, match="prediction folders are the same"):
+        with pytest.raises(UsageError, match=r"folder of predictions (is given twice|contains another)"):
             method_names(paths)
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from ensemble.batch.case_loop import Outcome
 from ensemble.batch.progress import BatchProgress
-from ensemble.batch.summary import Row, write_summary
+from ensemble.batch.summary import SummaryRow, write_summary
 from ensemble.errors import InputRefused
 from ensemble.logging_setup import log_failure, set_up_logging, write_final_error_line
-from ensemble.serve.worker import Failed
+from ensemble.serve.worker import CaseFailed
 from ensemble.text import spreadsheet_cell, visible
 
 #: Escape sequences, line breaks of all kinds, bidirectional overrides, zero widths, a tag, a byte that is no UTF-8.
@@ -58,7 +58,7 @@ def test_an_error_keeps_its_own_lines_and_no_others(capsys: pytest.CaptureFixtur
     set_up_logging()
     refused = InputRefused(f"the {HOSTILE} image", where=HOSTILE, found=HOSTILE, do="look")
     log_failure(refused)
-    logging.getLogger("ensemble.x").info("%s", Failed.of(refused))
+    logging.getLogger("ensemble.x").info("%s", CaseFailed.of(refused))
     write_final_error_line(f"error: {refused}")
     BatchProgress(1).tell(Outcome(HOSTILE, "failed", str(refused), 3))
     lines = shown(capsys)
@@ -89,7 +89,7 @@ def test_the_last_word_is_one_line_that_acts_on_nothing(capsys: pytest.CaptureFi
     "name", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1", " =1", "\uff1d1", "\u200b=1"]
 )
 def test_a_name_is_no_formula(tmp_path: Path, name: str) -> None:
-    row = Row(name, name, name, "failed", volume_ml=-0.5, lesions=3, message=name, voters=name)
+    row = SummaryRow(name, name, name, "failed", volume_ml=-0.5, lesions=3, message=name, voters=name)
     write_summary(tmp_path, tmp_path, [row])
     with (tmp_path / "summary.csv").open(encoding="utf-8", newline="") as file:
         (read,) = csv.DictReader(file)
@@ -99,7 +99,7 @@ def test_a_name_is_no_formula(tmp_path: Path, name: str) -> None:
 
 
 def test_a_table_keeps_its_rows(tmp_path: Path) -> None:
-    write_summary(tmp_path, tmp_path, [Row(HOSTILE, "x", "", "failed")])
+    write_summary(tmp_path, tmp_path, [SummaryRow(HOSTILE, "x", "", "failed")])
     text = (tmp_path / "summary.csv").read_bytes().decode()
     assert not UNSEEN & set(text)
     assert text.count("\n") == 2

@@ -31,14 +31,14 @@ from ensemble.progress import SilentWatcher
 from ensemble.trust.calibration import (
     UNLIKENESS_SCORES,
     Calibration,
-    Limit,
+    UsualRange,
     conformal_quantile,
     expit,
     look_limits,
     unlikeness,
 )
 from ensemble.trust.evidence import Evidence, describe_mask, gather_evidence
-from ensemble.trust.fit import fit_user_reference, leave_one_out_unlikeness
+from ensemble.trust.fit import fit_user_reference, out_of_fold_unlikeness
 from ensemble.trust.judge import Judge, Trust, judge
 from ensemble.trust.reference import CALIBRATION, FOLDER, fit_references, read_references, write_references
 from ensemble.trust.scores import scores_of
@@ -97,8 +97,8 @@ def calibration(**changes: object) -> Calibration:
         {"agreement": 1.0},
         0.9,
         0.2,
-        dict.fromkeys(UNLIKENESS_SCORES, Limit(0.0, 1.0)),
-        Limit(-2.0, -0.5),
+        dict.fromkeys(UNLIKENESS_SCORES, UsualRange(0.0, 1.0)),
+        UsualRange(-2.0, -0.5),
         {"made": "2026-11-26"},
     )
     return replace(known, **changes)  # type: ignore[arg-type]
@@ -336,7 +336,7 @@ def test_a_usual_mask_of_which_a_low_dice_is_expected_is_called_doubtful(
     ensemble_of: Callable[..., Ensemble], tmp_path: Path
 ) -> None:
     ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
-    low = calibration(intercept=-5.0, dice=Limit(0.0, 2.0))
+    low = calibration(intercept=-5.0, dice=UsualRange(0.0, 2.0))
     write_references(fit_references(usual(), DIGESTS), low.as_json(), tmp_path)
     case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
     told = case.report["trust"]
@@ -409,7 +409,7 @@ def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], 
 
 
 def test_few_of_further_usual_cases_look_unusual() -> None:
-    limits = look_limits(leave_one_out_unlikeness(usual(100), DIGESTS))
+    limits = look_limits(out_of_fold_unlikeness(usual(100), DIGESTS))
     assert set(limits) == set(UNLIKENESS_SCORES)
     references = fit_references(usual(100), DIGESTS)
     far = [unlikeness(scores_of(evidence, references)) for evidence in usual(200, seed=4)]
@@ -422,14 +422,14 @@ def test_limits_and_intervals_hold_what_conformal_prediction_promises(n: int) ->
     beyond, inside = [], []
     for _ in range(200):
         values, further = draw.exponential(size=n), draw.exponential(size=50)
-        beyond.append(np.mean(further > Limit.of(list(values), 0.025).limit))
+        beyond.append(np.mean(further > UsualRange.of(list(values), 0.025).limit))
         inside.append(np.mean(further <= conformal_quantile(values, 0.9)))
     assert np.mean(beyond) <= 0.026
     assert 0.9 <= np.mean(inside) <= 0.93
 
 
 def test_verdicts_by_distance_from_the_usual() -> None:
-    limit = Limit(median=1.0, limit=3.0)
+    limit = UsualRange(median=1.0, limit=3.0)
     assert [limit.verdict(x) for x in (-5, 3.0, 3.1, 5.0, 5.1)] == ["good", "good", "check", "check", "poor"]
     assert expit(0) == 0.5
     assert unlikeness({"agreement": 0.1}) == {}

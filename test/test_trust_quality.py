@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,10 +11,10 @@ from scipy import ndimage
 
 from ensemble.geometry import Grid
 from ensemble.prepare.case import PreparedCase
-from ensemble.trust.calibration import UNLIKENESS_SCORES, Calibration, Limit
+from ensemble.trust.calibration import UNLIKENESS_SCORES, Calibration, UsualRange
 from ensemble.trust.judge import Judge
-from ensemble.trust.quality import IMAGES, LESIONS, Trait, describe_images, describe_lesions
-from ensemble.trust.reference import References, Traits
+from ensemble.trust.quality import IMAGES, LESIONS, TraitMeaning, describe_images, describe_lesions
+from ensemble.trust.reference import References, ReferenceTraits
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
 
@@ -86,15 +87,15 @@ def spoilt(kind: str) -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def normal() -> Traits:
-    found = Traits.of([describe_images(prepared(head(seed))) for seed in range(12)], IMAGES, 10)
+def normal() -> ReferenceTraits:
+    found = ReferenceTraits.of([describe_images(prepared(head(seed))) for seed in range(12)], IMAGES, 10)
     assert found is not None
     assert set(found.mean) == set(IMAGES)
     return found
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_each_fault_raises_its_own_numbers(kind: str, normal: Traits) -> None:
+def test_each_fault_raises_its_own_numbers(kind: str, normal: ReferenceTraits) -> None:
     usual, wrong = (describe_images(prepared(arrays)) for arrays in (head(99), spoilt(kind)))
     assert normal.oddest(usual)[1] < 4
     for name in FAULTS[kind]:
@@ -144,7 +145,7 @@ def test_what_is_no_fault_is_not_suspicious() -> None:
     """An ADC as low as that of no reference case speaks for an infarct, not against it."""
     assert [LESIONS["adc"].excess(x) for x in (-9.0, 2.0)] == [0.0, 2.0]
     assert [IMAGES["rim_adc"].excess(x) for x in (9.0, -2.0)] == [0.0, 2.0]
-    assert [Trait("size").excess(x) for x in (9.0, -2.0)] == [9.0, 2.0]
+    assert [TraitMeaning("size").excess(x) for x in (9.0, -2.0)] == [9.0, 2.0]
 
 
 def test_hardly_a_brain_has_fewer_numbers_and_none_that_is_not_finite() -> None:
@@ -158,11 +159,15 @@ def test_hardly_a_brain_has_fewer_numbers_and_none_that_is_not_finite() -> None:
 
 
 def test_each_look_has_a_limit_of_its_own() -> None:
-    limits = {"quality": Limit(0.0, 0.5), "mimicry": Limit(0.0, 3.0)}
-    judge = Judge(References({}, None), Calibration({}, 0.0, {}, 0.9, 0.2, limits, Limit(0.0, 1.0), {}))
+    limits = {"quality": UsualRange(0.0, 0.5), "mimicry": UsualRange(0.0, 3.0)}
+    known = Calibration({}, 0.0, {}, 0.9, 0.2, limits, UsualRange(0.0, 1.0), {})
+    judge = Judge(References({}, None), known)
     assert judge.verdict({"quality": 2.0, "mimicry": 1.0}, empty=False).verdict == "check"
     assert judge.verdict({"quality": 1.0, "mimicry": 2.0}, empty=False).verdict == "good"
     told = judge.verdict({"quality": 1.0, "mimicry": 1e3}, empty=False, oddities={"mimicry": "oedema"})
     assert (told.verdict, told.why) == ("poor", ("oedema",))
+    with_dice = replace(known, slopes={"agreement": 1.0})
+    told = replace(judge, calibration=with_dice).verdict({"agreement": 0.9, "mimicry": 1e3}, empty=False)
+    assert told.why[-1] == "the expected Dice holds only if this is an infarct"
     assert judge.verdict({"histogram": 9.0}, empty=False).verdict is None  # no limit of that is known
     assert set(limits) < set(UNLIKENESS_SCORES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +31,13 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, OutOfMemory, UserError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.files import unreadable_reason
+from ensemble.files import error_in_words, parse_json, unreadable_reason
 from ensemble.logging_setup import native_stderr_to_log
 from ensemble.memory import as_user_error, is_out_of_memory
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import prepare
 from ensemble.readers.imagefile import read_files, read_image
-from ensemble.serve.worker import Failed
+from ensemble.serve.worker import CaseFailed
 from ensemble.types import Modality
 from ensemble.volume import Volume
 from ensemble.weights.checkpoints import read_checkpoint
@@ -210,7 +211,7 @@ def test_it_survives_in_every_outlet(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "NIfTI form codes 0" in write_final_error_line(capfd.readouterr().err)
     refused = InputRefused("x")
     refused.notes = ("DWI: odd", "ADC: odd")
-    assert "ADC: odd" in str(Failed.of(refused))
+    assert "ADC: odd" in str(CaseFailed.of(refused))
 
 
 def test_the_choice_of_a_series_survives_its_refusal(tmp_path: Path) -> None:
@@ -221,6 +222,23 @@ def test_the_choice_of_a_series_survives_its_refusal(tmp_path: Path) -> None:
         read_image(tmp_path, Modality.DWI)
     assert "lacks slices" in str(refusal.value)
     assert "note: DWI: DICOM series" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        (lambda: parse_json('{"a": 1,\n b}'), "not JSON: .* (line 2, column 2)"),
+        (lambda: b"\xff".decode(), "not UTF-8 text"),
+        (lambda: Path("/nowhere").read_bytes(), "No such file or directory"),
+        (lambda: {}["members"], "no entry 'members'"),
+        (lambda: (_ for _ in ()).throw(EOFError), "it ends too early"),
+        (lambda: (_ for _ in ()).throw(ValueError), "ValueError"),
+    ],
+)
+def test_exceptions_are_told_in_words(fails: Callable[[], object], words: str) -> None:
+    with pytest.raises(Exception) as error:  # noqa: PT011 (of several kinds)
+        fails()
+    assert re.match(words.replace("(", r"\(").replace(")", r"\)"), error_in_words(error.value))
 
 
 MEMORY = (
@@ -318,8 +336,8 @@ def test_running_out_of_memory_is_no_bug_in_a_batch(tmp_path: Path, monkeypatch:
     table = (tmp_path / "out" / "summary.csv").read_text()
     assert "not enough memory" in table
     assert "bug" not in table
-    assert "bug" not in str(Failed.of(MemoryError()))
-    assert Failed.of(MemoryError()).exit_code == 137
+    assert "bug" not in str(CaseFailed.of(MemoryError()))
+    assert CaseFailed.of(MemoryError()).exit_code == 137
 
 
 def test_notes_stand_behind_what_to_do() -> None:

@@ -118,8 +118,8 @@ def labelled(dataset: Path, out: Path, masks: Path | None = None) -> list[Labell
 
 
 def _of_worklist(found: FoundCase, worklist: Path) -> Labelled:
-    mask = resolved(worklist.parent, found.also["mask"]) if "mask" in found.also else None
-    return Labelled(found, found.also.get("patient") or patient_of(found.name), mask, found.problem)
+    mask = resolved(worklist.parent, found.extra["mask"]) if "mask" in found.extra else None
+    return Labelled(found, found.extra.get("patient") or patient_of(found.name), mask, found.problem)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ensemble.pipeline import Ensemble, load
 from ensemble.trust.calibration import (
     INPUTS,
     Calibration,
-    Limit,
+    UsualRange,
     conformal_quantile,
     expit,
     look_limits,
@@ -116,7 +116,7 @@ def calibrate(
         float(np.mean([one.dice for one, there in zip(patients, with_mask, strict=True) if not there] or [1.0])),
         conformal_quantile(np.abs(expected - dice)[usual]),
         look_limits(far),
-        Limit.of(list(-out_of_fold[usual])),
+        UsualRange.of(list(-out_of_fold[usual])),
         about,
     )
 

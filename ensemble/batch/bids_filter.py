@@ -11,7 +11,7 @@ from typing import Any
 
 from ensemble.batch.layouts import FoundImage
 from ensemble.errors import UsageError
-from ensemble.files import read_json
+from ensemble.files import error_in_words, read_json
 from ensemble.readers.names import image_suffix, stem
 from ensemble.types import Modality
 
@@ -50,7 +50,7 @@ def read_filter(path: Path) -> ImageFilter:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
+        found = error_in_words(error)
         raise UsageError(
             "the BIDS filter file can't be read", where=path, found=found, do="give a JSON file"
         ) from error

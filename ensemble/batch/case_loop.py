@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeVar
 
 from ensemble.batch import failures
 from ensemble.batch.case_list import search_again
-from ensemble.batch.claims import BatchClaims, Lock
+from ensemble.batch.claims import BatchClaims, FileLock
 from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.memory import as_user_error
 from ensemble.outputs.artifacts import SegmentedCase
-from ensemble.outputs.dicom.study import refuse_without_study
+from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.layouts.bids import move_to_superseded, read_report, refuse_occupied_case_folder, write_case
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
@@ -71,7 +71,7 @@ class _Task:
 
     case: FoundCase
     place: BidsEntities
-    lock: Lock
+    lock: FileLock
     raw: RawCase
     prepared: PreparedCase
     prepare_seconds: float
@@ -199,7 +199,7 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
                 raw = _noting(read_files(case.name, case.files), case)
                 _refuse_changed(case, before)
-                refuse_without_study(raw, job.extras)
+                require_one_study(raw, job.extras)
                 started = time.perf_counter()
                 prepared = prepare_for_run(raw, job.config, job.device)
                 seconds = round(time.perf_counter() - started, 3)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ensemble.errors import InputRefused
 from ensemble.families.channels import parse_channel
-from ensemble.files import read_json
+from ensemble.files import error_in_words, read_json
 from ensemble.readers.names import ParsedName, image_suffix, parse_image_name, stem
 from ensemble.types import Modality
 
@@ -19,7 +19,7 @@ _DESCRIPTION = "dataset.json"
 NEEDS_DESCRIPTION = f"add nnU-Net's {_DESCRIPTION}, whose channel_names say what _0000, _0001 and so on show"
 
 
-class Channels:
+class ChannelNames:
     """The channel names of nnU-Net datasets in a folder tree. Each `dataset.json` is read once, when first needed."""
 
     def __init__(self, root: Path) -> None:
@@ -64,7 +64,7 @@ def _described(path: Path) -> Mapping[int, Modality] | None:
         raise InputRefused(
             f"{_DESCRIPTION} can't be read",
             where=path,
-            found=f"{type(error).__name__}: {error}",
+            found=error_in_words(error),
             do="restore it: it names the modalities of the images _0000, _0001 beside or below it",
         ) from error
     names = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None

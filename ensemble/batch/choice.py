@@ -11,7 +11,7 @@ from ensemble.types import Modality
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenImages:
     """The images chosen for a case."""
 
     taken: Mapping[Modality, FoundImage]
@@ -21,7 +21,7 @@ class Choice:
     """Which image was chosen from which candidates."""
 
 
-def choose(images: Sequence[FoundImage]) -> Choice:
+def choose(images: Sequence[FoundImage]) -> ChosenImages:
     """Choose one image per modality; acquired images are preferred to derived ones.
 
     Beside an ADC, the trace or the DWI of b = 1000 is preferred; of several runs, the last one that has both.
@@ -37,7 +37,7 @@ def choose(images: Sequence[FoundImage]) -> Choice:
                 best[modality] = [image for image in best[modality] if image.run == last]
     if len(best.get(Modality.FLAIR, ())) > 1 and (last := _last_common_run([best[Modality.FLAIR]])) is not None:
         best[Modality.FLAIR] = [image for image in best[Modality.FLAIR] if image.run == last]
-    return Choice(
+    return ChosenImages(
         {modality: several[0] for modality, several in best.items()},
         {modality: several for modality, several in best.items() if len(several) > 1},
         {

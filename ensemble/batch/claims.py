@@ -23,7 +23,7 @@ HIDDEN = ".batch"
 
 
 @dataclass(frozen=True)
-class Lock:
+class FileLock:
     """A file lock, held until it is released or the process ends."""
 
     descriptor: int
@@ -39,17 +39,17 @@ class BatchClaims:
         """
         self.folder = root / HIDDEN
         self._notes = self.folder / f"notes-{recipe_key[:16]}"
-        self._held: set[Lock] = set()
+        self._held: set[FileLock] = set()
         self._presence = self._join()
 
-    def claim(self, place: BidsEntities) -> Lock | None:
+    def claim(self, place: BidsEntities) -> FileLock | None:
         """Lock a case for this process; None while another process has it."""
         lock = _lock(self.folder / "locks" / f"{place.prefix}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is not None:
             self._held.add(lock)
         return lock
 
-    def release(self, lock: Lock) -> None:
+    def release(self, lock: FileLock) -> None:
         """Release the lock of a case."""
         self._held.discard(lock)
         os.close(lock.descriptor)
@@ -91,7 +91,7 @@ class BatchClaims:
             self.folder.rmdir()
         os.close(self._presence.descriptor)
 
-    def _join(self) -> Lock:
+    def _join(self) -> FileLock:
         path = self.folder / "session.lock"
         if alone := _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
             for left in self.folder.iterdir():
@@ -105,7 +105,7 @@ class BatchClaims:
         return lock
 
 
-def _lock(path: Path, how: int) -> Lock | None:
+def _lock(path: Path, how: int) -> FileLock | None:
     """Lock a file, creating it if needed; None if another process holds it and `how` says not to wait."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _lock(path: Path, how: int) -> Lock | None:
         try:
             fcntl.flock(descriptor, how)
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return Lock(descriptor)
+                return FileLock(descriptor)
         except BlockingIOError:
             os.close(descriptor)
             return None

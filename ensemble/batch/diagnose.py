@@ -92,7 +92,7 @@ def _write(stages: list[Stage], out: Path) -> None:
 
 def _too_few(dataset: Path, found: str) -> InputRefused:
     return InputRefused(
-        "too few cases to say what an encoder knows",
+        "too few cases to measure what an encoder's features tell apart",
         where=dataset,
         found=found,
         do=f"give {MIN_CASES} or more, laid out as for batch",

@@ -49,8 +49,8 @@ _SAMPLE = 20
 
 
 @dataclass(frozen=True)
-class Expected:
-    """The estimate for one case."""
+class CaseEstimate:
+    """The estimated time and peak memory for one case, or why it would be refused. Made from file names and headers only."""
 
     case: str
     problem: InputRefused | None = None
@@ -117,7 +117,7 @@ class CostModel:
         return windows * (2**axes if self.mirrored else 1) * network.window_bytes
 
 
-def expect(placed: Placed, root: Path, model: CostModel) -> Expected:
+def estimate_case(placed: Placed, root: Path, model: CostModel) -> CaseEstimate:
     """Estimate one case from its file names and headers."""
     case, place = placed
     try:
@@ -126,9 +126,9 @@ def expect(placed: Placed, root: Path, model: CostModel) -> Expected:
         refuse_occupied_case_folder(root, place)
         dwi = _grids(case)[Modality.DWI]
     except InputRefused as refused:
-        return Expected(case.name, refused)
+        return CaseEstimate(case.name, refused)
     seconds = None if model.factor is None else model.factor * model.cpu_seconds(dwi.size, dwi.spacing_mm)
-    return Expected(case.name, None, dwi.size, dwi.spacing_mm, seconds, model.memory(dwi.size))
+    return CaseEstimate(case.name, None, dwi.size, dwi.spacing_mm, seconds, model.memory(dwi.size))
 
 
 def _grids(case: FoundCase) -> dict[Modality, Grid]:
@@ -160,14 +160,14 @@ def dry_run(
     device = resolve_device(config.device)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, device, out)
     there = {case.name for case, place in selected if resume and read_report(out, place) is not None}
-    expected = [expect(placed, out, model) for placed in selected]
+    expected = [estimate_case(placed, out, model) for placed in selected]
     report = _report(expected, there, describe_device(device))
     for line in json.dumps(all_printable(report), indent=2).split("\n") if as_json else _lines(report):
         log.info("%s", line)
     return InputRefused.exit_code if report["total"]["refused"] else 0
 
 
-def _report(expected: Sequence[Expected], there: Collection[str], device: str) -> dict[str, Any]:
+def _report(expected: Sequence[CaseEstimate], there: Collection[str], device: str) -> dict[str, Any]:
     """Return the estimate as JSON data."""
     cases = []
     for case in expected:

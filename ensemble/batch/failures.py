@@ -21,9 +21,9 @@ from ensemble.text import all_printable
 _ATTEMPTS = 5
 
 
-def record(root: Path, scratch: Path, place: BidsEntities, case: str, failure: Mapping[str, Any]) -> None:
+def record(root: Path, scratch: Path, entities: BidsEntities, case: str, failure: Mapping[str, Any]) -> None:
     """Record that a case failed: its `message` and `exit_code`. Raises OSError."""
-    path, content = _path(root, place), json.dumps(all_printable({"case": case, **failure}), indent=2)
+    path, content = _path(root, entities), json.dumps(all_printable({"case": case, **failure}), indent=2)
     for left in reversed(range(_ATTEMPTS)):
         path.parent.mkdir(exist_ok=True)
         try:
@@ -33,9 +33,9 @@ def record(root: Path, scratch: Path, place: BidsEntities, case: str, failure: M
                 raise
 
 
-def forget(root: Path, place: BidsEntities) -> None:
+def forget(root: Path, entities: BidsEntities) -> None:
     """Remove the record of a case's failure. Raises UsageError."""
-    path = _path(root, place)
+    path = _path(root, entities)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -49,8 +49,8 @@ def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str
     found, there = {}, set()
     with suppress(OSError):
         there = {path.name for path in (root / FAILED).iterdir()}  # one look at the folder, not one a case
-    for name, place in places:
-        path = _path(root, place)
+    for name, entities in places:
+        path = _path(root, entities)
         if path.name not in there:
             continue
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -59,5 +59,5 @@ def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str
     return found
 
 
-def _path(root: Path, place: BidsEntities) -> Path:
-    return root / FAILED / f"{place.prefix}.json"
+def _path(root: Path, entities: BidsEntities) -> Path:
+    return root / FAILED / f"{entities.prefix}.json"

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ensemble.batch.channels import NEEDS_DESCRIPTION, Channels, numbered
+from ensemble.batch.channels import NEEDS_DESCRIPTION, ChannelNames, numbered
 from ensemble.batch.grouping import cases_of, is_missing, names_of, refuse_equal_names
 from ensemble.batch.layouts import FoundCase, FoundImage, by_name, classify_path, missing
 from ensemble.batch.walk import case_folders, unreadable_folder, walk
@@ -50,7 +50,7 @@ def find_cases(
             do=f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
             if dataset.is_dir() and any(map(numbered, dataset.rglob("*")))
             else "give a BIDS tree, a folder of <case>/dwi.*, adc.* (flair.*), a folder of <case>/images/dwi-brain-mri/...,"
-            " or a .csv with the columns case, dwi, adc, flair",
+            " or a .csv with the columns 'case', 'dwi', 'adc', 'flair'",
         )
     return found
 
@@ -82,7 +82,7 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
     folders: set[Path] = set()
     passed_over: list[Path] = []
     unreadable: list[OSError] = []
-    channels = Channels(root)
+    channels = ChannelNames(root)
     for folder, names in walk(root, out.resolve(), unreadable):
         folders.add(folder)
         for path in (folder / name for name in names):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ensemble.batch.channels import Channels
+from ensemble.batch.channels import ChannelNames
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
 from ensemble.readers.b_values import DIFFUSION_B, no_adc_error
@@ -33,7 +33,7 @@ class FoundCase:
     """Why it can't be segmented, if that is known already."""
     notes: Mapping[Modality, str] = field(default_factory=dict)
     """For images chosen from several: the reason."""
-    also: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
     """Cells of requested further columns of its worklist."""
     listed: str = ""
     """When it was found, if that was in an earlier search (`case_list`): its files may have gone since."""
@@ -74,10 +74,10 @@ class FoundImage:
         return _RUN.sub("", self.path.name)
 
 
-def classify_path(path: Path, root: Path, channels: Channels) -> FoundImage | None:
+def classify_path(path: Path, root: Path, channels: ChannelNames) -> FoundImage | None:
     """Return the image that a file holds, by its path; None if it is not an image of a case.
 
-    A path that is not an image file is treated as a folder or archive of DICOM. Raises InputRefused as `Channels` does.
+    A path that is not an image file is treated as a folder or archive of DICOM. Raises InputRefused as `ChannelNames` does.
     """
     folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else dicom_name(path)
     one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE

@@ -226,8 +226,8 @@ class _Fleet:
         if hopeless or now - self._alive > _PATIENCE_S:
             raise MembersFailed(
                 "no worker process is left on the Ray cluster",
-                found=self.last_loss or f"no node with room for one of {self._cpus} CPUs" + " and a GPU" * self._gpus,
-                do="check that the nodes are alive (ray status), then run the batch again",
+                found=self.last_loss or f"no node has {self._cpus} free CPUs" + " and a free GPU" * bool(self._gpus),
+                do="check that nodes are alive and free (ray status), or ask for fewer CPUs, then run the batch again",
             )
 
     def _look(self) -> None:

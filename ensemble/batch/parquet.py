@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_type_hints
 
-from ensemble.batch.summary import Row
+from ensemble.batch.summary import SummaryRow
 from ensemble.errors import UsageError
 from ensemble.text import printable
 
@@ -24,19 +24,19 @@ def refuse_without_pyarrow() -> None:
         raise UsageError("--parquet needs pyarrow, which can't be imported", found=str(error), do=do) from error
 
 
-def parquet(rows: Sequence[Row]) -> bytes:
+def parquet(rows: Sequence[SummaryRow]) -> bytes:
     """Return the rows as a Parquet file: text as string, counts as int64, measures as double; what is not known is null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = {str: pa.string(), int | None: pa.int64(), float | None: pa.float64()}
-    schema = pa.schema([(name, types[hint]) for name, hint in get_type_hints(Row).items()])
+    schema = pa.schema([(name, types[hint]) for name, hint in get_type_hints(SummaryRow).items()])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([_cells(row) for row in rows], schema), sink)
     return bytes(sink.getvalue())
 
 
-def _cells(row: Row) -> dict[str, Any]:
+def _cells(row: SummaryRow) -> dict[str, Any]:
     """Return a row as its file holds it: reports of others may hold integers of any size."""
     cells: dict[str, Any] = {}
     for name, value in asdict(row).items():

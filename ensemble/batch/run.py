@@ -23,8 +23,8 @@ from ensemble.batch.parquet import FILE as PARQUET
 from ensemble.batch.parquet import parquet as as_parquet
 from ensemble.batch.parquet import refuse_without_pyarrow
 from ensemble.batch.progress import BatchProgress, open_progress
-from ensemble.batch.selection import Placed, Selection
-from ensemble.batch.summary import Summary, collect_summary, write_summary
+from ensemble.batch.selection import CaseSelection, Placed
+from ensemble.batch.summary import BatchSummary, collect_summary, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
 from ensemble.folders import unwritable
 from ensemble.inference.device import resolve_device
@@ -49,7 +49,7 @@ class BatchCases:
     """A dataset, and which of its cases this call processes."""
 
     path: Path
-    selection: Selection = field(default_factory=Selection)
+    selection: CaseSelection = field(default_factory=CaseSelection)
     wanted: Callable[[FoundImage], bool] = lambda image: True
     """Predicate: which of its images may be used."""
     case_list: Path | None = None
@@ -181,7 +181,7 @@ def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
     return _worst(failed) or (_NOT_DONE if waiting else 0)
 
 
-def _write_summaries(out: Path, session: BatchClaims, found: Summary, *, parquet: bool) -> None:
+def _write_summaries(out: Path, session: BatchClaims, found: BatchSummary, *, parquet: bool) -> None:
     """Write the summary in all its forms that are asked for. Raises OSError."""
     write_summary(out, session.folder, found.rows)
     if parquet:

@@ -15,7 +15,7 @@ Placed = tuple[FoundCase, BidsEntities]
 
 
 @dataclass(frozen=True)
-class Selection:
+class CaseSelection:
     """The cases asked for; by default all."""
 
     participants: tuple[str, ...] = ()

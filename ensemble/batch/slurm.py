@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ensemble
 from ensemble.batch.case_list import write_case_list
-from ensemble.batch.estimate import CostModel, expect
+from ensemble.batch.estimate import CostModel, estimate_case
 from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
 from ensemble.config import ExtraOutputs, RunConfig
@@ -186,7 +186,7 @@ def _listed(dataset: Path, selected: Sequence[Placed], folder: Path) -> tuple[li
 def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources: Resources) -> tuple[float, float]:
     """Estimate from a sample the total time (s) of all cases, run one after the other, and the memory (MB) of the largest."""
     some = selected[:: max(1, len(selected) // _SAMPLE)]
-    ready = [case for case in (expect(placed, out, model) for placed in some) if case.problem is None]
+    ready = [case for case in (estimate_case(placed, out, model) for placed in some) if case.problem is None]
     memory = max((case.memory_bytes / 1e6 for case in ready), default=2000.0)
     if resources.gpu or not ready:
         return _USUAL_SECONDS * len(selected), memory

@@ -29,8 +29,8 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the summary."""
+class SummaryRow:
+    """One row of `summary.csv`: the result of one case, or why there is none."""
 
     case: str
     subject: str
@@ -76,15 +76,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class BatchSummary:
     """The rows of a batch's table, from its reports and failures."""
 
-    rows: list[Row]
+    rows: list[SummaryRow]
     recipes: int
     """How many different recipes (version, options, weights) made the results of the dataset."""
 
 
-def collect_summary(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> Summary:
+def collect_summary(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> BatchSummary:
     """Return a row for each case of the dataset, and for each result in the tree that belongs to none. Each report is read once."""
     table, recipes = [], set()
     for name, place in places.items():
@@ -93,24 +93,24 @@ def collect_summary(root: Path, places: Mapping[str, BidsEntities], outcomes: Ma
         if (recipe := _said(report or {}, dict, "batch", "recipe")) is not None:
             recipes.add(json.dumps(recipe, sort_keys=True))
         if outcome is not None and outcome.status == "failed":
-            table.append(Row(*labels, "failed", message=" ".join(outcome.message.split())))
+            table.append(SummaryRow(*labels, "failed", message=" ".join(outcome.message.split())))
         elif report is not None:
-            table.append(_of_report(Row(*labels, "done" if outcome else EARLIER), report, place, root))
+            table.append(_of_report(SummaryRow(*labels, "done" if outcome else EARLIER), report, place, root))
         else:
-            table.append(Row(*labels, "not done"))
+            table.append(SummaryRow(*labels, "not done"))
     for place in sorted(_standing(root) - set(places.values())):
         if (report := read_report(root, place)) is not None:
             name = _said(report, str, "case", "name") or place.prefix
-            table.append(_of_report(Row(name, place.subject, place.session, GONE), report, place, root))
-    return Summary(table, len(recipes))
+            table.append(_of_report(SummaryRow(name, place.subject, place.session, GONE), report, place, root))
+    return BatchSummary(table, len(recipes))
 
 
-def write_summary(root: Path, scratch: Path, table: Sequence[Row]) -> None:
+def write_summary(root: Path, scratch: Path, table: Sequence[SummaryRow]) -> None:
     """Write `summary.csv` and `index.html`. Raises OSError."""
     from ensemble.outputs.report.page import index_page
 
     text = io.StringIO()
-    writer = csv.DictWriter(text, tuple(Row.__dataclass_fields__), lineterminator="\n")
+    writer = csv.DictWriter(text, tuple(SummaryRow.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: spreadsheet_cell(value) for key, value in asdict(row).items()} for row in table)
     replace_text(root / "summary.csv", text.getvalue(), scratch)
@@ -134,7 +134,7 @@ def recorded_costs(root: Path, device: str) -> Iterator[tuple[float, list[int], 
             yield seconds, size, spacing_mm
 
 
-def _of_report(row: Row, report: Mapping[str, Any], place: BidsEntities, root: Path) -> Row:
+def _of_report(row: SummaryRow, report: Mapping[str, Any], place: BidsEntities, root: Path) -> SummaryRow:
     """Return a row filled from a report; fields that the report lacks (it may be of another version) stay empty."""
     page = place.folder / "report.html"
     lesions = _said(report, int, "lesion", "count")

@@ -10,25 +10,25 @@ from pathlib import Path, PureWindowsPath
 from ensemble.batch.layouts import FoundCase, missing
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name
-from ensemble.tables import EMPTY_CELLS, read_sheet
+from ensemble.tables import EMPTY_CELLS, quoted, read_sheet
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
 
 _CASE = "case"
 _DO = (
-    "name the columns case, dwi, adc, flair in the first line; adc may be missing only if the DWI also contains b0,"
+    "write the column names in the first line: 'case', 'dwi', 'adc', 'flair'; 'adc' may be missing only if the DWI also contains b0,"
     " with its b-values"
 )
 
 
-def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]:
+def read_worklist(path: Path, extra_columns: Sequence[str] = ()) -> tuple[FoundCase, ...]:
     """Read cases from a table with columns dwi, case, adc and flair; only dwi is required. Paths are relative to the table.
 
-    A case without a name is named as `run` would name it. Cells of the columns in `also` are kept with their case. Raises InputRefused
-    for an invalid table.
+    A case without a name is named as `run` would name it. Cells of `extra_columns` are kept with their case
+    (`FoundCase.extra`). Raises InputRefused for an invalid table.
     """
-    columns, rows = _table(path, also)
+    columns, rows = _table(path, extra_columns)
     cases: dict[str, FoundCase] = {}
     for number, cells in rows:
         files: dict[Modality, Path] = {}
@@ -45,36 +45,36 @@ def read_worklist(path: Path, also: Sequence[str] = ()) -> tuple[FoundCase, ...]
                 "the worklist names a case twice" if named else "a row of the worklist names no case",
                 where=f"{path}, line {number}",
                 found=named or ", ".join(cells.values()),
-                do="give each row its own name in the column case",
+                do="give each row its own name in the column 'case'",
             )
-        others = {column: cells[column] for column in also if cells.get(column)}
-        cases[named] = FoundCase(named, files, problem or missing(files, path), also=others)
+        others = {column: cells[column] for column in extra_columns if cells.get(column)}
+        cases[named] = FoundCase(named, files, problem or missing(files, path), extra=others)
     if Modality.ADC not in columns and all(case.problem for case in cases.values()):
         raise _lacks_columns(path, columns)
     return tuple(cases[name] for name in sorted(cases))
 
 
-def _table(path: Path, also: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _table(path: Path, extra_columns: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Return the table's rows by column name in lower case.
 
     And of each row the number of its line, and its cells by column, without what stands for nothing.
     """
     sheet = read_sheet(path, "the worklist")
-    columns = _columns(sheet.headings, path, also)
+    columns = _columns(sheet.headings, path, extra_columns)
     return columns, [(line, dict(zip(columns, map(_said, columns, cells), strict=False))) for line, cells in sheet.rows]
 
 
-def _columns(cells: list[str], path: Path, also: Sequence[str]) -> list[str]:
+def _columns(cells: list[str], path: Path, extra_columns: Sequence[str]) -> list[str]:
     """Return the column names in lower case. Raises InputRefused if dwi is missing or a known column appears twice."""
     columns = [cell.lower() for cell in cells]
     if Modality.DWI not in columns:
         raise _lacks_columns(path, columns)
-    ours = (_CASE, *Modality, *also)
+    ours = (_CASE, *Modality, *extra_columns)
     if twice := [name for name, often in Counter(columns).items() if often > 1 and name in ours]:
         raise InputRefused(
             "a column name appears twice in the worklist",
             where=path,
-            found=", ".join(twice),
+            found=quoted(twice),
             do="remove or rename all but one",
         )
     if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
@@ -108,4 +108,5 @@ def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
 
 
 def _lacks_columns(path: Path, columns: Sequence[str]) -> InputRefused:
-    return InputRefused("the worklist lacks columns", where=path, found=", ".join(columns) or "no row", do=_DO)
+    found = f"columns: {quoted(columns)}" if columns else "the file is empty"
+    return InputRefused("the worklist lacks columns", where=path, found=found, do=_DO)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ensemble.config import ExtraOutputs
 from ensemble.contract.isles22 import ContractCase
 from ensemble.outputs.artifacts import SegmentedCase
-from ensemble.outputs.dicom.study import refuse_without_study
+from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.layouts.contract import publish_case, refuse_unknown_masks
 from ensemble.pipeline import Ensemble, Result, Watcher, segment
 from ensemble.publish import check_writable
@@ -25,7 +25,7 @@ def run_case(
     """
     check_writable(output_root)
     raw = read_files(found.name, found.files)
-    refuse_without_study(raw, extras)
+    require_one_study(raw, extras)
     return execute(found, raw, output_root, load(), extras, watcher)
 
 

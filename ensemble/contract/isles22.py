@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused
-from ensemble.files import is_permission_error, lexists, read_json, unreadable_reason
+from ensemble.files import error_in_words, is_permission_error, lexists, read_json, unreadable_reason
 from ensemble.outputs.layouts.contract import OUTPUT_SLUG
 from ensemble.readers.dicom.files import has_dicom_signature
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
@@ -156,7 +156,7 @@ def _listed_folders(inputs_json: Path) -> dict[str, Path]:
         raise InputRefused(
             "inputs.json is not valid",
             where=inputs_json,
-            found=f"{type(error).__name__}: {error}",
+            found=error_in_words(error),
             do="restore the file that grand-challenge writes, or remove it",
         ) from error
 

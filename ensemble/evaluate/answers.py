@@ -21,7 +21,7 @@ from ensemble.files import cannot_open_error, read_json
 from ensemble.outputs.report.parts import page_script, template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish, write_json
-from ensemble.tables import read_sheet
+from ensemble.tables import quoted, read_sheet
 from ensemble.text import all_printable, printable
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def _read_key(path: Path) -> dict[str, Any]:
     raise InputRefused(
         "the file is not the key of a reader study",
         where=path,
-        do="give as --key the .json file that was written beside the page",
+        do="give as --key the .json file that was written together with the reader-study page (.html)",
     )
 
 
@@ -264,17 +264,17 @@ def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list
         for reader in own:
             if (alike := next((one for one in origin if one.casefold() == reader.casefold()), None)) is not None:
                 raise InputRefused(
-                    "two files contain answers of the same reader",
+                    "two answer files of the reader study have the same reader",
                     where=path,
-                    found=f"{reader}, also in {origin[alike]}",
-                    do="give only the file that was saved last; if they are two readers of one name, rename one in the column reader",
+                    found=f"{reader!r}, also in {origin[alike]}",
+                    do="give only the file that this reader saved last; if two readers share the name, rename one in the column 'reader'",
                 )
             if reader in (MAJORITY, EVERYBODY):
                 raise InputRefused(
-                    "the name of a reader is reserved for a row of the tables",
+                    "a reader has a name that is reserved for the tables of results",
                     where=path,
-                    found=reader,
-                    do="rename the reader in the column reader",
+                    found=repr(reader),
+                    do="rename the reader in the column 'reader'",
                 )
         origin |= dict.fromkeys(own, path)
         found |= own
@@ -284,16 +284,17 @@ def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list
 def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
     """Read the answers of a file. Raises InputRefused."""
     try:
-        sheet = read_sheet(path, "the file of answers")
+        sheet = read_sheet(path, "the answer file of the reader study")
     except OSError as error:
-        raise cannot_open_error("the file of answers", path, error) from error
+        raise cannot_open_error("the answer file of the reader study", path, error) from error
     columns = [heading.lower() for heading in sheet.headings]
-    if missing := [name for name in _COLUMNS if columns.count(name) != 1]:
+    missing = [name for name in _COLUMNS if name not in columns]
+    if wrong_columns := missing or [name for name in _COLUMNS if columns.count(name) > 1]:
         raise InputRefused(
-            "the file of answers lacks columns",
+            f"the answer file of the reader study {'lacks columns' if missing else 'has a column twice'}",
             where=path,
-            found=", ".join(missing),
-            do="give the file that the page saved, unchanged",
+            found=quoted(wrong_columns),
+            do="give the .csv file as the reader-study page saved it, unchanged",
         )
     places = {name: columns.index(name) for name in _COLUMNS}
     items = {item["item"]: (number, item) for number, item in enumerate(study["items"])}
@@ -312,13 +313,13 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
         elif row["preference"] not in ("", *_CHOICES):
             wrong = "has an invalid preference"
         elif bad := [name for name in _COLUMNS[4:] if row[name] not in ("", *_GRADE_VALUES)]:
-            wrong = f"has an invalid grade ({bad[0]})"
+            wrong = f"has an invalid grade in the column {bad[0]!r}"
         if wrong:
             raise InputRefused(
-                f"a row of answers {wrong}",
+                f"a row in an answer file of the reader study {wrong}",
                 where=f"{path}, line {line}",
                 found=" | ".join(cells),
-                do="give the file that the page saved, unchanged, and the key of the same page",
+                do="give the .csv file as the reader-study page saved it, unchanged, with the key of the same study",
             )
         seen.add((row["reader"].casefold(), row["item"]))
         number, item = items[row["item"]]
@@ -330,5 +331,10 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
         )
         answers.append(_Answer(row["reader"], number, preference, grades))
     if not answers:
-        raise InputRefused("the file of answers has no row", where=path, do="give the file that the page saved")
+        raise InputRefused(
+            "the answer file of the reader study has no answers",
+            where=path,
+            found="no row below the column names",
+            do="give the .csv file that the reader-study page saved",
+        )
     return answers

@@ -19,7 +19,7 @@ from ensemble import __version__
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.methods import TRUTH, Method
-from ensemble.evaluate.pairs import Pair, find_true_masks
+from ensemble.evaluate.pairs import MaskPair, find_true_masks
 from ensemble.evaluate.scores import read_mask
 from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
@@ -123,23 +123,26 @@ def read_blinded_cases(
             continue
         try:
             if path not in names:
+                ambiguous = any(path in matched.truth for matched in of_case.values())
                 raise InputRefused(
-                    f"case {pair.case} has no images, or several that match equally well", where=dataset.root
+                    f"case {pair.case} has {'several images that match equally well' if ambiguous else 'no images'}",
+                    where=dataset.root,
+                    do="give the images of a case and its masks the same name",
                 )
             shown.append(_shown(pair.case, path, methods, names[path], dataset.files[names[path]]))
         except InputRefused as error:
             said.append(f"{pair.case} is not in the reader study: {' '.join(str(error).split())}")
     if not shown:
         raise InputRefused(
-            "the reader study has no case to show",
+            "none of the cases of the reader study can be shown",
             where=dataset.root,
             found=said[0],
-            do="give the dataset with the images of these cases as --images",
+            do="give as --images the dataset that holds the images of the cases whose masks are compared",
         )
     return shown, said
 
 
-def _only(pair: Pair) -> bool:
+def _only(pair: MaskPair) -> bool:
     return len(pair.truth) == 1 and len(pair.predictions) == 1
 
 

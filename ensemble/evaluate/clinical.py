@@ -22,7 +22,7 @@ from ensemble.evaluate.intervals import (
 from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.scores import Score
 from ensemble.files import cannot_open_error
-from ensemble.tables import EMPTY_CELLS, Sheet, read_sheet
+from ensemble.tables import EMPTY_CELLS, Sheet, quoted, read_sheet
 from ensemble.text import printable
 from ensemble.types import FloatArray
 
@@ -140,7 +140,7 @@ def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path
             f"{_NAME} and the masks have no case in common",
             where=path,
             found=f"table: {', '.join(without_mask[:3])}; masks: {', '.join(sorted(names)[:3])}",
-            do="use the case names of the masks in the column case",
+            do="write the names of the masks' cases into the column 'case'",
         )
     said = [f"no row in {_NAME}, so in no score or group of it: {', '.join(without_row)}"] * bool(without_row)
     return said + [f"in {_NAME} without a measured mask: {', '.join(without_mask)}"] * bool(without_mask)
@@ -226,14 +226,14 @@ def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
     """Return the index of each named column; unnamed ones are skipped. Raises InputRefused."""
     if _CASE not in (lower := [heading.lower() for heading in sheet.headings]):
         raise InputRefused(
-            f"{_NAME} has no column case",
+            f"{_NAME} has no column {_CASE!r}",
             where=path,
-            found=", ".join(sheet.headings) or "no row",
-            do="name the columns in the first line: case, then any others (nihss, mrs, scanner ...)",
+            found=f"columns: {quoted(sheet.headings)}" if sheet.headings else "the file is empty",
+            do="write the column names in the first line: 'case', then any others ('nihss', 'mrs', 'scanner' ...)",
         )
     if twice := [name for name, often in Counter(lower).items() if often > 1 and name]:
         raise InputRefused(
-            f"a column appears twice in {_NAME}", where=path, found=", ".join(twice), do="remove or rename all but one"
+            f"a column appears twice in {_NAME}", where=path, found=quoted(twice), do="remove or rename all but one"
         )
     return {heading: place for place, heading in enumerate(sheet.headings) if heading}
 
@@ -247,11 +247,11 @@ def _by_case(sheet: Sheet, key: int, path: Path) -> dict[str, tuple[int, list[st
                 f"{_NAME} names a case twice" if case else f"a row of {_NAME} names no case",
                 where=f"{path}, line {line}",
                 found=case or " | ".join(cells),
-                do="give each case one row, with its name in the column case",
+                do="give each case one row, with its name in the column 'case'",
             )
         lines[case] = line, cells
     if not lines:
-        raise InputRefused(f"{_NAME} has no row", where=path, do="give a row for each case")
+        raise InputRefused(f"{_NAME} has no row below the column names", where=path, do="write one row for each case")
     return lines
 
 
@@ -289,7 +289,7 @@ class _Numbers:
             wrong = "has a different decimal mark from the numbers before it"
         if wrong:
             raise InputRefused(
-                f"a cell of the column {name} in {_NAME} {wrong}",
+                f"a cell of the column {name!r} in {_NAME} {wrong}",
                 where=f"{self.path}, line {line}",
                 found=cell,
                 do="write all numbers in the same way (3.5) and leave unknown values empty;"

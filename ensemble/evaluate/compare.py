@@ -61,7 +61,7 @@ class PairedComparison:
 
 
 @dataclass(frozen=True)
-class Rank:
+class MethodRank:
     """The rank of a method."""
 
     method: str
@@ -87,7 +87,7 @@ class Rank:
 class Ranking:
     """All methods, best first, and how stable the order is under resampling."""
 
-    rows: list[Rank]
+    rows: list[MethodRank]
     kendall_tau: float | None
     """Median over the resamples of Kendall's tau with the order of all cases; None if that has ties only, or there is one case."""
 
@@ -151,8 +151,8 @@ def _note(differences: FloatArray, skewed: bool) -> str:
 def rank_methods(methods: Sequence[Method]) -> Ranking | None:
     """Rank methods as ISLES'22 does: by case and measure, then by the mean of these ranks. None for a single method.
 
-    A method without a measurable mask is last in its case, as in challenges: it must not gain by failing on hard ones. Cases
-    that no method has are ignored.
+    A method that has no measurable mask for a case ranks last in that case, as in challenges: it must not gain by failing on hard
+    cases. Cases for which no method has a mask are ignored.
     """
     cases = list(dict.fromkeys(case for method in methods for case in method.scores))
     if len(methods) < 2:
@@ -170,7 +170,7 @@ def rank_methods(methods: Sequence[Method]) -> Ranking | None:
             else np.quantile(drawn[:, number], (0.025, 0.975), method="closest_observation")
         )
         rows.append(
-            Rank(
+            MethodRank(
                 method.name,
                 float(places[number]),
                 float(means[number]),

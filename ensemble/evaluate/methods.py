@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble.errors import InputRefused, UsageError
-from ensemble.evaluate.pairs import Pair, find_pairs
+from ensemble.evaluate.pairs import MaskPair, find_pairs
 from ensemble.evaluate.scores import Score, score
 from ensemble.readers.names import stem
 from ensemble.text import printable, visible
@@ -23,7 +23,7 @@ class Method:
 
     name: str
     path: Path
-    pairs: Mapping[Path, Pair]
+    pairs: Mapping[Path, MaskPair]
     """By true mask, as all that follows."""
     scores: Mapping[Path, Score]
     refused: Mapping[Path, InputRefused]
@@ -60,9 +60,10 @@ def method_names(predictions: Sequence[Path]) -> list[str]:
     """
     places = [path.resolve() for path in predictions]
     for place in places:
-        if places.count(place) > 1 or any(place != other and place.is_relative_to(other) for other in places):
+        twice = places.count(place) > 1
+        if twice or any(place != other and place.is_relative_to(other) for other in places):
             raise UsageError(
-                "two of the prediction folders are the same, or one contains the other",
+                "a folder of predictions is given twice" if twice else "one folder of predictions contains another",
                 found=", ".join(map(str, predictions)),
                 do="give a separate folder for each method, and the true masks last",
             )
@@ -72,7 +73,7 @@ def method_names(predictions: Sequence[Path]) -> list[str]:
     return [printable(visible("/".join(one[-depth:]))) for one in parts]
 
 
-def _told_apart(pairs: Sequence[Pair], truths: Path) -> list[Pair]:
+def _told_apart(pairs: Sequence[MaskPair], truths: Path) -> list[MaskPair]:
     """Name cases of equal name by the paths of their true masks, so that they are not confused."""
     often = Counter(pair.case for pair in pairs)
     places = [pair.truth[0].relative_to(truths).as_posix() if truths.is_dir() else pair.truth[0].name for pair in pairs]

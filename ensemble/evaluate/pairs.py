@@ -47,7 +47,7 @@ Entities = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True)
-class Pair:
+class MaskPair:
     """The masks of one case."""
 
     case: str
@@ -82,7 +82,7 @@ class _Mask:
         return bids.group(0) if (bids := _BIDS.match(stem(self.path))) else "/".join(self.names[0])
 
 
-def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> tuple[list[Pair], list[str]]:
+def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> tuple[list[MaskPair], list[str]]:
     """Pair the masks of two folders (or two files). Returns a pair per case with a true mask, and the cases without one.
 
     Two masks belong together when their cases have one name: that of the file without words such as `_mask`, with the folders that it
@@ -91,7 +91,7 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
     methods' predictions, is no true mask. Raises InputRefused when nothing matches.
     """
     if predictions.is_file() and truths.is_file():
-        return [Pair(stem(truths), (truths,), (predictions,))], []
+        return [MaskPair(stem(truths), (truths,), (predictions,))], []
     inner, outer = predictions.resolve(), truths.resolve()
     if inner != outer and outer.is_relative_to(inner):
         raise InputRefused(
@@ -104,7 +104,7 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
     apart = [place for one in (predictions, *others) if (place := one.resolve()) != outer]
     true = [mask for mask in _masks(truths) if not any(mask.path.resolve().is_relative_to(place) for place in apart)]
     groups, true, predicted = _together(true, predicted)
-    pairs = [Pair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
+    pairs = [MaskPair(group[0][0].case, *(tuple(mask.path for mask in side) for side in group)) for group in groups]
     if not pairs:
         raise InputRefused(
             "no predicted mask matches a true mask by name",
@@ -112,13 +112,13 @@ def find_pairs(predictions: Path, truths: Path, others: Sequence[Path] = ()) -> 
             found=f"predictions {_some(predicted)}; true masks {_some(true)}",
             do="name both after the case, for example sub-01_ses-1_mask.nii.gz, 01.nii.gz or 01/mask.nii.gz",
         )
-    pairs += [Pair(mask.case, (mask.path,), (), _similar(mask, predicted)) for mask in true]
+    pairs += [MaskPair(mask.case, (mask.path,), (), _similar(mask, predicted)) for mask in true]
     return sorted(pairs, key=lambda pair: (pair.case, pair.truth)), sorted(mask.case for mask in predicted)
 
 
 def find_true_masks(
     cases: Mapping[str, Path], root: Path, truths: Path, passed_over: Collection[Path]
-) -> dict[str, Pair]:
+) -> dict[str, MaskPair]:
     """Return the true masks in a folder by case, matched by the names of case and DWI. Predictions of this program are skipped.
 
     Args:
@@ -133,7 +133,7 @@ def find_true_masks(
     found = [mask for mask in _masks(truths) if mask.path.resolve() not in others and not ours(mask.path.parent)]
     groups, _, _ = _together(found, list(wanted))
     return {
-        wanted[case]: Pair(wanted[case], tuple(mask.path for mask in masks), tuple(one.path for one in several))
+        wanted[case]: MaskPair(wanted[case], tuple(mask.path for mask in masks), tuple(one.path for one in several))
         for masks, several in groups
         for case in several
     }
@@ -220,7 +220,7 @@ def _groups(
 def _masks(root: Path) -> list[_Mask]:
     """Return the mask files below a folder."""
     if not root.exists():
-        raise InputRefused("the folder does not exist", where=root, do="check the path")
+        raise InputRefused("the folder of masks does not exist", where=root, do="check the path")
     images = [root] if root.is_file() else [path for path in _files(root) if image_suffix(path)]
     candidates = [path for path in images if not _OTHER.search(stem(path))]
     masks = [path for path in candidates if _MASK.search(stem(path))] or candidates

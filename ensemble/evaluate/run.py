@@ -21,8 +21,17 @@ from ensemble.evaluate.blinded import (
 from ensemble.evaluate.methods import Method, measure_methods
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score
-from ensemble.evaluate.statistics import Summary, summarise
-from ensemble.evaluate.study import DATA, PAGE, TABLES, Study, StudyRequest, make_study, read_request, write_study
+from ensemble.evaluate.statistics import MeasureSummary, summarise
+from ensemble.evaluate.study import (
+    DATA,
+    PAGE,
+    TABLES,
+    StudyRequest,
+    StudyResults,
+    make_study,
+    read_request,
+    write_study,
+)
 from ensemble.evaluate.written import METHOD, refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.logging_setup import write_final_error_line
 from ensemble.publish import publish
@@ -30,45 +39,47 @@ from ensemble.publish import publish
 log = logging.getLogger(__name__)
 
 _PER_CASE = tuple(name for name in Score.__dataclass_fields__ if name not in ("lesions_ml", "lesions_found"))
-_SUMMARY = tuple(Summary.__dataclass_fields__)
+_SUMMARY = tuple(MeasureSummary.__dataclass_fields__)
 
 
-def evaluate(predictions: Sequence[Path], truths: Path, out: Path, asked: StudyRequest = StudyRequest()) -> int:  # noqa: B008 (frozen)
+def evaluate(predictions: Sequence[Path], truths: Path, out: Path, request: StudyRequest = StudyRequest()) -> int:  # noqa: B008 (frozen)
     """Measure every case with a true mask, for each method. Returns how many cases could not be measured.
 
     Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; with several methods,
     or when more is asked for, also what `write_study` does. All or none. Raises InputRefused when there is nothing to measure,
     UsageError when something else would be replaced.
     """
-    earlier = _earlier(out, asked)
-    clinical = read_request(asked)
-    if asked.readers is not None:
-        refuse_existing_study(asked.readers.page, asked.readers.key)
+    earlier = _earlier(out, request)
+    clinical = read_request(request)
+    if request.readers is not None:
+        refuse_existing_study(request.readers.page, request.readers.key)
     methods = measure_methods(predictions, truths)
-    readers = None if asked.readers is None else _reader_study(methods, truths, asked.readers)
+    readers = None if request.readers is None else _reader_study(methods, truths, request.readers)
     summaries = [summarise(list(method.scores.values())) for method in methods]
-    study = make_study(methods, summaries, truths, asked, clinical) if len(methods) > 1 or asked.anything else None
+    study = make_study(methods, summaries, truths, request, clinical) if len(methods) > 1 or request.anything else None
     with publish(out.parent, earlier) as staging:
         tables = [(method.name, list(method.scores.values()), _refused(method)) for method in methods]
         _write_tables(tables, summaries, staging / out.name)
         names = write_study(study, staging / out.name) if study else []
-        if readers and asked.readers:
-            write_reader_study(readers, asked.readers.page, asked.readers.key)
-            names += [str(asked.readers.page), f"{asked.readers.key} (keep it from the readers)"]
+        if readers and request.readers:
+            write_reader_study(readers, request.readers.page, request.readers.key)
+            names += [str(request.readers.page), f"{request.readers.key} (keep it from the readers)"]
     _tell(methods, summaries, study, [str(out), f"{out.stem}_summary.csv", f"{out.stem}_plots.png", *names])
     return sum(len(_refused(method)) for method in methods)
 
 
-def _reader_study(methods: Sequence[Method], truths: Path, asked: ReaderStudyRequest) -> ReaderStudy:
+def _reader_study(methods: Sequence[Method], truths: Path, request: ReaderStudyRequest) -> ReaderStudy:
     names = mask_sources(methods)
-    cases, said = read_blinded_cases(methods, truths, asked.images)
+    cases, said = read_blinded_cases(methods, truths, request.images)
     for line in said:
         log.warning("%s", line)
     log.info("reader study: %d cases, %s and %s", len(cases), *names)
     return make_reader_study(cases, names)
 
 
-def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path) -> list[Summary]:
+def write_scores(
+    scores: Sequence[Score], refused: Sequence[tuple[str, InputRefused]], out: Path
+) -> list[MeasureSummary]:
     """Write the table of all cases of one method, and beside it the summary and plots. Returns the summary."""
     summaries = summarise(scores)
     _write_tables([("", scores, refused)], [summaries], out)
@@ -77,7 +88,7 @@ def write_scores(scores: Sequence[Score], refused: Sequence[tuple[str, InputRefu
 
 def _write_tables(
     methods: Sequence[tuple[str, Sequence[Score], Sequence[tuple[str, InputRefused]]]],
-    summaries: Sequence[Sequence[Summary]],
+    summaries: Sequence[Sequence[MeasureSummary]],
     out: Path,
 ) -> None:
     """Write the tables (with a column `method` if there are several) and the plots."""
@@ -102,7 +113,7 @@ def _refused(method: Method) -> list[tuple[str, InputRefused]]:
     return list(by_pair.values())
 
 
-def _earlier(out: Path, asked: StudyRequest) -> list[str]:
+def _earlier(out: Path, request: StudyRequest) -> list[str]:
     """Raise UsageError if a file exists that is not from an earlier evaluation: a mask, a worklist, the summary of a batch.
 
     Returns the names of what an earlier one has written beside its table.
@@ -113,7 +124,7 @@ def _earlier(out: Path, asked: StudyRequest) -> list[str]:
         path.resolve()
         for path in (*ours, sibling_path(out, "plots.png"), sibling_path(out, DATA), sibling_path(out, PAGE))
     ]
-    others = [asked.clinical, *((asked.readers.page, asked.readers.key) if asked.readers else ())]
+    others = [request.clinical, *((request.readers.page, request.readers.key) if request.readers else ())]
     if both := [path for path in others if path and path.resolve() in written]:
         raise UsageError("two outputs have the same path", where=both[0], do="name another file as --out")
     refuse_overwriting_other_files(ours, sibling_path(out, DATA), sibling_path(out, PAGE))
@@ -121,7 +132,10 @@ def _earlier(out: Path, asked: StudyRequest) -> list[str]:
 
 
 def _tell(
-    methods: Sequence[Method], summaries: Sequence[Sequence[Summary]], study: Study | None, written: Iterable[str]
+    methods: Sequence[Method],
+    summaries: Sequence[Sequence[MeasureSummary]],
+    study: StudyResults | None,
+    written: Iterable[str],
 ) -> None:
     several = len(methods) > 1
     failed = {method.name: _refused(method) for method in methods}
@@ -146,7 +160,7 @@ def _tell(
     log.info("written: %s", ", ".join(written))
 
 
-def _tell_summary(summaries: Sequence[Summary]) -> None:
+def _tell_summary(summaries: Sequence[MeasureSummary]) -> None:
     row = "  %-22s %-10s %4s  %s"
     log.info(row, "group", "measure", "n", "mean [95 % CI]              median (IQR)")
     for one in summaries:
@@ -154,7 +168,7 @@ def _tell_summary(summaries: Sequence[Summary]) -> None:
         log.info(row, one.group, one.measure, one.n, f"{mean:<27} {one.median:.3f} ({one.q1:.3f}-{one.q3:.3f})")
 
 
-def _tell_study(study: Study) -> None:
+def _tell_study(study: StudyResults) -> None:
     for note in study.notes:
         log.info("note: %s", note)
     for row in study.ranking.rows if study.ranking else ():

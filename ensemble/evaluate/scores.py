@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.evaluate.pairs import Pair
+from ensemble.evaluate.pairs import MaskPair
 from ensemble.geometry import ROUNDING_VOXELS
 from ensemble.metrics import detected_lesions, dice, lesion_f1, volume_ml
 from ensemble.readers.stored import not_3d_error, read_stored
@@ -45,7 +45,7 @@ class Score:
     """Whether any voxel of it is predicted."""
 
 
-def score(pair: Pair) -> Score:
+def score(pair: MaskPair) -> Score:
     """Measure one pair. Raises InputRefused if a mask is missing, ambiguous, unreadable or not a mask, or if the grids differ."""
     truth, prediction = _only_two(pair)
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
@@ -115,7 +115,7 @@ def read_mask(path: Path, label: str) -> Volume:
     return Volume(mask, stored.grid)
 
 
-def _only_two(pair: Pair) -> tuple[Path, Path]:
+def _only_two(pair: MaskPair) -> tuple[Path, Path]:
     if not pair.predictions:
         raise InputRefused(
             f"case {pair.case} has no predicted mask",

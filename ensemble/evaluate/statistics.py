@@ -19,8 +19,8 @@ _RESAMPLES = 9999
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One measure over one group of cases."""
+class MeasureSummary:
+    """Distribution of one measure over one group of cases."""
 
     group: str
     measure: str
@@ -36,7 +36,7 @@ class Summary:
     q3: float
 
 
-def summarise(scores: Sequence[Score]) -> list[Summary]:
+def summarise(scores: Sequence[Score]) -> list[MeasureSummary]:
     """Return all measures over all cases and by true lesion volume, then the share of true lesions detected, by their size."""
     rows = []
     for group, members in _case_groups(scores):
@@ -66,10 +66,10 @@ def size_ranges(bounds: Sequence[float]) -> list[tuple[str, float, float]]:
     return list(zip([*names, f"above {bounds[-1]:g} ml"], [0.0, *bounds], [*bounds, float("inf")], strict=True))
 
 
-def _summary(group: str, measure: str, numbers: Sequence[float]) -> Summary:
+def _summary(group: str, measure: str, numbers: Sequence[float]) -> MeasureSummary:
     values = np.asarray(numbers, dtype=float)
     q1, median, q3 = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return Summary(
+    return MeasureSummary(
         group, measure, len(values), float(values.mean()), *_interval(values, np.mean), median, *_interval(values, np.median),
         q1, q3,
     )  # fmt: skip

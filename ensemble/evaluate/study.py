@@ -20,10 +20,10 @@ from ensemble.evaluate.clinical import (
     group_columns,
     read_clinical,
 )
-from ensemble.evaluate.compare import PairedComparison, Rank, Ranking, compare_methods, rank_methods
+from ensemble.evaluate.compare import MethodRank, PairedComparison, Ranking, compare_methods, rank_methods
 from ensemble.evaluate.methods import Method
 from ensemble.evaluate.scores import MEASURES
-from ensemble.evaluate.statistics import Summary
+from ensemble.evaluate.statistics import MeasureSummary
 from ensemble.evaluate.study_plots import correlation_plots, difference_plot, forest_plots
 from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, by_subgroup
 from ensemble.evaluate.written import sibling_path, write_csv
@@ -51,12 +51,12 @@ class StudyRequest:
 
 
 @dataclass(frozen=True)
-class Study:
-    """All results of a study."""
+class StudyResults:
+    """All results of comparing methods on the same cases."""
 
     truth: Path
     methods: Sequence[Method]
-    summaries: Mapping[str, Sequence[Summary]]
+    summaries: Mapping[str, Sequence[MeasureSummary]]
     """By method."""
     paired: list[PairedComparison]
     ranking: Ranking | None
@@ -85,7 +85,7 @@ TABLES = {
     name: tuple(field.name for field in fields(row))
     for name, row in {
         "paired": PairedComparison,
-        "ranking": Rank,
+        "ranking": MethodRank,
         "clinical": Correlation,
         "clinical_differences": CorrelationDifference,
         "groups": GroupSummary,
@@ -97,26 +97,26 @@ PAGE, DATA = "study.html", "study.json"
 
 def make_study(
     methods: Sequence[Method],
-    summaries: Sequence[Sequence[Summary]],
+    summaries: Sequence[Sequence[MeasureSummary]],
     truth: Path,
-    asked: StudyRequest,
+    request: StudyRequest,
     clinical: ClinicalTable | None,
-) -> Study:
+) -> StudyResults:
     """Compare methods, and relate them to clinical scores and groups. Raises InputRefused, UsageError."""
     names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
     notes = _left_out(methods)
     rows: list[Correlation] = []
     differences: list[CorrelationDifference] = []
-    if clinical is not None and asked.clinical is not None:
+    if clinical is not None and request.clinical is not None:
         notes += [
-            *describe_unmatched_cases(clinical, names, asked.clinical),
+            *describe_unmatched_cases(clinical, names, request.clinical),
             *clinical.notes,
             *_without_score(clinical, names),
         ]
         rows, differences = correlations(methods, clinical)
-    columns = group_columns(clinical, named_columns(asked.by), asked.clinical)
-    groups, tests, said = by_subgroup(methods, columns) if asked.by else ([], [], [])
-    return Study(
+    columns = group_columns(clinical, named_columns(request.by), request.clinical)
+    groups, tests, said = by_subgroup(methods, columns) if request.by else ([], [], [])
+    return StudyResults(
         truth,
         methods,
         {method.name: own for method, own in zip(methods, summaries, strict=True)},
@@ -131,10 +131,10 @@ def make_study(
     )
 
 
-def read_request(asked: StudyRequest) -> ClinicalTable | None:
+def read_request(request: StudyRequest) -> ClinicalTable | None:
     """Read the clinical table and check the grouping columns, before any mask is read."""
-    clinical = None if asked.clinical is None else read_clinical(asked.clinical, asked.by)
-    group_columns(clinical, named_columns(asked.by), asked.clinical)
+    clinical = None if request.clinical is None else read_clinical(request.clinical, request.by)
+    group_columns(clinical, named_columns(request.by), request.clinical)
     return clinical
 
 
@@ -143,7 +143,7 @@ def named_columns(by: Sequence[str]) -> list[str]:
     return [name for name in by if name.lower() not in (LESION_SIZE, LESION_NUMBER)]
 
 
-def write_study(study: Study, out: Path) -> list[str]:
+def write_study(study: StudyResults, out: Path) -> list[str]:
     """Write tables, JSON and page beside the table of measures. Returns their names."""
     written = {}
     for name, rows in study.tables.items():
@@ -156,7 +156,7 @@ def write_study(study: Study, out: Path) -> list[str]:
     return [path.name for path in (*written.values(), sibling_path(out, DATA), sibling_path(out, PAGE))]
 
 
-def as_json(study: Study) -> dict[str, Any]:
+def as_json(study: StudyResults) -> dict[str, Any]:
     """Return all results as data; the schema is docs/study.schema.json."""
     return {
         "schema": SCHEMA,
@@ -209,7 +209,7 @@ def _without_score(clinical: ClinicalTable, names: Sequence[str]) -> list[str]:
     return [f"{score} is missing for: {', '.join(cases)}" for score, cases in missing.items() if cases]
 
 
-def _page(study: Study, data: Mapping[str, Any]) -> str:
+def _page(study: StudyResults, data: Mapping[str, Any]) -> str:
     figures = {
         "differences": difference_plot(study.paired),
         "clinical": correlation_plots(study.methods, study.clinical, study.correlations),

@@ -1,4 +1,4 @@
-"""Check the memory that a member's plans ask for, before it is allocated."""
+"""Check the voxel sizes and the memory that a member's plans ask for, before it is allocated."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ _BRAIN_MM, _SLICE_MM = 185.0, 1.0
 _MAX_WINDOW_BYTES = 24 * 2**30
 
 
-def refuse_excessive_memory(spec: MemberSpec, network: NetworkSpec) -> None:
-    """Raise WeightsBroken if resampling a brain or one window would need excessive memory, or voxels are as large as a brain."""
+def refuse_impossible_plans(spec: MemberSpec, network: NetworkSpec) -> None:
+    """Raise WeightsBroken for impossible plans.
+
+    That is: voxel sizes that are not positive or as large as a brain, too many voxels in a brain, too much memory for one window.
+    """
     patch = network.patch
     for spacing in (network.spacing_mm, spec.spacing_mm):
         if not spacing:
@@ -28,21 +31,28 @@ def refuse_excessive_memory(spec: MemberSpec, network: NetworkSpec) -> None:
         # so many that they are too many, where division would overflow
         brain = [max(1, round(min(_BRAIN_MM / mm, 1e9))) for mm in whole] if finite else []
         lattice = [max(pair) for pair in zip(brain, window, strict=True)] if finite else []
-        if not finite or is_too_large(lattice, MAX_NETWORK_VOXELS):
-            raise _refusal(spec, spacing, patch, f": a brain would have {_times(brain)} voxels" if finite else "")
+        if not finite:
+            raise _refusal(spec, "has an impossible voxel size", _mm(spacing))
+        if is_too_large(lattice, MAX_NETWORK_VOXELS):
+            found = f"a brain at {_mm(spacing)} has {_times(brain)} voxels; the patch has {_times(patch)}"
+            raise _refusal(spec, "would need too much memory for a brain at its voxel size and patch size", found)
     if network.window_bytes > _MAX_WINDOW_BYTES:
-        needed = f" and {network.memory_of}: {network.window_bytes / 2**30:.0f} GiB a window"
-        raise _refusal(spec, network.spacing_mm, patch, needed)
+        found = f"{network.window_bytes / 2**30:.0f} GiB for a patch of {_times(patch)} voxels and {network.memory_of}"
+        found += f"; at most {_MAX_WINDOW_BYTES / 2**30:.0f} GiB are allowed"
+        raise _refusal(spec, "would need too much memory for one window", found)
 
 
-def _refusal(spec: MemberSpec, spacing_mm: Sequence[float], patch: Sequence[int], what: str) -> WeightsBroken:
-    spacing = " x ".join(f"{mm:.3g}" for mm in spacing_mm)
+def _refusal(spec: MemberSpec, what: str, found: str) -> WeightsBroken:
     return WeightsBroken(
-        f"member {spec.name} can't be used: its spacing or patch size is impossible, or needs too much memory",
+        f"member {spec.name} {what}",
         where=spec.folder,
-        found=f"voxels of {spacing} mm, windows of {_times(patch)} voxels{what}",
+        found=found,
         do="use the plans that were written with these weights (spacing in mm, patch size in voxels), and check the manifest's spacing_mm",
     )
+
+
+def _mm(spacing_mm: Sequence[float]) -> str:
+    return f"{' x '.join(f'{mm:.3g}' for mm in spacing_mm)} mm"
 
 
 def _times(sizes: Sequence[int]) -> str:

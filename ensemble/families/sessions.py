@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ensemble.families.base import InferenceSettings, NetworkSpec
-from ensemble.families.bounds import refuse_excessive_memory
+from ensemble.families.bounds import refuse_impossible_plans
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.precision import ResolvedPrecision, has_fast_bfloat16, resolve_precision
 from ensemble.inference.session import LoadedSession
@@ -26,7 +26,7 @@ def open_sessions(
 ) -> tuple[LoadedSession, ...]:
     """Return one session per network. Raises WeightsBroken before building any network if the plans ask for excessive memory."""
     for network in networks:
-        refuse_excessive_memory(spec, network)
+        refuse_impossible_plans(spec, network)
     return tuple(open_session(network, settings, tapped=number == 0) for number, network in enumerate(networks))
 
 
@@ -59,7 +59,7 @@ def open_sequential_sessions(
 ) -> SequentialSessions:
     """Return sessions for a member whose networks run over an image one after the other. Raises WeightsBroken as `open_sessions` does."""
     for network in networks:
-        refuse_excessive_memory(spec, network)
+        refuse_impossible_plans(spec, network)
     return SequentialSessions(networks, lambda network: (open_one or open_session)(network, settings))
 
 
@@ -81,9 +81,10 @@ def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: b
 
 
 def precision_of(settings: InferenceSettings) -> ResolvedPrecision:
-    """Return the arithmetic of a member: as chosen, else the fastest one if mirroring is gated, which promises less.
+    """Return the numerical precision that members run in: the chosen one, or by default float32.
 
-    Raises UsageError.
+    With gated mirroring, which promises approximate masks only, the default is bfloat16 where the processor is fast at it.
+    Raises UsageError if the device lacks the chosen precision.
     """
     device = torch.device(settings.device)
     if settings.tta == "gated" and settings.precision == "auto" and has_fast_bfloat16(device):

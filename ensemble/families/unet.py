@@ -10,7 +10,10 @@ LIVE_FEATURE_MAPS = 9
 
 
 def window_bytes(patch: Sequence[int], features: int) -> int:
-    """Return the memory that the activations of one window take; `features` is the number of feature maps of the first stage."""
+    """Return the memory, in bytes, that the activations take while one window of `patch` voxels is computed.
+
+    `features` is the number of feature maps of the network's first stage.
+    """
     return 4 * LIVE_FEATURE_MAPS * features * prod(patch)
 
 

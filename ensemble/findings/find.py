@@ -10,10 +10,17 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from ensemble.findings.maps import LabelMap, measure_in_map
-from ensemble.findings.places import Sample, Tally, perturbations, summarise_places, tally, transform_points
+from ensemble.findings.places import (
+    LesionVolumes,
+    LesionVoxels,
+    perturbations,
+    summarise_places,
+    tally,
+    transform_points,
+)
 from ensemble.findings.registration import TemplatePlacement, register_to_template
 from ensemble.findings.template import SPACE, Template, template
-from ensemble.findings.types import Choice, Findings, LesionPlace, Pattern, Quantity, TemplateRegistration
+from ensemble.findings.types import Findings, LesionPlace, Pattern, Quantity, TemplateRegistration, UncertainCategory
 from ensemble.pipeline import Result
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality
@@ -24,25 +31,25 @@ log = logging.getLogger(__name__)
 SINGLE_SHARE = 0.9
 
 
-def locate_brain(case: PreparedCase, onto: Template | None = None) -> TemplatePlacement | None:
+def locate_brain(case: PreparedCase, atlas_template: Template | None = None) -> TemplatePlacement | None:
     """Register the brain of a case to the template; None if no transform was found. The result may have `problems`."""
     return register_to_template(
-        case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, onto
+        case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, atlas_template
     )
 
 
-def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = None) -> Findings:
+def find(result: Result, maps: Sequence[LabelMap] = (), atlas_template: Template | None = None) -> Findings:
     """Compute the findings of a case, with a template (by default the shipped one) and the user's label maps.
 
     If the brain can't be registered to the template, findings that need it are absent, and `registered` says why.
     """
     started = time.perf_counter()
-    onto = onto or template()
-    placement = locate_brain(result.case, onto)
+    atlas_template = atlas_template or template()
+    placement = locate_brain(result.case, atlas_template)
     registered = _registered(placement)
     grid = result.case.grid
-    own = Sample.of(result.fused.mask.array, grid)
-    members = [Sample.of(o.prediction.mask.array, grid) for o in result.outcomes if o.prediction is not None]
+    own = LesionVoxels.of(result.fused.mask.array, grid)
+    members = [LesionVoxels.of(o.prediction.mask.array, grid) for o in result.outcomes if o.prediction is not None]
     found = _without_places(own, members, registered)
     if placement is None or not registered.holds:
         log.info(
@@ -53,10 +60,10 @@ def find(result: Result, maps: Sequence[LabelMap] = (), onto: Template | None = 
     matrix, few = placement.matrix, own.thinned()
     centre = transform_points(matrix, grid.points_mm(np.argwhere(result.case.brain.array).mean(axis=0)))
     nearby = [other @ matrix for other in perturbations(centre)]
-    tallied, elsewhere = tally(onto, own, matrix), [tally(onto, few, other) for other in nearby]
+    tallied, elsewhere = tally(atlas_template, own, matrix), [tally(atlas_template, few, other) for other in nearby]
     return replace(
         found,
-        places=summarise_places(tallied, [tally(onto, member, matrix) for member in members], elsewhere),
+        places=summarise_places(tallied, [tally(atlas_template, member, matrix) for member in members], elsewhere),
         lesions=_with_places(found.lesions, own, matrix, tallied, elsewhere),
         atlases=tuple(measure_in_map(one, own, few, members, matrix, nearby) for one in maps),
         seconds=time.perf_counter() - started,
@@ -75,7 +82,7 @@ def _registered(placement: TemplatePlacement | None) -> TemplateRegistration:
     return TemplateRegistration(SPACE, tuple(placement.problems()), checks, rows)
 
 
-def _without_places(own: Sample, members: Sequence[Sample], registered: TemplateRegistration) -> Findings:
+def _without_places(own: LesionVoxels, members: Sequence[LesionVoxels], registered: TemplateRegistration) -> Findings:
     """Return the findings that need no template."""
     volumes, others = own.volumes_ml, [member.volumes_ml for member in members]
     centres = own.centres_mm if len(volumes) else np.zeros((0, 3))
@@ -83,7 +90,7 @@ def _without_places(own: Sample, members: Sequence[Sample], registered: Template
         volume_ml=Quantity.of(float(volumes.sum()), [float(other.sum()) for other in others]),
         count=Quantity.of(len(volumes), [len(other) for other in others]),
         largest_ml=Quantity.of(float(volumes.max(initial=0.0)), [float(other.max(initial=0.0)) for other in others]),
-        pattern=Choice.of(pattern(volumes), [pattern(other) for other in others], ()),
+        pattern=UncertainCategory.of(pattern(volumes), [pattern(other) for other in others], ()),
         registered=registered,
         lesions=tuple(LesionPlace(float(ml), _triple(at)) for ml, at in zip(volumes, centres, strict=True)),
         places=None,
@@ -98,14 +105,18 @@ def pattern(volumes_ml: FloatArray) -> Pattern:
 
 
 def _with_places(
-    lesions: Sequence[LesionPlace], own: Sample, matrix: FloatArray, tallied: Tally, elsewhere: Sequence[Tally]
+    lesions: Sequence[LesionPlace],
+    own: LesionVoxels,
+    matrix: FloatArray,
+    tallied: LesionVolumes,
+    elsewhere: Sequence[LesionVolumes],
 ) -> tuple[LesionPlace, ...]:
     if not lesions:
         return ()
     centres = transform_points(matrix, own.centres_mm) * (-1, -1, 1)
 
-    def choices(own_words: list[str], other_words: list[list[str]]) -> list[Choice]:
-        return [Choice.of(word, (), [other[n] for other in other_words]) for n, word in enumerate(own_words)]
+    def choices(own_words: list[str], other_words: list[list[str]]) -> list[UncertainCategory]:
+        return [UncertainCategory.of(word, (), [other[n] for other in other_words]) for n, word in enumerate(own_words)]
 
     sides = choices(tallied.sides(), [other.sides() for other in elsewhere])
     regions = choices(tallied.regions(), [other.regions() for other in elsewhere])

@@ -12,10 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
-from ensemble.files import file_sha256, read_bounded, read_json
-from ensemble.findings.places import Sample, transform_points
+from ensemble.files import error_in_words, file_sha256, read_bounded, read_json, unreadable_reason
+from ensemble.findings.places import LesionVoxels, transform_points
 from ensemble.findings.template import SPACE, template
-from ensemble.findings.types import Amount, Aspects, AspectsScore, AtlasFindings, Choice, Quantity, RegionShare
+from ensemble.findings.types import (
+    Aspects,
+    AspectsScore,
+    AtlasFindings,
+    Quantity,
+    RegionShare,
+    StructureVolume,
+    UncertainCategory,
+)
 from ensemble.geometry import Grid
 from ensemble.readers.nifti import read_nifti_header
 from ensemble.readers.stored import read_stored
@@ -24,6 +32,7 @@ from ensemble.types import AnyArray, FloatArray
 
 _ENDINGS = ("_dseg.nii.gz", "_dseg.nii")
 _MAX_TABLE_BYTES = 4 << 20
+_TABLE = "a tab-separated UTF-8 table (.tsv) with the columns 'index' and 'name', and optionally 'group' and 'side'"
 _SIDES = ("left", "right")
 #: Other ways to write a side in a table.
 _SPELT = {
@@ -100,7 +109,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
         raise UsageError(
             "the folder of --atlas has no label map",
             where=folder,
-            do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns index, name; optional group, side)",
+            do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns 'index', 'name'; optional 'group', 'side')",
         )
     return tuple(read_label_map(path) for path in files)
 
@@ -138,12 +147,21 @@ def read_label_map(path: Path) -> LabelMap:
 def _table(path: Path) -> dict[int, Label]:
     try:
         text = read_bounded(path, _MAX_TABLE_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        why = unreadable_reason(path, error)
+        add = f"add the table of labels beside the map: {_TABLE}"
         raise UsageError(
-            "the table of an atlas can't be read",
+            f"the table of an atlas {why.what}",
             where=path,
-            found=getattr(error, "strerror", None) or str(error),
-            do="add a tab-separated UTF-8 table with the columns index and name, and optionally group and side",
+            found=why.found,
+            do=add if isinstance(error, FileNotFoundError) and not why.found else why.do,
+        ) from error
+    except ValueError as error:  # not UTF-8, or too large
+        raise UsageError(
+            "the table of an atlas is not a text table",
+            where=path,
+            found=error_in_words(error),
+            do=f"save it as {_TABLE}",
         ) from error
     table: dict[int, Label] = {}
     try:
@@ -157,7 +175,7 @@ def _table(path: Path) -> dict[int, Label]:
             "the table of an atlas is not valid",
             where=path,
             found=f"line {len(table) + 2}: {f'no column {error}' if isinstance(error, KeyError) else error}",
-            do="use the tab-separated columns index and name, and optionally group and side (left, right)",
+            do=f"use {_TABLE} (left, right)",
         ) from error
     return table
 
@@ -180,8 +198,8 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
     index = np.argwhere(array)
     at = index[:: max(1, len(index) // 400_000)]
     points = grid.points_mm(at)
-    onto = template()
-    inside = sample_nearest(onto.hull, onto.t1.grid, points).mean()
+    atlas_template = template()
+    inside = sample_nearest(atlas_template.hull, atlas_template.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
         raise UsageError(
             "the atlas is not in MNI space",
@@ -206,7 +224,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
             "the sides in the table of an atlas contradict the positions of its labels",
             where=path,
             found="; ".join(swapped[:5]) + " ..." * (len(swapped) > 5),
-            do="correct the column side, or the map's header if it is mirrored",
+            do="correct the column 'side', or the map's header if it is mirrored",
         )
     return tuple(found)
 
@@ -221,7 +239,9 @@ def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
             content = read_json(sidecar)
             stated = str(next((content[key] for key in ("SpatialReference", "Space", "space") if key in content), ""))
         except (OSError, ValueError, TypeError) as error:
-            raise UsageError("the sidecar of an atlas can't be read", where=sidecar, found=str(error)) from error
+            raise UsageError(
+                "the sidecar of an atlas can't be read", where=sidecar, found=error_in_words(error)
+            ) from error
         by = "sidecar"
     if not stated:
         stated, by = _by_header(path, grid), "header"
@@ -288,23 +308,23 @@ class _Asked:
             measure(self.own), [measure(one) for one in self.members], [measure(one) for one in self.elsewhere]
         )
 
-    def amount(self, name: str, chosen: Sequence[int]) -> Amount:
+    def amount(self, name: str, chosen: Sequence[int]) -> StructureVolume:
         members, elsewhere = ([one.part(chosen) for one in some] for some in (self.members, self.elsewhere))
-        return Amount.of(name, self.own.part(chosen), members, elsewhere)
+        return StructureVolume.of(name, self.own.part(chosen), members, elsewhere)
 
-    def choice(self, word: Callable[[Label], str]) -> Choice | None:
+    def choice(self, word: Callable[[Label], str]) -> UncertainCategory | None:
         own = self.own.leading(word)
         if not own:
             return None
         members, elsewhere = ([one.leading(word) for one in some] for some in (self.members, self.elsewhere))
-        return Choice.of(own, filter(None, members), filter(None, elsewhere))
+        return UncertainCategory.of(own, filter(None, members), filter(None, elsewhere))
 
 
 def measure_in_map(
     one: LabelMap,
-    own: Sample,
-    few: Sample,
-    members: Sequence[Sample],
+    own: LesionVoxels,
+    few: LesionVoxels,
+    members: Sequence[LesionVoxels],
     matrix: FloatArray,
     nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
@@ -313,7 +333,7 @@ def measure_in_map(
     `matrix` is the 4x4 transform from the image to the template (LPS), `nearby` are perturbed versions of it.
     """
 
-    def volumes(sample: Sample, through: FloatArray) -> _Volumes:
+    def volumes(sample: LesionVoxels, through: FloatArray) -> _Volumes:
         numbers = sample_nearest(one.array, one.grid, transform_points(through, sample.points_mm))
         return _Volumes(np.bincount(numbers, sample.ml, minlength=len(one.labels) + 1).astype(float), one)
 
@@ -341,7 +361,7 @@ def measure_in_map(
     )
 
 
-def _touched(amounts: Iterable[Amount]) -> tuple[Amount, ...]:
+def _touched(amounts: Iterable[StructureVolume]) -> tuple[StructureVolume, ...]:
     """Return the labels that contain some lesion, or might; largest volume first."""
     kept = [one for one in amounts if one.ml.members[1] > 0 or (one.ml.placement or (0, 0))[1] > 0]
     return tuple(sorted(kept, key=lambda one: -one.ml.value))

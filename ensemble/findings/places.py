@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from ensemble.findings.template import Structure, Template
-from ensemble.findings.types import Amount, Choice, Places
+from ensemble.findings.types import LesionLocations, StructureVolume, UncertainCategory
 from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.types import AnyArray, FloatArray
@@ -69,17 +69,17 @@ def transform_points(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
     return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def probabilities(onto: Template, points_mm: FloatArray) -> FloatArray:
+def probabilities(atlas_template: Template, points_mm: FloatArray) -> FloatArray:
     """Return the probability (side: left, right; structure of TISSUE; n) at points (n, 3; LPS mm) of the template, given tissue.
 
     All 0 outside the atlas.
     """
-    origin, spacing = np.array(onto.t1.grid.origin_mm), np.array(onto.t1.grid.spacing_mm)
+    origin, spacing = np.array(atlas_template.t1.grid.origin_mm), np.array(atlas_template.t1.grid.spacing_mm)
     found = np.empty((2, len(TISSUE), len(points_mm)), np.float32)
     for number, mirror in enumerate((1.0, -1.0)):
         index = ((points_mm * (mirror, 1.0, 1.0) - origin) / spacing).T[::-1]
         for kind in TISSUE:
-            found[number, kind] = ndimage.map_coordinates(onto.left[kind], index, order=1, cval=0.0)
+            found[number, kind] = ndimage.map_coordinates(atlas_template.left[kind], index, order=1, cval=0.0)
     total = found.sum(axis=(0, 1))
     return np.divide(found, total, out=np.zeros_like(found), where=total > _MIN_PROBABILITY)
 
@@ -95,8 +95,8 @@ def side_of(left: float, right: float, least: float) -> str:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Volumes of one mask by side and structure."""
+class LesionVolumes:
+    """Volumes (ml) of the lesions of one mask, by side and structure."""
 
     by_lesion: FloatArray
     """ml (lesion, side, structure)."""
@@ -134,7 +134,7 @@ class Tally:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class LesionVoxels:
     """The lesion voxels of a mask, largest lesion first."""
 
     points_mm: FloatArray
@@ -145,7 +145,7 @@ class Sample:
     """(n): number of its lesion, from 0 up."""
 
     @classmethod
-    def of(cls, mask: AnyArray, grid: Grid) -> Sample:
+    def of(cls, mask: AnyArray, grid: Grid) -> LesionVoxels:
         """Take all voxels of a mask (z, y, x)."""
         labels, count = lesion_components(mask)
         index = np.argwhere(labels)
@@ -166,7 +166,7 @@ class Sample:
         parts = [np.bincount(self.lesion_of, self.points_mm[:, axis]) for axis in range(3)]
         return np.stack(parts, axis=1) / np.maximum(np.bincount(self.lesion_of), 1)[:, None]
 
-    def thinned(self) -> Sample:
+    def thinned(self) -> LesionVoxels:
         """Return at most about `_MAX_VOXELS` voxels per lesion, each with a larger weight, for repeated evaluation."""
         count = np.bincount(self.lesion_of) if len(self.ml) else np.zeros(0, np.int64)
         if not (count > _MAX_VOXELS).any():
@@ -176,32 +176,36 @@ class Sample:
         within = np.concatenate([np.arange(n) for n in count])  # of each voxel in its lesion, in order
         kept = order[within % step[self.lesion_of[order]] == 0]
         factor = count / np.bincount(self.lesion_of[kept], minlength=len(count))
-        return Sample(self.points_mm[kept], self.ml[kept] * factor[self.lesion_of[kept]], self.lesion_of[kept])
+        return LesionVoxels(self.points_mm[kept], self.ml[kept] * factor[self.lesion_of[kept]], self.lesion_of[kept])
 
 
-def tally(onto: Template, sample: Sample, matrix: FloatArray) -> Tally:
+def tally(atlas_template: Template, sample: LesionVoxels, matrix: FloatArray) -> LesionVolumes:
     """Return the volumes by lesion, side and structure, for a 4x4 transform from image to template."""
-    return tally_from_probabilities(sample, probabilities(onto, transform_points(matrix, sample.points_mm)))
+    return tally_from_probabilities(sample, probabilities(atlas_template, transform_points(matrix, sample.points_mm)))
 
 
-def tally_from_probabilities(sample: Sample, chances: FloatArray) -> Tally:
+def tally_from_probabilities(sample: LesionVoxels, chances: FloatArray) -> LesionVolumes:
     """Return the volumes by lesion, given the probability (side, structure of TISSUE, n) at each voxel."""
     count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
     for side in range(2):
         for kind in range(len(TISSUE)):
             volumes[:, side, kind] = np.bincount(sample.lesion_of, sample.ml * chances[side, kind], minlength=count)
-    return Tally(volumes)
+    return LesionVolumes(volumes)
 
 
-def summarise_places(own: Tally, members: Sequence[Tally], elsewhere: Sequence[Tally]) -> Places:
+def summarise_places(
+    own: LesionVolumes, members: Sequence[LesionVolumes], elsewhere: Sequence[LesionVolumes]
+) -> LesionLocations:
     """Summarise the locations of all lesions: for the mask, for each voter's mask, and for perturbed registrations."""
     if not len(own.by_lesion):
-        return Places(None, (), (), ())
+        return LesionLocations(None, (), (), ())
     found = (own.total, [other.total for other in members], [other.total for other in elsewhere])
-    side = Choice.of(own.side(), [m.side() for m in members if len(m.by_lesion)], [e.side() for e in elsewhere])
+    side = UncertainCategory.of(
+        own.side(), [m.side() for m in members if len(m.by_lesion)], [e.side() for e in elsewhere]
+    )
     everything = tuple(range(len(TISSUE)))
-    return Places(
+    return LesionLocations(
         side,
         tuple(_amount(name, found, (number,), everything) for number, name in enumerate(("left", "right"))),
         tuple(_amount(name, found, (0, 1), tuple(kinds)) for name, kinds in REGIONS.items()),
@@ -214,11 +218,11 @@ def _amount(
     found: tuple[FloatArray, Sequence[FloatArray], Sequence[FloatArray]],
     sides: Sequence[int],
     kinds: Sequence[int],
-) -> Amount:
+) -> StructureVolume:
     """Return the volume on some sides in some structures, with its range over voters and perturbations."""
     own, members, elsewhere = found
 
     def part(total: FloatArray) -> tuple[float, float]:
         return float(total[np.ix_(list(sides), list(kinds))].sum()), float(total.sum())
 
-    return Amount.of(name, part(own), [part(m) for m in members], [part(e) for e in elsewhere])
+    return StructureVolume.of(name, part(own), [part(m) for m in members], [part(e) for e in elsewhere])

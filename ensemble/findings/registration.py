@@ -39,8 +39,11 @@ _BRIGHTEST = 1.6
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The limits that a transform must keep (docs/adr/0024 shows how whole and half heads score)."""
+class TransformLimits:
+    """Bounds on the affine transform from brain to template: overlap, coverage, scale, rotation and similarity.
+
+    A transform outside them is rejected. docs/adr/0024 shows how whole and half heads score.
+    """
 
     overlap: float = 0.80
     """Least Dice of the brain and the template's, within the field of view."""
@@ -56,7 +59,7 @@ class Limits:
     """Least correlation of the template with the tissue's own contrast."""
 
 
-LIMITS = Limits()
+LIMITS = TransformLimits()
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class TemplatePlacement:
     likeness: float
     """Correlation of the template with tissue against CSF, as ADC tells, in the brain."""
 
-    def problems(self, limits: Limits = LIMITS) -> list[str]:
+    def problems(self, limits: TransformLimits = LIMITS) -> list[str]:
         """Return why the transform can't be trusted; empty if it can."""
         low, high = limits.scale
         checks = (
@@ -104,32 +107,32 @@ def affine_transform(matrix: FloatArray) -> sitk.AffineTransform:
 
 
 def register_to_template(
-    dwi: Volume, adc: Volume, brain: BoolArray, onto: Template | None = None
+    dwi: Volume, adc: Volume, brain: BoolArray, atlas_template: Template | None = None
 ) -> TemplatePlacement | None:
     """Register a brain to the template.
 
     Args:
         dwi, adc: normalised by tissue (1 is normal brain), on one grid.
         brain: bool (z, y, x) on that grid.
-        onto: the template; the shipped one if None.
+        atlas_template: the template; the shipped one if None.
 
     Returns None if ITK finds no transform; a transform may have `problems`.
     """
-    onto = onto or template()
+    atlas_template = atlas_template or template()
     masked = dwi.like(np.clip(np.where(brain, dwi.array, 0), 0, _BRIGHTEST).astype(np.float32))
-    matrix = _optimised(to_sitk(masked), to_sitk(dwi.like(brain.astype(np.float32))), onto)
-    return None if matrix is None else _judged(matrix, adc, brain, onto)
+    matrix = _optimised(to_sitk(masked), to_sitk(dwi.like(brain.astype(np.float32))), atlas_template)
+    return None if matrix is None else _judged(matrix, adc, brain, atlas_template)
 
 
-def _optimised(still: sitk.Image, brain: sitk.Image, onto: Template) -> FloatArray | None:
+def _optimised(still: sitk.Image, brain: sitk.Image, atlas_template: Template) -> FloatArray | None:
     """Return the best affine transform (4x4) from image to template points; None if ITK fails."""
-    centre, target = _centre(brain), _centre(to_sitk(onto.t1.like(onto.hull.astype(np.float32))))
+    centre, target = _centre(brain), _centre(to_sitk(atlas_template.t1.like(atlas_template.hull.astype(np.float32))))
     fixed, moving = (
         sitk.SmoothingRecursiveGaussian(image, _COARSE_MM / 2)
-        for image in (_shrunk(still, _COARSE_MM), _padded(onto, _COARSE_MM))
+        for image in (_shrunk(still, _COARSE_MM), _padded(atlas_template, _COARSE_MM))
     )
     region = _region(brain, _COARSE_MM)
-    middle = _shrunk(still, _MIDDLE_MM), _padded(onto, _MIDDLE_MM), _region(brain, _MIDDLE_MM)
+    middle = _shrunk(still, _MIDDLE_MM), _padded(atlas_template, _MIDDLE_MM), _region(brain, _MIDDLE_MM)
     found = []
     upright = [(nod, ((1.0, 0.0, 0.0), 0.0)) for nod in _NODS]
     for starts in (upright, [(0.0, turn) for turn in _TURNS]):
@@ -155,7 +158,7 @@ def _optimised(still: sitk.Image, brain: sitk.Image, onto: Template) -> FloatArr
         affine.SetTranslation((np.array(there) - centre).tolist())
         found.append((_descend(affine, *middle, step_mm=2.0), affine))
     affine = min(found, key=lambda one: one[0])[1]
-    fine = _shrunk(still, _FINE_MM), _padded(onto, _FINE_MM), _region(brain, _FINE_MM)
+    fine = _shrunk(still, _FINE_MM), _padded(atlas_template, _FINE_MM), _region(brain, _FINE_MM)
     if math.isinf(_descend(affine, *fine, step_mm=1.0)):
         return None
     matrix = np.eye(4)
@@ -225,21 +228,21 @@ def _region(brain: sitk.Image, mm: float) -> sitk.Image:
     return sitk.BinaryDilate(small > 0.3, [max(1, round(_RIM_MM / at)) for at in small.GetSpacing()])
 
 
-def _padded(onto: Template, mm: float) -> sitk.Image:
+def _padded(atlas_template: Template, mm: float) -> sitk.Image:
     """Return the template at coarse voxels, padded with air, because points outside an image would not count."""
-    steps = [round(_PADDING_MM / at) for at in onto.t1.grid.spacing_mm]
-    return _shrunk(sitk.ConstantPad(to_sitk(onto.t1), steps, steps, 0.0), mm)
+    steps = [round(_PADDING_MM / at) for at in atlas_template.t1.grid.spacing_mm]
+    return _shrunk(sitk.ConstantPad(to_sitk(atlas_template.t1), steps, steps, 0.0), mm)
 
 
-def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, onto: Template) -> TemplatePlacement:
+def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, atlas_template: Template) -> TemplatePlacement:
     """Return the transform with the numbers by which it is checked."""
     linear = matrix[:3, :3]
     left, scale, right = np.linalg.svd(linear)
     cosine = (float(np.trace(left @ right)) - 1) / 2
-    there = resample_volume(onto.t1, adc.grid, transform=affine_transform(matrix)).array
+    there = resample_volume(atlas_template.t1, adc.grid, transform=affine_transform(matrix)).array
     hull = there > 0
     both = brain & hull
-    total_ml = onto.hull.sum() * onto.t1.grid.voxel_ml
+    total_ml = atlas_template.hull.sum() * atlas_template.t1.grid.voxel_ml
     covered = both.sum() * adc.grid.voxel_ml * abs(float(np.linalg.det(linear))) / total_ml
     return TemplatePlacement(
         matrix,

@@ -29,7 +29,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Choice:
+class UncertainCategory:
     """A category, and the other categories that are possible."""
 
     value: str
@@ -39,7 +39,7 @@ class Choice:
     """What it would be where the brain lay a little elsewhere in the template."""
 
     @classmethod
-    def of(cls, value: str, members: Iterable[str], placement: Iterable[str]) -> Choice:
+    def of(cls, value: str, members: Iterable[str], placement: Iterable[str]) -> UncertainCategory:
         return cls(value, tuple(sorted({value, *members})), tuple(sorted({value, *placement})))
 
     @property
@@ -52,8 +52,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Amount:
-    """The volume and share of the lesion inside some structure."""
+class StructureVolume:
+    """The volume and share of the lesion inside one structure (or side, region, label)."""
 
     name: str
     ml: Quantity
@@ -67,7 +67,7 @@ class Amount:
         own: tuple[float, float],
         members: Sequence[tuple[float, float]],
         elsewhere: Sequence[tuple[float, float]],
-    ) -> Amount:
+    ) -> StructureVolume:
         """Make it from the volumes (ml) in the structure and of the whole lesion: of the mask, of the voters, and at perturbed positions.
 
         A voter without lesion has no share.
@@ -95,9 +95,9 @@ class LesionPlace:
     centre_lps_mm: tuple[float, float, float]
     centre_mni_mm: tuple[float, float, float] | None = None
     """RAS, as atlases have it; this and what follows is None if the brain's place in the template is not known."""
-    side: Choice | None = None
-    region: Choice | None = None
-    structure: Choice | None = None
+    side: UncertainCategory | None = None
+    region: UncertainCategory | None = None
+    structure: UncertainCategory | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -111,14 +111,14 @@ class LesionPlace:
 
 
 @dataclass(frozen=True)
-class Places:
+class LesionLocations:
     """Locations of the lesions by the built-in atlas."""
 
-    side: Choice | None
+    side: UncertainCategory | None
     """None without lesion, as are the lists empty."""
-    sides: tuple[Amount, ...]
-    regions: tuple[Amount, ...]
-    structures: tuple[Amount, ...]
+    sides: tuple[StructureVolume, ...]
+    regions: tuple[StructureVolume, ...]
+    structures: tuple[StructureVolume, ...]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -131,7 +131,7 @@ class Places:
 
 @dataclass(frozen=True)
 class AspectsScore:
-    """Ten minus the number of regions of one hemisphere whose lesion share is above a stated limit."""
+    """The ASPECTS of one hemisphere: ten minus the number of its regions of which more than a stated fraction is lesion."""
 
     side: str
     score: Quantity
@@ -179,16 +179,16 @@ class AtlasFindings:
     """As its name, sidecar or header tell; "not stated" else."""
     mismatch: str
     """What is to be thought of where that is not the template's space; empty if it is."""
-    labels: tuple[Amount, ...]
-    groups: tuple[Amount, ...]
+    labels: tuple[StructureVolume, ...]
+    groups: tuple[StructureVolume, ...]
     """Empty if the table has none, as are the next ones."""
-    sided_groups: tuple[Amount, ...]
+    sided_groups: tuple[StructureVolume, ...]
     """By group and side: "MCA left"."""
     outside: Quantity
     """Of the lesion, ml in no label."""
-    leading: Choice | None
+    leading: UncertainCategory | None
     """The group (or label, where there are no groups) with most of the lesion; None if nothing lies in any."""
-    leading_side: Choice | None
+    leading_side: UncertainCategory | None
     aspects: Aspects | None
     """Only of a map called aspects."""
 
@@ -241,12 +241,12 @@ class Findings:
     volume_ml: Quantity
     count: Quantity
     largest_ml: Quantity
-    pattern: Choice
+    pattern: UncertainCategory
     """none, single (one lesion holds nearly all), or scattered."""
     registered: TemplateRegistration
     lesions: tuple[LesionPlace, ...]
     """Largest first."""
-    places: Places | None
+    places: LesionLocations | None
     """None if the brain's place in the template is not known: `registered` says why."""
     atlases: tuple[AtlasFindings, ...] = ()
     """Empty likewise."""
@@ -266,7 +266,7 @@ class Findings:
         }
 
 
-def _choice(choice: Choice | None) -> dict[str, Any] | None:
+def _choice(choice: UncertainCategory | None) -> dict[str, Any] | None:
     return None if choice is None else choice.as_json()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.errors import OutOfMemory, UserError, WeightsBroken
-from ensemble.serve.worker import Done, Failed, Ready, WorkerConfig, serve_requests
+from ensemble.serve.worker import CaseDone, CaseFailed, WorkerConfig, WorkerReady, serve_requests
 
 if TYPE_CHECKING:
     from ensemble.pipeline import Ensemble
@@ -38,36 +38,38 @@ class ProcessDied(Exception):
 class Desk:
     """A segmenting process and the way to talk to it. To be used from one thread only."""
 
-    def __init__(self, setup: WorkerConfig) -> None:
-        self._setup = setup
+    def __init__(self, worker_config: WorkerConfig) -> None:
+        self._worker_config = worker_config
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
-        self.ready: Ready | None = None
+        self.ready: WorkerReady | None = None
 
     def open(self) -> None:
         """Start the process, and wait until its networks are loaded. Raises the error of a failed load."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve_requests, args=(theirs, self._setup), daemon=True, name="worker")
+        self._process = context.Process(
+            target=serve_requests, args=(theirs, self._worker_config), daemon=True, name="worker"
+        )
         self._process.start()
         theirs.close()
         try:
             answer = self._connection.recv()
         except EOFError:
-            answer = Failed("the members could not be loaded", WeightsBroken.exit_code, {"found": self._end()})
-        if isinstance(answer, Failed):
+            answer = CaseFailed("the members could not be loaded", WeightsBroken.exit_code, {"found": self._end()})
+        if isinstance(answer, CaseFailed):
             self.close()
             raise _as_error(answer)
         self.ready = answer
 
-    def segment(self, job: StudyJob) -> Done | Failed:
+    def segment(self, job: StudyJob) -> CaseDone | CaseFailed:
         """Segment a study. Raises ProcessDied if the process dies."""
         if self._process is None:
             self.open()
         assert self._connection is not None
         try:
             self._connection.send(job)
-            answer: Done | Failed = self._connection.recv()
+            answer: CaseDone | CaseFailed = self._connection.recv()
         except (EOFError, OSError) as error:
             how = self._end()
             self.close()
@@ -93,15 +95,17 @@ class Desk:
         return f"exit code {self._process.exitcode}"
 
 
-def segment_job(job: StudyJob, ensemble: Ensemble, setup: WorkerConfig) -> dict[str, Any]:
+def segment_job(job: StudyJob, ensemble: Ensemble, worker_config: WorkerConfig) -> dict[str, Any]:
     """Segment a study inside the process. Returns the summary for the parent."""
     from ensemble.hospital.study import segment_to_send
 
-    case = segment_to_send(job.images, job.name, (job.results, job.scratch), setup.extras, ensemble, setup.watcher)
+    case = segment_to_send(
+        job.images, job.name, (job.results, job.scratch), worker_config.extras, ensemble, worker_config.watcher
+    )
     return {"lesions": case.result.lesion_count, "lesion_ml": round(case.result.lesion_ml, 4)}
 
 
-def _as_error(failed: Failed) -> UserError:
+def _as_error(failed: CaseFailed) -> UserError:
     kinds = {kind.exit_code: kind for kind in (WeightsBroken, OutOfMemory)}
     told = {name: failed.details.get(name, "") for name in ("where", "found", "do")}
     return kinds.get(failed.exit_code, UserError)(failed.what, **told)

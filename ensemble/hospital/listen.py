@@ -10,12 +10,12 @@ from pathlib import Path
 from ensemble.errors import InputRefused, UsageError
 from ensemble.folders import exclusive_writer, unwritable
 from ensemble.hospital.desk import Desk, ProcessDied, StudyJob
-from ensemble.hospital.node import Address, Node
+from ensemble.hospital.node import Node, NodeConfig
 from ensemble.hospital.send import Destination, Sender, is_aet
-from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, Study
+from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, StudyJournal
 from ensemble.hospital.status import StatusPage, check_ports
 from ensemble.program import help_on, program_name
-from ensemble.serve.worker import Done, Failed, WorkerConfig
+from ensemble.serve.worker import CaseDone, CaseFailed, WorkerConfig
 from ensemble.text import TrustedLines
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _LOOK_S, _AGAIN_S = 0.2, 5.0
 class ListenConfig:
     """The options of `listen`."""
 
-    address: Address
+    address: NodeConfig
     to: tuple[Destination, ...]
     spool: Path
     most_bytes: int
@@ -41,34 +41,37 @@ class ListenConfig:
             raise UsageError("an AE title must have 1 to 16 ASCII characters", found=repr(odd[0]))
         if not self.to:
             raise UsageError("no destination is given for the results", do="add --send-to AET@HOST:PORT")
-        if not (0 < self.quiet_s <= 3600 and self.keep_s >= 0 and self.most_bytes > 0):
-            raise UsageError(
-                "--quiet-seconds, --keep-hours or --spool-gb is out of range", do=help_on(f"{program_name()} listen")
-            )
+        for option, allowed in (
+            ("--quiet-seconds", 0 < self.quiet_s <= 3600),
+            ("--keep-hours", self.keep_s >= 0),
+            ("--spool-gb", self.most_bytes > 0),
+        ):
+            if not allowed:
+                raise UsageError(f"{option} is out of range", do=help_on(f"{program_name()} listen"))
         if self.address.most_associations < 1:
             raise UsageError("--most-associations must be at least 1", found=str(self.address.most_associations))
         check_ports(self.address.port, self.status_port)
 
 
-def listen(told: ListenConfig, setup: WorkerConfig) -> None:
+def listen(config: ListenConfig, worker_config: WorkerConfig) -> None:
     """Receive and segment studies until a signal. Raises UserError if ports, spool or members can't be opened."""
-    with exclusive_writer(told.spool):
+    with exclusive_writer(config.spool):
         try:
-            spool = Spool(told.spool, told.most_bytes)
+            spool = Spool(config.spool, config.most_bytes)
         except OSError as error:
-            raise unwritable(told.spool, error) from error
-        desk = Desk(setup)
-        page = StatusPage(told.address.host, told.status_port, spool, lambda: desk.ready is not None)
-        node = Node(told.address, spool, told.quiet_s)
-        sender = Sender(spool, told.address.aet, told.to)
+            raise unwritable(config.spool, error) from error
+        desk = Desk(worker_config)
+        page = StatusPage(config.address.host, config.status_port, spool, lambda: desk.ready is not None)
+        node = Node(config.address, spool, config.quiet_s)
+        sender = Sender(spool, config.address.aet, config.to)
         page.start()
         node.start()
         sender.start()
         log.info(
             "listening as %s on port %d; results go to %s; status page on port %d",
-            told.address.aet,
+            config.address.aet,
             node.port,
-            ", ".join(map(str, told.to)),
+            ", ".join(map(str, config.to)),
             page.port,
         )
         try:
@@ -76,7 +79,7 @@ def listen(told: ListenConfig, setup: WorkerConfig) -> None:
             log.info("ready; members: %s", ", ".join(desk.ready.members if desk.ready else ()))
             while True:
                 try:
-                    _look(told, spool, desk)
+                    _look(config, spool, desk)
                 except OSError as error:  # a full disk, say, which passes
                     log.error("the spool can't be written: %s; next try in %.0f s", error.strerror or error, _AGAIN_S)
                     time.sleep(_AGAIN_S)
@@ -87,10 +90,10 @@ def listen(told: ListenConfig, setup: WorkerConfig) -> None:
             page.stop()
 
 
-def _look(told: ListenConfig, spool: Spool, desk: Desk) -> None:
+def _look(config: ListenConfig, spool: Spool, desk: Desk) -> None:
     """Process the next complete study, if there is one."""
-    spool.forget_finished(told.keep_s)
-    study = spool.next_complete(told.quiet_s)
+    spool.forget_finished(config.keep_s)
+    study = spool.next_complete(config.quiet_s)
     if study is None:
         time.sleep(_LOOK_S)
         return
@@ -100,7 +103,7 @@ def _look(told: ListenConfig, spool: Spool, desk: Desk) -> None:
     _segment(study, spool, desk)
 
 
-def _segment(study: Study, spool: Spool, desk: Desk) -> None:
+def _segment(study: StudyJournal, spool: Spool, desk: Desk) -> None:
     key = study.key
     log.info("study %s: segmenting %d images", key[:12], study.images)
     try:
@@ -115,17 +118,17 @@ def _segment(study: Study, spool: Spool, desk: Desk) -> None:
     except BaseException:
         spool.interrupted(key)
         raise
-    if isinstance(answer, Failed) and answer.exit_code == UsageError.exit_code:  # the disk may be full: that passes
+    if isinstance(answer, CaseFailed) and answer.exit_code == UsageError.exit_code:  # the disk may be full: that passes
         log.error("study %s: %s; next try in %.0f s", key[:12], TrustedLines(answer), _AGAIN_S)
         time.sleep(_AGAIN_S)
-    elif isinstance(answer, Done):
+    elif isinstance(answer, CaseDone):
         spool.done_with(key, int(answer.summary["lesions"]), float(answer.summary["lesion_ml"]))
         log.info("study %s: %d lesions, %.2f ml", key[:12], answer.summary["lesions"], answer.summary["lesion_ml"])
     else:
         _refuse(key, answer, spool)
 
 
-def _refuse(key: str, answer: Failed, spool: Spool) -> None:
+def _refuse(key: str, answer: CaseFailed, spool: Spool) -> None:
     """Record a refusal. The status page shows only our own words; details may hold text of the images and go to the log alone."""
     refused = answer.exit_code == InputRefused.exit_code
     what = answer.what if answer.exit_code != 1 else "a bug in the tool; see the log"

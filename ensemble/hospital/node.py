@@ -38,7 +38,7 @@ SUCCESS, OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
 
 
 @dataclass(frozen=True)
-class Address:
+class NodeConfig:
     """Host, port and AE title of the node, and which callers it accepts."""
 
     aet: str
@@ -50,9 +50,9 @@ class Address:
 
 
 class Node:
-    """Receives images into a spool until it is stopped."""
+    """Receives DICOM images (C-STORE) into a spool until it is stopped."""
 
-    def __init__(self, address: Address, spool: Spool, quiet_s: float) -> None:
+    def __init__(self, address: NodeConfig, spool: Spool, quiet_s: float) -> None:
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its lines would be strangers' mistakes
         # whoever sends whole studies sends private objects, too, and gives up where one finds no context
         pynetdicom._config.UNRESTRICTED_STORAGE_SERVICE = True

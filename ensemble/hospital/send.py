@@ -19,7 +19,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # t
 
 from ensemble.errors import UsageError
 from ensemble.hospital.node import storage_contexts
-from ensemble.hospital.spool import Spool, Study
+from ensemble.hospital.spool import Spool, StudyJournal
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Sender:
                 except Exception:  # whatever is wrong with one study, others are to be sent, and this one again
                     log.exception("study %s: its results could not be sent; next try in %.0f s", study.key[:12], wait)
 
-    def _try(self, study: Study, wait: float) -> None:
+    def _try(self, study: StudyJournal, wait: float) -> None:
         failures = [why for to in self._to if (why := self._send(study, to))]
         if not failures:
             self._spool.sent_all(study.key, study.since)
@@ -95,7 +95,7 @@ class Sender:
         self._spool.not_sent(study.key, "; ".join(failures))
         log.warning("study %s: results not sent: %s; next try in %.0f s", study.key[:12], "; ".join(failures), wait)
 
-    def _send(self, study: Study, to: Destination) -> str:
+    def _send(self, study: StudyJournal, to: Destination) -> str:
         """Send the objects that a destination has not acknowledged. Returns the error; empty if all were sent."""
         told = set(study.sent.get(str(to), ()))
         objects = [pydicom.dcmread(path) for path in self._spool.results_of(study.key)]

@@ -48,7 +48,7 @@ class SpoolFull(Exception):
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyJournal:
     """The journal of a study. It contains no patient name or ID."""
 
     key: str
@@ -91,7 +91,7 @@ class Spool:
         self._most_bytes, self._now = most_bytes, now
         self._lock = threading.RLock()
         self._scratch = root / "scratch"
-        self._studies: dict[str, Study] = {}
+        self._studies: dict[str, StudyJournal] = {}
         self._last: dict[str, float] = {}  # when the last image of a study came
         self._senders: dict[str, set[int]] = {}  # associations in the midst of sending a study
         self._broken: set[str] = set()  # studies of which one has broken off, and no other has begun since
@@ -102,7 +102,7 @@ class Spool:
         for folder in sorted((root / "studies").iterdir()):
             self._take_up(folder)
 
-    def studies(self) -> list[Study]:
+    def studies(self) -> list[StudyJournal]:
         """Return all studies, the latest first."""
         with self._lock:
             return sorted(self._studies.values(), key=lambda study: (study.received, study.key), reverse=True)
@@ -162,7 +162,7 @@ class Spool:
                     if key not in self._broken and study.unfinished:
                         self._note(replace(study, unfinished=False))
 
-    def _begun(self, uid: str, sender: int) -> Study:
+    def _begun(self, uid: str, sender: int) -> StudyJournal:
         key = _digest(uid.encode())
         study = self._studies.get(key)
         if study is None:
@@ -170,7 +170,7 @@ class Spool:
                 raise SpoolFull(f"{MAX_STUDIES} studies are in the spool")
             (self.folder(key) / _IMAGES).mkdir(parents=True, exist_ok=True)
             flush_to_disk(self.root / "studies")
-            study = Study(key, uid, since=_utc(), received=_utc(), unfinished=True)
+            study = StudyJournal(key, uid, since=_utc(), received=_utc(), unfinished=True)
             self._note(study)
         elif sender not in self._senders.get(key, ()) and not study.unfinished:
             study = replace(study, unfinished=True)
@@ -180,7 +180,7 @@ class Spool:
             self._broken.discard(key)
         return study
 
-    def _make_room(self, study: Study, name: str, needed: int) -> None:
+    def _make_room(self, study: StudyJournal, name: str, needed: int) -> None:
         """Remove finished studies, oldest first, until there is room. Raises SpoolFull and records the image that was rejected."""
         while not self._has_room(needed):
             if not self._forget_oldest(study.key):
@@ -193,7 +193,7 @@ class Spool:
     def _has_room(self, needed: int) -> bool:
         return self._bytes + needed <= self._most_bytes and shutil.disk_usage(self.root).free - needed >= SPARE_BYTES
 
-    def _turn_away(self, study: Study, name: str) -> None:
+    def _turn_away(self, study: StudyJournal, name: str) -> None:
         digest = name.partition("-")[0]
         if digest not in study.turned_away and len(study.turned_away) < MAX_IMAGES:
             self._note(replace(_afresh(study), turned_away=(*study.turned_away, digest)))
@@ -218,7 +218,7 @@ class Spool:
 
     # working
 
-    def next_complete(self, quiet_s: float) -> Study | None:
+    def next_complete(self, quiet_s: float) -> StudyJournal | None:
         """Return a study for which no image has arrived for a while, or one interrupted by a restart; None if there is none.
 
         A study that certainly lacks images is refused here.
@@ -280,7 +280,7 @@ class Spool:
             if (study := self._settled(key)) is not None:
                 self._end(study, state, what, do)
 
-    def _end(self, study: Study, state: State, what: str, do: str) -> None:
+    def _end(self, study: StudyJournal, state: State, what: str, do: str) -> None:
         self._note(_now_in(replace(study, what=what, do=do), state))
         log.warning("study %s %s: %s%s", study.key[:12], state, what, f"; {do}" if do else "")
 
@@ -297,7 +297,7 @@ class Spool:
             self._note(study)
             return study.deaths < MAX_DEATHS
 
-    def _settled(self, key: str) -> Study | None:
+    def _settled(self, key: str) -> StudyJournal | None:
         """Return a study that is being processed; None if more images arrived meanwhile, which makes its outcome invalid."""
         study = self._studies[key]
         if study.state != "working" or tuple(_names(self.folder(key) / _IMAGES)) != study.taken:
@@ -356,7 +356,7 @@ class Spool:
         self._forget(min(finished, key=lambda study: study.since))
         return True
 
-    def _forget(self, study: Study) -> None:
+    def _forget(self, study: StudyJournal) -> None:
         folder = self.folder(study.key)
         self._bytes -= sum(path.stat().st_size for path in (folder / _IMAGES).glob("*.dcm"))
         gone = self._scratch / f"gone-{uuid4().hex}"
@@ -369,7 +369,7 @@ class Spool:
 
     # the journal
 
-    def _note(self, study: Study) -> None:
+    def _note(self, study: StudyJournal) -> None:
         folder = self.folder(study.key)
         replace_text(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
         self._studies[study.key] = study
@@ -401,24 +401,24 @@ class Spool:
             self._note(replace(study, images=len(names)))
 
 
-def _afresh(study: Study) -> Study:
+def _afresh(study: StudyJournal) -> StudyJournal:
     """Return a study to be processed again; the record of what was sent is kept."""
     if study.state == "receiving":
         return study
     return _now_in(replace(study, what="", do="", attempts=0, deaths=0, tries=0), "receiving")
 
 
-def _now_in(study: Study, state: State) -> Study:
+def _now_in(study: StudyJournal, state: State) -> StudyJournal:
     return replace(study, state=state, since=_utc())
 
 
-def _parsed(content: Any) -> Study:
-    known = {each.name for each in fields(Study)}
+def _parsed(content: Any) -> StudyJournal:
+    known = {each.name for each in fields(StudyJournal)}
     told = {name: value for name, value in content.items() if name in known}
     for name in ("turned_away", "taken"):
         told[name] = tuple(told.get(name, ()))
     told["sent"] = {where: tuple(instances) for where, instances in told.get("sent", {}).items()}
-    return Study(**told)
+    return StudyJournal(**told)
 
 
 def _names(images: Path) -> Sequence[str]:

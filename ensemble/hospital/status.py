@@ -15,7 +15,7 @@ import uvicorn
 
 from ensemble import __version__
 from ensemble.errors import UsageError
-from ensemble.hospital.spool import Spool, Study
+from ensemble.hospital.spool import Spool, StudyJournal
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.serve.limits import RateLimitFilter, bounded_protocol, max_connections
 from ensemble.serve.serve import listening_socket
@@ -100,13 +100,13 @@ class StatusPage:
         )
 
 
-def _shown(study: Study) -> dict[str, Any]:
+def _shown(study: StudyJournal) -> dict[str, Any]:
     told = asdict(study)
     sent = {to: len(instances) for to, instances in study.sent.items()}
     return {name: told[name] for name in _SHOWN} | {"sent": sent, "turned_away": len(study.turned_away)}
 
 
-def _row(study: Study) -> str:
+def _row(study: StudyJournal) -> str:
     why = "; ".join(filter(None, (study.what, study.do)))
     ml = "" if study.lesion_ml is None else f"{study.lesion_ml:.2f}"
     lesions = "" if study.lesions is None else str(study.lesions)

@@ -9,7 +9,7 @@ from ensemble.config import ExtraOutputs
 from ensemble.errors import InputRefused, UsageError
 from ensemble.hospital.examination import ExaminationCase, read_examination
 from ensemble.outputs.artifacts import SegmentedCase
-from ensemble.outputs.dicom.study import refuse_without_study
+from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.layouts import folder, objects
 from ensemble.pipeline import Ensemble, Watcher, segment
 from ensemble.publish import check_writable, publish_folder
@@ -74,7 +74,7 @@ def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
             do="give a folder or .zip of DICOM; for image files such as NIfTI, use the command run",
         )
     examined = read_examination(path, name)
-    refuse_without_study(examined.raw, extras)
+    require_one_study(examined.raw, extras)
     return examined
 
 

@@ -13,7 +13,7 @@ from ensemble.families.base import Unsupported
 from ensemble.families.names import make_names_unique
 from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.families.tree import WeightsTree
-from ensemble.files import lexists, read_json
+from ensemble.files import error_in_words, lexists, read_json
 from ensemble.weights.folder import folder_errors
 
 
@@ -45,8 +45,8 @@ def packed_member(path: Path) -> MemberSpec:
         raise WeightsBroken(
             "the description of a packed member can't be read",
             where=path,
-            found=f"{type(error).__name__}: {error}",
-            do="pack the member again",
+            found=error_in_words(error),
+            do="make the folder again from the original weights: members pack SRC DST",
         ) from error
 
 

@@ -14,7 +14,7 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings, Member, Unsupported
 from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
-from ensemble.files import lexists, read_json
+from ensemble.files import error_in_words, lexists, read_json, size_in_words
 from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.digests import weights_sha256
@@ -92,7 +92,7 @@ def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
         raise WeightsBroken(
             f"there is not enough memory to load member {spec.name}",
             where=spec.folder,
-            found=str(error)[:200],
+            found=f"weights of {size_in_words(*_weight_files(spec.folder).values())}; {error_in_words(error)[:150]}",
             do=MORE_MEMORY,
         ) from error
 
@@ -147,8 +147,8 @@ def _from_manifest(manifest: Path) -> tuple[MemberSpec, ...]:
         raise WeightsBroken(
             "the weights manifest can't be read",
             where=manifest,
-            found=f"{type(error).__name__}: {error}",
-            do="correct or restore the file",
+            found=error_in_words(error),
+            do="correct or restore it",
         ) from error
 
 

@@ -25,8 +25,8 @@ Source = TypeVar("Source")
 
 
 @dataclass(frozen=True)
-class Role(Generic[Source]):
-    """A kind of output."""
+class OutputRole(Generic[Source]):
+    """A kind of output (mask, report, probability ...): its file name, its format, and what it contains."""
 
     name: str
     """The file's name, unless a layout has a better one. Letters and digits, so that no member's name before it can run into it."""
@@ -49,7 +49,7 @@ class Role(Generic[Source]):
 class Artifact:
     """One output of one case."""
 
-    role: Role[Any]
+    role: OutputRole[Any]
     member: str = ""
     """The member it belongs to; empty for outputs of the case."""
     payload: Any = None
@@ -110,34 +110,34 @@ def _picture(case: SegmentedCase) -> Any:
     return picture(case)
 
 
-MASK: Role[SegmentedCase] = Role("mask", "image", "", lambda case: case.result.fused.mask)
-REPORT: Role[SegmentedCase] = Role("report", "json", "report", lambda case: case.report)
-PAGE: Role[SegmentedCase] = Role("report", "html", "report", _page)
-OVERLAY: Role[SegmentedCase] = Role("overlay", "png", "report", _overlay)
+MASK: OutputRole[SegmentedCase] = OutputRole("mask", "image", "", lambda case: case.result.fused.mask)
+REPORT: OutputRole[SegmentedCase] = OutputRole("report", "json", "report", lambda case: case.report)
+PAGE: OutputRole[SegmentedCase] = OutputRole("report", "html", "report", _page)
+OVERLAY: OutputRole[SegmentedCase] = OutputRole("overlay", "png", "report", _overlay)
 #: Of the case.
-ROLES: tuple[Role[SegmentedCase], ...] = (
+ROLES: tuple[OutputRole[SegmentedCase], ...] = (
     MASK,
-    Role("probability", "image", "save_probabilities", lambda case: case.result.fused.mean),
-    Role("votes", "image", "save_member_masks", lambda case: case.result.fused.votes),
+    OutputRole("probability", "image", "save_probabilities", lambda case: case.result.fused.mean),
+    OutputRole("votes", "image", "save_member_masks", lambda case: case.result.fused.votes),
     REPORT,
     PAGE,
     OVERLAY,
-    Role("mnimask", "image", "save_mni", _in_mni),
-    *(Role(f"mni{modality}", "image", "save_mni", partial(_in_mni, modality=modality)) for modality in Modality),
-    Role("segmentation", "dicom", "dicom", _segmentation),
-    Role("measurements", "dicom", "dicom", _measurements),
-    Role("picture", "dicom", "dicom", _picture),
-    Role("probability", "dicom", "dicom_probability", _probability),
+    OutputRole("mnimask", "image", "save_mni", _in_mni),
+    *(OutputRole(f"mni{modality}", "image", "save_mni", partial(_in_mni, modality=modality)) for modality in Modality),
+    OutputRole("segmentation", "dicom", "dicom", _segmentation),
+    OutputRole("measurements", "dicom", "dicom", _measurements),
+    OutputRole("picture", "dicom", "dicom", _picture),
+    OutputRole("probability", "dicom", "dicom_probability", _probability),
 )
 #: Of each member that voted.
-MEMBER_ROLES: tuple[Role[MemberPrediction], ...] = (
-    Role("mask", "image", "save_member_masks", lambda prediction: prediction.mask),
-    Role("probability", "image", "save_probabilities", lambda prediction: prediction.probability),
+MEMBER_ROLES: tuple[OutputRole[MemberPrediction], ...] = (
+    OutputRole("mask", "image", "save_member_masks", lambda prediction: prediction.mask),
+    OutputRole("probability", "image", "save_probabilities", lambda prediction: prediction.probability),
 )
 
 
 def all_artifact_kinds(member: str) -> list[Artifact]:
-    """Return one artifact of every kind, without payload: those of the case and of a member."""
+    """Return an empty artifact for every kind of output that a case or this member can have, so as to list where they go."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 
@@ -151,7 +151,7 @@ def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     return wanted
 
 
-def object_roles(extras: ExtraOutputs) -> list[Role[SegmentedCase]]:
+def object_roles(extras: ExtraOutputs) -> list[OutputRole[SegmentedCase]]:
     """Return the kinds of DICOM objects that `extras` ask for."""
     return [role for role in _asked(ROLES, extras) if role.format == "dicom"]
 
@@ -161,5 +161,5 @@ def object_artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact
     return [Artifact(role, "", role.payload(case)) for role in object_roles(extras)]
 
 
-def _asked(roles: Collection[Role[Source]], extras: ExtraOutputs) -> list[Role[Source]]:
+def _asked(roles: Collection[OutputRole[Source]], extras: ExtraOutputs) -> list[OutputRole[Source]]:
     return [role for role in roles if not role.option or getattr(extras, role.option)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from ensemble.config import ExtraOutputs
 from ensemble.metrics import volume_ml
 from ensemble.outputs.artifacts import MASK, OVERLAY, PAGE, REPORT, Artifact, SegmentedCase, object_roles
-from ensemble.outputs.layouts.folder import Folder
+from ensemble.outputs.layouts.folder import FolderLayout
 from ensemble.outputs.report.places import in_words
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import headline
@@ -17,7 +17,7 @@ from ensemble.text import visible
 
 def summary(case: SegmentedCase, extras: ExtraOutputs, folder: Path, suffix: str) -> str:
     """Yield volume, lesions, votes, locations, and the main files in the output folder."""
-    result, layout = case.result, Folder(suffix)
+    result, layout = case.result, FolderLayout(suffix)
     voters, spacing = len(result.fused.voters), result.case.grid.spacing_zyx_mm
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]
     lines += [f"  {outcome.member:<12} {_vote(outcome, spacing)}" for outcome in result.outcomes]

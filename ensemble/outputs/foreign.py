@@ -8,12 +8,12 @@ from pathlib import Path
 from ensemble.errors import UsageError
 from ensemble.files import read_json
 from ensemble.outputs.artifacts import REPORT, Artifact, all_artifact_kinds
-from ensemble.outputs.layouts.folder import MEMBERS, Folder
+from ensemble.outputs.layouts.folder import MEMBERS, FolderLayout
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.names import image_suffix
 
 #: What `run` may write, as patterns: all kinds of a case's outputs, and whatever lies where those of members do. Of patterns only images.
-_OURS = (*(Folder(".*").place(kind) for kind in all_artifact_kinds("*") if not kind.member), f"{MEMBERS}/**/*")
+_OURS = (*(FolderLayout(".*").place(kind) for kind in all_artifact_kinds("*") if not kind.member), f"{MEMBERS}/**/*")
 
 
 def refuse_overwriting_foreign_files(root: Path, inputs: Iterable[Path]) -> None:

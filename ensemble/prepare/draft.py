@@ -62,7 +62,7 @@ class UnusableVoxels:
 
 @dataclass(frozen=True)
 class Draft:
-    """The case so far."""
+    """A case between two steps of preparation."""
 
     name: str
     paths: Mapping[Modality, Path]

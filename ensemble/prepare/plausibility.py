@@ -137,8 +137,8 @@ def _refuse_negative(dwi: FloatArray, where: str) -> None:
         raise InputRefused(
             "the DWI has negative values, although it should be a magnitude image",
             where=where,
-            found=f"{share:.2%} of the brain is below -{_NEGATIVE:g} times tissue, {float(dwi.min()):.3g} times at the lowest",
-            do="export it again without integer overflow: signed 16-bit integers turn values above 32767 negative",
+            found=f"{share:.2%} of the brain is clearly negative; the lowest value is {float(dwi.min()):.3g} times typical tissue",
+            do="export it again with the scanner's original values; a usual cause is 16-bit overflow (values above 32767 become negative)",
         )
 
 

@@ -46,10 +46,10 @@ def check_values(case: Draft) -> StepResult:
             )
         if modality is Modality.DWI and (level := _air_level(image.array)):
             raise InputRefused(
-                f"the background of the {modality.label} image is not 0",
+                f"the background of the {modality.label} image is as bright as tissue",
                 where=case.paths[modality],
-                found=f"{level:g} all around, as high as tissue: values may be shifted or inverted",
-                do="export it again with the scanner's values, and 0 outside the brain",
+                found=f"nearly all voxels on the outer faces of the image are {level:g}",
+                do="export it again with the scanner's original values (air near 0): these look shifted or inverted",
             )
         if bad.any():
             marked[modality] = UnusableVoxels(image.like(bad), int((bad & np.isfinite(image.array)).sum()))

@@ -39,8 +39,8 @@ class SeriesFinding:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a path contains."""
+class InspectedPath:
+    """What a file, folder or archive contains: its images, or why they are refused, and its DICOM series."""
 
     path: Path
     is_dicom: bool
@@ -61,42 +61,42 @@ class _Answers:
     chosen: dict[Modality, Series] = field(default_factory=dict)
 
 
-def inspect(path: Path, asked: Modality | None) -> Finding:
-    """Examine a file, folder or archive. Pixels are read only of the images `asked` for, or of an image file.
+def inspect(path: Path, requested: Modality | None) -> InspectedPath:
+    """Examine a file, folder or archive. Pixels are read only of the `requested` image, or of an image file.
 
     What can't be read, the whole path too, is part of the finding.
     """
     if is_dicom(path):
         try:
-            with open_examination(path, asked.label if asked else _LABEL) as examination:
-                return finding_of(examination, asked)
+            with open_examination(path, requested.label if requested else _LABEL) as examination:
+                return finding_of(examination, requested)
         except InputRefused as refused:
-            return Finding(path, True, dict.fromkeys((asked,) if asked else Modality, refused), {})
+            return InspectedPath(path, True, dict.fromkeys((requested,) if requested else Modality, refused), {})
     answers = _Answers()
-    for modality in (asked,) if asked else (Modality.DWI,):
+    for modality in (requested,) if requested else (Modality.DWI,):
         try:
             image = read_image(path, modality)
             answers.images[modality], answers.notes[modality] = image, image.notes
         except InputRefused as refused:
             answers.images[modality] = refused
-    return Finding(path, False, answers.images, answers.notes)
+    return InspectedPath(path, False, answers.images, answers.notes)
 
 
-def finding_of(examination: Examination, asked: Modality | None) -> Finding:
-    """Return the finding of an open examination. Pixels are read only of the images `asked` for."""
+def finding_of(examination: Examination, requested: Modality | None) -> InspectedPath:
+    """Return the finding of an open examination. Pixels are read only of the `requested` image."""
     answers = _Answers()
-    for modality in (asked,) if asked else tuple(Modality):
+    for modality in (requested,) if requested else tuple(Modality):
         try:
             series, notes = examination.chosen(modality)
             answers.chosen[modality], answers.notes[modality] = series, tuple(notes)
-            if asked:
+            if requested:
                 image = examination.read(modality)
                 answers.images[modality], answers.notes[modality] = image, image.notes
             else:
                 answers.images[modality] = examination.stack(series, modality.label).grid
         except InputRefused as refused:
             answers.images[modality] = refused
-    return Finding(
+    return InspectedPath(
         examination.path,
         True,
         answers.images,

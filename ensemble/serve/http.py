@@ -17,7 +17,7 @@ from ensemble.errors import InputRefused
 from ensemble.logging_setup import write_final_error_line
 from ensemble.serve.limits import RateLimitFilter, bounded_protocol, max_connections
 from ensemble.serve.supervisor import Supervisor, Unavailable
-from ensemble.serve.worker import Done, Failed, InvokeRequest
+from ensemble.serve.worker import CaseDone, CaseFailed, InvokeRequest
 
 #: How long one call of /health is held while members load; the platform allows 10 s.
 HEALTH_HOLD_S = 5.0
@@ -61,10 +61,12 @@ def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: floa
         try:
             answer = await supervisor.segment(job, longest_wait_s, gone)
         except Unavailable as error:
-            return JSONResponse(_failure(Failed(str(error), details={"do": "try again"})), 503, {"Retry-After": "10"})
+            return JSONResponse(
+                _failure(CaseFailed(str(error), details={"do": "try again"})), 503, {"Retry-After": "10"}
+            )
         finally:
             gone.cancel()
-        if isinstance(answer, Done):
+        if isinstance(answer, CaseDone):
             return JSONResponse({"status": "complete"} | answer.summary, 201)
         write_final_error_line(f"error: {answer}")  # the worker has logged it
         return JSONResponse(_failure(answer), 422 if answer.exit_code == InputRefused.exit_code else 500)
@@ -78,7 +80,7 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-def _failure(failed: Failed) -> dict[str, Any]:
+def _failure(failed: CaseFailed) -> dict[str, Any]:
     return {"status": "failed", "error": {"what": failed.what, **failed.details}, "exit_code": failed.exit_code}
 
 

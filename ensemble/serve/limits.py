@@ -25,8 +25,8 @@ def max_connections() -> int:
     return max(8, min(MAX_CONNECTIONS, (files - _OWN_FILES) // 3))
 
 
-def bounded_protocol(most: int) -> type[H11Protocol]:
-    """Return an HTTP protocol class that allows `most` connections at a time.
+def bounded_protocol(max_open: int) -> type[H11Protocol]:
+    """Return an HTTP protocol class that allows `max_open` connections at a time.
 
     A newcomer beyond them takes the place of the connection that has been longest without a request, be it silent, slow or kept alive;
     where all others have one, the newcomer is dropped. A connection without a whole request is dropped after REQUEST_S.
@@ -39,7 +39,7 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._await_request()
-            while len(self.connections) > most and waiting:
+            while len(self.connections) > max_open and waiting:
                 _drop(next(iter(waiting)), waiting)
 
         def data_received(self, data: bytes) -> None:

@@ -27,20 +27,23 @@ class ServerConfig:
     """How long a call waits while others are served."""
 
 
-def serve(setup: WorkerConfig, place: ServerConfig) -> int:
-    """Serve until SIGTERM or SIGINT, or until loading the members fails. Returns the exit code.
+def serve(worker_config: WorkerConfig, server_config: ServerConfig) -> int:
+    """Run the HTTP server until SIGTERM or SIGINT, or until loading the members fails. Returns the exit code.
 
     Raises UsageError when the port can't be opened.
     """
     listening = listening_socket(
-        place.host, place.port
+        server_config.host, server_config.port
     )  # at once: who calls now is answered as soon as the rest is there
-    supervisor = Supervisor(setup)
+    supervisor = Supervisor(worker_config)
     supervisor.start()  # so that torch is imported there while FastAPI is imported here
     from ensemble.serve.http import Server, application
 
     server = Server(
-        application(supervisor, InvokeRequest(place.input_root, place.output_root), place.longest_wait_s), supervisor
+        application(
+            supervisor, InvokeRequest(server_config.input_root, server_config.output_root), server_config.longest_wait_s
+        ),
+        supervisor,
     )
     log.info("listening on %s", _address(*listening.getsockname()[:2]))
     server.run(sockets=[listening])

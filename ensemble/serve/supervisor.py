@@ -16,7 +16,7 @@ from typing import Any
 from ensemble.errors import MembersFailed, UsageError, WeightsBroken
 from ensemble.folders import exclusive_writer
 from ensemble.serve.output_folder import OutputFolder
-from ensemble.serve.worker import Done, Failed, InvokeRequest, Ready, WorkerConfig, serve_requests
+from ensemble.serve.worker import CaseDone, CaseFailed, InvokeRequest, WorkerConfig, WorkerReady, serve_requests
 from ensemble.text import TrustedLines
 
 log = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ class Unavailable(Exception):
 class Supervisor:
     """One worker and the requests that wait for it. All methods except `start` run in the event loop's thread."""
 
-    def __init__(self, setup: WorkerConfig) -> None:
-        self.ready: Ready | None = None
+    def __init__(self, worker_config: WorkerConfig) -> None:
+        self.ready: WorkerReady | None = None
         """Set while the worker can take a case on."""
-        self.broken: Failed | None = None
+        self.broken: CaseFailed | None = None
         """Set when the members can't be loaded; nothing follows after that but the end."""
         self.on_broken: Callable[[], None] = lambda: None
         """Called then."""
-        self._setup = setup
+        self._worker_config = worker_config
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._started = 0.0
@@ -52,7 +52,7 @@ class Supervisor:
         self._gone = asyncio.Event()  # the worker has ended
         self._turn = asyncio.Lock()
         self._waiting = 0  # calls for it
-        self._answer: asyncio.Future[Done | Failed] | None = None
+        self._answer: asyncio.Future[CaseDone | CaseFailed] | None = None
 
     def start(self) -> None:
         """Start a worker, which loads in the background."""
@@ -60,7 +60,9 @@ class Supervisor:
         ours, theirs = context.Pipe()
         self._started = time.monotonic()
         self._gone.clear()
-        self._process = context.Process(target=serve_requests, args=(theirs, self._setup), daemon=True, name="worker")
+        self._process = context.Process(
+            target=serve_requests, args=(theirs, self._worker_config), daemon=True, name="worker"
+        )
         self._process.start()
         theirs.close()
         self._connection = ours
@@ -78,7 +80,7 @@ class Supervisor:
 
     async def segment(
         self, job: InvokeRequest, longest_wait_s: float, gone: asyncio.Future[None] | None = None
-    ) -> Done | Failed:
+    ) -> CaseDone | CaseFailed:
         """Segment a case when those before it are done.
 
         `gone` is done when nobody waits for the answer any more: the call then loses its turn, unless its case is being segmented.
@@ -98,7 +100,7 @@ class Supervisor:
                 return await self._run(job)
         except UsageError as error:
             log.error("error: %s", error)
-            return Failed.of(error)
+            return CaseFailed.of(error)
         finally:
             self._turn.release()
 
@@ -130,13 +132,13 @@ class Supervisor:
             self._process.kill()
             await self._gone.wait()
 
-    async def _run(self, job: InvokeRequest) -> Done | Failed:
+    async def _run(self, job: InvokeRequest) -> CaseDone | CaseFailed:
         assert self._connection is not None
         try:
             self._folder.begin(job.output_root)
         except OSError as error:
             found = f"{error.strerror}: {error.filename}"
-            return Failed("outputs of an earlier case can't be removed", UsageError.exit_code, {"found": found})
+            return CaseFailed("outputs of an earlier case can't be removed", UsageError.exit_code, {"found": found})
         self._answer = asyncio.get_running_loop().create_future()
         with suppress(OSError):  # it has just died: the pipe's end says so, and gives the answer
             self._connection.send(job)
@@ -144,11 +146,11 @@ class Supervisor:
             answer = await self._answer
         finally:
             self._answer = None
-        if isinstance(answer, Done):
+        if isinstance(answer, CaseDone):
             self._folder.keep()
         else:
             self._folder.restore()
-        if self._stopping and isinstance(answer, Failed):
+        if self._stopping and isinstance(answer, CaseFailed):
             raise Unavailable(answer.what)
         return answer
 
@@ -159,10 +161,10 @@ class Supervisor:
         except (EOFError, OSError):
             self._lost()
             return
-        if isinstance(message, Ready):
+        if isinstance(message, WorkerReady):
             total = time.monotonic() - self._started
             parts = {"process": round(total - sum(message.seconds.values()), 3)} | message.seconds
-            self.ready = Ready(parts, message.members)
+            self.ready = WorkerReady(parts, message.members)
             self._settled.set()
             log.info(
                 "ready after %.1f s (%s); members: %s",
@@ -185,9 +187,9 @@ class Supervisor:
         loaded, self.ready = self.ready is not None, None
         self._gone.set()
         if self._stopping:
-            failure = Failed("the server was stopped during this case")
+            failure = CaseFailed("the server was stopped during this case")
         else:
-            failure = Failed("the segmenting process died", MembersFailed.exit_code, _cause(self._process.exitcode))
+            failure = CaseFailed("the segmenting process died", MembersFailed.exit_code, _cause(self._process.exitcode))
             log.error("error: %s", TrustedLines(failure))
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(failure)
@@ -198,9 +200,9 @@ class Supervisor:
             self.start()
             self.attach()
         else:
-            self._break(Failed("the members could not be loaded", WeightsBroken.exit_code, failure.details))
+            self._break(CaseFailed("the members could not be loaded", WeightsBroken.exit_code, failure.details))
 
-    def _break(self, failure: Failed) -> None:
+    def _break(self, failure: CaseFailed) -> None:
         self.broken = failure
         self._settled.set()
         self.on_broken()

@@ -3,7 +3,7 @@
 A process of its own, so that the parent answers while a network runs, can end it in the midst of anything, and outlives it when the
 operating system kills it for its memory. The two exchange small messages over a pipe:
 
-worker -> parent   Ready, once; then an answer to each Job
+worker -> parent   WorkerReady, once; then an answer to each Job
 parent -> worker   Job
 either             the pipe's end: the other one is gone
 """
@@ -50,8 +50,8 @@ class InvokeRequest:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """Networks are loaded and warmed up."""
+class WorkerReady:
+    """Message from worker to parent: the networks are loaded and warmed up."""
 
     seconds: dict[str, float]
     """Parts of the start, in wall time: imports, weights, warm-up."""
@@ -59,15 +59,15 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Done:
-    """The outputs of a case are complete."""
+class CaseDone:
+    """Message from worker to parent: the outputs of a case are complete."""
 
     summary: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A case has no outputs; says why. Also sent in place of Ready if loading failed."""
+class CaseFailed:
+    """Message from worker to parent: why a case has no outputs. Also sent in place of WorkerReady if loading failed."""
 
     what: str
     exit_code: int = 1
@@ -76,7 +76,7 @@ class Failed:
     """where, found and do of a UserError, if it has them."""
 
     @classmethod
-    def of(cls, error: Exception) -> Failed:
+    def of(cls, error: Exception) -> CaseFailed:
         """Return an error as a message."""
         error = as_user_error(error)
         if not isinstance(error, UserError):
@@ -89,17 +89,17 @@ class Failed:
         return TrustedLines("\n  ".join(map(visible, lines)))
 
 
-def serve_requests(connection: Connection, setup: WorkerConfig) -> NoReturn:
+def serve_requests(connection: Connection, worker_config: WorkerConfig) -> NoReturn:
     """Load, warm up, and segment the parent's cases until it closes the pipe. The main function of the process."""
-    run_child(lambda: _serve_requests(connection, setup), setup.log_level)
+    run_child(lambda: _serve_requests(connection, worker_config), worker_config.log_level)
 
 
-def _serve_requests(connection: Connection, setup: WorkerConfig) -> None:
+def _serve_requests(connection: Connection, worker_config: WorkerConfig) -> None:
     try:
-        ensemble, ready = _load(setup)
+        ensemble, ready = _load(worker_config)
     except Exception as error:
         log_failure(error)
-        connection.send(Failed.of(error))
+        connection.send(CaseFailed.of(error))
         return
     connection.send(ready)
     while True:
@@ -108,36 +108,36 @@ def _serve_requests(connection: Connection, setup: WorkerConfig) -> None:
         except EOFError:
             return
         try:
-            answer: Done | Failed = Done((setup.segment or _segment)(job, ensemble, setup))
+            answer: CaseDone | CaseFailed = CaseDone((worker_config.segment or _segment)(job, ensemble, worker_config))
         except Exception as error:
             log_failure(error)
-            answer = Failed.of(error)
+            answer = CaseFailed.of(error)
         connection.send(answer)
 
 
-def _load(setup: WorkerConfig) -> tuple[Ensemble, Ready]:
+def _load(worker_config: WorkerConfig) -> tuple[Ensemble, WorkerReady]:
     started = time.perf_counter()
     from ensemble.contract import execute  # noqa: F401  (imports belong to the start, not to the first case)
     from ensemble.pipeline import load
     from ensemble.serve.warmup import warm_up
 
     imported = time.perf_counter()
-    ensemble = load(setup.config)
+    ensemble = load(worker_config.config)
     loaded = time.perf_counter()
     warm_up(ensemble)
     warm = time.perf_counter()
     seconds = {"imports": imported - started, "weights": loaded - imported, "warm-up": warm - loaded}
     rounded = {part: round(value, 3) for part, value in seconds.items()}
-    return ensemble, Ready(rounded, tuple(member.name for member in ensemble.members))
+    return ensemble, WorkerReady(rounded, tuple(member.name for member in ensemble.members))
 
 
-def _segment(job: InvokeRequest, ensemble: Ensemble, setup: WorkerConfig) -> dict[str, Any]:
+def _segment(job: InvokeRequest, ensemble: Ensemble, worker_config: WorkerConfig) -> dict[str, Any]:
     from ensemble.contract.execute import run_case
     from ensemble.contract.isles22 import find_inputs
 
     started = time.perf_counter()
     found = find_inputs(job.input_root)
-    result = run_case(found, job.output_root, lambda: ensemble, setup.extras, setup.watcher)
+    result = run_case(found, job.output_root, lambda: ensemble, worker_config.extras, worker_config.watcher)
     return {
         "case": found.name,
         "outputs": found.results[0]["outputs"],

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensemble.files import error_in_words
 from ensemble.trust.reference import UnusableReference
 from ensemble.types import AnyArray
 
@@ -26,13 +27,16 @@ INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "sp
 UNLIKENESS_SCORES = ("rest", "histogram", "quality", "mimicry")
 #: Share of patients like those of the calibration that may lie beyond a limit; there are five.
 BEYOND = 0.01
+#: How much further than that quantile, from the median, the limit of a look lies: patients of another head than those of the calibration
+#: are no further draw of the same lot. Chosen on heads 4 and 9, each judged by the other heads (docs/adr/0026).
+HEADS_ALLOWANCE = 1.25
 #: Share of such patients whose Dice lies within the interval.
 COVERAGE = 0.9
 _VERSION = 2
 
 
 @dataclass(frozen=True)
-class Limit:
+class UsualRange:
     """The range of a score among usual (in-distribution) patients; higher is less usual."""
 
     median: float
@@ -49,7 +53,7 @@ class Limit:
         return math.exp(-max(0.0, value - self.limit) / max(self.limit - self.median, 1e-6))
 
     @classmethod
-    def of(cls, values: Sequence[float], beyond: float = BEYOND) -> Limit:
+    def of(cls, values: Sequence[float], beyond: float = BEYOND) -> UsualRange:
         """Return the conformal quantile of usual values: a further one exceeds it with a probability of at most `beyond`.
 
         Where there are too few values for that, the largest is the limit.
@@ -60,8 +64,12 @@ class Limit:
         at = min(math.ceil((1 - beyond) * (len(ordered) + 1)), len(ordered))
         return cls(float(np.median(ordered)), float(ordered[at - 1]))
 
+    def widened(self, factor: float) -> UsualRange:
+        """Return the same with the limit so many times as far from the median."""
+        return UsualRange(self.median, self.median + factor * (self.limit - self.median))
+
     @classmethod
-    def from_json(cls, told: Any) -> Limit:
+    def from_json(cls, told: Any) -> UsualRange:
         """Read what `dataclasses.asdict` gave."""
         return cls(float(told["median"]), float(told["limit"]))
 
@@ -79,9 +87,9 @@ class Calibration:
     """Share of empty masks that were right, of patients of whom a third had no lesion."""
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
-    looks: Mapping[str, Limit]
+    looks: Mapping[str, UsualRange]
     """Of the log of each of the `UNLIKENESS_SCORES` that there is."""
-    dice: Limit
+    dice: UsualRange
     """Of minus the logit of the expected Dice."""
     about: Mapping[str, Any]
     """How it was made, for the record."""
@@ -103,8 +111,8 @@ class Calibration:
             if told["version"] != _VERSION:
                 raise UnusableReference(f"it is of version {told['version']}, this program reads {_VERSION}")
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
-            looks = {str(name): Limit.from_json(limit) for name, limit in told["looks"].items()}
-            dice = Limit.from_json(told["dice"])
+            looks = {str(name): UsualRange.from_json(limit) for name, limit in told["looks"].items()}
+            dice = UsualRange.from_json(told["dice"])
             intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
             limits = (value for limit in (dice, *looks.values()) for value in vars(limit).values())
             numbers = (intercept, right, residual, *slopes.values(), *limits)
@@ -113,7 +121,7 @@ class Calibration:
                 raise ValueError("not this program's numbers")
             return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnusableReference(f"it is damaged ({type(error).__name__}: {error})") from error
+            raise UnusableReference(f"it is damaged ({error_in_words(error)})") from error
 
 
 def scaled(name: str, score: float) -> float:
@@ -129,10 +137,10 @@ def unlikeness(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: math.log(max(scores[name], 1e-3)) for name in UNLIKENESS_SCORES if name in scores}
 
 
-def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, Limit]:
+def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, UsualRange]:
     """Return the limit of each of the `UNLIKENESS_SCORES` that some cases (by their `unlikeness`) have."""
     found = {name: [case[name] for case in cases if name in case] for name in UNLIKENESS_SCORES}
-    return {name: Limit.of(values) for name, values in found.items() if values}
+    return {name: UsualRange.of(values).widened(HEADS_ALLOWANCE) for name, values in found.items() if values}
 
 
 def expit(x: float) -> float:

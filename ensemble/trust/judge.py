@@ -190,6 +190,8 @@ class Judge:
             return Trust(looks, None, None, scores, tuple(why), ())
         expected = expit(logit)
         interval = max(0.0, expected - calibration.residual), min(1.0, expected + calibration.residual)
+        if verdicts.get("mimicry", "good") != "good":
+            reasons.append("the expected Dice holds only if this is an infarct")
         likely = calibration.dice.verdict(-logit)
         if likely != "good":
             reasons.append(f"a Dice of {expected:.2f} is expected, less than of nearly all usual cases")

@@ -30,8 +30,8 @@ _B_ADC = 0.75
 
 
 @dataclass(frozen=True)
-class Trait:
-    """One number, and what it says where it is unusual."""
+class TraitMeaning:
+    """What an image or lesion trait (a number, such as noise) is called, and in which direction an unusual value is suspicious."""
 
     words: str
     suspicious: Literal["high", "low", "both"] = "both"
@@ -44,28 +44,28 @@ class Trait:
 
 
 #: Of the images.
-IMAGES: Mapping[str, Trait] = {
-    "noise_dwi": Trait("the noise of the DWI"),
-    "noise_adc": Trait("the noise of the ADC map"),
-    "sharpness": Trait("the sharpness of the DWI"),
-    "slice_levels": Trait("steps in brightness from slice to slice", "high"),
-    "slice_jumps": Trait("differences between neighbouring slices", "high"),
-    "contrast": Trait("a DWI that is bright where the ADC is high", "high"),
-    "rim_dwi": Trait("a bright rim of the brain on DWI, as of scalp", "high"),
-    "rim_adc": Trait("a low ADC at the rim of the brain, as of scalp", "low"),
-    "surface": Trait("a ragged surface of the brain", "high"),
-    "depth": Trait("the thickness of the brain"),
-    "height": Trait("the height of the brain for its width"),
-    "length": Trait("the length of the brain for its width"),
-    "skew_height": Trait("the shape of the brain from bottom to top"),
-    "skew_length": Trait("the shape of the brain from front to back"),
-    "tilt": Trait("the shape of the brain seen from the side"),
+IMAGES: Mapping[str, TraitMeaning] = {
+    "noise_dwi": TraitMeaning("the noise of the DWI"),
+    "noise_adc": TraitMeaning("the noise of the ADC map"),
+    "sharpness": TraitMeaning("the sharpness of the DWI"),
+    "slice_levels": TraitMeaning("steps in brightness from slice to slice", "high"),
+    "slice_jumps": TraitMeaning("differences between neighbouring slices", "high"),
+    "contrast": TraitMeaning("a DWI that is bright where the ADC is high", "high"),
+    "rim_dwi": TraitMeaning("a bright rim of the brain on DWI, as of scalp", "high"),
+    "rim_adc": TraitMeaning("a low ADC at the rim of the brain, as of scalp", "low"),
+    "surface": TraitMeaning("a ragged surface of the brain", "high"),
+    "depth": TraitMeaning("the thickness of the brain"),
+    "height": TraitMeaning("the height of the brain for its width"),
+    "length": TraitMeaning("the length of the brain for its width"),
+    "skew_height": TraitMeaning("the shape of the brain from bottom to top"),
+    "skew_length": TraitMeaning("the shape of the brain from front to back"),
+    "tilt": TraitMeaning("the shape of the brain seen from the side"),
 }
 #: Of the lesions together.
-LESIONS: Mapping[str, Trait] = {
-    "adc": Trait("an ADC in the lesion that is not lowered, as of T2 shine-through or an old infarct", "high"),
-    "t2": Trait("brightness of the lesion that diffusion does not explain, as of T2 or an artefact", "high"),
-    "around": Trait("a raised ADC around the lesion, as of a tumour's or an abscess's oedema", "high"),
+LESIONS: Mapping[str, TraitMeaning] = {
+    "adc": TraitMeaning("an ADC in the lesion that is not lowered, as of T2 shine-through or an old infarct", "high"),
+    "t2": TraitMeaning("brightness of the lesion that diffusion does not explain, as of T2 or an artefact", "high"),
+    "around": TraitMeaning("a raised ADC around the lesion, as of a tumour's or an abscess's oedema", "high"),
 }
 
 

@@ -19,11 +19,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ensemble.files import file_sha256, parse_json, read_json
+from ensemble.files import error_in_words, file_sha256, parse_json, read_json
 from ensemble.publish import publish
 from ensemble.trust import quality
 from ensemble.trust.evidence import COMPARED, QUANTILES, Evidence
-from ensemble.trust.quality import Trait
+from ensemble.trust.quality import TraitMeaning
 from ensemble.trust.spectrum import Spectrum, fit_spectrum
 from ensemble.types import AnyArray, FloatArray
 
@@ -81,14 +81,14 @@ class MemberReference:
 
 
 @dataclass(frozen=True)
-class Traits:
-    """Numbers of reference cases, by name, and how far such a case usually lies from them."""
+class ReferenceTraits:
+    """Mean and spread of the traits of reference cases, by name, and how far such a case usually lies from the mean."""
 
     mean: Mapping[str, float]
     spread: Mapping[str, float]
     usual: float
     """Median over the cases of the largest excess in spreads."""
-    kinds: Mapping[str, Trait]
+    kinds: Mapping[str, TraitMeaning]
 
     def oddest(self, found: Mapping[str, float]) -> tuple[str, float]:
         """Return the name of the number that is least usual, and by how many spreads."""
@@ -104,7 +104,9 @@ class Traits:
         return self.oddest(found)[1] / self.usual
 
     @classmethod
-    def of(cls, cases: Sequence[Mapping[str, float]], kinds: Mapping[str, Trait], least: int) -> Traits | None:
+    def of(
+        cls, cases: Sequence[Mapping[str, float]], kinds: Mapping[str, TraitMeaning], least: int
+    ) -> ReferenceTraits | None:
         """Return what cases have in common; None of fewer than `least`. A number counts where that many cases have it."""
         values = {name: [case[name] for case in cases if name in case] for name in kinds}
         values = {name: numbers for name, numbers in values.items() if len(numbers) >= least}
@@ -124,8 +126,8 @@ class ImageReference:
     """By image: mean value (50,) below which `evidence.QUANTILES` of the brain lie."""
     usual: Mapping[str, float]
     """By image: median distance of the cases from that."""
-    quality: Traits | None = None
-    lesions: Traits | None = None
+    quality: ReferenceTraits | None = None
+    lesions: ReferenceTraits | None = None
     """None if too few of the cases had a lesion."""
 
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
@@ -147,7 +149,10 @@ class References:
 def fit_references(
     evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
-    """Fit references to cases, for members with these digests. Raises ValueError for fewer than `least` cases."""
+    """Fit what is usual of features, intensities and lesions to the evidence of good cases.
+
+    Valid only for members whose weight files have these digests. Raises ValueError for fewer than `least` cases.
+    """
     if len(evidence) < least:
         raise ValueError(f"{len(evidence)} cases are no reference: {least} or more are")
     members = {}
@@ -170,8 +175,8 @@ def _fit_images(evidence: Sequence[Evidence], least: int) -> ImageReference:
     return ImageReference(
         means,
         usual,
-        Traits.of([found.quality for found in evidence], quality.IMAGES, least),
-        Traits.of(lesions, quality.LESIONS, min(least, MIN_LESIONS)),
+        ReferenceTraits.of([found.quality for found in evidence], quality.IMAGES, least),
+        ReferenceTraits.of(lesions, quality.LESIONS, min(least, MIN_LESIONS)),
     )
 
 
@@ -249,7 +254,7 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
         clouds = {part: _cloud(tensors, part, told) for part, told in about["clouds"].items()}
         return MemberReference(about["weights"], clouds["whole"], clouds.get("lesion"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error
 
 
 def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureCloud:
@@ -279,10 +284,10 @@ def _read_images(path: Path) -> ImageReference:
             quantiles, usual, _traits(about["quality"], quality.IMAGES), _traits(about["lesions"], quality.LESIONS)
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error
 
 
-def _traits(told: Any, kinds: Mapping[str, Trait]) -> Traits | None:
+def _traits(told: Any, kinds: Mapping[str, TraitMeaning]) -> ReferenceTraits | None:
     if told is None:
         return None
     mean, spread = ({str(name): float(value) for name, value in told[key].items()} for key in ("mean", "spread"))
@@ -292,7 +297,7 @@ def _traits(told: Any, kinds: Mapping[str, Trait]) -> Traits | None:
         raise ValueError("not the numbers of this version")
     if min(usual, *spread.values()) <= 0:
         raise ValueError("a spread of nothing")
-    return Traits(mean, spread, usual, kinds)
+    return ReferenceTraits(mean, spread, usual, kinds)
 
 
 def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
@@ -309,4 +314,4 @@ def _read(path: Path) -> tuple[dict[str, AnyArray], dict[str, Any]]:
             raise ValueError("not finite")
         return tensors, about
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UnusableReference(f"the reference is damaged ({type(error).__name__}: {error})") from error
+        raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error

@@ -20,14 +20,14 @@ def archive_root(archive: zipfile.ZipFile) -> str:
     return folder
 
 
-def read_archive_file(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
+def read_archive_file(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None) -> bytes:
     """Return a file of the archive, with its checksum verified.
 
     PyTorch compresses no pickle and no tensor, so that none is larger than it looks.
 
-    Raises UnpicklingError for one that is compressed, or of more bytes than `most`; KeyError if there is none.
+    Raises UnpicklingError for one that is compressed, or of more bytes than `max_bytes`; KeyError if there is none.
     """
     info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or (most is not None and info.file_size > most):
+    if info.compress_type != zipfile.ZIP_STORED or (max_bytes is not None and info.file_size > max_bytes):
         raise pickle.UnpicklingError(f"{name} is compressed, or of {info.file_size} bytes")
     return archive.read(info)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
+from ensemble.files import error_in_words, size_in_words
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 
 #: What readers of pickles, archives and tensors say of bytes that make no sense.
@@ -34,11 +35,12 @@ def damaged_weights_error(path: Path, what: str, doing: str, error: BaseExceptio
     `found` is the error by default.
     """
     if is_out_of_memory(error):
-        return WeightsBroken(f"there is not enough memory to {doing} {what}", where=path, do=MORE_MEMORY)
+        found = size_in_words(path)
+        return WeightsBroken(f"there is not enough memory to {doing} {what}", where=path, found=found, do=MORE_MEMORY)
     return WeightsBroken(
-        f"{what} is damaged, or its content does not match its name",
+        f"{what} is damaged",
         where=path,
-        found=found or f"{type(error).__name__}: {error}"[:200],
+        found=found or error_in_words(error)[:200],
         do="copy or download it again",
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ensemble.errors import UsageError, WeightsBroken
+from ensemble.files import error_in_words
 from ensemble.inference.export import export
 from ensemble.inference.parity import Probe, compare, make_probe
 from ensemble.inference.session_onnx import OnnxSession
@@ -34,7 +35,7 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
             raise
         raise UsageError(
             "members pack --onnx could not export a network",
-            found=f"{type(error).__name__}: {error}"[:200],
+            found=error_in_words(error)[:200],
             do="run pip install onnx, or remove --onnx",
         ) from error
     write_packed(folder / PROBE, {"window": probe.window, "foreground": probe.foreground}, {}, "fp32")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ensemble.errors import WeightsBroken
-from ensemble.files import open_file, parse_json, unreadable_reason
+from ensemble.files import error_in_words, open_file, parse_json, size_in_words, unreadable_reason
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 
 SUFFIX = ".safetensors"
@@ -33,17 +33,22 @@ def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return tensors | {name: tensors[first] for name, first in aliases.items()}, metadata
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise WeightsBroken("there is not enough memory for packed weights", where=path, do=MORE_MEMORY) from error
+            raise WeightsBroken(
+                "there is not enough memory to read the weights of a packed member",
+                where=path,
+                found=size_in_words(path),
+                do=MORE_MEMORY,
+            ) from error
         if isinstance(error, OSError) and error.errno is not None:
             why = unreadable_reason(path, error)
             raise WeightsBroken(
-                f"a file of packed weights {why.what}", where=path, found=why.found, do=why.do
+                f"the weights file of a packed member {why.what}", where=path, found=why.found, do=why.do
             ) from error
         raise WeightsBroken(
-            "packed weights are missing or damaged",
+            "the weights file of a packed member is damaged",
             where=path,
-            found=f"{type(error).__name__}: {error}"[:200],
-            do="copy them or pack the member again",
+            found=error_in_words(error)[:200],
+            do="copy it again, or make it again from the original weights: members pack SRC DST",
         ) from error
 
 
@@ -75,8 +80,12 @@ def _kept(name: str, tensor: torch.Tensor, precision: PackedPrecision) -> torch.
     dtype = _DTYPES[precision] if tensor.ndim > 1 else torch.float32
     kept = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if not kept.isfinite().all():
+        if not tensor.isfinite().all():
+            raise WeightsBroken(
+                "the weights contain NaN or infinite values", found=f"in {name}", do="restore the original weights"
+            )
         raise WeightsBroken(
-            f"weights are too large for {precision}, or not finite",
+            f"weights are too large for {precision}",
             found=f"{name} reaches {float(tensor.abs().max()):g}",
             do="pack with --precision fp32",
         )

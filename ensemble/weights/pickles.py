@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ensemble.errors import WeightsBroken
-from ensemble.files import open_file, unreadable_reason
+from ensemble.files import error_in_words, open_file, unreadable_reason
 from ensemble.memory import MORE_MEMORY
 from ensemble.weights.damage import READ_ERRORS
 
@@ -45,25 +45,28 @@ def read_pickle(path: Path) -> Any:
             return _plain(_PlainUnpickler(file, encoding="latin1").load(), {})
     except ForbiddenName as error:
         raise WeightsBroken(
-            "a pickle contains more than plain values; it was not loaded",
+            f"{path.name} contains more than plain values; it was not loaded",
             where=path,
             found=f"it refers to {error}",
             do="use nnU-Net's original file; a description that needs other code can't be trusted",
         ) from error
     except READ_ERRORS as error:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        if isinstance(error, OSError) and error.errno is not None:
             why = unreadable_reason(path, error)
-            raise WeightsBroken(f"a pickle {why.what}", where=path, found=why.found, do=why.do) from error
+            raise WeightsBroken(
+                f"the model description {path.name} {why.what}", where=path, found=why.found, do=why.do
+            ) from error
         if isinstance(error, MemoryError):
             raise WeightsBroken(
-                "there is not enough memory to read a pickle, or it needs more than the description of a model should",
+                f"there is not enough memory to read the model description {path.name}",
                 where=path,
-                do=f"{MORE_MEMORY}; or download the file again",
+                found=f"{MAX_MADE_BYTES / 1e6:.0f} MB are more than enough for an intact file",
+                do=f"{MORE_MEMORY}; if memory is free, the file is damaged: copy or download it again",
             ) from error
         raise WeightsBroken(
-            "a pickle file is missing, damaged, or not a pickle",
+            f"the model description {path.name} is damaged",
             where=path,
-            found=f"{type(error).__name__}: {error}"[:200],
+            found=error_in_words(error)[:200],
             do="copy or download it again",
         ) from error
 

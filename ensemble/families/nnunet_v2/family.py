@@ -13,7 +13,7 @@ from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import read_plans
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
-from ensemble.files import read_json
+from ensemble.files import error_in_words, read_json
 
 if TYPE_CHECKING:
     from ensemble.weights.packed import PackedPrecision
@@ -83,6 +83,6 @@ def _spec(folder: Path, tree: WeightsTree) -> MemberSpec:
         raise WeightsBroken(
             "dataset.json can't be read",
             where=dataset,
-            found=f"{type(error).__name__}: {error}",
+            found=error_in_words(error),
             do="restore the dataset.json of these weights",
         ) from error

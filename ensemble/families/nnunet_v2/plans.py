@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.unet import window_bytes
-from ensemble.files import read_json
+from ensemble.files import error_in_words, read_json
 from ensemble.resample import NnunetResampling
 
 #: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
@@ -119,10 +119,11 @@ class NnunetV2Plans:
 
 
 def read_plans(folder: Path, configuration: str | None) -> NnunetV2Plans:
-    """Read a model folder's JSON files.
+    """Read `dataset.json` and `plans.json` of a model folder.
 
-    `configuration` is the one that the checkpoint names; without it the folder's name (trainer__plans__configuration) decides, or
-    the plans' only one. Raises WeightsBroken, naming file and key, for whatever is missing, contradictory or not supported.
+    `configuration` is the one that the checkpoint names. If it is None, the folder's name (trainer__plans__configuration) decides;
+    if that names none either, the plans must have exactly one. Raises WeightsBroken, naming
+    file and key, for whatever is missing, contradictory or not supported.
     """
     dataset = _JsonFile(folder / "dataset.json")
     plans = _JsonFile(folder / "plans.json")
@@ -173,7 +174,7 @@ class _JsonFile:
             raise WeightsBroken(
                 f"{path.name} can't be read",
                 where=path,
-                found=f"{type(error).__name__}: {error}",
+                found=error_in_words(error),
                 do="give a complete nnU-Net v2 model folder (dataset.json, plans.json, fold_*/checkpoint_final.pth)",
             ) from error
         if not isinstance(content, dict):

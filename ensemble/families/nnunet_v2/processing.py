@@ -35,7 +35,10 @@ def to_network(
     region = nonzero_region(transposed)
     box = bounding_box(region)
     cropped = np.stack(
-        [normalise(image[box], region[box], how) for image, how in zip(transposed, plans.normalisation, strict=True)]
+        [
+            normalise(image[box], region[box], normalisation)
+            for image, normalisation in zip(transposed, plans.normalisation, strict=True)
+        ]
     )
     placement = CropResampleGeometry(region.shape, box, spacing, target, order)
     return placement.to_network(cropped, plans.resample_image), placement
@@ -48,18 +51,20 @@ def lesion_probability_from_logits(
 
     nnU-Net resamples logits, then applies softmax.
     """
-    how = plans.resample_logits
-    if len(logits) == 2 and how.order <= 1 and how.order_z <= 1:
+    resampling = plans.resample_logits
+    if len(logits) == 2 and resampling.order <= 1 and resampling.order_z <= 1:
         # two classes, linear resampling: the difference of the logits says it all, at half the work
-        margin = placement.from_network(logits[1:] - logits[:1], how)[0]
+        margin = placement.from_network(logits[1:] - logits[:1], resampling)[0]
         return placement.paste(_sigmoid(margin))
-    probabilities = _softmax(placement.from_network(logits, how))
+    probabilities = _softmax(placement.from_network(logits, resampling))
     return placement.paste(probabilities[list(plans.lesion_classes)].sum(0))
 
 
-def normalise(image: FloatArray, region: BoolArray, how: Normalisation) -> FloatArray:
+def normalise(image: FloatArray, region: BoolArray, normalisation: Normalisation) -> FloatArray:
     """Return one channel (z, y, x) float32 normalised as the plans say; `region` is where the images are nonzero."""
-    return _SCHEMES[how.scheme](image.astype(np.float32), region if how.use_mask else None, how.intensities)
+    return _SCHEMES[normalisation.scheme](
+        image.astype(np.float32), region if normalisation.use_mask else None, normalisation.intensities
+    )
 
 
 def _z_score(image: FloatArray, region: BoolArray | None, _: Mapping[str, float]) -> FloatArray:

@@ -12,7 +12,7 @@ from ensemble.families.nvauto.archive import Archive, Module, read_archive
 from ensemble.families.nvauto.folder import PACKED_FORM, PACKED_WEIGHTS, SCRIPT_SUFFIX
 from ensemble.families.nvauto.network import SegResNetConfig, Shapes, build_network
 from ensemble.families.nvauto.traced import TracedModule, UnreadableTrace
-from ensemble.files import read_json
+from ensemble.files import error_in_words, read_json
 from ensemble.publish import write_json
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.packed import PackedPrecision, read_packed, write_packed
@@ -47,23 +47,23 @@ def rebuild_network(path: Path) -> torch.nn.Module:
         network = build_network(_packed_form(path), shapes)
     except _FAILURES as error:
         raise WeightsBroken(
-            "packed weights do not fit the network description beside them",
+            f"the weights of a packed member do not fit its network description {PACKED_FORM}",
             where=path,
-            found=f"{type(error).__name__}: {error}"[:200],
-            do="pack the member again",
+            found=error_in_words(error)[:200],
+            do="make the folder again from the original weights: members pack SRC DST",
         ) from error
     load_weights(network, weights, path)
     return network
 
 
-def pack_network(path: Path, place: Path, precision: PackedPrecision) -> None:
+def pack_network(source: Path, target_folder: Path, precision: PackedPrecision) -> None:
     """Write a network into a folder in packed form. Raises WeightsBroken if it can't be rebuilt exactly."""
-    if path.suffix == SCRIPT_SUFFIX:
-        network, form = _from_script(path)
+    if source.suffix == SCRIPT_SUFFIX:
+        network, form = _from_script(source)
     else:
-        network, form = rebuild_network(path), _packed_form(path)
-    write_packed(place / PACKED_WEIGHTS, network.state_dict(), {}, precision)
-    write_json(form.as_json(), place / PACKED_FORM)
+        network, form = rebuild_network(source), _packed_form(source)
+    write_packed(target_folder / PACKED_WEIGHTS, network.state_dict(), {}, precision)
+    write_json(form.as_json(), target_folder / PACKED_FORM)
 
 
 def _packed_form(path: Path) -> SegResNetConfig:
@@ -72,10 +72,10 @@ def _packed_form(path: Path) -> SegResNetConfig:
         return SegResNetConfig.from_json(read_json(where))
     except (OSError, *_FAILURES) as error:
         raise WeightsBroken(
-            "the description of a packed network can't be read",
+            "the network description of a packed member can't be read",
             where=where,
-            found=f"{type(error).__name__}: {error}"[:200],
-            do="pack the member again",
+            found=error_in_words(error)[:200],
+            do="make the folder again from the original weights: members pack SRC DST",
         ) from error
 
 
@@ -97,7 +97,7 @@ def _from_script(path: Path) -> tuple[torch.nn.Module, SegResNetConfig]:
     except WeightsBroken as error:
         raise _not_ours(path, f"{error.what}: {error.found}") from error
     except _FAILURES as error:
-        raise _not_ours(path, f"{type(error).__name__}: {error}"[:300]) from error
+        raise _not_ours(path, error_in_words(error)[:300]) from error
     return network, form
 
 

@@ -13,7 +13,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto.folder import SCRIPT_SUFFIX
 from ensemble.families.spec import MemberSpec
-from ensemble.files import open_file
+from ensemble.files import error_in_words, open_file, size_in_words
 from ensemble.inference.device import exact
 from ensemble.inference.precision import DTYPES, ResolvedPrecision
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
@@ -59,12 +59,15 @@ class ScriptSession:
         except (RuntimeError, ValueError, EOFError) as error:
             if is_out_of_memory(error):
                 raise WeightsBroken(
-                    "there is not enough memory for a TorchScript network", where=path, do=MORE_MEMORY
+                    f"there is not enough memory to load the TorchScript network {path.name}",
+                    where=path,
+                    found=size_in_words(path),
+                    do=MORE_MEMORY,
                 ) from error
             raise WeightsBroken(
                 "a TorchScript network can't be loaded",
                 where=path,
-                found=f"{type(error).__name__}: {error}".strip().splitlines()[0][:200],
+                found=error_in_words(error).splitlines()[0][:200],
                 do="copy or download it again",
             ) from error
         if precision != "fp32" and not self._works(channels):

@@ -34,7 +34,10 @@ def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def pack_network(source: Path, target: Path, precision: PackedPrecision) -> None:
-    """Write a network's weights in packed form. Raises WeightsBroken."""
+    """Write a checkpoint's weights as a safetensors file (the packed form: tensors and text, no code).
+
+    fp32 is lossless; fp16 rounds the kernels. Raises WeightsBroken.
+    """
     write_packed(target, read_weights(source), {}, precision)
 
 
@@ -75,9 +78,9 @@ def _sizes(weights: Mapping[str, torch.Tensor], kind: str, path: Path) -> tuple[
     fits = len(stem) == 5 and stem[1] == CHANNELS and 1 <= heads < len(widths) == len(WIDTHS)
     if not fits or any(not 0 < width <= most or width % HEAD for width, most in zip(widths, WIDTHS, strict=True)):
         raise WeightsBroken(
-            f"a checkpoint does not fit SWAN's network {kind}",
+            f"the checkpoint of SWAN's network {kind} has another architecture",
             where=path,
-            found=f"stem of shape {stem}, levels of {widths} feature maps, {heads} heads",
-            do=f"use the published file: {CHANNELS} images, levels of {', '.join(map(str, WIDTHS))} feature maps",
+            found=f"first layer of shape {stem}, levels of {', '.join(map(str, widths))} feature maps, {heads} output heads",
+            do=f"use the published checkpoint: {CHANNELS} input images, levels of {', '.join(map(str, WIDTHS))} feature maps",
         )
     return widths, heads

@@ -12,7 +12,7 @@ from pydicom.uid import SegmentationStorage
 from ensemble import __version__
 from ensemble.metrics import detected_lesions
 from ensemble.outputs.dicom.segmentation import INFARCT, MASK_SERIES
-from ensemble.outputs.dicom.study import Source
+from ensemble.outputs.dicom.study import DicomSource
 from ensemble.outputs.report.run_report import TOOL
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _ONE = highdicom.sr.CodedConcept("1", "UCUM", "no units")
 
 def measurements(case: SegmentedCase) -> Dataset:
     """Return the report. Its measurement group refers to segment 1 of the object that `segmentation` makes."""
-    source = Source(case)
+    source = DicomSource(case)
     own = f"measurements {_ml_by_place(case.findings)}"  # without findings, or with others, it is another report
     device = highdicom.sr.DeviceObserverIdentifyingAttributes(
         uid=source.uid("device"), name=TOOL, manufacturer_name=TOOL, model_name=TOOL, serial_number="0"
@@ -93,7 +93,7 @@ def _ml_by_place(findings: Findings | None) -> dict[str, float]:
     return {name: round(amounts[name], 4) for name in _SITES if name in amounts}
 
 
-def _group(source: Source) -> highdicom.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+def _group(source: DicomSource) -> highdicom.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     digests = source.case.ensemble.digests
     weights = [f"weights {name}: {digest}" for name, files in digests.items() for digest in sorted(set(files.values()))]
     # from_segmentation of highdicom 0.28.2 fails on segmentations of one segment
@@ -114,7 +114,7 @@ def _group(source: Source) -> highdicom.sr.VolumetricROIMeasurementsAndQualitati
     )
 
 
-def _evidence(source: Source) -> list[Dataset]:
+def _evidence(source: DicomSource) -> list[Dataset]:
     """Return the objects that the report refers to: the DWI's source images, and the segmentation."""
     frames = dict.fromkeys((frame.sop_class, frame.sop_instance, frame.series) for frame in source.frames)
     own = (SegmentationStorage, source.uid("segmentation"), source.uid("segmentation series"))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from ensemble.outputs.dicom.study import Source, source_image_items
+from ensemble.outputs.dicom.study import DicomSource, source_image_items
 from ensemble.outputs.report.figure import draw_overlay
 from ensemble.outputs.report.run_report import TOOL
 
@@ -22,7 +22,7 @@ SERIES = 9003
 
 def picture(case: SegmentedCase) -> Dataset:
     """Return the overlay as an RGB object."""
-    source = Source(case)
+    source = DicomSource(case)
     drawn = io.BytesIO()
     draw_overlay(case.result, drawn, title="Ischemic lesion (AI, research only)")
     with Image.open(drawn) as image:

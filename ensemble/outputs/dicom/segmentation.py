@@ -14,7 +14,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from ensemble import __version__
-from ensemble.outputs.dicom.study import Source, series_items, source_image_items
+from ensemble.outputs.dicom.study import DicomSource, series_items, source_image_items
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.types import AnyArray
 
@@ -29,18 +29,18 @@ MASK_SERIES, PROBABILITY_SERIES = 9001, 9004
 
 def segmentation(case: SegmentedCase) -> Dataset:
     """Return the mask as a binary segmentation with one segment."""
-    source = Source(case)
+    source = DicomSource(case)
     return _segmentation(source, case.result.fused.mask.array.astype(np.uint8), "segmentation", MASK_SERIES)
 
 
 def probability(case: SegmentedCase) -> Dataset:
     """Return the voters' mean lesion probability as a fractional segmentation, in steps of 1/255."""
-    source = Source(case)
+    source = DicomSource(case)
     mean = np.clip(case.result.fused.mean.array.astype(np.float32), 0.0, 1.0)
     return _segmentation(source, mean, "probability", PROBABILITY_SERIES)
 
 
-def _segmentation(source: Source, array: AnyArray, what: str, number: int) -> Dataset:
+def _segmentation(source: DicomSource, array: AnyArray, what: str, number: int) -> Dataset:
     fractional = array.dtype.kind == "f"
     kinds = highdicom.seg.SegmentationTypeValues
     dataset = highdicom.seg.Segmentation(
@@ -69,7 +69,7 @@ def _segmentation(source: Source, array: AnyArray, what: str, number: int) -> Da
     return source.finish(dataset, described)
 
 
-def _segment(source: Source) -> highdicom.seg.SegmentDescription:
+def _segment(source: DicomSource) -> highdicom.seg.SegmentDescription:
     return highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label="Ischemic lesion",
@@ -83,19 +83,19 @@ def _segment(source: Source) -> highdicom.seg.SegmentDescription:
     )
 
 
-def algorithm(source: Source) -> highdicom.AlgorithmIdentificationSequence:
+def algorithm(source: DicomSource) -> highdicom.AlgorithmIdentificationSequence:
     """Return the algorithm identification: name, version and weights (PS3.3 10.16)."""
     return highdicom.AlgorithmIdentificationSequence(
         name=TOOL, version=__version__, family=codes.DCM.ArtificialIntelligence, parameters=_parameters(source)
     )
 
 
-def _parameters(source: Source) -> dict[str, str]:
+def _parameters(source: DicomSource) -> dict[str, str]:
     digests = source.case.ensemble.digests
     return {f"weights {name}": " ".join(sorted(set(files.values()))) for name, files in digests.items()}
 
 
-def _slices(source: Source) -> list[Dataset]:
+def _slices(source: DicomSource) -> list[Dataset]:
     """Return each DWI slice as a single-frame MR image, from which highdicom takes the geometry.
 
     Their UIDs end in the numbers of slices, for which `_refer` puts what holds them.
@@ -122,7 +122,7 @@ def _slices(source: Source) -> list[Dataset]:
     return images
 
 
-def _refer(dataset: Dataset, source: Source) -> None:
+def _refer(dataset: Dataset, source: DicomSource) -> None:
     """Put the frames in slice order, and make the object and each frame refer to their source images."""
     groups = dataset.PerFrameFunctionalGroupsSequence
     order = [

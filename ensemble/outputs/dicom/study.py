@@ -45,15 +45,15 @@ _FIXED = {VR.DA, VR.TM, VR.AS, VR.DS, VR.IS, VR.UI, VR.CS}
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A case whose DWI came from DICOM, as seen by the objects made from it."""
+class DicomSource:
+    """A case whose DWI came from DICOM: patient, study and frames that its derived DICOM objects refer to."""
 
     case: SegmentedCase
 
     @property
     def origin(self) -> Origin:
         origin = self.case.raw.images[Modality.DWI].origin
-        assert origin is not None, "refuse_without_study comes first"
+        assert origin is not None, "require_one_study comes first"
         return origin
 
     @cached_property
@@ -130,8 +130,8 @@ class Source:
         return "19000101", "000000"
 
 
-def refuse_without_study(raw: RawCase, extras: ExtraOutputs) -> None:
-    """Raise InputRefused if DICOM objects are asked for and the images do not belong to exactly one DICOM study."""
+def require_one_study(raw: RawCase, extras: ExtraOutputs) -> None:
+    """Raise InputRefused if DICOM outputs are requested but the images do not come from exactly one DICOM study."""
     if not (extras.dicom or extras.dicom_probability):
         return
     dwi = raw.images[Modality.DWI]

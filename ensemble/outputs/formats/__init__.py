@@ -12,8 +12,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Format:
-    """A file format."""
+class OutputFormat:
+    """A file format of outputs."""
 
     module: str
     """Of this folder."""
@@ -26,9 +26,9 @@ class Format:
 
 
 FORMATS = {
-    "image": Format("image"),
-    "json": Format("plain", ".json"),
-    "html": Format("plain", ".html"),
-    "png": Format("plain", ".png"),
-    "dicom": Format("dicom", ".dcm"),
+    "image": OutputFormat("image"),
+    "json": OutputFormat("plain", ".json"),
+    "html": OutputFormat("plain", ".html"),
+    "png": OutputFormat("plain", ".png"),
+    "dicom": OutputFormat("dicom", ".dcm"),
 }

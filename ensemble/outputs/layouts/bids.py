@@ -54,15 +54,15 @@ all cases, failed ones too; `failed/` says why, a file a case. A folder is compl
 def write_case(
     root: Path,
     scratch: Path,
-    place: BidsEntities,
+    entities: BidsEntities,
     case: SegmentedCase,
     extras: ExtraOutputs,
     made_of: Mapping[str, Any],
 ) -> None:
     """Write the folder of a case and move it into place. `made_of` tells a rerun what the result was made from. Raises UsageError."""
-    layout = Bids(place.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
+    layout = BidsLayout(entities.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
     wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
-    with publish_folder(root / place.folder, scratch) as folder:
+    with publish_folder(root / entities.folder, scratch) as folder:
         places = artifacts_by_path(wanted, layout)
         write(places, folder)
         for name, artifact in places.items():
@@ -74,7 +74,7 @@ def write_case(
 
 
 @dataclass(frozen=True)
-class Bids:
+class BidsLayout:
     """BIDS names for outputs that BIDS defines; the others are named by role, and listed in `.bidsignore`."""
 
     prefix: str
@@ -94,9 +94,9 @@ def _names(artifact: Artifact) -> tuple[str, str, str] | None:
     return _NAMES.get(artifact.role.name) if artifact.role.format == "image" else None
 
 
-def mask_file(place: BidsEntities) -> str:
+def mask_file(entities: BidsEntities) -> str:
     """Return the path of a case's mask, relative to the output folder."""
-    return (place.folder / Bids(place.prefix).place(Artifact(MASK))).as_posix()
+    return (entities.folder / BidsLayout(entities.prefix).place(Artifact(MASK))).as_posix()
 
 
 def _labels(members: Sequence[str]) -> dict[str, str]:
@@ -118,12 +118,12 @@ def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
     }
 
 
-def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
+def read_report(root: Path, entities: BidsEntities) -> dict[str, Any] | None:
     """Return the report of a complete result of this program; None if there is none.
 
     It may be of another version: any field but the list of its outputs, `batch.outputs`, may be missing or be something else.
     """
-    folder = root / place.folder
+    folder = root / entities.folder
     try:
         report: dict[str, Any] = read_json(folder / REPORT_FILE)
         outputs = report["batch"]["outputs"]
@@ -133,9 +133,9 @@ def read_report(root: Path, place: BidsEntities) -> dict[str, Any] | None:
     return report if whole else None
 
 
-def refuse_occupied_case_folder(root: Path, place: BidsEntities) -> None:
+def refuse_occupied_case_folder(root: Path, entities: BidsEntities) -> None:
     """Raise InputRefused if the folder of a case holds something other than a result of this program."""
-    folder = root / place.folder
+    folder = root / entities.folder
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_dir() and not folder.is_symlink():
@@ -149,15 +149,15 @@ def refuse_occupied_case_folder(root: Path, place: BidsEntities) -> None:
     )
 
 
-def move_to_superseded(root: Path, place: BidsEntities) -> Path | None:
+def move_to_superseded(root: Path, entities: BidsEntities) -> Path | None:
     """Move an outdated result to `superseded/`. Returns its new path; None if there was no result."""
-    if not (root / place.folder / REPORT_FILE).is_file():
+    if not (root / entities.folder / REPORT_FILE).is_file():
         return None
-    target = root / SUPERSEDED / place.prefix
+    target = root / SUPERSEDED / entities.prefix
     if target.exists():
         shutil.rmtree(target)
     target.parent.mkdir(exist_ok=True)
-    return (root / place.folder).rename(target)
+    return (root / entities.folder).rename(target)
 
 
 def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
@@ -172,7 +172,8 @@ def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
     except FileNotFoundError:
         ours = True
     except NotADirectoryError as error:
-        raise UsageError("the output path is a file, or is inside one", where=root, do="give a folder") from error
+        what = "the output path is a file" if root.is_file() else "the output path is inside a file, not a folder"
+        raise UsageError(what, where=root, do="give a folder") from error
     except OSError as error:
         raise unwritable(root, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -187,7 +188,7 @@ def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
 
 def _no_bids() -> list[str]:
     """Return the `.bidsignore` patterns of outputs that BIDS has no names for. A trailing slash would not ignore a folder itself."""
-    unknown = [Bids("", {"*": "*"}).place(kind) for kind in all_artifact_kinds("*") if not _names(kind)]
+    unknown = [BidsLayout("", {"*": "*"}).place(kind) for kind in all_artifact_kinds("*") if not _names(kind)]
     return [
         REPORT_FILE,
         *(f"**/{name}" for name in unknown),

@@ -15,7 +15,7 @@ from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
 from ensemble.files import read_json
 from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, all_artifact_kinds, artifacts
-from ensemble.outputs.layouts.folder import Folder
+from ensemble.outputs.layouts.folder import FolderLayout
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish, write_json
@@ -27,7 +27,7 @@ RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
-class Contract:
+class ContractLayout:
     """The contract's path for the mask; all else as in the layout of `run`."""
 
     mask_name: str
@@ -35,7 +35,7 @@ class Contract:
     def place(self, artifact: Artifact) -> str:
         if artifact.role is MASK:
             return f"{MASKS}/{self.mask_name}"
-        return Folder(".mha").place(artifact)
+        return FolderLayout(".mha").place(artifact)
 
 
 def earlier_masks(output_root: Path) -> list[str]:
@@ -71,7 +71,7 @@ def publish_case(
 ) -> None:
     """Put the outputs of a case below the output root, all or none, in place of those of an earlier one; `results` is the content of
     `results.json`. Raises UsageError when they can't be written."""
-    layout = Contract(mask_name)
+    layout = ContractLayout(mask_name)
     places = artifacts_by_path(artifacts(case, extras), layout)
     beside = sorted(set(places) - {f"{MASKS}/{mask_name}"})
     replaces = (*earlier_masks(output_root), *earlier_outputs(output_root))
@@ -82,4 +82,4 @@ def publish_case(
 
 def patterns() -> list[str]:
     """Return patterns of all possible outputs, for any case and members, to clean up after a killed process."""
-    return [RESULTS, *map(Contract("*.mha").place, all_artifact_kinds("*"))]
+    return [RESULTS, *map(ContractLayout("*.mha").place, all_artifact_kinds("*"))]

@@ -16,8 +16,8 @@ MEMBERS = "members"
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Every output is named by its role."""
+class FolderLayout:
+    """Output paths of `run`: one file a role; those of members below `members/`."""
 
     image_suffix: str
 
@@ -31,7 +31,7 @@ def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path, image_su
 
     The report lists them all: it is the index by which a later run knows what to replace. Raises UsageError when they can't be written.
     """
-    places = artifacts_by_path(artifacts(case, extras), Folder(image_suffix))
+    places = artifacts_by_path(artifacts(case, extras), FolderLayout(image_suffix))
     for place, artifact in places.items():
         if artifact.role is REPORT:
             places[place] = replace(artifact, payload=artifact.payload | {WRITTEN: sorted(places)})

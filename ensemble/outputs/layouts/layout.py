@@ -41,10 +41,10 @@ def write(places: Mapping[str, Artifact], folder: Path) -> None:
         FORMATS[artifact.role.format].write(artifact.payload, path)
 
 
-def is_inside(place: str) -> bool:
+def is_inside(relative_path: str) -> bool:
     """Return whether a relative path stays below its folder."""
-    path = PurePosixPath(place)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in place
+    path = PurePosixPath(relative_path)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in relative_path
 
 
 def _meet(place: str, other: str) -> bool:

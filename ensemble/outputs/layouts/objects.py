@@ -10,8 +10,8 @@ from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish
 
 
-class Objects:
-    """Every object is named by its role."""
+class DicomObjectsLayout:
+    """Output paths of DICOM objects: one file a role, in one folder."""
 
     def place(self, artifact: Artifact) -> str:
         return artifact.file_name("")
@@ -25,4 +25,4 @@ def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
 
 def write_dicom_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
     """Write the objects of a case into a folder that no other process reads yet. Raises OSError."""
-    write(artifacts_by_path(object_artifacts(case, extras), Objects()), folder)
+    write(artifacts_by_path(object_artifacts(case, extras), DicomObjectsLayout()), folder)

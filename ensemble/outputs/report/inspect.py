@@ -12,7 +12,7 @@ from ensemble.outputs.formats.image import write as write_volume
 from ensemble.publish import publish
 from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.series import format_b_values
-from ensemble.readers.inspect import Finding, SeriesFinding
+from ensemble.readers.inspect import InspectedPath, SeriesFinding
 from ensemble.readers.names import image_suffix
 from ensemble.text import visible
 from ensemble.types import Modality
@@ -21,7 +21,7 @@ from ensemble.volume import Volume
 _HEADINGS = ("", "series", "description", "kind", "images", "b (s/mm^2)", "volumes", "geometry")
 
 
-def as_lines(finding: Finding) -> Iterator[str]:
+def as_lines(finding: InspectedPath) -> Iterator[str]:
     """Yield the finding as text lines."""
     yield f"{finding.path}:"
     if finding.is_dicom:
@@ -39,7 +39,7 @@ def as_lines(finding: Finding) -> Iterator[str]:
         yield from _answer(modality.label, image, finding.notes.get(modality, ()))
 
 
-def as_json(finding: Finding) -> dict[str, Any]:
+def as_json(finding: InspectedPath) -> dict[str, Any]:
     """Return the finding as JSON."""
     return {
         "path": str(finding.path),
@@ -118,10 +118,10 @@ def _refusal(refused: InputRefused) -> dict[str, Any]:
     return {"refused": {"what": refused.what, "where": refused.where, "found": refused.found, "do": refused.do}}
 
 
-def refusal(finding: Finding, asked: Modality | None) -> InputRefused | None:
+def refusal(finding: InspectedPath, requested: Modality | None) -> InputRefused | None:
     """Return the error if a requested image can't be read, or, with no request, if no image can be; else None."""
     refusals = [image for image in finding.images.values() if isinstance(image, InputRefused)]
-    return refusals[0] if refusals and (asked or len(refusals) == len(finding.images)) else None
+    return refusals[0] if refusals and (requested or len(refusals) == len(finding.images)) else None
 
 
 def check_destination(path: Path, source: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ensemble.findings.types import Amount, Choice, Findings, Quantity
+from ensemble.findings.types import Findings, Quantity, StructureVolume, UncertainCategory
 
 _PATTERNS = {"none": "no lesion", "single": "single lesion", "scattered": "scattered lesions"}
 
 
 @dataclass(frozen=True)
-class Line:
+class FindingRow:
     """A row of the page's table of findings."""
 
     name: str
@@ -21,11 +21,11 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Block:
+class FindingTable:
     """A table of findings under a heading."""
 
     heading: str
-    lines: tuple[Line, ...]
+    lines: tuple[FindingRow, ...]
     remark: str = ""
 
 
@@ -51,7 +51,7 @@ def in_words(findings: Findings) -> Iterator[str]:
             yield f"{atlas.name}: {choice_in_words(atlas.leading)}{sides}"
 
 
-def choice_in_words(choice: Choice | None) -> str:
+def choice_in_words(choice: UncertainCategory | None) -> str:
     """Return a category and, in brackets, its alternatives."""
     if choice is None:
         return ""
@@ -79,12 +79,12 @@ def _hull(quantity: Quantity) -> tuple[float, float]:
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def blocks(findings: Findings) -> tuple[Block, ...]:
+def blocks(findings: Findings) -> tuple[FindingTable, ...]:
     """Return the tables of the page: first the built-in atlas, then the user's."""
     if findings.places is None or not findings.lesions:
         return ()
     found = [
-        Block(heading, tuple(map(_line, amounts)))
+        FindingTable(heading, tuple(map(_line, amounts)))
         for heading, amounts in (
             ("Sides", findings.places.sides),
             ("Regions", findings.places.regions),
@@ -94,10 +94,10 @@ def blocks(findings: Findings) -> tuple[Block, ...]:
     for atlas in findings.atlases:
         groups = (*atlas.groups, *atlas.sided_groups) or atlas.labels
         remark = "; ".join(filter(None, (f"space: {atlas.space}", atlas.mismatch)))
-        found.append(Block(atlas.name, tuple(map(_line, groups)), remark))
+        found.append(FindingTable(atlas.name, tuple(map(_line, groups)), remark))
         if atlas.aspects is not None:
             scores = tuple(
-                Line(
+                FindingRow(
                     f"{score.side}: 10 \N{MINUS SIGN} {len(score.affected)}",
                     f"{score.score.value:.0f}",
                     ", ".join(score.affected),
@@ -105,7 +105,7 @@ def blocks(findings: Findings) -> tuple[Block, ...]:
                 for score in atlas.aspects.scores
             )
             found.append(
-                Block(
+                FindingTable(
                     f"{atlas.name}: score (research)",
                     scores,
                     f"ten minus the number of regions with over {100 * atlas.aspects.share_above:.0f} % lesion; not a validated score",
@@ -114,5 +114,5 @@ def blocks(findings: Findings) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def _line(amount: Amount) -> Line:
-    return Line(amount.name, millilitres(amount.ml), percent(amount.share))
+def _line(amount: StructureVolume) -> FindingRow:
+    return FindingRow(amount.name, millilitres(amount.ml), percent(amount.share))

@@ -24,7 +24,7 @@ def headline(result: Result) -> str:
 
 
 def brain_box(brain: AnyArray) -> tuple[slice, slice]:
-    """Return the in-plane box around the brain (z, y, x), with a small margin."""
+    """Return the (y, x) slices that enclose the brain mask (z, y, x) in every axial slice, with a margin of 4 voxels."""
     ends = [np.flatnonzero(brain.any(axis=axes))[[0, -1]] for axes in ((0, 2), (0, 1))]
     rows, columns = (slice(max(int(low) - 4, 0), int(high) + 5) for low, high in ends)
     return rows, columns

@@ -354,7 +354,7 @@ def sequence_b(name: str) -> float | None:
 
 
 def is_diffusivity(sources: Sequence[Dataset]) -> bool:
-    """Return whether the first rescale type in the data sets is a diffusivity: ADC, or its unit."""
+    """Return whether pixel values are ADC: the first Rescale Type found in the data sets says so, or names a unit of diffusivity."""
     word = next((word for dataset in sources if (word := text_of(dataset, "RescaleType"))), "")
     return bool(_DIFFUSIVITY_UNIT.search(word.lower()))
 
@@ -381,8 +381,12 @@ def complex_part(sources: Sequence[Dataset], maker: str) -> str:
     return ""
 
 
-def directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[str]) -> str:
-    """Return "none", "isotropic" (a mean over directions) or "directional"; empty if unknown."""
+def diffusion_directionality(sources: Sequence[Dataset], maker: str, image_type: Sequence[str]) -> str:
+    """Return a frame's diffusion directionality: "none" (no diffusion weighting), "isotropic" (a mean over directions), "directional".
+
+    An empty string if unknown. `sources` are the data sets that describe the frame, most specific first: its functional groups,
+    then the data set of the file.
+    """
     for dataset in sources:
         word = text_of(dataset, DIRECTIONALITY).upper() if DIRECTIONALITY in dataset else ""
         if word in ("NONE", "ISOTROPIC", "DIRECTIONAL", "BMATRIX"):

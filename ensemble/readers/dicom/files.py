@@ -78,8 +78,11 @@ def _unpack(path: Path, folder: str, label: str) -> None:
                 found=error.strerror or str(error),
                 do="make free space in the temporary folder, choose another one with TMPDIR, or unpack the archive and give the folder",
             ) from error
+        problem = (
+            "is encrypted or compressed in an unsupported way" if isinstance(error, RuntimeError) else "is damaged"
+        )
         raise InputRefused(
-            f"the {label} archive is damaged, or can't be unpacked",
+            f"the {label} archive {problem}",
             where=path,
             found=str(error) or type(error).__name__,
             do="copy it again, or unpack it and give the folder",

@@ -41,7 +41,7 @@ _NO_PLANE = 0.02
 
 
 @dataclass(frozen=True)
-class Problem:
+class FileProblem:
     """Why a file can't be read. `what` completes a sentence that begins "a file of the DWI series"."""
 
     what: str
@@ -113,7 +113,7 @@ class Instance:
     other: str
     """What it is where it can't be a grey MR image; empty if it may be one."""
     stored: StoredPixels | None
-    problem: Problem | None = None
+    problem: FileProblem | None = None
 
     @property
     def description(self) -> str:
@@ -140,7 +140,7 @@ class Frame:
     """None if the header does not tell it."""
     b: float | None = None
     direction: str = ""
-    """See `facts.directionality`."""
+    """See `facts.diffusion_directionality`."""
     slope: float = 1.0
     intercept: float = 0.0
     echo_ms: float | None = None
@@ -187,7 +187,7 @@ def read_frames(path: Path, header: Header) -> list[Frame]:
         return list(_kind_of_file(reading)(reading, plain))
     except MALFORMED as error:
         found = str(error) or type(error).__name__
-        return [_with_problem(plain, Problem("has an invalid header", found))]
+        return [_with_problem(plain, FileProblem("has an invalid header", found))]
 
 
 def _kind_of_file(reading: _Reading) -> Callable[[_Reading, Frame], Iterator[Frame]]:
@@ -228,7 +228,7 @@ def _instance(path: Path, header: Header) -> Instance:
     )
 
 
-def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
+def _stored(header: Header) -> tuple[StoredPixels, FileProblem | None]:
     """Return how the pixels are stored, and the problem if there is one."""
     dataset, pixels = header.dataset, header.pixels
 
@@ -252,40 +252,44 @@ def _stored(header: Header) -> tuple[StoredPixels, Problem | None]:
     )
     size = f"{stored.columns} x {stored.rows}, {stored.frames} frames, {stored.bits_stored} of {bits} bits"
     if not stored.is_sized:
-        return stored, Problem("is damaged: its header describes no image", size)
+        return stored, FileProblem("is damaged: its header describes no image", size)
     if pixels is None:
-        return stored, Problem("is damaged or truncated", "no pixel data")
+        return stored, FileProblem("is damaged or truncated", "no pixel data")
     if pixels.tag != facts.INTEGER_PIXELS or bits not in _CODED_BITS or not 1 <= stored.bits_stored <= bits:
-        return stored, Problem("has pixels of an unsupported type", size, CONVERT)
+        return stored, FileProblem("has pixels of an unsupported type", size, CONVERT)
     if number_of(dataset, "HighBit") not in (None, stored.bits_stored - 1):
-        return stored, Problem(
+        return stored, FileProblem(
             "has pixels of an unsupported type", f"high bit {number_of(dataset, 'HighBit'):g}", CONVERT
         )
     if "ModalityLUTSequence" in dataset:
-        return stored, Problem("has a modality LUT, which is not supported", size, CONVERT)
+        return stored, FileProblem("has a modality LUT, which is not supported", size, CONVERT)
     if header.syntax not in NATIVE:
-        return stored, None if pixels.length is None else Problem(
+        return stored, None if pixels.length is None else FileProblem(
             "is damaged", "compressed pixel data that are not encapsulated"
         )
     expected, present = stored.frames * stored.frame_bytes, header.bytes - pixels.start
     if pixels.length is None or pixels.length < expected:
-        return stored, Problem("is damaged or truncated", f"{pixels.length} bytes of pixel data, {expected} expected")
+        return stored, FileProblem(
+            "is damaged or truncated", f"{pixels.length} bytes of pixel data, {expected} expected"
+        )
     if present < expected:
-        return stored, Problem("is damaged or truncated", f"{present} bytes of pixel data, {expected} expected")
+        return stored, FileProblem("is damaged or truncated", f"{present} bytes of pixel data, {expected} expected")
     return stored, None
 
 
 def _classic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     dataset, stored = reading.dataset, _pixels_of(plain)
     if stored.frames > 1:
-        yield _with_problem(plain, Problem("has several frames without positions", f"{stored.frames} frames", CONVERT))
+        yield _with_problem(
+            plain, FileProblem("has several frames without positions", f"{stored.frames} frames", CONVERT)
+        )
         return
     slope, intercept = _rescale((dataset,))
     yield replace(
         plain,
         size=(stored.columns, stored.rows),
         b=_b(reading, (dataset,), plain.image_type),
-        direction=facts.directionality((dataset,), reading.maker, plain.image_type),
+        direction=facts.diffusion_directionality((dataset,), reading.maker, plain.image_type),
         slope=slope,
         intercept=intercept,
         echo_ms=number_of(dataset, "EchoTime"),
@@ -299,7 +303,9 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     if len(groups) != stored.frames:
         yield _with_problem(
             plain,
-            Problem("has a different number of frames from what its header says", f"{len(groups)} of {stored.frames}"),
+            FileProblem(
+                "has a different number of frames from what its header says", f"{len(groups)} of {stored.frames}"
+            ),
         )
         return
     shared = next(iter(items_of(dataset, "SharedFunctionalGroupsSequence")), Dataset())
@@ -323,7 +329,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
             *([] if philips is None else [philips]),
             dataset,
         ]
-        direction = facts.directionality(sources, reading.maker, image_type)
+        direction = facts.diffusion_directionality(sources, reading.maker, image_type)
         b = _b(reading, sources, image_type)
         if b is None and direction == "none":
             b = 0.0
@@ -358,7 +364,7 @@ def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
         found = f"CSA header: {'there' if csa else 'missing'}"
         yield _with_problem(
             plain,
-            Problem("is a mosaic without the CSA header that gives the positions of its slices", found, CONVERT),
+            FileProblem("is a mosaic without the CSA header that gives the positions of its slices", found, CONVERT),
         )
         return
     tiles = int(count[0])
@@ -368,7 +374,7 @@ def _mosaic(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     if not grid or whole.plane is None:
         yield _with_problem(
             plain,
-            Problem(
+            FileProblem(
                 "is a mosaic that can't be cut into slices",
                 f"{tiles} slices in {stored.columns} x {stored.rows}",
                 CONVERT,
@@ -400,7 +406,7 @@ def _united_imaging(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     grid = _tiles(stored, len(items), math.ceil(len(items) / side), side)
     if not grid or (told and int(told[0]) != len(items)):
         found = f"{len(items)} positions for {told[0]:g} slices" if told else f"{len(items)} places"
-        yield _with_problem(plain, Problem("has tiles without positions", found, CONVERT))
+        yield _with_problem(plain, FileProblem("has tiles without positions", found, CONVERT))
         return
     whole = next(_classic(reading, plain))
     height, width = stored.rows // math.ceil(len(items) / side), stored.columns // side
@@ -505,5 +511,5 @@ def _pixels_of(frame: Frame) -> StoredPixels:
     return frame.instance.stored
 
 
-def _with_problem(frame: Frame, problem: Problem) -> Frame:
+def _with_problem(frame: Frame, problem: FileProblem) -> Frame:
     return replace(frame, instance=replace(frame.instance, problem=problem))

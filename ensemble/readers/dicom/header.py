@@ -118,10 +118,10 @@ def read_header(path: Path) -> Header | None:
     return header
 
 
-def inflated(path: Path, most: int) -> bytes:
-    """Return the first `most` bytes of a deflated file with the deflation removed. Raises one of `facts.MALFORMED`."""
+def inflated(path: Path, max_bytes: int) -> bytes:
+    """Return the first `max_bytes` bytes of a deflated file with the deflation removed. Raises one of `facts.MALFORMED`."""
     with open_file(path) as file:
-        return _inflate(file.read(), most)[0]
+        return _inflate(file.read(), max_bytes)[0]
 
 
 def _begins_like(begin: bytes) -> bool:
@@ -179,7 +179,7 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
 
 
 def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
-    """Return the first `most` bytes of an inflated file, and its total inflated size.
+    """Return the first `max_bytes` bytes of an inflated file, and its total inflated size.
 
     Raises ValueError if it grows as no image does, or has no end.
     """

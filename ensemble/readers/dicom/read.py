@@ -20,7 +20,7 @@ from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b, weig
 from ensemble.readers.base import RawImage, attach_notes
 from ensemble.readers.dicom.facts import MALFORMED
 from ensemble.readers.dicom.files import files_of, is_dicom
-from ensemble.readers.dicom.frames import AGAIN, Frame, Problem, read_frames
+from ensemble.readers.dicom.frames import AGAIN, FileProblem, Frame, read_frames
 from ensemble.readers.dicom.header import NoDicom, read_header
 from ensemble.readers.dicom.pixels import read_pixels, refuse_differing_copies
 from ensemble.readers.dicom.series import Series, choose, group_into_series
@@ -48,7 +48,7 @@ class Examination:
     """Those of images, whatever they show."""
     objects: tuple[tuple[Path, str], ...]
     """Files that hold no image, and what they are."""
-    unread: tuple[tuple[Path, Problem], ...]
+    unread: tuple[tuple[Path, FileProblem], ...]
     """Files that look like DICOM and can't be read, and why."""
 
     def place_of(self, file: Path) -> str:
@@ -114,7 +114,7 @@ class Examination:
         volume = Volume(np.asarray(array, np.float32), grid)
         return RawImage(self.path, volume, tuple(notes), low, _origin([stack.volumes[number] for number in made_of]))
 
-    def _refuse_unread(self, unread: Sequence[tuple[Path, Problem]], label: str) -> None:
+    def _refuse_unread(self, unread: Sequence[tuple[Path, FileProblem]], label: str) -> None:
         for file, problem in unread[:1]:
             what, where = f"a file of the {label} series {problem.what}", self.place_of(file)
             raise InputRefused(what, where=where, found=problem.found, do=problem.do)
@@ -196,7 +196,7 @@ def open_examination(path: Path, label: str) -> Iterator[Examination]:
     with files_of(path, label) as files:
         frames: list[Frame] = []
         objects: list[tuple[Path, str]] = []
-        unread: list[tuple[Path, Problem]] = []
+        unread: list[tuple[Path, FileProblem]] = []
         for file in files:
             try:
                 header = read_header(file)
@@ -211,12 +211,12 @@ def open_examination(path: Path, label: str) -> Iterator[Examination]:
         yield Examination(path, tuple(group_into_series(frames)), tuple(objects), tuple(unread))
 
 
-def _why_unread(file: Path, error: Exception) -> Problem:
+def _why_unread(file: Path, error: Exception) -> FileProblem:
     if isinstance(error, OSError):
         why = unreadable_reason(file, error)
-        return Problem(why.what, why.found, why.do)
+        return FileProblem(why.what, why.found, why.do)
     found = (str(error) or type(error).__name__).splitlines()[0]
-    return Problem("is damaged, or is not DICOM", found, f"{AGAIN}, or remove the file if it does not belong to it")
+    return FileProblem("is damaged, or is not DICOM", found, f"{AGAIN}, or remove the file if it does not belong to it")
 
 
 def _origin(volumes: Sequence[Sequence[Frame]]) -> Origin | None:
