@@ -158,8 +158,19 @@ def test_a_dataset_may_be_a_link_there_and_a_folder_here_as_in_a_container(tmp_p
     path = listed(data, tmp_path / "jobs")
     data.unlink()
     (tmp_path / "disk").rename(data)
-    (case,), _ = read_case_list(path, data)
+    (case,) = read_case_list(path, data)
     assert [file.relative_to(data).as_posix() for file in case.files.values()] == ["a/dwi.nii.gz", "a/adc.nii.gz"]
+
+
+def test_the_json_of_a_dry_run_stands_alone(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate, "family_of", lambda spec: type("F", (), {"networks": staticmethod(lambda _: [])}))
+    data = tmp_path / "data"
+    touch(data, "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/dwi/sub-2_dwi.nii.gz")
+    words = ["batch", str(data), str(tmp_path / "out"), "--weights", str(weights), "--dry-run", "--json", "--case-list"]
+    assert main([*words, str(listed(data, tmp_path / "jobs"))]) == 3
+    assert json.loads(capsys.readouterr().out)["total"]["cases"] == 2
 
 
 def test_another_list_leaves_the_one_of_jobs_that_wait(tmp_path: Path) -> None:
@@ -168,7 +179,7 @@ def test_another_list_leaves_the_one_of_jobs_that_wait(tmp_path: Path) -> None:
     assert listed(tmp_path / "data", tmp_path / "jobs") == first
     touch(tmp_path / "data", "b/dwi.nii.gz", "b/adc.nii.gz")
     second = listed(tmp_path / "data", tmp_path / "jobs")
-    assert [len(read_case_list(path, tmp_path / "data")[0]) for path in (first, second)] == [1, 2]
+    assert [len(read_case_list(path, tmp_path / "data")) for path in (first, second)] == [1, 2]
 
 
 def test_a_filter_of_images_and_a_list_contradict_each_other(tmp_path: Path) -> None:

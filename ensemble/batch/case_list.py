@@ -49,8 +49,8 @@ def write_case_list(cases: Sequence[FoundCase], dataset: Path, folder: Path) -> 
     return CaseList(path, searched)
 
 
-def read_case_list(path: Path, dataset: Path) -> tuple[tuple[FoundCase, ...], str]:
-    """Return the cases of a list, sorted by name as a search gives them, and when they were found.
+def read_case_list(path: Path, dataset: Path) -> tuple[FoundCase, ...]:
+    """Return the cases of a list, sorted by name as a search gives them, with the time when they were found (`listed`).
 
     Raises InputRefused if the list can't be read, is damaged or of another dataset; also if the dataset is not there or empty, as on a
     machine that has not mounted it, which is no fault of any case.
@@ -66,11 +66,10 @@ def read_case_list(path: Path, dataset: Path) -> tuple[tuple[FoundCase, ...], st
     if hashlib.sha256(body).hexdigest() != head.get("sha256"):
         raise _refused("the list of cases is damaged, or was changed", path, "another SHA-256 than its first line says")
     _refuse_absent(dataset)
-    if (root := dataset.resolve()) != Path(
-        head["dataset"]
-    ).resolve():  # links may lead elsewhere here than where it was written
+    root = dataset.resolve()
+    if root != Path(head["dataset"]).resolve():  # both here: links may lead elsewhere where the list was written
         raise _refused("the list of cases is of another dataset", path, f"{head['dataset']}, not {root}")
-    return tuple(_as_case(json.loads(line), root, head["searched"]) for line in body.splitlines()), head["searched"]
+    return tuple(_as_case(json.loads(line), root, head["searched"]) for line in body.splitlines())
 
 
 def _lines(path: Path) -> tuple[bytes, bytes]:
