@@ -1,16 +1,16 @@
 """What would a hundred thousand studies take on a cluster, and where does it stop to scale?
 
     python -m benchmarks.hundred_thousand [--cases 100000] [--plot FILE]      simulate; prints the tables of docs/cluster.md
-    python -m benchmarks.hundred_thousand --measure [cases files group] --work SCRATCH [--niceness -15]      write costs.json anew
+    python -m benchmarks.hundred_thousand --measure [cases search files group] --work SCRATCH [--niceness -15]      write costs.json anew
 
 Measured (`costs.json`), on copies of the sample case: CPU seconds of a case with one worker and two, and until a worker is ready; files
 and bytes of a case; operations on a file system, counted by strace: calls that name a path below data set or results (an upper bound:
-clients of network file systems remember some answers), `fsync`, `flock`; seconds and memory of summary and page. Assumed: what stands in
-`Assumed`.
+clients of network file systems remember some answers), `fsync`, `flock`; size and CPU seconds of a list of made-up cases; seconds and
+memory of summary and page. Assumed: what stands in `Assumed`.
 
-The simulation is one of discrete events. Workers compute for themselves and share one queue: that of the metadata server. Tasks of a SLURM
-array look through the whole data set first, then work on their share; actors of a Ray cluster get one case after the other. Nodes die by
-chance; a task is requeued, an actor's case goes to another.
+The simulation is one of discrete events. Workers compute for themselves and share one queue: that of the metadata server. Tasks of an
+array read a list first, or look through the whole data set, then work on their share; actors of a Ray cluster get one case after the
+other. Nodes die by chance; a task is requeued, an actor's case goes to another.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ from typing import Any, Literal
 
 from benchmarks import summary_scale, workers
 from benchmarks.batch_throughput import write_copies
+from ensemble.batch.case_list import write_case_list
+from ensemble.batch.find import find_cases
+from ensemble.batch.layouts import FoundCase
+from ensemble.batch.run import BatchCases
+from ensemble.batch.selection import CaseSelection
 from ensemble.batch.slurm import MOST_SHARDS
 from ensemble.types import Modality
 
@@ -67,14 +72,16 @@ class Way:
     name: str
     tasks: bool
     """In tasks of a SLURM array, a share each; else one after the other, to actors of a Ray cluster."""
-    found: Literal["tree", "worklist"]
-    """Where the cases are found, and so how often the file system is asked for it."""
+    found: Literal["list", "tree", "worklist"]
+    """Where each task finds the cases, and so how often the file system is asked for it. Before a list is written, and on Ray, the folders
+    are looked through once."""
 
 
 WAYS = (
-    Way("SLURM, folders", True, "tree"),
+    Way("SLURM, folders", True, "list"),
     Way("SLURM, worklist", True, "worklist"),
     Way("Ray, folders", False, "tree"),
+    Way("--shard, no list", True, "tree"),
 )
 
 
@@ -112,7 +119,7 @@ class _Step(IntEnum):
     TAKE = 0
     """Get a share of the cases; without one it rests."""
     FIND = 1
-    """Look through the data set."""
+    """Find the cases."""
     COMPUTE = 2
     WRITE = 3
 
@@ -121,11 +128,12 @@ def simulate(cases: int, nodes: int, way: Way, costs: Mapping[str, Any], assumed
     """Return what so many cases take on so many nodes."""
     chance, server, workers = random.Random(seed), _Server(assumed), nodes * assumed.cores
     mean, start, operations = (costs[name] for name in ("case_cpu_s", "start_cpu_s", "operations_a_case"))
-    find = costs["operations_to_find_a_case"][way.found] * cases
+    asks = costs["operations_to_find_a_case"]
+    once, find = asks["tree"] * cases * (way.found == "list" or not way.tasks), asks[way.found] * cases
     tasks = min(max(1, math.ceil(cases * mean / 3600 / assumed.task_hours)), MOST_SHARDS)
     shares = Counter(chance.randrange(tasks) for _ in range(cases))  # by a digest of the name, so by chance
     waiting = [shares[task] for task in range(tasks)] if way.tasks else [1] * cases
-    at_first = 0.0 if way.tasks else server.asked(0.0, find) + start
+    at_first = server.asked(0.0, once) + start * (not way.tasks)
     events = [(at_first, number, _Step.TAKE, 0) for number in range(workers)]
     worked, ended, losses = 0.0, 0.0, 0
     while events:
@@ -173,7 +181,7 @@ def table(
 
 def sizes(cases: int, costs: Mapping[str, Any], assumed: Assumed) -> list[str]:
     """Return the lines of the table of what lies on the file system in the end, and of the last step."""
-    group, growth = costs["group"], cases / costs["group"]["results"]
+    of_list, group, growth = costs["list"], costs["group"], cases / costs["group"]["results"]
     asked = cases * (costs["operations_to_group_a_case"] + costs["operations_to_find_a_case"]["tree"])
     entries, size = (
         [cases * costs[f"{what}_a_case{kind}"] for kind in ("", "_report")] for what in ("entries", "bytes")
@@ -190,6 +198,11 @@ def sizes(cases: int, costs: Mapping[str, Any], assumed: Assumed) -> list[str]:
             f"{cases * costs['operations_a_case']:,.0f}",
         ),
         ("for each look through the folders", f"{look:,.0f}"),
+        (
+            "list of the cases that `slurm` writes",
+            f"{cases / of_list['cases'] * of_list['mb']:.0f} MB; each task reads it in"
+            f" {cases / of_list['cases'] * of_list['read_cpu_s']:.0f} CPU s",
+        ),
         ("`group`", f"{growth * group['summary_cpu_s']:.0f} CPU s; {memory_mb:,.0f} MB of memory"),
         ("while it waits for the file system", f"{asked * assumed.latency_s / 60:.0f} min"),
         ("`summary.csv`, `index.html`", f"{growth * group['csv_mb']:.0f} MB, {growth * group['page_mb']:.0f} MB"),
@@ -236,6 +249,49 @@ def _of_cases(work: Path, niceness: int) -> dict[str, Any]:
     }
 
 
+def _of_searches(work: Path, niceness: int) -> dict[str, Any]:
+    few, more = (_looks(work / str(count), count) for count in (_FEW, _MORE))
+    asked = {name: round((more[name] - few[name]) / (_MORE - _FEW), 2) for name in more}
+    return {"operations_to_find_a_case": asked, "list": _made_up_list(work / "data", 100_000)}
+
+
+def _made_up_list(data: Path, count: int) -> dict[str, float]:
+    """Return the size of the list of so many made-up cases, and the CPU seconds in which a task has its share of them."""
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "README").touch()
+    places = [
+        (name, data / name / "dwi" / name.replace("/", "_"))
+        for name in map("sub-strokecase{:06}/ses-0001".format, range(count))
+    ]
+    cases = [FoundCase(name, {m: Path(f"{place}_{m}.nii.gz") for m in Modality}) for name, place in places]
+    listed = write_case_list(cases, data, data.parent).path
+    started = time.process_time()
+    BatchCases(data, CaseSelection(shard=(1, 600)), case_list=listed).find(data.parent / "out")
+    return {
+        "cases": count,
+        "mb": round(listed.stat().st_size / 1e6, 1),
+        "read_cpu_s": round(time.process_time() - started, 1),
+    }
+
+
+def _looks(root: Path, count: int) -> dict[str, int]:
+    """Return how often the file system is asked for the cases of a small data set, by where they are found."""
+    shutil.rmtree(root, ignore_errors=True)
+    data, out = root / "data", root / "out"
+    write_copies(data, count)
+    names = [f"p{number:03d}" for number in range(count)]
+    rows = [",".join([name, *(f"data/{name}/{m}.mha" for m in Modality)]) for name in names]
+    (root / "list.csv").write_text("\n".join([f"case,{','.join(Modality)}", *rows, ""]))
+    listed = write_case_list(find_cases(data, out), data, root).path
+    places = {
+        "tree": f"Path({str(data)!r})",
+        "worklist": f"Path({str(root / 'list.csv')!r})",
+        "list": f"Path({str(data)!r}), case_list=Path({str(listed)!r})",
+    }
+    look = "from ensemble.batch.run import *; BatchCases({}).find(Path({!r}))"
+    return {name: _operations(root, "-c", look.format(place, str(out))) for name, place in places.items()}
+
+
 def _of_files(work: Path, niceness: int) -> dict[str, Any]:
     plain, report = (_left_by_a_case(work, options) for options in ([], ["--report"]))
     return plain | {f"{name}_report": report[name] for name in ("entries_a_case", "bytes_a_case")}
@@ -247,7 +303,7 @@ def _of_group(work: Path, niceness: int) -> dict[str, Any]:
     return {"group": more | {"mb_a_thousand": round(growth, 2)}}
 
 
-PARTS = {"cases": _of_cases, "files": _of_files, "group": _of_group}
+PARTS = {"cases": _of_cases, "search": _of_searches, "files": _of_files, "group": _of_group}
 _FEW, _MORE = 2, 6
 #: Calls that ask a server's metadata, and those that wait for it.
 _ASKS = re.compile(
@@ -258,38 +314,22 @@ _ASKS = re.compile(
 
 def _left_by_a_case(work: Path, options: Sequence[str]) -> dict[str, Any]:
     """Return what a case leaves on the file system and how often it is asked: the difference between a small and a larger batch."""
-    found = []
+    found, searches = [], _of_searches(work, 0)
+    tree = searches["operations_to_find_a_case"]["tree"]
     for count in (_FEW, _MORE):
         root = work / str(count)
-        shutil.rmtree(root, ignore_errors=True)
-        write_copies(root / "data", count)
-        names = [f"p{number:03d}" for number in range(count)]
-        rows = [",".join([name, *(f"data/{name}/{m}.mha" for m in Modality)]) for name in names]
-        (root / "list.csv").write_text("\n".join([f"case,{','.join(Modality)}", *rows, ""]))
-        paths = {name: str(root / name) for name in ("data", "list.csv", "out")}
-        looks = {
-            name: _operations(
-                root,
-                "-c",
-                f"from ensemble.batch.run import *; BatchCases(Path({place!r})).find(Path({paths['out']!r}))",
-            )
-            for name, place in (("tree", paths["data"]), ("worklist", paths["list.csv"]))
-        }
-        folders = [paths["data"], paths["out"]]
+        folders = [str(root / "data"), str(root / "out")]
         segment = ["-m", "ensemble", "batch", *folders, "--device", "cpu", "--tta", "none", "--shard", "1/1", *options]
         in_batch = _operations(root, *segment)
         in_group = _operations(root, "-m", "ensemble", *folders, "group", "--skip-bids-validation")
         inner = [*(root / "out").glob("sub-*"), *(root / "out").glob("sub-*/**/*")]
-        found.append(
-            (looks, in_batch, in_group, len(inner), sum(path.stat().st_size for path in inner if path.is_file()))
-        )
-    (looks_few, *few), (looks, *more) = found
+        found.append((in_batch, in_group, len(inner), sum(path.stat().st_size for path in inner if path.is_file())))
+    few, more = found
     batch, group, entries, size = ((b - a) / (_MORE - _FEW) for a, b in zip(few, more, strict=True))
-    find = {name: round((looks[name] - looks_few[name]) / (_MORE - _FEW), 2) for name in looks}
     return {
-        "operations_to_find_a_case": find,
-        "operations_a_case": round(batch - find["tree"], 1),
-        "operations_to_group_a_case": round(group - find["tree"], 1),
+        **searches,
+        "operations_a_case": round(batch - tree, 1),
+        "operations_to_group_a_case": round(group - tree, 1),
         "entries_a_case": entries,
         "bytes_a_case": round(size),
     }

@@ -252,7 +252,9 @@ def _batch(options: argparse.Namespace) -> int:
     from ensemble.batch.selection import CaseSelection
 
     return _work_on(
-        BatchCases(options.dataset, CaseSelection(shard=options.shard)), options, summarise=options.shard is None
+        BatchCases(options.dataset, CaseSelection(shard=options.shard), case_list=options.case_list),
+        options,
+        summarise=options.shard is None,
     )
 
 
@@ -264,8 +266,13 @@ def _bids_app(options: argparse.Namespace) -> int:
     from ensemble.folders import exclusive_writer
 
     labels = tuple(options.participant_label or ()), tuple(options.session_label or ())
-    dataset = BatchCases(options.dataset, CaseSelection(*labels, options.shard))
+    dataset = BatchCases(options.dataset, CaseSelection(*labels, options.shard), case_list=options.case_list)
     if options.bids_filter_file is not None:
+        if options.case_list is not None:
+            raise UsageError(
+                "--bids-filter-file has no effect on a list of cases, which says what was taken",
+                do="remove one of --bids-filter-file and --case-list",
+            )
         if options.dataset.is_file():
             raise UsageError(
                 "--bids-filter-file has no effect on a worklist",

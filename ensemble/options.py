@@ -264,6 +264,14 @@ def _add_batch(parser: Any) -> None:
     )
     _add(
         group,
+        "--case-list",
+        type=Path,
+        metavar="FILE",
+        help="take the cases that slurm found in DATASET and wrote to FILE, instead of searching again; cases that joined since are not"
+        " in it",
+    )
+    _add(
+        group,
         "--ray",
         nargs="?",
         const="local",
@@ -350,9 +358,9 @@ def _add_slurm(commands: Any, common: _Parser) -> None:
         common,
         "slurm",
         "write a batch as SLURM jobs: a job array that shares the cases, and a summary job",
-        "Write participant.sbatch (a job array with one shard of the cases per task), group.sbatch (the summary) and"
-        " submit.sh, which submits"
-        " both. The options of batch are passed on. Every path must be the same on all nodes.",
+        "Search DATASET once, and write the list of its cases, participant.sbatch (a job array with one shard of the cases per task),"
+        " group.sbatch (the summary) and submit.sh, which submits both. Call it again when cases join DATASET. The options of batch are"
+        " passed on. Every path must be the same on all nodes.",
     )
     slurm.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or .csv worklist")
     slurm.add_argument("out", type=Path, metavar="OUT", help="folder for the results")

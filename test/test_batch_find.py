@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import pytest
 from batch_runs import touch
 from conftest import GRID, phantom_arrays
 from dicom_files import write_series
+from ensemble.batch.case_list import read_case_list, write_case_list
 from ensemble.batch.find import find_cases
+from ensemble.batch.layouts import FoundCase
 from ensemble.errors import InputRefused
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -21,13 +25,27 @@ DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
 
 
 def found(dataset: Path, out: Path = Path("/nowhere")) -> dict[str, list[str]]:
-    """Names of the files of each case; of a case with a problem, the problem."""
+    """Names of the files of each case; of a case with a problem, the problem. Of folders a list of the cases must say the same."""
     root = dataset if dataset.is_dir() else dataset.parent
     said = {}
-    for case in find_cases(dataset, out):
+    cases = find_cases(dataset, out)
+    if dataset.is_dir():
+        refuse_other_list(cases, dataset)
+    for case in cases:
         names = [path.relative_to(root.resolve()).as_posix() for path in case.files.values()]
         said[case.name] = [case.problem.what] if case.problem else names
     return said
+
+
+def refuse_other_list(cases: tuple[FoundCase, ...], dataset: Path) -> None:
+    """Raise AssertionError unless these cases are the same again once they were written to a list."""
+    with tempfile.TemporaryDirectory() as folder:
+        listed = write_case_list(cases, dataset, Path(folder))
+        again = read_case_list(listed.path, dataset)
+    for case, same in zip(cases, again, strict=True):
+        assert (str(case.problem), list(case.files)) == (str(same.problem), list(same.files))
+        assert same.listed == listed.searched
+        assert replace(same, listed="", problem=case.problem) == case
 
 
 @pytest.mark.parametrize("inner", ["", "rawdata/"])
@@ -209,7 +227,7 @@ def test_a_folder_that_can_not_be_read_is_a_case_with_a_problem(
     really = os.scandir
 
     def scan(path: str) -> object:
-        if Path(path).name == "secret":
+        if str(path).endswith("/secret"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return really(path)
 

@@ -17,13 +17,13 @@ MADE_UP: dict[str, Any] = {
     "case_cpu_s": 36.0,
     "start_cpu_s": 10.0,
     "operations_a_case": 100.0,
-    "operations_to_find_a_case": {"tree": 20.0, "worklist": 0.0},
+    "operations_to_find_a_case": {"tree": 20.0, "worklist": 0.0, "list": 0.0},
 }
-TREE, WORKLIST, RAY = WAYS
+LIST, WORKLIST, RAY, TREE = WAYS
 
 
 def test_one_worker_takes_what_the_cases_take() -> None:
-    for way, starts in ((TREE, 2), (WORKLIST, 2), (RAY, 1)):  # 200 cases are two hours: two tasks
+    for way, starts in ((LIST, 2), (TREE, 2), (WORKLIST, 2), (RAY, 1)):  # 200 cases are two hours: two tasks
         told = simulate(200, 1, way, MADE_UP, PLAIN)
         assert told.hours * 3600 == pytest.approx(200 * 36 + starts * 10, abs=11)
         assert told.busy > 0.99
@@ -42,7 +42,10 @@ def test_a_file_system_that_can_do_no_more_decides_how_long_it_takes() -> None:
     told = simulate(2000, 100, RAY, MADE_UP, slow)
     assert told.hours * 3600 == pytest.approx(2000 * (100 + 20) / 50, rel=0.02)
     assert told.server > 0.98
-    # each of the 20 tasks looks through all folders
+    # the folders are looked through once before the array, which then has a list
+    once, never = simulate(2000, 20, LIST, MADE_UP, slow), simulate(2000, 20, WORKLIST, MADE_UP, slow)
+    assert once.hours - never.hours == pytest.approx(20 * 2000 / 50 / 3600, rel=0.02)
+    # else each of the 20 tasks looks through all folders
     assert simulate(2000, 20, TREE, MADE_UP, slow).hours > 20 * 2000 * 20 / 50 / 3600
     assert simulate(2000, 20, WORKLIST, MADE_UP, slow).hours < 2
 

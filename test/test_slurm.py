@@ -15,7 +15,6 @@ import pytest
 
 from batch_runs import comparable, rows, write_bids, write_case
 from conftest import shared
-from ensemble.batch import slurm as scripts
 from ensemble.cli import main
 from ensemble.options import parse, to_arguments
 from nnunet_folders import FolderSpec, build_folder
@@ -105,19 +104,22 @@ def test_the_scripts_are_bash_and_quote_what_they_name(tmp_path: Path, member: P
     assert main([*command, "--apptainer", "a", "--docker", "b"]) == 2
 
 
-def test_many_tasks_on_many_folders_are_advised_to_take_a_worklist(
-    tmp_path: Path, member: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(scripts, "_MANY_FOLDER_SEARCHES", 5)
-    for name in "ab":
-        write_case(tmp_path / "data" / name)
-    (tmp_path / "list.csv").write_text(
-        "case,dwi,adc\n" + "".join(f"{name},data/{name}/dwi.nii.gz,data/{name}/adc.nii.gz\n" for name in "ab")
-    )
-    for dataset, shards, advised in (("data", 3, True), ("data", 2, False), ("list.csv", 3, False)):
-        command = ["slurm", str(tmp_path / dataset), str(tmp_path / "out"), "--scripts", str(tmp_path / "s")]
-        assert main([*command, "--weights", str(member), "--shards", str(shards)]) == 0
-        assert ("give a worklist" in capsys.readouterr().out) == advised
+def test_the_tasks_take_the_list_of_a_folder_and_a_worklist_as_it_is(tmp_path: Path, member: Path) -> None:
+    write_case(tmp_path / "data" / "a")
+    (tmp_path / "list.csv").write_text("case,dwi,adc\na,data/a/dwi.nii.gz,data/a/adc.nii.gz\n")
+    for dataset, how, listed in (("data", ["--docker", "isles:1"], True), ("list.csv", [], False)):
+        scripts = tmp_path / f"jobs of {dataset}"
+        command = ["slurm", str(tmp_path / dataset), str(tmp_path / "out"), "--scripts", str(scripts), *how]
+        assert main([*command, "--weights", str(member), "--parquet"]) == 0
+        assert "--parquet" in (scripts / "group.sbatch").read_text(), "the summary is what it asks for"
+        (path,) = [*scripts.glob("cases-*.jsonl")] or [None]
+        assert (path is not None) == listed
+        for name in ("participant", "group"):
+            words = shlex.split((scripts / f"{name}.sbatch").read_text().splitlines()[-1])
+            assert ("--case-list" in words) == listed
+            if listed:
+                assert words[words.index("--case-list") + 1] == str(path)
+                assert f"{path}:{path}:ro" in words, "it is mounted"
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,7 @@ def test_an_array_with_a_task_that_is_killed_and_requeued_makes_what_one_process
         time.sleep(0.3)
     logs = {path.name: path.read_text() for path in (scripts / "logs").iterdir()}
     assert logs[f"{array}_1.log"].count(f" cases in {data}") == 2, "it was killed, and began again"
+    assert logs[f"{array}_2.log"].count("note: the cases are those of ") == 1, "found once, by slurm"
     assert set(logs) == {f"{array}_1.log", f"{array}_2.log", f"group_{group}.log"}
     assert comparable(out, device=False) == comparable(whole, device=False)
     assert [row["status"] for row in rows(out).values()].count("done") == CASES - 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ensemble.batch import failures
+from ensemble.batch.case_list import search_again
 from ensemble.batch.claims import BatchClaims, FileLock
 from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
@@ -204,7 +205,8 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
                 seconds = round(time.perf_counter() - started, 3)
                 outcome = _Task(case, place, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:
-        outcome = _failed(job, session, case, place, error, stale=stale)
+        reason = _gone(case) if isinstance(error, InputRefused) else None
+        outcome = _failed(job, session, case, place, reason or error, stale=stale)
     finally:
         if not isinstance(outcome, _Task):
             session.release(lock)
@@ -278,6 +280,23 @@ def _failed(
     session.note_failure(place, failure)
     failures.record(job.root, session.folder, place, case.name, failure)
     return Outcome(case.name, "failed", message, code)
+
+
+def _gone(case: FoundCase) -> InputRefused | None:
+    """Return the error for a case of which an image is no longer there that an earlier search found; None if all are there."""
+    for modality, path in case.files.items() if case.listed else ():
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return InputRefused(
+                f"the {modality.label} image has gone since the dataset was searched",
+                where=path,
+                found=f"it was there on {case.listed}",
+                do=f"restore it; or, if it was moved or removed on purpose, {search_again()}",
+            )
+        except OSError:  # the error at hand says more
+            pass
+    return None
 
 
 def _refuse_changed(case: FoundCase, before: dict[Path, Stamp | None]) -> None:

@@ -35,6 +35,8 @@ class FoundCase:
     """For images chosen from several: the reason."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Cells of requested further columns of its worklist."""
+    listed: str = ""
+    """When it was found, if that was in an earlier search (`case_list`): its files may have gone since."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from ensemble.batch import failures
+from ensemble.batch.case_list import read_case_list, search_again
 from ensemble.batch.case_loop import BatchPlan, Outcome, segment_cases
 from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
@@ -51,10 +52,13 @@ class BatchCases:
     selection: CaseSelection = field(default_factory=CaseSelection)
     wanted: Callable[[FoundImage], bool] = lambda image: True
     """Predicate: which of its images may be used."""
+    case_list: Path | None = None
+    """What an earlier search has found, to be read instead of searching again."""
 
     def find(self, out: Path) -> tuple[dict[str, BidsEntities], list[Placed]]:
         """Find all cases. Returns the entities of every case, and the selected cases. Raises InputRefused."""
-        cases = find_cases(self.path, out, self.wanted)
+        listed = self.case_list
+        cases = find_cases(self.path, out, self.wanted) if listed is None else read_case_list(listed, self.path)
         places = assign_entities([case.name for case in cases])
         return places, self.selection.of(cases, places, self.path)
 
@@ -82,6 +86,7 @@ def batch(
         refuse_without_pyarrow()
     refuse_unsafe_output_folder(out, of.path)
     places, selected = of.find(out)
+    _tell_list(selected)
     specs = find_members(config.weights_folder, config.members)
     digests = {spec.name: weight_digests(spec) for spec in specs}
     ray = ray or _for_gpus(config.device)
@@ -130,6 +135,12 @@ def _for_gpus(device: Device) -> str | None:
     return None
 
 
+def _tell_list(selected: Sequence[Placed]) -> None:
+    """Log from when the cases are, if they come from a list."""
+    if listed := {case.listed for case, _ in selected} - {""}:
+        log.info("note: the cases are those of %s. If any joined or were mended since, %s", *listed, search_again())
+
+
 def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
     """Write `summary.csv` and `index.html` for all cases of `dataset`, from results that earlier calls left below `out`.
 
@@ -139,7 +150,8 @@ def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
     if parquet:
         refuse_without_pyarrow()
     refuse_unsafe_output_folder(out, dataset.path)
-    places, _ = dataset.find(out)
+    places, selected = dataset.find(out)
+    _tell_list(selected)
     recorded = failures.recorded(out, places.items())
     failed = {name: Outcome(name, "failed", **noted) for name, noted in recorded.items()}
     outcomes = {name: failed.get(name, Outcome(name, "kept")) for name in places}

@@ -8,10 +8,11 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ensemble
+from ensemble.batch.case_list import write_case_list
 from ensemble.batch.estimate import CostModel, estimate_case
 from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 ARRAY, GROUP, SUBMIT = "participant.sbatch", "group.sbatch", "submit.sh"
 #: Cases whose headers are read for an estimate; seconds of a case where none can be had; most tasks (SLURM's default MaxArraySize is 1001).
 _SAMPLE, _USUAL_SECONDS, MOST_SHARDS = 40, 60.0, 1000
-#: Searches of a case's folder, by all tasks together, above which a worklist is recommended: an hour of a metadata server.
-_MANY_FOLDER_SEARCHES = 1_000_000
 #: How much more time and memory is asked for than expected.
 _MARGIN_TIME, _MARGIN_MEMORY = 3.0, 1.5
 _SET_UP = """\
@@ -42,6 +41,7 @@ export TMPDIR=$scratch
 _ARRAY = """\
 #!/bin/bash
 # Written by `{program} slurm`. {submit} submits it. A task that is killed and requeued goes on where it ended.
+# {cases}
 #SBATCH --job-name=isles-ensemble
 #SBATCH --array=1-{shards}
 #SBATCH --cpus-per-task={cpus}
@@ -56,21 +56,24 @@ _ARRAY = """\
 _GROUP = """\
 #!/bin/bash
 # Written by `{program} slurm`: the summary, when all tasks of the array have ended, well or not.
+# {cases}
 #SBATCH --job-name=isles-ensemble-group
 #SBATCH --mem=4000M
 #SBATCH --time=120
 #SBATCH --output={logs}/group_%j.log
 {directives}
-{set_up}{command} {dataset} {out} group
+{set_up}{command} {dataset} {out} group{group_words}
 """
 _SUBMIT = """\
 #!/bin/bash
 # Written by `{program} slurm`. Submits the array, and the summary behind it; further options go to both calls of sbatch.
+# {cases}
 set -euo pipefail
 here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
 array=$(sbatch --parsable "$@" "$here/{array}")
 array=${{array%%;*}}
 group=$(sbatch --parsable --dependency="afterany:$array" "$@" "$here/{group}")
+echo "{cases}"
 echo "array $array, summary ${{group%%;*}}: squeue --job $array,${{group%%;*}}"
 """
 
@@ -104,21 +107,26 @@ def write_scripts(
 ) -> None:
     """Write both jobs and the script that submits them into `folder`; `words` are the options passed to the tasks.
 
-    Raises as `batch` does.
+    A folder is searched here, once: the jobs read what was found from a list beside the scripts. Raises as `batch` does.
     """
     if resources.apptainer and resources.docker:
         raise UsageError("--apptainer and --docker can't be used together", do="give one of the two")
     refuse_unsafe_output_folder(out, dataset.path)
+    dataset = replace(dataset, path=dataset.path.absolute())
     _, selected = dataset.find(out)
     model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, "cpu", out)
     seconds, memory_mb = _expected(selected, out, model, resources)
     shards = resources.shards or min(max(1, math.ceil(seconds / 3600)), len(selected), MOST_SHARDS)
     hours = resources.hours or max(1.0, _MARGIN_TIME * seconds / shards / 3600)
-    logs, absolute, results = (
-        folder.absolute() / "logs",
-        dataset.path.absolute(),
-        out.absolute(),
-    )
+    folder, results = folder.absolute(), out.absolute()
+    logs = folder / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        listed, cases = _listed(dataset.path, selected, folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    of_group = [*listed, *(word for word in words if word == "--parquet")]
+    words = [*words, *listed]
     parts = {
         "program": program_name(),
         "submit": SUBMIT,
@@ -131,11 +139,13 @@ def write_scripts(
         "minutes": math.ceil(60 * hours),
         "logs": _in_directive(logs),
         "directives": "#SBATCH --gres=gpu:1" if resources.gpu else "#",
-        "dataset": shlex.quote(str(absolute)),
+        "cases": cases,
+        "group_words": "".join(f" {shlex.quote(word)}" for word in of_group),
+        "dataset": shlex.quote(str(dataset.path)),
         "out": shlex.quote(str(results)),
-        "arguments": shlex.join([str(absolute), str(results), *words]),
+        "arguments": shlex.join([str(dataset.path), str(results), *words]),
     }
-    mounts = _mounts(absolute, selected, words)
+    mounts = _mounts(dataset.path, selected, words)
     array = parts | {"command": _command(resources, mounts, results, gpu=resources.gpu)}
     group = parts | {
         "command": _command(resources, mounts, results, gpu=False),
@@ -143,7 +153,6 @@ def write_scripts(
         "set_up": _set_up(1),
     }
     try:
-        logs.mkdir(parents=True, exist_ok=True)
         if resources.docker or resources.apptainer:
             results.mkdir(parents=True, exist_ok=True)  # what is mounted must be there
         for name, text in (
@@ -158,13 +167,20 @@ def write_scripts(
         raise unwritable(folder, error) from error
     log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
              parts["memory_mb"])  # fmt: skip
-    if dataset.path.is_dir() and len(selected) * shards > _MANY_FOLDER_SEARCHES:
-        log.warning(
-            "note: each of %d tasks searches the folders of all %d cases, which may take the file system longer than the cases themselves:"
-            " give a worklist (.csv) instead of the folder, or fewer --shards",
-            shards, len(selected),
-        )  # fmt: skip
+    log.info("%s", cases)
     log.info("check the scripts, then submit: %s", shlex.quote(str(folder / SUBMIT)))
+
+
+def _listed(dataset: Path, selected: Sequence[Placed], folder: Path) -> tuple[list[str], str]:
+    """Return the options by which the jobs take the cases that are found now, and a sentence on it for people. Raises OSError.
+
+    A worklist is such a list already.
+    """
+    if not dataset.is_dir():
+        return [], "The cases are those of the worklist."
+    listed = write_case_list([case for case, _ in selected], dataset, folder)
+    again = f"If any joined or were mended since, call {program_name()} slurm again."
+    return ["--case-list", str(listed.path)], f"The cases are those of {listed.searched}. {again}"
 
 
 def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources: Resources) -> tuple[float, float]:
