@@ -34,7 +34,8 @@ def execute(
 ) -> Result:
     """Segment a case and publish its outputs, all or none. Outputs of an earlier case in the same folder are removed.
 
-    Raises as `pipeline.segment` does; InputRefused when the files were exchanged meanwhile; UsageError where another mask lies.
+    Raises as `pipeline.segment` does; InputRefused if the input files changed during the run; UsageError if the
+    output folder holds a mask that this program did not write.
     """
     refuse_unknown_masks(output_root, found.mask_name)
     result = segment(raw, ensemble, watcher, shows_images=extras.show_images)

@@ -57,7 +57,9 @@ def extract_brain(case: Draft) -> StepResult:
         return replace(case, brain=found, stripped=True), (*notes, note)
     found = brain_mask(case.dwi.array, case.adc.array)
     if not found.any():
-        raise InputRefused("no brain was found in DWI and ADC", where=where, do="give DWI and ADC of the same head")
+        raise InputRefused(
+            "no brain was found in DWI and ADC", where=where, do="check that both images show a head, and the same one"
+        )
     return replace(case, brain=found), notes
 
 

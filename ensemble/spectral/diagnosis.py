@@ -131,8 +131,8 @@ def sample_of(
     return Sample(np.array(rows, np.float64).reshape(len(rows), width), np.array(numbers, int))
 
 
-def median_ml(cases: Sequence[CaseEmbeddings]) -> float:
-    """Return the lesions' median volume (ml), 0 where there is none."""
+def median_lesion_ml(cases: Sequence[CaseEmbeddings]) -> float:
+    """Return the median volume (ml) of all lesions of all cases; 0 if there are none."""
     return float(np.median([r.ml for case in cases for r in case.regions if r.kind is Kind.LESION] or [0.0]))
 
 
@@ -140,7 +140,7 @@ def _diagnose(cases: Sequence[CaseEmbeddings], member: str, stage: int, draws: i
     def of(kind: Kind, low: float = 0.0, high: float = np.inf) -> Sample:
         return sample_of(cases, member, stage, kind, (low, high))
 
-    lesion, middle = of(Kind.LESION), median_ml(cases)
+    lesion, middle = of(Kind.LESION), median_lesion_ml(cases)
     return Stage(
         member,
         stage + 1,

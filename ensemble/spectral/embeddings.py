@@ -125,7 +125,10 @@ def embed(case: PreparedCase, regions: Sequence[Region], encoders: Sequence[Enco
 
 
 def regions_of(case: PreparedCase, lesion: BoolArray) -> list[Region]:
-    """Return the brain, windows about the largest lesions (bool; z, y, x) and as many without any: the same for the same case and name."""
+    """Return the regions whose embeddings are compared: the whole brain, windows around lesions, and as many windows without one.
+
+    `lesion` is a mask (bool; z, y, x). The same case with the same name gives the same regions.
+    """
     brain = case.brain.array
     labels, count = lesion_components(lesion)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]

@@ -21,7 +21,7 @@ COMPARED = (Modality.DWI, Modality.ADC)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a case shows by itself."""
+    """Measurements of one segmented case, made without a true mask, by which the trust in its mask is judged."""
 
     agreement: float | None
     """Mean pairwise Dice of the voters' masks; None for a single voter."""

@@ -72,9 +72,9 @@ LESIONS: Mapping[str, TraitMeaning] = {
 
 
 def describe_images(case: PreparedCase) -> dict[str, float]:
-    """Return the numbers of `IMAGES` that a case has; it has fewer where there is hardly a brain.
+    """Return the image-quality measures of a case, by the names in `IMAGES`; some are left out if there is hardly a brain.
 
-    Of the head as a patient stands, whatever the order of the axes on disk; across slices along the axis of the largest voxels.
+    They are measured along anatomical axes, whatever the axis order on disk. Slices are stacked along the axis with the largest voxels.
     """
     canonical = case.grid.canonical()
     spacing = canonical.spacing(case.grid.spacing_zyx_mm)

@@ -26,7 +26,10 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
         probe = make_probe(network, channels, smallest_window)
     except ValueError as error:
         raise WeightsBroken(
-            "the ONNX export of a network can't be verified", where=folder, found=str(error), do="remove --onnx"
+            "an ONNX export of this network could not be checked, so none is written",
+            where=folder,
+            found=str(error),
+            do="pack without --onnx",
         ) from error
     try:
         (folder / NETWORK).write_bytes(export(network, channels, smallest_window).onnx)

@@ -37,7 +37,7 @@ _MAX_CODE_BYTES = 64 * 2**20
 
 @dataclass
 class Module:
-    """A module of the archive: the name of its class, and its attributes."""
+    """A network module read from a TorchScript archive without running it: the name of its class, and its attributes."""
 
     name: str = ""
     held: dict[str, Any] = field(default_factory=dict)

@@ -69,7 +69,10 @@ def _shown(value: Any) -> Any:
 
 @cache
 def page_script(*names: str) -> dict[str, str]:
-    """Return a page's script (joined from files), style, and the content security policy that allows only these."""
+    """Return what a page's template needs: its script (the files `names`, joined), its style, and a content security policy.
+
+    The policy allows just these two.
+    """
     script = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     allowed = [
