@@ -35,7 +35,7 @@ def test_each_adc_unit_is_recognised(scale: float, factor: float) -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e-9, 0.03, 50.0, 1e6, -1.0])
 def test_adc_in_no_known_unit_is_refused(scale: float) -> None:
     _, adc, brain = head()
-    with pytest.raises(InputRefused, match="units"):
+    with pytest.raises(InputRefused, match="no usual unit"):
         adc_to_um2_per_ms(adc * scale, brain)
 
 
