@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -19,9 +20,18 @@ log = logging.getLogger(__name__)
 
 #: How far logits may lie from PyTorch's, relative to their range; measured 1e-6.
 TOLERANCE = 1e-4
+#: Networks of a process that work on several threads. Each keeps two of its own, and platforms allow as few as 128; later ones work on one.
+MAX_WITH_THREADS = 24
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 #: What `import openvino` would import to convert models, and to tell its makers that it was imported.
 _TELLS = "openvino.tools.ovc"
+
+
+class _Owner:
+    """Stands for a session that has threads, as long as it lives."""
+
+
+_OWNERS: WeakSet[_Owner] = WeakSet()
 
 
 class OpenVinoSession:
@@ -32,6 +42,7 @@ class OpenVinoSession:
     def __init__(self, onnx: bytes, *, dims: int, precision: ResolvedPrecision = "fp32", tap: str = "") -> None:
         """Raises what OpenVINO raises for a network that it can't run. `tap` names the layer that a second output tells of."""
         self.dims, self.tap = dims, tap
+        self._owner = _Owner()
         # the network is held once: as the CPU's code wants it
         self._compiled = _core().compile_model(
             _core().read_model(onnx),
@@ -39,7 +50,7 @@ class OpenVinoSession:
             {
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "NUM_STREAMS": 0,  # in the thread that asks, with helpers that all sessions share: streams have their own
+                "NUM_STREAMS": 1 if self._has_threads() else 0,  # with 0 only the thread that asks works
                 "ENABLE_CPU_PINNING": False,  # other processes have their threads, too
             },
         )
@@ -47,6 +58,13 @@ class OpenVinoSession:
             "bf16" if self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "bf16" else "fp32"
         )
         self._request = self._compiled.create_infer_request()
+
+    def _has_threads(self) -> bool:
+        """Return whether this network works on several threads: where there are several, and few enough networks that have some."""
+        if torch.get_num_threads() == 1 or len(_OWNERS) >= MAX_WITH_THREADS:
+            return False
+        _OWNERS.add(self._owner)
+        return True
 
     @property
     def arithmetic(self) -> str:
