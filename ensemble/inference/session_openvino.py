@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 
@@ -27,11 +27,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _TELLS = "openvino.tools.ovc"
 
 
-class _Owner:
-    """Stands for a session that has threads, as long as it lives."""
-
-
-_OWNERS: WeakSet[_Owner] = WeakSet()
+#: Sessions that work on several threads. Plain references: callbacks of a WeakSet would speak up in a process that is being ended.
+_WITH_THREADS: list[ref[OpenVinoSession]] = []
 
 
 class OpenVinoSession:
@@ -42,7 +39,6 @@ class OpenVinoSession:
     def __init__(self, onnx: bytes, *, dims: int, precision: ResolvedPrecision = "fp32", tap: str = "") -> None:
         """Raises what OpenVINO raises for a network that it can't run. `tap` names the layer that a second output tells of."""
         self.dims, self.tap = dims, tap
-        self._owner = _Owner()
         # the network is held once: as the CPU's code wants it
         self._compiled = _core().compile_model(
             _core().read_model(onnx),
@@ -61,9 +57,10 @@ class OpenVinoSession:
 
     def _has_threads(self) -> bool:
         """Return whether this network works on several threads: where there are several, and few enough networks that have some."""
-        if torch.get_num_threads() == 1 or len(_OWNERS) >= MAX_WITH_THREADS:
+        _WITH_THREADS[:] = [session for session in _WITH_THREADS if session() is not None]
+        if torch.get_num_threads() == 1 or len(_WITH_THREADS) >= MAX_WITH_THREADS:
             return False
-        _OWNERS.add(self._owner)
+        _WITH_THREADS.append(ref(self))
         return True
 
     @property
