@@ -28,6 +28,7 @@ from ensemble.memory import keep_freed_memory
 from ensemble.pipeline import Ensemble, segment
 from ensemble.prepare import case as preparation
 from ensemble.progress import SilentWatcher
+from ensemble.spectral.theory import auc
 from ensemble.trust.calibration import Verdict
 from ensemble.trust.judge import Judge
 from ensemble.trust.scores import DIRECTIONS, scores_of
@@ -199,7 +200,7 @@ def auroc(value: AnyArray, positive: AnyArray) -> float:
     one, other = value[positive], value[~positive]
     if not len(one) or not len(other):
         return float("nan")
-    return float((one[:, None] > other).mean() + 0.5 * (one[:, None] == other).mean())
+    return auc(other, one)
 
 
 def confidence(rows: Sequence[Row], name: str) -> AnyArray:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ensemble.batch.each_case import segment_each
 from ensemble.batch.find import find_cases
 from ensemble.config import RunConfig
-from ensemble.errors import InputRefused, MembersFailed, UsageError
+from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.plots import as_png
-from ensemble.pipeline import load, segment
-from ensemble.progress import SilentWatcher
+from ensemble.pipeline import load
 from ensemble.publish import check_writable, publish
-from ensemble.readers.imagefile import read_files
 from ensemble.spectral.diagnosis import MIN_CASES, Stage, as_json, as_table, diagnose
 from ensemble.spectral.embeddings import CaseEmbeddings, embed, open_encoders, regions_of
 from ensemble.spectral.plots import picture
@@ -30,14 +28,19 @@ _SIMULATED = "training.spectral.patients"
 def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
     """Segment every case of a dataset without mirroring, ask the encoders, and write table, JSON and pictures into `out`.
 
-    Lesions are what the members find. Cases that are refused are left out, which the log says. Raises InputRefused where fewer than
+    Lesions are what the members find. Refused cases are skipped with a log message. Raises InputRefused where fewer than
     `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
     """
     cases = find_cases(dataset, out)
     if len(cases) < MIN_CASES:
         raise _too_few(dataset, f"{len(cases)} cases")
     check_writable(out)
-    embedded = list(_embedded(dataset, out, config))
+    ensemble = load(replace(config, tta="none", trust=False))
+    encoders = open_encoders(ensemble.specs, ensemble.settings.device)
+    embedded = [
+        embed(result.case, regions_of(result.case, result.mask.array), encoders)
+        for result in segment_each(cases, ensemble)
+    ]
     if len(embedded) < MIN_CASES:
         raise _too_few(dataset, f"{len(embedded)} of {len(cases)} cases could be segmented")
     _write(diagnose(embedded), out)
@@ -60,21 +63,6 @@ def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
         ) from error
     embedded: list[CaseEmbeddings] = patients.simulated_embeddings(number, config)
     _write(diagnose(embedded), out)
-
-
-def _embedded(dataset: Path, out: Path, config: RunConfig) -> Iterator[CaseEmbeddings]:
-    ensemble = load(replace(config, tta="none", trust=False))
-    encoders = open_encoders(ensemble.specs, ensemble.settings.device)
-    cases = find_cases(dataset, out)
-    for number, case in enumerate(cases, start=1):
-        try:
-            if case.problem is not None:
-                raise case.problem
-            result = segment(read_files(case.name, case.files), ensemble, SilentWatcher())
-            yield embed(result.case, regions_of(result.case, result.mask.array), encoders)
-            log.info("%s: %d of %d", case.name, number, len(cases))
-        except (InputRefused, MembersFailed) as error:
-            log.warning("%s is left out: %s", case.name, error)
 
 
 def _write(stages: list[Stage], out: Path) -> None:

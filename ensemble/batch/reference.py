@@ -6,14 +6,13 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from ensemble.batch.each_case import segment_each
 from ensemble.batch.find import find_cases
 from ensemble.config import RunConfig
-from ensemble.errors import InputRefused, MembersFailed
-from ensemble.pipeline import load, segment
-from ensemble.progress import SilentWatcher
+from ensemble.errors import InputRefused
+from ensemble.pipeline import load
 from ensemble.publish import check_writable
-from ensemble.readers.imagefile import read_files
-from ensemble.trust.evidence import Evidence, gather_evidence
+from ensemble.trust.evidence import gather_evidence
 from ensemble.trust.fit import fit_user_reference
 from ensemble.trust.reference import FOLDER, MIN_CASES, write_references
 
@@ -31,15 +30,7 @@ def fit_reference(dataset: Path, config: RunConfig) -> None:
         raise _too_few(dataset, f"{len(cases)} cases")
     check_writable(config.weights_folder / FOLDER)
     ensemble = load(replace(config, tta="none", trust=True))
-    usual: list[Evidence] = []
-    for number, case in enumerate(cases, start=1):
-        try:
-            if case.problem is not None:
-                raise case.problem
-            usual.append(gather_evidence(segment(read_files(case.name, case.files), ensemble, SilentWatcher())))
-            log.info("%s: %d of %d", case.name, number, len(cases))
-        except (InputRefused, MembersFailed) as error:
-            log.warning("%s is skipped: %s", case.name, error)
+    usual = [gather_evidence(result) for result in segment_each(cases, ensemble)]
     if len(usual) < MIN_CASES:
         raise _too_few(dataset, f"{len(usual)} of {len(cases)} cases could be segmented")
     references, calibration = fit_user_reference(usual, ensemble, dataset.resolve().name)

@@ -46,7 +46,7 @@ class OpenVinoSession:
             {
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "NUM_STREAMS": 1 if self._has_threads() else 0,  # with 0 only the thread that asks works
+                "NUM_STREAMS": 1 if self._claim_threads() else 0,  # with 0 only the thread that asks works
                 "ENABLE_CPU_PINNING": False,  # other processes have their threads, too
             },
         )
@@ -55,8 +55,8 @@ class OpenVinoSession:
         )
         self._request = self._compiled.create_infer_request()
 
-    def _has_threads(self) -> bool:
-        """Return whether this network works on several threads: where there are several, and few enough networks that have some."""
+    def _claim_threads(self) -> bool:
+        """Claim threads for this network. Returns False if there is one only, or `MAX_WITH_THREADS` networks have claimed theirs."""
         _WITH_THREADS[:] = [session for session in _WITH_THREADS if session() is not None]
         if torch.get_num_threads() == 1 or len(_WITH_THREADS) >= MAX_WITH_THREADS:
             return False

@@ -18,12 +18,12 @@ from ensemble.spectral.theory import (
     fit_power_law,
     fit_zeta,
     predicted_auc,
-    principal,
     recover,
     seen,
     separate,
     zeta_energy,
 )
+from ensemble.trust.spectrum import eigenmodes
 from ensemble.types import AnyArray
 
 #: Fewest cases, and windows of a kind, of which anything is said.
@@ -175,9 +175,8 @@ def cloud_of(sample: Sample, draws: int, seed: int = 0) -> Cloud:
 
 def recovery_of(features: AnyArray, seed: int = 0) -> Recovery:
     """Return what feature vectors (N, D) know of their covariance."""
-    degrees = len(features) - 1
-    values, _ = principal(features - features.mean(axis=0), degrees)
-    return recover(values, degrees, features.shape[1], seed)
+    _, values, _ = eigenmodes(features)
+    return recover(values, len(features) - 1, features.shape[1], seed)
 
 
 def contrast_of(first: Sample, second: Sample, seed: int = 0) -> Contrast | None:

@@ -21,6 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ensemble.trust.spectrum import principal
 from ensemble.types import AnyArray
 
 #: Smoothing of eigenvalues: standard deviation in log k.
@@ -397,13 +398,6 @@ def separate(first: AnyArray, second: AnyArray, seed: int = 0) -> Separation:
     variances = variances_along(recovery, len(modes), seed)
     energies = (modes @ (means[1] - means[0])) ** 2 / _safe(variances) - chance
     return Separation(recovery, modes, means, counts, variances, energies)
-
-
-def principal(centred: AnyArray, degrees: int) -> tuple[AnyArray, AnyArray]:
-    """Return eigenvalues (m,) of centred samples (N, D), largest first, and eigenvectors (m, D); m = min(degrees of freedom, D)."""
-    _, singular, vectors = np.linalg.svd(centred, full_matrices=False)
-    kept = min(degrees, centred.shape[1])
-    return singular[:kept] ** 2 / degrees, vectors[:kept]
 
 
 def _safe(values: AnyArray) -> AnyArray:

@@ -152,15 +152,9 @@ class Judge:
         if images is None:
             return {}
         told = {}
-        for name, normal, found in (
-            ("quality", images.quality, evidence.quality),
-            ("mimicry", images.lesions, evidence.surroundings),
-        ):
-            if normal is not None and found:
-                trait, spreads = normal.oddest(found)
-                told[name] = (
-                    f"unusual: {normal.kinds[trait].words} ({spreads:.1f} standard deviations)" if trait else ""
-                )
+        for name, (usual, found) in images.traits(evidence).items():
+            trait, spreads = usual.oddest(found)
+            told[name] = f"unusual: {usual.kinds[trait].words} ({spreads:.1f} standard deviations)" if trait else ""
         return told
 
     def verdict(

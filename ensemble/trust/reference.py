@@ -138,6 +138,11 @@ class ImageReference:
     lesions: ReferenceTraits | None = None
     """None if too few of the cases had a lesion."""
 
+    def traits(self, evidence: Evidence) -> dict[str, tuple[ReferenceTraits, Mapping[str, float]]]:
+        """Return, by the name of the score that compares them, the traits of reference cases and those of a case that has some."""
+        pairs = {"quality": (self.quality, evidence.quality), "mimicry": (self.lesions, evidence.surroundings)}
+        return {name: (usual, found) for name, (usual, found) in pairs.items() if usual is not None and found}
+
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
         """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
         apart = {name: float(np.abs(intensities[name] - mean).mean()) for name, mean in self.quantiles.items()}

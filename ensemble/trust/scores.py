@@ -54,12 +54,8 @@ def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
             scores[name] = _geometric_mean(distances)
     if references.images is not None:
         scores["histogram"] = min(references.images.distance(evidence.intensities), _FARTHEST)
-        for name, normal, found in (
-            ("quality", references.images.quality, evidence.quality),
-            ("mimicry", references.images.lesions, evidence.surroundings),
-        ):
-            if normal is not None and found:
-                scores[name] = min(normal.distance(found), _FARTHEST)
+        for name, (usual, found) in references.images.traits(evidence).items():
+            scores[name] = min(usual.distance(found), _FARTHEST)
     return {name: scores[name] for name in DIRECTIONS if math.isfinite(scores.get(name, math.nan))}
 
 

@@ -78,9 +78,14 @@ def eigenmodes(samples: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
     if array.ndim != 2 or len(array) < 2:
         raise ValueError(f"a spectrum needs two samples (N, D) or more, not {array.shape}")
     mean = array.mean(axis=0)
-    _, singular, vectors = np.linalg.svd(array - mean, full_matrices=False)
-    kept = min(len(array) - 1, array.shape[1])
-    return mean, singular[:kept] ** 2 / (len(array) - 1), vectors[:kept]
+    return mean, *principal(array - mean, len(array) - 1)
+
+
+def principal(centred: AnyArray, degrees: int) -> tuple[AnyArray, AnyArray]:
+    """Return eigenvalues (m,) of centred samples (N, D), largest first, and eigenvectors (m, D); m = min(degrees of freedom, D)."""
+    _, singular, vectors = np.linalg.svd(centred, full_matrices=False)
+    kept = min(degrees, centred.shape[1])
+    return singular[:kept] ** 2 / degrees, vectors[:kept]
 
 
 def fit_spectrum(samples: AnyArray, tau: float = TAU, modes: int | None = None) -> Spectrum:

@@ -8,7 +8,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ensemble.spectral.theory import fit_power_law, principal, recover, seen, variances_along
+from ensemble.spectral.theory import fit_power_law, recover, seen, variances_along
+from ensemble.trust.spectrum import principal
 from ensemble.types import AnyArray
 
 

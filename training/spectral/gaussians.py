@@ -14,13 +14,12 @@ from math import erf, sqrt
 
 import numpy as np
 
+from ensemble.spectral.diagnosis import recovery_of
 from ensemble.spectral.theory import (
     crossing,
     expected_auc,
     few_shot_auc,
     predicted_auc,
-    principal,
-    recover,
     separate,
     zeta,
 )
@@ -66,7 +65,7 @@ def check(exponent: float, n: int, dimensions: int = DIMENSIONS, draws: int = 20
     spectrum = np.arange(1, dimensions + 1, dtype=float) ** -exponent
     size = np.sqrt(np.arange(1, dimensions + 1) ** -(exponent + SIGNAL))
     true = true_modes(spectrum, n, 10 * draws, draw)
-    modes = [_modes(gaussian(spectrum, n, draw)) for _ in range(draws)]
+    modes = [recovery_of(gaussian(spectrum, n, draw)).crossing for _ in range(draws)]
     half, used = max(2, n // 2), max(1, int(true))
     rows = []
     for _ in range(draws):
@@ -80,12 +79,6 @@ def check(exponent: float, n: int, dimensions: int = DIMENSIONS, draws: int = 20
     by_laws = expected_auc(spectrum, size, used, (half, half), seed)
     by_zeta = predicted_auc(zeta(SIGNAL, used))
     return Check(exponent, n, true, float(np.mean(modes)), float(measured), by_laws, by_zeta, by_sample)
-
-
-def _modes(samples: AnyArray) -> float:
-    degrees = len(samples) - 1
-    values, _ = principal(samples - samples.mean(axis=0), degrees)
-    return recover(values, degrees, samples.shape[1]).crossing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
