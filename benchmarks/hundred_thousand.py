@@ -189,25 +189,25 @@ def sizes(cases: int, costs: Mapping[str, Any], assumed: Assumed) -> list[str]:
     memory_mb = group["peak_mb"] + (cases - group["results"]) / 1000 * group["mb_a_thousand"]
     look = cases * costs["operations_to_find_a_case"]["tree"]
     rows = [
-        ("CPU hours, of one thread each", f"{cases * costs['case_cpu_s'] / 3600:,.0f}"),
-        ("files and folders of the results", f"{entries[0]:,.0f}; with `--report` {entries[1]:,.0f}"),
-        ("more of them while the batch runs, in `.batch/`", f"{2 * cases:,.0f} (a lock and a note a case)"),
-        ("bytes of the results", f"{size[0] / 1e9:,.1f} GB; with `--report` {size[1] / 1e9:,.0f} GB"),
+        ("CPU hours (single-threaded)", f"{cases * costs['case_cpu_s'] / 3600:,.0f}"),
+        ("files and folders of results", f"{entries[0]:,.0f}; with `--report` {entries[1]:,.0f}"),
+        ("additional files in `.batch/` while the batch runs", f"{2 * cases:,.0f} (a lock and a record per case)"),
+        ("size of results", f"{size[0] / 1e9:,.1f} GB; with `--report` {size[1] / 1e9:,.0f} GB"),
         (
-            "operations of the file system, without looking through the folders",
+            "file system operations, without searching the dataset",
             f"{cases * costs['operations_a_case']:,.0f}",
         ),
-        ("for each look through the folders", f"{look:,.0f}"),
+        ("file system operations of one search of the dataset", f"{look:,.0f}"),
         (
-            "list of the cases that `slurm` writes",
+            "list of cases that `slurm` writes",
             f"{cases / of_list['cases'] * of_list['mb']:.0f} MB; each task reads it in"
             f" {cases / of_list['cases'] * of_list['read_cpu_s']:.0f} CPU s",
         ),
         ("`group`", f"{growth * group['summary_cpu_s']:.0f} CPU s; {memory_mb:,.0f} MB of memory"),
-        ("while it waits for the file system", f"{asked * assumed.latency_s / 60:.0f} min"),
+        ("`group`, waiting for the file system", f"{asked * assumed.latency_s / 60:.0f} min"),
         ("`summary.csv`, `index.html`", f"{growth * group['csv_mb']:.0f} MB, {growth * group['page_mb']:.0f} MB"),
     ]
-    return ["| what | of all |", "| --- | --- |", *(f"| {what} | {said} |" for what, said in rows)]
+    return ["| quantity | for all studies |", "| --- | --- |", *(f"| {what} | {said} |" for what, said in rows)]
 
 
 def plot(told: Mapping[str, Sequence[Told]], path: Path, nodes: Sequence[int] = NODES) -> None:
