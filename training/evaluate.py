@@ -196,7 +196,7 @@ def score_of(
 
 
 @dataclass(frozen=True)
-class Seen:
+class EvaluatedCase:
     """A case that was segmented, as the members saw it."""
 
     truth: Truth
@@ -205,22 +205,24 @@ class Seen:
     found: list[Found]
 
 
-def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -> tuple[list[Score], list[Seen]]:
+def evaluate(
+    cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str
+) -> tuple[list[Score], list[EvaluatedCase]]:
     """Segment and measure cases, printing each as it is done."""
     rows: list[Score] = []
-    seen: list[Seen] = []
+    seen: list[EvaluatedCase] = []
     for truth in cases:
         started = time.perf_counter()
         result = segment(truth.raw, ensemble, SilentWatcher())
         new = scores_of(truth, group, tta, result, time.perf_counter() - started)
         rows += new
-        seen.append(Seen(truth, group, result.case, found_lesions(truth, tta, result)))
+        seen.append(EvaluatedCase(truth, group, result.case, found_lesions(truth, tta, result)))
         for score in new:
             print(_line(score), flush=True)
     return rows, seen
 
 
-def baseline_scores(seen: Sequence[Seen]) -> list[Score]:
+def baseline_scores(seen: Sequence[EvaluatedCase]) -> list[Score]:
     """What the best threshold rule for the real cases (the simulated ones, if there is no real one with a truth) does on all."""
     known = [(s.case, s.truth.mask) for s in seen if s.group == "real" and s.truth.mask is not None]
     known = known or [(s.case, s.truth.mask) for s in seen if s.truth.mask is not None and s.truth.mask.any()]
@@ -366,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     members = tuple(options.members.split(",")) if options.members else None
     scores: list[Score] = []
     found: list[Found] = []
-    seen: dict[tuple[str, str], Seen] = {}
+    seen: dict[tuple[str, str], EvaluatedCase] = {}
     plan = [("real", tta) for tta in options.tta.split(",") if options.real]
     plan += [("normal", tta) for tta in options.tta.split(",") if options.normals]
     plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]

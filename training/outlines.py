@@ -79,7 +79,7 @@ def outline(
         component = components[window] == number
         volume_ml = float(component.sum()) * voxel_ml
         visible = trimmed(component, image[window], reader.border) if volume_ml >= SMALL_ML else component
-        if not seen(image[window][visible], volume_ml, reader):
+        if not is_visible(image[window][visible], volume_ml, reader):
             continue
         if draw.chance(reader.widens_small if volume_ml < SMALL_ML else reader.widens_large):
             component = widened(component, spacing_mm, steps, box=volume_ml < SMALL_ML and draw.chance(0.5), draw=draw)
@@ -89,7 +89,7 @@ def outline(
     return torch.from_numpy((drawn & inside).astype(np.uint8)).to(damaged.device)
 
 
-def seen(dwi: FloatArray, volume_ml: float, reader: Reader) -> bool:
+def is_visible(dwi: FloatArray, volume_ml: float, reader: Reader) -> bool:
     """Whether a component with these DWI values stands out: half of it beyond the border, a speck's brightest tenth well so."""
     if volume_ml < MIN_VISIBLE_ML:
         return float(np.percentile(dwi, 90)) >= reader.sees

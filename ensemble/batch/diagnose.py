@@ -15,7 +15,7 @@ from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.plots import as_png
 from ensemble.pipeline import load
 from ensemble.publish import check_writable, publish
-from ensemble.spectral.diagnosis import MIN_CASES, Stage, as_json, as_table, diagnose
+from ensemble.spectral.diagnosis import MIN_CASES, StageDiagnosis, as_json, as_table, diagnose
 from ensemble.spectral.embeddings import CaseEmbeddings, embed, open_encoders, regions_of
 from ensemble.spectral.plots import picture
 
@@ -65,7 +65,7 @@ def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
     _write(diagnose(embedded), out)
 
 
-def _write(stages: list[Stage], out: Path) -> None:
+def _write(stages: list[StageDiagnosis], out: Path) -> None:
     table = as_table(stages)
     with publish(out) as draft:
         (draft / "diagnosis.md").write_text(table + "\n", encoding="utf-8")

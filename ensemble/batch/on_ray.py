@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ensemble.batch.case_loop import BatchPlan, CaseWorker, Outcome, fail_case
+from ensemble.batch.case_loop import BatchPlan, CaseOutcome, CaseWorker, fail_case
 from ensemble.batch.claims import BatchClaims
 from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.selection import Placed
@@ -77,7 +77,7 @@ def segment_on_ray(
     session: BatchClaims,
     cases: Sequence[Placed],
     load: Callable[[], Ensemble],
-    tell: Callable[[Outcome], None],
+    tell: Callable[[CaseOutcome], None],
 ) -> None:
     """Process all cases on a Ray cluster; returns when every case is done or failed.
 
@@ -164,7 +164,7 @@ class _Worker:
             return unwritable(job.root, error)
         return None
 
-    def segment(self, placed: Placed) -> Outcome | UserError | None:
+    def segment(self, placed: Placed) -> CaseOutcome | UserError | None:
         """Return the outcome of a case, or the error that ends the batch; None if another process has the case."""
         try:
             return self._cases(*placed)
@@ -280,7 +280,7 @@ def _share(
     job: BatchPlan,
     session: BatchClaims,
     cases: Sequence[Placed],
-    tell: Callable[[Outcome], None],
+    tell: Callable[[CaseOutcome], None],
 ) -> None:
     """Hand out the cases to the actors until all are done or failed."""
     waiting = deque(sorted(cases, key=_bytes, reverse=True))

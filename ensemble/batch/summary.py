@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ensemble.batch.case_loop import Outcome
+from ensemble.batch.case_loop import CaseOutcome
 from ensemble.outputs.layouts.bids import REPORT_FILE, mask_file, read_report
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.publish import replace_text
@@ -84,7 +84,9 @@ class BatchSummary:
     """How many different recipes (version, options, weights) made the results of the dataset."""
 
 
-def collect_summary(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> BatchSummary:
+def collect_summary(
+    root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, CaseOutcome]
+) -> BatchSummary:
     """Return a row for each case of the dataset, and for each result in the tree that belongs to none. Each report is read once."""
     table, recipes = [], set()
     for name, place in places.items():

@@ -107,7 +107,7 @@ class Member(Protocol):
 
 @runtime_checkable
 class EncodingMember(Member, Protocol):
-    """A member that tells what each stage of its encoder makes of parts of an image."""
+    """A member that exposes the features of each encoder stage, pooled over regions of an image."""
 
     def encode(self, case: PreparedCase, regions: FloatArray) -> tuple[FloatArray, ...]:
         """Return its first network's mean features (R, D) in regions, an array for each stage of the encoder, first to last.

@@ -120,7 +120,7 @@ def population_spectrum(eigenvalues: AnyArray, n: int, dimensions: int, seed: in
     followed by a power law.
     """
     values = np.asarray(eigenvalues, np.float64)[: min(n, dimensions)]
-    total, head = float(values.sum()), min(seen(n, dimensions), len(values))
+    total, head = float(values.sum()), min(observed_modes(n, dimensions), len(values))
     first = _smoothed(np.maximum(_monotone(np.maximum(_mestre(values, n), 0)), _NOTHING * values[0]))
     spectrum = _with_tail(first[:head], total, dimensions)
     for _ in range(_CORRECTIONS):
@@ -149,13 +149,13 @@ def overlaps(spectrum: AnyArray, n: int, draws: int = _DRAWS, seed: int = 0) -> 
 
 
 def variances_along(recovery: Recovery, modes: int, seed: int = 0) -> AnyArray:
-    """Return the variance (modes,) that there is along so many modes of the sample; 0 beyond the rank of what is estimated."""
+    """Return the population's variance (modes,) along the first modes of the sample; 0 beyond the rank of the estimate."""
     mixed = overlaps(recovery.spectrum, recovery.n, seed=seed)[:modes]
     return np.pad(mixed @ recovery.spectrum, (0, modes - len(mixed)))
 
 
-def seen(n: int, dimensions: int) -> int:
-    """Return how many eigenvalues rest on what a sample shows: all, or of fewer samples than dimensions half as many as those."""
+def observed_modes(n: int, dimensions: int) -> int:
+    """Return how many eigenvalues rest on the sample alone: all, or half as many as samples if dimensions exceed samples."""
     return dimensions if n >= dimensions else max(1, n // 2)
 
 

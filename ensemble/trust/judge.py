@@ -13,7 +13,7 @@ from ensemble.errors import UserError
 from ensemble.files import read_json
 from ensemble.pipeline import Ensemble, Result
 from ensemble.trust.calibration import Calibration, Verdict, expit, unlikeness
-from ensemble.trust.evidence import Evidence, gather_evidence
+from ensemble.trust.evidence import CaseEvidence, gather_evidence
 from ensemble.trust.reference import CALIBRATION, FOLDER, References, UnusableReference, read_references
 from ensemble.trust.scores import scores_of
 
@@ -146,7 +146,7 @@ class Judge:
         )
         return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
 
-    def _oddities(self, evidence: Evidence) -> dict[str, str]:
+    def _oddities(self, evidence: CaseEvidence) -> dict[str, str]:
         """What is least usual of images and lesions, in words, by score."""
         images = self.references.images
         if images is None:

@@ -22,7 +22,7 @@ from safetensors.numpy import save
 from ensemble.files import error_in_words, file_sha256, parse_json, read_json
 from ensemble.publish import publish
 from ensemble.trust import quality
-from ensemble.trust.evidence import COMPARED, QUANTILES, Evidence
+from ensemble.trust.evidence import COMPARED, QUANTILES, CaseEvidence
 from ensemble.trust.quality import TraitMeaning
 from ensemble.trust.spectrum import Spectrum, fit_spectrum
 from ensemble.types import AnyArray, FloatArray
@@ -138,7 +138,7 @@ class ImageReference:
     lesions: ReferenceTraits | None = None
     """None if too few of the cases had a lesion."""
 
-    def traits(self, evidence: Evidence) -> dict[str, tuple[ReferenceTraits, Mapping[str, float]]]:
+    def traits(self, evidence: CaseEvidence) -> dict[str, tuple[ReferenceTraits, Mapping[str, float]]]:
         """Return, by the name of the score that compares them, the traits of reference cases and those of a case that has some."""
         pairs = {"quality": (self.quality, evidence.quality), "mimicry": (self.lesions, evidence.surroundings)}
         return {name: (usual, found) for name, (usual, found) in pairs.items() if usual is not None and found}
@@ -160,7 +160,7 @@ class References:
 
 
 def fit_references(
-    evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
+    evidence: Sequence[CaseEvidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
     """Fit what is usual of features, intensities and lesions to the evidence of good cases.
 
@@ -178,7 +178,7 @@ def fit_references(
     return References(members, _fit_images(evidence, least))
 
 
-def _fit_images(evidence: Sequence[Evidence], least: int) -> ImageReference:
+def _fit_images(evidence: Sequence[CaseEvidence], least: int) -> ImageReference:
     stacks = {name: np.stack([found.intensities[name] for found in evidence]) for name in evidence[0].intensities}
     means = {name: stack.mean(axis=0) for name, stack in stacks.items()}
     usual = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensemble.trust.evidence import Evidence
+from ensemble.trust.evidence import CaseEvidence
 from ensemble.trust.reference import References
 
 #: By name: whether more of it speaks for the mask (1) or against it (-1).
@@ -31,7 +31,7 @@ DIRECTIONS = {
 _FARTHEST = 1e3
 
 
-def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
+def scores_of(evidence: CaseEvidence, references: References) -> dict[str, float]:
     """Return the available scores by name: those of `DIRECTIONS`.
 
     Distances are in units of what is usual: `spectral` and `spectral_lesion` in the stable modes of the features of the whole brain and of

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from sklearn.covariance import OAS, LedoitWolf
 
-from ensemble.spectral.diagnosis import Sample, sample_of
-from ensemble.spectral.embeddings import CaseEmbeddings, Kind
+from ensemble.spectral.diagnosis import FeatureSample, sample_of
+from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
 from ensemble.spectral.theory import (
     auc,
     few_shot_auc,
@@ -125,7 +125,9 @@ class Row:
         return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
 
 
-def measure(without: Sample, lesion: Sample, sizes: Sequence[int], draws: int, seed: int = 0) -> list[Row]:
+def measure(
+    without: FeatureSample, lesion: FeatureSample, sizes: Sequence[int], draws: int, seed: int = 0
+) -> list[Row]:
     """AUC of every rule by the number of windows that it is learnt of; "all" is four fifths of the patients."""
     whole = separate(without.features, lesion.features, seed)
     rows = []
@@ -161,7 +163,7 @@ def measure(without: Sample, lesion: Sample, sizes: Sequence[int], draws: int, s
     return rows
 
 
-def _split(sample: Sample, learning: AnyArray, n: int, draw: np.random.Generator) -> tuple[AnyArray, AnyArray]:
+def _split(sample: FeatureSample, learning: AnyArray, n: int, draw: np.random.Generator) -> tuple[AnyArray, AnyArray]:
     """So many (0: all) windows of the learning patients, and all of the others."""
     known = np.isin(sample.cases, learning)
     pool = sample.features[known]
@@ -188,11 +190,11 @@ def as_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def windows(cases: Sequence[CaseEmbeddings], member: str, stage: int = -1) -> tuple[Sample, Sample]:
+def windows(cases: Sequence[CaseEmbeddings], member: str, stage: int = -1) -> tuple[FeatureSample, FeatureSample]:
     """Windows without and with a lesion in one stage, the deepest by default."""
     own = [case for case in cases if member in case.stages]
     number = stage % len(own[0].stages[member])
-    return sample_of(own, member, number, Kind.WITHOUT), sample_of(own, member, number, Kind.LESION)
+    return sample_of(own, member, number, RegionKind.WITHOUT_LESION), sample_of(own, member, number, RegionKind.LESION)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
