@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ from ensemble.errors import InputRefused
 from ensemble.memory import keep_freed_memory
 from ensemble.pipeline import Ensemble, segment
 from ensemble.prepare import case as preparation
+from ensemble.prepare import skull
 from ensemble.progress import SilentWatcher
 from ensemble.spectral.theory import auc
 from ensemble.trust.calibration import Verdict
 from ensemble.trust.judge import Judge
 from ensemble.trust.scores import DIRECTIONS, scores_of
-from ensemble.types import AnyArray
+from ensemble.types import AnyArray, BoolArray
+from ensemble.volume import Volume
 from training.anatomy import HELD_OUT_HEADS
 from training.corruptions import CALIBRATION_KINDS, CORRUPTIONS, STRENGTHS
 from training.evaluate import FALSE_ALARM_ML, Truth, as_raw, lesion_free_heads, real_cases
@@ -96,6 +99,23 @@ class Row:
     def flagged(self) -> bool:
         """Whether the verdict asks the user to check the mask."""
         return self.verdict in ("check", "poor")
+
+
+def remember_brains(folder: Path) -> None:
+    """Cache HD-BET's brain masks in a folder, for this process and later ones: they take most of the time and depend on no member."""
+    folder.mkdir(parents=True, exist_ok=True)
+    strip = skull._brain_probability
+
+    def remembered(dwi: Volume, device: str) -> BoolArray:
+        digest = hashlib.sha256(np.ascontiguousarray(dwi.array).tobytes() + dwi.grid.describe().encode()).hexdigest()
+        path = folder / f"{digest[:20]}.npz"
+        if not path.exists():
+            part = path.with_name(f"part_{path.name}")
+            np.savez_compressed(part, brain=strip(dwi, device))
+            part.rename(path)
+        return np.asarray(np.load(path)["brain"], dtype=bool)
+
+    skull._brain_probability = remembered
 
 
 class UncheckedCollection(Collection):
@@ -452,6 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--only knows {', '.join(GROUPS)}, not {', '.join(sorted(unknown))}")
     keep_freed_memory()
     torch.set_num_threads(1)
+    remember_brains(options.folder / "brains")
     ensemble = open_ensemble(options.weights)
     collection = UncheckedCollection(
         ensemble, options.folder, options.shared, (options.cache,) if options.cache else ()
