@@ -19,7 +19,7 @@ from ensemble.program import help_on, program_name
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "ISLES_"
-#: How Kubernetes names what it tells of a Service (see `kubernetes_service_variables`).
+#: Names of the variables that Kubernetes sets for a Service (see `kubernetes_service_variables`).
 _SERVICE_HOST = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_SERVICE_HOST")
 _SERVICE_PORT = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_PORT")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
@@ -30,7 +30,7 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 #: How a BIDS App is called: `BIDS_DIR OUT_DIR LEVEL`.
 LEVELS = ("participant", "group")
-#: The name of the command that such a call becomes.
+#: The internal command name of such a call.
 BIDS_APP = "bids-app"
 
 _EPILOG = """\

@@ -21,7 +21,7 @@ from ensemble.spectral.plots import picture
 
 log = logging.getLogger(__name__)
 
-#: Makes simulated patients; it lies beside the package in the repository, and in no wheel or image.
+#: The module that simulates patients; it is only in the repository, not in the wheel or the image.
 _SIMULATED = "training.spectral.patients"
 
 
@@ -47,7 +47,7 @@ def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
 
 
 def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
-    """The same of so many patients of the simulated validation set, whose lesions are known. Raises UsageError where none can be made."""
+    """Embed patients of the simulated validation set, whose lesions are known. Raises UsageError if they can't be simulated."""
     if number < MIN_CASES:
         raise UsageError(
             "too few patients to say anything", found=f"--simulated {number}", do=f"ask for {MIN_CASES} or more"

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 #: Cases that an actor has at a time: while one is in the networks, another is read or written.
 _AT_A_TIME = 2
-#: Seconds between looks at which nodes there are, and before a case is tried again that somebody else works on.
+#: Seconds between checks for new nodes, and before a case held by another process is tried again.
 _LOOK_S, _HELD_S = 2.0, 0.5
 #: How often a case may lose its process, or a node one before that is ready.
 _LIVES = 3
@@ -185,7 +185,7 @@ def _node() -> str:
 
 @dataclass
 class _Member:
-    """An actor, as the driver sees it."""
+    """The driver's record of an actor."""
 
     slot: tuple[str, int]
     """Its node, and which of the node's actors it is."""

@@ -185,7 +185,7 @@ def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
 
 
 def _write_summaries(out: Path, session: BatchClaims, found: BatchSummary, *, parquet: bool) -> None:
-    """Write the summary in all its forms that are asked for. Raises OSError."""
+    """Write the summary in all requested formats. Raises OSError."""
     write_summary(out, session.folder, found.rows)
     if parquet:
         replace_bytes(out / PARQUET, as_parquet(found.rows), session.folder)

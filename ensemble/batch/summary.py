@@ -17,7 +17,7 @@ from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.publish import replace_text
 from ensemble.text import spreadsheet_cell
 
-#: Cases of an earlier dataset whose results stand in the tree.
+#: Status of cases that are no longer in the dataset, but whose results are in the output folder.
 GONE = "not in the dataset"
 #: Cases that the batch did not come to, with a complete result of an earlier one; whether it still holds, nobody has looked.
 EARLIER = "earlier result"

@@ -46,7 +46,7 @@ class StudyRequest:
 
     @property
     def anything(self) -> bool:
-        """Whether there is a study to write."""
+        """Whether study outputs were requested."""
         return self.clinical is not None or bool(self.by)
 
 

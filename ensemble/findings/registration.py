@@ -27,7 +27,7 @@ _BINS = 32
 _COARSE_MM, _MIDDLE_MM, _FINE_MM, _RIM_MM = 8.0, 6.0, 4.0, 8.0
 _PADDING_MM = 40.0
 #: Starts: nods (about the axis from left to right, in degrees) of a head as its header says, and turned about an axis (x, y, z): what fits
-#: better upside down or sideways has a wrong header, and must be seen as such. The best of either kind goes on to the next level.
+#: better upside down or sideways has a wrong header, and must be detected. The best of either kind goes on to the next level.
 _NODS = (-20.0, 0.0, 20.0)
 _TURNS = tuple(
     (axis, turn) for axis in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)) for turn in (-90.0, 90.0, 180.0)
@@ -48,7 +48,7 @@ class TransformLimits:
     overlap: float = 0.80
     """Least Dice of the brain and the template's, within the field of view."""
     covered: float = 0.70
-    """Least share of the template's brain that lies in the brain."""
+    """Minimum share of the template's brain inside the patient's brain."""
     scale: tuple[float, float] = (0.75, 1.55)
     """Along any direction, template over brain."""
     stretch: float = 1.45
@@ -71,7 +71,7 @@ class TemplatePlacement:
     overlap: float
     """Dice of the brain and the template's, within the field of view."""
     covered: float
-    """Share of the template's brain that lies in the brain."""
+    """Share of the template's brain inside the patient's brain."""
     scale: tuple[float, float, float]
     """Template over brain, largest first."""
     turn_degrees: float

@@ -59,7 +59,7 @@ class Encoded(torch.nn.Module):
         self._stages = [network.get_submodule(f"{stages}.{number}") for number in range(int(last) + 1)]
 
     def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Maps of each stage; what comes after the last is not computed."""
+        """Return the maps of each stage; nothing after the last stage is computed."""
         maps: list[torch.Tensor] = []
 
         def note(_layer: torch.nn.Module, _inputs: object, answer: torch.Tensor) -> None:

@@ -46,7 +46,7 @@ class OpenVinoSession:
             {
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "NUM_STREAMS": 1 if self._claim_threads() else 0,  # with 0 only the thread that asks works
+                "NUM_STREAMS": 1 if self._claim_threads() else 0,  # with 0 only the calling thread computes
                 "ENABLE_CPU_PINNING": False,  # other processes have their threads, too
             },
         )

@@ -33,7 +33,7 @@ class OutputRole(Generic[Source]):
     format: str
     """A row of FORMATS."""
     option: str
-    """The field of ExtraOutputs that asks for it; empty for what is always written."""
+    """The field of ExtraOutputs that requests it; empty if it is always written."""
     payload: Callable[[Source], Any]
     """Returns the content to write; None if there is none."""
 

@@ -42,8 +42,7 @@ def above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     peak = min(float(finite.max(initial=0.0)), highest_plausible(finite))
     if peak <= 0.0:
         return np.zeros(finite.shape, dtype=bool)
-    # Three steps: without resampling noise, without what is faint beside the bright (noise of the air), the median is the tissue's
-    # level, whatever hot spots the peak is.
+    # in three steps, so that no hot spot counts: without resampling noise and faint values (noise of the air), the median is that of tissue
     signal = finite[finite > 1e-3 * peak]
     typical = float(np.median(signal[signal > 0.1 * np.percentile(signal, 99)]))
     return finite > BACKGROUND_FRACTION * typical

@@ -17,7 +17,7 @@ from ensemble.geometry import Grid
 from ensemble.prepare.draft import Draft, Note, StepResult
 from ensemble.types import BoolArray, FloatArray, Modality
 
-#: In units of each image's own tissue level: what is bright, what is dark, and what gives no signal.
+#: Thresholds for bright, dark and no signal, in units of each image's own tissue level.
 _BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
 #: Share of the brain that is bright on "DWI" and dark on "ADC" from which on it is no infarct but CSF on swapped images. Real
 #: images have 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
@@ -30,9 +30,9 @@ _MIN_CSF = 0.01
 #: which has the longer T2, by 0.17 to 1.0 in simulated patients (0.65 at most where b is low), and b is taken off: so 0.15 at b = 500.
 #: The second holds for the core of a brain alone, which has more of its CSF in whole voxels (0.26 at b = 500 in one of 150 patients).
 _RISING, _CORE_RISING = 0.16, 0.32
-#: What lies deeper than this is no skull and no scalp.
+#: Skull and scalp do not reach deeper than this.
 _DEEP_MM = 20.0
-#: Share of the brain that its core must have to speak for it.
+#: Minimum share of the brain in its core, for the core to be used.
 _MIN_CORE = 0.1
 #: ADC of normal tissue (um^2/ms); bins of ADC in units of it, from where on they count, how far they must and may reach, and their voxels.
 _TISSUE_ADC, _BIN, _FIRST, _CSF, _LAST, _MIN_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 1.3, 1.8, 5.0, 10, 300
@@ -208,7 +208,7 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
 
 
 def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where: str) -> tuple[Note, ...]:
-    top = float(np.percentile(levels, 99.9))  # hot voxels may lie above what clipping leaves
+    top = float(np.percentile(levels, 99.9))  # hot voxels may exceed the clipping level
     share = float((levels >= top).mean())
     if share < _CLIPPED_SHARE:
         return ()

@@ -28,7 +28,7 @@ MIN_GAIN = 0.02
 #: Normalised mutual information below which two images show nothing in common (aligned FLAIR and DWI: 1.12 to 1.18).
 MIN_INFORMATION = 1.04
 _BINS, _SAMPLES, _SEED = 32, 40_000, 20220411
-#: Around the brain, so that its edge says where it is (mm).
+#: Margin around the brain (mm), so that its edge counts in the registration.
 _MARGIN_MM = 6.0
 #: The moving image is averaged in blocks down to about this voxel size; more detail than the DWI has helps no one.
 _DETAIL_MM = 1.2

@@ -21,7 +21,7 @@ Range = tuple[float, float]
 
 #: Volume that a brain may have, in ml: adults, children, large losses; infants and open skulls have an option.
 BRAIN_ML: Range = (300.0, 2500.0)
-#: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
+#: Usual volume of a whole adult brain, in ml; other volumes give a note.
 USUAL_BRAIN_ML: Range = (600.0, 2200.0)
 #: No field of view of a head is longer (mm), and no head with its neck has more than so many times the largest brain's volume.
 _LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
@@ -41,7 +41,7 @@ _DO = (
 
 
 def check_scale(case: Draft) -> StepResult:
-    """Refuse images whose headers do not give them the size of a head, and an ADC map whose voxel size is not the DWI's."""
+    """Refuse images that do not have the size of a head by their headers, and an ADC map with another voxel size than the DWI."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
     _refuse_two_scales(case.adc.grid, case.dwi.grid, case.paths[Modality.ADC])
@@ -74,7 +74,7 @@ def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml
         raise _refusal(what, where, found, head_ml, brain_ml)
     if modality is Modality.ADC:
         return  # its air may be as bright as its tissue
-    # noise of the air may be most of what is not background, and is far from what is bright
+    # most of the foreground may be noise of the air, which is far below the bright tissue
     tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
     if tissue_ml > _HEADS_IN_BRAINS * high:
         found = f"the bright region measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"

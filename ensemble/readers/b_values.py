@@ -26,7 +26,7 @@ _MEDIAN_DIFFERENCE, _VOXEL_DIFFERENCE, _ODD_SHARE = 0.75, 0.8, 0.05
 _MIN_ALIKE, _MIN_ALIKE_MEDIAN = -0.1, 0.1
 #: By how much (1e-3 mm^2/s) a volume of low b may seem to lie beyond the weighted one; and how many times that may be darker.
 _MAX_REVERSED, _MAX_TIMES_DARKER = 0.1, 50.0
-#: From so much (s/mm^2) on, b-values of other shells tell which volume is the brighter one.
+#: Difference (s/mm^2) from which on the b-values of two shells determine which volume is brighter.
 _OTHER_SHELL = 250.0
 
 
@@ -147,7 +147,7 @@ def _is_empty(volume: AnyArray) -> bool:
 def _geometric_mean(directions: FloatArray) -> FloatArray:
     trace: FloatArray = np.exp(np.log(np.maximum(directions, np.float32(1e-6))).mean(axis=0))
     trace[(directions <= 0).any(axis=0)] = 0
-    trace[~np.isfinite(directions).all(axis=0)] = np.nan  # what is no number in tissue refuses the case, later
+    trace[~np.isfinite(directions).all(axis=0)] = np.nan  # NaN in tissue is refused later
     return trace
 
 

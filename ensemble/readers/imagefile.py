@@ -21,7 +21,7 @@ from ensemble.readers.stored import StoredImage, not_3d_error, read_stored
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
-#: More than any scanner's gradients give, in s/mm^2.
+#: Higher than the b-value of any scanner, in s/mm^2.
 _MAX_B = 1e5
 #: More than any file of b-values holds.
 _MAX_B_BYTES = 1 << 20

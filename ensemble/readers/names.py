@@ -38,7 +38,7 @@ def stem(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ParsedName:
-    """What the name of an image says."""
+    """What an image's file name states."""
 
     modality: Modality
     case: str

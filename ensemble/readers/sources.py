@@ -72,7 +72,7 @@ def real_path(path: Path) -> Path:
 
 
 def is_annexed(real: Path) -> bool:
-    """Return whether a file's real path lies in a store of git-annex."""
+    """Return whether a file's real path is in a git-annex store."""
     return ".git" in real.parts and ("annex", "objects") in zip(real.parts, real.parts[1:], strict=False)
 
 

@@ -41,7 +41,7 @@ _READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), "NrrdImageIO"),
     **dict.fromkeys((".nii", ".nii.gz"), "NiftiImageIO"),
 }
-#: Kinds whose data lie in the same file as the header.
+#: Formats with header and data in one file.
 _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 
 
@@ -54,7 +54,7 @@ class StoredImage:
     grid: Grid
     """Of each volume."""
     scale: tuple[float, float] = (1.0, 0.0)
-    """Factor and summand that give the values."""
+    """Slope and intercept of the stored values."""
     remarks: tuple[str, ...] = ()
     """What is odd about the file, one sentence each."""
 

@@ -15,7 +15,7 @@ REQUEST_S = 10.0
 MAX_CONNECTIONS = 256
 #: Files that the server itself holds open, at most.
 _OWN_FILES = 64
-#: How often the log tells the same.
+#: Seconds between log lines with the same message.
 _REPEAT_S = 60.0
 
 

@@ -152,7 +152,7 @@ def _diagnose(cases: Sequence[CaseEmbeddings], member: str, stage: int, draws: i
 
 
 def feature_spectrum(sample: FeatureSample, draws: int, seed: int = 0) -> FeatureSpectrum:
-    """Return what a sample knows, and what shares of its cases do."""
+    """Estimate the spectrum of a sample, and K(n) on random subsets of its cases."""
     recovery = recovery_of(sample.features, seed)
     draw, cases = np.random.default_rng(seed), np.unique(sample.cases)
     by_size = []
@@ -239,7 +239,7 @@ def _contrast_row(stage: StageDiagnosis, classes: str, contrast: ClassContrast) 
 
 
 def as_json(stages: Sequence[StageDiagnosis]) -> list[dict[str, Any]]:
-    """Return everything ready for JSON; what is not known is null."""
+    """Return everything ready for JSON; unknown values are null."""
     return [
         {
             "member": stage.member,

@@ -15,7 +15,7 @@ from ensemble.spectral.theory import zeta_energy
 _COLOURS = {"whole brain": "C0", "lesion windows": "C1", "lesion or none": "C2", "large or small": "C3"}
 
 
-#: Energies are shown for so many times the stable modes, but for so many modes at least: further out they are noise without bounds.
+#: Energies are plotted up to this multiple of the stable modes, and at least this many; beyond, they are unbounded noise.
 _TIMES, _FEWEST = 4, 10
 
 

@@ -401,7 +401,7 @@ def separate(first: AnyArray, second: AnyArray, seed: int = 0) -> Separation:
 
 
 def _safe(values: AnyArray) -> AnyArray:
-    """Eigenvalues to divide by: what is nothing divides to nothing."""
+    """Return eigenvalues as divisors; zeros become infinity, so that the quotient is 0."""
     largest = float(np.max(values, initial=0.0))
     return np.where(values > _NOTHING * largest, values, np.inf) if largest > 0 else np.full(len(values), np.inf)
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _WORSE: Mapping[Verdict, int] = {"good": 0, "check": 1, "poor": 2}
 #: Below this, a mask that is no worse than some usual ones is still called doubtful.
 _LOW_DICE = 0.5
-#: What distances say.
+#: Reasons in words, by score.
 _UNLIKE: Mapping[str, str] = {
     "rest": "to the members' encoders this brain looks {:.1f} times as unusual as the median reference case",
     "histogram": "the intensities of DWI and ADC are {:.1f} times as unusual as those of the median reference case",
@@ -36,7 +36,7 @@ class Trust:
     """How far the mask of a case can be trusted."""
 
     verdict: Verdict | None
-    """None if nothing is known by which to judge."""
+    """None if there is nothing to judge by."""
     expected_dice: float | None
     """Of the mask with a reader's; None of an empty mask, and where it is not known."""
     interval: tuple[float, float] | None
@@ -46,7 +46,7 @@ class Trust:
     why: tuple[str, ...]
     """A sentence for each reason."""
     missing: tuple[str, ...]
-    """Which scores there are not, and why."""
+    """Scores that are missing, with the reason."""
     seconds: float = 0.0
 
     @property
@@ -87,7 +87,7 @@ class Trust:
 
     @property
     def reasons(self) -> str:
-        """The reasons as a sentence, without a verdict why there is none; empty if there are none."""
+        """The reasons as a sentence; without a verdict, the reasons for its absence. Empty if there are none."""
         told = "; ".join(self.missing if self.verdict is None else self.why)
         return f"{told[0].upper()}{told[1:]}." if told else ""
 
@@ -105,14 +105,14 @@ class Trust:
 
 @dataclass(frozen=True)
 class Judge:
-    """The references and calibration of an ensemble."""
+    """The references and the calibration of an ensemble."""
 
     references: References
     calibration: Calibration | None
 
     @classmethod
     def of(cls, ensemble: Ensemble) -> Judge:
-        """Return what lies beside an ensemble's weights and was made with them."""
+        """Read the references and calibration beside an ensemble's weights, if they belong to these weights."""
         weights = ensemble.config.weights_folder
         references, calibration = read_references(weights, ensemble.digests), None
         try:
@@ -147,7 +147,7 @@ class Judge:
         return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
 
     def _oddities(self, evidence: CaseEvidence) -> dict[str, str]:
-        """What is least usual of images and lesions, in words, by score."""
+        """Return the least usual measurement of images and of lesions, in words, by score."""
         images = self.references.images
         if images is None:
             return {}
@@ -165,7 +165,7 @@ class Judge:
         all_voted: bool = True,
         oddities: Mapping[str, str] = MappingProxyType({}),
     ) -> Trust:
-        """Return what some scores say of a mask; `oddities` put the unusual of `quality` and `mimicry` in words."""
+        """Return the verdict for some scores; `oddities` describe unusual values of `quality` and `mimicry` in words."""
         calibration = self.calibration
         far = {name: x for name, x in unlikeness(scores).items() if calibration and name in calibration.looks}
         if calibration is None or not far:

@@ -39,7 +39,7 @@ class TraitMeaning:
     suspicious: Literal["high", "low", "both"] = "both"
 
     def excess(self, spreads: float) -> float:
-        """Return how suspicious a number is that lies so many spreads above the mean: 0 on the side that is not."""
+        """Return how suspicious a value is that is `spreads` standard deviations above the mean; 0 on the harmless side."""
         return (
             abs(spreads) if self.suspicious == "both" else max(0.0, spreads if self.suspicious == "high" else -spreads)
         )

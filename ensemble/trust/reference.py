@@ -31,7 +31,7 @@ from ensemble.types import AnyArray, FloatArray
 FOLDER, IMAGES, CALIBRATION, SUFFIX = "trust", "images.json", "calibration.json", ".safetensors"
 #: Fewest cases of which a reference is made, and lesions of which one of lesions is.
 MIN_CASES, MIN_LESIONS = 20, 10
-#: Cases fall into so many parts; what is usual of a part is measured from what the others make.
+#: Number of folds; the usual distance in a fold is measured with references fitted on the other folds.
 PARTS = 5
 _VERSION, _IMAGES_VERSION = 1, 2
 
@@ -82,7 +82,7 @@ class MemberReference:
     """A member's features of reference cases."""
 
     weights: Mapping[str, str]
-    """SHA-256 of each file that determined what it predicted."""
+    """SHA-256 of each file that determines its predictions."""
     whole: FeatureCloud
     lesion: FeatureCloud | None
     """None if too few of the cases had a lesion."""
@@ -131,7 +131,7 @@ class ImageReference:
     """Intensities of reference cases, and how their images and lesions look by themselves."""
 
     quantiles: Mapping[str, FloatArray]
-    """By image: mean value (50,) below which `evidence.QUANTILES` of the brain lie."""
+    """By image: mean of the quantiles `evidence.QUANTILES` (50,) in the brain."""
     usual: Mapping[str, float]
     """By image: median distance of the cases from that."""
     quality: ReferenceTraits | None = None
@@ -151,7 +151,7 @@ class ImageReference:
 
 @dataclass(frozen=True)
 class References:
-    """What is usual for an ensemble."""
+    """The references of an ensemble: how usual cases look to its members and measurements."""
 
     members: Mapping[str, MemberReference]
     images: ImageReference | None

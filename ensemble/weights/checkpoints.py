@@ -23,7 +23,7 @@ from ensemble.weights.programs import refuse_excessive_allocation
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
-#: What torch's restricted unpickler says of a name that it does not admit, and what any reader says of damaged bytes.
+#: Messages of torch's restricted unpickler about a forbidden name, and of any reader about damaged bytes.
 _FORBIDDEN = re.compile(r"(?:GLOBAL|function|class) (\S+)")
 #: The program of a checkpoint, in bytes: names and shapes of tensors, a trainer's logs. Pickles in a file of the format before archives.
 _MAX_PROGRAM_BYTES, _PICKLES = 64 << 20, 5

@@ -78,7 +78,7 @@ def _entry(path: Path) -> Path | None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether nobody else may write there. A digest vouches for what it is of."""
+    """Return whether no other user may write there, since cached digests must be trustworthy."""
     found = path.lstat()
     return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o022
 

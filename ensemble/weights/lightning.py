@@ -106,7 +106,7 @@ def _unpickler(file: Any) -> pickle.Unpickler:
     """Return an unpickler that imports nothing. Its stand-in classes are new for each file, so no file can affect another."""
 
     class Ignored:
-        """Stands in for every class and function: takes anything, and does nothing."""
+        """Stands in for every class and function: accepts any arguments and does nothing."""
 
         def __init__(self, *_: Any, **__: Any) -> None:
             pass

@@ -29,7 +29,7 @@ _BYTE_ORDERS = ("<", ">", "|", "=")
 
 
 class ForbiddenName(pickle.UnpicklingError):
-    """A pickle asks for something other than plain values."""
+    """A pickle refers to something other than plain values."""
 
 
 def read_pickle(path: Path) -> Any:

@@ -74,7 +74,7 @@ class NnunetV1Network(nn.Module):
             nn.ConvTranspose3d(features[level + 1], features[level], plans.pools[level], plans.pools[level], bias=False)
             for level in upwards
         )
-        # the way up takes the kernel of the stage below, as nnU-Net v1 does
+        # the decoder uses the kernel of the stage below, as in nnU-Net v1
         self.conv_blocks_localization = nn.ModuleList(
             nn.Sequential(
                 StackedConvs(2 * features[level], features[level], convolutions - 1, plans.kernels[level + 1]),

@@ -21,7 +21,7 @@ Sizes = tuple[int, int, int]
 OTHER_TRAINERS = re.compile(
     r"BN|FRN|GN|GeLU|ReLU|Mish|NoNormalization|Resenc|Regions|Cascade|noMirroring|noDA|resample33", re.IGNORECASE
 )
-#: nnU-Net gives no stage more feature maps than this.
+#: Most feature maps of a stage in nnU-Net.
 MAX_FEATURES = 320
 _MAX_POOLINGS, _MAX_CONVOLUTIONS, _MAX_WINDOW = 10, 8, 1024
 _NO_NORMALISATION, _TRAINED_FOR_CT = "noNorm", ("CT", "CT2")

@@ -101,7 +101,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class SegResNet(nn.Module):
-    """MONAI's SegResNet: gives logits for windows whose sizes are divisible by its strides."""
+    """MONAI's SegResNet: returns logits for windows whose sizes are divisible by its strides."""
 
     def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class SegResNet(nn.Module):
 
 
 class SegResNetDS(nn.Module):
-    """MONAI's SegResNetDS: gives logits for windows whose sizes are divisible by its strides."""
+    """MONAI's SegResNetDS: returns logits for windows whose sizes are divisible by its strides."""
 
     def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()

@@ -121,7 +121,7 @@ class DicomSource:
         return dataset
 
     def _when(self) -> tuple[str, str]:
-        """Return when the DWI was acquired, as far as its file says."""
+        """Return when the DWI was acquired, according to its file."""
         study = self.origin.study
         for kind in ("Content", "Acquisition", "Series", "Study"):
             date, time = (str(study.get(f"{kind}{part}", "") or "") for part in ("Date", "Time"))

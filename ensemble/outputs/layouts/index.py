@@ -17,7 +17,7 @@ from ensemble.outputs.layouts.layout import is_inside
 WRITTEN = "written"
 _HOLDERS = ("report.json", "results.json")
 _IMAGES = ("nii.gz", "mha", "nrrd")
-#: What the first version wrote beside a mask, which had no index, as patterns. Nothing joins them: what is new has an index.
+#: Name patterns of the files that the first version, which had no index, wrote beside a mask. No new patterns are added.
 _WITHOUT_INDEX = (
     *(f"{name}.{ending}" for name in ("probability", "votes") for ending in _IMAGES),
     *(f"members/**/*_{name}.{ending}" for name in ("mask", "probability") for ending in _IMAGES),

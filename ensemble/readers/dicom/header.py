@@ -48,7 +48,7 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 
 
 class NoDicom(Exception):
-    """A file looks like DICOM by name or first bytes but can't be read; says why."""
+    """A file looks like DICOM by name or first bytes but can't be read; the message states the reason."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Element:
 
     start: int
     length: int | None
-    """Bytes; None for encapsulated ones, which tell it as they go."""
+    """Length in bytes; None for encapsulated pixel data, which state it item by item."""
     vr: str
     """Empty in implicit files."""
     tag: int = facts.INTEGER_PIXELS

@@ -33,7 +33,7 @@ class Stack:
     volumes: tuple[tuple[Frame, ...], ...]
     """By volume, then by place from the grid's first slice to its last."""
     b_values: tuple[float, ...] | None
-    """Of each volume, in s/mm^2; None if the series tells none."""
+    """b-value of each volume, in s/mm^2; None if the series states none."""
     made: tuple[int, ...]
     """Of each volume, see `Frame.made`."""
     grid: Grid
