@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     stated, left = parser.parse_known_args(normalise_bids_app_call(arguments, commands))
     if left and (not hasattr(stated, "masks") or any(one.startswith("-") for one in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
-    elif left:  # paths behind an option: argparse takes a list of paths in one piece only
+    elif left:  # paths after an option: argparse accepts positional paths only in one piece
         stated.masks = [*stated.masks, *map(Path, left)]
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):

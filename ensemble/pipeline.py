@@ -31,7 +31,7 @@ from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
 
-#: The reason of a member that failed for want of memory begins so.
+#: Beginning of the reason if a member failed because memory ran out.
 _NO_ROOM = "not enough memory"
 
 
@@ -58,7 +58,7 @@ class Ensemble:
     digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By member: SHA-256 of each file that determines its predictions."""
     takes_flair: bool = True
-    """Whether a member takes FLAIR, or it bears on how far the mask is trusted."""
+    """Whether a member uses FLAIR, or the trust score does."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class CaseList:
 
 
 def write_case_list(cases: Sequence[FoundCase], dataset: Path, folder: Path) -> CaseList:
-    """Write what a search of the folder `dataset` has found into `folder`: a line that says what it is, one per case. Raises OSError."""
+    """Write what a search of `dataset` has found into `folder`: a line about the list, then one line per case. Raises OSError."""
     root = dataset.resolve()
     body = "".join(json.dumps(_as_json(case, root)) + "\n" for case in cases).encode()
     digest, searched = hashlib.sha256(body).hexdigest(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

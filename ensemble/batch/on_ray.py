@@ -43,7 +43,7 @@ _AT_A_TIME = 2
 _LOOK_S, _HELD_S = 2.0, 0.5
 #: How often a case may lose its process, or a node one before that is ready.
 _LIVES = 3
-#: Seconds without any living actor after which nobody is expected to come any more.
+#: Seconds without any living actor after which the batch ends.
 _PATIENCE_S = 300.0
 #: Where a cluster of our own listens. Of 127.0.0.1 Ray makes the machine's address, of this one not.
 _LOOPBACK = "127.0.0.2"
@@ -136,7 +136,7 @@ class _Worker:
 
         keep_freed_memory()
         set_up_logging()
-        # a cluster of our own inherits variables that give each process the whole machine
+        # otherwise a cluster that we start inherits variables by which each process uses the whole machine
         torch.set_num_threads(threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         self._job, self._load, self._token = job, load, token

@@ -27,7 +27,7 @@ from ensemble.threads import VARIABLES, thread_variables
 log = logging.getLogger(__name__)
 
 ARRAY, GROUP, SUBMIT = "participant.sbatch", "group.sbatch", "submit.sh"
-#: Cases whose headers are read for an estimate; seconds of a case where none can be had; most tasks (SLURM's default MaxArraySize is 1001).
+#: Number of cases whose headers are read for the estimate; seconds per case without an estimate; most tasks (SLURM's MaxArraySize: 1001).
 _SAMPLE, _USUAL_SECONDS, MOST_SHARDS = 40, 60.0, 1000
 #: Factors by which requested time and memory exceed the estimate.
 _MARGIN_TIME, _MARGIN_MEMORY = 3.0, 1.5

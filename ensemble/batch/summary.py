@@ -19,7 +19,7 @@ from ensemble.text import spreadsheet_cell
 
 #: Status of cases that are no longer in the dataset, but whose results are in the output folder.
 GONE = "not in the dataset"
-#: Cases that the batch did not come to, with a complete result of an earlier one; whether it still holds, nobody has looked.
+#: Status of cases that the batch did not reach, with a complete earlier result; it was not checked whether the result is up to date.
 EARLIER = "earlier result"
 
 #: Whose volumes have a column each.
@@ -36,7 +36,7 @@ class SummaryRow:
     subject: str
     session: str
     status: str
-    """done, failed, not done (the batch ended before), earlier result (the same, but there is one), or not in the dataset (any more)."""
+    """done, failed, not done (the batch ended before), earlier result (not done now), or not in the dataset (any more)."""
     volume_ml: float | None = None
     lesions: int | None = None
     agreement: float | None = None

@@ -31,7 +31,7 @@ _OTHER = re.compile(
     re.I,
 )
 _MODALITY = re.compile(r"(?:^|[_\-. ])(?:dwi|adc|flair)$", re.I)
-#: Folders of a tree that hold something else than a mask of the case.
+#: Folders without masks of the case.
 _PASSED_OVER = {"members", "superseded", "sourcedata", "code"}
 #: Folders that name the kind of file, not the subject.
 _KINDS = re.compile(
@@ -238,7 +238,7 @@ def _masks(root: Path) -> list[_Mask]:
 def _mask(path: Path, root: Path, report: dict[str, Any]) -> _Mask:
     folders = (path.relative_to(root) if path != root else Path(path.name)).parent.parts
     stored = _spelt((*folders, stem(path)))
-    if report:  # labels of a batch's own tree may have lost what tells two cases apart
+    if report:  # the labels of a batch's output may have lost the difference between two cases
         name, dwi = str(report["case"]["name"]), Path(report["case"]["files"]["dwi"])
         names = [_spelt(name.split("/")), *_names_of(dwi.parent.parts, _own_name(dwi), _MODALITY)]
         labelled = dwi if _BIDS.match(dwi.name) else Path(name)

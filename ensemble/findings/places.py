@@ -30,7 +30,7 @@ BOTH_SIDES_OF_ALL = 0.05
 SHIFT_MM, TURN_DEGREES, SCALING = 6.0, 4.0, 0.04
 #: Text for a lesion that lies completely outside the tissue of the atlas.
 UNKNOWN = "unknown"
-#: Voxels of a lesion that are looked up where the brain lies elsewhere.
+#: Most voxels of a lesion that are looked up in the perturbed registrations.
 _MAX_VOXELS = 3000
 #: Voxels at which the atlas probabilities sum to less than this are outside its tissue.
 _MIN_PROBABILITY = 1e-3

@@ -76,7 +76,7 @@ class TemplatePlacement:
     """Template over brain, largest first."""
     turn_degrees: float
     likeness: float
-    """Correlation of the template with tissue against CSF, as ADC tells, in the brain."""
+    """Correlation in the brain of the template with the contrast of tissue and CSF, from ADC."""
 
     def problems(self, limits: TransformLimits = LIMITS) -> list[str]:
         """Return why the transform can't be trusted; empty if it can."""

@@ -31,7 +31,7 @@ log.addFilter(RateLimitFilter())  # of what strangers bring about
 MAX_OBJECT_BYTES, MAX_PDU_BYTES = 1 << 30, 16 << 20
 #: How long a peer may take to ask for an association, and between two messages (beside the quiet time).
 _ASSOCIATE_S, _MESSAGE_S = 30.0, 60.0
-#: What may stand for a UID: strangers' have components with leading zeros, too.
+#: Accepted form of a UID: other vendors' UIDs also have components with leading zeros.
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 #: Status of C-STORE (PS3.4 Table B.2-1).
 SUCCESS, OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000

@@ -153,7 +153,7 @@ class _Batch:
 
     windows: list[Window]
     alike: bool = False
-    """Whether all look the same, so that the first one's answer is that of all."""
+    """Whether all windows are equal, so that the first one's output is valid for all."""
 
     @property
     def distinct(self) -> list[Window]:

@@ -50,7 +50,7 @@ class Tapped(torch.nn.Module):
 
 
 class Encoded(torch.nn.Module):
-    """The encoder of a network alone: what its stages give, up to the one that `tap` names ("encoder.stages.4": stages 0 to 4)."""
+    """The encoder of a network alone: the maps of its stages, up to the one that `tap` names ("encoder.stages.4": stages 0 to 4)."""
 
     def __init__(self, network: torch.nn.Module, tap: str) -> None:
         super().__init__()

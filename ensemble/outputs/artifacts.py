@@ -1,6 +1,6 @@
 """The table of outputs of a case: every kind of output is a row of ROLES or MEMBER_ROLES, and is defined nowhere else.
 
-`layouts` say where an artifact lies and what it is called, `formats` how its payload becomes bytes.
+`layouts` define the path of an artifact, `formats` how its payload is written.
 """
 
 from __future__ import annotations

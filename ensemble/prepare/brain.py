@@ -12,7 +12,7 @@ from ensemble.prepare.hot_voxels import highest_plausible
 # and the overshoot of cubic interpolation at the mask's edge, far below cerebrospinal fluid on a b = 1000 s/mm^2 image (0.2-0.5).
 BACKGROUND_FRACTION = 0.04
 # A piece of foreground is kept when it has at least this share of the largest one: temporal poles and cerebellum may hang on by
-# nothing after skull stripping; what is smaller (about 1 ml) is stripping's crumbs.
+# nothing after skull stripping; smaller pieces (about 1 ml) are residues of skull stripping.
 KEPT_SHARE = 1e-3
 
 

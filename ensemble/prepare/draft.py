@@ -81,7 +81,7 @@ class Draft:
     unusable: Mapping[Modality, UnusableVoxels] = field(default_factory=dict)
     """For each image that had such values."""
     covered: BoolArray = field(default_factory=_nowhere)
-    """Where ADC has data on the DWI grid; of no size until it lies there."""
+    """Where ADC has data, on the DWI grid; empty until it is resampled to that grid."""
     brain: BoolArray = field(default_factory=_nowhere)
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False

@@ -23,16 +23,16 @@ Range = tuple[float, float]
 BRAIN_ML: Range = (300.0, 2500.0)
 #: Usual volume of a whole adult brain, in ml; other volumes give a note.
 USUAL_BRAIN_ML: Range = (600.0, 2200.0)
-#: No field of view of a head is longer (mm), and no head with its neck has more than so many times the largest brain's volume.
+#: Longest field of view of a head (mm), and the largest volume of a head with neck in units of the largest brain.
 _LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
-#: Within so many mm lies 99 % of the smallest and the largest brain of `BRAIN_ML` along any axis (adults: 120 to 190 mm; a slab: less).
+#: Extent (mm) along any axis of 99 % of the smallest and the largest brain of `BRAIN_ML` (adults: 120 to 190 mm; a slab: less).
 _BRAIN_MM, _EXTENT_SHARE = (30.0, 250.0), 0.99
-#: Longest axis of a whole brain in units of its shortest; and the share of its largest section in which one is cut off. What whole brains
-#: have, prints `benchmarks.margins`; slabs end with 0.25 to 1 of their largest section.
+#: Longest axis of a whole brain in units of its shortest; and the end section, relative to the largest, above which a brain is cut off.
+#: `benchmarks.margins` prints the values of whole brains; slabs end with 0.25 to 1 of their largest section.
 _MAX_UNEQUAL, _CUT_SHARE = 2.1, 0.25
-#: Voxel sizes of one matrix that differ by more than this share are two scales.
+#: Largest relative difference of the voxel sizes of two images with the same matrix.
 _SAME_SCALE = 0.01
-#: What headers are mistaken in, by the factor on lengths that this gives.
+#: Wrong units of headers, by the resulting factor on lengths.
 _MISTAKES = {0.1: "cm", 10.0: "tenths of mm", 1e-3: "m (or of microns as mm)", 1e3: "microns (or of mm as m)"}
 _DO = (
     "check the units and the slice spacing of the header (mm; with the gap between slices; NIfTI: pixdim, sform, xyzt_units), or export it "

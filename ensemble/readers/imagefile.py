@@ -25,7 +25,7 @@ from ensemble.volume import Volume
 _MAX_B = 1e5
 #: More than any file of b-values holds.
 _MAX_B_BYTES = 1 << 20
-#: File names that say what an image shows, not whose it is.
+#: File names that state what an image shows, not which subject.
 _GENERIC = {"diffusion", "image"}
 
 
@@ -88,7 +88,7 @@ def _single_volume(
 ) -> tuple[AnyArray, LowBImage | None]:
     """Return the single volume (z, y, x) float32 of an image that shows the modality.
 
-    And that of lowest b-value beside it, where asked for.
+    Also return the volume with the lowest b-value, if requested.
     """
     label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)

@@ -1,7 +1,7 @@
 """Read NIfTI files, whatever their names: headers, and voxels as stored.
 
-ITK tells where the image lies, by the header alone; it never sees the voxels, since it puts 0 for what is no number, takes a scale that is
-none for 1, and reads neither NIfTI-2 nor what is compressed but not called so. Fields: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
+ITK computes the geometry from the header alone. It does not read the voxels, since it replaces NaN by 0 and an invalid scale by 1, and
+reads neither NIfTI-2 nor compressed files without `.gz`. Fields: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class NiftiHeader:
 
     @property
     def not_scalar(self) -> str:
-        """What a voxel holds if it is more than one number; else empty."""
+        """The content of a voxel if it is more than one number; else empty."""
         return _SEVERAL.get(int(self.read(self.layout.datatype)[0]), "")
 
     @property

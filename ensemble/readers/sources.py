@@ -10,7 +10,7 @@ from ensemble.files import lexists
 from ensemble.readers.headers import read_text_header
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES, stem
 
-#: What tells a file from another in its place: inode, size, time of change.
+#: Identifies a file's content: inode, size, time of change.
 Stamp = tuple[int, int, int]
 
 

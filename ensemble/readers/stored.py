@@ -1,6 +1,6 @@
 """Read one image file: the stored numbers and their grid. The only module that opens image files.
 
-Nothing is replaced on the way: what is no number stays none, for those to see who check values.
+No value is replaced: NaN stays NaN, so that the checks of values see it.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _grid(plain: Path, path: Path, label: str) -> Grid:
     reader.SetFileName(str(plain))
     reader.ReadImageInformation()
     size, axes = reader.GetSize(), reader.GetDimension()
-    # before memory is asked for that a damaged header claims to need
+    # before allocating the memory that a damaged header may claim
     refuse_too_large((*size, reader.GetNumberOfComponents()), path, label)
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     if reader.GetNumberOfComponents() != 1 or "complex" in kind:

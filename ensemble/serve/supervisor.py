@@ -105,7 +105,7 @@ class Supervisor:
             self._turn.release()
 
     async def _take_turn(self, longest_wait_s: float, gone: asyncio.Future[None] | None) -> None:
-        if not self._turn.locked():  # a turn that is free is had without waiting, 0 s included
+        if not self._turn.locked():  # a free turn is taken without waiting, also with a timeout of 0 s
             await self._turn.acquire()
             return
         if self._waiting >= MAX_WAITING:

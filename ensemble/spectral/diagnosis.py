@@ -1,4 +1,4 @@
-"""What embeddings of many cases tell of an encoder, a stage at a time: from arrays to numbers, a table and JSON."""
+"""Diagnose each stage of an encoder from the embeddings of many cases; return numbers, a table and JSON."""
 
 from __future__ import annotations
 

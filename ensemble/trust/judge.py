@@ -70,7 +70,7 @@ class Trust:
 
     @property
     def caveat(self) -> str:
-        """A warning against reading too much into a good verdict; empty for the others."""
+        """A warning that a good verdict does not mean a right mask; empty for the others."""
         if self.verdict != "good":
             return ""
         unseen = (

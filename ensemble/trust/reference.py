@@ -90,16 +90,16 @@ class MemberReference:
 
 @dataclass(frozen=True)
 class ReferenceTraits:
-    """Mean and spread of the traits of reference cases, by name, and how far such a case usually lies from the mean."""
+    """Mean and standard deviation of each trait over the reference cases, and the usual distance of such a case from the mean."""
 
     mean: Mapping[str, float]
     spread: Mapping[str, float]
     usual: float
-    """Median over the cases of the largest excess in spreads."""
+    """Median over the cases of the largest excess, in standard deviations."""
     kinds: Mapping[str, TraitMeaning]
 
     def oddest(self, found: Mapping[str, float]) -> tuple[str, float]:
-        """Return the name of the number that is least usual, and by how many spreads."""
+        """Return the name of the most unusual trait, and its excess in standard deviations."""
         excess = {
             name: self.kinds[name].excess((found[name] - mean) / self.spread[name])
             for name, mean in self.mean.items()
@@ -108,14 +108,14 @@ class ReferenceTraits:
         return max(excess.items(), key=lambda one: one[1], default=("", 0.0))
 
     def distance(self, found: Mapping[str, float]) -> float:
-        """Return how many times as far as usual the least usual number lies."""
+        """Return the excess of the most unusual trait, in units of the usual one."""
         return self.oddest(found)[1] / self.usual
 
     @classmethod
     def of(
         cls, cases: Sequence[Mapping[str, float]], kinds: Mapping[str, TraitMeaning], least: int
     ) -> ReferenceTraits | None:
-        """Return what cases have in common; None of fewer than `least`. A number counts where that many cases have it."""
+        """Fit the traits that at least `least` cases have; None if there are none."""
         values = {name: [case[name] for case in cases if name in case] for name in kinds}
         values = {name: numbers for name, numbers in values.items() if len(numbers) >= least}
         if not values:
@@ -128,7 +128,7 @@ class ReferenceTraits:
 
 @dataclass(frozen=True)
 class ImageReference:
-    """Intensities of reference cases, and how their images and lesions look by themselves."""
+    """Intensities of the reference cases, and traits of their images and lesions."""
 
     quantiles: Mapping[str, FloatArray]
     """By image: mean of the quantiles `evidence.QUANTILES` (50,) in the brain."""

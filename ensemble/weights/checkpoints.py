@@ -27,7 +27,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _FORBIDDEN = re.compile(r"(?:GLOBAL|function|class) (\S+)")
 #: The program of a checkpoint, in bytes: names and shapes of tensors, a trainer's logs. Pickles in a file of the format before archives.
 _MAX_PROGRAM_BYTES, _PICKLES = 64 << 20, 5
-#: Names that one tensor may go by (nnU-Net's encoder goes by four).
+#: Most names of one tensor (nnU-Net's encoder has four).
 _MAX_NAMES = 8
 
 

@@ -1,7 +1,7 @@
 """Read weights from PyTorch Lightning checkpoints, which pickle trainer objects beside the tensors. None of their code is run.
 
 Such a file (`torch.save`'s zip: `<folder>/data.pkl`, the tensors' bytes as `<folder>/data/<key>`) names classes of the trainer, of metrics
-and losses: none is imported. All but the few names that tensors are made of are answered by one thing that takes anything and does nothing.
+and losses: none is imported. All names but those that build tensors are replaced by one stand-in that accepts anything and does nothing.
 """
 
 from __future__ import annotations

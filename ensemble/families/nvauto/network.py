@@ -25,7 +25,7 @@ _MAX_STRIDE, _MAX_LEVELS = 4, 10
 
 @dataclass(frozen=True)
 class SegResNetConfig:
-    """The parts of a network's architecture that the shapes of its weights do not tell."""
+    """The parts of a network's architecture that its weights' shapes do not determine."""
 
     network: SegResNetKind
     norm: str

@@ -1,4 +1,4 @@
-"""Interpret the code of a traced network: straight lines of known calls only. Rebuilt networks are checked against it; it never runs."""
+"""Interpret the straight-line code of a traced network without running it; only known calls. Rebuilt networks are checked against it."""
 
 from __future__ import annotations
 

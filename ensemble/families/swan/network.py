@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-#: Window that the networks were made for; the Swin Factorizer takes no other.
+#: Window for which the networks were built; the Swin Factorizer accepts no other.
 WINDOW = (64, 64, 64)
 #: Feature maps of the published networks, from the finest level to the coarsest.
 WIDTHS = (32, 64, 128, 256, 512)

@@ -1,7 +1,7 @@
 """Find the outputs of an earlier run in a folder, from the index that it wrote with them, not from file names.
 
-The index is a list of places in a file that is there anyway, and is the last to appear: `report.json` of `run`, and `results.json` of
-the contract, where no file may lie that the platform doesn't know. (Each case of a batch has a folder of its own, which is replaced whole.)
+The index is a list of paths in a file that is written in any case, and last: `report.json` of `run`, and `results.json` of the contract,
+which allows no files unknown to the platform. (Each case of a batch has a folder of its own, which is replaced whole.)
 """
 
 from __future__ import annotations

@@ -367,7 +367,7 @@ def named_b(text: str) -> tuple[float, ...]:
 def complex_part(sources: Sequence[Dataset], maker: str) -> str:
     """Return PHASE, REAL or IMAGINARY for images of one part of a complex signal; else empty.
 
-    Empty for magnitudes, and where nothing tells.
+    Empty for magnitude images, and if the header does not state it.
     """
     for dataset in sources:
         if (word := text_of(dataset, "ComplexImageComponent").upper()) in _GE_PARTS:

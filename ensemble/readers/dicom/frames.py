@@ -129,7 +129,7 @@ class Frame:
     index: int
     """Of the frame in its file, from 0."""
     image_type: tuple[str, ...] = ()
-    """ImageType or FrameType, in capitals; behind them what other elements tell of it (`_completed`)."""
+    """ImageType or FrameType, in capitals, followed by values from other elements (`_completed`)."""
     codes: tuple[str, ...] = ()
     """Of derivations."""
     size: tuple[int, int] = (0, 0)
