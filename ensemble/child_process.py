@@ -45,7 +45,7 @@ def run_child(work: Callable[[], None], log_level: int) -> NoReturn:
     except BaseException:
         log.exception("this is a bug in the tool, please report it with the lines below")
     finally:
-        # at once: taking a whole interpreter with torch down takes time that SIGTERM does not leave, and a second SIGTERM would disturb it
+        # at once: shutting down an interpreter with torch takes longer than SIGTERM allows, and a second SIGTERM would disturb it
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`members diagnose`: what each stage of each encoder knows of a dataset, or of simulated patients."""
+"""`members diagnose`: spectral diagnosis of each encoder stage on a dataset, or on simulated patients."""
 
 from __future__ import annotations
 

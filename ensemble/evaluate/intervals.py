@@ -18,7 +18,7 @@ RESAMPLES = 9999
 MIN_CORRELATED = 20
 #: The reason given if a mean has no interval: no known method has enough coverage for such skewed values in small studies.
 TOO_SKEWED = "ml are too skewed for an interval of the mean"
-#: Below these, a rank test asks permutations in place of a distribution for large samples.
+#: Below these sample sizes, a rank test uses permutations instead of the asymptotic distribution.
 _MIN_T_CORRELATION, _MIN_CHI_SQUARED = 30, 5
 #: Differences of measures below this are rounding.
 _ROUNDING = 1e-9

@@ -145,7 +145,7 @@ def _optimised(still: sitk.Image, brain: sitk.Image, atlas_template: Template) -
             start.SetRotation((1.0, 0.0, 0.0), math.radians(nod))
             start.SetTranslation((target - centre).tolist())
             start.SetScale(_SCALE)
-            # the template is turned, not the start: a versor of 180 degrees has no way on
+            # the template is rotated instead of the start, since a versor of 180 degrees can't be optimised further
             value = _descend(start, fixed, _turned_back(moving, turn), region, step_mm=4.0)
             tried.append((value, start, turn))
         _, start, turn = min(tried, key=lambda one: one[0])

@@ -71,7 +71,7 @@ class StudyJournal:
     attempts: int = 0
     deaths: int = 0
     what: str = ""
-    """Why there are no results, or why they have not been sent yet: words of ours alone."""
+    """Why there are no results, or why they have not been sent yet; contains no text from outside."""
     do: str = ""
     lesion_ml: float | None = None
     lesions: int | None = None

@@ -126,7 +126,7 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: 
             )
     finally:
         watching.remove()
-    for warning in seen:  # the others: that it is deprecated; that PyTorch's own layers look at their inputs' sizes
+    for warning in seen:  # other warnings: deprecation, and input sizes used by PyTorch's own layers
         if issubclass(warning.category, torch.jit.TracerWarning) and not Path(warning.filename).is_relative_to(_TORCH):
             raise ValueError(f"it depends on the size of its window ({warning.filename}, line {warning.lineno})")
     logits, features = answers[-1] if tap else (answers[-1], None)

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 #: Networks of a process that work on several threads. Each keeps two of its own, and platforms allow as few as 128; later ones work on one.
 MAX_WITH_THREADS = 24
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-#: What `import openvino` would import to convert models, and to tell its makers that it was imported.
+#: Modules that `import openvino` would import for model conversion and telemetry.
 _TELLS = "openvino.tools.ovc"
 
 

@@ -34,7 +34,7 @@ _RISING, _CORE_RISING = 0.16, 0.32
 _DEEP_MM = 20.0
 #: Minimum share of the brain in its core, for the core to be used.
 _MIN_CORE = 0.1
-#: ADC of normal tissue (um^2/ms); in units of it: bin width, first bin, how far bins must and may reach. Voxels of a bin for any, full weight.
+#: ADC of normal tissue (um^2/ms); in units of it: bin width, first bin, how far bins must and may reach. Voxels of a bin: fewest, enough.
 _TISSUE_ADC, _BIN, _FIRST, _CSF, _LAST, _MIN_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 1.3, 1.8, 5.0, 10, 300
 #: Where DWI is dark, there is CSF: its ADC is 2-4 times the tissue level on a true map, and below this on an exponential one.
 _EXPONENTIAL = 0.75

@@ -37,7 +37,7 @@ def warm_up(ensemble: Ensemble) -> None:
         settings=dataclasses.replace(ensemble.settings, tta="none"),
     )
     try:
-        with suppress_info_messages():  # notes on a phantom would stand in the log of the first patient's job
+        with suppress_info_messages():  # notes on the phantom would appear in the log of the first patient
             segment(_phantom(), hurried, _Deadline(time.monotonic() + WARM_UP_LIMIT_S))
     except _Enough:
         log.info("warm-up stopped after %.0f s", WARM_UP_LIMIT_S)

@@ -26,7 +26,7 @@ from ensemble.types import AnyArray
 
 #: Smoothing of eigenvalues: standard deviation in log k.
 _WIDTH = 0.7
-#: Corrections of the spectrum, Gaussian samples drawn for each, and those that tell the expected error.
+#: Number of corrections of the spectrum, of Gaussian samples for each, and of samples for the expected error.
 _CORRECTIONS, _DRAWS, _FLOOR_DRAWS = 2, 10, 40
 #: Eigenvalues below this share of the largest are nothing.
 _NOTHING = 1e-12
@@ -373,11 +373,11 @@ class Separation:
         return min(max(1, self.recovery.modes), len(self.modes))
 
     def energy(self, modes: int | None = None) -> float:
-        """Return E_K, the truncated Mahalanobis energy in so many modes, K(N) by default; not below 0."""
+        """Return E_K, the truncated Mahalanobis energy in the first modes, K(N) by default; not below 0."""
         return max(0.0, float(self.energies[: self.used if modes is None else modes].sum()))
 
     def direction(self, modes: int | None = None) -> AnyArray:
-        """Return the rule (D,) of that many modes: larger products with it speak for the second class."""
+        """Return the linear rule (D,) in that many modes; larger products indicate the second class."""
         used = self.used if modes is None else modes
         along = self.modes[:used] @ (self.means[1] - self.means[0])
         return np.asarray((along / _safe(self.variances[:used])) @ self.modes[:used])

@@ -38,9 +38,9 @@ class Trust:
     verdict: Verdict | None
     """None if there is nothing to judge by."""
     expected_dice: float | None
-    """Of the mask with a reader's; None of an empty mask, and where it is not known."""
+    """Expected Dice of the mask with a reader's; None for an empty mask, or if unknown."""
     interval: tuple[float, float] | None
-    """In which the Dice of nine in ten patients like those of the calibration lies."""
+    """Interval that contains the Dice of nine in ten usual patients."""
     scores: Mapping[str, float]
     """Each alone (see `scores.py`)."""
     why: tuple[str, ...]
@@ -197,9 +197,9 @@ class Judge:
 
 
 def judge(result: Result, ensemble: Ensemble) -> Trust:
-    """Return how far the mask of a case can be trusted, by the references beside the ensemble's weights.
+    """Judge how far the mask of a case can be trusted, with the references beside the ensemble's weights.
 
-    Raises nothing: a mask is not lost for want of a verdict. Where judging fails, there is none, and `missing` says why.
+    Raises nothing, since a failure here must not lose the mask: then there is no verdict, and `missing` says why.
     """
     try:
         trust = Judge.of(ensemble).judge(result)

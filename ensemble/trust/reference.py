@@ -1,7 +1,7 @@
-"""References of what is usual: features and intensities of reference cases, in small files beside the members.
+"""References of usual cases: their features, intensities and traits, in small files beside the members.
 
-    <weights>/trust/<member>.safetensors   its features' clouds, and the digests of the weights that they were made with
-    <weights>/trust/images.json            intensities of DWI and ADC, and how images and lesions look by themselves
+    <weights>/trust/<member>.safetensors   spectra of its features, and the digests of the weights
+    <weights>/trust/images.json            intensities of DWI and ADC, and traits of images and lesions
     <weights>/trust/calibration.json       see `calibration.py`
 
 A file made with other weights is not used, and the report says so.
@@ -144,7 +144,7 @@ class ImageReference:
         return {name: (usual, found) for name, (usual, found) in pairs.items() if usual is not None and found}
 
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
-        """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
+        """Return the 1-Wasserstein distance of the less usual image's histogram, in units of the usual one."""
         apart = {name: float(np.abs(intensities[name] - mean).mean()) for name, mean in self.quantiles.items()}
         return max(distance / self.usual[name] for name, distance in apart.items())
 
@@ -156,13 +156,13 @@ class References:
     members: Mapping[str, MemberReference]
     images: ImageReference | None
     missing: tuple[str, ...] = ()
-    """What is not there or not used, and why; a sentence each."""
+    """References that are missing or not used, with the reason; a sentence each."""
 
 
 def fit_references(
     evidence: Sequence[CaseEvidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
-    """Fit what is usual of features, intensities and lesions to the evidence of good cases.
+    """Fit the references of features, intensities and traits to the evidence of good cases.
 
     Valid only for members whose weight files have these digests. Raises ValueError for fewer than `least` cases.
     """

@@ -193,7 +193,7 @@ def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
     return np.frombuffer(raw, dtype, count=1)[0].item()
 
 
-#: Pickle's name -> what is called for it. numpy 2 writes `numpy._core`, numpy 1 wrote `numpy.core`.
+#: Name in the pickle -> function that is called for it. numpy 2 writes `numpy._core`, numpy 1 wrote `numpy.core`.
 _NUMPY_SCALARS: list[Any] = [
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
     (_numpy_scalar, "numpy.core.multiarray.scalar"),

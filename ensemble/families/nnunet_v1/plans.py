@@ -17,7 +17,7 @@ from ensemble.resample import NnunetResampling
 
 Sizes = tuple[int, int, int]
 
-#: Trainers (by what their names hold) whose network, mirroring or export is another than that of nnUNetTrainerV2.
+#: Parts of the names of trainers whose network, mirroring or export differs from nnUNetTrainerV2's.
 OTHER_TRAINERS = re.compile(
     r"BN|FRN|GN|GeLU|ReLU|Mish|NoNormalization|Resenc|Regions|Cascade|noMirroring|noDA|resample33", re.IGNORECASE
 )

@@ -120,7 +120,7 @@ class FactorizerBlock(nn.Module):
     """Low-rank approximation of each patch, then a per-voxel MLP, each with a residual connection. Works channels-last."""
 
     def __init__(self, inputs: int, outputs: int, places: Sequence[int] = ()) -> None:
-        """`places` is the size of the one image that it takes, where it learned its places by heart."""
+        """`places` is the only possible image size, for a network with learned position embeddings."""
         super().__init__()
         self.adapter = nn.Sequential(Linear(inputs, outputs, bias=False)) if inputs != outputs else nn.Identity()
         if places:
