@@ -270,7 +270,7 @@ def _bids_app(options: argparse.Namespace) -> int:
     if options.bids_filter_file is not None:
         if options.case_list is not None:
             raise UsageError(
-                "--bids-filter-file has no effect on a list of cases, which says what was taken",
+                "--bids-filter-file has no effect on a list of cases, in which the images are already chosen",
                 do="remove one of --bids-filter-file and --case-list",
             )
         if options.dataset.is_file():

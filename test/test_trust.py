@@ -252,7 +252,7 @@ def test_without_any_reference_the_plain_scores_are_there(
 
 def test_a_member_that_tells_no_features_is_named(ensemble_of: Callable[..., Ensemble]) -> None:
     trust = trust_of(ensemble_of(Seeing("a"), StubMember("b")))
-    assert trust.missing == ("b: what runs it tells nothing of its features",)
+    assert trust.missing == ("b: its runtime does not expose its features",)
     assert trust.verdict == "good"
 
 
@@ -260,14 +260,14 @@ def test_where_a_member_did_not_vote_no_dice_is_expected(ensemble_of: Callable[.
     ensemble = ensemble_of(Seeing("a"), StubMember("b", error=RuntimeError("no memory")))
     trust = trust_of(replace(ensemble, config=replace(ensemble.config, min_members=1)))
     assert (trust.expected_dice, trust.verdict) == (None, "good")
-    assert "expected Dice: it was learnt with b voting, too" in trust.missing
+    assert "expected Dice: its calibration needs the votes of b, too" in trust.missing
 
 
 @pytest.mark.parametrize(
     ("slopes", "reason"),
     [
-        ({}, "nothing was learnt of it with these weights"),
-        ({"agreement": 1.0, "spectral": -1.0}, "it hangs on spectral"),
+        ({}, "it was not calibrated for these weights"),
+        ({"agreement": 1.0, "spectral": -1.0}, "these scores are missing: spectral"),
     ],
 )
 def test_why_no_dice_is_expected_is_said(
@@ -452,7 +452,7 @@ def test_what_a_mask_says_of_itself() -> None:
 def test_a_judge_without_calibration_gives_no_verdict() -> None:
     references = fit_references(usual(), DIGESTS)
     told = Judge(references, None).verdict({"agreement": 0.1}, empty=False)
-    assert (told.verdict, told.headline) == (None, "How far the mask is to be trusted is not known.")
+    assert (told.verdict, told.headline) == (None, "How far this mask can be trusted is not known.")
 
 
 def test_what_another_release_made_is_not_used_and_the_last_lines_say_what_to_do(

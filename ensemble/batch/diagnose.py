@@ -80,7 +80,7 @@ def _write(stages: list[StageDiagnosis], out: Path) -> None:
 
 def _too_few(dataset: Path, found: str) -> InputRefused:
     return InputRefused(
-        "too few cases to measure what an encoder's features tell apart",
+        "too few cases for a spectral diagnosis",
         where=dataset,
         found=found,
         do=f"give {MIN_CASES} or more, laid out as for batch",

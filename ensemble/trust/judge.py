@@ -24,7 +24,7 @@ _WORSE: Mapping[Verdict, int] = {"good": 0, "check": 1, "poor": 2}
 _LOW_DICE = 0.5
 #: Reasons in words, by score.
 _UNLIKE: Mapping[str, str] = {
-    "rest": "to the members' encoders this brain looks {:.1f} times as unusual as the median reference case",
+    "rest": "the encoders' features of this brain are {:.1f} times as unusual as those of the median reference case",
     "histogram": "the intensities of DWI and ADC are {:.1f} times as unusual as those of the median reference case",
 }
 _USUAL = "images and mask look as usual"
@@ -53,9 +53,9 @@ class Trust:
     def headline(self) -> str:
         """The verdict in words, with the expected Dice if there is one."""
         if self.verdict is None:
-            return "How far the mask is to be trusted is not known."
+            return "How far this mask can be trusted is not known."
         words = {"check": "Check this mask.", "poor": "Do not rely on this mask."}
-        said = words.get(self.verdict, "No sign against the mask.")
+        said = words.get(self.verdict, "Nothing speaks against this mask.")
         if self.expected_dice is None or self.interval is None:
             return said
         if self.doubtful:
@@ -127,7 +127,7 @@ class Judge:
         evidence = gather_evidence(result)
         scores, missing = scores_of(evidence, self.references), list(self.references.missing)
         missing += [
-            f"{outcome.member}: what runs it tells nothing of its features"
+            f"{outcome.member}: its runtime does not expose its features"
             for outcome in result.outcomes
             if outcome.member in self.references.members
             and outcome.prediction is not None
@@ -135,11 +135,13 @@ class Judge:
         ]
         voted, calibrated = set(result.fused.voters), set(self.calibration.weights if self.calibration else ())
         if calibrated - voted:
-            missing.append(f"expected Dice: it was learnt with {', '.join(sorted(calibrated - voted))} voting, too")
+            missing.append(
+                f"expected Dice: its calibration needs the votes of {', '.join(sorted(calibrated - voted))}, too"
+            )
         elif self.calibration is not None and not evidence.empty and self.calibration.logit(scores) is None:
             lacking = ", ".join(sorted(set(self.calibration.slopes) - set(scores)))
             missing.append(
-                f"expected Dice: {f'it hangs on {lacking}' if lacking else 'nothing was learnt of it with these weights'}"
+                f"expected Dice: {f'these scores are missing: {lacking}' if lacking else 'it was not calibrated for these weights'}"
             )
         told = self.verdict(
             scores, empty=evidence.empty, all_voted=voted == calibrated, oddities=self._oddities(evidence)
@@ -188,7 +190,7 @@ class Judge:
             reasons.append("the expected Dice holds only if this is an infarct")
         likely = calibration.dice.verdict(-logit)
         if likely != "good":
-            reasons.append(f"a Dice of {expected:.2f} is expected, less than of nearly all usual cases")
+            reasons.append(f"the expected Dice of {expected:.2f} is lower than in nearly all usual cases")
             if scores.get("agreement", 1.0) < 0.5:
                 reasons.append(f"the members disagree: mean Dice of their masks {scores['agreement']:.2f}")
         verdict = max(looks, likely, key=_WORSE.__getitem__)

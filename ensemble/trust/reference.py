@@ -41,7 +41,7 @@ class UnusableReference(Exception):
 
 
 def refuse_other_version(what: str, version: object, ours: int) -> None:
-    """Raise UnusableReference for a file that another release made."""
+    """Raise UnusableReference for a file made by another release."""
     if version != ours:
         raise UnusableReference(
             f"{what} was made by another release (version {version}; here: {ours}): make it again with members fit-reference"
@@ -49,13 +49,13 @@ def refuse_other_version(what: str, version: object, ours: int) -> None:
 
 
 @dataclass(frozen=True)
-class FeatureCloud:
+class FeatureReference:
     """Feature vectors of reference cases in their stable modes, and the usual distance of a further such case."""
 
     spectrum: Spectrum
     usual: float
     usual_rest: float
-    """Median distance and rest (`spectrum.Spectrum`) of cases that the spectrum was not made of."""
+    """Median distance and rest (`spectrum.Spectrum`) of cases left out of the fit."""
 
     def distance(self, features: FloatArray) -> float:
         """Return the distance of a vector (D,) in the stable modes, in units of the usual one; 0 without stable modes."""
@@ -66,8 +66,8 @@ class FeatureCloud:
         return self.spectrum.rest(features) / self.usual_rest if self.usual_rest > 0 else 0.0
 
     @classmethod
-    def of(cls, samples: AnyArray) -> FeatureCloud:
-        """Fit the cloud to samples (N, D)."""
+    def of(cls, samples: AnyArray) -> FeatureReference:
+        """Fit the reference to samples (N, D)."""
         whole, at = fit_spectrum(samples), np.arange(len(samples)) % PARTS
         found: list[tuple[float, float]] = []
         for part in range(PARTS):
@@ -83,8 +83,8 @@ class MemberReference:
 
     weights: Mapping[str, str]
     """SHA-256 of each file that determines its predictions."""
-    whole: FeatureCloud
-    lesion: FeatureCloud | None
+    whole: FeatureReference
+    lesion: FeatureReference | None
     """None if too few of the cases had a lesion."""
 
 
@@ -167,14 +167,14 @@ def fit_references(
     Valid only for members whose weight files have these digests. Raises ValueError for fewer than `least` cases.
     """
     if len(evidence) < least:
-        raise ValueError(f"{len(evidence)} cases are no reference: {least} or more are")
+        raise ValueError(f"{len(evidence)} cases are too few for a reference; at least {least} are needed")
     members = {}
     for name, weights in digests.items():
         whole = [found.whole[name] for found in evidence if name in found.whole]
         lesion = [found.lesion[name] for found in evidence if name in found.lesion]
         if len(whole) >= least:
-            of_lesions = FeatureCloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
-            members[name] = MemberReference(dict(weights), FeatureCloud.of(np.stack(whole)), of_lesions)
+            of_lesions = FeatureReference.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
+            members[name] = MemberReference(dict(weights), FeatureReference.of(np.stack(whole)), of_lesions)
     return References(members, _fit_images(evidence, least))
 
 
@@ -270,11 +270,11 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
         raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error
 
 
-def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureCloud:
+def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureReference:
     mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
     if mean.ndim != 1 or vectors.shape != (len(values), len(mean)) or not (values > 0).all():
         raise ValueError("its modes do not fit together")
-    return FeatureCloud(
+    return FeatureReference(
         Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"])
     )
 
