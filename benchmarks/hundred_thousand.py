@@ -52,14 +52,14 @@ class Assumed:
     """What was not measured."""
 
     cores: int = 32
-    """Of a node: so many workers of one thread."""
+    """Workers of one thread on a node."""
     task_hours: float = 1.0
     spread: float = 0.35
     """Standard deviation of the logarithm of a case's seconds: matrices and slices differ between hospitals."""
     operations_s: float = 5000.0
     """What the metadata server answers in a second, to all."""
     latency_s: float = 0.0005
-    """How long one answer takes when nobody else asks."""
+    """Latency of one answer of an idle server."""
     node_hours: float = 1000.0
     """Mean time until a node dies."""
     requeue_s: float = 300.0
@@ -106,7 +106,7 @@ class _Server:
         self._free, self.worked = 0.0, 0.0
 
     def asked(self, now: float, operations: float) -> float:
-        """Return when so many operations of one process are answered."""
+        """Return the time at which a number of operations of one process are answered."""
         service = operations / self._assumed.operations_s
         self._free = max(self._free, now) + service
         self.worked += service
@@ -125,7 +125,7 @@ class _Step(IntEnum):
 
 
 def simulate(cases: int, nodes: int, way: Way, costs: Mapping[str, Any], assumed: Assumed, seed: int = 0) -> Told:
-    """Return what so many cases take on so many nodes."""
+    """Simulate a number of cases on a number of nodes."""
     chance, server, workers = random.Random(seed), _Server(assumed), nodes * assumed.cores
     mean, start, operations = (costs[name] for name in ("case_cpu_s", "start_cpu_s", "operations_a_case"))
     asks = costs["operations_to_find_a_case"]
@@ -211,7 +211,7 @@ def sizes(cases: int, costs: Mapping[str, Any], assumed: Assumed) -> list[str]:
 
 
 def plot(told: Mapping[str, Sequence[Told]], path: Path, nodes: Sequence[int] = NODES) -> None:
-    """Write a picture of the hours by nodes, and of what they would be if nothing were in the way."""
+    """Plot the hours against the nodes, and the ideal hours without any bottleneck."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -275,7 +275,7 @@ def score_table(title: str, rows: Sequence[Row]) -> list[str]:
 
 
 def images_table(rows: Sequence[Row]) -> list[str]:
-    """How well each score tells spoilt images (of the higher two strengths) from those that are as they should be."""
+    """Tabulate how well each score separates spoilt images (of the higher two strengths) from clean ones."""
     chosen = [row for row in rows if row.group == "clean" or row.strength > 0]
     spoilt = np.array([row.group == "spoilt" for row in chosen])
     if not spoilt.any() or spoilt.all():

@@ -1,4 +1,4 @@
-"""Simulated lesions in a brain that is only known by its images: the simulator's physics as factors on DWI, ADC and FLAIR."""
+"""Insert simulated lesions into a real brain: the simulator's signal model as factors on DWI, ADC and FLAIR."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class LesionLibrary:
 
 @cache
 def load_lesions(shared: Path) -> LesionLibrary:
-    """The lesion library (takes some seconds)."""
+    """Load the lesion library (takes some seconds)."""
     with np.load(io.BytesIO(lzma.decompress(material(shared, MASKS).read_bytes()))) as archive:
         packed, shape = archive["packed"], tuple(int(n) for n in archive["shape"])
     volumes = np.bitwise_count(packed).sum(axis=1, dtype=np.int64) / 1000.0
@@ -97,7 +97,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class LesionStage:
-    """How far a lesion has come: factors on ADC and T2 where it is complete."""
+    """The stage of an infarct: factors on ADC and T2 at full severity."""
 
     adc: float
     t2: float
@@ -177,7 +177,7 @@ def add_acute(damage: Damage, person: Person, tissue: Tensor, library: LesionLib
 
 
 def add_shower(damage: Damage, person: Person, tissue: Tensor, draw: Draw) -> None:
-    """Emboli and nothing else."""
+    """Add a shower of emboli without any other lesion."""
     volume_ml = min(max(draw.lognormal(SHOWER_ML[1], 1.0), SHOWER_ML[0]), SHOWER_ML[2])
     count = min(max(round(draw.lognormal(SHOWER_COUNT[1], 0.8)), SHOWER_COUNT[0]), SHOWER_COUNT[2])
     add_emboli(damage, person, tissue, count, embolus_radius_mm(volume_ml / count), draw_stage(draw), draw)

@@ -17,7 +17,7 @@ from ensemble.types import AnyArray, BoolArray, FloatArray
 from training.draw import Draw
 
 SMALL_ML = 0.3  # components below this are widened, larger ones follow the visible border
-MIN_VISIBLE_ML = 0.1  # components below this are seen only where they are bright enough
+MIN_VISIBLE_ML = 0.1  # components below this are visible only if they are bright enough
 BOX = np.ones((3, 3, 3), dtype=bool)
 CROSS = ndimage.generate_binary_structure(3, 1)
 STEP_MM = 2.0  # how far an outline is widened
@@ -36,7 +36,7 @@ class Reader:
     border: float
     """DWI, times normal tissue, below which a voxel at the border of a large component is left out."""
     sees: float
-    """DWI, times normal tissue, that the brightest tenth of a speck must reach to be seen."""
+    """DWI, times normal tissue, that the brightest tenth of a small component must reach to be visible."""
 
 
 def draw_reader(draw: Draw) -> Reader:
@@ -90,7 +90,7 @@ def outline(
 
 
 def is_visible(dwi: FloatArray, volume_ml: float, reader: Reader) -> bool:
-    """Whether a component with these DWI values stands out: half of it beyond the border, a speck's brightest tenth well so."""
+    """Whether a component with these DWI values is visible: half of it above the border value, or a small one's brightest tenth above `sees`."""
     if volume_ml < MIN_VISIBLE_ML:
         return float(np.percentile(dwi, 90)) >= reader.sees
     return bool(dwi.size) and float(np.median(dwi)) >= reader.border

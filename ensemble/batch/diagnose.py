@@ -26,10 +26,10 @@ _SIMULATED = "training.spectral.patients"
 
 
 def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
-    """Segment every case of a dataset without mirroring, ask the encoders, and write table, JSON and pictures into `out`.
+    """Segment every case of a dataset without mirroring, diagnose the encoders, and write table, JSON and pictures into `out`.
 
-    Lesions are what the members find. Refused cases are skipped with a log message. Raises InputRefused where fewer than
-    `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
+    The lesions are those of the predicted mask. Refused cases are skipped with a log message. Raises InputRefused if fewer than
+    `MIN_CASES` remain, WeightsBroken, and UsageError if nothing can be written.
     """
     cases = find_cases(dataset, out)
     if len(cases) < MIN_CASES:

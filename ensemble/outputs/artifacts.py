@@ -137,7 +137,7 @@ MEMBER_ROLES: tuple[OutputRole[MemberPrediction], ...] = (
 
 
 def all_artifact_kinds(member: str) -> list[Artifact]:
-    """Return an empty artifact for every kind of output that a case or this member can have, so as to list where they go."""
+    """Return an empty artifact for every kind of output of a case or of this member, from which a layout lists all paths."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 

@@ -89,7 +89,7 @@ def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, l
 def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowBImage:
     """Return the mean of the volumes (n, z, y, x) of lowest b-value, to go with the image that `select_dwi` chose.
 
-    Raises InputRefused if there is none, or where they do not show the same.
+    Raises InputRefused if there is none, or if they differ too much.
     """
     if b_values is None:
         alone = (

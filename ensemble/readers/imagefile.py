@@ -60,10 +60,10 @@ def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool =
 def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
     """Read a whole 3-D scalar image as float32.
 
-    Of a 4-D file the one volume, or of a DWI the diffusion-weighted one (and the one of lowest b-value, if that is asked for).
+    From a 4-D file read its only volume, or the diffusion-weighted one of a DWI (and the one with the lowest b-value, if requested).
 
-    Raises InputRefused when the file is missing, of a kind that is not read, truncated or damaged, not 3-D and scalar, or when its
-    header names no place in the world. A folder or .zip is read as DICOM.
+    Raises InputRefused if the file is missing, of an unsupported format, truncated or damaged, or not 3-D and scalar, or if its header has
+    no valid geometry. A folder or .zip is read as DICOM.
     """
     label = modality.label
     if is_dicom(path):

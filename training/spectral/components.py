@@ -36,14 +36,14 @@ class Specks:
 
 @dataclass(frozen=True)
 class Rule:
-    """Keeps a speck whose product with the direction is above the limit."""
+    """Keeps a small component if its product with the direction exceeds the limit."""
 
     direction: AnyArray
     limit: float
     modes: int
 
     def scores(self, specks: Specks) -> AnyArray:
-        """How much each looks like a lesion; above 0 it is kept."""
+        """Score of each component; above 0 it is kept."""
         return np.asarray(specks.features @ self.direction - self.limit)
 
 

@@ -70,7 +70,7 @@ def pseudo_inverse(first: AnyArray, second: AnyArray) -> AnyArray:
 
 
 def cross_validated(first: AnyArray, second: AnyArray) -> AnyArray:
-    """Principal components, as many as tell the classes best in five parts of the sample."""
+    """Principal components, with the number of components chosen by five-fold cross-validation."""
     parts = min(FOLDS, len(first), len(second))
     ranks = [rank for rank in RANKS if rank <= len(first) + len(second) - 2 - parts] or [1]
     scores = dict.fromkeys(ranks, 0.0)
@@ -83,7 +83,7 @@ def cross_validated(first: AnyArray, second: AnyArray) -> AnyArray:
 
 
 def _truncated(first: AnyArray, second: AnyArray, ranks: Sequence[int | None]) -> list[AnyArray]:
-    """The rule in so many principal components (None: all), for each of some ranks."""
+    """Return the linear rule in each number of principal components (None: all)."""
     _, singular, modes = np.linalg.svd(_centred(first, second), full_matrices=False)
     used = singular > 1e-10 * singular[0]
     along = modes[used] @ (second.mean(axis=0) - first.mean(axis=0)) / singular[used] ** 2
@@ -105,7 +105,7 @@ OTHERS: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One size of sample: AUC of each rule in each draw, and what theory says of it."""
+    """One sample size: AUC of each rule in each draw, and the AUC that theory predicts."""
 
     n: int
     aucs: Mapping[str, tuple[float, ...]]
@@ -128,7 +128,7 @@ class Row:
 def measure(
     without: FeatureSample, lesion: FeatureSample, sizes: Sequence[int], draws: int, seed: int = 0
 ) -> list[Row]:
-    """AUC of every rule by the number of windows that it is learnt of; "all" is four fifths of the patients."""
+    """Return the AUC of every rule by the number of training windows; "all" is four fifths of the patients."""
     whole = separate(without.features, lesion.features, seed)
     rows = []
     patients = np.unique(np.concatenate([without.cases, lesion.cases]))

@@ -1,4 +1,4 @@
-"""Does another modality stabilise? `python -m training.spectral.modalities`, of kept embeddings and of the small encoders.
+"""Does another modality determine more modes? `python -m training.spectral.modalities`, on cached embeddings and small encoders.
 
 Side by side: the shipped encoders, flair3d with its FLAIR channel blank, and the small ones of `training.spectral.small`, which differ in
 the images they see alone. The same simulated patients for all of a group. How well few windows tell a lesion from none is measured
@@ -53,7 +53,7 @@ def small_embeddings(
         if not path.exists():
             truth = patient.truth(shared, caches)
             case = prepare(truth.raw)
-            assert truth.mask is not None  # who is simulated has one
+            assert truth.mask is not None  # every simulated patient has one
             embed(case, regions_of(case, truth.mask), encoders).save(path)
         found.append(CaseEmbeddings.read(path))
     return found

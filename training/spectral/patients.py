@@ -94,7 +94,7 @@ def _blind(images: Mapping[Modality, Volume]) -> dict[Modality, Volume]:
 
 
 def small_disputed_of(result: Result, lesion: BoolArray) -> list[EmbeddedRegion]:
-    """Windows about what the votes call a lesion, below the size that asks for unanimity, where the voters nowhere all agree."""
+    """Return windows centred on small disputed components: below the size limit, and without a voxel on which all voters agree."""
     labels, count = lesion_components(result.mask.array)
     voters, limit = len(result.fused.voters), RunConfig.min_disputed_ml
     found = []

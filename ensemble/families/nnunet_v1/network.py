@@ -45,9 +45,9 @@ class StackedConvs(nn.Module):
 
 
 class NnunetV1Network(nn.Module):
-    """The U-Net: gives logits of background and lesion for windows whose sizes are divisible by its pooling.
+    """The U-Net: returns logits of background and lesion for windows whose sizes are divisible by its pooling.
 
-    Attributes are named as in nnU-Net v1: context is the way down (bottleneck last), `tu` the upsampling, localization the way up.
+    Attributes are named as in nnU-Net v1: context is the encoder (bottleneck last), `tu` the upsampling, localization the decoder.
     """
 
     def __init__(self, channels: int, classes: int, plans: NnunetV1Plans) -> None:

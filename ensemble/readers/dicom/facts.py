@@ -417,6 +417,7 @@ def numbers_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> tu
 
 
 def number_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> float | None:
+    """Return the first number of an element; None if missing or invalid."""
     values = numbers_of(dataset, tag, vr)
     return values[0] if values else None
 
