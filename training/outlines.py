@@ -90,7 +90,7 @@ def outline(
 
 
 def is_visible(dwi: FloatArray, volume_ml: float, reader: Reader) -> bool:
-    """Whether a component with these DWI values is visible: half of it above the border value, or a small one's brightest tenth above `sees`."""
+    """Whether a component with these DWI values is visible: half of it above the border value, or, of a small one, the brightest tenth."""
     if volume_ml < MIN_VISIBLE_ML:
         return float(np.percentile(dwi, 90)) >= reader.sees
     return bool(dwi.size) and float(np.median(dwi)) >= reader.border
