@@ -65,5 +65,5 @@ def _end_with_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it died before it was asked for its status
+    if parent is not None and not parent.is_alive():  # it died before PDEATHSIG was set
         raise SystemExit(128 + signal.SIGTERM)

@@ -91,9 +91,8 @@ def classify_path(path: Path, root: Path, channels: ChannelNames) -> FoundImage 
     named = _named(name)
     if named is None:
         return None
-    at = (
-        folders[:-1] if folders and folders[-1].lower() == named.modality else folders
-    )  # such a folder names the kind of image, not the subject
+    # a folder with the name of a modality does not name the subject
+    at = folders[:-1] if folders and folders[-1].lower() == named.modality else folders
     image = _labelled(path, named, folders) or FoundImage(path, named.modality, at, named.case)
     return replace(image, b=named.b, trace=named.trace, derived=named.derived)
 

@@ -96,9 +96,8 @@ def _find_images(root: Path) -> dict[Modality, Path]:
     files: dict[Modality, Path] = {}
     for modality, slug in INPUT_SLUGS.items():
         folder = root / listed.get(slug, Path("images") / slug)
-        computed = modality is Modality.ADC and may_have_b_values(
-            files[Modality.DWI]
-        )  # reading the DWI reports the error
+        # whether it can be computed is reported when the DWI is read
+        computed = modality is Modality.ADC and may_have_b_values(files[Modality.DWI])
         must_exist = slug in listed or not (modality is Modality.FLAIR or computed)
         if (image := _only_image(folder, modality, must_exist)) is not None:
             files[modality] = image

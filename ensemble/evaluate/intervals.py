@@ -46,9 +46,8 @@ def median_interval(values: FloatArray) -> Interval | None:
 
     The narrowest symmetric one that holds the median in at least 95 % (Conover, Practical Nonparametric Statistics, 3.2).
     """
-    rank = int(
-        stats.binom.ppf((1 - LEVEL) / 2, len(values), 0.5)
-    )  # number of values outside the interval on either side
+    # number of values outside the interval on either side
+    rank = int(stats.binom.ppf((1 - LEVEL) / 2, len(values), 0.5))
     if rank < 1:
         return None
     ordered = np.sort(values)

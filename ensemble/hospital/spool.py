@@ -136,7 +136,7 @@ class Spool:
             if known and study.state in ("working", "sending", "done"):
                 return
             received = replace(_afresh(study), turned_away=waiting)
-            if received != study:  # attempts are counted at each start
+            if received != study:  # the number of images is counted anew at each start
                 self._note(received)
             self._studies[study.key] = replace(received, images=images)
 

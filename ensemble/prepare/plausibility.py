@@ -22,7 +22,7 @@ _BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
 #: If more than this share of the brain is bright on "DWI" and dark on "ADC", it is not infarct but CSF on swapped images. Real images have
 #: 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
 _SWAPPED_SHARE, _SWAPPED_RATIO = 0.02, 3.0
-#: If more than this share is dark on DWI and bright on ADC, it is CSF and the images are not swapped (on swapped ones it would be infarct).
+#: If more than this share is dark on DWI and bright on ADC, it is CSF, not swapped. Swapped, it would be infarct, which rarely is so large.
 _CSF_IN_PLACE = 0.004
 #: Share of the brain that must be CSF for the test of an exponential ADC.
 _MIN_CSF = 0.01
