@@ -52,14 +52,14 @@ class Assumed:
     """What was not measured."""
 
     cores: int = 32
-    """Of a node: so many workers of one thread."""
+    """Workers of one thread on a node."""
     task_hours: float = 1.0
     spread: float = 0.35
     """Standard deviation of the logarithm of a case's seconds: matrices and slices differ between hospitals."""
     operations_s: float = 5000.0
     """What the metadata server answers in a second, to all."""
     latency_s: float = 0.0005
-    """How long one answer takes when nobody else asks."""
+    """Latency of one answer of an idle server."""
     node_hours: float = 1000.0
     """Mean time until a node dies."""
     requeue_s: float = 300.0
@@ -106,7 +106,7 @@ class _Server:
         self._free, self.worked = 0.0, 0.0
 
     def asked(self, now: float, operations: float) -> float:
-        """Return when so many operations of one process are answered."""
+        """Return the time at which a number of operations of one process are answered."""
         service = operations / self._assumed.operations_s
         self._free = max(self._free, now) + service
         self.worked += service
@@ -125,7 +125,7 @@ class _Step(IntEnum):
 
 
 def simulate(cases: int, nodes: int, way: Way, costs: Mapping[str, Any], assumed: Assumed, seed: int = 0) -> Told:
-    """Return what so many cases take on so many nodes."""
+    """Simulate a number of cases on a number of nodes."""
     chance, server, workers = random.Random(seed), _Server(assumed), nodes * assumed.cores
     mean, start, operations = (costs[name] for name in ("case_cpu_s", "start_cpu_s", "operations_a_case"))
     asks = costs["operations_to_find_a_case"]
@@ -189,29 +189,29 @@ def sizes(cases: int, costs: Mapping[str, Any], assumed: Assumed) -> list[str]:
     memory_mb = group["peak_mb"] + (cases - group["results"]) / 1000 * group["mb_a_thousand"]
     look = cases * costs["operations_to_find_a_case"]["tree"]
     rows = [
-        ("CPU hours, of one thread each", f"{cases * costs['case_cpu_s'] / 3600:,.0f}"),
-        ("files and folders of the results", f"{entries[0]:,.0f}; with `--report` {entries[1]:,.0f}"),
-        ("more of them while the batch runs, in `.batch/`", f"{2 * cases:,.0f} (a lock and a note a case)"),
-        ("bytes of the results", f"{size[0] / 1e9:,.1f} GB; with `--report` {size[1] / 1e9:,.0f} GB"),
+        ("CPU hours (single-threaded)", f"{cases * costs['case_cpu_s'] / 3600:,.0f}"),
+        ("files and folders of results", f"{entries[0]:,.0f}; with `--report` {entries[1]:,.0f}"),
+        ("additional files in `.batch/` while the batch runs", f"{2 * cases:,.0f} (a lock and a record per case)"),
+        ("size of results", f"{size[0] / 1e9:,.1f} GB; with `--report` {size[1] / 1e9:,.0f} GB"),
         (
-            "operations of the file system, without looking through the folders",
+            "file system operations, without searching the dataset",
             f"{cases * costs['operations_a_case']:,.0f}",
         ),
-        ("for each look through the folders", f"{look:,.0f}"),
+        ("file system operations of one search of the dataset", f"{look:,.0f}"),
         (
-            "list of the cases that `slurm` writes",
+            "list of cases that `slurm` writes",
             f"{cases / of_list['cases'] * of_list['mb']:.0f} MB; each task reads it in"
             f" {cases / of_list['cases'] * of_list['read_cpu_s']:.0f} CPU s",
         ),
         ("`group`", f"{growth * group['summary_cpu_s']:.0f} CPU s; {memory_mb:,.0f} MB of memory"),
-        ("while it waits for the file system", f"{asked * assumed.latency_s / 60:.0f} min"),
+        ("`group`, waiting for the file system", f"{asked * assumed.latency_s / 60:.0f} min"),
         ("`summary.csv`, `index.html`", f"{growth * group['csv_mb']:.0f} MB, {growth * group['page_mb']:.0f} MB"),
     ]
-    return ["| what | of all |", "| --- | --- |", *(f"| {what} | {said} |" for what, said in rows)]
+    return ["| quantity | for all studies |", "| --- | --- |", *(f"| {what} | {said} |" for what, said in rows)]
 
 
 def plot(told: Mapping[str, Sequence[Told]], path: Path, nodes: Sequence[int] = NODES) -> None:
-    """Write a picture of the hours by nodes, and of what they would be if nothing were in the way."""
+    """Plot the hours against the nodes, and the ideal hours without any bottleneck."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Memory of the process that asks."""
+"""Measure the memory of the calling process."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ensemble.batch.case_loop import Outcome
+from ensemble.batch.case_loop import CaseOutcome
 from ensemble.batch.summary import collect_summary, write_summary
 from ensemble.outputs.layouts.bids import mask_file
 from ensemble.outputs.layouts.bids_entities import BidsEntities
@@ -47,7 +47,7 @@ def _summarised(out: Path, results: int) -> dict[str, Any]:
     for number, place in enumerate(places.values()):
         _make_up(out, place, number)
     started, cpu = time.perf_counter(), time.process_time()
-    write_summary(out, out, collect_summary(out, places, {name: Outcome(name, "kept") for name in places}).rows)
+    write_summary(out, out, collect_summary(out, places, {name: CaseOutcome(name, "kept") for name in places}).rows)
     return {
         "results": results,
         "summary_s": round(time.perf_counter() - started, 1),

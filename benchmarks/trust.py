@@ -1,18 +1,19 @@
-"""Does the trust score tell wrong masks from right ones? Each score alone and combined, on patients that nothing was fitted on.
+"""Measure how well each trust score, alone and combined, distinguishes bad masks from good ones, on patients not used for any fit.
 
     python -m benchmarks.trust [--only clean,spoilt,mimics,real] [--csv scores.csv] [--patients 150] [--spoilt 20]
 
-Simulated patients of four heads kept from the references, and from the networks' last trainings: as they are; 20 of them spoilt in twelve
-ways and three strengths; mimics and lesion-free ones; and the public cases. Each is judged by a calibration of the other heads' patients,
-so that no head and no seed is on both sides. Without mirroring. Images that the product's checks refuse are segmented all the same, here
-only, and shown apart. What each patient shows is kept in `.train/trust`: a call that was stopped goes on, and `--have` prints what there
-is.
+The simulated patients have four heads that were kept out of the references and of the networks' last trainings. There are patients with
+clean images; 20 of them with images spoilt in twelve ways and three strengths; stroke mimics and lesion-free patients; and the public
+cases. Each patient is judged by a calibration on patients with the other heads, so that calibration and test share no head and no seed.
+Networks run without mirroring. Images that the input checks refuse are segmented all the same, in this benchmark only, and listed apart.
+Results are cached in `.train/trust`: an interrupted call continues, and `--have` prints the tables for the patients that are cached.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,25 +28,27 @@ from ensemble.errors import InputRefused
 from ensemble.memory import keep_freed_memory
 from ensemble.pipeline import Ensemble, segment
 from ensemble.prepare import case as preparation
+from ensemble.prepare import skull
 from ensemble.progress import SilentWatcher
 from ensemble.spectral.theory import auc
 from ensemble.trust.calibration import Verdict
 from ensemble.trust.judge import Judge
 from ensemble.trust.scores import DIRECTIONS, scores_of
-from ensemble.types import AnyArray
+from ensemble.types import AnyArray, BoolArray
+from ensemble.volume import Volume
 from training.anatomy import HELD_OUT_HEADS
-from training.corruptions import CORRUPTIONS, SEEN, STRENGTHS
+from training.corruptions import CALIBRATION_KINDS, CORRUPTIONS, STRENGTHS
 from training.evaluate import FALSE_ALARM_ML, Truth, as_raw, lesion_free_heads, real_cases
 from training.mimics import MIMICS, mimic
 from training.simulate import SHARED
-from training.trust import CALIBRATIONS, FOLDER, REFERENCES, SPOILT, Lesson, open_ensemble
+from training.trust import CALIBRATIONS, FOLDER, REFERENCES, SPOILT, CalibrationData, open_ensemble
 from training.trust_patients import (
     VALIDATION_SEED,
     Collection,
     Patient,
-    Seen,
+    SegmentedPatient,
     head_of,
-    seen_of,
+    segmented_patient,
     spoilt_for_measurement,
     validation_patients,
 )
@@ -53,7 +56,7 @@ from training.trust_patients import (
 GROUPS = ("clean", "spoilt", "mimics", "real")
 MIMIC_SEED, MIMICS_EACH = 950_000, 8
 BAD_DICE = 0.5
-#: What stands in the table of each score alone, and with them all together.
+#: Scores in the tables, the combined one first.
 COMBINED = "combined"
 SHOWN = (
     COMBINED,
@@ -74,14 +77,14 @@ RESAMPLES = 300
 
 @dataclass(frozen=True)
 class Row:
-    """One case with its scores."""
+    """One judged case with its scores."""
 
     patient: str
-    """Whose images these are, spoilt or not."""
+    """Name of the patient, the same for clean and spoilt images."""
     group: str
     kind: str
     strength: int
-    seen: Seen
+    seen: SegmentedPatient
     scores: dict[str, float]
     verdict: Verdict | None
     expected: float | None
@@ -89,41 +92,60 @@ class Row:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was found."""
+        """Whether the mask is empty."""
         return self.scores["volume_ml"] == 0
 
     @property
     def flagged(self) -> bool:
-        """Whether the user is told to look."""
+        """Whether the verdict asks the user to check the mask."""
         return self.verdict in ("check", "poor")
 
 
-class Bypassing(Collection):
-    """Segments what the checks refuse, too, and says what they refuse it for."""
+def remember_brains(folder: Path) -> None:
+    """Cache HD-BET's brain masks in a folder, for this process and later ones: they take most of the time and depend on no member."""
+    folder.mkdir(parents=True, exist_ok=True)
+    strip = skull._brain_probability
 
-    def _segmented(self, patient: Patient) -> Seen:
+    def remembered(dwi: Volume, device: str) -> BoolArray:
+        digest = hashlib.sha256(np.ascontiguousarray(dwi.array).tobytes() + dwi.grid.describe().encode()).hexdigest()
+        path = folder / f"{digest[:20]}.npz"
+        if not path.exists():
+            part = path.with_name(f"part_{path.name}")
+            np.savez_compressed(part, brain=strip(dwi, device))
+            part.rename(path)
+        return np.asarray(np.load(path)["brain"], dtype=bool)
+
+    skull._brain_probability = remembered
+
+
+class UncheckedCollection(Collection):
+    """Segments also patients whose images the input checks refuse, and records the reason."""
+
+    def _segmented(self, patient: Patient) -> SegmentedPatient:
         return self.measured(patient.truth(self._shared, self._caches))
 
-    def measured(self, truth: Truth) -> Seen:
-        """What a case shows, its checks passed over if they refuse it."""
+    def measured(self, truth: Truth) -> SegmentedPatient:
+        """Segment a case, without the input checks if they refuse it."""
         try:
-            return seen_of(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
+            return segmented_patient(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
         except InputRefused as refused:
             reason = f"{refused.what}: {refused.found}"
         unchecked = tuple(step for step in preparation.STEPS if not step.__name__.startswith("check_"))
         try:
             with patch.object(preparation, "STEPS", unchecked):
-                seen = seen_of(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
+                seen = segmented_patient(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
         except InputRefused:
-            seen = Seen(truth.raw.name, None, *(float("nan"),) * 3)
-        return Seen(**vars(seen) | {"refused": reason})
+            seen = SegmentedPatient(truth.raw.name, None, *(float("nan"),) * 3)
+        return SegmentedPatient(**vars(seen) | {"refused": reason})
 
 
-def gathered(collection: Bypassing, options: argparse.Namespace) -> Iterator[tuple[str, str, str, int, Seen]]:
-    """Group, patient, kind, strength and what is seen, of all that were asked for."""
+def gathered(
+    collection: UncheckedCollection, options: argparse.Namespace
+) -> Iterator[tuple[str, str, str, int, SegmentedPatient]]:
+    """Yield (group, patient, kind, strength, segmented patient) for all requested groups."""
     have = collection.get
 
-    def of(patient: Patient) -> Seen | None:
+    def of(patient: Patient) -> SegmentedPatient | None:
         return have(patient.name) if options.have else next(collection.of([patient]))
 
     if "clean" in options.only:
@@ -152,15 +174,15 @@ def gathered(collection: Bypassing, options: argparse.Namespace) -> Iterator[tup
             seen = have(f"real_{truth.raw.name}")
             if seen is None and not options.have:
                 found = collection.measured(truth)
-                seen = collection.put(Seen(**vars(found) | {"name": f"real_{truth.raw.name}"}))
+                seen = collection.put(SegmentedPatient(**vars(found) | {"name": f"real_{truth.raw.name}"}))
             if seen:
                 yield "real", truth.raw.name, "", 0, seen
 
 
-def judged(ensemble: Ensemble, collection: Bypassing, options: argparse.Namespace) -> list[Row]:
-    """Everything that could be measured, with its scores."""
-    lesson = Lesson.of(ensemble, collection, (REFERENCES, CALIBRATIONS, SPOILT))
-    judges = {head: Judge(lesson.references, lesson.calibration(without=head)) for head in (None, *HELD_OUT_HEADS)}
+def judged(ensemble: Ensemble, collection: UncheckedCollection, options: argparse.Namespace) -> list[Row]:
+    """Return every segmented case with its scores."""
+    data = CalibrationData.of(ensemble, collection, (REFERENCES, CALIBRATIONS, SPOILT))
+    judges = {head: Judge(data.references, data.calibration(without=head)) for head in (None, *HELD_OUT_HEADS)}
     rows = []
     for group, patient, kind, strength, seen in gathered(collection, options):
         if seen.evidence is None:
@@ -253,12 +275,12 @@ def score_table(title: str, rows: Sequence[Row]) -> list[str]:
 
 
 def images_table(rows: Sequence[Row]) -> list[str]:
-    """How well each score tells spoilt images (of the higher two strengths) from those that are as they should be."""
+    """Tabulate how well each score separates spoilt images (of the higher two strengths) from clean ones."""
     chosen = [row for row in rows if row.group == "clean" or row.strength > 0]
     spoilt = np.array([row.group == "spoilt" for row in chosen])
     if not spoilt.any() or spoilt.all():
         return []
-    unseen = np.array([row.kind not in SEEN for row in chosen])
+    unseen = np.array([row.kind not in CALIBRATION_KINDS for row in chosen])
     counts = f"spoilt, the higher two strengths, n = {spoilt.sum()}, against clean, n = {(~spoilt).sum()}"
     lines = [
         "",
@@ -279,7 +301,7 @@ def images_table(rows: Sequence[Row]) -> list[str]:
 
 
 def verdict_table(rows: Sequence[Row]) -> list[str]:
-    """What is said of each group and each kind of fault."""
+    """Tabulate the verdicts for each group and each kind of fault."""
     lines = [
         "",
         "| cases | n | refused by the checks | good | check | poor | mean Dice: good | check, poor | good and Dice < 0.5 |",
@@ -287,7 +309,7 @@ def verdict_table(rows: Sequence[Row]) -> list[str]:
     ]
     kinds = [("clean", [row for row in rows if row.group == "clean"])]
     kinds += [
-        (f"{kind}{'' if kind in SEEN else ' *'}, strength {strength + 1}", here)
+        (f"{kind}{'' if kind in CALIBRATION_KINDS else ' *'}, strength {strength + 1}", here)
         for kind in CORRUPTIONS
         for strength in STRENGTHS
         if (here := [row for row in rows if (row.group, row.kind, row.strength) == ("spoilt", kind, strength)])
@@ -311,7 +333,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def specificity_table(rows: Sequence[Row]) -> list[str]:
-    """How often something is found where there is no infarct, and how often nobody is warned."""
+    """Tabulate how often a mask is found without an infarct, and how often it is not flagged."""
     groups = [("no lesion, simulated", [r for r in rows if r.group == "clean" and r.seen.truth_ml == 0])]
     groups += [(kind, [r for r in rows if r.group == "mimics" and r.kind == kind]) for kind in MIMICS]
     groups.append(("all mimics", [r for r in rows if r.group == "mimics"]))
@@ -332,7 +354,7 @@ def specificity_table(rows: Sequence[Row]) -> list[str]:
 
 
 def interval_lines(rows: Sequence[Row]) -> list[str]:
-    """Whether the Dice lies in its interval, and how often clean patients are flagged."""
+    """Report how often the Dice is in its interval, and how often clean patients are flagged."""
     clean = [row for row in rows if row.group == "clean"]
     if not clean:
         return []
@@ -350,7 +372,7 @@ def interval_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def real_table(rows: Sequence[Row]) -> list[str]:
-    """The public cases, one by one."""
+    """Tabulate the public cases one by one."""
     here = [row for row in rows if row.group == "real"]
     if not here:
         return []
@@ -375,7 +397,7 @@ def real_table(rows: Sequence[Row]) -> list[str]:
 
 
 def report(rows: Sequence[Row]) -> list[str]:
-    """All tables, as Markdown."""
+    """Return all tables as Markdown."""
     clean = [row for row in rows if row.group == "clean"]
     spoilt = [row for row in rows if row.group == "spoilt"]
     passed = [row for row in spoilt if not row.seen.refused]
@@ -396,7 +418,7 @@ def report(rows: Sequence[Row]) -> list[str]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Every number, a row a case."""
+    """Write all scores as CSV, one row per case."""
     columns = [
         "patient",
         "group",
@@ -430,7 +452,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trust", description="Does the trust score tell wrong masks?"
     )
@@ -450,8 +472,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--only knows {', '.join(GROUPS)}, not {', '.join(sorted(unknown))}")
     keep_freed_memory()
     torch.set_num_threads(1)
+    remember_brains(options.folder / "brains")
     ensemble = open_ensemble(options.weights)
-    collection = Bypassing(ensemble, options.folder, options.shared, (options.cache,) if options.cache else ())
+    collection = UncheckedCollection(
+        ensemble, options.folder, options.shared, (options.cache,) if options.cache else ()
+    )
     rows = judged(ensemble, collection, options)
     if options.csv:
         write_csv(options.csv, rows)

@@ -1,4 +1,4 @@
-"""What do two workers of one thread do, beside one?
+"""Compare two workers of one thread with one.
 
     python -m benchmarks.workers --work SCRATCH [--cases 14] [--ways one,calls,ray] [--tta none] [--niceness -20]
 
@@ -65,7 +65,7 @@ def machine() -> str:
 
 
 def _measure(way: str, work: Path, options: Sequence[str], niceness: int) -> dict[str, float]:
-    """Return what a way takes."""
+    """Run one configuration and return its costs."""
     out, workers, load = work / "out", 1 if way == "one" else 2, os.getloadavg()[0]
     shutil.rmtree(out, ignore_errors=True)
     mark = uuid4().hex

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """The options of `load_ensemble`. `RunConfig` says what each means, and its default."""
+    """The options of `load_ensemble`. `RunConfig` documents each and its default."""
 
     members: Sequence[str] | None
     device: Device

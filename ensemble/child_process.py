@@ -36,7 +36,7 @@ def run_child(work: Callable[[], None], log_level: int) -> NoReturn:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
-    except BrokenPipeError:  # the parent has gone, and nobody is left to tell
+    except BrokenPipeError:  # the parent has ended, so there is no process to report to
         pass
     except Exception as error:
         log_failure(error)
@@ -45,7 +45,7 @@ def run_child(work: Callable[[], None], log_level: int) -> NoReturn:
     except BaseException:
         log.exception("this is a bug in the tool, please report it with the lines below")
     finally:
-        # at once: taking a whole interpreter with torch down takes time that SIGTERM does not leave, and a second SIGTERM would disturb it
+        # at once: shutting down an interpreter with torch takes longer than SIGTERM allows, and a second SIGTERM would disturb it
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -65,5 +65,5 @@ def _end_with_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it died before it was asked to tell
+    if parent is not None and not parent.is_alive():  # it died before PDEATHSIG was set
         raise SystemExit(128 + signal.SIGTERM)

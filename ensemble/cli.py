@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("interrupted")
         return 130
-    except BrokenPipeError:  # who reads our output has had enough of it
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         return 0
     except ModuleNotFoundError as error:
         do = "use the environment that ./run.sh makes: .venv/bin/python"
@@ -270,7 +270,7 @@ def _bids_app(options: argparse.Namespace) -> int:
     if options.bids_filter_file is not None:
         if options.case_list is not None:
             raise UsageError(
-                "--bids-filter-file has no effect on a list of cases, which says what was taken",
+                "--bids-filter-file has no effect on a list of cases, in which the images are already chosen",
                 do="remove one of --bids-filter-file and --case-list",
             )
         if options.dataset.is_file():
@@ -437,7 +437,7 @@ def _extras(options: argparse.Namespace, *, report: bool, in_report: bool | None
     if options.atlas is not None:
         from ensemble.findings.maps import read_label_maps
 
-        read_label_maps(options.atlas)  # what can't be used is said before networks are loaded
+        read_label_maps(options.atlas)  # unusable options are reported before networks are loaded
     return ExtraOutputs(
         report or ((findings or options.trust == "on") and in_report is None),
         options.save_probabilities,

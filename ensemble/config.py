@@ -24,14 +24,14 @@ _PACKAGE = Path(__file__).resolve().parent
 SHIPPED_WEIGHTS = (_PACKAGE if (_PACKAGE / "model_weights").is_dir() else _PACKAGE.parent) / "model_weights"
 #: Where grand-challenge mounts an uploaded model; mounted, and empty, when none was uploaded.
 PLATFORM_WEIGHTS = Path("/opt/ml/model")
-#: Files that may lie there and are no weights: the starter kit's own folder holds a README and a sample text.
+#: Files there that are no weights: the folder of the starter kit contains a README and a sample text.
 _NO_WEIGHTS = re.compile(
     r"^(readme|license|licence|notice|changelog|copying)(\..*)?$|\.(txt|md|rst|html?|pdf|png|jpe?g|svg|csv|ya?ml)$",
     re.IGNORECASE,
 )
-#: Choices that don't decide what comes out: where the weights lie, whether they may be code, and what computes.
+#: Options that do not affect the result: the weights' folder, whether code is allowed, and the device.
 IMMATERIAL = frozenset({"weights", "device", "allow_torchscript"})
-#: How the folders begin that hold outputs before they are published.
+#: Prefix of the folders that hold outputs until they are published.
 STAGING = ".staging-"
 
 
@@ -146,7 +146,7 @@ class ExtraOutputs:
     save_member_masks: bool = False
     """Each voter's own mask, and the number of votes in each voxel."""
     findings: bool = False
-    """Where the lesion lies, in `report.json` and on the page."""
+    """The location of the lesions, in `report.json` and on the page."""
     atlas: Path | None = None
     """Folder of the user's label maps, for the findings."""
     save_mni: bool = False
@@ -158,7 +158,7 @@ class ExtraOutputs:
 
     @property
     def show_images(self) -> bool:
-        """Whether any of them shows the images, or tells of them."""
+        """Whether any of them shows or describes the images."""
         return self.report or self.save_mni or self.dicom
 
 

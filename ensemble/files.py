@@ -122,7 +122,7 @@ def cannot_open_error(subject: str, path: Path, error: OSError) -> InputRefused:
 
 
 def error_in_words(error: BaseException) -> str:
-    """Return what an exception says, for messages: without the name of its class, and never empty."""
+    """Return the text of an exception for a message: without the class name, and never empty."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
     if isinstance(error, UnicodeDecodeError):

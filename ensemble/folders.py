@@ -74,7 +74,7 @@ def _locked_folder(root: Path, made: list[Path], how: int) -> int:
         root.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # whoever had made it took it away
+        except FileNotFoundError:  # the process that created it has removed it
             continue
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)

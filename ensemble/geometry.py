@@ -44,7 +44,7 @@ class Grid:
     direction: tuple[float, ...]
     """3x3 direction cosines, row by row; column k is the world direction of index axis k."""
     sform: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
-    """Where a NIfTI header stores it: `affine` in RAS, 3x4 row by row, to its last bit, for arithmetic that hangs on this."""
+    """The sform of a NIfTI header: `affine` in RAS, 3x4 row by row, bit for bit, for computations that depend on the last bit."""
 
     @classmethod
     def from_affine_ras(cls, size: tuple[int, int, int], affine: FloatArray) -> Grid:

@@ -38,6 +38,21 @@ def set_up_logging(level: int = logging.INFO) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+@contextmanager
+def messages_on_stderr(wanted: bool = True) -> Iterator[None]:
+    """Send messages to stderr meanwhile, so that stdout holds nothing but the data that a command prints; does nothing unless `wanted`."""
+    handlers = [
+        h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stdout
+    ]
+    for handler in handlers if wanted else ():
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(sys.stdout)
+
+
 class _Visible(logging.Formatter):
     """Escapes control characters in log records, so that no inserted text can start a line or move the cursor.
 

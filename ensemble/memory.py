@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, and tell out-of-memory errors from bugs. Standard library only."""
+"""Keep freed memory in the process, and distinguish out-of-memory errors from bugs. Standard library only."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ensemble.program import help_on, program_name
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "ISLES_"
-#: How Kubernetes names what it tells of a Service (see `kubernetes_service_variables`).
+#: Names of the variables that Kubernetes sets for a Service (see `kubernetes_service_variables`).
 _SERVICE_HOST = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_SERVICE_HOST")
 _SERVICE_PORT = re.compile(r"(?P<service>ISLES(_[A-Z0-9_]+)?)_PORT")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
@@ -30,7 +30,7 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 #: How a BIDS App is called: `BIDS_DIR OUT_DIR LEVEL`.
 LEVELS = ("participant", "group")
-#: The name of the command that such a call becomes.
+#: The internal command name of such a call.
 BIDS_APP = "bids-app"
 
 _EPILOG = """\
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     stated, left = parser.parse_known_args(normalise_bids_app_call(arguments, commands))
     if left and (not hasattr(stated, "masks") or any(one.startswith("-") for one in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
-    elif left:  # paths behind an option: argparse takes a list of paths in one piece only
+    elif left:  # paths after an option: argparse accepts positional paths only in one piece
         stated.masks = [*stated.masks, *map(Path, left)]
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):

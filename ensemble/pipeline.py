@@ -31,12 +31,12 @@ from ensemble.volume import Volume
 
 log = logging.getLogger(__name__)
 
-#: The reason of a member that failed for want of memory begins so.
+#: Beginning of the reason if a member failed because memory ran out.
 _NO_ROOM = "not enough memory"
 
 
 class Watcher(Protocol):
-    """Is notified of progress: a progress bar, a log, or nobody."""
+    """Receives progress: shown as a progress bar, as log lines, or not at all."""
 
     def stage(self, name: str) -> None:
         """Handle the start of a stage."""
@@ -56,9 +56,9 @@ class Ensemble:
     seconds: float
     """How long loading took."""
     digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By member: SHA-256 of each file that determines what it predicts."""
+    """By member: SHA-256 of each file that determines its predictions."""
     takes_flair: bool = True
-    """Whether a member takes FLAIR, or it bears on how far the mask is trusted."""
+    """Whether a member uses FLAIR, or the trust score does."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class MemberOutcome:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything known about a case after segmentation."""
+    """The segmentation of a case, with everything that reports and outputs need."""
 
     case: PreparedCase
     outcomes: tuple[MemberOutcome, ...]
@@ -122,7 +122,7 @@ def load(config: RunConfig) -> Ensemble:
         for remark in summary.remarks:
             log.info("note: member %s: %s", name, remark)
     digests = {spec.name: weight_digests(spec) for spec in specs}
-    # what says nothing of its channels may take any
+    # a network that does not state its channels may take any
     takes_flair = config.trust or any(
         not shown.images or any(Modality.FLAIR.label in image for image in shown.images) for shown in described.values()
     )

@@ -58,7 +58,7 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix="unfinished-", dir=scratch))
-        (new := staging / "new").mkdir()  # with the permissions that others expect, which mkdtemp does not give
+        (new := staging / "new").mkdir()  # with the usual permissions, unlike mkdtemp
         yield new
         for path in (*new.rglob("*"), new):
             flush_to_disk(path)

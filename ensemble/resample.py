@@ -189,7 +189,7 @@ def _resized(array: FloatArray, lengths: Mapping[int, int], order: int, slices_a
     """
     together = tuple(axis + 1 for axis in range(3) if axis != slices_along)
     low, high = (array.min(together, keepdims=True), array.max(together, keepdims=True)) if order > 1 else (None, None)
-    # the axis that shrinks most first: what comes after has less to do
+    # the axis that shrinks most comes first, so that the following ones have less data
     for axis in sorted(lengths, key=lambda axis: lengths[axis] / array.shape[axis + 1]):
         array = _along(array, axis, lengths[axis], order)
     return np.clip(array, low, high) if order > 1 else array

@@ -19,8 +19,8 @@ VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-#: How often a thread of GNU's OpenMP (PyTorch's) looks for work before it sleeps. By default it looks for milliseconds, on a processor that
-#: others may want: beside one busy process on two processors that made the 2-D member take twice as long (docs/adr/0012).
+#: How often a thread of GNU OpenMP (used by PyTorch) polls for work before it sleeps. By default it polls for milliseconds, and so keeps a
+#: processor from others: beside one busy process on two processors the 2-D member took twice as long (docs/adr/0012).
 OMP_SPIN_COUNT = "1000"
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu")

@@ -44,7 +44,7 @@ class Volume:
         return cls(voxels.transpose(2, 1, 0), Grid.from_affine_ras((x, y, z), matrix))
 
     def to_numpy(self) -> AnyArray:
-        """Return the array in nibabel's order (x, y, z), as a view; `affine` says where it lies."""
+        """Return the array in nibabel's order (x, y, z), as a view; `affine` is its position."""
         return self.array.transpose(2, 1, 0)
 
     @property

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import ensemble.publish
 from batch_runs import BROKEN, comparable, rows, run_batch, write_case, write_dataset
 from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_image
-from ensemble.batch.case_loop import Outcome
+from ensemble.batch.case_loop import CaseOutcome
 from ensemble.batch.progress import open_progress
 from ensemble.batch.run import batch
 from ensemble.config import ExtraOutputs, RunConfig
@@ -172,7 +172,7 @@ def test_a_bar_shows_how_far_it_is_and_what_failed(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sys, "stderr", terminal)
         shown = open_progress(3)
         for case, status in (("a", "done"), ("b", "failed"), ("c", "kept")):
-            shown.tell(Outcome(case, status))  # type: ignore[arg-type]
+            shown.tell(CaseOutcome(case, status))  # type: ignore[arg-type]
         shown.close()
     said = b""
     with suppress(OSError):  # the end of a terminal that was closed

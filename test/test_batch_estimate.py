@@ -51,10 +51,14 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path, capsys:
     flat = data / "flat" / "dwi.nii"
     flat.write_bytes(flat.read_bytes()[:76] + bytes(32) + flat.read_bytes()[108:])  # no voxel size
     (data / "empty").mkdir()
+    adc = data / "good" / "adc.nii.gz"
+    adc.symlink_to(adc.rename(tmp_path / "elsewhere.nii.gz"))
     before = tree(tmp_path)
     command = ["batch", str(data), str(out), "--weights", str(tmp_path / "real"), "--device", "cpu", "--dry-run"]
     assert main([*command, "--json"]) == 3
-    told = json.loads(capsys.readouterr().out)
+    said, noted = capsys.readouterr()
+    told = json.loads(said)
+    assert "links to files outside" in noted
     assert told["total"] | {"seconds": 0, "memory_mb": 0} == {
         "cases": 3, "refused": 2, "earlier_results": 0, "seconds": 0, "memory_mb": 0
     }  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 from batch_runs import rows, run_batch, write_case
 from conftest import tree
 from ensemble.batch import on_ray, run
-from ensemble.batch.case_loop import Outcome
+from ensemble.batch.case_loop import CaseOutcome
 from ensemble.errors import MembersFailed, UsageError, UserError, WeightsBroken
 from ensemble.options import parse
 
@@ -103,12 +103,12 @@ def on_stand(
     return make
 
 
-def done(name: str, attempt: int) -> Outcome:
-    return Outcome(name, "done")
+def done(name: str, attempt: int) -> CaseOutcome:
+    return CaseOutcome(name, "done")
 
 
 def test_a_process_that_dies_costs_a_retry(tmp_path: Path, on_stand: Any) -> None:
-    def behave(name: str, attempt: int) -> Outcome:
+    def behave(name: str, attempt: int) -> CaseOutcome:
         if name == "b" and attempt == 1:
             raise Died("the node died")
         return done(name, attempt)
@@ -129,7 +129,7 @@ def test_the_last_cases_do_not_wait_behind_others(on_stand: Any) -> None:
 
 
 def test_a_case_that_kills_each_process_fails_alone(tmp_path: Path, on_stand: Any) -> None:
-    def behave(name: str, attempt: int) -> Outcome:
+    def behave(name: str, attempt: int) -> CaseOutcome:
         if name == "b":
             raise Died("Worker exit type: NODE_OUT_OF_MEMORY")
         return done(name, attempt)

@@ -27,7 +27,7 @@ from ensemble.metrics import lesion_components
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import PreparedCase, prepare
 from ensemble.spectral.diagnosis import as_json, as_table, diagnose
-from ensemble.spectral.embeddings import CaseEmbeddings, Kind, Region, embed, open_encoders, regions_of
+from ensemble.spectral.embeddings import CaseEmbeddings, EmbeddedRegion, RegionKind, embed, open_encoders, regions_of
 from ensemble.spectral.plots import picture
 from ensemble.types import FloatArray, Modality, ignore_progress
 from ensemble.volume import Volume
@@ -89,7 +89,7 @@ def test_a_member_that_was_not_opened_for_it_says_so(tmp_path: Path) -> None:
 
 def test_members_without_an_encoder_to_ask_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ensemble.spectral.embeddings.open_member", lambda spec, settings: StubMember(spec.name))
-    with pytest.raises(WeightsBroken, match="no member tells"):
+    with pytest.raises(WeightsBroken, match="no member exposes"):
         open_encoders([MemberSpec("seals", "nnunet_v1", Path())], "cpu")
 
 
@@ -98,12 +98,12 @@ def test_regions_are_the_brain_each_lesion_and_places_without_one() -> None:
     regions = regions_of(case, lesion)
     assert regions == regions_of(case, lesion)
     kinds = [region.kind for region in regions]
-    assert kinds[0] is Kind.BRAIN
-    assert kinds.count(Kind.LESION) == lesion_components(lesion)[1]
+    assert kinds[0] is RegionKind.BRAIN
+    assert kinds.count(RegionKind.LESION) == lesion_components(lesion)[1]
     assert regions[1].ml == pytest.approx(lesion.sum() * case.grid.voxel_ml)
     assert lesion[regions[1].centre_zyx]
-    assert all(not lesion[region.centre_zyx] for region in regions if region.kind is Kind.WITHOUT)
-    assert {region.kind for region in regions_of(case, lesion & False)} <= {Kind.BRAIN, Kind.WITHOUT}
+    assert all(not lesion[region.centre_zyx] for region in regions if region.kind is RegionKind.WITHOUT_LESION)
+    assert {region.kind for region in regions_of(case, lesion & False)} <= {RegionKind.BRAIN, RegionKind.WITHOUT_LESION}
 
 
 def cases(number: int = 14) -> list[CaseEmbeddings]:
@@ -111,10 +111,10 @@ def cases(number: int = 14) -> list[CaseEmbeddings]:
     draw, found = np.random.default_rng(0), []
     for at in range(number):
         regions = [
-            Region(Kind.BRAIN, 1200.0),
-            Region(Kind.LESION, 0.5),
-            Region(Kind.LESION, 5.0),
-            *[Region(Kind.WITHOUT, 0.0)] * 3,
+            EmbeddedRegion(RegionKind.BRAIN, 1200.0),
+            EmbeddedRegion(RegionKind.LESION, 0.5),
+            EmbeddedRegion(RegionKind.LESION, 5.0),
+            *[EmbeddedRegion(RegionKind.WITHOUT_LESION, 0.0)] * 3,
         ]
         stages = []
         for size in (6, 9):
@@ -226,7 +226,7 @@ def test_words_that_do_not_go_together_are_refused(words: list[str]) -> None:
 def test_what_an_encoder_lacks_an_image_for_it_is_not_asked() -> None:
     case = prepare(phantom_case())
     able, unable = Encoding("a"), Encoding("b", needs=(Modality.FLAIR,))
-    found = embed(case, [Region(Kind.BRAIN, 0.0)], [able, unable])
+    found = embed(case, [EmbeddedRegion(RegionKind.BRAIN, 0.0)], [able, unable])
     assert list(found.stages) == ["a"]
 
 

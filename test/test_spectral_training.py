@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn comes with nnunetv2, which the wheel does without")
 
 from ensemble.errors import UsageError
-from ensemble.spectral.diagnosis import Sample
-from ensemble.spectral.embeddings import CaseEmbeddings, Kind, Region
+from ensemble.spectral.diagnosis import FeatureSample
+from ensemble.spectral.embeddings import CaseEmbeddings, EmbeddedRegion, RegionKind
 from ensemble.spectral.theory import auc
 from ensemble.types import AnyArray
 from training.members import MEMBERS
-from training.spectral.components import learn, specks_of
+from training.spectral.components import learn, small_disputed_of
 from training.spectral.few_shot import FILTER, OTHERS, as_table, filter_rule, measure
 from training.spectral.gaussians import gaussian
 from training.spectral.kept import kept
@@ -46,7 +46,7 @@ def test_every_rule_takes_fewer_samples_than_dimensions(n: int) -> None:
 def test_the_table_marks_what_can_not_be_told_from_the_best() -> None:
     first, second = classes(60, 0)
     cases = np.arange(60) // 2
-    rows = measure(Sample(first, cases), Sample(second, cases), (10,), draws=3)
+    rows = measure(FeatureSample(first, cases), FeatureSample(second, cases), (10,), draws=3)
     assert [row.n for row in rows] == [10, 96]
     lines = as_table(rows).split("\n")
     assert len(lines) == 4
@@ -55,18 +55,22 @@ def test_the_table_marks_what_can_not_be_told_from_the_best() -> None:
 
 def speck(features: float, true: bool, draw: np.random.Generator) -> CaseEmbeddings:
     stage = (features + draw.standard_normal((2, 5))).astype(np.float32)
-    return CaseEmbeddings("a", (Region(Kind.BRAIN, 1.0), Region(Kind.SPECK, 0.01, true=true)), {"m": (stage,)})
+    return CaseEmbeddings(
+        "a",
+        (EmbeddedRegion(RegionKind.BRAIN, 1.0), EmbeddedRegion(RegionKind.SMALL_DISPUTED, 0.01, true=true)),
+        {"m": (stage,)},
+    )
 
 
 def test_specks_that_differ_are_told_apart_and_too_few_teach_nothing() -> None:
     draw = np.random.default_rng(0)
     cases = [speck(3.0 * (at % 2), bool(at % 2), draw) for at in range(40)]
-    specks = specks_of(cases, ("m", "m"), 1)
+    specks = small_disputed_of(cases, ("m", "m"), 1)
     assert specks.features.shape == (40, 10)
     rule = learn(specks)
     assert rule is not None
     assert ((rule.scores(specks) > 0) == specks.true).mean() > 0.9
-    assert learn(specks_of(cases[:2], ("m",), 1)) is None
+    assert learn(small_disputed_of(cases[:2], ("m",), 1)) is None
 
 
 def test_small_encoders_differ_in_what_they_see_alone() -> None:

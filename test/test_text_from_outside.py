@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemble.batch.case_loop import Outcome
+from ensemble.batch.case_loop import CaseOutcome
 from ensemble.batch.progress import BatchProgress
 from ensemble.batch.summary import SummaryRow, write_summary
 from ensemble.errors import InputRefused
@@ -60,7 +60,7 @@ def test_an_error_keeps_its_own_lines_and_no_others(capsys: pytest.CaptureFixtur
     log_failure(refused)
     logging.getLogger("ensemble.x").info("%s", CaseFailed.of(refused))
     write_final_error_line(f"error: {refused}")
-    BatchProgress(1).tell(Outcome(HOSTILE, "failed", str(refused), 3))
+    BatchProgress(1).tell(CaseOutcome(HOSTILE, "failed", str(refused), 3))
     lines = shown(capsys)
     assert not forged(lines)
     assert [line.split(":")[0] for line in lines if line.startswith("  ")].count("  where") == 2

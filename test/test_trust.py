@@ -34,10 +34,10 @@ from ensemble.trust.calibration import (
     UsualRange,
     conformal_quantile,
     expit,
-    look_limits,
     unlikeness,
+    unlikeness_limits,
 )
-from ensemble.trust.evidence import Evidence, describe_mask, gather_evidence
+from ensemble.trust.evidence import CaseEvidence, describe_mask, gather_evidence
 from ensemble.trust.fit import fit_user_reference, out_of_fold_unlikeness
 from ensemble.trust.judge import Judge, Trust, judge
 from ensemble.trust.reference import CALIBRATION, FOLDER, fit_references, read_references, write_references
@@ -63,13 +63,13 @@ class Seeing(StubMember):
         return replace(found, features=Features(at, at if found.mask.array.any() else None))
 
 
-def usual(n: int = 40, seed: int = 0) -> list[Evidence]:
+def usual(n: int = 40, seed: int = 0) -> list[CaseEvidence]:
     """What `n` cases like the phantom show: features about 0 along a few directions, its intensities."""
     draw = np.random.default_rng(seed)
     spread = np.concatenate([[1.0, 0.5, 0.3], np.full(DIMENSIONS - 3, 0.01)])
     phantom = _phantom_evidence()
     return [
-        Evidence(
+        CaseEvidence(
             agreement=0.9,
             mask={"volume_ml": 10.0, "lesions": 1.0, "soft_dice": 0.9},
             whole={name: (spread * draw.standard_normal(DIMENSIONS)).astype(np.float32) for name in "ab"},
@@ -84,7 +84,7 @@ def usual(n: int = 40, seed: int = 0) -> list[Evidence]:
     ]
 
 
-def _phantom_evidence() -> Evidence:
+def _phantom_evidence() -> CaseEvidence:
     ensemble = Ensemble(RunConfig(), InferenceSettings(), (), (Seeing("a"), Seeing("b")), 0.0)
     return gather_evidence(segment(phantom_case(), ensemble, SilentWatcher()))
 
@@ -252,7 +252,7 @@ def test_without_any_reference_the_plain_scores_are_there(
 
 def test_a_member_that_tells_no_features_is_named(ensemble_of: Callable[..., Ensemble]) -> None:
     trust = trust_of(ensemble_of(Seeing("a"), StubMember("b")))
-    assert trust.missing == ("b: what runs it tells nothing of its features",)
+    assert trust.missing == ("b: its runtime does not expose its features",)
     assert trust.verdict == "good"
 
 
@@ -260,14 +260,14 @@ def test_where_a_member_did_not_vote_no_dice_is_expected(ensemble_of: Callable[.
     ensemble = ensemble_of(Seeing("a"), StubMember("b", error=RuntimeError("no memory")))
     trust = trust_of(replace(ensemble, config=replace(ensemble.config, min_members=1)))
     assert (trust.expected_dice, trust.verdict) == (None, "good")
-    assert "expected Dice: it was learnt with b voting, too" in trust.missing
+    assert "expected Dice: its calibration needs the votes of b, too" in trust.missing
 
 
 @pytest.mark.parametrize(
     ("slopes", "reason"),
     [
-        ({}, "nothing was learnt of it with these weights"),
-        ({"agreement": 1.0, "spectral": -1.0}, "it hangs on spectral"),
+        ({}, "it was not calibrated for these weights"),
+        ({"agreement": 1.0, "spectral": -1.0}, "these scores are missing: spectral"),
     ],
 )
 def test_why_no_dice_is_expected_is_said(
@@ -409,7 +409,7 @@ def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], 
 
 
 def test_few_of_further_usual_cases_look_unusual() -> None:
-    limits = look_limits(out_of_fold_unlikeness(usual(100), DIGESTS))
+    limits = unlikeness_limits(out_of_fold_unlikeness(usual(100), DIGESTS))
     assert set(limits) == set(UNLIKENESS_SCORES)
     references = fit_references(usual(100), DIGESTS)
     far = [unlikeness(scores_of(evidence, references)) for evidence in usual(200, seed=4)]
@@ -452,7 +452,7 @@ def test_what_a_mask_says_of_itself() -> None:
 def test_a_judge_without_calibration_gives_no_verdict() -> None:
     references = fit_references(usual(), DIGESTS)
     told = Judge(references, None).verdict({"agreement": 0.1}, empty=False)
-    assert (told.verdict, told.headline) == (None, "How far the mask is to be trusted is not known.")
+    assert (told.verdict, told.headline) == (None, "How far this mask can be trusted is not known.")
 
 
 def test_what_another_release_made_is_not_used_and_the_last_lines_say_what_to_do(

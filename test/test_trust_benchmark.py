@@ -11,7 +11,7 @@ from benchmarks.trust import aurc, auroc, excess_aurc
 from conftest import phantom_case
 from ensemble.types import Modality
 from training.anatomy import HELD_OUT_HEADS, TRAINING_HEADS
-from training.corruptions import CORRUPTIONS, SEEN, STRENGTHS, corrupted
+from training.corruptions import CALIBRATION_KINDS, CORRUPTIONS, STRENGTHS, corrupted
 from training.trust import fit_dice
 from training.trust_patients import (
     MEASURED_HEADS,
@@ -62,7 +62,7 @@ def test_nobody_is_on_two_sides() -> None:
     learnt, measured = spoilt_for_calibration(45), spoilt_for_measurement(20)
     assert {patient.head for patient in learnt} == set(SPOILT_HEADS)
     assert {patient.head for patient in measured} == set(MEASURED_HEADS)
-    assert {patient.kind for patient in learnt} == set(SEEN)
+    assert {patient.kind for patient in learnt} == set(CALIBRATION_KINDS)
     assert len({patient.name for patient in measured}) == len(measured) == 20 * 12 * 3
     assert 0.2 < np.mean([not patient.flair for patient in validation]) < 0.3
     by_name = {patient.name: patient for patient in validation}

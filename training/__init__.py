@@ -1,1 +1,1 @@
-"""How the shipped weights were made: a simulator of stroke MRI, training on what it makes, and honest evaluation."""
+"""The making of the shipped weights: a simulator of stroke MRI, training on simulated patients, and evaluation."""

@@ -1,4 +1,4 @@
-"""Cheap changes to simulated cases while training: every time a case is seen, it was scanned a little differently."""
+"""Augment simulated cases during training, cheaply: each time, a case is scanned a little differently."""
 
 from __future__ import annotations
 

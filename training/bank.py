@@ -98,11 +98,11 @@ def isotropic(stack: AnyArray, label: AnyArray, spacing_mm: Sequence[float]) -> 
 
 @dataclass(frozen=True)
 class Scan:
-    """What is known of one scan of the bank without its images."""
+    """The description of one scan of the bank, without its images."""
 
     path: Path
     patient: str
-    """Scans of one patient never lie in two folds."""
+    """Scans of one patient are always in the same fold."""
     lesion_ml: float
     digest: str
     """SHA-256 over the normalised DWI: the same for copies of one image, whatever their file, orientation and unit."""
@@ -116,7 +116,7 @@ class Scan:
 
 
 def scan(path: Path) -> Scan:
-    """Read what is known of one scan."""
+    """Read the description of one scan."""
     with np.load(path) as content:
         patient = str(content["patient"]) if "patient" in content else path.stem
         ml = float(content["label"].sum()) * float(np.prod(content["spacing_mm"])) / 1000

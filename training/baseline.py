@@ -1,4 +1,4 @@
-"""The bar that a network must clear: one DWI threshold and one ADC threshold for all cases, the best there are for the cases at hand."""
+"""A baseline for networks: the best pair of one DWI and one ADC threshold for all cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADC_BELOW = np.arange(0.5, 1.31, 0.05)
 
 @dataclass(frozen=True)
 class ThresholdRule:
-    """Lesion is what is brighter on DWI and lower in ADC than these multiples of normal tissue."""
+    """A voxel is lesion if DWI is above, and ADC below, these multiples of normal tissue."""
 
     dwi_above: float
     adc_below: float

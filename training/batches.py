@@ -138,7 +138,7 @@ class Batches(Dataset[Batch]):
         return draw_batch(self.spec, self.source, Draw(self.seed * STEPS_OF_A_SEED + step))
 
     def since(self, step: int, workers: int) -> Iterator[Batch]:
-        """Batches from a step on, without end; drawn ahead by so many processes, or (0) when they are asked for."""
+        """Yield batches from a step on, without end; drawn ahead by worker processes, or (0) on demand."""
         if workers == 0:
             return (self[number] for number in itertools.count(step))
         loader: DataLoader[Batch] = DataLoader(

@@ -37,7 +37,7 @@ from training.manifest import write_manifest
 log = logging.getLogger(f"ensemble.{__name__}")
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
-#: What a mask of a lesion-free patient may hold (ml), and how many such patients may have more.
+#: Largest mask (ml) of a lesion-free patient, and the fraction of such patients that may exceed it.
 MAX_FALSE_ML, MAX_FALSE_SHARE = 0.3, 0.1
 #: What a vote may count, and volumes (ml) below which a lesion may not count.
 WEIGHTS, MIN_ML = (1.0, 2.0, 3.0), (0.0, 0.02, 0.05, 0.1, 0.2)
@@ -93,14 +93,14 @@ class Patient:
 
 
 def shifted_probability(probability: FloatArray, threshold: float) -> FloatArray:
-    """What the network says (float32) once `shift` has moved its decision from `threshold` to 0.5."""
+    """Return the network's probabilities (float32) after `shift` has moved its threshold from `threshold` to 0.5."""
     lesion = probability.astype(np.float32) * np.float32(1 - threshold)
     return np.asarray(lesion / (lesion + (1 - probability.astype(np.float32)) * np.float32(threshold)))
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What thresholds give."""
+    """The measurements for one choice of thresholds."""
 
     dice: float
     f1: float
@@ -217,7 +217,7 @@ def shift(checkpoint: Path, threshold: float) -> None:
 
 
 def main() -> None:
-    """Choose, print, and apply if told to."""
+    """Choose thresholds, print them, and apply them on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--first", type=int, default=60, help="of the validation set; those before are reported on")

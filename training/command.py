@@ -1,4 +1,4 @@
-"""How the commands that users call report what goes wrong: as the product does."""
+"""Report errors of the commands that users call in the same way as the product does."""
 
 from __future__ import annotations
 

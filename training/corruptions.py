@@ -188,5 +188,5 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "low_resolution": low_resolution,
     "other_anatomy": other_anatomy,
 }
-#: What the calibration of the trust score sees; the others it must meet unprepared.
-SEEN = ("unweighted", "noise", "motion", "bias", "low_resolution")
+#: Kinds that the calibration of the trust score uses; the others are first seen in its test.
+CALIBRATION_KINDS = ("unweighted", "noise", "motion", "bias", "low_resolution")

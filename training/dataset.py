@@ -50,7 +50,7 @@ log = logging.getLogger(f"ensemble.{__name__}")  # formatted as the product's me
 
 TABLE, PLOTS = "dataset.csv", "dataset.png"
 USED, REFUSED = "used", "refused"
-#: Share of the mask's lesion that may lie outside the brain.
+#: Largest share of the lesion mask outside the brain.
 MAX_OUTSIDE = 0.5
 #: What sidecars (BIDS) say of the scanner.
 SIDECAR = {"manufacturer": "Manufacturer", "model": "ManufacturersModelName", "tesla": "MagneticFieldStrength"}
@@ -64,7 +64,7 @@ class Labelled:
     patient: str
     mask: Path | None = None
     problem: InputRefused | None = None
-    """Why it can't be used, where that is known already."""
+    """Why it can't be used, if already known."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def patient_of(case: str) -> str:
 
 
 def labelled(dataset: Path, out: Path, masks: Path | None = None) -> list[Labelled]:
-    """The cases of a data set with their masks. Raises InputRefused where there is none."""
+    """Return the cases of a data set with their masks. Raises InputRefused if there are none."""
     if dataset.is_file():
         return [_of_worklist(found, dataset) for found in read_worklist(dataset, ("mask", "patient"))]
     cases = find_cases(dataset, out)
@@ -230,7 +230,7 @@ def make_bank(cases: Sequence[Labelled], out: Path, raw: NnunetRaw | None = None
 
 
 def scanner(dwi: Path) -> dict[str, str]:
-    """What the DWI's sidecar says of the scanner."""
+    """Return the scanner from the DWI's sidecar."""
     try:
         said = read_json(dwi.with_name(stem(dwi) + ".json"))
         return {ours: str(said[theirs]) for ours, theirs in SIDECAR.items() if theirs in said}

@@ -55,7 +55,7 @@ LESION_CLASSES = (
 
 @dataclass(frozen=True)
 class Truth:
-    """A case and, where there is one, its true mask (z, y, x)."""
+    """A case with its true mask (z, y, x), if there is one."""
 
     raw: RawCase
     mask: AnyArray | None
@@ -69,7 +69,7 @@ class Score:
     case: str
     tta: str
     member: str
-    truth_ml: float  # nan where the truth is not known
+    truth_ml: float  # nan without a true mask
     found_ml: float
     dice: float
     lesion_f1: float
@@ -82,7 +82,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Found:
-    """One simulated lesion (a connected component of the true mask), and how much of it one mask holds."""
+    """One simulated lesion (a connected component of the true mask), and the part of it that one mask covers."""
 
     member: str
     tta: str
@@ -130,7 +130,7 @@ def simulated_cases(count: int, shared: Path, cache: Path | None = None) -> Iter
 
 
 def found_lesions(truth: Truth, tta: str, result: Result) -> list[Found]:
-    """How much of each true lesion each mask holds."""
+    """Return the part of each true lesion that each mask covers."""
     if truth.mask is None or not truth.mask.any():
         return []
     dwi, adc = (result.case.tissue_normalized[m].array for m in (Modality.DWI, Modality.ADC))
@@ -151,7 +151,7 @@ def found_lesions(truth: Truth, tta: str, result: Result) -> list[Found]:
 
 
 def as_raw(name: str, case: Acquired) -> RawCase:
-    """A simulated case as a reader would give it."""
+    """Return a simulated case in the form that readers return."""
     grid = anterior_grid(case.brain.shape, case.spacing_mm)
     arrays = {Modality.DWI: case.dwi, Modality.ADC: case.adc, Modality.FLAIR: case.flair}
     return RawCase(name, {m: RawImage(Path(f"{name}_{m}"), Volume(a.numpy(), grid)) for m, a in arrays.items()})
@@ -196,8 +196,8 @@ def score_of(
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A case that was segmented, as the members saw it."""
+class EvaluatedCase:
+    """A segmented case: its prepared images, and the lesions found."""
 
     truth: Truth
     group: str
@@ -205,22 +205,24 @@ class Seen:
     found: list[Found]
 
 
-def evaluate(cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str) -> tuple[list[Score], list[Seen]]:
+def evaluate(
+    cases: Iterable[Truth], group: str, ensemble: Ensemble, tta: str
+) -> tuple[list[Score], list[EvaluatedCase]]:
     """Segment and measure cases, printing each as it is done."""
     rows: list[Score] = []
-    seen: list[Seen] = []
+    seen: list[EvaluatedCase] = []
     for truth in cases:
         started = time.perf_counter()
         result = segment(truth.raw, ensemble, SilentWatcher())
         new = scores_of(truth, group, tta, result, time.perf_counter() - started)
         rows += new
-        seen.append(Seen(truth, group, result.case, found_lesions(truth, tta, result)))
+        seen.append(EvaluatedCase(truth, group, result.case, found_lesions(truth, tta, result)))
         for score in new:
             print(_line(score), flush=True)
     return rows, seen
 
 
-def baseline_scores(seen: Sequence[Seen]) -> list[Score]:
+def baseline_scores(seen: Sequence[EvaluatedCase]) -> list[Score]:
     """What the best threshold rule for the real cases (the simulated ones, if there is no real one with a truth) does on all."""
     known = [(s.case, s.truth.mask) for s in seen if s.group == "real" and s.truth.mask is not None]
     known = known or [(s.case, s.truth.mask) for s in seen if s.truth.mask is not None and s.truth.mask.any()]
@@ -312,7 +314,7 @@ def _mean_line(scores: Sequence[Score]) -> str:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of what is known (the precision of an empty mask is not)."""
+    """Return the mean of the values that are not nan (the precision of an empty mask is nan)."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
@@ -366,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     members = tuple(options.members.split(",")) if options.members else None
     scores: list[Score] = []
     found: list[Found] = []
-    seen: dict[tuple[str, str], Seen] = {}
+    seen: dict[tuple[str, str], EvaluatedCase] = {}
     plan = [("real", tta) for tta in options.tta.split(",") if options.real]
     plan += [("normal", tta) for tta in options.tta.split(",") if options.normals]
     plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]

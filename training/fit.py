@@ -54,12 +54,12 @@ FINE_TUNING_RATE = 6e-4  # of the last parts of the shipped weights' training
 
 @dataclass(frozen=True)
 class Fit:
-    """What is asked for."""
+    """The options of a call."""
 
     members: tuple[MemberSpec, ...]
     bank: Path
     simulated: tuple[Path, ...]
-    """Simulated patients that every network sees, too: those that the bank held at the start."""
+    """Simulated patients on which every network is trained as well: those in the bank at the start."""
     simulated_share: float
     out: Path
     work: Path
@@ -79,7 +79,7 @@ class Fit:
 
 
 def fit(asked: Fit, folds: Folds) -> bool:
-    """Train, calibrate, measure, and write the weights folder. Returns whether all is done; if not, it was asked to stop."""
+    """Train, calibrate, measure, and write the weights folder. Returns False if it was stopped before the end."""
     for spec in asked.members:
         for number in range(len(folds)):
             if not _train_fold(asked, spec, folds, number):
@@ -114,7 +114,7 @@ def _train_fold(asked: Fit, spec: MemberSpec, folds: Folds, number: int) -> bool
 
 
 def _checkpoint(weights: Path, member: str, fold: int) -> Path:
-    """The checkpoint to begin with: of the same fold, where there are several. Raises UsageError."""
+    """Return the checkpoint to start from: that of the same fold, if there are several. Raises UsageError."""
     places = [root / f"fold_{number}" / CHECKPOINT.name for root in (weights / member, weights) for number in (fold, 0)]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
@@ -125,7 +125,7 @@ def _checkpoint(weights: Path, member: str, fold: int) -> Path:
 
 
 def predict_out_of_fold(asked: Fit, folds: Folds) -> list[Tested]:
-    """What each member's network says of the patients that it was not trained on."""
+    """Predict every patient with the networks that were not trained on this patient."""
     tested = []
     for number, fold in enumerate(folds):
         kept = {spec.name: _predict_fold(asked, spec, number, fold) for spec in asked.members}
@@ -189,8 +189,9 @@ def write_weights(asked: Fit, folds: Folds, tested: Sequence[Tested], rule: Rule
 
 
 def write_usual(weights: Path, scans: Sequence[bank.Scan], device: str) -> None:
-    """What the trust score takes for usual, of the first fold's scans: a member tells the features of its first network, which has not
-    seen these. Nothing but a line in the log where they are too few.
+    """Write the references of the trust score, from the scans of the first fold. If there are too few, only log this.
+
+    The features of a member are those of its first network, which was not trained on these scans.
     """
     if len(scans) < MIN_CASES:
         later = "members fit-reference makes one of other cases"
@@ -211,7 +212,7 @@ def write_usual(weights: Path, scans: Sequence[bank.Scan], device: str) -> None:
 
 
 def cross_fitted(tested: Sequence[Tested], folds: int) -> tuple[Rule, ...]:
-    """The rule for each fold's patients, chosen on all others: what is measured has not been chosen on itself."""
+    """Choose the rule for each fold's patients on all other folds, so that the measurement is independent of the choice."""
     rules = []
     for number in range(folds):
         others = [one.patient for one in tested if one.fold != number]
@@ -255,7 +256,7 @@ def _about(asked: Fit, folds: Folds) -> dict[str, Any]:
 
 
 def _refuse_other(asked: Fit, about: Mapping[str, Any]) -> None:
-    """Raise UsageError where something else than an earlier fit would be replaced, or another one be gone on from."""
+    """Raise UsageError if the call would replace other files than those of an earlier fit, or continue a different fit."""
     if asked.out.is_dir() and any(asked.out.iterdir()) and not (asked.out / ABOUT).is_file():
         raise UsageError("the folder holds something else than fitted weights", where=asked.out, do="name a new folder")
     path = asked.work / ABOUT
@@ -343,7 +344,7 @@ def _command(options: argparse.Namespace) -> int:
     _refuse_other(asked, _about(asked, folds))
     if asked.start_from:
         for name in names:
-            _checkpoint(asked.start_from, name, 0)  # what is missing is said now, not after hours
+            _checkpoint(asked.start_from, name, 0)  # missing requirements are reported now, not after hours
     if not fit(asked, folds):
         log.info("stopped: the same command goes on")
         return 143

@@ -35,13 +35,13 @@ class Tested:
     spacing_zyx_mm: Triple
 
     def score(self, rule: Rule) -> Score:
-        """The mask that a rule gives, measured."""
+        """The measurements of the mask from one rule."""
         return measure(self.scan.name, self.patient.lesion, self.patient.mask(rule), self.spacing_zyx_mm)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted, and how it is to be told."""
+    """The fitted members, their rules, and what their model cards state."""
 
     members: tuple[str, ...]
     folds: Folds

@@ -1,4 +1,4 @@
-"""Simulated lesions in a brain that is only known by its images: the simulator's physics as factors on DWI, ADC and FLAIR."""
+"""Insert simulated lesions into a real brain: the simulator's signal model as factors on DWI, ADC and FLAIR."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.lesions import (
     VOLUME_ML,
     VOLUME_PROBABILITIES,
     LesionLibrary,
-    Stage,
+    LesionStage,
     draw_stage,
     embolus_radius_mm,
     near_volume,
@@ -59,7 +59,7 @@ def with_lesions(images: Tensor, spacing_mm: Spacing, library: LesionLibrary, dr
 
 def _draw_lesions(
     tissue: Tensor, brain: Tensor, spacing_mm: Spacing, library: LesionLibrary, draw: Draw
-) -> list[tuple[Tensor, Stage, float]]:
+) -> list[tuple[Tensor, LesionStage, float]]:
     """Infarcts of one event: where (0-1), their age, and how severe."""
     stage = draw_stage(draw)
     if draw.chance(EMBOLI_ONLY_SHARE):
@@ -76,8 +76,8 @@ def _draw_lesions(
 
 
 def _emboli(
-    tissue: Tensor, spacing_mm: Spacing, count: int, radius_mm: float, stage: Stage, draw: Draw
-) -> list[tuple[Tensor, Stage, float]]:
+    tissue: Tensor, spacing_mm: Spacing, count: int, radius_mm: float, stage: LesionStage, draw: Draw
+) -> list[tuple[Tensor, LesionStage, float]]:
     """Lumpy ellipsoids in one territory or everywhere."""
     inside = torch.nonzero(tissue > 0.7)
     if len(inside) == 0:
@@ -143,7 +143,7 @@ def _field(shape: torch.Size, spacing_mm: Spacing, cell_mm: float, draw: Draw, c
     return 1.5 * F.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)[0]
 
 
-def _damage(images: Tensor, severity: Tensor, stage: Stage) -> None:
+def _damage(images: Tensor, severity: Tensor, stage: LesionStage) -> None:
     """Let tissue die, in place: ADC by its factor, DWI by -b dADC - TE d(1/T2), FLAIR by T2 alone."""
     healthy = images[ADC].clone()
     images[ADC] = healthy * torch.exp(math.log(stage.adc) * severity)

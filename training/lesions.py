@@ -61,7 +61,7 @@ class LesionLibrary:
 
 @cache
 def load_lesions(shared: Path) -> LesionLibrary:
-    """The lesion library (takes some seconds)."""
+    """Load the lesion library (takes some seconds)."""
     with np.load(io.BytesIO(lzma.decompress(material(shared, MASKS).read_bytes()))) as archive:
         packed, shape = archive["packed"], tuple(int(n) for n in archive["shape"])
     volumes = np.bitwise_count(packed).sum(axis=1, dtype=np.int64) / 1000.0
@@ -96,8 +96,8 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """How far a lesion has come: factors on ADC and T2 where it is complete."""
+class LesionStage:
+    """The stage of an infarct: factors on ADC and T2 at full severity."""
 
     adc: float
     t2: float
@@ -114,15 +114,15 @@ HYPERACUTE_SHARE, HYPERACUTE_ADC, HYPERACUTE_T2 = 0.12, (0.35, 0.65), (1.0, 1.15
 LATER_STAGES = ((0.55, (0.4, 0.75), CONTRAST_MEDIAN), (0.77, (0.7, 0.95), CONTRAST_MEDIAN), (1.0, (0.9, 1.2), 1.75))
 
 
-def draw_stage(draw: Draw) -> Stage:
+def draw_stage(draw: Draw) -> LesionStage:
     """Hyperacute, acute, early subacute or subacute."""
     kind = draw.uniform(0, 1)
     if kind < HYPERACUTE_SHARE:
-        return Stage(draw.uniform(*HYPERACUTE_ADC), draw.uniform(*HYPERACUTE_T2))
+        return LesionStage(draw.uniform(*HYPERACUTE_ADC), draw.uniform(*HYPERACUTE_T2))
     _, adc_range, median = next(stage for stage in LATER_STAGES if kind <= stage[0])
     adc = draw.uniform(*adc_range)
     contrast = min(max(draw.lognormal(median, CONTRAST_SPREAD), CONTRAST_RANGE[0]), CONTRAST_RANGE[1])
-    return Stage(adc, t2_for(contrast, adc))
+    return LesionStage(adc, t2_for(contrast, adc))
 
 
 def t2_for(contrast: float, adc: float) -> float:
@@ -131,9 +131,9 @@ def t2_for(contrast: float, adc: float) -> float:
     return min(HIGHEST_T2, 1 / max(1 - max(by_t2, 0.0) * NORMAL_T2_MS / NOMINAL_TE_MS, 1 / HIGHEST_T2))
 
 
-def vary(stage: Stage, draw: Draw) -> Stage:
+def vary(stage: LesionStage, draw: Draw) -> LesionStage:
     """The same event a little earlier or later: components of one patient differ."""
-    return Stage(stage.adc * draw.lognormal(1.0, 0.12), max(1.0, stage.t2 * draw.lognormal(1.0, 0.1)))
+    return LesionStage(stage.adc * draw.lognormal(1.0, 0.12), max(1.0, stage.t2 * draw.lognormal(1.0, 0.1)))
 
 
 def draw_damage(person: Person, library: LesionLibrary, draw: Draw, lesion_free: bool) -> Damage:
@@ -177,7 +177,7 @@ def add_acute(damage: Damage, person: Person, tissue: Tensor, library: LesionLib
 
 
 def add_shower(damage: Damage, person: Person, tissue: Tensor, draw: Draw) -> None:
-    """Emboli and nothing else."""
+    """Add a shower of emboli without any other lesion."""
     volume_ml = min(max(draw.lognormal(SHOWER_ML[1], 1.0), SHOWER_ML[0]), SHOWER_ML[2])
     count = min(max(round(draw.lognormal(SHOWER_COUNT[1], 0.8)), SHOWER_COUNT[0]), SHOWER_COUNT[2])
     add_emboli(damage, person, tissue, count, embolus_radius_mm(volume_ml / count), draw_stage(draw), draw)
@@ -221,7 +221,7 @@ def warped_shape(person: Person, library: LesionLibrary, volume_ml: float, draw:
     return ((full - 0.5) * sharpness + 0.5).clamp(0, 1)
 
 
-def insert(damage: Damage, where: Tensor, outline: Tensor, stage: Stage, strength: float, draw: Draw) -> None:
+def insert(damage: Damage, where: Tensor, outline: Tensor, stage: LesionStage, strength: float, draw: Draw) -> None:
     """Let tissue die: `where` (0-1, tissue only) at `stage`; a reader outlines `outline`. All on the whole grid."""
     patchy = draw.uniform(0.0, 0.35)
     texture = 1 - patchy * (draw.field(where.shape, draw.uniform(4, 12))[0]).clamp(-1, 2).add(1).div(3)
@@ -237,7 +237,7 @@ def _reader_outline(share: Tensor, outline: Tensor) -> Tensor:
     return torch.maximum(damaged, closed)
 
 
-def _merge(damage: Damage, severity: Tensor, stage: Stage, window: tuple[slice, ...]) -> None:
+def _merge(damage: Damage, severity: Tensor, stage: LesionStage, window: tuple[slice, ...]) -> None:
     adc, t2 = math.log(stage.adc) * severity, math.log(stage.t2) * severity
     stronger = adc.abs() + t2.abs() > damage.log_adc[window].abs() + damage.log_t2[window].abs()
     damage.log_adc[window] = torch.where(stronger, adc, damage.log_adc[window])
@@ -246,7 +246,7 @@ def _merge(damage: Damage, severity: Tensor, stage: Stage, window: tuple[slice, 
 
 
 def add_emboli(
-    damage: Damage, person: Person, tissue: Tensor, count: int, radius_mm: float, stage: Stage, draw: Draw
+    damage: Damage, person: Person, tissue: Tensor, count: int, radius_mm: float, stage: LesionStage, draw: Draw
 ) -> None:
     """Scattered small infarcts: in one territory or everywhere, mostly at the grey-white border; some lacunes in deep tissue."""
     cortex, deep = person.classes == Tissue.CORTEX, _deep(person.classes)
@@ -291,7 +291,7 @@ def _ellipsoid(shape: torch.Size, centre: list[int], radius_mm: float, draw: Dra
 
 
 def _add_ellipsoid(
-    damage: Damage, tissue: Tensor, centre: list[int], radius_mm: float, stage: Stage, strength: float, draw: Draw
+    damage: Damage, tissue: Tensor, centre: list[int], radius_mm: float, stage: LesionStage, strength: float, draw: Draw
 ) -> None:
     window, shape = _ellipsoid(tissue.shape, centre, radius_mm, draw)
     severity = shape * tissue[window] * strength
@@ -299,7 +299,7 @@ def _add_ellipsoid(
     damage.acute[window] = torch.maximum(damage.acute[window], (severity > OUTLINED_SHARE * strength).float())
 
 
-def add_ribbon(damage: Damage, person: Person, tissue: Tensor, stage: Stage, draw: Draw) -> None:
+def add_ribbon(damage: Damage, person: Person, tissue: Tensor, stage: LesionStage, draw: Draw) -> None:
     """An infarct of a stretch of cortex with little white matter."""
     cortex = torch.nonzero(person.classes == Tissue.CORTEX)
     if len(cortex) == 0:

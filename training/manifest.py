@@ -1,4 +1,4 @@
-"""Write `model_weights/manifest.json`, which says what is shipped and by which digests: `python -m training.manifest`."""
+"""Write `model_weights/manifest.json`, which lists the shipped members with their digests: `python -m training.manifest`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def entry(spec: MemberSpec, weights: Path, licence: str = "Apache-2.0", **rule: 
 
 
 def write_manifest(weights: Path) -> None:
-    """List every member of `MEMBERS` whose folder lies in `weights`."""
+    """List every member of `MEMBERS` that has a folder in `weights`."""
     members = [entry(spec, weights) for spec in MEMBERS.values() if (weights / spec.name / "plans.json").is_file()]
     (weights / MANIFEST).write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
 

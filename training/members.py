@@ -1,4 +1,4 @@
-"""The members we ship: what each sees and what its network is, in nnU-Net v2's own terms (`plans.json`, `dataset.json`)."""
+"""The shipped members: their input images and networks, as nnU-Net v2's `plans.json` and `dataset.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ensemble.families.channels import parse_channel
 from ensemble.families.nnunet_v2.family import MEMBER_METADATA_KEY
 
 RESAMPLE = "resample_data_or_seg_to_shape"
-NEIGHBOURS = (0, -1, 1, -2, 2)  # slices that the 2.5-D member sees, its own first
+NEIGHBOURS = (0, -1, 1, -2, 2)  # input slices of the 2.5-D member, its own first
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MemberSpec:
 
     @property
     def images(self) -> int:
-        """How many of DWI, ADC and FLAIR it sees, in this order."""
+        """Number of its input images among DWI, ADC and FLAIR, in this order."""
         return len({parse_channel(channel).modality for channel in self.channels})
 
 

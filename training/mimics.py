@@ -1,4 +1,4 @@
-"""Simulated patients without an acute infarct in whom something is bright on DWI, or looks like damage: what a mask must leave alone."""
+"""Simulate stroke mimics: patients without an acute infarct who have bright DWI or apparent damage that a mask must not contain."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def old_infarct(maps: ParameterMaps, tissue: Tensor, draw: Draw) -> None:
 
 
 def susceptibility(maps: ParameterMaps, tissue: Tensor, draw: Draw) -> None:
-    """Signal piled up beside a place without any, as around a bleed or metal: DWI and b0 alike, ADC as it was."""
+    """Pile up signal beside a signal void, as around a haemorrhage or metal, equally in DWI and b0; ADC stays unchanged."""
     radius = draw.uniform(5, 14)
     distance = blob(tissue, radius, draw)
     maps.proton_density *= 1 + draw.uniform(0.8, 2.5) * ((distance < 1.4 * radius) & (distance > radius)) * tissue

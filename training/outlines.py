@@ -17,7 +17,7 @@ from ensemble.types import AnyArray, BoolArray, FloatArray
 from training.draw import Draw
 
 SMALL_ML = 0.3  # components below this are widened, larger ones follow the visible border
-MIN_VISIBLE_ML = 0.1  # components below this are seen only where they are bright enough
+MIN_VISIBLE_ML = 0.1  # components below this are visible only if they are bright enough
 BOX = np.ones((3, 3, 3), dtype=bool)
 CROSS = ndimage.generate_binary_structure(3, 1)
 STEP_MM = 2.0  # how far an outline is widened
@@ -36,7 +36,7 @@ class Reader:
     border: float
     """DWI, times normal tissue, below which a voxel at the border of a large component is left out."""
     sees: float
-    """DWI, times normal tissue, that the brightest tenth of a speck must reach to be seen."""
+    """DWI, times normal tissue, that the brightest tenth of a small component must reach to be visible."""
 
 
 def draw_reader(draw: Draw) -> Reader:
@@ -79,7 +79,7 @@ def outline(
         component = components[window] == number
         volume_ml = float(component.sum()) * voxel_ml
         visible = trimmed(component, image[window], reader.border) if volume_ml >= SMALL_ML else component
-        if not seen(image[window][visible], volume_ml, reader):
+        if not is_visible(image[window][visible], volume_ml, reader):
             continue
         if draw.chance(reader.widens_small if volume_ml < SMALL_ML else reader.widens_large):
             component = widened(component, spacing_mm, steps, box=volume_ml < SMALL_ML and draw.chance(0.5), draw=draw)
@@ -89,8 +89,8 @@ def outline(
     return torch.from_numpy((drawn & inside).astype(np.uint8)).to(damaged.device)
 
 
-def seen(dwi: FloatArray, volume_ml: float, reader: Reader) -> bool:
-    """Whether a component with these DWI values stands out: half of it beyond the border, a speck's brightest tenth well so."""
+def is_visible(dwi: FloatArray, volume_ml: float, reader: Reader) -> bool:
+    """Whether a component with these DWI values is visible: half of it above the border value, or, of a small one, the brightest tenth."""
     if volume_ml < MIN_VISIBLE_ML:
         return float(np.percentile(dwi, 90)) >= reader.sees
     return bool(dwi.size) and float(np.median(dwi)) >= reader.border

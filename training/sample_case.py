@@ -18,7 +18,7 @@ from torch import Tensor
 from training.acquisition import acquire, flair_signal, to_voxels
 from training.anatomy import Person, brain_hull, load_head, random_person
 from training.draw import Draw
-from training.lesions import Damage, Stage, add_emboli, insert, load_lesions, tissue_share, warped_shape
+from training.lesions import Damage, LesionStage, add_emboli, insert, load_lesions, tissue_share, warped_shape
 from training.signals import rician
 from training.simulate import SHARED, emphasise_tracts
 from training.tissues import parameter_maps
@@ -27,7 +27,7 @@ HEAD = 2
 SEED = 1
 VOLUME_ML = 14.0
 EMBOLI = 4
-STAGE = Stage(adc=0.5, t2=1.3)  # about a day old
+STAGE = LesionStage(adc=0.5, t2=1.3)  # about a day old
 DWI_SPACING_MM = (2.0, 2.0, 2.0)  # (z, y, x)
 FLAIR_SPACING_MM = (5.0, 1.5, 1.5)
 MULTIPLES_MM = (10, 6, 6)  # sizes at 1 mm that both grids divide

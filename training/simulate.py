@@ -92,7 +92,7 @@ def write_case(folder: Path, seed: int, case: Acquired) -> Path:
 
 
 def validation_case(index: int, shared: Path = SHARED) -> Acquired:
-    """The fixed validation set, of heads and lesion shapes that no training sees; every third patient has no lesion."""
+    """Return a patient of the fixed validation set, with heads and lesion shapes kept out of training; every third has no lesion."""
     return simulate(VALIDATION_SEED + index, shared, lesion_free=index % 3 == 2, held_out=True)
 
 

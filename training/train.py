@@ -40,7 +40,7 @@ DICE_SMOOTHING = 10.0  # voxels
 SAVE_EVERY_S = 240.0
 LOG_EVERY = 10
 ENTROPY_WEIGHT = 12.0
-RECALL_WEIGHT = 0.1  # of the small components' missed share; much more makes networks over-call
+RECALL_WEIGHT = 0.1  # weight of the missed part of small components; much more makes networks over-segment
 CALIBRATION_BATCHES = 24
 CHECKPOINT = Path("fold_0") / "checkpoint_final.pth"
 CURVE = ("step", "minutes", "cases_in_bank", "rate", "loss", "dice")
@@ -107,7 +107,7 @@ class Training:
         return float(loss.detach()), float(dice)
 
     def freeze_norm(self) -> None:
-        """From now on, layers of BatchNorm do what they will do at inference."""
+        """Switch BatchNorm layers to their behaviour at inference."""
         for module in self._norms():
             module.eval()
 
@@ -151,7 +151,7 @@ class Training:
     def load_weights(self, path: Path) -> None:
         """Begin from an exported checkpoint's weights instead of random ones. Raises WeightsBroken for those of another network."""
         weights = read_checkpoint(path)["network_weights"]
-        try:  # copied into the parameters that the optimiser knows
+        try:  # copied into the optimiser's parameters
             for network in (self.network, self.average):
                 network.load_state_dict(weights)
         except RuntimeError as error:
@@ -198,7 +198,7 @@ def _stored(name: str, value: Tensor) -> Tensor:
 
 
 class Stop:
-    """Whether somebody asked us to stop (SIGTERM) meanwhile: the state is saved before that happens."""
+    """Whether SIGTERM arrived meanwhile; the state is saved before the process ends."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -220,7 +220,7 @@ class Length:
 
     minutes: float = 0.0
     steps: int | None = None
-    """Instead of minutes; then the same command gives the same weights."""
+    """Length of the training in steps instead of minutes; then the same command gives the same weights."""
 
     def spent(self, training: Training) -> float:
         """Share that is done."""
@@ -239,7 +239,7 @@ class Recipe:
     workers: int = 0
     """Processes that draw batches; 0: the training itself does."""
     start_from: Path | None = None
-    """Checkpoint whose weights to begin with."""
+    """Checkpoint from whose weights training starts."""
     rate: float = LEARNING_RATE
     """Highest, after the warm-up."""
     frozen_norm: bool = False

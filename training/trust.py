@@ -1,7 +1,7 @@
 """Make the references and the calibration of the trust score: `python -m training.trust`.
 
-Segments simulated patients without mirroring (what each shows is kept in `.train/trust`, so that a call that was stopped goes on),
-fits what is normal on some and what a Dice is to be expected on others, and writes `model_weights/trust/`. Another network needs a call.
+Segments simulated patients without mirroring, fits the references on some and the calibration on others, and writes
+`model_weights/trust/`. Segmented patients are cached in `.train/trust`, so an interrupted call continues. New weights need a new call.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ensemble.trust.calibration import (
     UsualRange,
     conformal_quantile,
     expit,
-    look_limits,
     scaled,
     unlikeness,
+    unlikeness_limits,
 )
 from ensemble.trust.reference import References, fit_references, write_references
 from ensemble.trust.scores import DIRECTIONS, scores_of
@@ -40,7 +40,7 @@ from training.trust_patients import (
     VALIDATION_SEED,
     Collection,
     Patient,
-    Seen,
+    SegmentedPatient,
     head_of,
     reference_patients,
     spoilt_for_calibration,
@@ -51,22 +51,22 @@ log = logging.getLogger(f"ensemble.{__name__}")
 
 FOLDER = Path(".train/trust")
 REFERENCES, CALIBRATIONS, SPOILT = 60, 120, 45
-#: Pull of the slopes towards 0, on inputs of unit spread.
+#: Ridge penalty on the slopes, for inputs of unit spread.
 RIDGE = 0.05
 
 
-def usable(seen: Sequence[Seen]) -> list[Seen]:
-    """Those whose images were not refused."""
+def usable(seen: Sequence[SegmentedPatient]) -> list[SegmentedPatient]:
+    """Return the patients whose images were not refused."""
     return [one for one in seen if one.evidence is not None and not one.refused]
 
 
 def design(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> AnyArray:
-    """Inputs (n, len(names)) of the expected Dice."""
+    """Return the inputs (n, len(names)) of the expected Dice."""
     return np.array([[scaled(name, scores[name]) for name in names] for scores in rows])
 
 
 def fit_dice(inputs: AnyArray, dice: AnyArray, names: Sequence[str]) -> tuple[float, AnyArray]:
-    """Intercept and slopes of the expected Dice: least squares, each slope of the sign that its score has, or 0."""
+    """Fit intercept and slopes of the expected Dice by least squares; each slope is 0 or has the sign of its score."""
     middle, spread = inputs.mean(axis=0), np.maximum(inputs.std(axis=0), 1e-6)
     unit = (inputs - middle) / spread
     low = [-np.inf, *(0.0 if DIRECTIONS[name] > 0 else -np.inf for name in names)]
@@ -83,16 +83,20 @@ def fit_dice(inputs: AnyArray, dice: AnyArray, names: Sequence[str]) -> tuple[fl
 
 
 def calibrate(
-    ensemble: Ensemble, references: References, clean: Sequence[Seen], spoilt: Sequence[Seen], names: Sequence[str]
+    ensemble: Ensemble,
+    references: References,
+    clean: Sequence[SegmentedPatient],
+    spoilt: Sequence[SegmentedPatient],
+    names: Sequence[str],
 ) -> Calibration:
-    """Expected Dice, its interval and both limits, of patients whose images are as they should be, and of some whose are not."""
+    """Fit the expected Dice, its interval and all limits on patients with clean images, and the slopes also on spoilt images."""
     patients = [*usable(clean), *usable(spoilt)]
     rows = [scores_of(one.evidence, references) for one in patients if one.evidence is not None]
     with_mask = np.array([row["volume_ml"] > 0 for row in rows])
     is_clean = np.arange(len(rows)) < len(usable(clean))
     inputs = design([row for row, there in zip(rows, with_mask, strict=True) if there], names)
     dice = np.array([one.dice for one in patients])[with_mask]
-    # what is expected of a patient is learnt of other heads
+    # the Dice expected of a patient is fitted on patients with other heads
     heads = np.array([head_of_name(one.name) for one in patients])[with_mask]
     out_of_fold = np.empty(len(dice))
     for head in set(heads):
@@ -115,19 +119,19 @@ def calibrate(
         dict(zip(names, map(float, slopes), strict=True)),
         float(np.mean([one.dice for one, there in zip(patients, with_mask, strict=True) if not there] or [1.0])),
         conformal_quantile(np.abs(expected - dice)[usual]),
-        look_limits(far),
+        unlikeness_limits(far),
         UsualRange.of(list(-out_of_fold[usual])),
         about,
     )
 
 
 def head_of_name(name: str) -> int:
-    """The label map of a patient of the validation set, by his name."""
+    """Return the label map (head) of a patient of the validation set, given the name."""
     return head_of(VALIDATION_SEED + int(name.split("_")[1]))
 
 
-def collected(collection: Collection, what: str, patients: Sequence[Patient]) -> list[Seen]:
-    """What each of some patients shows, told as it goes."""
+def collected(collection: Collection, what: str, patients: Sequence[Patient]) -> list[SegmentedPatient]:
+    """Segment patients, or read them from the cache, and log the progress."""
     found = []
     for number, seen in enumerate(collection.of(patients), start=1):
         found.append(seen)
@@ -137,17 +141,17 @@ def collected(collection: Collection, what: str, patients: Sequence[Patient]) ->
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What an ensemble is calibrated by."""
+class CalibrationData:
+    """The references and segmented patients from which an ensemble is calibrated."""
 
     ensemble: Ensemble
     references: References
-    clean: Sequence[Seen]
-    spoilt: Sequence[Seen]
+    clean: Sequence[SegmentedPatient]
+    spoilt: Sequence[SegmentedPatient]
 
     @classmethod
-    def of(cls, ensemble: Ensemble, collection: Collection, sizes: tuple[int, int, int]) -> Lesson:
-        """Segment so many patients for the references, for the calibration, and of these with spoilt images."""
+    def of(cls, ensemble: Ensemble, collection: Collection, sizes: tuple[int, int, int]) -> CalibrationData:
+        """Segment patients; `sizes` are the numbers for references, for calibration, and for calibration with spoilt images."""
         reference, calibration, spoilt = sizes
         normal = usable(collected(collection, "references", reference_patients(reference)))
         clean = collected(collection, "calibration", validation_patients(calibration))
@@ -156,7 +160,7 @@ class Lesson:
         return cls(ensemble, fit_references(evidence, ensemble.digests), clean, wrong)
 
     def calibration(self, without: int | None = None) -> Calibration:
-        """What all patients teach, or all but those of one head."""
+        """Calibrate on all patients, or on all but those with one head."""
         clean, spoilt = (
             [one for one in part if head_of_name(one.name) != without] for part in (self.clean, self.spoilt)
         )
@@ -164,7 +168,7 @@ class Lesson:
 
 
 def described(references: References, calibration: Calibration) -> list[str]:
-    """What was made, for a person."""
+    """Return a summary for the log."""
     lines = []
     for name, member in references.members.items():
         for part, cloud in (("whole brain", member.whole), ("lesion", member.lesion)):
@@ -179,24 +183,31 @@ def described(references: References, calibration: Calibration) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make, print, write."""
+    """Make references and calibration, log a summary, and write the files."""
     parser = argparse.ArgumentParser(
         prog="python -m training.trust", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where patients are kept (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, help="another folder with simulated validation cases, to read from")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="cache of segmented patients (default: %(default)s)"
+    )
+    parser.add_argument("--cache", type=Path, help="another folder with simulated validation cases (only read)")
     parser.add_argument("--references", type=int, default=REFERENCES, help="patients (default: %(default)s)")
     parser.add_argument("--calibration", type=int, default=CALIBRATIONS, help="patients (default: %(default)s)")
-    parser.add_argument("--spoilt", type=int, default=SPOILT, help="of these, again with spoilt images")
+    parser.add_argument(
+        "--spoilt",
+        type=int,
+        default=SPOILT,
+        help="number of these that are added with spoilt images (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     return call(lambda: _make(options))
 
 
 def open_ensemble(weights: Path) -> Ensemble:
-    """The members as the patients are segmented: without mirroring, on the CPU, with their features."""
+    """Load the members as the patients are segmented: without mirroring, on the CPU, with features."""
     return load(RunConfig(weights=weights, device="cpu", tta="none", trust=True))
 
 
@@ -207,11 +218,11 @@ def _make(options: Any) -> int:
     caches = (options.cache,) if options.cache else ()
     collection = Collection(ensemble, options.folder, options.shared, caches)
     sizes = options.references, options.calibration, options.spoilt
-    lesson = Lesson.of(ensemble, collection, sizes)
-    calibration = lesson.calibration()
-    for line in described(lesson.references, calibration):
+    data = CalibrationData.of(ensemble, collection, sizes)
+    calibration = data.calibration()
+    for line in described(data.references, calibration):
         log.info("%s", line)
-    write_references(lesson.references, calibration.as_json(), options.weights)
+    write_references(data.references, calibration.as_json(), options.weights)
     return 0
 
 

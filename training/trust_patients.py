@@ -1,9 +1,8 @@
-"""Simulated patients for the trust score, and what each shows once it is segmented: kept in a folder, so that nothing is done twice.
+"""Simulate and segment patients for the trust score, and cache the results.
 
-References are of the heads that the networks were trained on (their patients were not); calibration and test of the four heads that were
-kept out of their last trainings, a head at a time: who is measured is of a head, and has a seed, that his calibration has not seen.
-"Usual" thus means: the
-simulator's anatomy, physics and faults; a head that the references don't know is part of it.
+References are new patients with the heads (label maps) on which the networks were trained. Calibration and test use the four heads that
+were kept out of the last trainings, one head at a time: the calibration for a test patient uses neither the patient's head nor seed.
+"Usual" therefore means the simulator's anatomy, physics and faults, including heads that the references do not contain.
 """
 
 from __future__ import annotations
@@ -24,45 +23,45 @@ from ensemble.errors import InputRefused
 from ensemble.metrics import dice, lesion_f1, volume_ml
 from ensemble.pipeline import Ensemble, Result, segment
 from ensemble.progress import SilentWatcher
-from ensemble.trust.evidence import Evidence, gather_evidence
+from ensemble.trust.evidence import CaseEvidence, gather_evidence
 from ensemble.types import Modality
 from training.acquisition import Acquired
 from training.anatomy import HELD_OUT_HEADS
-from training.corruptions import CORRUPTIONS, SEEN, STRENGTHS, corrupted
+from training.corruptions import CALIBRATION_KINDS, CORRUPTIONS, STRENGTHS, corrupted
 from training.draw import Draw
 from training.evaluate import Truth, as_raw
 from training.simulate import SHARED, VALIDATION_SEED, simulate, validation_case
 
 REFERENCE_SEED = 700_000
-#: Of the former, some patients' images are spoilt for the calibration, of the latter for the measurement.
+#: Heads of the patients whose images are spoilt for the calibration, and for the test.
 SPOILT_HEADS, MEASURED_HEADS = (4, 9), (14, 19)
-#: Every so many-th patient has no lesion, and no FLAIR.
+#: Every third patient has no lesion, and every fourth no FLAIR.
 LESION_FREE_EVERY, WITHOUT_FLAIR_EVERY = 3, 4
 
 
 @dataclass(frozen=True)
 class Patient:
-    """A simulated patient, before anybody is simulated."""
+    """The description of a simulated patient, from which the images are made on demand."""
 
     name: str
     seed: int
-    """Of `training.simulate`; of the validation set from VALIDATION_SEED on."""
+    """The seed for `training.simulate`; seeds from VALIDATION_SEED on belong to the validation set."""
     flair: bool = True
     kind: str = ""
-    """What is wrong with the images: a row of `training.corruptions.CORRUPTIONS`; empty for nothing."""
+    """The fault of the images, a row of `training.corruptions.CORRUPTIONS`; empty for clean images."""
     strength: int = 0
 
     @property
     def head(self) -> int:
-        """Whose label map a patient of the validation set has."""
+        """The label map of a patient of the validation set."""
         return head_of(self.seed)
 
     def spoilt(self, kind: str, strength: int) -> Patient:
-        """The same patient, with images that are wrong."""
+        """Return the same patient with spoilt images."""
         return replace(self, name=f"{self.name}_{kind}_{strength}", kind=kind, strength=strength)
 
     def truth(self, shared: Path, caches: Sequence[Path]) -> Truth:
-        """The images and the true mask; simulated where none of the folders has the patient, and kept in the first."""
+        """Return the images and the true mask; simulate them if no folder has them, and store them in the first folder."""
         case = self._simulated(shared, caches)
         raw = as_raw(self.name, case)
         if not self.flair:
@@ -90,12 +89,12 @@ class Patient:
 
 
 def reference_patients(number: int) -> list[Patient]:
-    """Of whom the references are made."""
+    """Return the patients for the references."""
     return [Patient(f"reference_{at:03d}", REFERENCE_SEED + at, _has_flair(at)) for at in range(number)]
 
 
 def validation_patients(number: int) -> list[Patient]:
-    """The first patients of the validation set: they calibrate, and on them it is measured, never both at once."""
+    """Return the first patients of the validation set, for calibration and test (never both at once)."""
     chosen = islice(count(VALIDATION_SEED), number)
     seeds = sorted(chosen, key=lambda seed: head_of(seed) in MEASURED_HEADS)
     heads = [head_of(seed) in MEASURED_HEADS for seed in seeds]
@@ -108,14 +107,14 @@ def validation_patients(number: int) -> list[Patient]:
 
 
 def spoilt_for_calibration(number: int) -> list[Patient]:
-    """The first such patients, one fault each, of the kinds that calibration sees, in turn."""
-    plan = [(kind, strength) for strength in STRENGTHS for kind in SEEN]
+    """Return the first patients with `SPOILT_HEADS`, each with one fault of the `CALIBRATION_KINDS` in turn."""
+    plan = [(kind, strength) for strength in STRENGTHS for kind in CALIBRATION_KINDS]
     patients = [patient for patient in validation_patients(4 * number) if patient.head in SPOILT_HEADS][:number]
     return [patient.spoilt(*plan[at % len(plan)]) for at, patient in enumerate(patients)]
 
 
 def spoilt_for_measurement(number: int) -> list[Patient]:
-    """The first such patients with a lesion, each in every way and strength."""
+    """Return the first patients with `MEASURED_HEADS` and a lesion, each with every kind and strength of fault."""
     patients = [
         patient
         for patient in validation_patients(6 * number)
@@ -131,7 +130,7 @@ def spoilt_for_measurement(number: int) -> list[Patient]:
 
 @cache
 def head_of(seed: int) -> int:
-    """The label map of a patient of the validation set (the first thing that `training.simulate` draws)."""
+    """Return the label map of a patient of the validation set (the first thing that `training.simulate` draws)."""
     return Draw(seed).choice(HELD_OUT_HEADS)
 
 
@@ -140,22 +139,22 @@ def _has_flair(at: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One patient, segmented."""
+class SegmentedPatient:
+    """The measurements of one segmented patient, as they are cached."""
 
     name: str
-    evidence: Evidence | None
-    """None where the images were refused."""
+    evidence: CaseEvidence | None
+    """None if the images were refused."""
     dice: float
-    """1 of an empty mask where there is no lesion; nan where there is no mask, or no truth."""
+    """1 for an empty mask of a patient without a lesion; nan without a mask or a true mask."""
     lesion_f1: float
     truth_ml: float
     refused: str = ""
-    """Why the product's checks refuse the images; with evidence, they were passed over for the measurement."""
+    """Why the input checks refuse the images. If there is evidence all the same, the checks were skipped for the measurement."""
     cpu_seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return a form that can be written as JSON."""
         told = dict(vars(self))
         if self.evidence is not None:
             told["evidence"] = {
@@ -167,29 +166,29 @@ class Seen:
         return told
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Seen:
-        """What `as_json` gave."""
+    def from_json(cls, told: dict[str, Any]) -> SegmentedPatient:
+        """Read the form written by `as_json`."""
         if (found := told["evidence"]) is not None:
             arrays: dict[str, Any] = {
                 key: {name: np.asarray(value, np.float32) for name, value in found[key].items()}
                 for key in ("whole", "lesion", "intensities")
             }
             numbers = {key: found[key] for key in ("mask", "quality", "surroundings")}
-            told = told | {"evidence": Evidence(agreement=found["agreement"], **numbers, **arrays)}
+            told = told | {"evidence": CaseEvidence(agreement=found["agreement"], **numbers, **arrays)}
         return cls(**told)
 
 
-def seen_of(truth: Truth, result: Result, cpu_seconds: float = 0.0) -> Seen:
-    """What is kept of a segmented patient."""
+def segmented_patient(truth: Truth, result: Result, cpu_seconds: float = 0.0) -> SegmentedPatient:
+    """Return the measurements of a segmented patient."""
     mask, spacing = result.mask.array, result.case.grid.spacing_zyx_mm
     measured = (float("nan"),) * 3
     if truth.mask is not None:
         measured = dice(truth.mask, mask), lesion_f1(truth.mask, mask), volume_ml(truth.mask, spacing)
-    return Seen(truth.raw.name, gather_evidence(result), *measured, cpu_seconds=cpu_seconds)
+    return SegmentedPatient(truth.raw.name, gather_evidence(result), *measured, cpu_seconds=cpu_seconds)
 
 
 class Collection:
-    """What patients show under some weights, in a folder."""
+    """Segmented patients for certain weights, cached in a folder."""
 
     def __init__(self, ensemble: Ensemble, folder: Path, shared: Path = SHARED, caches: Sequence[Path] = ()) -> None:
         digest = hashlib.sha256(json.dumps(ensemble.digests, sort_keys=True, default=dict).encode()).hexdigest()[:12]
@@ -199,29 +198,31 @@ class Collection:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
-        """Where it is kept."""
+        """Return the cache file of a patient."""
         return self._folder / f"{name}.json"
 
-    def of(self, patients: Sequence[Patient]) -> Iterator[Seen]:
-        """What each shows, segmented where that is not known yet."""
+    def of(self, patients: Sequence[Patient]) -> Iterator[SegmentedPatient]:
+        """Yield each patient, segmented unless the cache has it."""
         for patient in patients:
             yield self.get(patient.name) or self.put(self._segmented(patient))
 
-    def get(self, name: str) -> Seen | None:
-        """What is known of a patient."""
+    def get(self, name: str) -> SegmentedPatient | None:
+        """Return a cached patient, or None."""
         path = self.path(name)
-        return Seen.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        return SegmentedPatient.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
-    def put(self, seen: Seen) -> Seen:
-        """Keep it."""
+    def put(self, seen: SegmentedPatient) -> SegmentedPatient:
+        """Store a patient in the cache."""
         part = self.path(seen.name).with_suffix(".part")
         part.write_text(json.dumps(seen.as_json()), encoding="utf-8")
         part.rename(self.path(seen.name))
         return seen
 
-    def _segmented(self, patient: Patient) -> Seen:
+    def _segmented(self, patient: Patient) -> SegmentedPatient:
         truth = patient.truth(self._shared, self._caches)
         try:
-            return seen_of(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
+            return segmented_patient(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
         except InputRefused as refused:
-            return Seen(patient.name, None, *(float("nan"),) * 3, refused=f"{refused.what}: {refused.found}")
+            return SegmentedPatient(
+                patient.name, None, *(float("nan"),) * 3, refused=f"{refused.what}: {refused.found}"
+            )

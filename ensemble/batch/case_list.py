@@ -33,7 +33,7 @@ class CaseList:
 
 
 def write_case_list(cases: Sequence[FoundCase], dataset: Path, folder: Path) -> CaseList:
-    """Write what a search of the folder `dataset` has found into `folder`: a line that says what it is, one per case. Raises OSError."""
+    """Write what a search of `dataset` has found into `folder`: a line about the list, then one line per case. Raises OSError."""
     root = dataset.resolve()
     body = "".join(json.dumps(_as_json(case, root)) + "\n" for case in cases).encode()
     digest, searched = hashlib.sha256(body).hexdigest(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -87,12 +87,12 @@ def _refused(what: str, path: Path, found: str, do: str = "") -> InputRefused:
 
 
 def search_again() -> str:
-    """Return what to do where a list no longer says what there is."""
+    """Return the advice for a list that is out of date."""
     return f"search the dataset again: {command('slurm DATASET OUT')}"
 
 
 def _refuse_absent(dataset: Path) -> None:
-    """Raise InputRefused if there is nothing where the dataset was: else each of its cases would fail for it."""
+    """Raise InputRefused if the dataset is gone; otherwise each of its cases would fail."""
     try:
         with os.scandir(dataset) as entries:
             why = "it is empty" if next(entries, None) is None else ""
@@ -113,7 +113,7 @@ def _head(line: bytes) -> Mapping[str, Any]:
 
 
 def _as_json(case: FoundCase, root: Path) -> dict[str, Any]:
-    """Return a case as JSON data, without what it has not."""
+    """Return a case as JSON data, without empty fields."""
     problem = case.problem and {**{name: getattr(case.problem, name) for name in _REFUSAL}, "notes": case.problem.notes}
     files = {modality: str(path.relative_to(root)) for modality, path in case.files.items()}
     content = {"name": case.name, "files": files, "notes": dict(case.notes), "problem": problem}

@@ -35,13 +35,13 @@ from ensemble.text import visible
 
 log = logging.getLogger(__name__)
 
-#: Seconds between looks at cases that another process works on.
+#: Seconds to wait before claiming a case again that another process holds.
 _PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What is to be done with each case."""
+    """The output folder and options of a batch, the same for every case."""
 
     root: Path
     config: RunConfig
@@ -54,8 +54,8 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a case ended."""
+class CaseOutcome:
+    """The final status of a case."""
 
     case: str
     status: Literal["done", "kept", "failed"]
@@ -70,14 +70,14 @@ class _Task:
     """A case that is being processed."""
 
     case: FoundCase
-    place: BidsEntities
+    entities: BidsEntities
     lock: FileLock
     raw: RawCase
     prepared: PreparedCase
     prepare_seconds: float
     made_of: Mapping[str, Any]
     stale: bool
-    """Whether an earlier result, made of something else, stands in its place."""
+    """Whether the output folder holds an earlier result of this case, made from other inputs."""
 
 
 def segment_cases(
@@ -86,7 +86,7 @@ def segment_cases(
     cases: Sequence[tuple[FoundCase, BidsEntities]],
     load: Callable[[], Ensemble],
     watcher: Watcher,
-    tell: Callable[[Outcome], None],
+    tell: Callable[[CaseOutcome], None],
 ) -> None:
     """Process all cases, sharing them with other processes of the same session; returns when every case is done or failed.
 
@@ -94,16 +94,16 @@ def segment_cases(
     the networks can't be loaded, since every other case would fail as well.
     """
     ensemble: Ensemble | None = None
-    writing: deque[Future[Outcome]] = deque()
+    writing: deque[Future[CaseOutcome]] = deque()
     reader, writer = ThreadPoolExecutor(1, "reader"), ThreadPoolExecutor(1, "writer")
     try:
         waiting = list(cases)
         while waiting:
             others = []
-            for (case, place), taken in _ahead(reader, lambda item: _take(job, session, *item), waiting):
+            for (case, entities), taken in _ahead(reader, lambda item: _take(job, session, *item), waiting):
                 if taken is None:
-                    others.append((case, place))
-                elif isinstance(taken, Outcome):
+                    others.append((case, entities))
+                elif isinstance(taken, CaseOutcome):
                     tell(taken)
                 else:
                     ensemble = ensemble or load()
@@ -117,7 +117,7 @@ def segment_cases(
                 time.sleep(_PATIENCE)
     finally:
         reader.shutdown(cancel_futures=True)
-        writer.shutdown()  # what was predicted is written, also when the batch is interrupted
+        writer.shutdown()  # predictions in memory are still written when the batch is interrupted
         for future in writing:
             if future.exception() is None:
                 tell(future.result())
@@ -138,10 +138,10 @@ class CaseWorker:
         """Load the networks. Raises as `pipeline.load` does."""
         self._ensemble = self._load()
 
-    def __call__(self, case: FoundCase, place: BidsEntities) -> Outcome | None:
-        """Bring a case to its end; None while another process has it. Raises as `segment_cases` does."""
+    def __call__(self, case: FoundCase, entities: BidsEntities) -> CaseOutcome | None:
+        """Process a case completely; None while another process holds it. Raises as `segment_cases` does."""
         with self._reading:
-            taken = _take(self._job, self._session, case, place)
+            taken = _take(self._job, self._session, case, entities)
         if not isinstance(taken, _Task):
             return taken
         with self._networks:
@@ -150,12 +150,14 @@ class CaseWorker:
             return _finish(self._job, self._session, taken, *predicted)
 
 
-def fail_case(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: UserError) -> Outcome:
+def fail_case(
+    job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsEntities, error: UserError
+) -> CaseOutcome:
     """Record the failure of a case whose process died before it could record it."""
-    report, stale = read_report(job.root, place), True
+    report, stale = read_report(job.root, entities), True
     with suppress(InputRefused):
         stale = report is not None and report["batch"].get("key") != result_key(job.recipe, input_digests(case.files))
-    return _failed(job, session, case, place, error, stale=stale)
+    return _failed(job, session, case, entities, error, stale=stale)
 
 
 def _ahead(
@@ -172,29 +174,29 @@ def _ahead(
         yield item, future.result()
 
 
-def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities) -> _Task | Outcome | None:
+def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsEntities) -> _Task | CaseOutcome | None:
     """Claim a case, check whether anything is to be done, then read and prepare it; None while another process has it."""
-    lock = session.claim(place)
+    lock = session.claim(entities)
     if lock is None:
         return None
     stale = False
-    outcome: _Task | Outcome | None = None
+    outcome: _Task | CaseOutcome | None = None
     try:
-        if (noted := session.failure(place)) is not None:
-            outcome = Outcome(case.name, "failed", **noted)
+        if (noted := session.failure(entities)) is not None:
+            outcome = CaseOutcome(case.name, "failed", **noted)
         else:
-            stale = _is_left_over(job, case, place)
+            stale = _is_left_over(job, case, entities)
             if case.problem is not None:
                 raise case.problem
-            refuse_occupied_case_folder(job.root, place)
+            refuse_occupied_case_folder(job.root, entities)
             before = input_stamps(case.files)
             inputs = input_digests(case.files)
             key = result_key(job.recipe, inputs)
-            report = read_report(job.root, place)
+            report = read_report(job.root, entities)
             stale = report is not None and report["batch"].get("key") != key
-            if report is not None and not stale and (job.resume or session.is_done(place)):
-                failures.forget(job.root, place)
-                outcome = Outcome(case.name, "kept")
+            if report is not None and not stale and (job.resume or session.is_done(entities)):
+                failures.forget(job.root, entities)
+                outcome = CaseOutcome(case.name, "kept")
             else:
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
                 raw = _noting(read_files(case.name, case.files), case)
@@ -203,10 +205,10 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEnti
                 started = time.perf_counter()
                 prepared = prepare_for_run(raw, job.config, job.device)
                 seconds = round(time.perf_counter() - started, 3)
-                outcome = _Task(case, place, lock, raw, prepared, seconds, made_of, stale)
+                outcome = _Task(case, entities, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:
         reason = _gone(case) if isinstance(error, InputRefused) else None
-        outcome = _failed(job, session, case, place, reason or error, stale=stale)
+        outcome = _failed(job, session, case, entities, reason or error, stale=stale)
     finally:
         if not isinstance(outcome, _Task):
             session.release(lock)
@@ -222,14 +224,14 @@ def _noting(raw: RawCase, case: FoundCase) -> RawCase:
     return replace(raw, images=images)
 
 
-def _is_left_over(job: BatchPlan, case: FoundCase, place: BidsEntities) -> bool:
-    """Return whether an earlier result exists for images that have since been removed in part, or no longer form a case.
+def _is_left_over(job: BatchPlan, case: FoundCase, entities: BidsEntities) -> bool:
+    """Return whether an earlier result exists although some images were removed since, or no longer form a case.
 
-    With no image left it stays.
+    If all images were removed, the result stays.
     """
     gone = [stamp(path) is None for path in case.files.values()]
     changed = not all(gone) and (any(gone) or case.problem is not None)
-    return changed and read_report(job.root, place) is not None
+    return changed and read_report(job.root, entities) is not None
 
 
 def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensemble, Result | Exception]:
@@ -241,28 +243,28 @@ def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensembl
 
 def _finish(
     job: BatchPlan, session: BatchClaims, task: _Task, ensemble: Ensemble, result: Result | Exception
-) -> Outcome:
+) -> CaseOutcome:
     """Write the outputs of a case, or record its failure, and release its lock. Raises as `segment_cases` does."""
     try:
         if isinstance(result, Exception):
             raise result
         case = SegmentedCase.of(task.raw, result, ensemble, job.extras)
-        failures.forget(job.root, task.place)  # first: a process may be killed behind either
-        write_case(job.root, session.folder, task.place, case, job.extras, task.made_of)
-        session.note_done(task.place)
-        return Outcome(task.case.name, "done")
+        failures.forget(job.root, task.entities)  # first, since the process may be killed after either step
+        write_case(job.root, session.folder, task.entities, case, job.extras, task.made_of)
+        session.note_done(task.entities)
+        return CaseOutcome(task.case.name, "done")
     except Exception as error:
-        return _failed(job, session, task.case, task.place, error, stale=task.stale)
+        return _failed(job, session, task.case, task.entities, error, stale=task.stale)
     finally:
         session.release(task.lock)
 
 
 def _failed(
-    job: BatchPlan, session: BatchClaims, case: FoundCase, place: BidsEntities, error: Exception, *, stale: bool
-) -> Outcome:
+    job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsEntities, error: Exception, *, stale: bool
+) -> CaseOutcome:
     """Record a failure. An earlier result made from other inputs is moved aside, so that it can't be taken for this case's.
 
-    Raises what is no fault of the case: UsageError, WeightsBroken.
+    Raises errors that do not concern the case: UsageError, WeightsBroken.
     """
     if isinstance(error, UsageError | WeightsBroken):
         raise error
@@ -272,18 +274,18 @@ def _failed(
     else:
         log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
         message, code = visible(f"a bug: {type(error).__name__}: {error}"), 1
-    if stale and (aside := move_to_superseded(job.root, place)):
+    if stale and (aside := move_to_superseded(job.root, entities)):
         message += f"\n  note: an earlier result, made from other inputs, was moved to {visible(str(aside))}"
-    elif (job.root / place.folder).is_dir():
-        message += f"\n  note: an earlier result remains in {place.folder}"
+    elif (job.root / entities.folder).is_dir():
+        message += f"\n  note: an earlier result remains in {entities.folder}"
     failure = {"message": message, "exit_code": code}
-    session.note_failure(place, failure)
-    failures.record(job.root, session.folder, place, case.name, failure)
-    return Outcome(case.name, "failed", message, code)
+    session.note_failure(entities, failure)
+    failures.record(job.root, session.folder, entities, case.name, failure)
+    return CaseOutcome(case.name, "failed", message, code)
 
 
 def _gone(case: FoundCase) -> InputRefused | None:
-    """Return the error for a case of which an image is no longer there that an earlier search found; None if all are there."""
+    """Return the error for a case if an image found by an earlier search is gone; None if all are there."""
     for modality, path in case.files.items() if case.listed else ():
         try:
             path.lstat()
@@ -294,7 +296,7 @@ def _gone(case: FoundCase) -> InputRefused | None:
                 found=f"it was there on {case.listed}",
                 do=f"restore it; or, if it was moved or removed on purpose, {search_again()}",
             )
-        except OSError:  # the error at hand says more
+        except OSError:  # the original error says more
             pass
     return None
 

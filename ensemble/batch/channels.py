@@ -15,7 +15,7 @@ from ensemble.types import Modality
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _DESCRIPTION = "dataset.json"
-#: What to do about such names where nothing tells what they show.
+#: Advice if nothing states which modality such names stand for.
 NEEDS_DESCRIPTION = f"add nnU-Net's {_DESCRIPTION}, whose channel_names say what _0000, _0001 and so on show"
 
 

@@ -1,8 +1,8 @@
 """Locks that let several processes, on one or several machines, share an output folder without working on the same case.
 
-Locks are `flock`s on files in `.batch/`, so that the system releases those of a process that dies in whatever way. `.batch/` also holds
-unfinished results and the failures of this session, a session being the time in which at least one process is there: the first one
-to come cleans up, the last one to go takes the folder away.
+Locks are `flock`s on files in `.batch/`, so that the system releases the locks of a process however it dies. `.batch/` also holds
+unfinished results and the failures of the present session. A session lasts while at least one process works on the folder: the first
+process cleans up after an earlier session, and the last one removes `.batch/`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class BatchClaims:
     """The cases that this process has claimed in an output folder, and what other processes have finished there."""
 
     def __init__(self, root: Path, recipe_key: str) -> None:
-        """Join those who work on `root`; clean up after an earlier session if there is nobody. Raises OSError.
+        """Join the session on `root`; if no other process is there, clean up after an earlier session. Raises OSError.
 
-        What is noted counts for processes with the same `recipe_key`: with other weights or options a case may well succeed.
+        Records are shared only with processes of the same `recipe_key`, since with other weights or options a case may succeed.
         """
         self.folder = root / HIDDEN
         self._notes = self.folder / f"notes-{recipe_key[:16]}"
         self._held: set[FileLock] = set()
         self._presence = self._join()
 
-    def claim(self, place: BidsEntities) -> FileLock | None:
-        """Lock a case for this process; None while another process has it."""
-        lock = _lock(self.folder / "locks" / f"{place.prefix}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def claim(self, entities: BidsEntities) -> FileLock | None:
+        """Lock a case for this process; None while another process holds it."""
+        lock = _lock(self.folder / "locks" / f"{entities.prefix}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is not None:
             self._held.add(lock)
         return lock
@@ -54,26 +54,26 @@ class BatchClaims:
         self._held.discard(lock)
         os.close(lock.descriptor)
 
-    def note_done(self, place: BidsEntities) -> None:
+    def note_done(self, entities: BidsEntities) -> None:
         """Tell the other processes of this session that a case is done."""
-        path = self._notes / f"{place.prefix}.done"
+        path = self._notes / f"{entities.prefix}.done"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    def is_done(self, place: BidsEntities) -> bool:
+    def is_done(self, entities: BidsEntities) -> bool:
         """Return whether a case was done in this session."""
-        return (self._notes / f"{place.prefix}.done").exists()
+        return (self._notes / f"{entities.prefix}.done").exists()
 
-    def note_failure(self, place: BidsEntities, failure: dict[str, Any]) -> None:
+    def note_failure(self, entities: BidsEntities, failure: dict[str, Any]) -> None:
         """Tell the other processes of this session that a case failed."""
-        path = self._notes / f"{place.prefix}.json"
+        path = self._notes / f"{entities.prefix}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(failure), path.parent)
 
-    def failure(self, place: BidsEntities) -> dict[str, Any] | None:
+    def failure(self, entities: BidsEntities) -> dict[str, Any] | None:
         """Return the failure recorded for a case in this session; None if there is none."""
         with suppress(OSError, ValueError):
-            noted: dict[str, Any] = json.loads((self._notes / f"{place.prefix}.json").read_text())
+            noted: dict[str, Any] = json.loads((self._notes / f"{entities.prefix}.json").read_text())
             return noted
         return None
 
@@ -83,7 +83,7 @@ class BatchClaims:
             self.release(lock)
         with suppress(OSError):
             fcntl.flock(self._presence.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the lock's own file goes last, and with it the folder: whoever opens it in between finds out (see _lock)
+            # the lock file is removed last, then the folder; a process that opens it in between notices (see _lock)
             for path in self.folder.iterdir():
                 if path.name != "session.lock":
                     _remove(path)
@@ -97,11 +97,10 @@ class BatchClaims:
             for left in self.folder.iterdir():
                 if left != path:
                     _remove(left)
-            os.close(
-                alone.descriptor
-            )  # `flock` can't turn an exclusive lock into a shared one in one step, so nothing is won by keeping it
+            # `flock` can't turn an exclusive lock into a shared one in a single step, so there is no use in keeping it
+            os.close(alone.descriptor)
         lock = _lock(path, fcntl.LOCK_SH)
-        assert lock is not None, "a lock that is waited for is had"
+        assert lock is not None, "a blocking lock is always acquired"
         return lock
 
 
@@ -111,7 +110,7 @@ def _lock(path: Path, how: int) -> FileLock | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # the folder went away in between
+        except FileNotFoundError:  # the folder was removed in between
             continue
         try:
             fcntl.flock(descriptor, how)

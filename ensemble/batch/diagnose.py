@@ -1,4 +1,4 @@
-"""`members diagnose`: what each stage of each encoder knows of a dataset, or of simulated patients."""
+"""`members diagnose`: spectral diagnosis of each encoder stage on a dataset, or on simulated patients."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.plots import as_png
 from ensemble.pipeline import load
 from ensemble.publish import check_writable, publish
-from ensemble.spectral.diagnosis import MIN_CASES, Stage, as_json, as_table, diagnose
+from ensemble.spectral.diagnosis import MIN_CASES, StageDiagnosis, as_json, as_table, diagnose
 from ensemble.spectral.embeddings import CaseEmbeddings, embed, open_encoders, regions_of
 from ensemble.spectral.plots import picture
 
 log = logging.getLogger(__name__)
 
-#: Makes simulated patients; it lies beside the package in the repository, and in no wheel or image.
+#: The module that simulates patients; it is only in the repository, not in the wheel or the image.
 _SIMULATED = "training.spectral.patients"
 
 
 def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
-    """Segment every case of a dataset without mirroring, ask the encoders, and write table, JSON and pictures into `out`.
+    """Segment every case of a dataset without mirroring, diagnose the encoders, and write table, JSON and pictures into `out`.
 
-    Lesions are what the members find. Refused cases are skipped with a log message. Raises InputRefused where fewer than
-    `MIN_CASES` are left, WeightsBroken, and UsageError where nothing can be written.
+    The lesions are those of the predicted mask. Refused cases are skipped with a log message. Raises InputRefused if fewer than
+    `MIN_CASES` remain, WeightsBroken, and UsageError if nothing can be written.
     """
     cases = find_cases(dataset, out)
     if len(cases) < MIN_CASES:
@@ -47,7 +47,7 @@ def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
 
 
 def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
-    """The same of so many patients of the simulated validation set, whose lesions are known. Raises UsageError where none can be made."""
+    """Embed patients of the simulated validation set, whose lesions are known. Raises UsageError if they can't be simulated."""
     if number < MIN_CASES:
         raise UsageError(
             "too few patients to say anything", found=f"--simulated {number}", do=f"ask for {MIN_CASES} or more"
@@ -65,7 +65,7 @@ def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
     _write(diagnose(embedded), out)
 
 
-def _write(stages: list[Stage], out: Path) -> None:
+def _write(stages: list[StageDiagnosis], out: Path) -> None:
     table = as_table(stages)
     with publish(out) as draft:
         (draft / "diagnosis.md").write_text(table + "\n", encoding="utf-8")
@@ -80,7 +80,7 @@ def _write(stages: list[Stage], out: Path) -> None:
 
 def _too_few(dataset: Path, found: str) -> InputRefused:
     return InputRefused(
-        "too few cases to measure what an encoder's features tell apart",
+        "too few cases for a spectral diagnosis",
         where=dataset,
         found=found,
         do=f"give {MIN_CASES} or more, laid out as for batch",

@@ -27,6 +27,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.tiling import axis_starts
+from ensemble.logging_setup import messages_on_stderr
 from ensemble.members.manifest import find_members
 from ensemble.outputs.layouts.bids import read_report, refuse_occupied_case_folder, refuse_unsafe_output_folder
 from ensemble.readers.base import RawImage
@@ -155,12 +156,13 @@ def dry_run(
     as_json: bool = False,
 ) -> int:
     """Print what `batch` would do; write nothing. Returns 3 if it would refuse a case, else 0. Raises as `batch` does."""
-    refuse_unsafe_output_folder(out, dataset.path)
-    _, selected = dataset.find(out)
-    device = resolve_device(config.device)
-    model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, device, out)
-    there = {case.name for case, place in selected if resume and read_report(out, place) is not None}
-    expected = [estimate_case(placed, out, model) for placed in selected]
+    with messages_on_stderr(as_json):
+        refuse_unsafe_output_folder(out, dataset.path)
+        _, selected = dataset.find(out)
+        device = resolve_device(config.device)
+        model = CostModel.of(find_members(config.weights_folder, config.members), config, extras, device, out)
+        there = {case.name for case, place in selected if resume and read_report(out, place) is not None}
+        expected = [estimate_case(placed, out, model) for placed in selected]
     report = _report(expected, there, describe_device(device))
     for line in json.dumps(all_printable(report), indent=2).split("\n") if as_json else _lines(report):
         log.info("%s", line)

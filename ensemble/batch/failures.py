@@ -48,7 +48,7 @@ def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str
     """Return the recorded failures of these cases by name: `message` and `exit_code`."""
     found, there = {}, set()
     with suppress(OSError):
-        there = {path.name for path in (root / FAILED).iterdir()}  # one look at the folder, not one a case
+        there = {path.name for path in (root / FAILED).iterdir()}  # one listing of the folder, not one per case
     for name, entities in places:
         path = _path(root, entities)
         if path.name not in there:

@@ -17,7 +17,7 @@ from ensemble.types import Modality
 
 _BIDS = re.compile(r"^sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?=_|$)")
 _RUN = re.compile(r"_run-(\d+)(?=_|$)")
-#: Folders that say what an image is, not whose.
+#: Folders that name the kind of image, not the subject.
 _KINDS = {"anat", "dwi", "adc", "flair"}
 _SLUGS = {slug: modality for modality, slug in INPUT_SLUGS.items()}
 
@@ -30,7 +30,7 @@ class FoundCase:
     """Its name in the dataset; unique there."""
     files: Mapping[Modality, Path] = field(default_factory=dict)
     problem: InputRefused | None = None
-    """Why it can't be segmented, if that is known already."""
+    """The reason why the case can't be segmented, if already known."""
     notes: Mapping[Modality, str] = field(default_factory=dict)
     """For images chosen from several: the reason."""
     extra: Mapping[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class FoundCase:
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file, with what its path says about it."""
+    """An image file and what its path states about it."""
 
     path: Path
     modality: Modality
@@ -91,7 +91,8 @@ def classify_path(path: Path, root: Path, channels: ChannelNames) -> FoundImage 
     named = _named(name)
     if named is None:
         return None
-    at = folders[:-1] if folders and folders[-1].lower() == named.modality else folders  # it says what, not whose
+    # a folder with the name of a modality does not name the subject
+    at = folders[:-1] if folders and folders[-1].lower() == named.modality else folders
     image = _labelled(path, named, folders) or FoundImage(path, named.modality, at, named.case)
     return replace(image, b=named.b, trace=named.trace, derived=named.derived)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ensemble.batch.case_loop import BatchPlan, CaseWorker, Outcome, fail_case
+from ensemble.batch.case_loop import BatchPlan, CaseOutcome, CaseWorker, fail_case
 from ensemble.batch.claims import BatchClaims
 from ensemble.batch.identity import recipe, result_key
 from ensemble.batch.selection import Placed
@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 #: Cases that an actor has at a time: while one is in the networks, another is read or written.
 _AT_A_TIME = 2
-#: Seconds between looks at which nodes there are, and before a case is tried again that somebody else works on.
+#: Seconds between checks for new nodes, and before a case held by another process is tried again.
 _LOOK_S, _HELD_S = 2.0, 0.5
 #: How often a case may lose its process, or a node one before that is ready.
 _LIVES = 3
-#: Seconds without any living actor after which nobody is expected to come any more.
+#: Seconds without any living actor after which the batch ends.
 _PATIENCE_S = 300.0
 #: Where a cluster of our own listens. Of 127.0.0.1 Ray makes the machine's address, of this one not.
 _LOOPBACK = "127.0.0.2"
@@ -77,7 +77,7 @@ def segment_on_ray(
     session: BatchClaims,
     cases: Sequence[Placed],
     load: Callable[[], Ensemble],
-    tell: Callable[[Outcome], None],
+    tell: Callable[[CaseOutcome], None],
 ) -> None:
     """Process all cases on a Ray cluster; returns when every case is done or failed.
 
@@ -136,7 +136,7 @@ class _Worker:
 
         keep_freed_memory()
         set_up_logging()
-        # a cluster of our own inherits variables that give each process the whole machine
+        # otherwise a cluster that we start inherits variables by which each process uses the whole machine
         torch.set_num_threads(threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         self._job, self._load, self._token = job, load, token
@@ -164,7 +164,7 @@ class _Worker:
             return unwritable(job.root, error)
         return None
 
-    def segment(self, placed: Placed) -> Outcome | UserError | None:
+    def segment(self, placed: Placed) -> CaseOutcome | UserError | None:
         """Return the outcome of a case, or the error that ends the batch; None if another process has the case."""
         try:
             return self._cases(*placed)
@@ -185,7 +185,7 @@ def _node() -> str:
 
 @dataclass
 class _Member:
-    """An actor, as the driver sees it."""
+    """The driver's record of an actor."""
 
     slot: tuple[str, int]
     """Its node, and which of the node's actors it is."""
@@ -280,7 +280,7 @@ def _share(
     job: BatchPlan,
     session: BatchClaims,
     cases: Sequence[Placed],
-    tell: Callable[[Outcome], None],
+    tell: Callable[[CaseOutcome], None],
 ) -> None:
     """Hand out the cases to the actors until all are done or failed."""
     waiting = deque(sorted(cases, key=_bytes, reverse=True))

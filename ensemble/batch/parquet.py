@@ -25,7 +25,7 @@ def refuse_without_pyarrow() -> None:
 
 
 def parquet(rows: Sequence[SummaryRow]) -> bytes:
-    """Return the rows as a Parquet file: text as string, counts as int64, measures as double; what is not known is null."""
+    """Return the rows as a Parquet file: text as string, counts as int64, measures as double; unknown values are null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

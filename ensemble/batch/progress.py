@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ensemble.batch.case_loop import Outcome
+from ensemble.batch.case_loop import CaseOutcome
 from ensemble.progress import SilentWatcher
 from ensemble.text import TrustedLines
 
@@ -23,7 +23,7 @@ class BatchProgress(SilentWatcher):
     def __init__(self, total: int) -> None:
         self.total, self.done, self.failed = total, 0, 0
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: CaseOutcome) -> None:
         """Report the outcome of a case."""
         self.done += 1
         self.failed += outcome.status == "failed"
@@ -65,7 +65,7 @@ class BatchBar(BatchProgress):
         self._handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
         self._streams = [handler.setStream(sys.stdout) for handler in self._handlers]
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: CaseOutcome) -> None:
         self.done += 1
         self.failed += outcome.status == "failed"
         if outcome.status == "failed":

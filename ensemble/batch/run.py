@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ensemble.batch import failures
 from ensemble.batch.case_list import read_case_list, search_again
-from ensemble.batch.case_loop import BatchPlan, Outcome, segment_cases
+from ensemble.batch.case_loop import BatchPlan, CaseOutcome, segment_cases
 from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
 from ensemble.batch.identity import recipe, result_key
@@ -92,7 +92,7 @@ def batch(
     ray = ray or _for_gpus(config.device)
     device = "cpu" if ray else resolve_device(config.device)
     job = BatchPlan(out, config, extras, recipe(specs, digests, config, extras), device, resume)
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, CaseOutcome] = {}
     try:
         session = BatchClaims(out, result_key(job.recipe, {}))
         try:
@@ -153,8 +153,8 @@ def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
     places, selected = dataset.find(out)
     _tell_list(selected)
     recorded = failures.recorded(out, places.items())
-    failed = {name: Outcome(name, "failed", **noted) for name, noted in recorded.items()}
-    outcomes = {name: failed.get(name, Outcome(name, "kept")) for name in places}
+    failed = {name: CaseOutcome(name, "failed", **noted) for name, noted in recorded.items()}
+    outcomes = {name: failed.get(name, CaseOutcome(name, "kept")) for name in places}
     try:
         session = BatchClaims(out, "group")
         try:
@@ -185,7 +185,7 @@ def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
 
 
 def _write_summaries(out: Path, session: BatchClaims, found: BatchSummary, *, parquet: bool) -> None:
-    """Write the summary in all its forms that are asked for. Raises OSError."""
+    """Write the summary in all requested formats. Raises OSError."""
     write_summary(out, session.folder, found.rows)
     if parquet:
         replace_bytes(out / PARQUET, as_parquet(found.rows), session.folder)
@@ -197,16 +197,16 @@ def _write_summaries(out: Path, session: BatchClaims, found: BatchSummary, *, pa
 class _Teller:
     """Keeps the first outcome of each case and passes it on: every process that shares the work reports one for every case."""
 
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, CaseOutcome]
     shown: BatchProgress
 
-    def __call__(self, outcome: Outcome) -> None:
+    def __call__(self, outcome: CaseOutcome) -> None:
         if outcome.case not in self.outcomes:
             self.outcomes[outcome.case] = outcome
             self.shown.tell(outcome)
 
 
-def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summarised: bool, parquet: bool) -> None:
+def _tell_end(out: Path, cases: int, outcomes: Mapping[str, CaseOutcome], *, summarised: bool, parquet: bool) -> None:
     counts = Counter(outcome.status for outcome in outcomes.values())
     log.info(
         "%d cases done (%d of them before or by another process), %d failed",
@@ -220,6 +220,6 @@ def _tell_end(out: Path, cases: int, outcomes: Mapping[str, Outcome], *, summari
         write_final_error_line(f"error: {counts['failed']} of {cases} cases failed: see {says}")
 
 
-def _worst(outcomes: Mapping[str, Outcome]) -> int:
+def _worst(outcomes: Mapping[str, CaseOutcome]) -> int:
     codes = {outcome.exit_code for outcome in outcomes.values() if outcome.status == "failed"}
     return next((code for code in _WORST_FIRST if code in codes), max(codes, default=0))

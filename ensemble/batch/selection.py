@@ -16,7 +16,7 @@ Placed = tuple[FoundCase, BidsEntities]
 
 @dataclass(frozen=True)
 class CaseSelection:
-    """The cases asked for; by default all."""
+    """The selected cases; by default all."""
 
     participants: tuple[str, ...] = ()
     """BIDS labels of subjects, with or without `sub-`."""

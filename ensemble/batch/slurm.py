@@ -27,9 +27,9 @@ from ensemble.threads import VARIABLES, thread_variables
 log = logging.getLogger(__name__)
 
 ARRAY, GROUP, SUBMIT = "participant.sbatch", "group.sbatch", "submit.sh"
-#: Cases whose headers are read for an estimate; seconds of a case where none can be had; most tasks (SLURM's default MaxArraySize is 1001).
+#: Number of cases whose headers are read for the estimate; seconds per case without an estimate; most tasks (SLURM's MaxArraySize: 1001).
 _SAMPLE, _USUAL_SECONDS, MOST_SHARDS = 40, 60.0, 1000
-#: How much more time and memory is asked for than expected.
+#: Factors by which requested time and memory exceed the estimate.
 _MARGIN_TIME, _MARGIN_MEMORY = 3.0, 1.5
 _SET_UP = """\
 set -euo pipefail
@@ -83,7 +83,7 @@ class Resources:
     """The resources of one task of the array."""
 
     shards: int | None = None
-    """Number of tasks; None for so many that each takes about an hour."""
+    """Number of tasks; None to choose it so that each takes about an hour."""
     cpus: int = 4
     gpu: bool = False
     memory_gb: float | None = None
@@ -154,7 +154,7 @@ def write_scripts(
     }
     try:
         if resources.docker or resources.apptainer:
-            results.mkdir(parents=True, exist_ok=True)  # what is mounted must be there
+            results.mkdir(parents=True, exist_ok=True)  # a mounted folder must exist
         for name, text in (
             (ARRAY, _ARRAY.format(**array)), (GROUP, _GROUP.format(**group)), (SUBMIT, _SUBMIT.format(**parts))
         ):  # fmt: skip
@@ -199,7 +199,7 @@ def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: boo
     if resources.apptainer:
         binds = [word for place in mounts for word in ("--bind", f"{place}:{place}:ro")]
         words = ["apptainer", "run", *(["--nv"] if gpu else []), *binds, "--bind", f"{out}:{out}"]
-        inside = '--bind "$scratch:/tmp" --env TMPDIR=/tmp'  # what else is exported, Apptainer passes on
+        inside = '--bind "$scratch:/tmp" --env TMPDIR=/tmp'  # Apptainer passes on all other exported variables
         return f"{shlex.join(words)} {inside} {shlex.quote(resources.apptainer)}"
     if resources.docker:
         binds = [word for place in mounts for word in ("--volume", f"{place}:{place}:ro")]

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ensemble.batch.case_loop import Outcome
+from ensemble.batch.case_loop import CaseOutcome
 from ensemble.outputs.layouts.bids import REPORT_FILE, mask_file, read_report
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.publish import replace_text
 from ensemble.text import spreadsheet_cell
 
-#: Cases of an earlier dataset whose results stand in the tree.
+#: Status of cases that are no longer in the dataset, but whose results are in the output folder.
 GONE = "not in the dataset"
-#: Cases that the batch did not come to, with a complete result of an earlier one; whether it still holds, nobody has looked.
+#: Status of cases that the batch did not reach, with a complete earlier result; it was not checked whether the result is up to date.
 EARLIER = "earlier result"
 
 #: Whose volumes have a column each.
@@ -36,7 +36,7 @@ class SummaryRow:
     subject: str
     session: str
     status: str
-    """done, failed, not done (the batch ended before), earlier result (the same, but there is one), or not in the dataset (any more)."""
+    """done, failed, not done (the batch ended before), earlier result (not done now), or not in the dataset (any more)."""
     volume_ml: float | None = None
     lesions: int | None = None
     agreement: float | None = None
@@ -84,7 +84,9 @@ class BatchSummary:
     """How many different recipes (version, options, weights) made the results of the dataset."""
 
 
-def collect_summary(root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, Outcome]) -> BatchSummary:
+def collect_summary(
+    root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, CaseOutcome]
+) -> BatchSummary:
     """Return a row for each case of the dataset, and for each result in the tree that belongs to none. Each report is read once."""
     table, recipes = [], set()
     for name, place in places.items():

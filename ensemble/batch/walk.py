@@ -1,4 +1,4 @@
-"""Walk the folders of a dataset, and tell which of them should hold a case."""
+"""Walk the folders of a dataset, and find those that should hold a case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ensemble.batch.layouts import FoundCase
 from ensemble.errors import InputRefused
 from ensemble.files import read_json, unreadable_reason
 
-#: Folders beside the cases: of a BIDS dataset, of nnU-Net's; and those that hold its images, which are no case's own.
+#: Folders that are no cases, of a BIDS dataset and of nnU-Net's; and nnU-Net's image folders, which hold many cases.
 _NO_CASES = {"derivatives", "sourcedata", "code", "stimuli", "phenotype", "labelsTr", "labelsTs"}
 _POOLS = {"imagesTr", "imagesTs"}
 

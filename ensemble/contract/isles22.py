@@ -96,7 +96,8 @@ def _find_images(root: Path) -> dict[Modality, Path]:
     files: dict[Modality, Path] = {}
     for modality, slug in INPUT_SLUGS.items():
         folder = root / listed.get(slug, Path("images") / slug)
-        computed = modality is Modality.ADC and may_have_b_values(files[Modality.DWI])  # who reads the DWI tells
+        # whether it can be computed is reported when the DWI is read
+        computed = modality is Modality.ADC and may_have_b_values(files[Modality.DWI])
         must_exist = slug in listed or not (modality is Modality.FLAIR or computed)
         if (image := _only_image(folder, modality, must_exist)) is not None:
             files[modality] = image
@@ -107,7 +108,7 @@ def _only_image(folder: Path, modality: Modality, must_exist: bool) -> Path | No
     """Return the only image file in a folder; None if there is none and none is required."""
     label = modality.label
     present = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-    # links to nowhere and what else is no file, too: who reads it says so
+    # dangling links and other non-files, too: reading them reports the error
     images = [path for path in present if not path.is_dir() and (image_suffix(path) or path.suffix.lower() == ARCHIVE)]
     if not images and any(
         path.is_dir()

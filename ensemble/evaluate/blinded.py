@@ -1,7 +1,7 @@
 """Reader study: an offline page that shows two masks per case blinded, and a key that says which method made which mask.
 
-The page is made of images and of a left and a right mask for each case, in an order drawn at random; whose masks they are, what the
-cases are called, and what was drawn reach the key only. So nothing in the page can tell.
+The page contains only images, and a left and a right mask for each case, in random order. The methods, the names of the cases and the
+random choices are in the key only, so the page can't reveal them.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
 def read_blinded_cases(
     methods: Sequence[Method], truths: Path, dataset: DatasetImages
 ) -> tuple[list[BlindedCase], list[str]]:
-    """Read images and both masks of each case that all methods were measured on. Also returns why others were left out.
+    """Read images and both masks of each case that has a mask of every method; also return why other cases were left out.
 
     Raises InputRefused if there is no such case.
     """

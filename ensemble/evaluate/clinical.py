@@ -29,7 +29,7 @@ from ensemble.types import FloatArray
 _NAME = "the clinical table"
 _CASE = "case"
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-#: Quantities that are set beside scores: what they are called, and how predicted and true masks are asked for them.
+#: Quantities that are related to clinical scores: their names, and how to compute them from predicted and true masks.
 QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_lesions", "truth_lesions")}
 
 

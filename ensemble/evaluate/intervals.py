@@ -16,9 +16,9 @@ LEVEL = 0.95
 RESAMPLES = 9999
 #: Below this many cases the bootstrap of a rank correlation, or of the difference of two, covers the truth too seldom.
 MIN_CORRELATED = 20
-#: What is said where a measure's mean has no interval: no known one holds the mean of so skewed values in small studies.
+#: The reason given if a mean has no interval: no known method has enough coverage for such skewed values in small studies.
 TOO_SKEWED = "ml are too skewed for an interval of the mean"
-#: Below these, a rank test asks permutations in place of a distribution for large samples.
+#: Below these sample sizes, a rank test uses permutations instead of the asymptotic distribution.
 _MIN_T_CORRELATION, _MIN_CHI_SQUARED = 30, 5
 #: Differences of measures below this are rounding.
 _ROUNDING = 1e-9
@@ -46,7 +46,8 @@ def median_interval(values: FloatArray) -> Interval | None:
 
     The narrowest symmetric one that holds the median in at least 95 % (Conover, Practical Nonparametric Statistics, 3.2).
     """
-    rank = int(stats.binom.ppf((1 - LEVEL) / 2, len(values), 0.5))  # so many values lie outside on either side
+    # number of values outside the interval on either side
+    rank = int(stats.binom.ppf((1 - LEVEL) / 2, len(values), 0.5))
     if rank < 1:
         return None
     ordered = np.sort(values)

@@ -13,7 +13,7 @@ from ensemble.evaluate.scores import Score, score
 from ensemble.readers.names import stem
 from ensemble.text import printable, visible
 
-#: What the true masks are called beside methods.
+#: Name of the true masks in tables of several methods.
 TRUTH = "true masks"
 
 

@@ -25,22 +25,22 @@ _RUN = re.compile(r"_run-(\d+)(?=_|$)")
 _MASK = re.compile(
     r"(?:^|[_\-. ])(?:(?:lesion|ground)[_\- ]?)?(?:mask|msk|seg|segmentation|gt|truth|labels?|lesions?)$", re.I
 )
-#: What is no mask of the lesion, though it lies beside one: images, brains, what a batch writes of single members.
+#: Files beside masks that are no lesion masks: images, brain masks, outputs of single members of a batch.
 _OTHER = re.compile(
     r"(?:^|[_\-. ])(?:dwi|adc|flair|probability|probseg|votes|t1w?|t2w?|brain[_\-]?mask)$|_label-lesion_desc-|_desc-(?:votes|brain)",
     re.I,
 )
 _MODALITY = re.compile(r"(?:^|[_\-. ])(?:dwi|adc|flair)$", re.I)
-#: Folders of a tree that hold something else than a mask of the case.
+#: Folders without masks of the case.
 _PASSED_OVER = {"members", "superseded", "sourcedata", "code"}
-#: Folders that say what lies in them, not whose it is.
+#: Folders that name the kind of file, not the subject.
 _KINDS = re.compile(
     r"anat|dwi|derivatives|rawdata|images|outputs?|results?|stroke-lesion-segmentation|labelsT[rs]"
     r"|(?:lesion[_\-]?)?(?:masks?|labels?|truths?|gt|segmentations?|lesions?)|ground[_\-]?truths?|pred(?:iction)?s?|predicted",
     re.I,
 )
 
-#: A name with the folders that it lies in.
+#: A name together with its parent folders.
 Name = tuple[str, ...]
 #: Subject, session (empty without), run.
 Entities = tuple[str, str, int | None]
@@ -55,18 +55,18 @@ class MaskPair:
     predictions: tuple[Path, ...]
     """One each, unless something is missing or ambiguous."""
     others: tuple[Path, ...] = ()
-    """Predictions without a true mask, if there is none for this case: those with a similar name, else any."""
+    """If this case has no prediction: predictions without a true mask, those with a similar name first."""
 
 
 @dataclass(frozen=True)
 class _Mask:
-    """A mask file, and what its path says about its case."""
+    """A mask file and what its path states about its case."""
 
     path: Path
     stored: Name
     """Its folders and its name, as they are."""
     names: tuple[Name, ...]
-    """What its case may be called, without words such as `_mask`."""
+    """Possible names of its case, without suffixes such as `_mask`."""
     entities: Entities | None
 
     @property
@@ -238,7 +238,7 @@ def _masks(root: Path) -> list[_Mask]:
 def _mask(path: Path, root: Path, report: dict[str, Any]) -> _Mask:
     folders = (path.relative_to(root) if path != root else Path(path.name)).parent.parts
     stored = _spelt((*folders, stem(path)))
-    if report:  # labels of a batch's own tree may have lost what tells two cases apart
+    if report:  # the labels of a batch's output may have lost the difference between two cases
         name, dwi = str(report["case"]["name"]), Path(report["case"]["files"]["dwi"])
         names = [_spelt(name.split("/")), *_names_of(dwi.parent.parts, _own_name(dwi), _MODALITY)]
         labelled = dwi if _BIDS.match(dwi.name) else Path(name)
@@ -298,7 +298,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _similar(mask: _Mask, others: Sequence[_Mask]) -> tuple[Path, ...]:
-    """Return, for a message, up to three masks with similar names, else any."""
+    """Return up to three masks for a message, those with similar names first."""
     alike = [other for other in others if _lossy(other) == _lossy(mask)]
     return tuple(other.path for other in (alike or others)[:3])
 

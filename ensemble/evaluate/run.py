@@ -45,9 +45,9 @@ _SUMMARY = tuple(MeasureSummary.__dataclass_fields__)
 def evaluate(predictions: Sequence[Path], truths: Path, out: Path, request: StudyRequest = StudyRequest()) -> int:  # noqa: B008 (frozen)
     """Measure every case with a true mask, for each method. Returns how many cases could not be measured.
 
-    Writes `<out>` (a row a case), `<out>_summary.csv` and `<out>_plots.png` beside it, the ending of `out` apart; with several methods,
-    or when more is asked for, also what `write_study` does. All or none. Raises InputRefused when there is nothing to measure,
-    UsageError when something else would be replaced.
+    Writes `<out>` (one row per case), `<out>_summary.csv` and `<out>_plots.png` (without the ending of `out`). With several methods, or on
+    request, also writes the files of `write_study`. Either all files appear or none. Raises InputRefused if there is nothing to measure,
+    UsageError if other files would be replaced.
     """
     earlier = _earlier(out, request)
     clinical = read_request(request)

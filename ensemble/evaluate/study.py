@@ -32,7 +32,7 @@ from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import write_json
 from ensemble.text import all_printable, printable
 
-#: Grows when a field changes its meaning or goes, not when one joins (docs/study.schema.json).
+#: Increased when a field changes its meaning or is removed, not when one is added (docs/study.schema.json).
 SCHEMA = 1
 
 
@@ -46,7 +46,7 @@ class StudyRequest:
 
     @property
     def anything(self) -> bool:
-        """Whether there is a study to write."""
+        """Whether study outputs were requested."""
         return self.clinical is not None or bool(self.by)
 
 

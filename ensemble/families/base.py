@@ -107,7 +107,7 @@ class Member(Protocol):
 
 @runtime_checkable
 class EncodingMember(Member, Protocol):
-    """A member that tells what each stage of its encoder makes of parts of an image."""
+    """A member that exposes the features of each encoder stage, pooled over regions of an image."""
 
     def encode(self, case: PreparedCase, regions: FloatArray) -> tuple[FloatArray, ...]:
         """Return its first network's mean features (R, D) in regions, an array for each stage of the encoder, first to last.
@@ -144,7 +144,7 @@ class NetworkSpec:
     """One network of a member (usually one fold), before it is built."""
 
     weights: Path
-    """Its weights file. Its ONNX form, if there is one, lies beside it."""
+    """Its weights file. An ONNX form, if any, is beside it."""
     channels: int
     spacing_mm: tuple[float, ...]
     """Voxel spacing that it works at; two axes for 2-D networks."""
@@ -159,7 +159,7 @@ class NetworkSpec:
     build: Callable[[], nn.Module]
     """Builds the network and loads its weights. Raises WeightsBroken."""
     tap: str = ""
-    """Dotted name of the layer whose maps are its encoder's features; empty if it has none that is known."""
+    """Dotted name of the layer whose maps are the encoder's features; empty if unknown."""
     convert: bool = True
     """Whether OpenVINO runs it on the CPU. False if conversion takes longer than it saves in a case (docs/adr/0020)."""
 

@@ -28,7 +28,7 @@ def refuse_impossible_plans(spec: MemberSpec, network: NetworkSpec) -> None:
         whole = (_SLICE_MM,) * (3 - len(spacing)) + tuple(spacing)
         window = (1,) * (3 - len(patch)) + tuple(patch)
         finite = len(whole) == 3 and all(0 < mm < _BRAIN_MM / 2 for mm in whole)
-        # so many that they are too many, where division would overflow
+        # division would overflow: too many in any case
         brain = [max(1, round(min(_BRAIN_MM / mm, 1e9))) for mm in whole] if finite else []
         lattice = [max(pair) for pair in zip(brain, window, strict=True)] if finite else []
         if not finite:

@@ -1,4 +1,4 @@
-"""Convert the softmax of two classes to the probability that fusion takes."""
+"""Convert the softmax of two classes to a lesion probability for fusion."""
 
 from __future__ import annotations
 

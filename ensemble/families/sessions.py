@@ -37,7 +37,7 @@ class SequentialSessions:
     """
 
     def __init__(self, networks: Sequence[NetworkSpec], open_one: Callable[[NetworkSpec], LoadedSession]) -> None:
-        """Opens each network once, so that what is broken is told before any case. Raises WeightsBroken."""
+        """Opens each network once, so that broken weights are reported before any case. Raises WeightsBroken."""
         self._networks, self._open = networks, open_one
         self._held: list[LoadedSession] = []
         self.streamed = sum(network.weights.stat().st_size for network in networks) > HELD_BYTES

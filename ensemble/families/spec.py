@@ -1,4 +1,4 @@
-"""What is known about a member before its networks are loaded."""
+"""The description of a member before its networks are loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ensemble.errors import WeightsBroken
 from ensemble.families.names import name_problem
 
-#: The file in which a packed member says of itself what a manifest entry says.
+#: The file of a packed member with the content of its manifest entry.
 PACKED_MEMBER_FILE = "member.json"
 
 

@@ -42,14 +42,14 @@ _SPELT = {
     "rh": "right",
     **dict.fromkeys(("n/a", "both", "bilateral", "midline"), ""),
 }
-#: Of the lesion in a region, from which on it counts as affected. A convention of ours, not validated: it stands in every report.
+#: Share of a region that must be lesion for the region to count as affected. Our own convention, not validated; every report states it.
 ASPECTS_SHARE = 0.2
 _ASPECTS_REGIONS = 10
-#: Least share of what is labelled that must lie in the template's brain.
+#: Minimum share of the labelled voxels inside the template's brain.
 _MIN_INSIDE = 0.5
-#: What a label's middle must be off the midline to tell its side (mm), and the share of it on that side.
+#: A label has a side if its centre is this far (mm) from the midline, and this share of it is on that side.
 _OFF_MIDLINE_MM, _ON_ONE_SIDE = 4.0, 0.9
-#: FSL's MNI152 at 1 and 2 mm, by which maps are known that say nothing else.
+#: FSL's MNI152 grids at 1 and 2 mm, by which maps without a stated template are recognised.
 _FSL_SIZES = ((182, 218, 182), (91, 109, 91))
 
 
@@ -62,7 +62,7 @@ class Label:
     group: str
     """Empty if the table has no groups."""
     side: str
-    """left, right or empty: as the table says, or where it lies."""
+    """left, right or empty, by the table or by its position."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.types import AnyArray, FloatArray
 
-#: What a lesion can lie in: it is tissue, so CSF is not asked for.
+#: Structures that can contain a lesion: tissue only, without CSF.
 TISSUE = (Structure.CORTEX, Structure.WHITE_MATTER, Structure.DEEP_GREY, Structure.CEREBELLUM, Structure.BRAIN_STEM)
 REGIONS: dict[str, tuple[Structure, ...]] = {
     "cerebrum": (Structure.CORTEX, Structure.WHITE_MATTER, Structure.DEEP_GREY),
@@ -26,13 +26,13 @@ REGIONS: dict[str, tuple[Structure, ...]] = {
 BOTH_SIDES = 0.25
 #: A patient has lesions on both sides where those of the lesser one make at least this share of the volume.
 BOTH_SIDES_OF_ALL = 0.05
-#: How far off an affine map of a brain may be: shift along an axis, turn about one, and scale (docs/adr/0024 has the measurement).
+#: Assumed error of an affine registration: shift along an axis, rotation about one, and scale (docs/adr/0024 has the measurement).
 SHIFT_MM, TURN_DEGREES, SCALING = 6.0, 4.0, 0.04
-#: Said of a lesion of which no part lies where the atlas knows of tissue.
+#: Text for a lesion that lies completely outside the tissue of the atlas.
 UNKNOWN = "unknown"
-#: Voxels of a lesion that are looked up where the brain lies elsewhere.
+#: Most voxels of a lesion that are looked up in the perturbed registrations.
 _MAX_VOXELS = 3000
-#: Below this, nothing is known to lie there.
+#: Voxels at which the atlas probabilities sum to less than this are outside its tissue.
 _MIN_PROBABILITY = 1e-3
 
 
@@ -140,7 +140,7 @@ class LesionVoxels:
     points_mm: FloatArray
     """(n, 3), LPS, in the image's world."""
     ml: FloatArray
-    """(n): what each stands for."""
+    """(n): the meaning of each."""
     lesion_of: AnyArray
     """(n): number of its lesion, from 0 up."""
 

@@ -27,7 +27,7 @@ _BINS = 32
 _COARSE_MM, _MIDDLE_MM, _FINE_MM, _RIM_MM = 8.0, 6.0, 4.0, 8.0
 _PADDING_MM = 40.0
 #: Starts: nods (about the axis from left to right, in degrees) of a head as its header says, and turned about an axis (x, y, z): what fits
-#: better upside down or sideways has a wrong header, and must be seen as such. The best of either kind goes on to the next level.
+#: better upside down or sideways has a wrong header, and must be detected. The best of either kind goes on to the next level.
 _NODS = (-20.0, 0.0, 20.0)
 _TURNS = tuple(
     (axis, turn) for axis in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)) for turn in (-90.0, 90.0, 180.0)
@@ -48,7 +48,7 @@ class TransformLimits:
     overlap: float = 0.80
     """Least Dice of the brain and the template's, within the field of view."""
     covered: float = 0.70
-    """Least share of the template's brain that lies in the brain."""
+    """Minimum share of the template's brain inside the patient's brain."""
     scale: tuple[float, float] = (0.75, 1.55)
     """Along any direction, template over brain."""
     stretch: float = 1.45
@@ -71,12 +71,12 @@ class TemplatePlacement:
     overlap: float
     """Dice of the brain and the template's, within the field of view."""
     covered: float
-    """Share of the template's brain that lies in the brain."""
+    """Share of the template's brain inside the patient's brain."""
     scale: tuple[float, float, float]
     """Template over brain, largest first."""
     turn_degrees: float
     likeness: float
-    """Correlation of the template with tissue against CSF, as ADC tells, in the brain."""
+    """Correlation in the brain of the template with the contrast of tissue and CSF, from ADC."""
 
     def problems(self, limits: TransformLimits = LIMITS) -> list[str]:
         """Return why the transform can't be trusted; empty if it can."""
@@ -145,7 +145,7 @@ def _optimised(still: sitk.Image, brain: sitk.Image, atlas_template: Template) -
             start.SetRotation((1.0, 0.0, 0.0), math.radians(nod))
             start.SetTranslation((target - centre).tolist())
             start.SetScale(_SCALE)
-            # the template is turned, not the start: a versor of 180 degrees has no way on
+            # the template is rotated instead of the start, since a versor of 180 degrees can't be optimised further
             value = _descend(start, fixed, _turned_back(moving, turn), region, step_mm=4.0)
             tried.append((value, start, turn))
         _, start, turn = min(tried, key=lambda one: one[0])

@@ -48,7 +48,7 @@ class Template:
     t1: Volume
     """float32, 0 outside the brain."""
     left: FloatArray
-    """float32 (structure, z, y, x): probability that a structure lies there, on the left. Mirrored along x: on the right."""
+    """float32 (structure, z, y, x): probability of a structure on the left. Mirrored along x: on the right."""
 
     @property
     def hull(self) -> BoolArray:

@@ -176,7 +176,7 @@ class AtlasFindings:
     file: str
     sha256: str
     space: str
-    """As its name, sidecar or header tell; "not stated" else."""
+    """As stated by its name, sidecar or header; otherwise "not stated"."""
     mismatch: str
     """What is to be thought of where that is not the template's space; empty if it is."""
     labels: tuple[StructureVolume, ...]
@@ -187,7 +187,7 @@ class AtlasFindings:
     outside: Quantity
     """Of the lesion, ml in no label."""
     leading: UncertainCategory | None
-    """The group (or label, where there are no groups) with most of the lesion; None if nothing lies in any."""
+    """The group (or label, where there are no groups) with most of the lesion; None if no part of the lesion is in any."""
     leading_side: UncertainCategory | None
     aspects: Aspects | None
     """Only of a map called aspects."""
@@ -247,7 +247,7 @@ class Findings:
     lesions: tuple[LesionPlace, ...]
     """Largest first."""
     places: LesionLocations | None
-    """None if the brain's place in the template is not known: `registered` says why."""
+    """None if the brain could not be registered to the template: `registered` says why."""
     atlases: tuple[AtlasFindings, ...] = ()
     """Empty likewise."""
     seconds: float = 0.0

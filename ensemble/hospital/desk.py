@@ -32,7 +32,7 @@ class StudyJob:
 
 
 class ProcessDied(Exception):
-    """The segmenting process died during a study; says how."""
+    """The segmenting process died during a study; the message states how."""
 
 
 class Desk:

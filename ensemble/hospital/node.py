@@ -31,7 +31,7 @@ log.addFilter(RateLimitFilter())  # of what strangers bring about
 MAX_OBJECT_BYTES, MAX_PDU_BYTES = 1 << 30, 16 << 20
 #: How long a peer may take to ask for an association, and between two messages (beside the quiet time).
 _ASSOCIATE_S, _MESSAGE_S = 30.0, 60.0
-#: What may stand for a UID: strangers' have components with leading zeros, too.
+#: Accepted form of a UID: other vendors' UIDs also have components with leading zeros.
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 #: Status of C-STORE (PS3.4 Table B.2-1).
 SUCCESS, OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
@@ -45,7 +45,7 @@ class NodeConfig:
     host: str
     port: int
     callers: tuple[str, ...] = ()
-    """AE titles that may call; anybody if there are none."""
+    """AE titles that may connect; empty allows all."""
     most_associations: int = 16
 
 
@@ -54,7 +54,7 @@ class Node:
 
     def __init__(self, address: NodeConfig, spool: Spool, quiet_s: float) -> None:
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its lines would be strangers' mistakes
-        # whoever sends whole studies sends private objects, too, and gives up where one finds no context
+        # senders of whole studies also send private objects, and abort if one has no presentation context
         pynetdicom._config.UNRESTRICTED_STORAGE_SERVICE = True
         self._spool = spool
         ae = AE(ae_title=address.aet)
@@ -70,7 +70,7 @@ class Node:
 
         class Server(ThreadedAssociationServer):
             def verify_request(self, request: Any, client_address: Any) -> bool:
-                """Return whether one more connection is taken on, be it but to be told that there are too many associations."""
+                """Return whether one more connection is accepted, even if only to reject its association."""
                 running = sum(isinstance(thread, Association) for thread in threading.enumerate())
                 return running < 4 * address.most_associations
 

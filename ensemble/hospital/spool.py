@@ -1,7 +1,7 @@
 """The spool of studies: images, results and a journal for each, all on disk before anything is acknowledged.
 
-A kill at any moment loses nothing: an image is acknowledged once it and the journal are on disk; a study goes from one state to the next by
-one rename; what is unfinished lies in `scratch` and is thrown away at the next start. Nothing is done twice that a journal says was done.
+A kill at any moment loses nothing: an image is acknowledged once it and the journal are on disk; a study changes its state by a single
+rename; unfinished files are in `scratch` and deleted at the next start. A step that the journal records as done is not repeated.
 
     receiving -> working -> sending -> done          a study that went well
                          -> refused, failed          one that did not: visible, until it is sent again
@@ -67,11 +67,11 @@ class StudyJournal:
     turned_away: tuple[str, ...] = ()
     """Images that found no room and have not come again, by digest."""
     taken: tuple[str, ...] = ()
-    """The image files of which results were made, or why there are none was found."""
+    """The image files from which results were made, or for which the failure was found."""
     attempts: int = 0
     deaths: int = 0
     what: str = ""
-    """Why there are no results, or why they have not been sent yet: words of ours alone."""
+    """Why there are no results, or why they have not been sent yet; contains no text from outside."""
     do: str = ""
     lesion_ml: float | None = None
     lesions: int | None = None
@@ -136,7 +136,7 @@ class Spool:
             if known and study.state in ("working", "sending", "done"):
                 return
             received = replace(_afresh(study), turned_away=waiting)
-            if received != study:  # how many there are is counted at each start
+            if received != study:  # the number of images is counted anew at each start
                 self._note(received)
             self._studies[study.key] = replace(received, images=images)
 

@@ -15,7 +15,7 @@ from ensemble.pipeline import Ensemble, Watcher, segment
 from ensemble.publish import check_writable, publish_folder
 from ensemble.readers.dicom.read import is_dicom
 
-#: How mercure tells a module where its files lie (mercure documentation, "Processing modules"): nothing else of it is looked at.
+#: Variables by which mercure passes folders to a module (mercure documentation, "Processing modules"); no others are read.
 IN_DIR, OUT_DIR = "MERCURE_IN_DIR", "MERCURE_OUT_DIR"
 
 Load = Callable[[], Ensemble]

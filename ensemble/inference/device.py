@@ -11,7 +11,7 @@ from ensemble.errors import UsageError
 
 
 def resolve_device(choice: Device) -> str:
-    """Return the torch device for the user's choice. Raises UsageError if a GPU is asked for and PyTorch sees none."""
+    """Return the torch device for the user's choice. Raises UsageError if a GPU is requested and PyTorch finds none."""
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise UsageError(

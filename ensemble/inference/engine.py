@@ -58,7 +58,7 @@ class SlidingWindowConfig:
     average: Average = Average.LOGITS
     """What is averaged."""
     blending: Blending = NNUNET
-    """Where windows lie, and how much their voxels count."""
+    """The positions of the windows and the weights of their voxels."""
     batch_size: int = 1
     """Windows that go through a network together; changes speed and memory, not results (beyond rounding)."""
     certainty: float = 0.9
@@ -153,7 +153,7 @@ class _Batch:
 
     windows: list[Window]
     alike: bool = False
-    """Whether all look the same, so that the first one's answer is that of all."""
+    """Whether all windows are equal, so that the first one's output is valid for all."""
 
     @property
     def distinct(self) -> list[Window]:
@@ -206,7 +206,7 @@ def _answers(windows: torch.Tensor, runner: _Runner, config: SlidingWindowConfig
 
 
 class _Runner:
-    """The networks, and the largest batch that was seen to fit into memory."""
+    """The networks, and the largest batch so far that fitted into memory."""
 
     def __init__(self, networks: Sequence[Session], config: SlidingWindowConfig, pool: FeaturePool | None) -> None:
         self._networks, self._average, self._most, self._pool = networks, config.average, config.batch_size, pool
@@ -234,7 +234,7 @@ class _Runner:
                 if len(part) == 1:
                     raise
                 self._most = len(part) // 2
-                torch.cuda.empty_cache()  # does nothing where there is no GPU
+                torch.cuda.empty_cache()  # does nothing without a GPU
                 continue
             if pool is not None and maps is not None:  # the answers are there: nothing of them may be tried again
                 pool.add(part, logits, maps)

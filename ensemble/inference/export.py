@@ -50,7 +50,7 @@ class Tapped(torch.nn.Module):
 
 
 class Encoded(torch.nn.Module):
-    """The encoder of a network alone: what its stages give, up to the one that `tap` names ("encoder.stages.4": stages 0 to 4)."""
+    """The encoder of a network alone: the maps of its stages, up to the one that `tap` names ("encoder.stages.4": stages 0 to 4)."""
 
     def __init__(self, network: torch.nn.Module, tap: str) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Encoded(torch.nn.Module):
         self._stages = [network.get_submodule(f"{stages}.{number}") for number in range(int(last) + 1)]
 
     def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Maps of each stage; what comes after the last is not computed."""
+        """Return the maps of each stage; nothing after the last stage is computed."""
         maps: list[torch.Tensor] = []
 
         def note(_layer: torch.nn.Module, _inputs: object, answer: torch.Tensor) -> None:
@@ -126,7 +126,7 @@ def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: 
             )
     finally:
         watching.remove()
-    for warning in seen:  # the others: that it is deprecated; that PyTorch's own layers look at their inputs' sizes
+    for warning in seen:  # other warnings: deprecation, and input sizes used by PyTorch's own layers
         if issubclass(warning.category, torch.jit.TracerWarning) and not Path(warning.filename).is_relative_to(_TORCH):
             raise ValueError(f"it depends on the size of its window ({warning.filename}, line {warning.lineno})")
     logits, features = answers[-1] if tap else (answers[-1], None)

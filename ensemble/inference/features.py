@@ -20,14 +20,14 @@ class Features:
     whole: FloatArray
     """(D,) float32: mean over all of the image that is not 0."""
     foreground: FloatArray | None
-    """(D,) float32: mean where the network answers with any class but the first; None if it never does."""
+    """(D,) float32: mean over the voxels that the network assigns to any class but the first; None if there are none."""
 
 
 class FeaturePool:
     """Sums a layer's maps (N, D, z, y, x) over windows, in float64 and in window order, so that threads do not change the result.
 
-    A cell of the map counts by how many voxels of its window lie in the image, or in the foreground. Where windows overlap, both count.
-    What goes wrong here, be it memory, costs the features: the networks' answers stand.
+    The weight of a map's cell is the number of its voxels in the image, or in the foreground. Overlapping windows both count.
+    An error here, even of memory, only loses the features; the predictions remain.
     """
 
     def __init__(self) -> None:

@@ -54,7 +54,7 @@ def make_probe(network: torch.nn.Module, channels: int, window: Sequence[int]) -
     for _ in range(_STEPS):
         logits = network(values)
         margin = logits[:, 1:].amax(1) - logits[:, 0]
-        # saturated: what is right already needs no more pushing
+        # margins are clamped: a pixel that is classified clearly enough needs no further change
         (gradient,) = torch.autograd.grad((margin * sides).clamp(max=4).mean(), values)
         with torch.no_grad():
             values += _STEP * gradient / gradient.abs().mean().clamp(min=1e-12)

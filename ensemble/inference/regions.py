@@ -11,7 +11,7 @@ from ensemble.inference.features import RegionPool
 from ensemble.inference.tiling import Blending, Tiling
 from ensemble.types import FloatArray
 
-#: Windows lie side by side: nothing is put together of them but means.
+#: Windows do not overlap, since only means are computed from them.
 _SIDE_BY_SIDE = Blending(step=1.0, sigma=None)
 
 

@@ -23,7 +23,7 @@ class TappedSession(Session, Protocol):
 
 
 class LoadedSession(Session, Protocol):
-    """A session that says where it runs."""
+    """A session that states its device."""
 
     @property
     def tap(self) -> str:

@@ -18,16 +18,16 @@ from ensemble.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-#: How far logits may lie from PyTorch's, relative to their range; measured 1e-6.
+#: Largest difference of logits from PyTorch's, relative to their range; 1e-6 was measured.
 TOLERANCE = 1e-4
 #: Networks of a process that work on several threads. Each keeps two of its own, and platforms allow as few as 128; later ones work on one.
 MAX_WITH_THREADS = 24
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-#: What `import openvino` would import to convert models, and to tell its makers that it was imported.
+#: Modules that `import openvino` would import for model conversion and telemetry.
 _TELLS = "openvino.tools.ovc"
 
 
-#: Sessions that work on several threads. Plain references: callbacks of a WeakSet would speak up in a process that is being ended.
+#: Sessions that compute on several threads. Plain references, since the callbacks of a WeakSet log errors when the process is ending.
 _WITH_THREADS: list[ref[OpenVinoSession]] = []
 
 
@@ -46,7 +46,7 @@ class OpenVinoSession:
             {
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "NUM_STREAMS": 1 if self._claim_threads() else 0,  # with 0 only the thread that asks works
+                "NUM_STREAMS": 1 if self._claim_threads() else 0,  # with 0 only the calling thread computes
                 "ENABLE_CPU_PINNING": False,  # other processes have their threads, too
             },
         )
@@ -88,8 +88,9 @@ class OpenVinoSession:
 def on_openvino(
     network: torch.nn.Module, channels: int, window: Sequence[int], precision: ResolvedPrecision, tap: str = ""
 ) -> OpenVinoSession | None:
-    """The session of a network on the CPU, once it has answered a small window (y, x or z, y, x) as PyTorch does; None, with a line in
-    the log, where it can't. `tap` names the layer that it tells of beside the logits.
+    """Return a session on the CPU if its logits for a small window (y, x or z, y, x) equal PyTorch's; otherwise log this and return None.
+
+    `tap` names the layer whose maps it returns in addition to the logits.
     """
     dims = len(window)
     try:

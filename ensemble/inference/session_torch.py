@@ -30,7 +30,7 @@ class TorchSession:
         precision: ResolvedPrecision | None = None,
         tap: str = "",
     ) -> None:
-        """`tap` names the layer that it tells of beside the logits."""
+        """`tap` names the layer whose maps it returns in addition to the logits."""
         if dims not in (2, 3):
             raise ValueError(f"networks have 2 or 3 spatial dimensions, not {dims}")
         self.device = torch.device(device)
@@ -58,7 +58,7 @@ class TorchSession:
         return logits, maps
 
     def encoded(self, windows: torch.Tensor) -> list[torch.Tensor]:
-        """Maps (N, D, z, y, x) of each stage of the encoder whose last one is tapped, first to last; nothing else is computed."""
+        """Return the maps (N, D, z, y, x) of each encoder stage, first to last; the decoder is not computed."""
         return self._answers(windows, Encoded(self.network, self.tap))
 
     def _answers(

@@ -22,7 +22,7 @@ class Convention(Enum):
     """Whose rule determines positions and weights of windows."""
 
     NNUNET = "nnunet"
-    """Windows spread evenly; the Gaussian sampled, beyond four sigma the least weight there is."""
+    """Windows spread evenly; a sampled Gaussian, with its smallest weight beyond four sigma."""
     MONAI = "monai"
     """Windows at whole steps, the last one moved back to the image's end; the Gaussian integrated over each voxel, at least 0.001."""
 
@@ -85,7 +85,7 @@ class Tiling:
 
     @property
     def padding(self) -> tuple[tuple[int, int], ...]:
-        """Zeros before and after the image along z, y, x; an odd one comes after."""
+        """Padding before and after the image along z, y, x; an odd voxel is added after."""
         missing = [padded - n for padded, n in zip(self.padded, self.image, strict=True)]
         return tuple((n // 2, n - n // 2) for n in missing)
 

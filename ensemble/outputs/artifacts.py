@@ -1,6 +1,6 @@
 """The table of outputs of a case: every kind of output is a row of ROLES or MEMBER_ROLES, and is defined nowhere else.
 
-`layouts` say where an artifact lies and what it is called, `formats` how its payload becomes bytes.
+`layouts` define the path of an artifact, `formats` how its payload is written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OutputRole(Generic[Source]):
     format: str
     """A row of FORMATS."""
     option: str
-    """The field of ExtraOutputs that asks for it; empty for what is always written."""
+    """The field of ExtraOutputs that requests it; empty if it is always written."""
     payload: Callable[[Source], Any]
     """Returns the content to write; None if there is none."""
 
@@ -137,7 +137,7 @@ MEMBER_ROLES: tuple[OutputRole[MemberPrediction], ...] = (
 
 
 def all_artifact_kinds(member: str) -> list[Artifact]:
-    """Return an empty artifact for every kind of output that a case or this member can have, so as to list where they go."""
+    """Return an empty artifact for every kind of output of a case or of this member, from which a layout lists all paths."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 

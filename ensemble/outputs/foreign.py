@@ -12,7 +12,7 @@ from ensemble.outputs.layouts.folder import MEMBERS, FolderLayout
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.names import image_suffix
 
-#: What `run` may write, as patterns: all kinds of a case's outputs, and whatever lies where those of members do. Of patterns only images.
+#: Paths that `run` may write: outputs of a case, and all in the folder of members' outputs. Those with a wildcard apply only to images.
 _OURS = (*(FolderLayout(".*").place(kind) for kind in all_artifact_kinds("*") if not kind.member), f"{MEMBERS}/**/*")
 
 

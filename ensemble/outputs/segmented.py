@@ -25,11 +25,11 @@ class SegmentedCase:
     result: Result
     ensemble: Ensemble
     findings: Findings | None = None
-    """Where the lesion lies; None if nobody asked."""
+    """The location of the lesions; None if findings are off."""
     examination: Mapping[str, Any] | None = None
     """What the examination held that its images were chosen from, where a whole one was given."""
     trust: Trust | None = None
-    """How far the mask is to be trusted; None if nobody asked."""
+    """How far the mask can be trusted; None if trust is off."""
 
     @classmethod
     def of(

@@ -46,7 +46,7 @@ def compute_missing_adc(raw: RawCase) -> RawCase:
 
 
 def _adc(dwi: FloatArray, low: LowBImage) -> FloatArray:
-    """Return ADC (z, y, x) in 1e-6 mm^2/s: 0 in air and where there is no signal, NaN where a signal is not finite."""
+    """Return ADC (z, y, x) in 1e-6 mm^2/s: 0 in air and without signal, NaN if a signal is not finite."""
     signal = _above_noise(low.array) & (dwi > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(low.array.astype(np.float64) / dwi) / (low.dwi_b - low.b) * 1e6

@@ -17,11 +17,11 @@ from ensemble.geometry import Triple
 from ensemble.prepare.draft import Draft, StepResult
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 
-#: Grey levels that each image is reduced to, equally frequent ones.
+#: Number of equally frequent grey levels to which each image is reduced.
 _LEVELS = 16
-#: Least mutual information (nats) of DWI and ADC; noise has 0, beside its bias. What patients have, prints `benchmarks.margins`.
+#: Minimum mutual information (nats) of DWI and ADC; noise has 0, apart from bias. `benchmarks.margins` prints the values of patients.
 _MIN_INFORMATION = 0.005
-#: How far to look for a better place (mm): a displacement of less than half of it is not noticed; and how much better one must be.
+#: Test displacement (mm; less than half of it is not detected), and the factor by which another position must be better.
 _STEP_MM, _BETTER = 6.0, 1.2
 
 

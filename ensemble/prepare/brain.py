@@ -12,7 +12,7 @@ from ensemble.prepare.hot_voxels import highest_plausible
 # and the overshoot of cubic interpolation at the mask's edge, far below cerebrospinal fluid on a b = 1000 s/mm^2 image (0.2-0.5).
 BACKGROUND_FRACTION = 0.04
 # A piece of foreground is kept when it has at least this share of the largest one: temporal poles and cerebellum may hang on by
-# nothing after skull stripping; what is smaller (about 1 ml) is stripping's crumbs.
+# nothing after skull stripping; smaller pieces (about 1 ml) are residues of skull stripping.
 KEPT_SHARE = 1e-3
 
 
@@ -42,8 +42,7 @@ def above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     peak = min(float(finite.max(initial=0.0)), highest_plausible(finite))
     if peak <= 0.0:
         return np.zeros(finite.shape, dtype=bool)
-    # Three steps: without resampling noise, without what is faint beside the bright (noise of the air), the median is the tissue's
-    # level, whatever hot spots the peak is.
+    # in three steps, so that no hot spot counts: without resampling noise and faint values (noise of the air), the median is that of tissue
     signal = finite[finite > 1e-3 * peak]
     typical = float(np.median(signal[signal > 0.1 * np.percentile(signal, 99)]))
     return finite > BACKGROUND_FRACTION * typical

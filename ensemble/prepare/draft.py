@@ -77,11 +77,11 @@ class Draft:
     registration: Registration = "auto"
     """Whether FLAIR is registered."""
     flair_is_needed: bool = True
-    """Whether anything will be made of FLAIR; else it need not be registered."""
+    """Whether any member or output uses FLAIR; otherwise it need not be registered."""
     unusable: Mapping[Modality, UnusableVoxels] = field(default_factory=dict)
-    """Of the images that had such values."""
+    """For each image that had such values."""
     covered: BoolArray = field(default_factory=_nowhere)
-    """Where ADC has data on the DWI grid; of no size until it lies there."""
+    """Where ADC has data, on the DWI grid; empty until it is resampled to that grid."""
     brain: BoolArray = field(default_factory=_nowhere)
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False
@@ -93,7 +93,7 @@ class Draft:
 
     @property
     def dwi(self) -> Volume:
-        """The image whose grid all others are resampled to."""
+        """The image to whose grid all others are resampled."""
         return self.images[Modality.DWI]
 
     @property
@@ -107,5 +107,5 @@ class Draft:
 
 
 StepResult = tuple[Draft, tuple[Note, ...]]
-#: A step takes the case so far, and gives the case after it with what it noted. Raises InputRefused when that can't be segmented safely.
+#: A step takes a draft and returns the next one with notes. Raises InputRefused if the case can't be segmented safely.
 Step = Callable[[Draft], StepResult]

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 MIN_FLAIR_COVERAGE, WHOLE_FLAIR_COVERAGE = 0.5, 0.99
 #: Voxel size (mm) up to which a brain's size is measured to a hundredth; voxels of 0.4 mm take ten times as long.
 _SIZE_MM = 2.0
-#: Fewest voxels that are left along an axis, whatever the header gives as their size.
+#: Fewest voxels that remain along an axis, whatever voxel size the header states.
 _FEWEST = 32
 
 
 def check_flair_size(case: Draft) -> StepResult:
-    """Refuse a skull-stripped FLAIR whose header gives the brain an impossible size."""
+    """Refuse a skull-stripped FLAIR in which the brain has an impossible size by its header."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
         coarse = _thinned(flair)
@@ -94,8 +94,8 @@ def align_flair(case: Draft) -> StepResult:
 def _cubic(flair: Volume, grid: Grid, brain: Volume | None, transform: sitk.Transform | None) -> Volume:
     """Resample FLAIR to the DWI grid by cubic B-splines.
 
-    Where a skull was stripped (`brain`), FLAIR loses its own before, so that it rings as a stripped image does. This is done when a
-    published member asks for it: it takes longer than all else here but registration.
+    If the skull was stripped (`brain`), it is removed from FLAIR before resampling, so that ringing is that of a stripped image. Only
+    published members request this image, since apart from registration it takes longest.
     """
     if brain is not None:
         back = transform.GetInverse() if transform is not None else None

@@ -62,7 +62,7 @@ class Up(nn.Module):
 
 
 class Localisation(nn.Module):
-    """Merges a skip connection."""
+    """A decoder block: merges the features of a skip connection."""
 
     def __init__(self, features: int) -> None:
         super().__init__()

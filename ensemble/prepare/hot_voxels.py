@@ -22,7 +22,7 @@ def highest_plausible(image: AnyArray) -> float:
         beyond = values > limit
         if np.count_nonzero(beyond) <= _FEW * image.size:
             return limit
-        values = values[beyond]  # what was looked at is resampling noise (1e-22), and the image stands out from it
+        values = values[beyond]  # the values so far are resampling noise (1e-22); the image is above it
     return float("inf")
 
 

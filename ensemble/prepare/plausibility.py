@@ -17,33 +17,33 @@ from ensemble.geometry import Grid
 from ensemble.prepare.draft import Draft, Note, StepResult
 from ensemble.types import BoolArray, FloatArray, Modality
 
-#: In units of each image's own tissue level: what is bright, what is dark, and what gives no signal.
+#: Thresholds for bright, dark and no signal, in units of each image's own tissue level.
 _BRIGHT, _DARK, _NO_SIGNAL = 2.5, 0.5, 0.1
-#: Share of the brain that is bright on "DWI" and dark on "ADC" from which on it is no infarct but CSF on swapped images. Real
-#: images have 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
+#: If more than this share of the brain is bright on "DWI" and dark on "ADC", it is not infarct but CSF on swapped images. Real images have
+#: 0.001 at most (30 ml of infarct), and 0.06 to 0.25 when swapped.
 _SWAPPED_SHARE, _SWAPPED_RATIO = 0.02, 3.0
-#: Share that is dark on DWI and bright on ADC from which on it is CSF in its place; on swapped images, so much bright infarct is rare.
+#: If more than this share is dark on DWI and bright on ADC, it is CSF, not swapped. Swapped, it would be infarct, which rarely is so large.
 _CSF_IN_PLACE = 0.004
 #: Share of the brain that must be CSF for the test of an exponential ADC.
 _MIN_CSF = 0.01
-#: Rise of log signal with ADC, in ms/um^2 (= 1e3 s/mm^2), from which on an image has no diffusion weighting. S0 rises from tissue to CSF,
-#: which has the longer T2, by 0.17 to 1.0 in simulated patients (0.65 at most where b is low), and b is taken off: so 0.15 at b = 500.
-#: The second holds for the core of a brain alone, which has more of its CSF in whole voxels (0.26 at b = 500 in one of 150 patients).
+#: Slope of log signal over ADC, in ms/um^2 (= 1e3 s/mm^2), above which an image has no diffusion weighting. The slope of log S0 from tissue
+#: to CSF, which has a longer T2, is 0.17 to 1.0 in simulated patients (0.65 at most for low b); subtracting b leaves 0.15 at b = 500.
+#: The second limit is for the core of a brain alone, in which more voxels are pure CSF (0.26 at b = 500 in one of 150 patients).
 _RISING, _CORE_RISING = 0.16, 0.32
-#: What lies deeper than this is no skull and no scalp.
+#: Skull and scalp do not reach deeper than this.
 _DEEP_MM = 20.0
-#: Share of the brain that its core must have to speak for it.
+#: Minimum share of the brain in its core, for the core to be used.
 _MIN_CORE = 0.1
-#: ADC of normal tissue (um^2/ms); bins of ADC in units of it, from where on they count, how far they must and may reach, and their voxels.
+#: ADC of normal tissue (um^2/ms); in units of it: bin width, first bin, how far bins must and may reach. Voxels of a bin: fewest, enough.
 _TISSUE_ADC, _BIN, _FIRST, _CSF, _LAST, _MIN_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 1.3, 1.8, 5.0, 10, 300
-#: ADC, in units of its level, where DWI is dark: CSF has 2-4 on a true map, less than tissue on an exponential one.
+#: Where DWI is dark, there is CSF: its ADC is 2-4 times the tissue level on a true map, and below this on an exponential one.
 _EXPONENTIAL = 0.75
-#: Share of the brain at the very highest value from which on an image is clipped; and the level below which that hides lesions.
+#: An image is clipped if more than this share of the brain has the highest value; clipping below the second level hides lesions.
 _CLIPPED_SHARE, _LESIONS_HIDDEN = 0.005, 1.5
-#: How far below 0 (in units of tissue) no interpolation takes a DWI, and the share of the brain that may lie there (real and simulated
-#: ones: none).
+#: Negative values (in units of tissue) that interpolation can't cause in a DWI, and the largest share of the brain with such values (real
+#: and simulated images: none).
 _NEGATIVE, _NEGATIVE_SHARE = 0.5, 5e-4
-#: Share of the brain in which one of the images may hold nothing: remarked upon, and refused.
+#: Share of the brain in which an image is empty: above the first a note, above the second a refusal.
 _SOME_EMPTY, _MOSTLY_EMPTY = 0.05, 0.2
 
 
@@ -208,7 +208,7 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
 
 
 def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where: str) -> tuple[Note, ...]:
-    top = float(np.percentile(levels, 99.9))  # hot voxels may lie above what clipping leaves
+    top = float(np.percentile(levels, 99.9))  # hot voxels may exceed the clipping level
     share = float((levels >= top).mean())
     if share < _CLIPPED_SHARE:
         return ()

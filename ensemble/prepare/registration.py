@@ -21,16 +21,16 @@ from ensemble.volume import Volume, to_sitk
 
 log = logging.getLogger(__name__)
 
-#: A patient who stays on the table moves less than this between two series (shift of the brain's centre, rotation).
+#: Largest movement of a patient on the table between two series (shift of the brain's centre, rotation).
 MAX_SHIFT_MM, MAX_TURN_DEGREES = 40.0, 25.0
 #: Gain of normalised mutual information (above its minimum of 1) that is no accident of interpolation, as a share.
 MIN_GAIN = 0.02
 #: Normalised mutual information below which two images show nothing in common (aligned FLAIR and DWI: 1.12 to 1.18).
 MIN_INFORMATION = 1.04
 _BINS, _SAMPLES, _SEED = 32, 40_000, 20220411
-#: Around the brain, so that its edge says where it is (mm).
+#: Margin around the brain (mm), so that its edge counts in the registration.
 _MARGIN_MM = 6.0
-#: The moving image is averaged in blocks down to about this voxel size; more detail than the DWI has helps no one.
+#: The moving image is averaged in blocks to about this voxel size; more detail than the DWI has is of no use.
 _DETAIL_MM = 1.2
 
 

@@ -21,18 +21,18 @@ Range = tuple[float, float]
 
 #: Volume that a brain may have, in ml: adults, children, large losses; infants and open skulls have an option.
 BRAIN_ML: Range = (300.0, 2500.0)
-#: Volume of a whole adult brain, in ml; what lies outside is worth a second look.
+#: Usual volume of a whole adult brain, in ml; other volumes give a note.
 USUAL_BRAIN_ML: Range = (600.0, 2200.0)
-#: No field of view of a head is longer (mm), and no head with its neck has more than so many times the largest brain's volume.
+#: Longest field of view of a head (mm), and the largest volume of a head with neck in units of the largest brain.
 _LONGEST_VIEW_MM, _HEADS_IN_BRAINS = 1000.0, 4.0
-#: Within so many mm lies 99 % of the smallest and the largest brain of `BRAIN_ML` along any axis (adults: 120 to 190 mm; a slab: less).
+#: Extent (mm) along any axis of 99 % of the smallest and the largest brain of `BRAIN_ML` (adults: 120 to 190 mm; a slab: less).
 _BRAIN_MM, _EXTENT_SHARE = (30.0, 250.0), 0.99
-#: Longest axis of a whole brain in units of its shortest; and the share of its largest section in which one is cut off. What whole brains
-#: have, prints `benchmarks.margins`; slabs end with 0.25 to 1 of their largest section.
+#: Longest axis of a whole brain in units of its shortest; and the end section, relative to the largest, above which a brain is cut off.
+#: `benchmarks.margins` prints the values of whole brains; slabs end with 0.25 to 1 of their largest section.
 _MAX_UNEQUAL, _CUT_SHARE = 2.1, 0.25
-#: Voxel sizes of one matrix that differ by more than this share are two scales.
+#: Largest relative difference of the voxel sizes of two images with the same matrix.
 _SAME_SCALE = 0.01
-#: What headers are mistaken in, by the factor on lengths that this gives.
+#: Wrong units of headers, by the resulting factor on lengths.
 _MISTAKES = {0.1: "cm", 10.0: "tenths of mm", 1e-3: "m (or of microns as mm)", 1e3: "microns (or of mm as m)"}
 _DO = (
     "check the units and the slice spacing of the header (mm; with the gap between slices; NIfTI: pixdim, sform, xyzt_units), or export it "
@@ -41,7 +41,7 @@ _DO = (
 
 
 def check_scale(case: Draft) -> StepResult:
-    """Refuse images whose headers do not give them the size of a head, and an ADC map whose voxel size is not the DWI's."""
+    """Refuse images that do not have the size of a head by their headers, and an ADC map with another voxel size than the DWI."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
     _refuse_two_scales(case.adc.grid, case.dwi.grid, case.paths[Modality.ADC])
@@ -74,7 +74,7 @@ def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml
         raise _refusal(what, where, found, head_ml, brain_ml)
     if modality is Modality.ADC:
         return  # its air may be as bright as its tissue
-    # noise of the air may be most of what is not background, and is far from what is bright
+    # most of the foreground may be noise of the air, which is far below the bright tissue
     tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
     if tissue_ml > _HEADS_IN_BRAINS * high:
         found = f"the bright region measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"

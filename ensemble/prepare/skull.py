@@ -36,15 +36,15 @@ _MAX_VOXELS = 20_000_000
 #: The network was trained on patches of this size; smaller images are padded.
 _MIN_SIZE = 128
 
-#: An extracted brain leaves at least this share of the field of view empty: even its tightest box has corners.
+#: After skull stripping at least this share of the field of view is empty: even the tightest bounding box has corners.
 _MIN_EMPTY = 0.2
-#: Scalp, eyes and neck lie further than this from the brain's bright core; an extracted brain's own rim does not (mm).
+#: Scalp, eyes and neck are further than this from the bright core of the brain (mm); the rim of an extracted brain is not. Opening radius.
 _BEYOND_MM, _OPENING_MM = 9.0, 4.0
-#: Share of the core's volume that may lie beyond: crumbs of stripping, and a temporal pole cut off from the rest.
+#: Largest volume beyond, as a share of the core's: residues of skull stripping, and a separated temporal pole.
 _MAX_BEYOND = 0.03
-#: A piece as large as this share of the largest is brain too.
+#: A component of at least this share of the largest one is brain, too.
 _HALF_OF_A_BRAIN = 0.25
-#: The question is answered on voxels of about this size.
+#: The check runs at about this voxel size.
 _COARSE_MM = 3.0
 
 

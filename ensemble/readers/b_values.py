@@ -11,22 +11,22 @@ from ensemble.errors import InputRefused
 from ensemble.readers.base import LowBImage
 from ensemble.types import AnyArray, FloatArray
 
-#: b-values in s/mm^2: what a stroke protocol calls diffusion-weighted, what it aims at, and how far values of one shell differ.
+#: b-values in s/mm^2: range and usual value of a stroke protocol, and largest difference within one shell.
 DIFFUSION_B, USUAL_B, SAME_SHELL = (500.0, 2000.0), 1000.0, 60.0
 
-#: What counts as without weighting for an ADC, and how far such volumes of one acquisition differ.
+#: Highest b-value of an unweighted volume for computing ADC, and largest difference between such volumes of one acquisition.
 LOW_B, _SAME_LOW = 100.0, 20.0
-#: Signals below this share of the brightest are air, noise or CSF, and tell nothing.
+#: Signals below this share of the brightest are air, noise or CSF, and are not used.
 _DARK, _FLOOR = 0.2, 0.02
-#: By how much (1e-3 mm^2/s) diffusion may differ: between two directions in the median of a head, where it hardly does, so that a volume
-#: without weighting (0.8 in tissue) is always beyond it; and in one voxel, of whose neighbours one is like it, but in this share.
+#: Largest difference of diffusivity (1e-3 mm^2/s) between two directions: in the median of a head, so that an unweighted volume (0.8 in
+#: tissue) always exceeds it; and in a voxel with a similar neighbour, except in this share of voxels.
 _MEDIAN_DIFFERENCE, _VOXEL_DIFFERENCE, _ODD_SHARE = 0.75, 0.8, 0.05
-#: Least rank correlation of two volumes; of one with the median of several. ADC runs against its trace: at most -0.19 and 0.01 on simulated
+#: Minimum rank correlation of two volumes, and of one with the median of several. ADC and trace have at most -0.19 and 0.01 on simulated
 #: heads, where directions have at least 0.02 and 0.53 (b 1000 and 2000, signal to noise 4 and 20, with and without air).
 _MIN_ALIKE, _MIN_ALIKE_MEDIAN = -0.1, 0.1
-#: By how much (1e-3 mm^2/s) a volume of low b may seem to lie beyond the weighted one; and how many times that may be darker.
+#: How far (1e-3 mm^2/s) a low-b volume may seem more weighted than the weighted one; and by which factor the latter may be darker.
 _MAX_REVERSED, _MAX_TIMES_DARKER = 0.1, 50.0
-#: From so much (s/mm^2) on, b-values of other shells tell which volume is the brighter one.
+#: Difference (s/mm^2) from which on the b-values of two shells determine which volume is brighter.
 _OTHER_SHELL = 250.0
 
 
@@ -89,7 +89,7 @@ def _shell(b_values: Sequence[float], usable: Sequence[float]) -> tuple[float, l
 def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path) -> LowBImage:
     """Return the mean of the volumes (n, z, y, x) of lowest b-value, to go with the image that `select_dwi` chose.
 
-    Raises InputRefused if there is none, or where they do not show the same.
+    Raises InputRefused if there is none, or if they differ too much.
     """
     if b_values is None:
         alone = (
@@ -147,7 +147,7 @@ def _is_empty(volume: AnyArray) -> bool:
 def _geometric_mean(directions: FloatArray) -> FloatArray:
     trace: FloatArray = np.exp(np.log(np.maximum(directions, np.float32(1e-6))).mean(axis=0))
     trace[(directions <= 0).any(axis=0)] = 0
-    trace[~np.isfinite(directions).all(axis=0)] = np.nan  # what is no number in tissue refuses the case, later
+    trace[~np.isfinite(directions).all(axis=0)] = np.nan  # NaN in tissue is refused later
     return trace
 
 

@@ -40,7 +40,7 @@ class RawImage:
     notes: tuple[str, ...] = ()
     """What the reader chose or found odd, one sentence each."""
     low_b: LowBImage | None = None
-    """Beside a DWI, where it was asked for."""
+    """The low-b image of a DWI, if requested."""
     origin: Origin | None = None
     """Of an image read from DICOM: which stored image holds each slice."""
 

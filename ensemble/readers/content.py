@@ -1,4 +1,4 @@
-"""Recognise files by their first bytes, to report those whose content is not what their name says."""
+"""Recognise files by their first bytes, to report content that contradicts the name."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ensemble.files import open_file
 
 #: Endings of MetaImage and NRRD files.
 TEXT_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")
-#: More than any header; one that goes on is none.
+#: Longer than any valid header.
 _LONGEST = 1 << 20
 #: Longer lines of an NRRD header overrun teem's buffers. Comments, keys with values and what the content is may be longer.
 _LONGEST_LINE = 800
@@ -39,7 +39,7 @@ class TextHeader:
 
     @property
     def leads_out(self) -> bool:
-        """Whether the data file lies outside the header's folder."""
+        """Whether the data file is outside the header's folder."""
         named = PurePath(self.data_file)
         return named.is_absolute() or ".." in named.parts
 

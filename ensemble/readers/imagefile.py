@@ -21,11 +21,11 @@ from ensemble.readers.stored import StoredImage, not_3d_error, read_stored
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
-#: More than any scanner's gradients give, in s/mm^2.
+#: Higher than the b-value of any scanner, in s/mm^2.
 _MAX_B = 1e5
 #: More than any file of b-values holds.
 _MAX_B_BYTES = 1 << 20
-#: File names that say what an image shows, not whose it is.
+#: File names that state what an image shows, not which subject.
 _GENERIC = {"diffusion", "image"}
 
 
@@ -60,10 +60,10 @@ def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool =
 def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> RawImage:
     """Read a whole 3-D scalar image as float32.
 
-    Of a 4-D file the one volume, or of a DWI the diffusion-weighted one (and the one of lowest b-value, if that is asked for).
+    From a 4-D file read its only volume, or the diffusion-weighted one of a DWI (and the one with the lowest b-value, if requested).
 
-    Raises InputRefused when the file is missing, of a kind that is not read, truncated or damaged, not 3-D and scalar, or when its
-    header names no place in the world. A folder or .zip is read as DICOM.
+    Raises InputRefused if the file is missing, of an unsupported format, truncated or damaged, or not 3-D and scalar, or if its header has
+    no valid geometry. A folder or .zip is read as DICOM.
     """
     label = modality.label
     if is_dicom(path):
@@ -88,7 +88,7 @@ def _single_volume(
 ) -> tuple[AnyArray, LowBImage | None]:
     """Return the single volume (z, y, x) float32 of an image that shows the modality.
 
-    And that of lowest b-value beside it, where asked for.
+    Also return the volume with the lowest b-value, if requested.
     """
     label, size = modality.label, stored.array.shape[::-1]
     values = stored.values(np.float32)

@@ -26,7 +26,7 @@ class SeriesFinding:
     kind: str
     images: int
     b_values: tuple[float, ...]
-    """Those that its images tell, s/mm^2."""
+    """The b-values stated by its images, s/mm^2."""
     volumes: int
     """0 where it can't be put in order."""
     grid: Grid | None
@@ -45,13 +45,13 @@ class InspectedPath:
     path: Path
     is_dicom: bool
     images: Mapping[Modality, RawImage | Grid | InputRefused]
-    """By modality what is read (of a DICOM folder only its grid, unless asked for), or why nothing is."""
+    """By modality: the image that is read (of a DICOM folder only the grid, unless requested), or why none is."""
     notes: Mapping[Modality, tuple[str, ...]]
     series: tuple[SeriesFinding, ...] = ()
     objects: tuple[tuple[str, str], ...] = ()
-    """DICOM files without images, and what they are."""
+    """DICOM files without images, with their kind."""
     unread: tuple[tuple[str, str], ...] = ()
-    """Files that look like DICOM and can't be read, and why."""
+    """Files that look like DICOM but can't be read, with the reason."""
 
 
 @dataclass

@@ -27,7 +27,7 @@ _METAIMAGE_NUMBERS = (
     *("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"),
     *("TransformMatrix", "Rotation", "Orientation"),
 )
-#: Where a text header says how its axes lie: MetaImage's three words for it, and NRRD's (its directions mean nothing without a space).
+#: Header keys of the orientation: three of MetaImage, and NRRD's `space`, without which its directions are meaningless.
 _ORIENTATIONS = ("TransformMatrix", "Rotation", "Orientation", "space")
 #: The size of one axis in an NRRD header, a number or a vector; and the kinds that are axes of an image.
 _NRRD_SIZE = re.compile(r"\([^)]*\)|[^\s()]+")
@@ -44,20 +44,20 @@ _MAX_AXES = 10
 _ELEMENT_TYPE = re.compile(r"MET_(?:U|ASCII_)?(\w+)")
 
 
-#: A compressed file may hold this much more than its header says (extensions, padding); beyond, it is not what it says.
+#: A compressed file may hold this much more than its header states (extensions, padding); with more, the header is wrong.
 MAX_SURPLUS = 1 << 28
-#: Deflate makes a byte of 1032 at most (zlib's technical details): what is announced beyond that is not there. A scan inflates to some 2 to
-#: 100 times its size, a mask to more: beyond the second, what is large is none, and would take gigabytes of memory.
+#: Deflate inflates a byte to at most 1032 (zlib's technical details); more data than that can't be in the file. A scan inflates to 2 to 100
+#: times its size, and a mask to more. Above the second ratio, data beyond the third size are refused: they would take gigabytes of memory.
 MAX_INFLATION, _MAX_SCAN_INFLATION, _FREE_BYTES = 1032, 200, 256 << 20
-#: Lines that may stand before an NRRD file's voxels.
+#: Most header lines of an NRRD file.
 _MAX_LINES = 1 << 16
 
 
 def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
     """Return remarks on unusual things in a file that ITK would not report, one sentence each.
 
-    Raises InputRefused if data are cut off or lie in files that nobody would look after, or a header holds what can't be; OSError where
-    the file can't be read.
+    Raises InputRefused if data are truncated or in unchecked files, or if the header has impossible values; OSError if the file can't be
+    read.
     """
     remarks: list[str] = []
     try:
@@ -183,7 +183,7 @@ def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> No
     else:
         key = "spacedirections" if "spacedirections" in fields else "spacings"
         sizes = _NRRD_SIZE.findall(fields.get(key, ""))
-        # what ITK takes for components of a voxel are no axes
+        # dimensions that ITK reads as components of a voxel are no axes
         components = [kind not in _NRRD_AXES for kind in fields.get("kinds", "").split()]
         sizes = [size for n, size in enumerate(sizes) if not any(components[n : n + 1])]
         axes = int(fields.get("dimension", 3)) - sum(components)
@@ -206,7 +206,7 @@ def _odd_numbers(header: TextHeader, *, metaimage: bool) -> str:
     """Return the first header field with an impossible value; empty if there is none. Raises ValueError for invalid numbers."""
     key = "NDims" if metaimage else "dimension"
     axes = header.fields.get(key, "")
-    if not axes.isdecimal() or not 0 < int(axes) <= _MAX_AXES:  # ITK asks for memory for all of them, and dies
+    if not axes.isdecimal() or not 0 < int(axes) <= _MAX_AXES:  # ITK allocates memory for all of them, and crashes
         return f"{key} = {axes}" if axes else f"no {key}"
     sizes = [int(number) for number in header.fields.get("DimSize" if metaimage else "sizes", "").split()]
     if any(size < 1 for size in sizes):

@@ -14,10 +14,10 @@ IMAGE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr")
 #: Kind of file that may hold DICOM slices, and the endings of single ones; those without are known by their first bytes.
 ARCHIVE, SLICE_SUFFIXES = ".zip", (".dcm", ".ima")
 
-#: Words that say what an image shows, in lower case; and those before which they say something else.
+#: Words that state what an image shows, in lower case; and words before which they have another meaning.
 _FLAIR, _ADC, _DWI = {"flair", "t2flair"}, {"adc", "adcmap"}, re.compile(r"dwi|tracew?|(dwi)?b=?\d+|dwi\d{3,4}|isodwi")
 _NO_IMAGE = {"exp", "exponential", "phase", "pha", "imag", "imaginary"}
-#: Values of BIDS entities: parts of a complex signal; maps made of a DWI; what else they say of one.
+#: Values of BIDS entities: parts of a complex signal; maps derived from a DWI; other properties of a DWI.
 _MAGNITUDE, _MAP = ("mag", "magnitude"), re.compile(r"(col|colou?r)?FA|e(xp)?ADC|exp|MD|tensor|S0", re.IGNORECASE)
 _ABOUT_ADC = re.compile("^adc|adc$|(?-i:ADC)", re.IGNORECASE)
 _ABOUT_DWI = re.compile(r"adc|trace|(?<![a-z])b\d+", re.IGNORECASE)
@@ -38,11 +38,11 @@ def stem(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ParsedName:
-    """What the name of an image says."""
+    """What an image's file name states."""
 
     modality: Modality
     case: str
-    """What is left of the name without the words that say what the image shows: whose it is."""
+    """The name without the words that state what the image shows; it identifies the subject."""
     b: float | None = None
     """The b-value of a DWI, s/mm^2, where it names a single one."""
     trace: bool = False

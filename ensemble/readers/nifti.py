@@ -1,7 +1,7 @@
 """Read NIfTI files, whatever their names: headers, and voxels as stored.
 
-ITK tells where the image lies, by the header alone; it never sees the voxels, since it puts 0 for what is no number, takes a scale that is
-none for 1, and reads neither NIfTI-2 nor what is compressed but not called so. Fields: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
+ITK computes the geometry from the header alone. It does not read the voxels, since it replaces NaN by 0 and an invalid scale by 1, and
+reads neither NIfTI-2 nor compressed files without `.gz`. Fields: nifti1.h, nifti2.h (nifti.nimh.nih.gov).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SEVERAL = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "
 _MAX_APART_VOXELS = 0.5
 #: Deviation of the lengths of a matrix's columns from the voxel size, as share.
 _STRETCH = 0.01
-#: What ITK takes for right angles in an sform; beyond (1e-4), it takes the qform or refuses the file.
+#: Deviation from right angles that ITK accepts in an sform; beyond it (1e-4), ITK takes the qform or refuses the file.
 _ITK_SKEW = 5e-5
 
 
@@ -99,7 +99,7 @@ class NiftiHeader:
 
     @property
     def not_scalar(self) -> str:
-        """What a voxel holds if it is more than one number; else empty."""
+        """The content of a voxel if it is more than one number; else empty."""
         return _SEVERAL.get(int(self.read(self.layout.datatype)[0]), "")
 
     @property
@@ -156,7 +156,7 @@ class NiftiHeader:
         return ""
 
     def shortfall(self) -> str:
-        """Return what is missing of the voxels, as far as known before memory is allocated; empty if nothing is."""
+        """Describe missing voxel data, as far as known before memory is allocated; empty if complete."""
         present = self.path.stat().st_size
         if int(self.read(self.layout.datatype)[0]) not in _TYPES:
             return ""
@@ -268,7 +268,7 @@ def read_nifti_header(path: Path) -> NiftiHeader | None:
 
 
 def _skip(file: BinaryIO, left: int) -> int:
-    """Skip so many bytes of a file; returns how many there were."""
+    """Skip bytes of a file; return how many were there."""
     skipped = 0
     while skipped < left and (block := file.read(min(left - skipped, 1 << 20))):
         skipped += len(block)

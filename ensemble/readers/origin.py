@@ -25,7 +25,7 @@ class SourceSlice:
     """One slice of the image as read."""
 
     position: tuple[float, ...]
-    """Of the centre of its first voxel (LPS, mm), as the file tells it."""
+    """Position of the centre of its first voxel (LPS, mm), as stated by the file."""
     frames: tuple[SourceFrame, ...]
     """What holds it: several where volumes were averaged."""
 

@@ -10,7 +10,7 @@ from ensemble.files import lexists
 from ensemble.readers.headers import read_text_header
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES, stem
 
-#: What tells a file from another in its place: inode, size, time of change.
+#: Identifies a file's content: inode, size, time of change.
 Stamp = tuple[int, int, int]
 
 
@@ -72,7 +72,7 @@ def real_path(path: Path) -> Path:
 
 
 def is_annexed(real: Path) -> bool:
-    """Return whether a file's real path lies in a store of git-annex."""
+    """Return whether a file's real path is in a git-annex store."""
     return ".git" in real.parts and ("annex", "objects") in zip(real.parts, real.parts[1:], strict=False)
 
 

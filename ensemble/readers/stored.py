@@ -1,6 +1,6 @@
 """Read one image file: the stored numbers and their grid. The only module that opens image files.
 
-Nothing is replaced on the way: what is no number stays none, for those to see who check values.
+No value is replaced: NaN stays NaN, so that the checks of values see it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), "NrrdImageIO"),
     **dict.fromkeys((".nii", ".nii.gz"), "NiftiImageIO"),
 }
-#: Kinds whose data lie in the same file as the header.
+#: Formats with header and data in one file.
 _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 
 
@@ -54,7 +54,7 @@ class StoredImage:
     grid: Grid
     """Of each volume."""
     scale: tuple[float, float] = (1.0, 0.0)
-    """Factor and summand that give the values."""
+    """Slope and intercept of the stored values."""
     remarks: tuple[str, ...] = ()
     """What is odd about the file, one sentence each."""
 
@@ -164,7 +164,7 @@ def _grid(plain: Path, path: Path, label: str) -> Grid:
     reader.SetFileName(str(plain))
     reader.ReadImageInformation()
     size, axes = reader.GetSize(), reader.GetDimension()
-    # before memory is asked for that a damaged header claims to need
+    # before allocating the memory that a damaged header may claim
     refuse_too_large((*size, reader.GetNumberOfComponents()), path, label)
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     if reader.GetNumberOfComponents() != 1 or "complex" in kind:

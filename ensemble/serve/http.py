@@ -75,7 +75,7 @@ def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: floa
 
 
 async def _hung_up(request: Request) -> None:
-    """Wait until the caller disconnects; discard what it sends meanwhile."""
+    """Wait until the caller disconnects; discard any data it sends."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

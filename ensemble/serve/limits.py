@@ -11,11 +11,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 #: How long a connection may be open without a whole request.
 REQUEST_S = 10.0
-#: Connections beside one another, where the limit on open files allows it.
+#: Most simultaneous connections, if the limit on open files allows it.
 MAX_CONNECTIONS = 256
 #: Files that the server itself holds open, at most.
 _OWN_FILES = 64
-#: How often the log tells the same.
+#: Seconds between log lines with the same message.
 _REPEAT_S = 60.0
 
 

@@ -34,7 +34,7 @@ def serve(worker_config: WorkerConfig, server_config: ServerConfig) -> int:
     """
     listening = listening_socket(
         server_config.host, server_config.port
-    )  # at once: who calls now is answered as soon as the rest is there
+    )  # at once, so that a caller waits until the server is ready
     supervisor = Supervisor(worker_config)
     supervisor.start()  # so that torch is imported there while FastAPI is imported here
     from ensemble.serve.http import Server, application

@@ -29,7 +29,7 @@ _HUNG_UP = "the caller has disconnected"
 
 
 class Unavailable(Exception):
-    """No case can be accepted now; says why."""
+    """No case can be accepted now; the message states the reason."""
 
 
 class Supervisor:
@@ -105,7 +105,7 @@ class Supervisor:
             self._turn.release()
 
     async def _take_turn(self, longest_wait_s: float, gone: asyncio.Future[None] | None) -> None:
-        if not self._turn.locked():  # a turn that is free is had without waiting, 0 s included
+        if not self._turn.locked():  # a free turn is taken without waiting, also with a timeout of 0 s
             await self._turn.acquire()
             return
         if self._waiting >= MAX_WAITING:
@@ -140,7 +140,7 @@ class Supervisor:
             found = f"{error.strerror}: {error.filename}"
             return CaseFailed("outputs of an earlier case can't be removed", UsageError.exit_code, {"found": found})
         self._answer = asyncio.get_running_loop().create_future()
-        with suppress(OSError):  # it has just died: the pipe's end says so, and gives the answer
+        with suppress(OSError):  # it has just died; reading from the pipe reports this
             self._connection.send(job)
         try:
             answer = await self._answer
@@ -224,7 +224,7 @@ async def _first_of(wanted: Coroutine[Any, Any, Any], gone: asyncio.Future[None]
 
 
 def _cause(exit_code: int | None) -> dict[str, str]:
-    """Return how a process ended, as far as known."""
+    """Return how a process ended, in words."""
     if exit_code is None or exit_code >= 0:
         return {"found": f"it ended with exit code {exit_code}", "do": "the log may say more"}
     name = signal.Signals(-exit_code).name

@@ -24,7 +24,7 @@ WARM_UP_LIMIT_S = 60.0
 _GRID = Grid(
     size=(24, 24, 12), spacing_mm=(4.0, 4.0, 5.0), origin_mm=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
 )
-#: Normal tissue and lesion, in the units that scanners give (ADC: 1e-6 mm^2/s).
+#: Values of normal tissue and lesion, in the units of scanners (ADC: 1e-6 mm^2/s).
 _TISSUE = {Modality.DWI: (300.0, 700.0), Modality.ADC: (800.0, 400.0), Modality.FLAIR: (200.0, 350.0)}
 
 
@@ -37,7 +37,7 @@ def warm_up(ensemble: Ensemble) -> None:
         settings=dataclasses.replace(ensemble.settings, tta="none"),
     )
     try:
-        with suppress_info_messages():  # notes on a phantom would stand in the log of the first patient's job
+        with suppress_info_messages():  # notes on the phantom would appear in the log of the first patient
             segment(_phantom(), hurried, _Deadline(time.monotonic() + WARM_UP_LIMIT_S))
     except _Enough:
         log.info("warm-up stopped after %.0f s", WARM_UP_LIMIT_S)

@@ -1,4 +1,4 @@
-"""What embeddings of many cases tell of an encoder, a stage at a time: from arrays to numbers, a table and JSON."""
+"""Diagnose each stage of an encoder from the embeddings of many cases; return numbers, a table and JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.spectral.embeddings import CaseEmbeddings, Kind
+from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
 from ensemble.spectral.theory import (
     PowerLaw,
     Recovery,
@@ -17,25 +17,25 @@ from ensemble.spectral.theory import (
     few_shot_auc,
     fit_power_law,
     fit_zeta,
+    observed_modes,
     predicted_auc,
     recover,
-    seen,
     separate,
     zeta_energy,
 )
 from ensemble.trust.spectrum import eigenmodes
 from ensemble.types import AnyArray
 
-#: Fewest cases, and windows of a kind, of which anything is said.
+#: Fewest cases, and fewest windows of a kind, for which results are reported.
 MIN_CASES = MIN_WINDOWS = 10
-#: Parts that cases fall into where a rule is learnt on some and measured on others.
+#: Number of folds (by case) for cross-validating a classification rule.
 PARTS = 5
 _SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Feature vectors, and the case that each is of."""
+class FeatureSample:
+    """Feature vectors, and the number of the case that each belongs to."""
 
     features: AnyArray
     """(N, D)."""
@@ -48,14 +48,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Cloud:
-    """What N vectors know of their covariance, and what fewer would."""
+class FeatureSpectrum:
+    """The eigenvalue spectrum that N feature vectors determine, and the number of modes that fewer vectors determine."""
 
     recovery: Recovery
     law: PowerLaw | None
     by_size: tuple[tuple[int, float, float, float, float], ...]
-    """Mean number n of vectors of a share of the cases; K(n), fractional, as the whole spectrum foretells it; mean and 95 % interval over
-    such shares, drawn without repetition."""
+    """For each subset size: the mean number n of vectors; the fractional K(n) predicted from the whole spectrum; mean and 95 % interval of
+    K over random subsets of the cases, drawn without replacement."""
 
     @property
     def dimensions(self) -> int:
@@ -64,15 +64,15 @@ class Cloud:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Two classes of windows."""
+class ClassContrast:
+    """How well the features separate two classes of windows."""
 
     separation: Separation
     measured: float
-    """AUC of the rule in the K(N) modes, learnt on four fifths of the cases and measured on the rest; nan where a part lacks a class."""
+    """Cross-validated AUC (five folds by case) of a linear rule in the K(N) modes; nan if a fold lacks a class."""
     scale: float
     exponent: float
-    """Of the zeta form: E_K = scale * zeta_K(exponent)."""
+    """Parameters of the zeta form: E_K = scale * zeta_K(exponent)."""
 
     @property
     def zeta_auc(self) -> float:
@@ -81,30 +81,30 @@ class Contrast:
 
     @property
     def foretold(self) -> float:
-        """AUC to be expected of a rule that is learnt of so many windows."""
+        """The AUC expected of a rule that is fitted on this number of windows."""
         separation = self.separation
         return few_shot_auc(separation.energy(), separation.used, separation.counts)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of one member's encoder."""
+class StageDiagnosis:
+    """The results for one stage of one member's encoder."""
 
     member: str
     stage: int
-    """From 1."""
-    brain: Cloud
-    lesion: Cloud | None
-    presence: Contrast | None
+    """Number of the stage, from 1."""
+    brain: FeatureSpectrum
+    lesion: FeatureSpectrum | None
+    presence: ClassContrast | None
     """Windows with a lesion against windows without."""
-    size: Contrast | None
-    """Lesions above against below the median volume."""
+    size: ClassContrast | None
+    """Lesions above the median volume against lesions below."""
 
 
-def diagnose(cases: Sequence[CaseEmbeddings], draws: int = 20, seed: int = 0) -> list[Stage]:
-    """Return what there is to say of each stage of each member that embedded `MIN_CASES` cases or more.
+def diagnose(cases: Sequence[CaseEmbeddings], draws: int = 20, seed: int = 0) -> list[StageDiagnosis]:
+    """Return the results for each stage of each member that embedded at least `MIN_CASES` cases.
 
-    `draws` is how often a share of the cases is drawn to see how K(N) varies.
+    `draws` is the number of random subsets of the cases from which the spread of K(N) is estimated.
     """
     members = dict.fromkeys(name for case in cases for name in case.stages)
     found = []
@@ -118,9 +118,9 @@ def diagnose(cases: Sequence[CaseEmbeddings], draws: int = 20, seed: int = 0) ->
 
 
 def sample_of(
-    cases: Sequence[CaseEmbeddings], member: str, stage: int, kind: Kind, ml: tuple[float, float] = (0, np.inf)
-) -> Sample:
-    """Return a stage's features (N, D) of all regions of one kind, and of a volume (ml) from the first and below the second number."""
+    cases: Sequence[CaseEmbeddings], member: str, stage: int, kind: RegionKind, ml: tuple[float, float] = (0, np.inf)
+) -> FeatureSample:
+    """Return the features (N, D) of a stage for all regions of one kind whose volume is in the half-open interval `ml`."""
     rows, numbers = [], []
     for number, case in enumerate(cases):
         for region, features in zip(case.regions, case.stages[member][stage], strict=True):
@@ -128,31 +128,31 @@ def sample_of(
                 rows.append(features)
                 numbers.append(number)
     width = cases[0].stages[member][stage].shape[1]
-    return Sample(np.array(rows, np.float64).reshape(len(rows), width), np.array(numbers, int))
+    return FeatureSample(np.array(rows, np.float64).reshape(len(rows), width), np.array(numbers, int))
 
 
 def median_lesion_ml(cases: Sequence[CaseEmbeddings]) -> float:
     """Return the median volume (ml) of all lesions of all cases; 0 if there are none."""
-    return float(np.median([r.ml for case in cases for r in case.regions if r.kind is Kind.LESION] or [0.0]))
+    return float(np.median([r.ml for case in cases for r in case.regions if r.kind is RegionKind.LESION] or [0.0]))
 
 
-def _diagnose(cases: Sequence[CaseEmbeddings], member: str, stage: int, draws: int, seed: int) -> Stage:
-    def of(kind: Kind, low: float = 0.0, high: float = np.inf) -> Sample:
+def _diagnose(cases: Sequence[CaseEmbeddings], member: str, stage: int, draws: int, seed: int) -> StageDiagnosis:
+    def of(kind: RegionKind, low: float = 0.0, high: float = np.inf) -> FeatureSample:
         return sample_of(cases, member, stage, kind, (low, high))
 
-    lesion, middle = of(Kind.LESION), median_lesion_ml(cases)
-    return Stage(
+    lesion, middle = of(RegionKind.LESION), median_lesion_ml(cases)
+    return StageDiagnosis(
         member,
         stage + 1,
-        cloud_of(of(Kind.BRAIN), draws, seed),
-        cloud_of(lesion, draws, seed) if len(lesion.features) >= MIN_WINDOWS else None,
-        contrast_of(of(Kind.WITHOUT), lesion, seed),
-        contrast_of(of(Kind.LESION, 0, middle), of(Kind.LESION, middle), seed),
+        feature_spectrum(of(RegionKind.BRAIN), draws, seed),
+        feature_spectrum(lesion, draws, seed) if len(lesion.features) >= MIN_WINDOWS else None,
+        class_contrast(of(RegionKind.WITHOUT_LESION), lesion, seed),
+        class_contrast(of(RegionKind.LESION, 0, middle), of(RegionKind.LESION, middle), seed),
     )
 
 
-def cloud_of(sample: Sample, draws: int, seed: int = 0) -> Cloud:
-    """Return what a sample knows, and what shares of its cases do."""
+def feature_spectrum(sample: FeatureSample, draws: int, seed: int = 0) -> FeatureSpectrum:
+    """Estimate the spectrum of a sample, and K(n) on random subsets of its cases."""
     recovery = recovery_of(sample.features, seed)
     draw, cases = np.random.default_rng(seed), np.unique(sample.cases)
     by_size = []
@@ -168,8 +168,10 @@ def cloud_of(sample: Sample, draws: int, seed: int = 0) -> Cloud:
         n = round(float(np.mean(sizes)))
         low, high = np.quantile(counts, [0.025, 0.975])
         by_size.append((n, recovery.at(n - 1, seed).crossing, float(np.mean(counts)), float(low), float(high)))
-    return Cloud(
-        recovery, fit_power_law(recovery.spectrum, recovery.n, seen(recovery.n, len(recovery.spectrum))), tuple(by_size)
+    return FeatureSpectrum(
+        recovery,
+        fit_power_law(recovery.spectrum, recovery.n, observed_modes(recovery.n, len(recovery.spectrum))),
+        tuple(by_size),
     )
 
 
@@ -179,7 +181,7 @@ def recovery_of(features: AnyArray, seed: int = 0) -> Recovery:
     return recover(values, len(features) - 1, features.shape[1], seed)
 
 
-def contrast_of(first: Sample, second: Sample, seed: int = 0) -> Contrast | None:
+def class_contrast(first: FeatureSample, second: FeatureSample, seed: int = 0) -> ClassContrast | None:
     """Return how two classes separate; None where either has fewer than `MIN_WINDOWS` windows."""
     if min(len(first.features), len(second.features)) < MIN_WINDOWS:
         return None
@@ -192,10 +194,10 @@ def contrast_of(first: Sample, second: Sample, seed: int = 0) -> Contrast | None
             rule = separate(learnt[0], learnt[1], seed).direction()
             measured.append(auc(held[0] @ rule, held[1] @ rule))
     scale, exponent = fit_zeta(separation.energies[: separation.used])
-    return Contrast(separation, float(np.mean(measured)) if measured else float("nan"), scale, exponent)
+    return ClassContrast(separation, float(np.mean(measured)) if measured else float("nan"), scale, exponent)
 
 
-def as_table(stages: Sequence[Stage]) -> str:
+def as_table(stages: Sequence[StageDiagnosis]) -> str:
     """Return everything as Markdown: the clouds, then the contrasts."""
     lines = [
         "| member | stage | D | region | N | floor / l_1 | K(N) | gap / floor | power law l_k ~ k^-a, modes |",
@@ -217,7 +219,7 @@ def as_table(stages: Sequence[Stage]) -> str:
     return "\n".join(lines)
 
 
-def _cloud_row(stage: Stage, region: str, cloud: Cloud) -> str:
+def _cloud_row(stage: StageDiagnosis, region: str, cloud: FeatureSpectrum) -> str:
     recovery, law = cloud.recovery, cloud.law
     relative = recovery.floor / recovery.spectrum[0] if recovery.spectrum[0] > 0 else float("nan")
     held = f"a = {law.exponent:.2f}, {law.first} to {law.last}" if law else "none"
@@ -227,7 +229,7 @@ def _cloud_row(stage: Stage, region: str, cloud: Cloud) -> str:
     )
 
 
-def _contrast_row(stage: Stage, classes: str, contrast: Contrast) -> str:
+def _contrast_row(stage: StageDiagnosis, classes: str, contrast: ClassContrast) -> str:
     separation = contrast.separation
     return (
         f"| {stage.member} | {stage.stage} | {classes} | {separation.counts[1]} + {separation.counts[0]} | {separation.used} "
@@ -236,8 +238,8 @@ def _contrast_row(stage: Stage, classes: str, contrast: Contrast) -> str:
     )
 
 
-def as_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Return everything ready for JSON; what is not known is null."""
+def as_json(stages: Sequence[StageDiagnosis]) -> list[dict[str, Any]]:
+    """Return everything ready for JSON; unknown values are null."""
     return [
         {
             "member": stage.member,
@@ -252,7 +254,7 @@ def as_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     ]
 
 
-def _cloud_json(cloud: Cloud) -> Mapping[str, Any]:
+def _cloud_json(cloud: FeatureSpectrum) -> Mapping[str, Any]:
     recovery, law = cloud.recovery, cloud.law
     return {
         "n": recovery.n + 1,
@@ -266,7 +268,7 @@ def _cloud_json(cloud: Cloud) -> Mapping[str, Any]:
     }
 
 
-def _contrast_json(contrast: Contrast) -> Mapping[str, Any]:
+def _contrast_json(contrast: ClassContrast) -> Mapping[str, Any]:
     separation = contrast.separation
     return {
         "windows": list(separation.counts[::-1]),

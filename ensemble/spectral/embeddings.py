@@ -1,4 +1,4 @@
-"""What each stage of each member's encoder makes of whole brains, of lesions and of places without one."""
+"""Pool the features of each encoder stage over the whole brain, over lesions, and over windows without a lesion."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ from ensemble.types import AnyArray, BoolArray, FloatArray
 
 log = logging.getLogger(__name__)
 
-#: Side of the window about a lesion, or a place without one (mm): some four of its diameters for a lesion of 0.1 ml.
+#: Side (mm) of a window with or without a lesion: about four diameters of a lesion of 0.1 ml.
 WINDOW_MM = 20.0
-#: Most windows of either kind in a case, so that one with a hundred emboli is not all there is, and fewest without a lesion.
+#: Most windows of either kind in a case, so that a case with a hundred emboli does not dominate; and fewest windows without a lesion.
 MOST_WINDOWS, FEWEST_WITHOUT = 8, 3
 #: Share of a window without a lesion that must be brain.
 _BRAIN_SHARE = 0.6
 
 
-class Kind(Enum):
-    """What a region shows."""
+class RegionKind(Enum):
+    """The kind of region. Values are stored in the cached embeddings."""
 
     BRAIN = "brain"
     """The whole brain."""
     LESION = "lesion"
-    """A window about a lesion (26-connected)."""
-    WITHOUT = "without"
-    """A window of the same size in which there is none."""
-    SPECK = "speck"
-    """A window about something that the members' votes call a lesion, small and disputed."""
+    """A window centred on a lesion (26-connected component)."""
+    WITHOUT_LESION = "without"
+    """A window of the same size without any lesion."""
+    SMALL_DISPUTED = "speck"
+    """A window centred on a small component of the fused mask on which the members disagree."""
 
 
 @dataclass(frozen=True)
-class Region:
-    """A part of one case."""
+class EmbeddedRegion:
+    """A region of one case whose features are pooled into one vector."""
 
-    kind: Kind
+    kind: RegionKind
     ml: float
-    """Volume of the brain or of the lesion; 0 without."""
+    """Volume of the brain or of the lesion; 0 for a window without one."""
     centre_zyx: tuple[int, int, int] = (0, 0, 0)
-    """Of the window, a voxel of the DWI."""
+    """Centre of the window, as a voxel index of the DWI."""
     true: bool = True
-    """Of a speck: whether a true lesion touches it."""
+    """For a small disputed component: whether it overlaps a lesion of the reference mask."""
 
 
 @dataclass(frozen=True)
 class CaseEmbeddings:
-    """What encoders make of one case's regions."""
+    """The feature vectors of one case's regions, for each stage of each encoder."""
 
     name: str
-    regions: tuple[Region, ...]
+    regions: tuple[EmbeddedRegion, ...]
     stages: Mapping[str, tuple[FloatArray, ...]]
     """By member: features (regions, D) of each stage, first to last."""
 
     def save(self, path: Path) -> None:
-        """Write them into a .npz, complete or not there at all."""
+        """Write a .npz file atomically."""
         content: dict[str, AnyArray] = {
             "kind": np.array([region.kind.value for region in self.regions]),
             "ml": np.array([region.ml for region in self.regions]),
@@ -82,10 +82,12 @@ class CaseEmbeddings:
 
     @classmethod
     def read(cls, path: Path) -> CaseEmbeddings:
-        """What `save` wrote."""
+        """Read a file written by `save`."""
         with np.load(path) as content:
             columns = zip(content["kind"], content["ml"], content["centre"].tolist(), content["true"], strict=True)
-            regions = tuple(Region(Kind(kind), float(ml), _place(at), bool(true)) for kind, ml, at, true in columns)
+            regions = tuple(
+                EmbeddedRegion(RegionKind(kind), float(ml), _place(at), bool(true)) for kind, ml, at, true in columns
+            )
             members = dict.fromkeys(name.split("/")[1] for name in content.files if name.startswith("stage/"))
             stages = {
                 member: tuple(
@@ -98,7 +100,7 @@ class CaseEmbeddings:
 
 
 def open_encoders(specs: Sequence[MemberSpec], device: str) -> list[EncodingMember]:
-    """Load the members whose encoders can be asked; the log names those that can't. Raises WeightsBroken where none is left."""
+    """Load the members that expose encoder features; the log names the others. Raises WeightsBroken if there is none."""
     settings = InferenceSettings(device, tta="none", precision="fp32", session="torch", features=True)
     found = []
     for spec in specs:
@@ -106,25 +108,25 @@ def open_encoders(specs: Sequence[MemberSpec], device: str) -> list[EncodingMemb
         if isinstance(member, EncodingMember):
             found.append(member)
         else:
-            log.info("note: %s (%s) does not tell what its encoder makes of an image", spec.name, spec.kind)
+            log.info("note: %s (%s) does not expose the features of its encoder", spec.name, spec.kind)
     if not found:
         names = ", ".join(f"{spec.name} ({spec.kind})" for spec in specs)
         raise WeightsBroken(
-            "no member tells what its encoder makes of an image",
+            "no member exposes the features of its encoder",
             found=names,
             do="give members of nnU-Net v2 (--weights)",
         )
     return found
 
 
-def embed(case: PreparedCase, regions: Sequence[Region], encoders: Sequence[EncodingMember]) -> CaseEmbeddings:
-    """Return what the encoders that have the images they need make of a case's regions. Raises as these do."""
+def embed(case: PreparedCase, regions: Sequence[EmbeddedRegion], encoders: Sequence[EncodingMember]) -> CaseEmbeddings:
+    """Return the features of a case's regions from every encoder whose required images the case has. Raises what encoders raise."""
     able = [encoder for encoder in encoders if not encoder.requires - case.modalities]
     shares = np.stack([_share(case, region) for region in regions]).astype(np.float32)
     return CaseEmbeddings(case.name, tuple(regions), {encoder.name: encoder.encode(case, shares) for encoder in able})
 
 
-def regions_of(case: PreparedCase, lesion: BoolArray) -> list[Region]:
+def regions_of(case: PreparedCase, lesion: BoolArray) -> list[EmbeddedRegion]:
     """Return the regions whose embeddings are compared: the whole brain, windows around lesions, and as many windows without one.
 
     `lesion` is a mask (bool; z, y, x). The same case with the same name gives the same regions.
@@ -132,7 +134,7 @@ def regions_of(case: PreparedCase, lesion: BoolArray) -> list[Region]:
     brain = case.brain.array
     labels, count = lesion_components(lesion)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    found = [Region(Kind.BRAIN, float(brain.sum()) * case.grid.voxel_ml)]
+    found = [EmbeddedRegion(RegionKind.BRAIN, float(brain.sum()) * case.grid.voxel_ml)]
     # evenly over the sizes, so that large ones do not crowd out small ones
     order = np.argsort(-sizes, kind="stable")
     chosen = (
@@ -141,23 +143,23 @@ def regions_of(case: PreparedCase, lesion: BoolArray) -> list[Region]:
         else []
     )
     for number in chosen:
-        found.append(window_about(labels == number + 1, Kind.LESION, case.grid.voxel_ml))
+        found.append(window_about(labels == number + 1, RegionKind.LESION, case.grid.voxel_ml))
     draw = np.random.default_rng(zlib.crc32(case.name.encode()))
     wanted = max(FEWEST_WITHOUT, len(found) - 1)
     for at in draw.permutation(np.argwhere(brain))[: 50 * wanted]:
         box = _box(tuple(at), brain.shape, case.grid.spacing_zyx_mm)
         if not lesion[box].any() and brain[box].mean() >= _BRAIN_SHARE:
-            found.append(Region(Kind.WITHOUT, 0.0, _place(at)))
+            found.append(EmbeddedRegion(RegionKind.WITHOUT_LESION, 0.0, _place(at)))
             wanted -= 1
         if wanted == 0:
             break
     return found
 
 
-def window_about(component: BoolArray, kind: Kind, voxel_ml: float, *, true: bool = True) -> Region:
-    """Return the window about one component (bool; z, y, x)."""
+def window_about(component: BoolArray, kind: RegionKind, voxel_ml: float, *, true: bool = True) -> EmbeddedRegion:
+    """Return the window centred on a component (bool; z, y, x)."""
     centre = np.argwhere(component).mean(axis=0).round().astype(int)
-    return Region(kind, float(component.sum()) * voxel_ml, _place(centre), true)
+    return EmbeddedRegion(kind, float(component.sum()) * voxel_ml, _place(centre), true)
 
 
 def _place(voxel: AnyArray) -> tuple[int, int, int]:
@@ -165,10 +167,10 @@ def _place(voxel: AnyArray) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _share(case: PreparedCase, region: Region) -> BoolArray:
+def _share(case: PreparedCase, region: EmbeddedRegion) -> BoolArray:
     """The region's voxels (z, y, x)."""
     brain = case.brain.array
-    if region.kind is Kind.BRAIN:
+    if region.kind is RegionKind.BRAIN:
         return brain
     share = np.zeros_like(brain)
     share[_box(region.centre_zyx, brain.shape, case.grid.spacing_zyx_mm)] = True

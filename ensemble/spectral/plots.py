@@ -9,17 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ensemble.spectral.diagnosis import Cloud, Contrast, Stage
+from ensemble.spectral.diagnosis import ClassContrast, FeatureSpectrum, StageDiagnosis
 from ensemble.spectral.theory import zeta_energy
 
 _COLOURS = {"whole brain": "C0", "lesion windows": "C1", "lesion or none": "C2", "large or small": "C3"}
 
 
-#: Energies are shown for so many times the stable modes, but for so many modes at least: further out they are noise without bounds.
+#: Energies are plotted up to this multiple of the stable modes, and at least this many; beyond, they are unbounded noise.
 _TIMES, _FEWEST = 4, 10
 
 
-def picture(stages: Sequence[Stage]) -> Figure:
+def picture(stages: Sequence[StageDiagnosis]) -> Figure:
     """Return the picture of one member's stages."""
     figure = Figure(figsize=(13, 3.2 * len(stages)), layout="constrained")
     for row, stage in zip(figure.subplots(len(stages), 3, squeeze=False), stages, strict=True):
@@ -48,7 +48,7 @@ def picture(stages: Sequence[Stage]) -> Figure:
     return figure
 
 
-def _spectrum(ax: Axes, name: str, cloud: Cloud) -> None:
+def _spectrum(ax: Axes, name: str, cloud: FeatureSpectrum) -> None:
     recovery, colour = cloud.recovery, _COLOURS[name]
     first = recovery.spectrum[0] if recovery.spectrum[0] > 0 else 1.0
     modes = np.arange(1, cloud.dimensions + 1)
@@ -60,14 +60,14 @@ def _spectrum(ax: Axes, name: str, cloud: Cloud) -> None:
         ax.plot(held, cloud.law.at(held) / first, color=colour, linewidth=4, alpha=0.3, label=label)
 
 
-def _by_size(ax: Axes, name: str, cloud: Cloud) -> None:
+def _by_size(ax: Axes, name: str, cloud: FeatureSpectrum) -> None:
     n, foretold, mean, low, high = np.array(cloud.by_size).reshape(-1, 5).T
     colour, whole = _COLOURS[name], (cloud.recovery.n + 1, cloud.recovery.crossing)
     ax.plot([*n, whole[0]], [*foretold, whole[1]], color=colour, label=name)
     ax.errorbar(n, mean, [np.maximum(mean - low, 0), np.maximum(high - mean, 0)], fmt="o", color=colour, capsize=3)
 
 
-def _energy(ax: Axes, name: str, contrast: Contrast) -> None:
+def _energy(ax: Axes, name: str, contrast: ClassContrast) -> None:
     separation, colour = contrast.separation, _COLOURS[name]
     modes = np.arange(1, min(len(separation.energies), max(_FEWEST, _TIMES * separation.used)) + 1)
     ax.plot(

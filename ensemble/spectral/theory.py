@@ -1,15 +1,15 @@
-"""What a number of samples can know of a covariance, and how well two classes then separate (docs/adr/0030). Pure functions; numpy alone.
+"""Count the modes of a covariance that N samples determine, and predict how well two classes separate in them (docs/adr/0030). numpy only.
 
 Of N samples in D dimensions, a mode (eigenvector of the covariance S) counts as recoverable when its eigenvalue exceeds the error to be
-expected of the sample covariance, l_k > E||S_N - S|| (operator norm): by Weyl's inequality no eigenvalue is off by more, so such a
-mode can't be made of noise, and a smaller one can. This is the criterion of Dhinagar et al. (arXiv 2605.08764), with the error itself in
-place of its rate sqrt(D/N). It is stricter than the threshold of Baik, Ben Arous and Péché (2005), which asks of few spikes over white
-noise only whether they leave the noise's bulk; a spectrum that falls as a power law has no such bulk.
+expected of the sample covariance, l_k > E||S_N - S|| (operator norm): by Weyl's inequality no eigenvalue deviates by more, so such a
+mode can't be noise alone, and a smaller one can. This is the criterion of Dhinagar et al. (arXiv 2605.08764), with the error itself in
+place of its rate sqrt(D/N). It is stricter than the threshold of Baik, Ben Arous and Péché (2005), above which a spike separates from the
+bulk of white noise; a power-law spectrum has no such bulk.
 
 Both sides of the inequality have to be estimated. Eigenvalues of S_N are spread out; they are brought back by Mestre's estimator (IEEE
-Trans. Inf. Theory 2008), made monotone and smooth, and then corrected until Gaussians with this spectrum have the eigenvalues that were
-seen. The expected error is that of such Gaussians (a parametric bootstrap: the plain one fails in many dimensions, El Karoui and Purdom,
-JMLR 2018). The bound that the trust score takes instead (`trust/spectrum.py`) is up to 2.3 times of it.
+Trans. Inf. Theory 2008), made monotone and smooth, and then corrected until Gaussians with this spectrum have the observed eigenvalues.
+The expected error is that of such Gaussians (a parametric bootstrap: the plain one fails in many dimensions, El Karoui and Purdom,
+JMLR 2018). The bound that the trust score uses instead (`trust/spectrum.py`) is up to 2.3 times this error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ensemble.types import AnyArray
 
 #: Smoothing of eigenvalues: standard deviation in log k.
 _WIDTH = 0.7
-#: Corrections of the spectrum, Gaussian samples drawn for each, and those that tell the expected error.
+#: Number of corrections of the spectrum, of Gaussian samples for each, and of samples for the expected error.
 _CORRECTIONS, _DRAWS, _FLOOR_DRAWS = 2, 10, 40
 #: Eigenvalues below this share of the largest are nothing.
 _NOTHING = 1e-12
@@ -67,7 +67,7 @@ class Recovery:
         return float(self.spectrum[k - 1] - below) / self.floor
 
     def at(self, n: int, seed: int = 0) -> Recovery:
-        """Return what so many samples would know, if the spectrum is as estimated."""
+        """Return the recovery expected with another number of samples, for the estimated spectrum."""
         return Recovery(n, self.spectrum, expected_error(self.spectrum, n, seed=seed))
 
 
@@ -120,7 +120,7 @@ def population_spectrum(eigenvalues: AnyArray, n: int, dimensions: int, seed: in
     followed by a power law.
     """
     values = np.asarray(eigenvalues, np.float64)[: min(n, dimensions)]
-    total, head = float(values.sum()), min(seen(n, dimensions), len(values))
+    total, head = float(values.sum()), min(observed_modes(n, dimensions), len(values))
     first = _smoothed(np.maximum(_monotone(np.maximum(_mestre(values, n), 0)), _NOTHING * values[0]))
     spectrum = _with_tail(first[:head], total, dimensions)
     for _ in range(_CORRECTIONS):
@@ -149,13 +149,13 @@ def overlaps(spectrum: AnyArray, n: int, draws: int = _DRAWS, seed: int = 0) -> 
 
 
 def variances_along(recovery: Recovery, modes: int, seed: int = 0) -> AnyArray:
-    """Return the variance (modes,) that there is along so many modes of the sample; 0 beyond the rank of what is estimated."""
+    """Return the population's variance (modes,) along the first modes of the sample; 0 beyond the rank of the estimate."""
     mixed = overlaps(recovery.spectrum, recovery.n, seed=seed)[:modes]
     return np.pad(mixed @ recovery.spectrum, (0, modes - len(mixed)))
 
 
-def seen(n: int, dimensions: int) -> int:
-    """Return how many eigenvalues rest on what a sample shows: all, or of fewer samples than dimensions half as many as those."""
+def observed_modes(n: int, dimensions: int) -> int:
+    """Return how many eigenvalues rest on the sample alone: all, or half as many as samples if dimensions exceed samples."""
     return dimensions if n >= dimensions else max(1, n // 2)
 
 
@@ -319,10 +319,10 @@ def predicted_auc(energy: float) -> float:
 
 
 def few_shot_auc(energy: float, modes: int, counts: tuple[int, int]) -> float:
-    """Return the AUC to be expected of a linear rule in so many modes, learnt of so many samples of either class.
+    """Return the expected AUC of a linear rule in `modes` modes, fitted on `counts` samples of the two classes.
 
-    Means that are off by chance add K (1/n0 + 1/n1) to the energy that the rule pays for, and a covariance from n0 + n1 - 2 degrees of
-    freedom costs a factor sqrt(1 - K / (n0 + n1 - 2)) (Raudys and Young, J. Multivar. Anal. 2004).
+    Errors of the class means add K (1/n0 + 1/n1) to the energy in the denominator, and a covariance with n0 + n1 - 2 degrees of freedom
+    gives a factor sqrt(1 - K / (n0 + n1 - 2)) (Raudys and Young, J. Multivar. Anal. 2004).
     """
     degrees = sum(counts) - 2
     if energy <= 0 or modes < 1 or degrees <= modes:
@@ -373,11 +373,11 @@ class Separation:
         return min(max(1, self.recovery.modes), len(self.modes))
 
     def energy(self, modes: int | None = None) -> float:
-        """Return E_K, the truncated Mahalanobis energy in so many modes, K(N) by default; not below 0."""
+        """Return E_K, the truncated Mahalanobis energy in the first modes, K(N) by default; not below 0."""
         return max(0.0, float(self.energies[: self.used if modes is None else modes].sum()))
 
     def direction(self, modes: int | None = None) -> AnyArray:
-        """Return the rule (D,) of that many modes: larger products with it speak for the second class."""
+        """Return the linear rule (D,) in that many modes; larger products indicate the second class."""
         used = self.used if modes is None else modes
         along = self.modes[:used] @ (self.means[1] - self.means[0])
         return np.asarray((along / _safe(self.variances[:used])) @ self.modes[:used])
@@ -401,7 +401,7 @@ def separate(first: AnyArray, second: AnyArray, seed: int = 0) -> Separation:
 
 
 def _safe(values: AnyArray) -> AnyArray:
-    """Eigenvalues to divide by: what is nothing divides to nothing."""
+    """Return eigenvalues as divisors; zeros become infinity, so that the quotient is 0."""
     largest = float(np.max(values, initial=0.0))
     return np.where(values > _NOTHING * largest, values, np.inf) if largest > 0 else np.full(len(values), np.inf)
 

@@ -1,8 +1,8 @@
 """Turn scores into an expected Dice with an interval, and a verdict. The parameters are in `<weights>/trust/calibration.json`.
 
-Two questions are asked of a case, each against the patients of the calibration whose images were as they should be (docs/adr/0026):
-does it look like them (`looks`, in several respects), and is so low a Dice expected of any of them (`dice`)? The limit of each is their
-conformal quantile, so that a further such patient lies beyond it with a known probability.
+A case is compared with the calibration patients whose images are clean (docs/adr/0026). Are its images and lesions as usual as theirs
+(`looks`, one limit per score)? And is its expected Dice as high as theirs (`dice`)? Each limit is a conformal quantile of these patients,
+so that a further such patient exceeds it with a known probability.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ensemble.types import AnyArray
 Verdict = Literal["good", "check", "poor"]
 Shape = Literal["log", "logit"]
 
-#: What the expected Dice hangs on, and on which scale; signs as of `scores.DIRECTIONS`.
+#: Scores from which the expected Dice is computed, and their scale; the signs are those of `scores.DIRECTIONS`.
 INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
-#: By which a case looks like others or doesn't, each with its own limit.
+#: Scores of how unusual the images and lesions are, each with its own limit.
 UNLIKENESS_SCORES = ("rest", "histogram", "quality", "mimicry")
-#: Share of patients like those of the calibration that may lie beyond a limit; there are five.
+#: Fraction of usual patients that may exceed a limit; there are five limits.
 BEYOND = 0.01
-#: How much further than that quantile, from the median, the limit of a look lies: patients of another head than those of the calibration
-#: are no further draw of the same lot. Chosen on heads 4 and 9, each judged by the other heads (docs/adr/0026).
+#: Factor by which the limits of the `UNLIKENESS_SCORES` are moved away from the median, since patients with another anatomy (head) than
+#: those of the calibration exceed the quantile more often. Chosen on heads 4 and 9, each judged by the other heads (docs/adr/0026).
 HEADS_ALLOWANCE = 1.25
-#: Share of such patients whose Dice lies within the interval.
+#: Fraction of usual patients whose Dice is within the interval.
 COVERAGE = 0.9
 _VERSION = 2
 
@@ -56,7 +56,7 @@ class UsualRange:
     def of(cls, values: Sequence[float], beyond: float = BEYOND) -> UsualRange:
         """Return the conformal quantile of usual values: a further one exceeds it with a probability of at most `beyond`.
 
-        Where there are too few values for that, the largest is the limit.
+        If there are too few values for this, the largest is the limit.
         """
         ordered = sorted(values)
         if not ordered:
@@ -65,12 +65,12 @@ class UsualRange:
         return cls(float(np.median(ordered)), float(ordered[at - 1]))
 
     def widened(self, factor: float) -> UsualRange:
-        """Return the same with the limit so many times as far from the median."""
+        """Return the same range with its limit `factor` times as far from the median."""
         return UsualRange(self.median, self.median + factor * (self.limit - self.median))
 
     @classmethod
     def from_json(cls, told: Any) -> UsualRange:
-        """Read what `dataclasses.asdict` gave."""
+        """Read the form written by `dataclasses.asdict`."""
         return cls(float(told["median"]), float(told["limit"]))
 
 
@@ -79,20 +79,20 @@ class Calibration:
     """Parameters fitted on patients with known true masks, for certain weights."""
 
     weights: Mapping[str, Mapping[str, str]]
-    """By member: SHA-256 of each file that determined what it predicted."""
+    """By member: SHA-256 of each file that determines its predictions."""
     intercept: float
     slopes: Mapping[str, float]
     """Logit of the expected Dice = intercept + sum of slope x input; an input is a score on the scale of `INPUTS`."""
     empty_right: float
-    """Share of empty masks that were right, of patients of whom a third had no lesion."""
+    """Fraction of empty masks that were right, among patients of whom a third had no lesion."""
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
     looks: Mapping[str, UsualRange]
-    """Of the log of each of the `UNLIKENESS_SCORES` that there is."""
+    """For each of the `UNLIKENESS_SCORES` that is available: the range of its log."""
     dice: UsualRange
-    """Of minus the logit of the expected Dice."""
+    """The range of minus the logit of the expected Dice."""
     about: Mapping[str, Any]
-    """How it was made, for the record."""
+    """How the calibration was made; for the record only."""
 
     def logit(self, scores: Mapping[str, float]) -> float | None:
         """Return the logit of the expected Dice; None if a score is missing or nothing was fitted for it."""
@@ -101,12 +101,12 @@ class Calibration:
         return self.intercept + sum(slope * scaled(name, scores[name]) for name, slope in self.slopes.items())
 
     def as_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return a form that can be written as JSON."""
         return {"version": _VERSION} | asdict(self)
 
     @classmethod
     def from_json(cls, told: Any) -> Calibration:
-        """Read what `as_json` wrote. Raises UnusableReference."""
+        """Read the form written by `as_json`. Raises UnusableReference."""
         try:
             refuse_other_version("the calibration", told["version"], _VERSION)
             slopes = {str(name): float(slope) for name, slope in told["slopes"].items()}
@@ -132,12 +132,12 @@ def scaled(name: str, score: float) -> float:
 
 
 def unlikeness(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return how little a case looks like others, by each of the `UNLIKENESS_SCORES` that there is: its log, 0 is usual."""
+    """Return the log of each of the `UNLIKENESS_SCORES` that is available; 0 is usual, higher is less usual."""
     return {name: math.log(max(scores[name], 1e-3)) for name in UNLIKENESS_SCORES if name in scores}
 
 
-def look_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, UsualRange]:
-    """Return the limit of each of the `UNLIKENESS_SCORES` that some cases (by their `unlikeness`) have."""
+def unlikeness_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, UsualRange]:
+    """Return the usual range of each of the `UNLIKENESS_SCORES`, from the `unlikeness` of usual cases."""
     found = {name: [case[name] for case in cases if name in case] for name in UNLIKENESS_SCORES}
     return {name: UsualRange.of(values).widened(HEADS_ALLOWANCE) for name, values in found.items() if values}
 

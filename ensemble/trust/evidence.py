@@ -13,14 +13,14 @@ from ensemble.pipeline import Result
 from ensemble.trust.quality import describe_images, describe_lesions
 from ensemble.types import BoolArray, FloatArray, Modality
 
-#: Shares of the brain below which intensities are noted: the whole histogram but its last per cent at either end, where single voxels lie.
+#: Quantiles by which a histogram is represented. One per cent at either end is left out, since single voxels determine it.
 QUANTILES = np.linspace(0.01, 0.99, 50)
-#: Images whose histograms are compared: those that every case has.
+#: Images whose histograms are compared; every case has them.
 COMPARED = (Modality.DWI, Modality.ADC)
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CaseEvidence:
     """Measurements of one segmented case, made without a true mask, by which the trust in its mask is judged."""
 
     agreement: float | None
@@ -30,15 +30,15 @@ class Evidence:
     `weakest` (mean probability of the lesion that is least sure), `boundary` (share of its voxels at the rim) and `soft_dice` (the Dice to
     be expected if each voxel's mean probability were right)."""
     whole: Mapping[str, FloatArray]
-    """By member that told of them: its features (D,) of the whole brain."""
+    """By member that exposes features: its features (D,) averaged over the brain."""
     lesion: Mapping[str, FloatArray]
-    """By member that found a lesion: its features (D,) there."""
+    """By member that found a lesion: its features (D,) averaged over its lesions."""
     intensities: Mapping[str, FloatArray]
-    """By image: the values (50,) below which `QUANTILES` of the brain lie, 1 is normal tissue."""
+    """By image: the `QUANTILES` (50,) of its values in the brain; normal tissue is 1."""
     quality: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the images (`quality.IMAGES`)."""
+    """Measurements of the images (`quality.IMAGES`)."""
     surroundings: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the lesions and what is around them (`quality.LESIONS`); none of an empty mask."""
+    """Measurements of the lesions and the tissue around them (`quality.LESIONS`); empty for an empty mask."""
 
     @property
     def empty(self) -> bool:
@@ -46,12 +46,12 @@ class Evidence:
         return self.mask["volume_ml"] == 0
 
 
-def gather_evidence(result: Result) -> Evidence:
+def gather_evidence(result: Result) -> CaseEvidence:
     """Collect the evidence of a segmented case."""
     predictions = [outcome.prediction for outcome in result.outcomes if outcome.prediction is not None]
     features = {p.member: p.features for p in predictions if p.features is not None}
     brain = result.case.brain.array
-    return Evidence(
+    return CaseEvidence(
         pairwise_dice([prediction.mask.array for prediction in predictions]),
         {"volume_ml": result.lesion_ml, "lesions": float(result.lesion_count)}
         | describe_mask(result.fused.mask.array, result.fused.mean.array),
@@ -64,7 +64,7 @@ def gather_evidence(result: Result) -> Evidence:
 
 
 def describe_mask(mask: BoolArray, probability: FloatArray) -> dict[str, float]:
-    """Return statistics of a mask (z, y, x) and the mean probability (see `Evidence.mask`); empty for an empty mask."""
+    """Return statistics of a mask (z, y, x) and the mean probability (see `CaseEvidence.mask`); empty for an empty mask."""
     if not mask.any():
         return {}
     labels, count = lesion_components(mask)

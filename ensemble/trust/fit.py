@@ -1,4 +1,4 @@
-"""What is usual, learnt of cases: references for all members, and the limits of what looks like them."""
+"""Fit references and limits to a user's own cases, so that these count as usual."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ensemble.pipeline import Ensemble
-from ensemble.trust.calibration import Calibration, UsualRange, look_limits, unlikeness
-from ensemble.trust.evidence import Evidence
+from ensemble.trust.calibration import Calibration, UsualRange, unlikeness, unlikeness_limits
+from ensemble.trust.evidence import CaseEvidence
 from ensemble.trust.judge import read_calibration
 from ensemble.trust.reference import PARTS, References, UnusableReference, fit_references
 from ensemble.trust.scores import scores_of
 
 
 def out_of_fold_unlikeness(
-    evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]]
+    evidence: Sequence[CaseEvidence], digests: Mapping[str, Mapping[str, str]]
 ) -> list[dict[str, float]]:
-    """Return how unlike the others each case is (score: value), by five-fold cross-fitting: references are fitted without the case's fold.
+    """Return the `unlikeness` of each case, from references fitted without the case's fold (five folds).
 
-    In the order of the folds, not of `evidence`.
+    The result is in the order of the folds, not of `evidence`.
     """
     far: list[dict[str, float]] = []
     for part in range(PARTS):
@@ -28,10 +28,12 @@ def out_of_fold_unlikeness(
     return far
 
 
-def fit_user_reference(evidence: Sequence[Evidence], ensemble: Ensemble, name: str) -> tuple[References, Calibration]:
-    """Return references of a user's cases, and the calibration with their looks for usual.
+def fit_user_reference(
+    evidence: Sequence[CaseEvidence], ensemble: Ensemble, name: str
+) -> tuple[References, Calibration]:
+    """Return references fitted to a user's cases, and a calibration whose limits on images and lesions are from these cases.
 
-    What was learnt of the Dice is kept if it was with these weights; else it is not known.
+    The parameters of the expected Dice are kept if they belong to these weights; otherwise no Dice is expected.
     """
     digests = {member: dict(files) for member, files in ensemble.digests.items()}
     try:
@@ -39,5 +41,5 @@ def fit_user_reference(evidence: Sequence[Evidence], ensemble: Ensemble, name: s
     except UnusableReference:
         known = Calibration(digests, 0.0, {}, 1.0, 1.0, {}, UsualRange(0.0, 0.0), {})
     about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
-    looks = look_limits(out_of_fold_unlikeness(evidence, digests))
+    looks = unlikeness_limits(out_of_fold_unlikeness(evidence, digests))
     return fit_references(evidence, digests), replace(known, looks=looks, about=about)

@@ -13,7 +13,7 @@ from ensemble.errors import UserError
 from ensemble.files import read_json
 from ensemble.pipeline import Ensemble, Result
 from ensemble.trust.calibration import Calibration, Verdict, expit, unlikeness
-from ensemble.trust.evidence import Evidence, gather_evidence
+from ensemble.trust.evidence import CaseEvidence, gather_evidence
 from ensemble.trust.reference import CALIBRATION, FOLDER, References, UnusableReference, read_references
 from ensemble.trust.scores import scores_of
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 _WORSE: Mapping[Verdict, int] = {"good": 0, "check": 1, "poor": 2}
 #: Below this, a mask that is no worse than some usual ones is still called doubtful.
 _LOW_DICE = 0.5
-#: What distances say.
+#: Reasons in words, by score.
 _UNLIKE: Mapping[str, str] = {
-    "rest": "to the members' encoders this brain looks {:.1f} times as unusual as the median reference case",
+    "rest": "the encoders' features of this brain are {:.1f} times as unusual as those of the median reference case",
     "histogram": "the intensities of DWI and ADC are {:.1f} times as unusual as those of the median reference case",
 }
 _USUAL = "images and mask look as usual"
@@ -36,26 +36,26 @@ class Trust:
     """How far the mask of a case can be trusted."""
 
     verdict: Verdict | None
-    """None if nothing is known by which to judge."""
+    """None if there is nothing to judge by."""
     expected_dice: float | None
-    """Of the mask with a reader's; None of an empty mask, and where it is not known."""
+    """Expected Dice of the mask with a reader's; None for an empty mask, or if unknown."""
     interval: tuple[float, float] | None
-    """In which the Dice of nine in ten patients like those of the calibration lies."""
+    """Interval that contains the Dice of nine in ten usual patients."""
     scores: Mapping[str, float]
     """Each alone (see `scores.py`)."""
     why: tuple[str, ...]
     """A sentence for each reason."""
     missing: tuple[str, ...]
-    """Which scores there are not, and why."""
+    """Scores that are missing, with the reason."""
     seconds: float = 0.0
 
     @property
     def headline(self) -> str:
         """The verdict in words, with the expected Dice if there is one."""
         if self.verdict is None:
-            return "How far the mask is to be trusted is not known."
+            return "How far this mask can be trusted is not known."
         words = {"check": "Check this mask.", "poor": "Do not rely on this mask."}
-        said = words.get(self.verdict, "No sign against the mask.")
+        said = words.get(self.verdict, "Nothing speaks against this mask.")
         if self.expected_dice is None or self.interval is None:
             return said
         if self.doubtful:
@@ -70,7 +70,7 @@ class Trust:
 
     @property
     def caveat(self) -> str:
-        """A warning against reading too much into a good verdict; empty for the others."""
+        """A warning that a good verdict does not mean a right mask; empty for the others."""
         if self.verdict != "good":
             return ""
         unseen = (
@@ -87,7 +87,7 @@ class Trust:
 
     @property
     def reasons(self) -> str:
-        """The reasons as a sentence, without a verdict why there is none; empty if there are none."""
+        """The reasons as a sentence; without a verdict, the reasons for its absence. Empty if there are none."""
         told = "; ".join(self.missing if self.verdict is None else self.why)
         return f"{told[0].upper()}{told[1:]}." if told else ""
 
@@ -105,14 +105,14 @@ class Trust:
 
 @dataclass(frozen=True)
 class Judge:
-    """The references and calibration of an ensemble."""
+    """The references and the calibration of an ensemble."""
 
     references: References
     calibration: Calibration | None
 
     @classmethod
     def of(cls, ensemble: Ensemble) -> Judge:
-        """Return what lies beside an ensemble's weights and was made with them."""
+        """Read the references and calibration beside an ensemble's weights, if they belong to these weights."""
         weights = ensemble.config.weights_folder
         references, calibration = read_references(weights, ensemble.digests), None
         try:
@@ -127,7 +127,7 @@ class Judge:
         evidence = gather_evidence(result)
         scores, missing = scores_of(evidence, self.references), list(self.references.missing)
         missing += [
-            f"{outcome.member}: what runs it tells nothing of its features"
+            f"{outcome.member}: its runtime does not expose its features"
             for outcome in result.outcomes
             if outcome.member in self.references.members
             and outcome.prediction is not None
@@ -135,19 +135,21 @@ class Judge:
         ]
         voted, calibrated = set(result.fused.voters), set(self.calibration.weights if self.calibration else ())
         if calibrated - voted:
-            missing.append(f"expected Dice: it was learnt with {', '.join(sorted(calibrated - voted))} voting, too")
+            missing.append(
+                f"expected Dice: its calibration needs the votes of {', '.join(sorted(calibrated - voted))}, too"
+            )
         elif self.calibration is not None and not evidence.empty and self.calibration.logit(scores) is None:
             lacking = ", ".join(sorted(set(self.calibration.slopes) - set(scores)))
             missing.append(
-                f"expected Dice: {f'it hangs on {lacking}' if lacking else 'nothing was learnt of it with these weights'}"
+                f"expected Dice: {f'these scores are missing: {lacking}' if lacking else 'it was not calibrated for these weights'}"
             )
         told = self.verdict(
             scores, empty=evidence.empty, all_voted=voted == calibrated, oddities=self._oddities(evidence)
         )
         return replace(told, missing=tuple(missing), seconds=time.perf_counter() - started)
 
-    def _oddities(self, evidence: Evidence) -> dict[str, str]:
-        """What is least usual of images and lesions, in words, by score."""
+    def _oddities(self, evidence: CaseEvidence) -> dict[str, str]:
+        """Return the least usual measurement of images and of lesions, in words, by score."""
         images = self.references.images
         if images is None:
             return {}
@@ -165,7 +167,7 @@ class Judge:
         all_voted: bool = True,
         oddities: Mapping[str, str] = MappingProxyType({}),
     ) -> Trust:
-        """Return what some scores say of a mask; `oddities` put the unusual of `quality` and `mimicry` in words."""
+        """Return the verdict for some scores; `oddities` describe unusual values of `quality` and `mimicry` in words."""
         calibration = self.calibration
         far = {name: x for name, x in unlikeness(scores).items() if calibration and name in calibration.looks}
         if calibration is None or not far:
@@ -188,7 +190,7 @@ class Judge:
             reasons.append("the expected Dice holds only if this is an infarct")
         likely = calibration.dice.verdict(-logit)
         if likely != "good":
-            reasons.append(f"a Dice of {expected:.2f} is expected, less than of nearly all usual cases")
+            reasons.append(f"the expected Dice of {expected:.2f} is lower than in nearly all usual cases")
             if scores.get("agreement", 1.0) < 0.5:
                 reasons.append(f"the members disagree: mean Dice of their masks {scores['agreement']:.2f}")
         verdict = max(looks, likely, key=_WORSE.__getitem__)
@@ -197,9 +199,9 @@ class Judge:
 
 
 def judge(result: Result, ensemble: Ensemble) -> Trust:
-    """Return how far the mask of a case can be trusted, by the references beside the ensemble's weights.
+    """Judge how far the mask of a case can be trusted, with the references beside the ensemble's weights.
 
-    Raises nothing: a mask is not lost for want of a verdict. Where judging fails, there is none, and `missing` says why.
+    Raises nothing, since a failure here must not lose the mask: then there is no verdict, and `missing` says why.
     """
     try:
         trust = Judge.of(ensemble).judge(result)

@@ -25,7 +25,7 @@ _SLICE_VOXELS = 200
 _RIM_MM, _DEEP_MM, _SHELL_MM = 4.0, 12.0, (3.0, 9.0)
 #: Shape and rim are measured on voxels of about this size at least.
 _SHAPE_MM = 2.0
-#: ADC (normal tissue: 1) of what is tissue, however ill; beyond is fluid.
+#: Range of ADC (normal tissue: 1) of normal or ill tissue; above the second value there is CSF.
 _TISSUE, _NOT_FLUID = (0.4, 1.6), 2.2
 #: b times the ADC of normal tissue, for the contrast that DWI would have without diffusion: 1000 s/mm^2, 0.75e-3 mm^2/s.
 _B_ADC = 0.75
@@ -33,13 +33,13 @@ _B_ADC = 0.75
 
 @dataclass(frozen=True)
 class TraitMeaning:
-    """What an image or lesion trait (a number, such as noise) is called, and in which direction an unusual value is suspicious."""
+    """The name of a trait (a measurement such as noise) for messages, and the direction in which unusual values are suspicious."""
 
     words: str
     suspicious: Literal["high", "low", "both"] = "both"
 
     def excess(self, spreads: float) -> float:
-        """Return how suspicious a number is that lies so many spreads above the mean: 0 on the side that is not."""
+        """Return how suspicious a value is that is `spreads` standard deviations above the mean; 0 on the harmless side."""
         return (
             abs(spreads) if self.suspicious == "both" else max(0.0, spreads if self.suspicious == "high" else -spreads)
         )

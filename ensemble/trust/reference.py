@@ -1,7 +1,7 @@
-"""References of what is usual: features and intensities of reference cases, in small files beside the members.
+"""References of usual cases: their features, intensities and traits, in small files beside the members.
 
-    <weights>/trust/<member>.safetensors   its features' clouds, and the digests of the weights that they were made with
-    <weights>/trust/images.json            intensities of DWI and ADC, and how images and lesions look by themselves
+    <weights>/trust/<member>.safetensors   spectra of its features, and the digests of the weights
+    <weights>/trust/images.json            intensities of DWI and ADC, and traits of images and lesions
     <weights>/trust/calibration.json       see `calibration.py`
 
 A file made with other weights is not used, and the report says so.
@@ -22,7 +22,7 @@ from safetensors.numpy import save
 from ensemble.files import error_in_words, file_sha256, parse_json, read_json
 from ensemble.publish import publish
 from ensemble.trust import quality
-from ensemble.trust.evidence import COMPARED, QUANTILES, Evidence
+from ensemble.trust.evidence import COMPARED, QUANTILES, CaseEvidence
 from ensemble.trust.quality import TraitMeaning
 from ensemble.trust.spectrum import Spectrum, fit_spectrum
 from ensemble.types import AnyArray, FloatArray
@@ -31,7 +31,7 @@ from ensemble.types import AnyArray, FloatArray
 FOLDER, IMAGES, CALIBRATION, SUFFIX = "trust", "images.json", "calibration.json", ".safetensors"
 #: Fewest cases of which a reference is made, and lesions of which one of lesions is.
 MIN_CASES, MIN_LESIONS = 20, 10
-#: Cases fall into so many parts; what is usual of a part is measured from what the others make.
+#: Number of folds; the usual distance in a fold is measured with references fitted on the other folds.
 PARTS = 5
 _VERSION, _IMAGES_VERSION = 1, 2
 
@@ -41,7 +41,7 @@ class UnusableReference(Exception):
 
 
 def refuse_other_version(what: str, version: object, ours: int) -> None:
-    """Raise UnusableReference for a file that another release made."""
+    """Raise UnusableReference for a file made by another release."""
     if version != ours:
         raise UnusableReference(
             f"{what} was made by another release (version {version}; here: {ours}): make it again with members fit-reference"
@@ -49,13 +49,13 @@ def refuse_other_version(what: str, version: object, ours: int) -> None:
 
 
 @dataclass(frozen=True)
-class FeatureCloud:
+class FeatureReference:
     """Feature vectors of reference cases in their stable modes, and the usual distance of a further such case."""
 
     spectrum: Spectrum
     usual: float
     usual_rest: float
-    """Median distance and rest (`spectrum.Spectrum`) of cases that the spectrum was not made of."""
+    """Median distance and rest (`spectrum.Spectrum`) of cases left out of the fit."""
 
     def distance(self, features: FloatArray) -> float:
         """Return the distance of a vector (D,) in the stable modes, in units of the usual one; 0 without stable modes."""
@@ -66,8 +66,8 @@ class FeatureCloud:
         return self.spectrum.rest(features) / self.usual_rest if self.usual_rest > 0 else 0.0
 
     @classmethod
-    def of(cls, samples: AnyArray) -> FeatureCloud:
-        """Fit the cloud to samples (N, D)."""
+    def of(cls, samples: AnyArray) -> FeatureReference:
+        """Fit the reference to samples (N, D)."""
         whole, at = fit_spectrum(samples), np.arange(len(samples)) % PARTS
         found: list[tuple[float, float]] = []
         for part in range(PARTS):
@@ -82,24 +82,24 @@ class MemberReference:
     """A member's features of reference cases."""
 
     weights: Mapping[str, str]
-    """SHA-256 of each file that determined what it predicted."""
-    whole: FeatureCloud
-    lesion: FeatureCloud | None
+    """SHA-256 of each file that determines its predictions."""
+    whole: FeatureReference
+    lesion: FeatureReference | None
     """None if too few of the cases had a lesion."""
 
 
 @dataclass(frozen=True)
 class ReferenceTraits:
-    """Mean and spread of the traits of reference cases, by name, and how far such a case usually lies from the mean."""
+    """Mean and standard deviation of each trait over the reference cases, and the usual distance of such a case from the mean."""
 
     mean: Mapping[str, float]
     spread: Mapping[str, float]
     usual: float
-    """Median over the cases of the largest excess in spreads."""
+    """Median over the cases of the largest excess, in standard deviations."""
     kinds: Mapping[str, TraitMeaning]
 
     def oddest(self, found: Mapping[str, float]) -> tuple[str, float]:
-        """Return the name of the number that is least usual, and by how many spreads."""
+        """Return the name of the most unusual trait, and its excess in standard deviations."""
         excess = {
             name: self.kinds[name].excess((found[name] - mean) / self.spread[name])
             for name, mean in self.mean.items()
@@ -108,14 +108,14 @@ class ReferenceTraits:
         return max(excess.items(), key=lambda one: one[1], default=("", 0.0))
 
     def distance(self, found: Mapping[str, float]) -> float:
-        """Return how many times as far as usual the least usual number lies."""
+        """Return the excess of the most unusual trait, in units of the usual one."""
         return self.oddest(found)[1] / self.usual
 
     @classmethod
     def of(
         cls, cases: Sequence[Mapping[str, float]], kinds: Mapping[str, TraitMeaning], least: int
     ) -> ReferenceTraits | None:
-        """Return what cases have in common; None of fewer than `least`. A number counts where that many cases have it."""
+        """Fit the traits that at least `least` cases have; None if there are none."""
         values = {name: [case[name] for case in cases if name in case] for name in kinds}
         values = {name: numbers for name, numbers in values.items() if len(numbers) >= least}
         if not values:
@@ -128,57 +128,57 @@ class ReferenceTraits:
 
 @dataclass(frozen=True)
 class ImageReference:
-    """Intensities of reference cases, and how their images and lesions look by themselves."""
+    """Intensities of the reference cases, and traits of their images and lesions."""
 
     quantiles: Mapping[str, FloatArray]
-    """By image: mean value (50,) below which `evidence.QUANTILES` of the brain lie."""
+    """By image: mean of the quantiles `evidence.QUANTILES` (50,) in the brain."""
     usual: Mapping[str, float]
     """By image: median distance of the cases from that."""
     quality: ReferenceTraits | None = None
     lesions: ReferenceTraits | None = None
     """None if too few of the cases had a lesion."""
 
-    def traits(self, evidence: Evidence) -> dict[str, tuple[ReferenceTraits, Mapping[str, float]]]:
+    def traits(self, evidence: CaseEvidence) -> dict[str, tuple[ReferenceTraits, Mapping[str, float]]]:
         """Return, by the name of the score that compares them, the traits of reference cases and those of a case that has some."""
         pairs = {"quality": (self.quality, evidence.quality), "mimicry": (self.lesions, evidence.surroundings)}
         return {name: (usual, found) for name, (usual, found) in pairs.items() if usual is not None and found}
 
     def distance(self, intensities: Mapping[str, FloatArray]) -> float:
-        """Return how many times as far as usual the less usual image's histogram lies (1-Wasserstein distance)."""
+        """Return the 1-Wasserstein distance of the less usual image's histogram, in units of the usual one."""
         apart = {name: float(np.abs(intensities[name] - mean).mean()) for name, mean in self.quantiles.items()}
         return max(distance / self.usual[name] for name, distance in apart.items())
 
 
 @dataclass(frozen=True)
 class References:
-    """What is usual for an ensemble."""
+    """The references of an ensemble: how usual cases look to its members and measurements."""
 
     members: Mapping[str, MemberReference]
     images: ImageReference | None
     missing: tuple[str, ...] = ()
-    """What is not there or not used, and why; a sentence each."""
+    """References that are missing or not used, with the reason; a sentence each."""
 
 
 def fit_references(
-    evidence: Sequence[Evidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
+    evidence: Sequence[CaseEvidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
-    """Fit what is usual of features, intensities and lesions to the evidence of good cases.
+    """Fit the references of features, intensities and traits to the evidence of good cases.
 
     Valid only for members whose weight files have these digests. Raises ValueError for fewer than `least` cases.
     """
     if len(evidence) < least:
-        raise ValueError(f"{len(evidence)} cases are no reference: {least} or more are")
+        raise ValueError(f"{len(evidence)} cases are too few for a reference; at least {least} are needed")
     members = {}
     for name, weights in digests.items():
         whole = [found.whole[name] for found in evidence if name in found.whole]
         lesion = [found.lesion[name] for found in evidence if name in found.lesion]
         if len(whole) >= least:
-            of_lesions = FeatureCloud.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
-            members[name] = MemberReference(dict(weights), FeatureCloud.of(np.stack(whole)), of_lesions)
+            of_lesions = FeatureReference.of(np.stack(lesion)) if len(lesion) >= MIN_LESIONS else None
+            members[name] = MemberReference(dict(weights), FeatureReference.of(np.stack(whole)), of_lesions)
     return References(members, _fit_images(evidence, least))
 
 
-def _fit_images(evidence: Sequence[Evidence], least: int) -> ImageReference:
+def _fit_images(evidence: Sequence[CaseEvidence], least: int) -> ImageReference:
     stacks = {name: np.stack([found.intensities[name] for found in evidence]) for name in evidence[0].intensities}
     means = {name: stack.mean(axis=0) for name, stack in stacks.items()}
     usual = {
@@ -270,11 +270,11 @@ def _read_member(path: Path, digests: Mapping[str, str]) -> MemberReference:
         raise UnusableReference(f"the reference is damaged ({error_in_words(error)})") from error
 
 
-def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureCloud:
+def _cloud(tensors: Mapping[str, AnyArray], part: str, told: Mapping[str, Any]) -> FeatureReference:
     mean, vectors, values = (tensors[f"{part}.{name}"].astype(np.float64) for name in ("mean", "vectors", "values"))
     if mean.ndim != 1 or vectors.shape != (len(values), len(mean)) or not (values > 0).all():
         raise ValueError("its modes do not fit together")
-    return FeatureCloud(
+    return FeatureReference(
         Spectrum(mean, vectors, values, int(told["n"])), float(told["usual"]), float(told["usual_rest"])
     )
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensemble.trust.evidence import Evidence
+from ensemble.trust.evidence import CaseEvidence
 from ensemble.trust.reference import References
 
-#: By name: whether more of it speaks for the mask (1) or against it (-1).
+#: By score: whether a higher value is good (1) or bad (-1) for the mask.
 DIRECTIONS = {
     "agreement": 1,
     "soft_dice": 1,
@@ -27,16 +27,17 @@ DIRECTIONS = {
     "quality": -1,
     "mimicry": -1,
 }
-#: Larger distances are all the same, and infinite ones must not leave JSON's numbers.
+#: Distances are capped here; JSON has no infinite numbers.
 _FARTHEST = 1e3
 
 
-def scores_of(evidence: Evidence, references: References) -> dict[str, float]:
+def scores_of(evidence: CaseEvidence, references: References) -> dict[str, float]:
     """Return the available scores by name: those of `DIRECTIONS`.
 
-    Distances are in units of what is usual: `spectral` and `spectral_lesion` in the stable modes of the features of the whole brain and of
-    the lesion, `rest` in all that the former leave out, the geometric mean over the members; `histogram` by the intensities; `quality` and
-    `mimicry` by the least usual number of the images and of the lesions (`quality.py`). What is not finite is no score.
+    Distances are in units of the usual one. `spectral` and `spectral_lesion` are distances in the stable modes of the features of the brain
+    and of the lesion, and `rest` outside the former; each is the geometric mean over the members. `histogram` is the distance of the
+    intensities; `quality` and `mimicry` are those of the most unusual trait of the images and of the lesions. Non-finite scores are left
+    out.
     """
     scores = dict(evidence.mask)
     if evidence.agreement is not None:

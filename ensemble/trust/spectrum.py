@@ -1,9 +1,9 @@
-"""Find the reliable directions of a cloud of feature vectors, and the distance of a new vector along them (docs/adr/0026).
+"""Find the stable modes of feature vectors, and the distance of a new vector from their mean in these modes (docs/adr/0026).
 
-Of N samples in D dimensions, only eigenvectors whose eigenvalue stands above the error of the sample covariance, ||S_N - S||, are to be
-trusted (Dhinagar et al., "Anchoring the Eigengap", arXiv 2605.08764). For Gaussians that error is at most
+Of N samples in D dimensions, only eigenvectors whose eigenvalue exceeds the error of the sample covariance, ||S_N - S||, are
+reliable (Dhinagar et al., "Anchoring the Eigengap", arXiv 2605.08764). For Gaussians that error is at most
 ||S|| (2 sqrt(r / N) + r / N) with the effective rank r = tr S / ||S|| <= D (Koltchinskii and Lounici, Bernoulli 2017; Han, 2022): just that
-where all eigenvalues are equal, half of it where one rules.
+if all eigenvalues are equal, half of it if one dominates.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def stable_modes(eigenvalues: AnyArray, n: int, tau: float = TAU) -> int:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A cloud of feature vectors, represented by its stable modes."""
+    """The distribution of feature vectors: mean, stable modes and their eigenvalues."""
 
     mean: AnyArray
     """(D,)."""
@@ -60,7 +60,7 @@ class Spectrum:
         return float((along**2 / self.values).sum())
 
     def distance(self, features: AnyArray) -> float:
-        """Return the root mean energy per mode: about 1 for a vector of the cloud, whatever K is."""
+        """Return the root mean energy per mode: about 1 for a vector of the same distribution, whatever K is."""
         return (self.energy(features) / max(1, self.modes)) ** 0.5
 
     def rest(self, features: AnyArray) -> float:
@@ -89,7 +89,7 @@ def principal(centred: AnyArray, degrees: int) -> tuple[AnyArray, AnyArray]:
 
 
 def fit_spectrum(samples: AnyArray, tau: float = TAU, modes: int | None = None) -> Spectrum:
-    """Fit the cloud of samples (N, D) with K(N) stable modes, or with `modes`. Raises ValueError for fewer than two samples."""
+    """Fit a spectrum to samples (N, D) with K(N) stable modes, or with `modes`. Raises ValueError for fewer than two samples."""
     mean, values, vectors = eigenmodes(samples)
     kept = stable_modes(values, len(samples), tau) if modes is None else modes
     return Spectrum(mean, vectors[:kept], values[:kept], len(samples))

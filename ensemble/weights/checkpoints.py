@@ -23,11 +23,11 @@ from ensemble.weights.programs import refuse_excessive_allocation
 
 #: Wrappers that prefix a module's parameter names: data-parallel training, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
-#: What torch's restricted unpickler says of a name that it does not admit, and what any reader says of damaged bytes.
+#: Messages of torch's restricted unpickler about a forbidden name, and of any reader about damaged bytes.
 _FORBIDDEN = re.compile(r"(?:GLOBAL|function|class) (\S+)")
 #: The program of a checkpoint, in bytes: names and shapes of tensors, a trainer's logs. Pickles in a file of the format before archives.
 _MAX_PROGRAM_BYTES, _PICKLES = 64 << 20, 5
-#: Names that one tensor may go by (nnU-Net's encoder goes by four).
+#: Most names of one tensor (nnU-Net's encoder has four).
 _MAX_NAMES = 8
 
 
@@ -193,7 +193,7 @@ def _numpy_scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
     return np.frombuffer(raw, dtype, count=1)[0].item()
 
 
-#: Pickle's name -> what is called for it. numpy 2 writes `numpy._core`, numpy 1 wrote `numpy.core`.
+#: Name in the pickle -> function that is called for it. numpy 2 writes `numpy._core`, numpy 1 wrote `numpy.core`.
 _NUMPY_SCALARS: list[Any] = [
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
     (_numpy_scalar, "numpy.core.multiarray.scalar"),

@@ -1,10 +1,10 @@
-"""Digests of weights, known again: hashing gigabytes takes seconds at each start.
+"""Compute digests of weights and cache them, since hashing gigabytes takes seconds at each start.
 
-What is known of a file is its path, and what the file system says of it: device, inode, size, and when its bytes and its entry were last
-changed. Nothing that replaces a file, or writes into it, leaves all of these as they were, where times have fractions of a second.
-Where they have none, nothing is kept: two Apptainer images (squashfs) may show different weights with all of these the same. Large files'
-digests are kept in the user's cache folder (XDG Base Directory Specification), where nobody else may write; without such a folder they are
-computed each time. What a disk spoils by itself is not noticed so: `members check` reads all anew.
+A file is identified by its path, device, inode, size, and the times at which its content and its inode were last changed. If times have
+fractions of a second, no replacement of a file or write into it leaves all of these unchanged. If they have none, digests are not cached:
+two Apptainer images (squashfs) may show different weights with all of these the same. Digests of large files are cached in the user's
+cache folder (XDG Base Directory Specification), to which no other user may write; without such a folder they are computed each time.
+Damage by the disk itself is not noticed in this way; `members check` reads all files anew.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _entry(path: Path) -> Path | None:
-    """Return where a file's digest is kept; None where there is no folder that is this user's alone."""
+    """Return the cache file of a file's digest; None without a folder to which only this user may write."""
     caches = Path(os.environ.get("XDG_CACHE_HOME", "")), Path(os.environ.get("HOME", ""), ".cache")
     cache = next((folder for folder in caches if folder.is_absolute()), None)  # the standard: relative ones are none
     if cache is None:
@@ -78,7 +78,7 @@ def _entry(path: Path) -> Path | None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether nobody else may write there. A digest vouches for what it is of."""
+    """Return whether no other user may write there, since cached digests must be trustworthy."""
     found = path.lstat()
     return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o022
 

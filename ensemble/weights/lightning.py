@@ -1,7 +1,7 @@
 """Read weights from PyTorch Lightning checkpoints, which pickle trainer objects beside the tensors. None of their code is run.
 
 Such a file (`torch.save`'s zip: `<folder>/data.pkl`, the tensors' bytes as `<folder>/data/<key>`) names classes of the trainer, of metrics
-and losses: none is imported. All but the few names that tensors are made of are answered by one thing that takes anything and does nothing.
+and losses: none is imported. All names but those that build tensors are replaced by one stand-in that accepts anything and does nothing.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _unpickler(file: Any) -> pickle.Unpickler:
     """Return an unpickler that imports nothing. Its stand-in classes are new for each file, so no file can affect another."""
 
     class Ignored:
-        """Stands in for every class and function: takes anything, and does nothing."""
+        """Stands in for every class and function: accepts any arguments and does nothing."""
 
         def __init__(self, *_: Any, **__: Any) -> None:
             pass

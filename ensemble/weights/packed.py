@@ -18,7 +18,7 @@ from ensemble.memory import MORE_MEMORY, is_out_of_memory
 SUFFIX = ".safetensors"
 PackedPrecision = Literal["fp32", "fp16"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-#: Metadata key of the names under which a network knows a tensor beside its first: {other name: first name}.
+#: Metadata key for further names of shared tensors: {other name: first name}.
 _ALIASES = "aliases"
 
 

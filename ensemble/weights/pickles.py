@@ -23,13 +23,13 @@ from ensemble.weights.damage import READ_ERRORS
 
 #: Descriptions of models take some kilobytes; those of large training sets, which list all cases, a few megabytes.
 MAX_BYTES = 16 * 2**20
-#: What a pickle's own calls may make, in bytes: one value is cheaply named again and again. And what a number in a list takes.
+#: Limit (bytes) of the data that a pickle's calls create, since one value can be referenced many times; and the size of a list item.
 MAX_MADE_BYTES, _NUMBER_BYTES = 64 * 2**20, 32
 _BYTE_ORDERS = ("<", ">", "|", "=")
 
 
 class ForbiddenName(pickle.UnpicklingError):
-    """A pickle asks for something other than plain values."""
+    """A pickle refers to something other than plain values."""
 
 
 def read_pickle(path: Path) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.spectral.embeddings import CaseEmbeddings, Kind
+from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
 from ensemble.spectral.theory import auc, separate
 from ensemble.types import AnyArray
 from training.command import call
@@ -36,23 +36,23 @@ class Specks:
 
 @dataclass(frozen=True)
 class Rule:
-    """Keeps a speck whose product with the direction is above the limit."""
+    """Keeps a small component if its product with the direction exceeds the limit."""
 
     direction: AnyArray
     limit: float
     modes: int
 
     def scores(self, specks: Specks) -> AnyArray:
-        """How much each looks like a lesion; above 0 it is kept."""
+        """Score of each component; above 0 it is kept."""
         return np.asarray(specks.features @ self.direction - self.limit)
 
 
-def specks_of(cases: Sequence[CaseEmbeddings], members: Sequence[str], stage: int) -> Specks:
+def small_disputed_of(cases: Sequence[CaseEmbeddings], members: Sequence[str], stage: int) -> Specks:
     """All specks of some cases in one stage (from 1) of the members, side by side."""
     rows, true = [], []
     for case in cases:
         for number, region in enumerate(case.regions):
-            if region.kind is Kind.SPECK:
+            if region.kind is RegionKind.SMALL_DISPUTED:
                 rows.append(np.concatenate([case.stages[member][stage - 1][number] for member in members]))
                 true.append(region.true)
     return Specks(np.array(rows, np.float64).reshape(len(rows), -1), np.array(true, bool))
@@ -89,13 +89,13 @@ def _print(options: argparse.Namespace) -> int:
     print("| features | K(N) | learnt on (true, false) | measured on | true | false | true kept | false kept | AUC |")
     print("| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for members in (SHIPPED, *((member,) for member in SHIPPED)):
-        known = specks_of(learning, members, options.stage)
+        known = small_disputed_of(learning, members, options.stage)
         rule = learn(known)
         if rule is None:
             print(f"| {' + '.join(members)} | too few specks to learn from |" + " |" * 7)
             continue
         for name, group in groups.items():
-            found = specks_of(group, members, options.stage)
+            found = small_disputed_of(group, members, options.stage)
             scores = rule.scores(found) if len(found.true) else np.zeros(0)
             kept_ones = scores > 0
             told = (

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from sklearn.covariance import OAS, LedoitWolf
 
-from ensemble.spectral.diagnosis import Sample, sample_of
-from ensemble.spectral.embeddings import CaseEmbeddings, Kind
+from ensemble.spectral.diagnosis import FeatureSample, sample_of
+from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
 from ensemble.spectral.theory import (
     auc,
     few_shot_auc,
@@ -70,7 +70,7 @@ def pseudo_inverse(first: AnyArray, second: AnyArray) -> AnyArray:
 
 
 def cross_validated(first: AnyArray, second: AnyArray) -> AnyArray:
-    """Principal components, as many as tell the classes best in five parts of the sample."""
+    """Principal components, with the number of components chosen by five-fold cross-validation."""
     parts = min(FOLDS, len(first), len(second))
     ranks = [rank for rank in RANKS if rank <= len(first) + len(second) - 2 - parts] or [1]
     scores = dict.fromkeys(ranks, 0.0)
@@ -83,7 +83,7 @@ def cross_validated(first: AnyArray, second: AnyArray) -> AnyArray:
 
 
 def _truncated(first: AnyArray, second: AnyArray, ranks: Sequence[int | None]) -> list[AnyArray]:
-    """The rule in so many principal components (None: all), for each of some ranks."""
+    """Return the linear rule in each number of principal components (None: all)."""
     _, singular, modes = np.linalg.svd(_centred(first, second), full_matrices=False)
     used = singular > 1e-10 * singular[0]
     along = modes[used] @ (second.mean(axis=0) - first.mean(axis=0)) / singular[used] ** 2
@@ -105,7 +105,7 @@ OTHERS: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One size of sample: AUC of each rule in each draw, and what theory says of it."""
+    """One sample size: AUC of each rule in each draw, and the AUC that theory predicts."""
 
     n: int
     aucs: Mapping[str, tuple[float, ...]]
@@ -125,8 +125,10 @@ class Row:
         return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
 
 
-def measure(without: Sample, lesion: Sample, sizes: Sequence[int], draws: int, seed: int = 0) -> list[Row]:
-    """AUC of every rule by the number of windows that it is learnt of; "all" is four fifths of the patients."""
+def measure(
+    without: FeatureSample, lesion: FeatureSample, sizes: Sequence[int], draws: int, seed: int = 0
+) -> list[Row]:
+    """Return the AUC of every rule by the number of training windows; "all" is four fifths of the patients."""
     whole = separate(without.features, lesion.features, seed)
     rows = []
     patients = np.unique(np.concatenate([without.cases, lesion.cases]))
@@ -161,7 +163,7 @@ def measure(without: Sample, lesion: Sample, sizes: Sequence[int], draws: int, s
     return rows
 
 
-def _split(sample: Sample, learning: AnyArray, n: int, draw: np.random.Generator) -> tuple[AnyArray, AnyArray]:
+def _split(sample: FeatureSample, learning: AnyArray, n: int, draw: np.random.Generator) -> tuple[AnyArray, AnyArray]:
     """So many (0: all) windows of the learning patients, and all of the others."""
     known = np.isin(sample.cases, learning)
     pool = sample.features[known]
@@ -188,11 +190,11 @@ def as_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def windows(cases: Sequence[CaseEmbeddings], member: str, stage: int = -1) -> tuple[Sample, Sample]:
+def windows(cases: Sequence[CaseEmbeddings], member: str, stage: int = -1) -> tuple[FeatureSample, FeatureSample]:
     """Windows without and with a lesion in one stage, the deepest by default."""
     own = [case for case in cases if member in case.stages]
     number = stage % len(own[0].stages[member])
-    return sample_of(own, member, number, Kind.WITHOUT), sample_of(own, member, number, Kind.LESION)
+    return sample_of(own, member, number, RegionKind.WITHOUT_LESION), sample_of(own, member, number, RegionKind.LESION)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ensemble.spectral.theory import fit_power_law, recover, seen, variances_along
+from ensemble.spectral.theory import fit_power_law, observed_modes, recover, variances_along
 from ensemble.trust.spectrum import principal
 from ensemble.types import AnyArray
 
@@ -46,7 +46,9 @@ class ZetaFilter(TransformerMixin, BaseEstimator):
         self.n_modes_ = min(max(1, recovery.modes if self.modes is None else self.modes), len(vectors))
         variances = variances_along(recovery, len(vectors), self.random_state)
         self.power_law_ = (
-            fit_power_law(recovery.spectrum, degrees, seen(degrees, samples.shape[1])) if self.power_law else None
+            fit_power_law(recovery.spectrum, degrees, observed_modes(degrees, samples.shape[1]))
+            if self.power_law
+            else None
         )
         if (law := self.power_law_) is not None:
             last = min(law.last, len(vectors))

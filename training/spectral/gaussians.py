@@ -44,7 +44,7 @@ class Check:
     by_zeta: float
     """Phi(sqrt(zeta_K / 2)): as if sample modes were the covariance's."""
     by_sample: float
-    """`few_shot_auc`, of the energies that samples alone tell."""
+    """`few_shot_auc`, from the energies estimated on samples alone."""
 
 
 def gaussian(spectrum: AnyArray, n: int, draw: np.random.Generator) -> AnyArray:
@@ -60,7 +60,7 @@ def true_modes(spectrum: AnyArray, n: int, draws: int, draw: np.random.Generator
 
 
 def check(exponent: float, n: int, dimensions: int = DIMENSIONS, draws: int = 20, seed: int = 0) -> Check:
-    """Measure against what is known."""
+    """Compare the estimates with the known truth."""
     draw = np.random.default_rng(seed)
     spectrum = np.arange(1, dimensions + 1, dtype=float) ** -exponent
     size = np.sqrt(np.arange(1, dimensions + 1) ** -(exponent + SIGNAL))

@@ -17,7 +17,7 @@ def add_kept(parser: argparse.ArgumentParser) -> None:
 
 
 def folder_of(options: argparse.Namespace) -> Path:
-    """Where those of one set of weights lie. Raises UsageError where there is none, or several."""
+    """Return the folder of the embeddings of one set of weights. Raises UsageError if there is none, or several."""
     folders = sorted(path for path in options.folder.glob("*") if any(path.glob("simulated_*.npz")))
     if len(folders) != 1:
         raise UsageError(

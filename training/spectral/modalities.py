@@ -1,4 +1,4 @@
-"""Does another modality stabilise? `python -m training.spectral.modalities`, of kept embeddings and of the small encoders.
+"""Does another modality determine more modes? `python -m training.spectral.modalities`, on cached embeddings and small encoders.
 
 Side by side: the shipped encoders, flair3d with its FLAIR channel blank, and the small ones of `training.spectral.small`, which differ in
 the images they see alone. The same simulated patients for all of a group. How well few windows tell a lesion from none is measured
@@ -19,8 +19,8 @@ from ensemble.errors import UsageError
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.memory import keep_freed_memory
 from ensemble.prepare.case import prepare
-from ensemble.spectral.diagnosis import cloud_of, recovery_of, sample_of
-from ensemble.spectral.embeddings import CaseEmbeddings, Kind, embed, open_encoders, regions_of
+from ensemble.spectral.diagnosis import feature_spectrum, recovery_of, sample_of
+from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind, embed, open_encoders, regions_of
 from training.command import call
 from training.simulate import SHARED
 from training.spectral.few_shot import FILTER, OTHERS, measure, windows
@@ -53,7 +53,7 @@ def small_embeddings(
         if not path.exists():
             truth = patient.truth(shared, caches)
             case = prepare(truth.raw)
-            assert truth.mask is not None  # who is simulated has one
+            assert truth.mask is not None  # every simulated patient has one
             embed(case, regions_of(case, truth.mask), encoders).save(path)
         found.append(CaseEmbeddings.read(path))
     return found
@@ -65,8 +65,8 @@ def table(cases: Sequence[CaseEmbeddings], members: Sequence[str], stage: int, d
     rows = []
     for member in members:
         number = stage - 1
-        brain = cloud_of(sample_of(own, member, number, Kind.BRAIN), draws)
-        lesion = recovery_of(sample_of(own, member, number, Kind.LESION).features)
+        brain = feature_spectrum(sample_of(own, member, number, RegionKind.BRAIN), draws)
+        lesion = recovery_of(sample_of(own, member, number, RegionKind.LESION).features)
         without, with_lesion = windows(own, member, number)
         cells = []
         for row in measure(without, with_lesion, SIZES, draws):

@@ -28,8 +28,8 @@ from ensemble.prepare.case import PreparedCase
 from ensemble.progress import SilentWatcher
 from ensemble.spectral.embeddings import (
     CaseEmbeddings,
-    Kind,
-    Region,
+    EmbeddedRegion,
+    RegionKind,
     embed,
     open_encoders,
     regions_of,
@@ -71,13 +71,15 @@ class Observer:
         """Segment a case and ask the encoders."""
         result = segment(truth.raw, self.ensemble, SilentWatcher())
         case, lesion = result.case, truth.mask
-        specks = specks_of(result, lesion if lesion is not None else np.zeros_like(result.mask.array))
+        specks = small_disputed_of(result, lesion if lesion is not None else np.zeros_like(result.mask.array))
         regions = [*(regions_of(case, lesion) if lesion is not None else []), *specks]
-        found = embed(case, regions or [Region(Kind.BRAIN, 0.0)], self.encoders)
+        found = embed(case, regions or [EmbeddedRegion(RegionKind.BRAIN, 0.0)], self.encoders)
         blind = self._without_flair(case, found.regions)
         return replace(found, stages={**found.stages, **blind})
 
-    def _without_flair(self, case: PreparedCase, regions: Sequence[Region]) -> dict[str, tuple[np.ndarray, ...]]:
+    def _without_flair(
+        self, case: PreparedCase, regions: Sequence[EmbeddedRegion]
+    ) -> dict[str, tuple[np.ndarray, ...]]:
         takers = [encoder for encoder in self.encoders if encoder.name == "flair3d"]
         if not takers or Modality.FLAIR not in case.modalities:
             return {}
@@ -91,8 +93,8 @@ def _blind(images: Mapping[Modality, Volume]) -> dict[Modality, Volume]:
     return {modality: image for modality, image in images.items() if modality is not Modality.FLAIR}
 
 
-def specks_of(result: Result, lesion: BoolArray) -> list[Region]:
-    """Windows about what the votes call a lesion, below the size that asks for unanimity, where the voters nowhere all agree."""
+def small_disputed_of(result: Result, lesion: BoolArray) -> list[EmbeddedRegion]:
+    """Return windows centred on small disputed components: below the size limit, and without a voxel on which all voters agree."""
     labels, count = lesion_components(result.mask.array)
     voters, limit = len(result.fused.voters), RunConfig.min_disputed_ml
     found = []
@@ -101,7 +103,7 @@ def specks_of(result: Result, lesion: BoolArray) -> list[Region]:
         small = component.sum() * result.case.grid.voxel_ml < limit
         if small and int(result.fused.votes.array[component].max()) < voters:
             true = bool(lesion[component].any())
-            found.append(window_about(component, Kind.SPECK, result.case.grid.voxel_ml, true=true))
+            found.append(window_about(component, RegionKind.SMALL_DISPUTED, result.case.grid.voxel_ml, true=true))
     return found
 
 

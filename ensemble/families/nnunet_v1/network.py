@@ -45,9 +45,9 @@ class StackedConvs(nn.Module):
 
 
 class NnunetV1Network(nn.Module):
-    """The U-Net: gives logits of background and lesion for windows whose sizes are divisible by its pooling.
+    """The U-Net: returns logits of background and lesion for windows whose sizes are divisible by its pooling.
 
-    Attributes are named as in nnU-Net v1: context is the way down (bottleneck last), `tu` the upsampling, localization the way up.
+    Attributes are named as in nnU-Net v1: context is the encoder (bottleneck last), `tu` the upsampling, localization the decoder.
     """
 
     def __init__(self, channels: int, classes: int, plans: NnunetV1Plans) -> None:
@@ -74,7 +74,7 @@ class NnunetV1Network(nn.Module):
             nn.ConvTranspose3d(features[level + 1], features[level], plans.pools[level], plans.pools[level], bias=False)
             for level in upwards
         )
-        # the way up takes the kernel of the stage below, as nnU-Net v1 does
+        # the decoder uses the kernel of the stage below, as in nnU-Net v1
         self.conv_blocks_localization = nn.ModuleList(
             nn.Sequential(
                 StackedConvs(2 * features[level], features[level], convolutions - 1, plans.kernels[level + 1]),

@@ -17,11 +17,11 @@ from ensemble.resample import NnunetResampling
 
 Sizes = tuple[int, int, int]
 
-#: Trainers (by what their names hold) whose network, mirroring or export is another than that of nnUNetTrainerV2.
+#: Parts of the names of trainers whose network, mirroring or export differs from nnUNetTrainerV2's.
 OTHER_TRAINERS = re.compile(
     r"BN|FRN|GN|GeLU|ReLU|Mish|NoNormalization|Resenc|Regions|Cascade|noMirroring|noDA|resample33", re.IGNORECASE
 )
-#: nnU-Net gives no stage more feature maps than this.
+#: Most feature maps of a stage in nnU-Net.
 MAX_FEATURES = 320
 _MAX_POOLINGS, _MAX_CONVOLUTIONS, _MAX_WINDOW = 10, 8, 1024
 _NO_NORMALISATION, _TRAINED_FOR_CT = "noNorm", ("CT", "CT2")

@@ -17,7 +17,7 @@ from ensemble.types import BoolArray, FloatArray
 from ensemble.volume import Volume
 
 SPACING_MM: Triple = (1.0, 1.0, 1.0)
-#: How nnU-Net v1 resamples images, and the mask of what is not zero.
+#: Interpolation orders of nnU-Net v1 for images, and for the mask of non-zero voxels.
 _IMAGES, _REGION = NnunetResampling(order=3), NnunetResampling(order=1)
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 

@@ -28,7 +28,7 @@ class Model:
     folder: Path
     plans: NnunetV2Plans
     checkpoints: Mapping[Path, Mapping[str, Any]]
-    """What `read_fold` gives of each fold."""
+    """The result of `read_fold` for one fold."""
 
 
 def read_model(folder: Path) -> Model:

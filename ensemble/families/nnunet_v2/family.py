@@ -18,7 +18,7 @@ from ensemble.files import error_in_words, read_json
 if TYPE_CHECKING:
     from ensemble.weights.packed import PackedPrecision
 
-#: Key of dataset.json under which a member says how it wants its images, as a manifest entry would.
+#: Key of dataset.json with a member's requirements on its images, as in a manifest entry.
 MEMBER_METADATA_KEY = "isles_ensemble"
 
 

@@ -1,6 +1,6 @@
 """Member kind `nnunet`: any nnU-Net v2 trained-model folder.
 
-The same folder gives what nnunetv2's own nnUNetPredictor gives (tests hold both side by side); nnunetv2 itself is not needed here.
+It predicts the same as nnunetv2's own nnUNetPredictor (tests compare both); nnunetv2 itself is not needed here.
 """
 
 from __future__ import annotations

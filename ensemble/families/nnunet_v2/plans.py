@@ -16,7 +16,7 @@ from ensemble.families.unet import window_bytes
 from ensemble.files import error_in_words, read_json
 from ensemble.resample import NnunetResampling
 
-#: A label so named, or with such a word in its name, is the lesion when there are several foreground labels.
+#: Among several foreground labels, the lesion is the one with one of these words in its name.
 LESION_WORDS = ("lesion", "stroke", "infarct", "ischemi", "ischaemi")
 
 _READERS = {
@@ -50,7 +50,7 @@ class Architecture:
     kwargs: Mapping[str, Any]
     """Its arguments; those in `imported` are dotted names."""
     imported: tuple[str, ...]
-    """Arguments whose value names a class."""
+    """Names of arguments whose value is the name of a class."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class NnunetV2Plans:
     classes: int
     """Output channels of the network; the first is background."""
     lesion_classes: tuple[int, ...]
-    """Output channels whose probabilities sum up to that of the lesion."""
+    """Output channels whose probabilities are summed to the lesion probability."""
 
     @property
     def dims(self) -> int:

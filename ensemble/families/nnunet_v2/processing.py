@@ -53,7 +53,7 @@ def lesion_probability_from_logits(
     """
     resampling = plans.resample_logits
     if len(logits) == 2 and resampling.order <= 1 and resampling.order_z <= 1:
-        # two classes, linear resampling: the difference of the logits says it all, at half the work
+        # with two classes and linear resampling the difference of the logits is sufficient, at half the cost
         margin = placement.from_network(logits[1:] - logits[:1], resampling)[0]
         return placement.paste(_sigmoid(margin))
     probabilities = _softmax(placement.from_network(logits, resampling))

@@ -79,7 +79,7 @@ def read_archive(path: Path, *, weights: bool = True) -> Archive:
 
 
 class _Forbidden(Exception):
-    """A pickle asks for something other than modules and tensors."""
+    """A pickle refers to something other than modules and tensors."""
 
 
 def _read(file: zipfile.ZipFile, weights: bool) -> Archive:

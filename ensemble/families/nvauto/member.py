@@ -1,6 +1,6 @@
 """Member kind `nvauto`: the networks of NVAUTO (Myronenko, Siddiquee, Yang, He, Xu: ISLES'22), run as DeepISLES runs them.
 
-The published files drop in unchanged and give DeepISLES' mask. Each network goes over the image at 1 mm; its softmax comes back to the DWI
+The published files are used unchanged and give DeepISLES' mask. Each network runs on the image at 1 mm; its softmax is resampled to the DWI
 grid, where networks are averaged.
 """
 

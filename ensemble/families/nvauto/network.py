@@ -25,7 +25,7 @@ _MAX_STRIDE, _MAX_LEVELS = 4, 10
 
 @dataclass(frozen=True)
 class SegResNetConfig:
-    """The parts of a network's architecture that the shapes of its weights do not tell."""
+    """The parts of a network's architecture that its weights' shapes do not determine."""
 
     network: SegResNetKind
     norm: str
@@ -101,7 +101,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class SegResNet(nn.Module):
-    """MONAI's SegResNet: gives logits for windows whose sizes are divisible by its strides."""
+    """MONAI's SegResNet: returns logits for windows whose sizes are divisible by its strides."""
 
     def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class SegResNet(nn.Module):
 
 
 class SegResNetDS(nn.Module):
-    """MONAI's SegResNetDS: gives logits for windows whose sizes are divisible by its strides."""
+    """MONAI's SegResNetDS: returns logits for windows whose sizes are divisible by its strides."""
 
     def __init__(self, form: SegResNetConfig, shapes: Shapes) -> None:
         super().__init__()

@@ -17,9 +17,9 @@ from ensemble.publish import write_json
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.packed import PackedPrecision, read_packed, write_packed
 
-#: How far logits may lie apart, relative to their range; measured 1e-6.
+#: Largest difference of logits, relative to their range; 1e-6 was measured.
 _TOLERANCE = 1e-4
-#: What is taken for a TorchScript network whose archive says nothing that we understand: only the memory hangs on it.
+#: Assumed for a TorchScript network whose archive does not describe it; this affects only the memory estimate.
 _UNKNOWN = SegResNetConfig("SegResNet", "group", 8, 1e-5, "relu", 0.0, "linear", ((2, 2, 2),) * 4, 2, 32)
 _FAILURES = (ValueError, KeyError, TypeError, IndexError, RuntimeError, AttributeError, RecursionError, AssertionError)
 

@@ -46,7 +46,7 @@ def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: 
 class ScriptSession:
     """Runs a TorchScript network. Below float32 it uses autocast, because the weights are float32; or float32 if that fails."""
 
-    #: Its layers are not known.
+    #: The text if the layers are not known.
     tap = ""
 
     def __init__(self, path: Path, *, channels: int, device: torch.device, precision: ResolvedPrecision) -> None:

@@ -1,4 +1,4 @@
-"""Interpret the code of a traced network: straight lines of known calls only. Rebuilt networks are checked against it; it never runs."""
+"""Interpret the straight-line code of a traced network without running it; only known calls. Rebuilt networks are checked against it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TracedModule:
         self._classes: dict[str, dict[str, dict[str, ast.FunctionDef]]] = {}
 
     def __call__(self, windows: torch.Tensor) -> Any:
-        """Return what the network gives for windows. Raises Unreadable, or what torch raises."""
+        """Return the network's output for windows. Raises Unreadable, or what torch raises."""
         return self._call(self._archive.root, "forward", [windows])
 
     def arguments(self, module: Module, operation: str) -> list[Any] | None:
@@ -196,7 +196,7 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "int": int,
     **{f"torch.{name}": getattr(torch, name, None) or getattr(functional, name) for name in _ONE_TO_ONE},
     **{f"torch.{name}": _dropout for name in ("dropout", "feature_dropout", "dropout_", "feature_dropout_")},
-    # in place: what else still holds the maps sees it, as in the network itself
+    # in place, so that other references to the maps change, too, as in the original network
     "torch.add_": lambda maps, *rest, **how: maps.add_(*rest, **how),
     "torch.mul_": lambda maps, other: maps.mul_(other),
     "torch.relu_": torch.relu_,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-#: Window that the networks were made for; the Swin Factorizer takes no other.
+#: Window for which the networks were built; the Swin Factorizer accepts no other.
 WINDOW = (64, 64, 64)
 #: Feature maps of the published networks, from the finest level to the coarsest.
 WIDTHS = (32, 64, 128, 256, 512)
@@ -120,7 +120,7 @@ class FactorizerBlock(nn.Module):
     """Low-rank approximation of each patch, then a per-voxel MLP, each with a residual connection. Works channels-last."""
 
     def __init__(self, inputs: int, outputs: int, places: Sequence[int] = ()) -> None:
-        """`places` is the size of the one image that it takes, where it learned its places by heart."""
+        """`places` is the only possible image size, for a network with learned position embeddings."""
         super().__init__()
         self.adapter = nn.Sequential(Linear(inputs, outputs, bias=False)) if inputs != outputs else nn.Identity()
         if places:

@@ -141,7 +141,7 @@ def _refer(dataset: Dataset, source: DicomSource) -> None:
         for item in derivation.SourceImageSequence:
             if slices_in[item.ReferencedSOPInstanceUID] == 1 or "ReferencedFrameNumber" in item:
                 item.SpatialLocationsPreserved = (
-                    "YES"  # not of mosaics and tiles, whose headers place the whole elsewhere
+                    "YES"  # not for mosaics and tiles, whose headers give the position of the whole image
                 )
     dataset.ReferencedSeriesSequence = series_items(source.frames)
     for keyword in ("SourceImageSequence", "StudiesContainingOtherReferencedInstancesSequence"):

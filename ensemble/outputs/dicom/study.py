@@ -37,7 +37,7 @@ _REQUIRED = {  # of type 2: there, be they empty
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 }
 _SEXES = ("M", "F", "O", "")
-#: Value representations whose form is fixed: what a scanner wrote otherwise is omitted, since archives turn it away.
+#: Value representations with a fixed form: invalid values of a scanner are omitted, since archives reject them.
 _IDENTIFYING = {"PatientName", "PatientID", "StudyInstanceUID", "StudyID", "AccessionNumber"}
 #: Characters that a text of a kind may have.
 _LONGEST = {"LO": 64, "SH": 16, "PN": 64}
@@ -121,7 +121,7 @@ class DicomSource:
         return dataset
 
     def _when(self) -> tuple[str, str]:
-        """Return when the DWI was acquired, as far as its file says."""
+        """Return when the DWI was acquired, according to its file."""
         study = self.origin.study
         for kind in ("Content", "Acquisition", "Series", "Study"):
             date, time = (str(study.get(f"{kind}{part}", "") or "") for part in ("Date", "Time"))

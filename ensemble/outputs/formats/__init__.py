@@ -1,6 +1,6 @@
 """The table of file formats: one row here, and one module of this folder with `write(payload, path)`.
 
-Modules are imported when something is written: who only asks for names needs no image library.
+Modules are imported only for writing, so that names are available without any image library.
 """
 
 from __future__ import annotations

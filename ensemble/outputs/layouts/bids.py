@@ -202,7 +202,7 @@ def _no_bids() -> list[str]:
 
 
 def _container(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the ContainerInfo that BIDS asks for; empty outside a container. The image knows its tag (see the Dockerfile)."""
+    """Return the ContainerInfo that BIDS requires; empty outside a container. The image knows its tag (see the Dockerfile)."""
     tag = environment.get("CONTAINER_TAG", "")
     image = environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER")
     if image:

@@ -1,7 +1,7 @@
 """The output layout of the contract: the mask in its interface's folder, `results.json`, and other requested outputs at the root.
 
-`results.json` is the index by which a later run knows what to replace: the platform lets nothing else tell of the mask (below
-`/output/images` lie images only), and it lists the extras where there are some. Without, it is the platform's to the letter.
+`results.json` is the index by which a later run knows which files to replace: the platform allows no other file to refer to the mask
+(only images below `/output/images`). It also lists the extra outputs; without any it is exactly the platform's format.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
 from ensemble.outputs.layouts.layout import artifacts_by_path, write
 from ensemble.publish import publish
 
-#: Where the outputs of members lie.
+#: Folder of the members' outputs.
 MEMBERS = "members"
 
 

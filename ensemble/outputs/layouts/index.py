@@ -1,7 +1,7 @@
 """Find the outputs of an earlier run in a folder, from the index that it wrote with them, not from file names.
 
-The index is a list of places in a file that is there anyway, and is the last to appear: `report.json` of `run`, and `results.json` of
-the contract, where no file may lie that the platform doesn't know. (Each case of a batch has a folder of its own, which is replaced whole.)
+The index is a list of paths in a file that is written in any case, and last: `report.json` of `run`, and `results.json` of the contract,
+which allows no files unknown to the platform. (Each case of a batch has a folder of its own, which is replaced whole.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ensemble.outputs.layouts.layout import is_inside
 WRITTEN = "written"
 _HOLDERS = ("report.json", "results.json")
 _IMAGES = ("nii.gz", "mha", "nrrd")
-#: What the first version wrote beside a mask, which had no index, as patterns. Nothing joins them: what is new has an index.
+#: Name patterns of the files that the first version, which had no index, wrote beside a mask. No new patterns are added.
 _WITHOUT_INDEX = (
     *(f"{name}.{ending}" for name in ("probability", "votes") for ending in _IMAGES),
     *(f"members/**/*_{name}.{ending}" for name in ("mask", "probability") for ending in _IMAGES),

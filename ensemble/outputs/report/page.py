@@ -25,7 +25,7 @@ from ensemble.types import AnyArray
 
 #: Grey slices of more voxels than this are stored with losses (JPEG), lest the page grows past what browsers like; masks never are.
 MAX_LOSSLESS_VOXELS = 4_000_000
-#: Rows of a batch's page that stand in the document at a time; the others wait where browsers don't lay them out.
+#: Rows of a batch's page in the document at a time; browsers do not lay out the others.
 SHOWN_ROWS = 200
 #: The mask and its voters share the 24 bits of a pixel.
 _MAX_VOTERS = 23

@@ -27,7 +27,7 @@ def grey_levels(array: AnyArray, window: tuple[float, float]) -> AnyArray:
 
 
 def sheet_columns(slices: int) -> int:
-    """Return how many slices lie side by side in a sheet."""
+    """Return the number of columns of a sheet of slices."""
     return math.ceil(math.sqrt(slices))
 
 

@@ -86,7 +86,7 @@ PRIVATE_B = (
     PrivateElement(0x0043, *_GE, 0x39, "IS"),
 )
 _GE_SURPLUS = 100_000
-#: Sequence names that tell one b-value: Siemens' `*ep_b1000#3` and `ep_b1000t`.
+#: Sequence names with a single b-value: Siemens' `*ep_b1000#3` and `ep_b1000t`.
 _SEQUENCE_B = re.compile(r"_b(\d+)(?:t|#\d+)?$")
 
 #: Whether a frame is weighted along one direction or all: words of (0018,9075), and vendors' own.
@@ -165,13 +165,13 @@ TAGS: list[BaseTag | int] = sorted(
 
 
 class SeriesKind(StrEnum):
-    """What a series shows, as far as its header says."""
+    """The kind of image in a series, according to its header."""
 
     DWI = "DWI"
     ADC = "ADC"
     FLAIR = "FLAIR"
     UNKNOWN = "unknown"
-    """A grey image whose name says nothing: the user may say what it is."""
+    """A grey-scale image whose name is unknown: the user may state what it shows."""
     EXPONENTIAL = "exponential ADC"
     ANISOTROPY = "fractional anisotropy"
     TENSOR = "diffusion tensor"
@@ -262,7 +262,7 @@ _TRACE_TYPE, _TRACE_TEXT = re.compile("TRACEW?|ISO|COMBINED"), re.compile("trace
 MR_IMAGES = tuple("1.2.840.10008.5.1.4.1.1." + end for end in ("4", "4.1", "4.4"))
 #: DICOMDIR.
 DIRECTORY = "1.2.840.10008.1.3.10"
-#: By the beginning of their SOP class: objects that hold no image of a slice, and what else may lie in a folder.
+#: Objects without an image of a slice, and other objects in a folder, by the beginning of their SOP class.
 _CLASSES = (
     ("1.2.840.10008.5.1.4.1.1.11", "presentation state"),
     ("1.2.840.10008.5.1.4.1.1.88", "structured report"),
@@ -367,7 +367,7 @@ def named_b(text: str) -> tuple[float, ...]:
 def complex_part(sources: Sequence[Dataset], maker: str) -> str:
     """Return PHASE, REAL or IMAGINARY for images of one part of a complex signal; else empty.
 
-    Empty for magnitudes, and where nothing tells.
+    Empty for magnitude images, and if the header does not state it.
     """
     for dataset in sources:
         if (word := text_of(dataset, "ComplexImageComponent").upper()) in _GE_PARTS:
@@ -417,6 +417,7 @@ def numbers_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> tu
 
 
 def number_of(dataset: Dataset, tag: BaseTag | int | str, vr: str = "DS") -> float | None:
+    """Return the first number of an element; None if missing or invalid."""
     values = numbers_of(dataset, tag, vr)
     return values[0] if values else None
 

@@ -15,11 +15,11 @@ from ensemble.errors import InputRefused
 from ensemble.files import cannot_open_error, lexists, open_file, refuse_irregular_file
 from ensemble.readers.names import ARCHIVE, SLICE_SUFFIXES
 
-#: Of one examination; more is an archive of patients, not a case.
+#: Limits of one examination; an archive with more contains several patients.
 MAX_FILES, MAX_UNPACKED_BYTES = 20_000, 4 << 30
-#: An archive may inflate to so many times its size, and this beside; images of a head do by 2 to 20. And what names its files is shorter.
+#: Limits of an archive: inflation ratio (2 to 20 for images of a head) above a free allowance, and size of its directory.
 _MAX_INFLATION, _FREE_BYTES, _MAX_DIRECTORY_BYTES = 100, 64 << 20, 16 << 20
-#: The end of an archive (APPNOTE.TXT 4.3.14 to 4.3.16): how long the last record may be, and where it tells how long the directory is.
+#: The end of an archive (APPNOTE.TXT 4.3.14 to 4.3.16): longest last record, and the signatures of the records with the directory's size.
 _LONGEST_END, _END, _END_64 = 1 << 17, b"PK\5\6", b"PK\6\6"
 _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
 

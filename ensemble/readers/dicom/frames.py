@@ -99,7 +99,7 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One file: what is common to all its frames."""
+    """The attributes of one file that all its frames share."""
 
     path: Path
     sop_instance: str
@@ -109,7 +109,7 @@ class Instance:
     number: int | None
     """Of the series."""
     words: tuple[str, ...]
-    """Series description and protocol name, as far as there are such and they differ."""
+    """Series description and protocol name, those that exist and differ."""
     other: str
     """What it is where it can't be a grey MR image; empty if it may be one."""
     stored: StoredPixels | None
@@ -129,7 +129,7 @@ class Frame:
     index: int
     """Of the frame in its file, from 0."""
     image_type: tuple[str, ...] = ()
-    """ImageType or FrameType, in capitals; behind them what other elements tell of it (`_completed`)."""
+    """ImageType or FrameType, in capitals, followed by values from other elements (`_completed`)."""
     codes: tuple[str, ...] = ()
     """Of derivations."""
     size: tuple[int, int] = (0, 0)
@@ -137,16 +137,16 @@ class Frame:
     tile: tuple[int, int] | None = None
     """Row and column in the stored frame at which the slice begins, where it is a tile of one."""
     plane: Plane | None = None
-    """None if the header does not tell it."""
+    """None if the header does not state it."""
     b: float | None = None
     direction: str = ""
     """See `facts.diffusion_directionality`."""
     slope: float = 1.0
     intercept: float = 0.0
     echo_ms: float | None = None
-    """Echo time; None if nothing tells it."""
+    """Echo time; None if not stated."""
     order: tuple[float, ...] = ()
-    """Order of acquisition, as far as numbers tell: temporal position, acquisition, instance, frame."""
+    """Numbers that give the order of acquisition: temporal position, acquisition, instance, frame."""
 
     @property
     def made(self) -> int:
@@ -312,7 +312,7 @@ def _enhanced(reading: _Reading, plain: Frame) -> Iterator[Frame]:
     for index, group in enumerate(groups):
 
         def macro(keyword: str, group: Dataset = group) -> Dataset:
-            """Return a functional group of this frame, else of all."""
+            """Return the functional group of this frame; if there is none, the shared one."""
             found = next(iter(items_of(group, keyword)), None)
             return found if found is not None else next(iter(items_of(shared, keyword)), Dataset())
 
@@ -435,7 +435,7 @@ def _csa(reading: _Reading) -> dict[str, tuple[float, ...]]:
     if (tag := facts.CSA_HEADER.tag_in(reading.dataset, reading.maker)) is None:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nibabel says of this part that it is experimental
+        warnings.simplefilter("ignore")  # nibabel warns that this part is experimental
         from nibabel.nicom import csareader
     try:
         tags = csareader.read(reading.dataset[tag].value)["tags"]

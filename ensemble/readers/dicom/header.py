@@ -32,14 +32,14 @@ from ensemble.readers.names import SLICE_SUFFIXES
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
-#: A smaller file is taken into memory, a larger one read where it lies. No header reaches further than the second.
+#: A smaller file is loaded into memory, a larger one is read from disk. No header is longer than the second.
 _SMALL_BYTES, _MAX_HEADER_BYTES = 16 << 20, 256 << 20
 #: Items of sequences that a header may have: 65,536 frames with ten groups each. Every one becomes an object of some 1.5 kB.
 MAX_ITEMS = 700_000
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 #: File meta information, which names the transfer syntax, ends before this.
 _MAX_META_BYTES = 1 << 10
-#: A deflated data set may grow to this, and to so many times its size beside some that are free; its header is sought in its beginning.
+#: Limits of a deflated data set: inflated size, and inflation ratio above a free allowance. Only its beginning is searched for the header.
 _MAX_INFLATED_BYTES, _MAX_INFLATION, _FREE_BYTES = 1 << 30, 100, 64 << 20
 _HEADER_BYTES = (_SMALL_BYTES, _FREE_BYTES)
 _LONG_VR = (b"OB", b"OW", b"UN", b"OF", b"OD")
@@ -48,7 +48,7 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 
 
 class NoDicom(Exception):
-    """A file looks like DICOM by name or first bytes but can't be read; says why."""
+    """A file looks like DICOM by name or first bytes but can't be read; the message states the reason."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Element:
 
     start: int
     length: int | None
-    """Bytes; None for encapsulated ones, which tell it as they go."""
+    """Length in bytes; None for encapsulated pixel data, which state it item by item."""
     vr: str
     """Empty in implicit files."""
     tag: int = facts.INTEGER_PIXELS

@@ -129,7 +129,7 @@ class _Frames:
             raise ValueError(f"frame {index + 1} of {stored.frames}")
         plane = self._native(index) if stored.length is not None else self._decoded(index)
         unused = stored.bits_allocated - stored.bits_stored
-        if unused and stored.length is not None:  # what stands above the stored bits is no part of the value
+        if unused and stored.length is not None:  # bits above the stored ones are not part of the value
             plane = plane << unused >> unused
         return plane
 

@@ -33,7 +33,7 @@ from ensemble.readers.sources import link_notes
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
-#: How far from where a next slice would lie an image may lie to be one, in distances of slices.
+#: Largest distance (in slice spacings) of an image from the position of the next slice for which it counts as that slice.
 _NEXT_SLICE = 0.1
 
 __all__ = ["Examination", "is_dicom", "modalities_in", "open_examination", "read_dicom"]
@@ -47,9 +47,9 @@ class Examination:
     series: tuple[Series, ...]
     """Those of images, whatever they show."""
     objects: tuple[tuple[Path, str], ...]
-    """Files that hold no image, and what they are."""
+    """Files without an image, with their kind."""
     unread: tuple[tuple[Path, FileProblem], ...]
-    """Files that look like DICOM and can't be read, and why."""
+    """Files that look like DICOM but can't be read, with the reason."""
 
     def place_of(self, file: Path) -> str:
         """Return the path of a file as the user knows it, not that of its temporary copy."""
@@ -70,7 +70,7 @@ class Examination:
         try:
             series, notes = choose(self.series, modality, self.path)
         except InputRefused:
-            self._refuse_unread(self.unread, label)  # what can't be read may be what is looked for
+            self._refuse_unread(self.unread, label)  # the unreadable file may be one of the series
             raise
         self._refuse_possible_slices(series, label)
         return series, [*notes, *self._wrong_elsewhere(series, label)]

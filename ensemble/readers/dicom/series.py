@@ -1,4 +1,4 @@
-"""Group frames into series, tell what each series shows, and choose one for a modality. Geometry is used only to join series."""
+"""Group frames into series, determine what each series shows, and choose one for a modality. Geometry is used only to join series."""
 
 from __future__ import annotations
 

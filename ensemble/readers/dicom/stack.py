@@ -20,7 +20,7 @@ from ensemble.types import FloatArray
 #: How far slices may lie from even spacing, as a share of it, and from the line at right angles to the first one, in mm; of a high
 #: stack `MAX_SKEW` of its height, since cosines of three digits do not tell that line more exactly.
 _UNEVEN, _ASIDE_MM = 0.02, 0.1
-#: Slices nearer than this to each other along the stack lie in one place: volumes write it with few digits.
+#: Slices closer than this along the stack have the same position, since volumes store it with few digits.
 _SAME_PLACE_MM = 0.05
 #: How far echo times of one acquisition may differ, as a share.
 _SAME_ECHO = 0.05
@@ -33,7 +33,7 @@ class Stack:
     volumes: tuple[tuple[Frame, ...], ...]
     """By volume, then by place from the grid's first slice to its last."""
     b_values: tuple[float, ...] | None
-    """Of each volume, in s/mm^2; None if the series tells none."""
+    """b-value of each volume, in s/mm^2; None if the series states none."""
     made: tuple[int, ...]
     """Of each volume, see `Frame.made`."""
     grid: Grid
