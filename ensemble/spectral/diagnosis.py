@@ -14,13 +14,13 @@ from ensemble.spectral.theory import (
     Recovery,
     Separation,
     auc,
+    class_separation,
     few_shot_auc,
     fit_power_law,
     fit_zeta,
     observed_modes,
     predicted_auc,
     recover,
-    separate,
     zeta_energy,
 )
 from ensemble.trust.spectrum import eigenmodes
@@ -185,13 +185,13 @@ def class_contrast(first: FeatureSample, second: FeatureSample, seed: int = 0) -
     """Return how two classes separate; None where either has fewer than `MIN_WINDOWS` windows."""
     if min(len(first.features), len(second.features)) < MIN_WINDOWS:
         return None
-    separation = separate(first.features, second.features, seed)
+    separation = class_separation(first.features, second.features, seed)
     measured = []
     for part in range(PARTS):
         learnt = [sample.features[sample.cases % PARTS != part] for sample in (first, second)]
         held = [sample.features[sample.cases % PARTS == part] for sample in (first, second)]
         if min(map(len, learnt)) >= 2 and min(map(len, held)) >= 1:
-            rule = separate(learnt[0], learnt[1], seed).direction()
+            rule = class_separation(learnt[0], learnt[1], seed).direction()
             measured.append(auc(held[0] @ rule, held[1] @ rule))
     scale, exponent = fit_zeta(separation.energies[: separation.used])
     return ClassContrast(separation, float(np.mean(measured)) if measured else float("nan"), scale, exponent)

@@ -174,7 +174,7 @@ class _Reading:
 def read_frames(path: Path, header: Header) -> list[Frame]:
     """Return the frames of a file. A file that is not a readable grey image gives one frame that states the problem.
 
-    Raises one of MALFORMED for a header that is no sense at all.
+    Raises one of MALFORMED for a header that makes no sense.
     """
     dataset = header.dataset
     instance = _instance(path, header)
