@@ -48,6 +48,7 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
         refused = InputRefused(
             "the name of a file and the name of its folder belong to different cases",
             where=odd.path,
+            found=f"file {odd.path.name}, folder {odd.path.parent.name}",
             do="move the file to the folder of its case, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)

@@ -109,7 +109,7 @@ def read_mask(path: Path, label: str) -> Volume:
         raise InputRefused(
             f"the {label} can't be a lesion mask",
             where=path,
-            found=f"{share:.0%} of the image lies inside",
+            found=f"{share:.0%} of the image lies inside, at most {_MAX_SHARE_OF_IMAGE:.0%} is accepted",
             do="use 0 outside the lesion and one other value inside; the mask may be inverted",
         )
     return Volume(mask, stored.grid)

@@ -109,7 +109,7 @@ def make_study(
     differences: list[CorrelationDifference] = []
     if clinical is not None and request.clinical is not None:
         notes += [
-            *describe_unmatched_cases(clinical, names, request.clinical),
+            *describe_unmatched_cases(clinical, names, request.clinical, truth),
             *clinical.notes,
             *_without_score(clinical, names),
         ]

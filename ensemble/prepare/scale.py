@@ -19,7 +19,7 @@ from ensemble.volume import Volume
 
 Range = tuple[float, float]
 
-#: Volume that a brain may have, in ml: adults, children, large losses; infants and open skulls have an option.
+#: Volume that a brain may have, in ml: adults, children, large losses; --brain-ml accepts infants and patients after craniectomy.
 BRAIN_ML: Range = (300.0, 2500.0)
 #: Usual volume of a whole adult brain, in ml; other volumes give a note.
 USUAL_BRAIN_ML: Range = (600.0, 2200.0)
@@ -36,7 +36,7 @@ _SAME_SCALE = 0.01
 _MISTAKES = {0.1: "cm", 10.0: "tenths of mm", 1e-3: "m (or of microns as mm)", 1e3: "microns (or of mm as m)"}
 _DO = (
     "check the units and the slice spacing of the header (mm; with the gap between slices; NIfTI: pixdim, sform, xyzt_units), or export it "
-    "again; for infants, open skulls, or heads that keep their skull: --brain-ml LOW,HIGH"
+    "again. Infant, after craniectomy, or a head that keeps its skull: set the accepted volume with --brain-ml LOW,HIGH"
 )
 
 
