@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from ensemble.batch.choice import choose
-from ensemble.batch.layouts import FoundCase, FoundImage, missing
+from ensemble.batch.layouts import FoundCase, FoundImage, missing_image_error
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, image_suffix
 from ensemble.types import Modality
@@ -101,4 +101,4 @@ def _case(name: str, images: list[FoundImage]) -> FoundCase:
             do="keep exactly one, or list the files to use in a CSV worklist",
         )
         return FoundCase(name, files, refused)
-    return FoundCase(name, files, missing(files, images[0].path.parent), choice.notes)
+    return FoundCase(name, files, missing_image_error(files, images[0].path.parent), choice.notes)

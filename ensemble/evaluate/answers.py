@@ -249,6 +249,7 @@ def _read_key(path: Path) -> dict[str, Any]:
     raise InputRefused(
         "the file is not the key of a reader study",
         where=path,
+        found="no JSON, or JSON without the study, methods and items of a key",
         do="give as --key the .json file that was written together with the reader-study page (.html)",
     )
 

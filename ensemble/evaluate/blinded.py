@@ -67,7 +67,7 @@ class BlindedCase:
 
 @dataclass(frozen=True)
 class ReaderStudy:
-    """The page and its key."""
+    """A blinded page for readers, and the key that says which mask came from which method."""
 
     page: str
     key: dict[str, Any]

@@ -35,7 +35,7 @@ QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_
 
 @dataclass(frozen=True)
 class ClinicalTable:
-    """A table of patients, by case name."""
+    """A table of clinical scores and groups of patients, by case name."""
 
     cases: frozenset[str]
     scores: Mapping[str, Mapping[str, float]]

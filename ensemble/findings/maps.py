@@ -97,7 +97,7 @@ class LabelMap:
 def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
     """Read all label maps of a folder: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and an optional `<name>_dseg.json`).
 
-    Raises UsageError for a folder without, and for a map that can't be used.
+    Raises UsageError for a folder without a label map, and for a map that can't be used.
     """
     try:
         files = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")

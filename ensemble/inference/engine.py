@@ -22,7 +22,7 @@ from ensemble.types import ProgressCallback, ignore_progress
 
 
 class Average(Enum):
-    """What is averaged over networks, flips and overlapping windows."""
+    """Whether logits or probabilities are averaged over networks, flips and overlapping windows."""
 
     LOGITS = "logits"
     """As nnU-Net version 2."""
@@ -31,7 +31,7 @@ class Average(Enum):
 
 
 class MirrorMode(Enum):
-    """Which mirrored passes are made."""
+    """Which mirrored passes are made (test-time augmentation)."""
 
     MIRROR = "mirror"
     """All of them."""
@@ -54,7 +54,7 @@ class SlidingWindowConfig:
     mirror_axes: tuple[int, ...] = ()
     """Spatial axes (0 z, 1 y, 2 x) along which mirrored images look alike to the networks."""
     tta: MirrorMode = MirrorMode.MIRROR
-    """Which mirrored passes are made."""
+    """Which mirrored passes are made (test-time augmentation)."""
     average: Average = Average.LOGITS
     """What is averaged."""
     blending: Blending = NNUNET
@@ -90,7 +90,7 @@ def sliding_window_inference(
         image: (C, Z, Y, X) float32. Windows are cut and answers collected on its device; each Session moves what it needs. Where that
             device runs out of memory, the work starts again with image and answers on the CPU.
         networks: folds or other networks of the same input and classes; every window goes through all of them.
-        how: windows, mirroring and averaging.
+        config: windows, mirroring and averaging.
         progress: called after each pass of a batch; a mirrored window counts as a window of its own, a spared one as done.
         pool: takes up what the first network, which must be a `TappedSession`, tells of its layer, in the unmirrored pass.
 

@@ -19,7 +19,7 @@ _STEPS, _STEP = 24, 0.5
 
 @dataclass(frozen=True)
 class Probe:
-    """A window, and the network's output on it."""
+    """A test window, and the network's output on it in PyTorch."""
 
     window: torch.Tensor
     """(1, C, Z, Y, X) float32; Z = 1 for 2-D networks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ensemble.errors import UsageError
+from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.registry import family_of
 from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.files import file_sha256
@@ -66,7 +66,11 @@ def _pack_member(spec: MemberSpec, folder: Path, precision: PackedPrecision, onn
     verify_files(spec)
     folder.mkdir(parents=True, exist_ok=True)
     family = family_of(spec)
-    family.pack(spec.folder, folder, precision)
+    try:
+        family.pack(spec.folder, folder, precision)
+    except WeightsBroken as error:
+        error.where = error.where or str(spec.folder)
+        raise
     for network in family.networks(folder) if onnx else ():
         write_onnx(network.build(), network.channels, network.smallest_window, network.weights.parent, spec.folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -32,7 +32,7 @@ _FEWEST = 32
 
 
 def check_flair_size(case: Draft) -> StepResult:
-    """Refuse a skull-stripped FLAIR in which the brain has an impossible size by its header."""
+    """Raise InputRefused for a skull-stripped FLAIR in which the brain has, by its header, an impossible size."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
         coarse = _thinned(flair)

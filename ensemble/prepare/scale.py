@@ -41,7 +41,7 @@ _DO = (
 
 
 def check_scale(case: Draft) -> StepResult:
-    """Refuse images that do not have the size of a head by their headers, and an ADC map with another voxel size than the DWI."""
+    """Raise InputRefused for images that by their headers are not as large as a head, and for ADC with another voxel size than DWI."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
     _refuse_two_scales(case.adc.grid, case.dwi.grid, case.paths[Modality.ADC])
@@ -49,7 +49,7 @@ def check_scale(case: Draft) -> StepResult:
 
 
 def check_brain_volume(case: Draft) -> StepResult:
-    """Refuse a brain of impossible volume; note an unusual one."""
+    """Raise InputRefused for a brain of impossible volume; note an unusual one."""
     notes = refuse_implausible_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
     return case, notes
 

@@ -49,7 +49,10 @@ _COARSE_MM = 3.0
 
 
 def extract_brain(case: Draft) -> StepResult:
-    """Find the brain on the DWI grid: with HD-BET if there is a skull, else as voxels above background in DWI or ADC."""
+    """Find the brain on the DWI grid: with HD-BET if there is a skull, else as voxels above background in DWI or ADC.
+
+    Raises InputRefused if there is none, or as `strip_skull` does.
+    """
     where = case.paths[Modality.DWI]
     stripped, notes = must_strip(case.skull_strip, case.dwi)
     if stripped:
@@ -74,7 +77,8 @@ def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]
 def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
     """Return the brain (bool, z, y, x) of a DWI with skull, and a note.
 
-    Raises InputRefused when the result can't be a brain, WeightsBroken when the network is missing.
+    Raises InputRefused when the image is too large or the result can't be a brain, WeightsBroken when HD-BET's weights are missing or
+    altered.
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()

@@ -93,7 +93,7 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
 
 
 def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return the error for an incomplete file."""
+    """Return the error for an image file that is damaged or truncated."""
     return InputRefused(
         f"the {label} image is damaged or truncated",
         where=path,

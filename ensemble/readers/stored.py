@@ -47,7 +47,7 @@ _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """A scalar image of three or four axes."""
+    """The voxels of a file as stored, with three or four axes, before any rescale."""
 
     array: AnyArray
     """As stored: ([volume,] z, y, x), not yet scaled."""

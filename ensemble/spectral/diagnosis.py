@@ -176,13 +176,13 @@ def feature_spectrum(sample: FeatureSample, draws: int, seed: int = 0) -> Featur
 
 
 def recovery_of(features: AnyArray, seed: int = 0) -> Recovery:
-    """Return what feature vectors (N, D) know of their covariance."""
+    """Return how many modes of their covariance feature vectors (N, D) determine."""
     _, values, _ = eigenmodes(features)
     return recover(values, len(features) - 1, features.shape[1], seed)
 
 
 def class_contrast(first: FeatureSample, second: FeatureSample, seed: int = 0) -> ClassContrast | None:
-    """Return how two classes separate; None where either has fewer than `MIN_WINDOWS` windows."""
+    """Return how well the features separate two classes; None where either has fewer than `MIN_WINDOWS` windows."""
     if min(len(first.features), len(second.features)) < MIN_WINDOWS:
         return None
     separation = class_separation(first.features, second.features, seed)
@@ -198,7 +198,7 @@ def class_contrast(first: FeatureSample, second: FeatureSample, seed: int = 0) -
 
 
 def as_table(stages: Sequence[StageDiagnosis]) -> str:
-    """Return everything as Markdown: the clouds, then the contrasts."""
+    """Return the results of all stages as Markdown: modes and spectra first, then how well classes separate."""
     lines = [
         "| member | stage | D | region | N | floor / l_1 | K(N) | gap / floor | power law l_k ~ k^-a, modes |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
@@ -239,7 +239,7 @@ def _contrast_row(stage: StageDiagnosis, classes: str, contrast: ClassContrast) 
 
 
 def as_json(stages: Sequence[StageDiagnosis]) -> list[dict[str, Any]]:
-    """Return everything ready for JSON; unknown values are null."""
+    """Return the results of all stages ready for JSON; unknown values are null."""
     return [
         {
             "member": stage.member,

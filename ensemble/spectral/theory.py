@@ -75,7 +75,7 @@ class Recovery:
 
 
 def recover(eigenvalues: AnyArray, n: int, dimensions: int, seed: int = 0) -> Recovery:
-    """Return what the eigenvalues (largest first) of a sample covariance with n degrees of freedom in D dimensions tell.
+    """Return how many modes a sample covariance (eigenvalues, largest first; n degrees of freedom, D dimensions) determines.
 
     Raises ValueError for less than one degree of freedom, or eigenvalues that are no numbers.
     """
@@ -357,7 +357,7 @@ def _phi(x: float) -> float:
 
 @dataclass(frozen=True)
 class Separation:
-    """Two classes in the modes of their common covariance."""
+    """How well two classes separate, mode by mode of the covariance that they share."""
 
     recovery: Recovery
     modes: AnyArray

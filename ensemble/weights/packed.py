@@ -59,7 +59,7 @@ def write_packed(
     """Write the weights of one network; a tensor with several names is written once.
 
     fp16 halves kernels; biases and the parameters and statistics of normalisation, which are small, stay float32. fp32 keeps every bit.
-    Raises WeightsBroken for weights that do not fit.
+    Raises WeightsBroken for weights that are not finite, or too large for fp16.
     """
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}

@@ -24,7 +24,7 @@ _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
     """Resample and normalise images (z, y, x) on a grid for the networks: (channels, x, y, z) float32.
 
-    Raises InputRefused for one that is too large.
+    Raises InputRefused if the grid has too many voxels at 2 mm.
     """
     size = network_size(grid)
     if is_too_large(size, MAX_NETWORK_VOXELS):

@@ -36,6 +36,7 @@ def has_dicom_signature(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False, too, for a path that can't be looked at."""
     try:
         return path.is_dir()
     except OSError:

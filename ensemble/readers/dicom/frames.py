@@ -51,7 +51,7 @@ class FileProblem:
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """How the pixels of a file are stored."""
+    """How the pixels of a file are stored: encoding, size and place in the file."""
 
     syntax: UID
     start: int
@@ -123,7 +123,7 @@ class Instance:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice."""
+    """One slice of a series: a frame of a file, or a tile of one, with what its header says about it."""
 
     instance: Instance
     index: int
