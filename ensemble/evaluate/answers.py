@@ -85,7 +85,7 @@ class _Answer:
 
 
 def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
-    """Unblind answers. Writes preferences to `<out>`; beside it the grades, all results as JSON, and a page.
+    """Unblind the answers of a reader study. Writes preferences to `<out>`; beside it the grades, all results as JSON, and a page.
 
     Raises InputRefused for answers to another study, repeated answers, or invalid values.
     """

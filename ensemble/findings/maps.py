@@ -106,7 +106,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
             "the folder of --atlas can't be read",
             where=folder,
             found=error.strerror or str(error),
-            do="give a folder that you may read",
+            do="give an existing folder that this user may read",
         ) from error
     if not files:
         raise UsageError(

@@ -92,11 +92,11 @@ def sliding_window_inference(
         networks: folds or other networks of the same input and classes; every window goes through all of them.
         config: windows, mirroring and averaging.
         progress: called after each pass of a batch; a mirrored window counts as a window of its own, a spared one as done.
-        pool: takes up what the first network, which must be a `TappedSession`, tells of its layer, in the unmirrored pass.
+        pool: collects the layer's maps that the first network (a `TappedSession`) returns in the unmirrored pass.
 
     Returns:
-        (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Of arrays of the image's
-        size it is, with one channel of weights, all that is held.
+        (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Apart from the image, this and one
+        channel of weights are the only arrays of its size that are held.
 
     Raises:
         NonFiniteLogits: a network gave infinite or undefined values.

@@ -68,7 +68,7 @@ def make_probe(network: torch.nn.Module, channels: int, window: Sequence[int]) -
 
 
 def compare(session: Session, probe: Probe) -> Parity:
-    """Run a session on the probe and measure the difference."""
+    """Run a session on the probe, and measure how far its output differs from the probe's."""
     answer = foreground(session(probe.window))
     mask, expected = answer > 0.5, probe.foreground > 0.5
     both = int(mask.sum() + expected.sum())

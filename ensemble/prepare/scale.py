@@ -116,7 +116,7 @@ def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Pat
 
 
 def brain_extent_mm(brain: BoolArray, grid: Grid) -> list[float]:
-    """Return the length of a brain (z, y, x) along each axis, without its outermost share."""
+    """Return the extent (mm) along each axis of all but the outermost voxels of a brain (z, y, x): of `_EXTENT_SHARE` of them."""
     return [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
 
 

@@ -164,9 +164,9 @@ def move_to_superseded(root: Path, entities: BidsEntities) -> Path | None:
 
 
 def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
-    """Raise UsageError if the output folder is the dataset itself, or another dataset whose description would be overwritten.
+    """Raise UsageError if the output folder can't be read, is the dataset itself, or is another dataset.
 
-    Also if it is not a readable folder.
+    The description of another dataset would be overwritten.
     """
     described = root / "dataset_description.json"
     try:
