@@ -55,7 +55,7 @@ _FSL_SIZES = ((182, 218, 182), (91, 109, 91))
 
 @dataclass(frozen=True)
 class Label:
-    """A row of a map's label table."""
+    """A label of a label map, as a row of its table describes it."""
 
     index: int
     name: str
@@ -118,7 +118,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """Read one label map with its table. Raises UsageError."""
+    """Read one label map with its table. Raises UsageError if either can't be used."""
     name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
     try:
         stored = read_stored(path, "atlas")

@@ -87,7 +87,7 @@ class StoredPixels:
 
 @dataclass(frozen=True)
 class Plane:
-    """The position of a slice (LPS, mm)."""
+    """Position, orientation and pixel spacing of a slice (LPS, mm)."""
 
     position: tuple[float, ...]
     """Of the centre of the first voxel."""
