@@ -235,8 +235,10 @@ def _diagnose(options: argparse.Namespace) -> int:
 
     if (options.dataset is None) == (options.simulated is None):
         raise UsageError(
-            "members diagnose takes either a dataset or a number of simulated patients",
-            do=f"{command('members diagnose --dataset DATASET')}, or --simulated N in a copy of the repository",
+            "members diagnose needs exactly one of --dataset and --simulated",
+            found="neither" if options.dataset is None else "both",
+            do=f"{command('members diagnose --dataset DATASET')};"
+            " or, in a clone of the repository only: members diagnose --simulated N",
         )
     config, out = run_config(options), options.out or Path("diagnosis")
     with exclusive_writer(out):
@@ -357,7 +359,10 @@ def _asked_readers(options: argparse.Namespace) -> ReaderStudyRequest | None:
     page: Path | None = options.reader_study
     if page is None:
         if options.images or options.key:
-            raise UsageError("--images and --key have no effect without --reader-study or --reader-answers")
+            raise UsageError(
+                "--images and --key have no effect without --reader-study or --reader-answers",
+                do="remove them, or add one of the two options",
+            )
         return None
     if options.images is None:
         raise UsageError(
@@ -374,7 +379,9 @@ def _score_answers(options: argparse.Namespace) -> int:
     others = {"paths of masks": options.masks, "--clinical": options.clinical, "--by": options.by}
     others |= {"--reader-study": options.reader_study, "--images": options.images}
     if found := [name for name, value in others.items() if value]:
-        raise UsageError("--reader-answers can only be combined with --key and --out", found=", ".join(found))
+        raise UsageError(
+            "--reader-answers can only be combined with --key and --out", found=", ".join(found), do="remove the others"
+        )
     if options.key is None:
         raise UsageError(
             "--reader-answers needs --key",
@@ -419,7 +426,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _packed_precision(choice: Precision) -> Literal["fp32", "fp16"]:
     if choice == "bf16":
-        raise UsageError("weights can only be packed as fp32 or fp16", found="--precision bf16")
+        raise UsageError(
+            "weights can only be packed as fp32 or fp16", found="--precision bf16", do="use --precision fp32 or fp16"
+        )
     return "fp16" if choice == "fp16" else "fp32"
 
 

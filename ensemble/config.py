@@ -92,13 +92,13 @@ class RunConfig:
             raise UsageError("--min-lesion-ml must be a volume in ml, 0 or more", found=str(self.min_lesion_ml))
         if odd := [f"{name}={w:g}" for name, w in (self.member_weights or {}).items() if not 0 < w < float("inf")]:
             raise UsageError(
-                "--member-weights must be greater than 0",
+                "--member-weights must be numbers greater than 0",
                 found=", ".join(odd),
                 do="use --members to exclude a member",
             )
         if not 0 <= self.brain_ml[0] < self.brain_ml[1] < float("inf"):
             raise UsageError(
-                "--brain-ml must be two volumes in ml, smaller first",
+                "--brain-ml must be two volumes in ml, 0 or more, smaller first",
                 found=",".join(f"{ml:g}" for ml in self.brain_ml),
             )
         if self.min_members is not None and self.min_members < 1:
@@ -108,7 +108,9 @@ class RunConfig:
                 "--members names no member", do="remove the option to use all members, or name some: --members a,b"
             )
         if self.members is not None and len(set(self.members)) != len(self.members):
-            raise UsageError("--members names a member twice", found=", ".join(self.members))
+            raise UsageError(
+                "--members names a member twice", found=", ".join(self.members), do="name each member once"
+            )
 
     @property
     def weights_folder(self) -> Path:

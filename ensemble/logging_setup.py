@@ -40,7 +40,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 @contextmanager
 def messages_on_stderr(wanted: bool = True) -> Iterator[None]:
-    """Send messages to stderr meanwhile, so that stdout holds nothing but the data that a command prints; does nothing unless `wanted`."""
+    """Send messages to stderr inside the block, so that stdout holds only the data that a command prints; if not `wanted`, do nothing."""
     handlers = [
         h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stdout
     ]

@@ -570,7 +570,7 @@ def _add_listen(commands: Any, common: _Parser) -> None:
         type=float,
         default=20.0,
         metavar="N",
-        help="largest size of the images in the spool, in GB (default: 20)",
+        help="largest size of the images in the spool, in GB, more than 0 (default: 20)",
     )
     _add(listen, "--allow", type=_names, metavar="AET,AET", help="AE titles that may send (default: all)")
     _add(
@@ -587,7 +587,7 @@ def _add_listen(commands: Any, common: _Parser) -> None:
         type=float,
         default=30.0,
         metavar="N",
-        help="a study is complete when no image of it has arrived for this time (default: 30)",
+        help="a study is complete when no image of it has arrived for this time, more than 0 and at most 3600 (default: 30)",
     )
     _add(
         listen,
@@ -595,7 +595,7 @@ def _add_listen(commands: Any, common: _Parser) -> None:
         type=float,
         default=24.0,
         metavar="N",
-        help="how long finished studies stay in the spool and on the page, if there is room (default: 24)",
+        help="how long finished studies stay in the spool and on the page, 0 or more, if there is room (default: 24)",
     )
     _add(listen, "--status-port", type=int, default=8080, metavar="N", help="port of the status page (default: 8080)")
 

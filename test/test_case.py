@@ -78,9 +78,12 @@ def test_images_without_a_picture_are_refused(
     [
         (without(DWI), "no DWI"),
         (without(ADC), "no ADC"),
-        (with_grid(ADC, moved(500.0)), "covers too little"),
-        (with_grid(ADC, replace(GRID, size=(40, 48, 13))), "does not cover enough of the brain"),
-        (with_grid(FLAIR, moved(500.0)), "covers too little"),
+        (with_grid(ADC, moved(500.0)), r"covers too little(.|\n)*at least 30% is needed"),
+        (
+            with_grid(ADC, replace(GRID, size=(40, 48, 13))),
+            r"does not cover enough of the brain(.|\n)*at least 90% is needed",
+        ),
+        (with_grid(FLAIR, moved(500.0)), r"covers too little(.|\n)*at least 50% is needed"),
         (with_array(ADC, lambda a: -a), "ADC"),
     ],
 )

@@ -241,7 +241,7 @@ def test_tampered_weights_are_4(tmp_path: Path, weights: Path, capfd: pytest.Cap
         (tmp_path / "weights" / FIRST / name).rename(tmp_path / "weights" / FIRST / f"{name}.txt")
     write_contract_case(tmp_path / "in")
     assert contract(tmp_path / "in", tmp_path / "out", tmp_path / "weights") == 4
-    assert "differs from the published one" in capfd.readouterr().out
+    assert "does not match its recorded SHA-256" in capfd.readouterr().out
 
 
 @pytest.mark.slow

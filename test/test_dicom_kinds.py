@@ -839,6 +839,12 @@ def test_nothing_but_reports_is_refused_saying_so(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="no DICOM images") as refusal:
         read_image(tmp_path / "a", DWI)
     assert "structured report" in refusal.value.found
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("nothing")
+    with pytest.raises(InputRefused, match="no DICOM images") as refusal:
+        read_image(tmp_path / "b", DWI)
+    assert refusal.value.found == "no DICOM files"
+    assert "the DWI series" in refusal.value.do
 
 
 def test_damage_elsewhere_is_a_note(tmp_path: Path) -> None:

@@ -378,10 +378,10 @@ def raw(image: RawImage, **others: RawImage) -> RawCase:
 
 def test_images_without_a_study_are_refused_with_that_word(tmp_path: Path) -> None:
     nifti = read_image(write_image(WEIGHTED.array, tmp_path / "dwi.nii.gz", SMALL), DWI)
-    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
-        require_one_study(raw(nifti), ExtraOutputs(dicom=True))
-    with pytest.raises(InputRefused, match="belongs to a DICOM study"):
-        require_one_study(raw(nifti), ExtraOutputs(dicom_probability=True))
+    for asked in (ExtraOutputs(dicom=True), ExtraOutputs(dicom_probability=True)):
+        with pytest.raises(InputRefused, match="belongs to a DICOM study") as refusal:
+            require_one_study(raw(nifti), asked)
+        assert "(--dicom, --dicom-probability)" in refusal.value.do
     require_one_study(raw(nifti), ExtraOutputs(report=True))
 
 
@@ -398,11 +398,12 @@ def test_series_that_do_not_say_their_study_or_come_from_two_are_refused(tmp_pat
     write_series(WEIGHTED, tmp_path / "dwi", b=1000)
     write_series(WEIGHTED, tmp_path / "adc", description="ADC", change=elsewhere)
     dwi, adc = read_image(tmp_path / "dwi", DWI), read_image(tmp_path / "adc", ADC)
-    with pytest.raises(InputRefused, match="several studies"):
+    with pytest.raises(InputRefused, match="several studies") as refusal:
         require_one_study(raw(dwi, adc=adc), ExtraOutputs(dicom=True))
+    assert "leave out the DICOM outputs" in refusal.value.do
     for name, change in (("nowhere", nowhere), ("nobody", nobody)):
         write_series(WEIGHTED, tmp_path / name, b=1000, change=change)
-        with pytest.raises(InputRefused, match="needs a study UID"):
+        with pytest.raises(InputRefused, match="needs study, series and SOP instance UIDs"):
             require_one_study(raw(read_image(tmp_path / name, DWI)), ExtraOutputs(dicom=True))
 
 

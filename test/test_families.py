@@ -57,7 +57,7 @@ def test_the_example_is_packed_and_named_by_a_manifest(tmp_path: Path) -> None:
     assert set(spec.sha256) == {FILE}
     open_member(spec, InferenceSettings())
     (tmp_path / "b" / FILE).write_text(json.dumps({"level": 9}))
-    with pytest.raises(WeightsBroken, match="differs from the published one"):
+    with pytest.raises(WeightsBroken, match="does not match its recorded SHA-256"):
         open_member(spec, InferenceSettings())
     entry = {"name": "x", "kind": "threshold", "folder": "mine"}
     (tmp_path / "a" / "manifest.json").write_text(json.dumps({"members": [entry]}))

@@ -98,7 +98,7 @@ def test_what_was_asked_for_and_cannot_be_read_is_exit_3(
         (["nowhere"], 3, "does not exist"),
         (["nowhere.zip"], 3, "does not exist"),
         (["{}", "--write", "x.nii"], 2, "--as"),
-        (["{}", "--as", "dwi", "--write", "x.png"], 2, "can't be written"),
+        (["{}", "--as", "dwi", "--write", "x.png"], 2, "written in this format"),
         (["{}", "--as", "t1"], 2, "invalid choice"),
     ],
 )

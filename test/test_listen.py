@@ -624,6 +624,22 @@ def test_a_destination_that_makes_no_sense_is_wrong_usage(tmp_path: Path, text: 
         ListenConfig(NodeConfig("ISLES", "", 1), parse_destinations(text), tmp_path, 1, 1.0, 1.0, 2)
 
 
+@pytest.mark.parametrize(
+    ("bytes_", "quiet_s", "keep_s", "said", "found"),
+    [
+        (0, 1.0, 1.0, "--spool-gb must be more than 0", "0"),
+        (1, 3601.0, 1.0, "--quiet-seconds must be more than 0 and at most 3600", "3601"),
+        (1, 1.0, -7200.0, "--keep-hours must be 0 or more", "-2"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_with_the_range(
+    tmp_path: Path, bytes_: int, quiet_s: float, keep_s: float, said: str, found: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        ListenConfig(NodeConfig("ISLES", "", 1), parse_destinations("A@h:104"), tmp_path, bytes_, quiet_s, keep_s, 2)
+    assert (refused.value.what, refused.value.found) == (said, found)
+
+
 def test_several_destinations() -> None:
     assert [str(to) for to in parse_destinations("A@h:104, B C@[::1]:11112")] == ["A@h:104", "B C@::1:11112"]
 

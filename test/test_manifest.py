@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,19 @@ def test_files_that_were_altered_or_lost_are_noticed(tmp_path: Path) -> None:
     spec = MemberSpec("a", "nnunet", tmp_path, sha256={"w": hashlib.sha256(b"weights").hexdigest()})
     verify_files(spec)
     (tmp_path / "w").write_bytes(b"Weights")
-    with pytest.raises(WeightsBroken, match="differs from the published one"):
-        verify_files(spec)
+    for listed, holder in ((True, "digest in manifest.json"), (False, "digest in the member's member.json")):
+        with pytest.raises(WeightsBroken, match="does not match its recorded SHA-256") as altered:
+            verify_files(replace(spec, listed=listed))
+        assert holder in altered.value.do
     (tmp_path / "w").unlink()
     with pytest.raises(WeightsBroken, match="is missing"):
         open_member(spec, InferenceSettings())
 
 
 def test_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(WeightsBroken, match="unknown kind 'oracle'"):
+    with pytest.raises(WeightsBroken, match="unknown kind 'oracle'") as refused:
         open_member(MemberSpec("a", "oracle", tmp_path), InferenceSettings())
+    assert "in manifest.json, or a packed member's member.json" in refused.value.do
 
 
 def test_digests_of_files_of_unknown_origin_are_computed(tmp_path: Path) -> None:

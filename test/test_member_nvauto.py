@@ -155,9 +155,9 @@ def test_a_manifests_digests_are_permission(tmp_path: Path, capsys: pytest.Captu
     (spec,) = find_members(tmp_path / "w")
     assert open_member(spec, InferenceSettings()).name == "nv"
     save_script(Tiny(2.0), folder / "model1.ts")
-    with pytest.raises(WeightsBroken, match="differs from the published one"):
+    with pytest.raises(WeightsBroken, match="does not match its recorded SHA-256"):
         open_member(spec, InferenceSettings())
-    with pytest.raises(WeightsBroken, match="differs from the published one"):
+    with pytest.raises(WeightsBroken, match="does not match its recorded SHA-256"):
         open_member(spec, ALLOWED)
 
 
@@ -464,7 +464,7 @@ def test_a_packed_member_gives_the_same_and_needs_no_permission(
     # a weight that is not the one that was packed
     network = spec.folder / "model0" / "network.safetensors"
     network.write_bytes(network.read_bytes()[:-4] + b"\x00\x00\x00\x40")
-    with pytest.raises(WeightsBroken, match="differs from the published one"):
+    with pytest.raises(WeightsBroken, match="does not match its recorded SHA-256"):
         open_member(spec, InferenceSettings())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,8 +11,16 @@ import SimpleITK as sitk
 from conftest import shared
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.units import CLIP, adc_mode, adc_to_um2_per_ms, normalize_by_tissue
+from ensemble.prepare.draft import Draft
+from ensemble.prepare.units import (
+    CLIP,
+    adc_mode,
+    adc_to_um2_per_ms,
+    normalize_by_tissue,
+    normalize_intensities,
+)
 from ensemble.types import AnyArray, Modality
+from ensemble.volume import Volume
 
 TISSUE_ADC = 0.8  # 1e-3 mm^2/s
 
@@ -81,6 +91,18 @@ def test_a_modality_without_signal_is_refused() -> None:
     dwi, adc, brain = head()
     with pytest.raises(InputRefused, match="FLAIR"):
         normalize_by_tissue(dwi, adc, np.zeros_like(dwi), brain)
+
+
+@pytest.mark.parametrize("modality", [Modality.ADC, Modality.FLAIR])
+def test_a_refusal_names_the_file_of_the_image(modality: Modality) -> None:
+    dwi, adc, brain = head()
+    arrays = {Modality.DWI: dwi, Modality.ADC: adc, Modality.FLAIR: dwi}
+    arrays[modality] = np.zeros_like(dwi)
+    images = {key: Volume.from_numpy(array.astype(np.float32).T, np.eye(4)) for key, array in arrays.items()}
+    case = Draft("x", {key: Path(f"{key}.mha") for key in images}, images, brain=brain)
+    with pytest.raises(InputRefused) as refused:
+        normalize_intensities(case)
+    assert refused.value.where == f"{modality}.mha"
 
 
 @pytest.mark.parametrize(

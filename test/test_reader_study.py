@@ -353,7 +353,9 @@ def test_the_command_makes_page_and_key_of_a_dataset(tmp_path: Path, capsys: pyt
     assert key["methods"] == ["a", "true masks"]
     said = capsys.readouterr().out
     assert "p2 is not in the reader study: a mask has a different grid" in said
+    assert f"mask {odd.describe()}; DWI" in said
     assert "p3 is not in the reader study: case p3 has no images" in said
+    assert "cases with images: p1, p2" in said
     before = tree(tmp_path)
     assert main(["evaluate", *paths, *asked]) == 2, "a key is never replaced"
     assert "a reader study already exists" in capsys.readouterr().err

@@ -315,6 +315,7 @@ def test_a_kind_of_file_that_is_not_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="has an unsupported format") as refusal:
         read_image(write_image(DWI, tmp_path / "dwi.vtk"), Modality.DWI)
     assert ".nii.gz" in refusal.value.do
+    assert ".vtk" in refusal.value.found
 
 
 def test_a_file_that_may_not_be_opened_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,8 +99,18 @@ def test_a_network_that_answers_otherwise_is_refused_at_load(tmp_path: Path) -> 
     with pytest.raises(WeightsBroken, match="can't be loaded"):
         opened(tmp_path / "b", ONNX)
     shutil.copyfile(tmp_path / "d" / "fold_0" / "network.onnx", tmp_path / "b" / "fold_0" / "network.onnx")
-    with pytest.raises(WeightsBroken, match="differs from the published one"):
+    with pytest.raises(WeightsBroken, match="does not match its recorded SHA-256"):
         opened(tmp_path / "b", ONNX)
+
+
+def test_an_export_that_answers_otherwise_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no packed member yet to use another session with: the advice and the place are those of packing."""
+    folder = source("batch norm", tmp_path / "a")
+    monkeypatch.setattr("ensemble.weights.onnx_form.compare", lambda *_: Parity(1.0, 0.0))
+    with pytest.raises(WeightsBroken, match="a different mask") as refused:
+        pack(folder, tmp_path / "b", "fp32", onnx=True)
+    assert refused.value.do == "pack without --onnx"
+    assert refused.value.where == str(folder)
 
 
 def test_the_gate() -> None:

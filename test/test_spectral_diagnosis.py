@@ -192,7 +192,7 @@ def test_an_encoder_to_which_all_cases_are_alike_knows_nothing() -> None:
 def test_too_few_cases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="too few cases"):
         diagnose_dataset(write_dataset(tmp_path / "data", 2), tmp_path / "out", RunConfig())
-    with pytest.raises(UsageError, match="too few patients"):
+    with pytest.raises(UsageError, match="too few simulated patients"):
         diagnose_simulated(9, tmp_path / "out", RunConfig())
 
 
@@ -203,7 +203,7 @@ def test_without_the_simulator_simulated_patients_are_an_error_of_use(
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UsageError, match="no simulator") as refused:
+    with pytest.raises(UsageError, match="needs the simulator") as refused:
         diagnose_simulated(20, tmp_path / "out", RunConfig())
     assert "--dataset" in str(refused.value.do)
     assert not (tmp_path / "out").exists()
@@ -221,6 +221,14 @@ def test_without_the_simulator_simulated_patients_are_an_error_of_use(
 )
 def test_words_that_do_not_go_together_are_refused(words: list[str]) -> None:
     assert main(["members", *words]) == UsageError.exit_code
+
+
+@pytest.mark.parametrize(("words", "found"), [([], "neither"), (["--dataset", "a", "--simulated", "20"], "both")])
+def test_a_diagnosis_says_which_of_its_two_sources_it_was_given(
+    words: list[str], found: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["members", "diagnose", *words])
+    assert f"exactly one of --dataset and --simulated found: {found} do:" in capfd.readouterr().err
 
 
 def test_what_an_encoder_lacks_an_image_for_it_is_not_asked() -> None:

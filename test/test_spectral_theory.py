@@ -9,6 +9,7 @@ from ensemble.spectral.theory import (
     PowerLaw,
     Recovery,
     auc,
+    class_separation,
     crossing,
     expected_error,
     fit_power_law,
@@ -17,7 +18,6 @@ from ensemble.spectral.theory import (
     population_spectrum,
     predicted_auc,
     recover,
-    separate,
     zeta,
     zeta_energy,
 )
@@ -102,19 +102,19 @@ def test_the_crossing_is_continuous() -> None:
 
 def test_a_sample_without_spread_is_a_spectrum_of_nothing() -> None:
     assert recover(np.zeros(5), 9, 5).modes == 0
-    apart = separate(np.ones((5, 3)), np.zeros((5, 3)))
+    apart = class_separation(np.ones((5, 3)), np.zeros((5, 3)))
     assert apart.energy() == 0
     assert np.isfinite(apart.direction()).all()
     with pytest.raises(ValueError, match="no spectrum"):
         recover(np.array([np.nan]), 9, 5)
     with pytest.raises(ValueError, match="two samples of each class"):
-        separate(np.ones((1, 3)), np.zeros((5, 3)))
+        class_separation(np.ones((1, 3)), np.zeros((5, 3)))
 
 
 def test_constant_features_beside_others_do_no_harm() -> None:
     draw = np.random.default_rng(0)
     samples = np.hstack([gaussian(np.arange(1, 11) ** -1.0, 80, draw), np.zeros((80, 5))])
-    apart = separate(samples[:40], samples[40:] + 1)
+    apart = class_separation(samples[:40], samples[40:] + 1)
     assert np.isfinite(apart.energies).all()
     assert np.isfinite(apart.direction()).all()
 

@@ -315,13 +315,14 @@ def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> Non
     path = clinical(tmp_path / "c.csv", "case,nihss\n1,2\n2,3\n010,4\n")
     found = read_clinical(path, ())
     with pytest.raises(InputRefused, match="similar to") as refusal:
-        describe_unmatched_cases(found, ["001", "002", "010"], path)
+        describe_unmatched_cases(found, ["001", "002", "010"], path, tmp_path / "masks")
     assert "'1' for '001'" in refusal.value.found
     with pytest.raises(InputRefused, match="the clinical table and the masks have no case in common"):
-        describe_unmatched_cases(found, ["x", "y"], path)
-    with pytest.raises(InputRefused, match="two cases have the name 1"):
-        describe_unmatched_cases(found, ["1", "1"], path)
-    said = describe_unmatched_cases(found, ["1", "7"], path)
+        describe_unmatched_cases(found, ["x", "y"], path, tmp_path / "masks")
+    with pytest.raises(InputRefused, match="have the same name 1,") as refusal:
+        describe_unmatched_cases(found, ["1", "1"], path, tmp_path / "masks")
+    assert refusal.value.where == str(tmp_path / "masks")
+    said = describe_unmatched_cases(found, ["1", "7"], path, tmp_path / "masks")
     assert "7" in said[0]
     assert "010, 2" in said[1]
 
@@ -464,7 +465,7 @@ def test_two_cases_of_one_name_share_no_row_of_the_table(tmp_path: Path, capsys:
     table = clinical(tmp_path / "c.csv", "case,nihss\nsub-1,1\n")
     paths = [str(tmp_path / name) for name in "at"]
     assert main(["evaluate", *paths, "--clinical", str(table), "--out", str(tmp_path / "o" / "m.csv")]) == 3
-    assert "two cases have the name sub-1" in capsys.readouterr().err
+    assert "have the same name sub-1," in capsys.readouterr().err
 
 
 def test_one_method_with_only_sizes_as_groups(study: Path, tmp_path: Path) -> None:

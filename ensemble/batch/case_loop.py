@@ -55,7 +55,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """The final status of a case."""
+    """How a case of a batch ended: done, kept from an earlier run, or failed."""
 
     case: str
     status: Literal["done", "kept", "failed"]

@@ -50,16 +50,18 @@ def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
     """Embed patients of the simulated validation set, whose lesions are known. Raises UsageError if they can't be simulated."""
     if number < MIN_CASES:
         raise UsageError(
-            "too few patients to say anything", found=f"--simulated {number}", do=f"ask for {MIN_CASES} or more"
+            "too few simulated patients for a spectral diagnosis",
+            found=f"--simulated {number}",
+            do=f"ask for {MIN_CASES} or more",
         )
     check_writable(out)
     try:
         patients = importlib.import_module(_SIMULATED)
     except ModuleNotFoundError as error:
         raise UsageError(
-            "there is no simulator here",
+            "--simulated needs the simulator, which only a clone of the repository has",
             found=f"the Python module {error.name} is missing",
-            do="call it in a copy of the repository, with requirements.txt installed; or give cases of your own: --dataset DATASET",
+            do="run it in a clone of the repository, with requirements.txt installed; or give your own cases: --dataset DATASET",
         ) from error
     embedded: list[CaseEmbeddings] = patients.simulated_embeddings(number, config)
     _write(diagnose(embedded), out)

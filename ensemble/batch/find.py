@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ensemble.batch.channels import NEEDS_DESCRIPTION, ChannelNames, numbered
 from ensemble.batch.grouping import cases_of, is_missing, names_of, refuse_equal_names
-from ensemble.batch.layouts import FoundCase, FoundImage, by_name, classify_path, missing
+from ensemble.batch.layouts import FoundCase, FoundImage, classify_path, missing_image_error, modality_of_dicom_name
 from ensemble.batch.walk import case_folders, unreadable_folder, walk
 from ensemble.batch.worklist import read_worklist
 from ensemble.errors import InputRefused
@@ -128,7 +128,7 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
         return FoundCase(name, problem=problem)
     if files:
         ordered = {modality: files[modality] for modality in Modality if modality in files}
-        return FoundCase(name, ordered, missing(ordered, folder))
+        return FoundCase(name, ordered, missing_image_error(ordered, folder))
     unclear = any(map(numbered, folder.rglob("*")))
     refused = InputRefused(
         "the folder has no DWI and no ADC image",
@@ -143,7 +143,7 @@ def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
     """Return the DICOM folders and archives named by modality or as in the contract: `dwi/`, `adc.zip`, `images/dwi-brain-mri/`."""
     found: dict[Modality, Path] = {}
     for entry in sorted((*folder.glob("*"), *folder.glob("images/*"))):
-        modality = by_name(entry)
+        modality = modality_of_dicom_name(entry)
         if modality is None or not is_dicom(entry) or (entry.is_dir() and not any(entry.rglob("*"))):
             continue
         if modality in found:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from ensemble.batch.choice import choose
-from ensemble.batch.layouts import FoundCase, FoundImage, missing
+from ensemble.batch.layouts import FoundCase, FoundImage, missing_image_error
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, image_suffix
 from ensemble.types import Modality
@@ -48,6 +48,7 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
         refused = InputRefused(
             "the name of a file and the name of its folder belong to different cases",
             where=odd.path,
+            found=f"file {odd.path.name}, folder {odd.path.parent.name}",
             do="move the file to the folder of its case, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)
@@ -100,4 +101,4 @@ def _case(name: str, images: list[FoundImage]) -> FoundCase:
             do="keep exactly one, or list the files to use in a CSV worklist",
         )
         return FoundCase(name, files, refused)
-    return FoundCase(name, files, missing(files, images[0].path.parent), choice.notes)
+    return FoundCase(name, files, missing_image_error(files, images[0].path.parent), choice.notes)

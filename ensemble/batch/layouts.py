@@ -128,8 +128,8 @@ def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundI
     return FoundImage(path, named.modality, group, prefix, labels, holder, at_odds)
 
 
-def by_name(path: Path) -> Modality | None:
-    """Return the modality that a DICOM folder or archive is named by, or named by in the contract; None for other names."""
+def modality_of_dicom_name(path: Path) -> Modality | None:
+    """Return the modality that a DICOM folder or archive is named after, or named after in the contract; None for other names."""
     named = _named(dicom_name(path))
     return _SLUGS.get(path.name) or (named.modality if named else None)
 
@@ -139,8 +139,8 @@ def dicom_name(path: Path) -> str:
     return path.stem if path.suffix.lower() == ARCHIVE else path.name
 
 
-def missing(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
-    """Return the error for a case without DWI, or without an ADC map that is given or can be computed; None if complete."""
+def missing_image_error(files: Mapping[Modality, Path], where: Path) -> InputRefused | None:
+    """Return the error for a case that lacks DWI, or lacks ADC where none can be computed; None for a complete case."""
     if Modality.DWI in files:
         known = Modality.ADC in files or may_have_b_values(files[Modality.DWI])
         return None if known else no_adc_error(files[Modality.DWI], "its b-values are not known")

@@ -100,7 +100,7 @@ def segment_on_ray(
 def _connected(address: str) -> Iterator[Any]:
     """Connect to a Ray cluster, or start one that ends with the block. Yields the module `ray`; usage reporting is off."""
     if not is_installed():
-        raise UsageError("--ray needs Ray, which is not installed", do=INSTALL)
+        raise UsageError("--ray needs Ray, which is not installed", do=f"run {INSTALL}, or leave out --ray")
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -152,8 +152,10 @@ class _Worker:
             job = replace(job, device=resolve_device(job.config.device))
             specs = find_members(job.config.weights_folder, job.config.members)
             digests = {spec.name: weight_digests(spec) for spec in specs}
-            if recipe(specs, digests, job.config, job.extras) != job.recipe:
+            if (own := recipe(specs, digests, job.config, job.extras)) != job.recipe:
+                different = [key for key in job.recipe if own.get(key) != job.recipe[key]]
                 raise UsageError("a node of the cluster has a different version of this program, or different weights", where=_node(),
+                                 found=f"different here: {', '.join(different)}",
                                  do="install the same version and weights on every node")  # fmt: skip
             self._claims = BatchClaims(job.root, result_key(job.recipe, {}))
             self._cases = CaseWorker(job, self._claims, self._load)

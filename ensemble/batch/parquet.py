@@ -20,7 +20,7 @@ def refuse_without_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        do = f"{INSTALL}, or leave it out: summary.csv holds the same"
+        do = f"run {INSTALL}, or leave out --parquet: summary.csv holds the same"
         raise UsageError("--parquet needs pyarrow, which can't be imported", found=str(error), do=do) from error
 
 

@@ -80,7 +80,7 @@ echo "array $array, summary ${{group%%;*}}: squeue --job $array,${{group%%;*}}"
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of one task of the array."""
+    """The resources that one task of a SLURM job array requests."""
 
     shards: int | None = None
     """Number of tasks; None to choose it so that each takes about an hour."""

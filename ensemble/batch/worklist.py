@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from ensemble.batch.layouts import FoundCase, missing
+from ensemble.batch.layouts import FoundCase, missing_image_error
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name
 from ensemble.tables import EMPTY_CELLS, quoted, read_sheet
@@ -48,7 +48,7 @@ def read_worklist(path: Path, extra_columns: Sequence[str] = ()) -> tuple[FoundC
                 do="give each row its own name in the column 'case'",
             )
         others = {column: cells[column] for column in extra_columns if cells.get(column)}
-        cases[named] = FoundCase(named, files, problem or missing(files, path), extra=others)
+        cases[named] = FoundCase(named, files, problem or missing_image_error(files, path), extra=others)
     if Modality.ADC not in columns and all(case.problem for case in cases.values()):
         raise _lacks_columns(path, columns)
     return tuple(cases[name] for name in sorted(cases))

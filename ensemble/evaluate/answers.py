@@ -85,7 +85,7 @@ class _Answer:
 
 
 def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
-    """Unblind answers. Writes preferences to `<out>`; beside it the grades, all results as JSON, and a page.
+    """Unblind the answers of a reader study. Writes preferences to `<out>`; beside it the grades, all results as JSON, and a page.
 
     Raises InputRefused for answers to another study, repeated answers, or invalid values.
     """
@@ -249,6 +249,7 @@ def _read_key(path: Path) -> dict[str, Any]:
     raise InputRefused(
         "the file is not the key of a reader study",
         where=path,
+        found="no JSON, or JSON without the study, methods and items of a key",
         do="give as --key the .json file that was written together with the reader-study page (.html)",
     )
 

@@ -67,7 +67,7 @@ class BlindedCase:
 
 @dataclass(frozen=True)
 class ReaderStudy:
-    """The page and its key."""
+    """A blinded page for readers, and the key that says which mask came from which method."""
 
     page: str
     key: dict[str, Any]
@@ -127,6 +127,7 @@ def read_blinded_cases(
                 raise InputRefused(
                     f"case {pair.case} has {'several images that match equally well' if ambiguous else 'no images'}",
                     where=dataset.root,
+                    found=f"mask {path}; cases with images: {', '.join(sorted(dwi)[:5])}" + " ..." * (len(dwi) > 5),
                     do="give the images of a case and its masks the same name",
                 )
             shown.append(_shown(pair.case, path, methods, names[path], dataset.files[names[path]]))
@@ -155,7 +156,10 @@ def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: 
         mask = read_mask(path, "mask")
         if not mask.grid.distance_voxels(images.grid) <= ROUNDING_VOXELS:
             raise InputRefused(
-                "a mask has a different grid from the DWI", where=path, do="give the images on which the mask was made"
+                "a mask has a different grid from the DWI",
+                where=path,
+                found=f"mask {mask.grid.describe()}; DWI ({files[Modality.DWI]}) {images.grid.describe()}",
+                do="give the images on which the mask was made",
             )
         masks.append(mask.array)
     return make_blinded_case(case, images, (masks[0], masks[1]))

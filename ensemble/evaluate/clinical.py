@@ -35,7 +35,7 @@ QUANTITIES = {"volume_ml": ("predicted_ml", "truth_ml"), "lesions": ("predicted_
 
 @dataclass(frozen=True)
 class ClinicalTable:
-    """A table of patients, by case name."""
+    """A table of clinical scores and groups of patients, by case name."""
 
     cases: frozenset[str]
     scores: Mapping[str, Mapping[str, float]]
@@ -112,18 +112,18 @@ def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
     return ClinicalTable(frozenset(lines), scores, words, tuple(notes))
 
 
-def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path: Path) -> list[str]:
-    """Return messages about cases that are only in the table or only among the masks.
+def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path: Path, masks: Path) -> list[str]:
+    """Return messages about cases that are only in the table (`path`) or only among the masks (`names`, in `masks`).
 
     Raises InputRefused if no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
     has read a name as a number).
     """
     if twice := [name for name, often in Counter(names).items() if often > 1]:
         raise InputRefused(
-            f"two cases have the name {twice[0]}, but {_NAME} identifies cases by name only",
-            where=path,
-            found=", ".join(twice[:5]),
-            do="give each case a unique name",
+            f"two cases of the masks have the same name {twice[0]}, but {_NAME} identifies cases by name only",
+            where=masks,
+            found=", ".join(twice[:5]) + " ..." * (len(twice) > 5),
+            do="give each case's masks a unique name",
         )
     without_row = [name for name in names if name not in clinical.cases]
     without_mask = sorted(clinical.cases - set(names))

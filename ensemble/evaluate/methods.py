@@ -33,7 +33,10 @@ class Method:
 
 
 def measure_methods(predictions: Sequence[Path], truths: Path) -> list[Method]:
-    """Measure every case of every method. Raises InputRefused if a method has no measurable case; UsageError."""
+    """Measure every case of every method.
+
+    Raises InputRefused if a method has no measurable case, UsageError as `method_names` does.
+    """
     names = method_names(predictions)
     methods = []
     for name, path in zip(names, predictions, strict=True):

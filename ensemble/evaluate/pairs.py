@@ -48,7 +48,7 @@ Entities = tuple[str, str, int | None]
 
 @dataclass(frozen=True)
 class MaskPair:
-    """The masks of one case."""
+    """The true and predicted masks of one case."""
 
     case: str
     truth: tuple[Path, ...]

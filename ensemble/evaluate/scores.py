@@ -109,7 +109,7 @@ def read_mask(path: Path, label: str) -> Volume:
         raise InputRefused(
             f"the {label} can't be a lesion mask",
             where=path,
-            found=f"{share:.0%} of the image lies inside",
+            found=f"{share:.0%} of the image lies inside, at most {_MAX_SHARE_OF_IMAGE:.0%} is accepted",
             do="use 0 outside the lesion and one other value inside; the mask may be inverted",
         )
     return Volume(mask, stored.grid)
@@ -120,7 +120,9 @@ def _only_two(pair: MaskPair) -> tuple[Path, Path]:
         raise InputRefused(
             f"case {pair.case} has no predicted mask",
             where=pair.truth[0],
-            found=f"without a true mask: {', '.join(map(str, pair.others))}" if pair.others else "",
+            found=f"without a true mask: {', '.join(map(str, pair.others))}"
+            if pair.others
+            else "no unmatched predicted mask has a similar name",
             do="give both masks the same name (or sub, ses and run), segment the case, or remove its true mask",
         )
     if len(pair.truth) > 1 or len(pair.predictions) > 1:

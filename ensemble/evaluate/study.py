@@ -102,14 +102,17 @@ def make_study(
     request: StudyRequest,
     clinical: ClinicalTable | None,
 ) -> StudyResults:
-    """Compare methods, and relate them to clinical scores and groups. Raises InputRefused, UsageError."""
+    """Compare methods, and relate them to clinical scores and groups.
+
+    Raises InputRefused if cases of the clinical table and the masks do not match, UsageError for an unknown group.
+    """
     names = list({path: one.case for method in methods for path, one in method.scores.items()}.values())
     notes = _left_out(methods)
     rows: list[Correlation] = []
     differences: list[CorrelationDifference] = []
     if clinical is not None and request.clinical is not None:
         notes += [
-            *describe_unmatched_cases(clinical, names, request.clinical),
+            *describe_unmatched_cases(clinical, names, request.clinical, truth),
             *clinical.notes,
             *_without_score(clinical, names),
         ]
@@ -132,7 +135,7 @@ def make_study(
 
 
 def read_request(request: StudyRequest) -> ClinicalTable | None:
-    """Read the clinical table and check the grouping columns, before any mask is read."""
+    """Read the clinical table and check the grouping columns, before any mask is read. Raises InputRefused, UsageError."""
     clinical = None if request.clinical is None else read_clinical(request.clinical, request.by)
     group_columns(clinical, named_columns(request.by), request.clinical)
     return clinical

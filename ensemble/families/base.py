@@ -118,7 +118,7 @@ class EncodingMember(Member, Protocol):
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Weights that were recognised but are not supported yet."""
+    """Weights that a family recognised but can't run yet, for the list of members."""
 
     name: str
     folder: Path

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import NetworkSpec
 from ensemble.families.cropping import MAX_NETWORK_VOXELS
-from ensemble.families.spec import MemberSpec
-from ensemble.geometry import is_too_large
+from ensemble.families.spec import ENTRY_FILES, MemberSpec
+from ensemble.geometry import is_too_large, size_limit
 
 #: Edge of a cube that holds a large brain, and a slice's thickness where a network keeps the image's own (mm).
 _BRAIN_MM, _SLICE_MM = 185.0, 1.0
@@ -32,9 +32,13 @@ def refuse_impossible_plans(spec: MemberSpec, network: NetworkSpec) -> None:
         brain = [max(1, round(min(_BRAIN_MM / mm, 1e9))) for mm in whole] if finite else []
         lattice = [max(pair) for pair in zip(brain, window, strict=True)] if finite else []
         if not finite:
-            raise _refusal(spec, "has an impossible voxel size", _mm(spacing))
+            raise _refusal(
+                spec,
+                "has an impossible voxel size",
+                f"{_mm(spacing)}; it must be above 0 and below {_BRAIN_MM / 2:g} mm",
+            )
         if is_too_large(lattice, MAX_NETWORK_VOXELS):
-            found = f"a brain at {_mm(spacing)} has {_times(brain)} voxels; the patch has {_times(patch)}"
+            found = f"a brain at {_mm(spacing)} has {_times(brain)} voxels; the patch has {_times(patch)}; {size_limit(MAX_NETWORK_VOXELS)}"
             raise _refusal(spec, "would need too much memory for a brain at its voxel size and patch size", found)
     if network.window_bytes > _MAX_WINDOW_BYTES:
         found = f"{network.window_bytes / 2**30:.0f} GiB for a patch of {_times(patch)} voxels and {network.memory_of}"
@@ -47,7 +51,8 @@ def _refusal(spec: MemberSpec, what: str, found: str) -> WeightsBroken:
         f"member {spec.name} {what}",
         where=spec.folder,
         found=found,
-        do="use the plans that were written with these weights (spacing in mm, patch size in voxels), and check the manifest's spacing_mm",
+        do="use the plans that were written with these weights (spacing in mm, patch size in voxels), "
+        f"and check spacing_mm in {ENTRY_FILES}",
     )
 
 

@@ -26,7 +26,7 @@ _DECORATION = re.compile(r"^(mri|mr)[-_ ]+|[-_ ]+(brain[-_ ]+)?(mri|mr)$|_\d{4}$
 
 @dataclass(frozen=True)
 class Channel:
-    """One input channel."""
+    """One input channel of a network: a modality, or a neighbouring slice of it."""
 
     modality: Modality
     offset: int = 0

@@ -7,7 +7,7 @@ from ensemble.families.base import Family
 from ensemble.families.nnunet_v1.family import NnunetV1
 from ensemble.families.nnunet_v2.family import NnunetV2
 from ensemble.families.nvauto.family import Nvauto
-from ensemble.families.spec import MemberSpec
+from ensemble.families.spec import ENTRY_FILES, MemberSpec
 from ensemble.families.swan.family import Swan
 
 #: Kinds of members, by the manifest's words. A folder that two of them recognise is of the first one's kind.
@@ -25,6 +25,7 @@ def family_of(spec: MemberSpec) -> Family:
         f"member {spec.name} has the unknown kind {spec.kind!r}",
         where=spec.folder,
         found=f"known: {', '.join(family.kind for family in FAMILIES)}",
+        do=f"correct kind in {ENTRY_FILES}",
     )
 
 

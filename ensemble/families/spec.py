@@ -13,6 +13,8 @@ from ensemble.families.names import name_problem
 
 #: The file of a packed member with the content of its manifest entry.
 PACKED_MEMBER_FILE = "member.json"
+#: Where a user finds the entry of a member.
+ENTRY_FILES = f"the member's entry in manifest.json, or a packed member's {PACKED_MEMBER_FILE}"
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,14 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def refuse_unfit_images(spec: MemberSpec) -> None:
-    """Raise WeightsBroken if the manifest changes intensities or orientation of networks that need the images as read."""
+def require_native_images(spec: MemberSpec) -> None:
+    """Raise WeightsBroken if the manifest asks for images with changed intensities or orientation; these networks need them as read."""
     if (spec.intensities, spec.orientation) != ("native", "native"):
         raise WeightsBroken(
             f"member {spec.name} only accepts images as read",
             where=spec.folder,
-            found=f"{spec.intensities} intensities, {spec.orientation} orientation in the manifest",
-            do="remove both from the manifest, or set them to native",
+            found=f"{spec.intensities} intensities, {spec.orientation} orientation in its manifest entry",
+            do=f"remove both, or set them to native, in {ENTRY_FILES}",
         )
 
 

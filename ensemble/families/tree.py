@@ -11,7 +11,7 @@ from ensemble.weights.folder import files_of
 
 @dataclass(frozen=True)
 class WeightsTree:
-    """The folder and its files."""
+    """A weights folder and all its files, listed once for every family to look through."""
 
     root: Path
     files: tuple[Path, ...]

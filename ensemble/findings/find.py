@@ -98,7 +98,7 @@ def _without_places(own: LesionVoxels, members: Sequence[LesionVoxels], register
 
 
 def pattern(volumes_ml: FloatArray) -> Pattern:
-    """Return none, single or scattered, from the lesions' volumes."""
+    """Return the pattern of the lesions (none, single or scattered), from their volumes."""
     if not volumes_ml.any():
         return "none"
     return "single" if volumes_ml.max() >= SINGLE_SHARE * volumes_ml.sum() else "scattered"

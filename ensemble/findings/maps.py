@@ -55,7 +55,7 @@ _FSL_SIZES = ((182, 218, 182), (91, 109, 91))
 
 @dataclass(frozen=True)
 class Label:
-    """A row of a map's label table."""
+    """A label of a label map, as a row of its table describes it."""
 
     index: int
     name: str
@@ -97,13 +97,16 @@ class LabelMap:
 def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
     """Read all label maps of a folder: `<name>_dseg.nii.gz`, each with `<name>_dseg.tsv` (and an optional `<name>_dseg.json`).
 
-    Raises UsageError for a folder without, and for a map that can't be used.
+    Raises UsageError for a folder without a label map, and for a map that can't be used.
     """
     try:
         files = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")
     except OSError as error:
         raise UsageError(
-            "the folder of --atlas can't be read", where=folder, found=error.strerror or str(error)
+            "the folder of --atlas can't be read",
+            where=folder,
+            found=error.strerror or str(error),
+            do="give an existing folder that this user may read",
         ) from error
     if not files:
         raise UsageError(
@@ -115,7 +118,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """Read one label map with its table. Raises UsageError."""
+    """Read one label map with its table. Raises UsageError if either can't be used."""
     name = next(path.name.removesuffix(ending) for ending in _ENDINGS if path.name.endswith(ending))
     try:
         stored = read_stored(path, "atlas")
@@ -124,8 +127,14 @@ def read_label_map(path: Path) -> LabelMap:
         raise UsageError(refused.what, where=path, found=refused.found, do=refused.do) from refused
     values = stored.values(np.float64)
     values = values[0] if values.ndim == 4 and len(values) == 1 else values
-    if values.ndim != 3 or not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0:
-        raise UsageError("an atlas must be a 3-D label map of integers, 0 or more", where=path)
+    odd = values[~np.isfinite(values) | (values != np.round(values)) | (values < 0)]
+    if values.ndim != 3 or odd.size:
+        raise UsageError(
+            "an atlas must be a 3-D label map of integers, 0 or more",
+            where=path,
+            found=f"the value {odd[0]:g}" if odd.size else f"{values.ndim} axes",
+            do="save it as one 3-D volume in which each label is a whole number, and the background is 0",
+        )
     table = _table(path.with_name(f"{name}_dseg.tsv"))
     numbers, array = np.unique(values.astype(np.int64), return_inverse=True)
     array = (array.reshape(values.shape) + (numbers[0] != 0)).astype(np.int32)
@@ -138,7 +147,9 @@ def read_label_map(path: Path) -> LabelMap:
             do="add rows for them to the .tsv",
         )
     if not present:
-        raise UsageError("the atlas has no label", where=path)
+        raise UsageError(
+            "the atlas has no label", where=path, found="every voxel is 0", do="give a map with labels, or remove it"
+        )
     labels = _sided([table[number] for number in present], array, stored.grid, path)
     space, mismatch = _space(path, name, stored.grid)
     return LabelMap(name, str(path), digest, array, stored.grid, labels, space, mismatch)
@@ -240,7 +251,10 @@ def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
             stated = str(next((content[key] for key in ("SpatialReference", "Space", "space") if key in content), ""))
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(
-                "the sidecar of an atlas can't be read", where=sidecar, found=error_in_words(error)
+                "the sidecar of an atlas can't be read",
+                where=sidecar,
+                found=error_in_words(error),
+                do="correct or remove it",
             ) from error
         by = "sidecar"
     if not stated:

@@ -11,7 +11,7 @@ Pattern = Literal["none", "single", "scattered"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number and its uncertainty."""
+    """A measured number with its uncertainty range."""
 
     value: float
     members: tuple[float, float]
@@ -211,7 +211,7 @@ class AtlasFindings:
 
 @dataclass(frozen=True)
 class TemplateRegistration:
-    """How the brain was registered to the template."""
+    """How well the brain was registered to the template, and why it could not be, if so."""
 
     template: str
     problems: tuple[str, ...]

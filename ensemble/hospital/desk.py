@@ -36,7 +36,7 @@ class ProcessDied(Exception):
 
 
 class Desk:
-    """A segmenting process and the way to talk to it. To be used from one thread only."""
+    """Runs the process that segments studies, and talks to it. To be used from one thread only."""
 
     def __init__(self, worker_config: WorkerConfig) -> None:
         self._worker_config = worker_config

@@ -14,7 +14,6 @@ from ensemble.hospital.node import Node, NodeConfig
 from ensemble.hospital.send import Destination, Sender, is_aet
 from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, StudyJournal
 from ensemble.hospital.status import StatusPage, check_ports
-from ensemble.program import help_on, program_name
 from ensemble.serve.worker import CaseDone, CaseFailed, WorkerConfig
 from ensemble.text import TrustedLines
 
@@ -38,16 +37,19 @@ class ListenConfig:
 
     def __post_init__(self) -> None:
         if odd := [aet for aet in (self.address.aet, *self.address.callers) if not is_aet(aet)]:
-            raise UsageError("an AE title must have 1 to 16 ASCII characters", found=repr(odd[0]))
+            raise UsageError(
+                "an AE title (--aet, --allow) must have 1 to 16 ASCII characters, no backslash, not only spaces",
+                found=repr(odd[0]),
+            )
         if not self.to:
             raise UsageError("no destination is given for the results", do="add --send-to AET@HOST:PORT")
-        for option, allowed in (
-            ("--quiet-seconds", 0 < self.quiet_s <= 3600),
-            ("--keep-hours", self.keep_s >= 0),
-            ("--spool-gb", self.most_bytes > 0),
+        for option, value, allowed, accepted in (
+            ("--quiet-seconds", self.quiet_s, "more than 0 and at most 3600", 0 < self.quiet_s <= 3600),
+            ("--keep-hours", self.keep_s / 3600, "0 or more", self.keep_s >= 0),
+            ("--spool-gb", self.most_bytes / 1e9, "more than 0", self.most_bytes > 0),
         ):
-            if not allowed:
-                raise UsageError(f"{option} is out of range", do=help_on(f"{program_name()} listen"))
+            if not accepted:
+                raise UsageError(f"{option} must be {allowed}", found=f"{value:g}")
         if self.address.most_associations < 1:
             raise UsageError("--most-associations must be at least 1", found=str(self.address.most_associations))
         check_ports(self.address.port, self.status_port)

@@ -84,7 +84,7 @@ class StudyJournal:
 
 
 class Spool:
-    """All studies. Methods may be called from any thread."""
+    """The folder in which received studies wait, and their journals. Methods may be called from any thread."""
 
     def __init__(self, root: Path, most_bytes: int, now: Callable[[], float] = time.monotonic) -> None:
         self.root = root

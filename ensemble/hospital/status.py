@@ -119,4 +119,6 @@ def check_ports(*ports: int) -> None:
     """Raise UsageError if two servers would use one port."""
     given = [port for port in ports if port]
     if len(set(given)) < len(given):
-        raise UsageError("--port and --status-port have the same number", found=str(given[0]))
+        raise UsageError(
+            "--port and --status-port have the same number", found=str(given[0]), do="choose two different ports"
+        )

@@ -22,7 +22,7 @@ from ensemble.types import ProgressCallback, ignore_progress
 
 
 class Average(Enum):
-    """What is averaged over networks, flips and overlapping windows."""
+    """Whether logits or probabilities are averaged over networks, flips and overlapping windows."""
 
     LOGITS = "logits"
     """As nnU-Net version 2."""
@@ -31,7 +31,7 @@ class Average(Enum):
 
 
 class MirrorMode(Enum):
-    """Which mirrored passes are made."""
+    """Which mirrored passes are made (test-time augmentation)."""
 
     MIRROR = "mirror"
     """All of them."""
@@ -54,7 +54,7 @@ class SlidingWindowConfig:
     mirror_axes: tuple[int, ...] = ()
     """Spatial axes (0 z, 1 y, 2 x) along which mirrored images look alike to the networks."""
     tta: MirrorMode = MirrorMode.MIRROR
-    """Which mirrored passes are made."""
+    """Which mirrored passes are made (test-time augmentation)."""
     average: Average = Average.LOGITS
     """What is averaged."""
     blending: Blending = NNUNET
@@ -90,13 +90,13 @@ def sliding_window_inference(
         image: (C, Z, Y, X) float32. Windows are cut and answers collected on its device; each Session moves what it needs. Where that
             device runs out of memory, the work starts again with image and answers on the CPU.
         networks: folds or other networks of the same input and classes; every window goes through all of them.
-        how: windows, mirroring and averaging.
+        config: windows, mirroring and averaging.
         progress: called after each pass of a batch; a mirrored window counts as a window of its own, a spared one as done.
-        pool: takes up what the first network, which must be a `TappedSession`, tells of its layer, in the unmirrored pass.
+        pool: collects the layer's maps that the first network (a `TappedSession`) returns in the unmirrored pass.
 
     Returns:
-        (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Of arrays of the image's
-        size it is, with one channel of weights, all that is held.
+        (K, Z, Y, X) float32 on the image's device: logits, or probabilities where those are averaged. Apart from the image, this and one
+        channel of weights are the only arrays of its size that are held.
 
     Raises:
         NonFiniteLogits: a network gave infinite or undefined values.

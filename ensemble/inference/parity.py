@@ -19,7 +19,7 @@ _STEPS, _STEP = 24, 0.5
 
 @dataclass(frozen=True)
 class Probe:
-    """A window, and the network's output on it."""
+    """A test window, and the network's output on it in PyTorch."""
 
     window: torch.Tensor
     """(1, C, Z, Y, X) float32; Z = 1 for 2-D networks."""
@@ -68,7 +68,7 @@ def make_probe(network: torch.nn.Module, channels: int, window: Sequence[int]) -
 
 
 def compare(session: Session, probe: Probe) -> Parity:
-    """Run a session on the probe and measure the difference."""
+    """Run a session on the probe, and measure how far its output differs from the probe's."""
     answer = foreground(session(probe.window))
     mask, expected = answer > 0.5, probe.foreground > 0.5
     both = int(mask.sum() + expected.sum())

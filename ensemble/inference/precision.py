@@ -34,8 +34,10 @@ def resolve_precision(choice: Choice, device: torch.device) -> ResolvedPrecision
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a CPU runs networks much faster in bfloat16 than in float32, and the system lets us: by AMX, or by AVX-512 BF16 on processors
-    of AMD. On Intel's the latter multiply no more numbers a cycle than in float32: a network takes 1.7 times as long (docs/adr/0020).
+    """Return whether a CPU runs networks much faster in bfloat16 than in float32, and the system permits it.
+
+    It does by AMX, and by AVX-512 BF16 on processors of AMD. On Intel's the latter multiply no more numbers a cycle than in float32: a
+    network takes 1.7 times as long (docs/adr/0020).
     """
     if device.type != "cpu":
         return False

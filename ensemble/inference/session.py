@@ -23,7 +23,7 @@ class TappedSession(Session, Protocol):
 
 
 class LoadedSession(Session, Protocol):
-    """A session that states its device."""
+    """A session that states its device, its arithmetic, and the layer that it can return."""
 
     @property
     def tap(self) -> str:

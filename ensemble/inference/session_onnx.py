@@ -33,7 +33,7 @@ class OnnxSession:
     def __init__(
         self, path: Path, *, dims: int, device: str | torch.device, engine: Literal["onnx", "tensorrt"] = "onnx"
     ) -> None:
-        """Raises WeightsBroken for files that ONNX Runtime can't load."""
+        """Raises WeightsBroken if the file is missing, or ONNX Runtime can't load it."""
         import onnxruntime
 
         self.device, self.dims = torch.device(device), dims
@@ -47,7 +47,7 @@ class OnnxSession:
                 "a network has no ONNX file",
                 where=path,
                 found="no such file",
-                do="pack the member with: process.py members pack SRC DST --onnx; or remove --session",
+                do="pack the member again with the command members pack SRC DST --onnx, or use --session torch",
             )
         try:
             # from bytes: an .onnx file may name other files as its data, and those would not be verified
@@ -61,7 +61,7 @@ class OnnxSession:
                 "the ONNX file of a network can't be loaded",
                 where=path,
                 found=f"{type(error).__name__}: {error}"[:200],
-                do="pack the member again",
+                do="use --session torch, or pack the member again",
             ) from error
         if (got := self._session.get_providers()[0]) != wanted[0]:
             log.warning("ONNX Runtime runs %s with %s, because %s is not available", path.name, got, wanted[0])

@@ -14,6 +14,7 @@ from ensemble.families.names import make_names_unique
 from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.families.tree import WeightsTree
 from ensemble.files import error_in_words, lexists, read_json
+from ensemble.program import command
 from ensemble.weights.folder import folder_errors
 
 
@@ -46,7 +47,7 @@ def packed_member(path: Path) -> MemberSpec:
             "the description of a packed member can't be read",
             where=path,
             found=error_in_words(error),
-            do="make the folder again from the original weights: members pack SRC DST",
+            do=f"make the folder again from the original weights: {command('members pack SRC DST')}",
         ) from error
 
 

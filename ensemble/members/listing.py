@@ -28,7 +28,9 @@ class MemberSummary:
 
 
 def describe(spec: MemberSpec) -> MemberSummary:
-    """Read the small files of a member. What they do not say stays empty, with a remark; only loading shows whether it works.
+    """Return what the small files of a member (plans, JSON) say. What they do not say stays empty, with a remark.
+
+    Only loading shows whether the member works.
 
     Raises WeightsBroken for a folder that can't be read.
     """

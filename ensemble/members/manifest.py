@@ -50,7 +50,10 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
     unknown = [name for name in names if name not in by_name]
     if unknown:
         raise UsageError(
-            f"no member is named {', '.join(unknown)}", where=weights, found=f"members: {', '.join(by_name)}"
+            f"no member is named {', '.join(unknown)}",
+            where=weights,
+            found=f"members: {', '.join(by_name)}",
+            do="give names of these members in --members",
         )
     return tuple(by_name[name] for name in names)
 
@@ -68,6 +71,7 @@ def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> R
         raise UsageError(
             f"--member-weights names {', '.join(unknown)}, which is not among the members",
             found=f"members: {', '.join(spec.name for spec in specs)}",
+            do="give weights only for these members, or let that one take part (--members)",
         )
     equal = len({weights.get(spec.name, 1.0) for spec in specs}) == 1
     least = config.min_lesion_ml
@@ -103,12 +107,13 @@ def verify_files(spec: MemberSpec, *, anew: bool = False) -> None:
     Cached digests of large files are not used if files are to be read `anew`.
     """
     present = _weight_files(spec.folder)
+    holder = MANIFEST if spec.listed else f"the member's {PACKED_MEMBER_FILE}"
     if spec.sha256 and (added := sorted(set(present) - set(spec.sha256) - {PACKED_MEMBER_FILE})):
         raise WeightsBroken(
-            f"member {spec.name} has files that {MANIFEST} does not list",
+            f"member {spec.name} has files that {holder} does not list",
             where=spec.folder,
             found=", ".join(added),
-            do=f"add their digests to {MANIFEST}, remove its sha256, or remove files that the member does not need",
+            do=f"add their digests to {holder}, remove its sha256, or remove files that the member does not need",
         )
     for relative, expected in spec.sha256.items():
         path = spec.folder / relative
@@ -116,10 +121,10 @@ def verify_files(spec: MemberSpec, *, anew: bool = False) -> None:
             raise WeightsBroken(f"a file of member {spec.name} is missing", where=path, do="restore the weights folder")
         if (digest := weights_sha256(path, anew=anew)) != expected:
             raise WeightsBroken(
-                f"a file of member {spec.name} differs from the published one",
+                f"a file of member {spec.name} does not match its recorded SHA-256",
                 where=path,
                 found=f"sha256 {digest}, expected {expected}",
-                do=f"restore the file; if you changed it on purpose, update its digest in {MANIFEST}",
+                do=f"restore the file; if you changed it on purpose, update its digest in {holder}",
             )
 
 

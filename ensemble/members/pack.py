@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ensemble.errors import UsageError
+from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.registry import family_of
 from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.files import file_sha256
@@ -41,7 +41,12 @@ def pack(
     places = ["." if alone else spec.name for spec in specs]
     with exclusive_writer(destination):
         if any(destination.iterdir()):
-            raise UsageError("the destination of a packed member must be new or empty", where=destination)
+            raise UsageError(
+                "the destination of a packed member must be new or empty",
+                where=destination,
+                found="a folder with files in it",
+                do="give the name of a new folder",
+            )
         with publish(destination) as staging:
             for spec, place in zip(specs, places, strict=True):
                 _pack_member(spec, staging / place, precision, onnx)
@@ -61,9 +66,13 @@ def _pack_member(spec: MemberSpec, folder: Path, precision: PackedPrecision, onn
     verify_files(spec)
     folder.mkdir(parents=True, exist_ok=True)
     family = family_of(spec)
-    family.pack(spec.folder, folder, precision)
+    try:
+        family.pack(spec.folder, folder, precision)
+    except WeightsBroken as error:
+        error.where = error.where or str(spec.folder)
+        raise
     for network in family.networks(folder) if onnx else ():
-        write_onnx(network.build(), network.channels, network.smallest_window, network.weights.parent)
+        write_onnx(network.build(), network.channels, network.smallest_window, network.weights.parent, spec.folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     entry = replace(spec, sha256=digests).as_json()

@@ -16,7 +16,7 @@ from ensemble.text import visible
 
 
 def summary(case: SegmentedCase, extras: ExtraOutputs, folder: Path, suffix: str) -> str:
-    """Yield volume, lesions, votes, locations, and the main files in the output folder."""
+    """Return the lines that close a run: lesion volume and number, votes, locations, and the main files in the output folder."""
     result, layout = case.result, FolderLayout(suffix)
     voters, spacing = len(result.fused.voters), result.case.grid.spacing_zyx_mm
     lines = [f"{headline(result)} ({voters} of {len(result.outcomes)} members voted)"]

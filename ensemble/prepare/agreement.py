@@ -26,7 +26,7 @@ _STEP_MM, _BETTER = 6.0, 1.2
 
 
 def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
-    """Refuse an ADC map that does not belong to the DWI."""
+    """Raise InputRefused for an ADC map that does not belong to the DWI."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     refuse_unrelated(case.dwi.array, case.adc.array, case.brain, case.dwi.grid.spacing_zyx_mm, where)
     return case, ()

@@ -53,7 +53,7 @@ class Note:
 
 @dataclass(frozen=True)
 class UnusableVoxels:
-    """Where an image is not finite or has impossible values, and how many are the latter. They are set to 0 meanwhile."""
+    """Voxels of an image that are not finite or impossibly bright (`hot`: how many of the latter). They are 0 in the image meanwhile."""
 
     where: Volume
     """bool, on the image's own grid."""

@@ -32,7 +32,7 @@ _FEWEST = 32
 
 
 def check_flair_size(case: Draft) -> StepResult:
-    """Refuse a skull-stripped FLAIR in which the brain has an impossible size by its header."""
+    """Raise InputRefused for a skull-stripped FLAIR in which the brain has, by its header, an impossible size."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
         coarse = _thinned(flair)
@@ -53,9 +53,10 @@ def _thinned(image: Volume) -> Volume:
 
 
 def align_flair(case: Draft) -> StepResult:
-    """Resample FLAIR to the DWI grid, registered if that aligns it better than its header; refuse one of another place.
+    """Resample FLAIR to the DWI grid, registered if that aligns it better than its header.
 
-    Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly.
+    Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly. Raises InputRefused if it covers too
+    little of the brain.
     """
     flair = case.images.get(Modality.FLAIR)
     if flair is None:
@@ -66,7 +67,8 @@ def align_flair(case: Draft) -> StepResult:
         raise InputRefused(
             "FLAIR covers too little of the brain on DWI",
             where=case.paths[Modality.FLAIR],
-            found=f"FLAIR covers {coverage:.0%} of the brain on DWI: FLAIR {there.describe()}; DWI {grid.describe()}",
+            found=f"FLAIR covers {coverage:.0%} of the brain on DWI, at least {MIN_FLAIR_COVERAGE:.0%} is needed: "
+            f"FLAIR {there.describe()}; DWI {grid.describe()}",
             do="give the FLAIR of the same examination, or run without FLAIR",
         )
     if coverage < WHOLE_FLAIR_COVERAGE:

@@ -19,7 +19,10 @@ MIN_ADC_OVERLAP, MIN_ADC_COVERAGE, WHOLE_ADC_COVERAGE = 0.3, 0.9, 0.999
 
 
 def align_adc(case: Draft) -> StepResult:
-    """Resample ADC (float32) to the DWI grid, and record where it has data; refuse one of another place."""
+    """Resample ADC (float32) to the DWI grid, and record where it has data.
+
+    Raises InputRefused if it covers too little of the DWI's field of view.
+    """
     adc, grid, there = case.adc, case.dwi.grid, case.adc.grid
     covered, text = np.ones(grid.shape_zyx, bool), ""
     apart = grid.distance_voxels(there)
@@ -33,7 +36,8 @@ def align_adc(case: Draft) -> StepResult:
             raise InputRefused(
                 "ADC covers too little of the DWI's field of view",
                 where=case.paths[Modality.ADC],
-                found=f"ADC covers {covered.mean():.0%} of the DWI's field of view: ADC {there.describe()}; "
+                found=f"ADC covers {covered.mean():.0%} of the DWI's field of view, at least {MIN_ADC_OVERLAP:.0%} is needed: "
+                f"ADC {there.describe()}; "
                 f"DWI ({case.paths[Modality.DWI].name}) {grid.describe()}",
                 do="give the ADC map that was computed from this DWI",
             )
@@ -47,13 +51,13 @@ def align_adc(case: Draft) -> StepResult:
 
 
 def check_adc_coverage(case: Draft) -> StepResult:
-    """Restrict the brain to where ADC has data; refuse if that is not most of it."""
+    """Restrict the brain to where ADC has data. Raises InputRefused if ADC covers less than `MIN_ADC_COVERAGE` of it."""
     share = float(case.covered[case.brain].mean())
     if share < MIN_ADC_COVERAGE:
         raise InputRefused(
             "ADC does not cover enough of the brain on DWI",
             where=case.paths[Modality.ADC],
-            found=f"ADC covers {share:.0%} of the brain",
+            found=f"ADC covers {share:.0%} of the brain, at least {MIN_ADC_COVERAGE:.0%} is needed",
             do="give the ADC map that was computed from this DWI",
         )
     text = f"ADC covers only {share:.1%} of the brain: nothing is segmented elsewhere"

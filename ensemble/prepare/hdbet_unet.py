@@ -38,7 +38,7 @@ class Context(nn.Module):
 
 
 class Down(nn.Module):
-    """Halves the size and doubles the features; also returns the skip connection."""
+    """An encoder step: halves the image size and doubles the feature maps; also returns the skip connection."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles the size and halves the features."""
+    """A decoder step: doubles the image size and halves the number of feature maps."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Localisation(nn.Module):
 
 
 class HdBetUnet(nn.Module):
-    """Image (1, 1, z, y, x) at 1.5 mm, zero mean and unit deviation -> logits (1, 2, z, y, x): background, brain."""
+    """HD-BET's U-Net: from an image (1, 1, z, y, x) at 1.5 mm, zero mean, unit deviation, to logits (1, 2, z, y, x): background, brain."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ class _Inside:
 
 
 def check_plausibility(case: Draft) -> StepResult:
-    """Refuse a DWI and ADC that can't be what they claim."""
+    """Raise InputRefused if DWI or ADC can't be what it is given as: swapped, clipped, negative, not diffusion-weighted."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     deep = None if case.stripped else _deep_part(case.brain, case.dwi.grid)
     return case, refuse_implausible(case.dwi.array, case.adc.array, case.brain, where, deep)
@@ -122,7 +122,8 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
             raise InputRefused(
                 "DWI and ADC show different parts of the head",
                 where=where,
-                found=f"{modality.label} is empty in {empty:.0%} of the region that either image shows",
+                found=f"{modality.label} is empty in {empty:.0%} of the region that either image shows; "
+                f"at most {_MOSTLY_EMPTY:.0%} is accepted",
                 do="give complete images of the same examination",
             )
         if empty > _SOME_EMPTY:
@@ -137,7 +138,8 @@ def _refuse_negative(dwi: FloatArray, where: str) -> None:
         raise InputRefused(
             "the DWI has negative values, although it should be a magnitude image",
             where=where,
-            found=f"{share:.2%} of the brain is clearly negative; the lowest value is {float(dwi.min()):.3g} times typical tissue",
+            found=f"{share:.2%} of the brain is clearly negative, at most {_NEGATIVE_SHARE:.2%} is accepted; "
+            f"the lowest value is {float(dwi.min()):.3g} times typical tissue",
             do="export it again with the scanner's original values; a usual cause is 16-bit overflow (values above 32767 become negative)",
         )
 
@@ -168,7 +170,8 @@ def _refuse_unweighted(rise: float, where: str) -> None:
         raise InputRefused(
             "the DWI is not diffusion-weighted",
             where=where,
-            found=f"its signal rises with ADC, by {rise:.0%} per 1e-3 mm^2/s: CSF is brighter than tissue, as on a b0 or T2 image",
+            found=f"its signal rises with ADC, by {rise:.0%} per 1e-3 mm^2/s: CSF is brighter than tissue, as on a b0 or T2 image "
+            f"(at most {_RISING:.0%} is accepted)",
             do="give the image of b about 1000 s/mm^2, and the ADC map that was computed from it",
         )
 
@@ -202,7 +205,7 @@ def _refuse_exponential(core: _Inside, where: str) -> None:
         raise InputRefused(
             "the image given as ADC is not a map of diffusion coefficients",
             where=where,
-            found=f"where DWI is dark, as in CSF, it has {level:.2f} times the value of tissue",
+            found=f"where DWI is dark, as in CSF, it has {level:.2f} times the value of tissue; at least {_EXPONENTIAL:g} is expected",
             do="give the ADC map, not the exponential one (eADC), a b0 or another DWI; if there is a skull, let it be stripped",
         )
 

@@ -19,7 +19,7 @@ from ensemble.volume import Volume
 
 Range = tuple[float, float]
 
-#: Volume that a brain may have, in ml: adults, children, large losses; infants and open skulls have an option.
+#: Volume that a brain may have, in ml: adults, children, large losses; --brain-ml accepts infants and patients after craniectomy.
 BRAIN_ML: Range = (300.0, 2500.0)
 #: Usual volume of a whole adult brain, in ml; other volumes give a note.
 USUAL_BRAIN_ML: Range = (600.0, 2200.0)
@@ -36,12 +36,12 @@ _SAME_SCALE = 0.01
 _MISTAKES = {0.1: "cm", 10.0: "tenths of mm", 1e-3: "m (or of microns as mm)", 1e3: "microns (or of mm as m)"}
 _DO = (
     "check the units and the slice spacing of the header (mm; with the gap between slices; NIfTI: pixdim, sform, xyzt_units), or export it "
-    "again; for infants, open skulls, or heads that keep their skull: --brain-ml LOW,HIGH"
+    "again. Infant, after craniectomy, or a head that keeps its skull: set the accepted volume with --brain-ml LOW,HIGH"
 )
 
 
 def check_scale(case: Draft) -> StepResult:
-    """Refuse images that do not have the size of a head by their headers, and an ADC map with another voxel size than the DWI."""
+    """Raise InputRefused for images that by their headers are not as large as a head, and for ADC with another voxel size than DWI."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
     _refuse_two_scales(case.adc.grid, case.dwi.grid, case.paths[Modality.ADC])
@@ -49,7 +49,7 @@ def check_scale(case: Draft) -> StepResult:
 
 
 def check_brain_volume(case: Draft) -> StepResult:
-    """Refuse a brain of impossible volume; note an unusual one."""
+    """Raise InputRefused for a brain of impossible volume; note an unusual one."""
     notes = refuse_implausible_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
     return case, notes
 
@@ -116,7 +116,7 @@ def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Pat
 
 
 def brain_extent_mm(brain: BoolArray, grid: Grid) -> list[float]:
-    """Return the length of a brain (z, y, x) along each axis, without its outermost share."""
+    """Return the extent (mm) along each axis of all but the outermost voxels of a brain (z, y, x): of `_EXTENT_SHARE` of them."""
     return [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
 
 

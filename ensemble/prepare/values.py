@@ -18,7 +18,7 @@ _ALL_AROUND = 0.9
 
 
 def check_complete(case: Draft) -> StepResult:
-    """Refuse a case without DWI or ADC."""
+    """Raise InputRefused for a case without DWI or ADC."""
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in case.images:
             raise InputRefused(f"case {case.name} has no {modality.label} image", do="give both DWI and ADC")
@@ -26,7 +26,10 @@ def check_complete(case: Draft) -> StepResult:
 
 
 def check_values(case: Draft) -> StepResult:
-    """Set unusable values to 0 for now (`background.zero_unusable_voxels` decides on them later); refuse images without content."""
+    """Set unusable values to 0 for now (`background.zero_unusable_voxels` decides on them later).
+
+    Raises InputRefused for images that are constant or have no finite value, and for a DWI with a bright background.
+    """
     marked, images = {}, dict(case.images)
     for modality, image in case.images.items():
         bad = unusable_voxels(image.array)
@@ -58,7 +61,7 @@ def check_values(case: Draft) -> StepResult:
 
 
 def check_distinct(case: Draft) -> StepResult:
-    """Refuse an image that is given for two modalities."""
+    """Raise InputRefused if the same image is given for two modalities."""
     for first, second in combinations([modality for modality in Modality if modality in case.images], 2):
         if np.array_equal(case.images[first].array, case.images[second].array):
             raise InputRefused(

@@ -19,7 +19,7 @@ _LABEL = "DICOM"
 
 @dataclass(frozen=True)
 class SeriesFinding:
-    """One DICOM series."""
+    """What `inspect` found out about one DICOM series."""
 
     number: int | None
     description: str

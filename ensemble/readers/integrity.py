@@ -93,7 +93,7 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
 
 
 def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
-    """Return the error for an incomplete file."""
+    """Return the error for an image file that is damaged or truncated."""
     return InputRefused(
         f"the {label} image is damaged or truncated",
         where=path,
@@ -118,7 +118,7 @@ def refuse_too_large(size: tuple[int, ...], path: Path, label: str) -> None:
         raise InputRefused(
             f"the {label} image is too large to be a brain scan",
             where=path,
-            found=f"size {' x '.join(map(str, size))}",
+            found=f"size {' x '.join(map(str, size))}; at most {MAX_VOXELS / 1e6:g} million voxels are allowed",
             do="correct the header; if it is right, crop or resample the image",
         )
 
@@ -141,7 +141,7 @@ def refuse_decompression_bomb(needed: int, present: int, path: Path, label: str)
         raise InputRefused(
             f"the {label} image would inflate to {needed / present:.0f} times its size, which no scan does",
             where=path,
-            found=f"{needed / 1e6:.0f} MB in {present / 1e6:.1f} MB",
+            found=f"{needed / 1e6:.0f} MB in {present / 1e6:.1f} MB; {_MAX_SCAN_INFLATION} times are allowed",
             do="check that it is not empty; export it again, cropped to the head or with fewer bytes per voxel",
         )
 

@@ -22,7 +22,7 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class SourceSlice:
-    """One slice of the image as read."""
+    """One slice of an image, with the DICOM frames from which it was made."""
 
     position: tuple[float, ...]
     """Position of the centre of its first voxel (LPS, mm), as stated by the file."""

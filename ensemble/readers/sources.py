@@ -38,7 +38,7 @@ def source_files(path: Path) -> Iterator[tuple[str, Path]]:
 def may_have_b_values(dwi: Path) -> bool:
     """Return whether a DWI may come with b-values, judging by its name: DICOM, or an image file with its .bval.
 
-    Without, no ADC can be computed.
+    Without b-values no ADC can be computed.
     """
     dicom = dwi.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or os.path.isdir(dwi)  # noqa: PTH112 (Path.is_dir raises for some names)
     return dicom or lexists(dwi.with_name(stem(dwi) + ".bval"))

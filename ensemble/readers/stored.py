@@ -47,7 +47,7 @@ _SINGLE_FILE = (".mha", ".nii", ".nii.gz", ".nrrd")
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """A scalar image of three or four axes."""
+    """The voxels of a file as stored, with three or four axes, before any rescale."""
 
     array: AnyArray
     """As stored: ([volume,] z, y, x), not yet scaled."""
@@ -212,7 +212,10 @@ def _refuse_unreadable(path: Path, label: str) -> None:
         raise InputRefused(f"the {label} image is an empty file", where=path, do="copy or export it again")
     if not image_suffix(path):
         raise InputRefused(
-            f"the {label} file has an unsupported format", where=path, do=f"convert it to one of: {kinds}"
+            f"the {label} file has an unsupported format",
+            where=path,
+            found=f"a name that ends in {path.suffix}" if path.suffix else "a name without a suffix",
+            do=f"convert it to one of: {kinds}",
         )
 
 

@@ -79,7 +79,7 @@ def _drop(connection: H11Protocol, waiting: dict[H11Protocol, None]) -> None:
 
 
 class RateLimitFilter(logging.Filter):
-    """Lets a repeated message pass once a minute, with the number of repeats."""
+    """A log filter that lets a repeated message pass only once a minute, with the number of repeats."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ _HUNG_UP = "the caller has disconnected"
 
 
 class Unavailable(Exception):
-    """No case can be accepted now; the message states the reason."""
+    """The server can't accept a case now; the message states the reason."""
 
 
 class Supervisor:

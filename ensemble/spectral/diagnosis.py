@@ -14,13 +14,13 @@ from ensemble.spectral.theory import (
     Recovery,
     Separation,
     auc,
+    class_separation,
     few_shot_auc,
     fit_power_law,
     fit_zeta,
     observed_modes,
     predicted_auc,
     recover,
-    separate,
     zeta_energy,
 )
 from ensemble.trust.spectrum import eigenmodes
@@ -176,29 +176,29 @@ def feature_spectrum(sample: FeatureSample, draws: int, seed: int = 0) -> Featur
 
 
 def recovery_of(features: AnyArray, seed: int = 0) -> Recovery:
-    """Return what feature vectors (N, D) know of their covariance."""
+    """Return how many modes of their covariance feature vectors (N, D) determine."""
     _, values, _ = eigenmodes(features)
     return recover(values, len(features) - 1, features.shape[1], seed)
 
 
 def class_contrast(first: FeatureSample, second: FeatureSample, seed: int = 0) -> ClassContrast | None:
-    """Return how two classes separate; None where either has fewer than `MIN_WINDOWS` windows."""
+    """Return how well the features separate two classes; None where either has fewer than `MIN_WINDOWS` windows."""
     if min(len(first.features), len(second.features)) < MIN_WINDOWS:
         return None
-    separation = separate(first.features, second.features, seed)
+    separation = class_separation(first.features, second.features, seed)
     measured = []
     for part in range(PARTS):
         learnt = [sample.features[sample.cases % PARTS != part] for sample in (first, second)]
         held = [sample.features[sample.cases % PARTS == part] for sample in (first, second)]
         if min(map(len, learnt)) >= 2 and min(map(len, held)) >= 1:
-            rule = separate(learnt[0], learnt[1], seed).direction()
+            rule = class_separation(learnt[0], learnt[1], seed).direction()
             measured.append(auc(held[0] @ rule, held[1] @ rule))
     scale, exponent = fit_zeta(separation.energies[: separation.used])
     return ClassContrast(separation, float(np.mean(measured)) if measured else float("nan"), scale, exponent)
 
 
 def as_table(stages: Sequence[StageDiagnosis]) -> str:
-    """Return everything as Markdown: the clouds, then the contrasts."""
+    """Return the results of all stages as Markdown: modes and spectra first, then how well classes separate."""
     lines = [
         "| member | stage | D | region | N | floor / l_1 | K(N) | gap / floor | power law l_k ~ k^-a, modes |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
@@ -239,7 +239,7 @@ def _contrast_row(stage: StageDiagnosis, classes: str, contrast: ClassContrast) 
 
 
 def as_json(stages: Sequence[StageDiagnosis]) -> list[dict[str, Any]]:
-    """Return everything ready for JSON; unknown values are null."""
+    """Return the results of all stages ready for JSON; unknown values are null."""
     return [
         {
             "member": stage.member,

@@ -35,7 +35,10 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Recovery:
-    """What n samples know of a covariance."""
+    """How many eigenmodes of a covariance n samples determine.
+
+    Holds its estimated spectrum, and the expected error of the sample covariance.
+    """
 
     n: int
     """Degrees of freedom: samples less the means that were taken off."""
@@ -72,7 +75,7 @@ class Recovery:
 
 
 def recover(eigenvalues: AnyArray, n: int, dimensions: int, seed: int = 0) -> Recovery:
-    """Return what the eigenvalues (largest first) of a sample covariance with n degrees of freedom in D dimensions tell.
+    """Return how many modes a sample covariance (eigenvalues, largest first; n degrees of freedom, D dimensions) determines.
 
     Raises ValueError for less than one degree of freedom, or eigenvalues that are no numbers.
     """
@@ -354,7 +357,7 @@ def _phi(x: float) -> float:
 
 @dataclass(frozen=True)
 class Separation:
-    """Two classes in the modes of their common covariance."""
+    """How well two classes separate, mode by mode of the covariance that they share."""
 
     recovery: Recovery
     modes: AnyArray
@@ -383,8 +386,11 @@ class Separation:
         return np.asarray((along / _safe(self.variances[:used])) @ self.modes[:used])
 
 
-def separate(first: AnyArray, second: AnyArray, seed: int = 0) -> Separation:
-    """Return how two classes (n, D) of one covariance separate. Raises ValueError for fewer than two samples of either."""
+def class_separation(first: AnyArray, second: AnyArray, seed: int = 0) -> Separation:
+    """Return how well two classes, each (n, D), separate, assuming that they share a covariance.
+
+    Raises ValueError for fewer than two samples of either.
+    """
     samples = [np.asarray(part, np.float64) for part in (first, second)]
     if min(map(len, samples)) < 2:
         raise ValueError(f"two samples of each class are needed, not {[len(part) for part in samples]}")

@@ -223,7 +223,7 @@ def read_references(weights: Path, digests: Mapping[str, Mapping[str, str]]) -> 
 def reference_digests(weights: Path) -> dict[str, str]:
     """Return the SHA-256 of each file in `<weights>/trust` by name, because verdicts depend on them.
 
-    One that can't be read is no part of a verdict, either, and has none.
+    A file that can't be read affects no verdict, so it is left out.
     """
     return {path.name: _digest(path) for path in sorted((weights / FOLDER).glob("*")) if path.is_file()}
 

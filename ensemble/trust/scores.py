@@ -35,9 +35,9 @@ def scores_of(evidence: CaseEvidence, references: References) -> dict[str, float
     """Return the available scores by name: those of `DIRECTIONS`.
 
     Distances are in units of the usual one. `spectral` and `spectral_lesion` are distances in the stable modes of the features of the brain
-    and of the lesion, and `rest` outside the former; each is the geometric mean over the members. `histogram` is the distance of the
-    intensities; `quality` and `mimicry` are those of the most unusual trait of the images and of the lesions. Non-finite scores are left
-    out.
+    and of the lesion, and `rest` is that outside the stable modes of the brain; each is the geometric mean over the members. `histogram`
+    is the distance of the intensities; `quality` and `mimicry` are those of the most unusual trait of the images and of the lesions.
+    Non-finite scores are left out.
     """
     scores = dict(evidence.mask)
     if evidence.agreement is not None:

@@ -46,7 +46,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
         if not isinstance(loaded, dict):
-            raise WeightsBroken("a checkpoint is not a dictionary", where=path, found=type(loaded).__name__)
+            raise WeightsBroken(
+                "a checkpoint is not a dictionary",
+                where=path,
+                found=type(loaded).__name__,
+                do="use the file that the trainer wrote",
+            )
         refuse_more_than_the_file(loaded, path)
     except READ_ERRORS as error:
         wanted = str(error) if isinstance(error, ForbiddenName) else _forbidden(error)

@@ -15,21 +15,25 @@ from ensemble.memory import is_out_of_memory
 from ensemble.weights.packed import SUFFIX, read_packed, write_packed
 
 NETWORK, PROBE = "network.onnx", f"probe{SUFFIX}"
+_WITHOUT, _INSTEAD = "pack without --onnx", "use --session torch, or pack the member again"
 
 
-def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[int, ...], folder: Path) -> None:
-    """Export a network for batches and windows of any size, and a probe; then check the export against the probe.
+def write_onnx(
+    network: torch.nn.Module, channels: int, smallest_window: tuple[int, ...], folder: Path, source: Path
+) -> None:
+    """Write a network as ONNX (any batch and window size), with a probe: a test input and PyTorch's output.
 
-    Raises WeightsBroken if ONNX Runtime gives another mask, UsageError where the exporter is missing.
+    Then check the ONNX file on the probe. Raises WeightsBroken if ONNX Runtime's output differs from PyTorch's, or if no probe can be
+    made; UsageError if the exporter is missing. `source` is the folder of the member that is packed, for errors.
     """
     try:
         probe = make_probe(network, channels, smallest_window)
     except ValueError as error:
         raise WeightsBroken(
             "an ONNX export of this network could not be checked, so none is written",
-            where=folder,
+            where=source,
             found=str(error),
-            do="pack without --onnx",
+            do=_WITHOUT,
         ) from error
     try:
         (folder / NETWORK).write_bytes(export(network, channels, smallest_window).onnx)
@@ -38,15 +42,24 @@ def write_onnx(network: torch.nn.Module, channels: int, smallest_window: tuple[i
             raise
         raise UsageError(
             "members pack --onnx could not export a network",
+            where=source,
             found=error_in_words(error)[:200],
-            do="run pip install onnx, or remove --onnx",
+            do=f"run pip install onnx, or {_WITHOUT}",
         ) from error
     write_packed(folder / PROBE, {"window": probe.window, "foreground": probe.foreground}, {}, "fp32")
-    open_onnx(folder, len(smallest_window), torch.device("cpu"), "onnx")
+    try:
+        open_onnx(folder, len(smallest_window), torch.device("cpu"), "onnx")
+    except (
+        WeightsBroken
+    ) as error:  # its place is a temporary one, and there is nothing packed yet to use another session with
+        raise WeightsBroken(error.what, where=source, found=error.found, do=_WITHOUT) from error
 
 
 def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> OnnxSession:
-    """Return the ONNX session of a fold's folder if it passes the parity gate. Raises WeightsBroken if it fails."""
+    """Return the ONNX session of a fold's folder if it passes the parity gate.
+
+    Raises WeightsBroken if it fails, or if its files are missing or damaged.
+    """
     session = OnnxSession(
         folder / NETWORK, dims=dims, device=device, engine="tensorrt" if engine == "tensorrt" else "onnx"
     )
@@ -58,13 +71,13 @@ def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> Onn
         if is_out_of_memory(error):
             raise
         raise WeightsBroken(
-            "the probe for a network's ONNX file is damaged", where=folder / PROBE, found=str(error)[:200]
+            "the probe for a network's ONNX file is damaged", where=folder / PROBE, found=str(error)[:200], do=_INSTEAD
         ) from error
     if not parity.passed or not (probe.foreground > 0.5).any():
         raise WeightsBroken(
             "the ONNX file of a network gives a different mask from the packed network",
             where=folder / NETWORK,
             found=f"probabilities up to {parity.difference:.2g} apart, Dice of the masks {parity.dice:.4f}",
-            do="use --session torch, or pack the member again",
+            do=_INSTEAD,
         )
     return session

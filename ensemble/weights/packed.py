@@ -14,6 +14,7 @@ from safetensors.torch import save
 from ensemble.errors import WeightsBroken
 from ensemble.files import error_in_words, open_file, parse_json, size_in_words, unreadable_reason
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
+from ensemble.program import command
 
 SUFFIX = ".safetensors"
 PackedPrecision = Literal["fp32", "fp16"]
@@ -48,7 +49,7 @@ def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             "the weights file of a packed member is damaged",
             where=path,
             found=error_in_words(error)[:200],
-            do="copy it again, or make it again from the original weights: members pack SRC DST",
+            do=f"copy it again, or make it again from the original weights: {command('members pack SRC DST')}",
         ) from error
 
 
@@ -58,7 +59,7 @@ def write_packed(
     """Write the weights of one network; a tensor with several names is written once.
 
     fp16 halves kernels; biases and the parameters and statistics of normalisation, which are small, stay float32. fp32 keeps every bit.
-    Raises WeightsBroken for weights that do not fit.
+    Raises WeightsBroken for weights that are not finite, or too large for fp16.
     """
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
-from ensemble.spectral.theory import auc, separate
+from ensemble.spectral.theory import auc, class_separation
 from ensemble.types import AnyArray
 from training.command import call
 from training.spectral.kept import add_kept, folder_of, kept
@@ -63,7 +63,7 @@ def learn(specks: Specks) -> Rule | None:
     false, true = specks.features[~specks.true], specks.features[specks.true]
     if min(len(false), len(true)) < 2:
         return None
-    apart = separate(false, true)
+    apart = class_separation(false, true)
     direction = apart.direction()
     middle = float(direction @ (apart.means[0] + apart.means[1])) / 2
     return Rule(direction, middle + log(len(false) / len(true)), apart.used)

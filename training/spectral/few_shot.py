@@ -20,10 +20,10 @@ from ensemble.spectral.diagnosis import FeatureSample, sample_of
 from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
 from ensemble.spectral.theory import (
     auc,
+    class_separation,
     few_shot_auc,
     fit_zeta,
     predicted_auc,
-    separate,
     zeta_energy,
 )
 from ensemble.types import AnyArray
@@ -129,7 +129,7 @@ def measure(
     without: FeatureSample, lesion: FeatureSample, sizes: Sequence[int], draws: int, seed: int = 0
 ) -> list[Row]:
     """Return the AUC of every rule by the number of training windows; "all" is four fifths of the patients."""
-    whole = separate(without.features, lesion.features, seed)
+    whole = class_separation(without.features, lesion.features, seed)
     rows = []
     patients = np.unique(np.concatenate([without.cases, lesion.cases]))
     for n in (*sizes, 0):

@@ -16,11 +16,11 @@ import numpy as np
 
 from ensemble.spectral.diagnosis import recovery_of
 from ensemble.spectral.theory import (
+    class_separation,
     crossing,
     expected_auc,
     few_shot_auc,
     predicted_auc,
-    separate,
     zeta,
 )
 from ensemble.types import AnyArray
@@ -70,7 +70,7 @@ def check(exponent: float, n: int, dimensions: int = DIMENSIONS, draws: int = 20
     rows = []
     for _ in range(draws):
         difference = size * draw.choice([-1, 1], dimensions)
-        both = separate(gaussian(spectrum, half, draw), gaussian(spectrum, half, draw) + difference)
+        both = class_separation(gaussian(spectrum, half, draw), gaussian(spectrum, half, draw) + difference)
         rule = both.direction(used)
         measured = 0.5 * (1 + erf(float(rule @ difference) / sqrt(float(rule**2 @ spectrum)) / 2))
         rows.append((measured, float(both.energies[:used].sum())))

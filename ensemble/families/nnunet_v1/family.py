@@ -23,7 +23,7 @@ _OTHERS = ("2d", "3d_lowres", "3d_cascade_fullres")
 
 
 class NnunetV1(Family):
-    """nnU-Net v1, as SEALS uses it."""
+    """The nnU-Net v1 family: finds, loads and packs trained-model folders (3d_fullres only), such as SEALS in DeepISLES."""
 
     kind = "seals"
     layout = "the SEALS folder of DeepISLES' weights"

@@ -23,7 +23,7 @@ from ensemble.families.nnunet_v1.plans import NnunetV1Plans
 from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import open_sessions
-from ensemble.families.spec import MemberSpec, refuse_unfit_images
+from ensemble.families.spec import ENTRY_FILES, MemberSpec, require_native_images
 from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid
 from ensemble.inference.capacity import buffer_device, windows_at_once
@@ -54,7 +54,7 @@ class NnunetV1Member:
 
         Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
         """
-        refuse_unfit_images(spec)
+        require_native_images(spec)
         folder = read_nnunet_v1_folder(spec.folder)
         modalities = _modalities(spec, folder.plans)
         sessions = open_sessions(spec, networks_of(folder), settings)
@@ -107,7 +107,7 @@ def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
     try:
         channels = [parse_channel(name) for name in names]
         if len(channels) != len(plans.modalities):
-            raise ValueError(f"{len(channels)} channels in the manifest, {len(plans.modalities)} in the plans")
+            raise ValueError(f"{len(channels)} channels in its manifest entry, {len(plans.modalities)} in the plans")
         if any(channel.offset for channel in channels):
             raise ValueError("neighbouring slices are not supported at 1 mm")
         if any(channel.optional for channel in channels):
@@ -117,7 +117,7 @@ def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
             f"it is not clear which images member {spec.name} takes",
             where=spec.folder,
             found=str(error),
-            do='name them in the manifest entry: "channels": ["DWI", "ADC"]',
+            do=f'name them in {ENTRY_FILES}: "channels": ["DWI", "ADC"]',
         ) from error
     return tuple(channel.modality for channel in channels)
 

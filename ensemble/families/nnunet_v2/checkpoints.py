@@ -14,6 +14,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans, read_plans
 from ensemble.files import error_in_words, parse_json
+from ensemble.program import command
 from ensemble.weights.checkpoints import checkpoint_of, strip_wrapper_prefixes
 from ensemble.weights.folder import listing
 from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
@@ -77,7 +78,7 @@ def read_fold(path: Path) -> dict[str, Any]:
                 "the weights file of a packed member is damaged",
                 where=path,
                 found=error_in_words(error),
-                do="copy it again, or make it again from the original weights: members pack SRC DST",
+                do=f"copy it again, or make it again from the original weights: {command('members pack SRC DST')}",
             ) from error
     return checkpoint_of("nnU-Net v2", path, "network_weights", CHECKPOINT)
 

@@ -23,7 +23,7 @@ MEMBER_METADATA_KEY = "isles_ensemble"
 
 
 class NnunetV2(Family):
-    """nnU-Net v2."""
+    """The nnU-Net v2 family: finds, loads and packs trained-model folders at any depth of a weights folder."""
 
     kind = "nnunet"
     layout = "nnU-Net v2 model folders (dataset.json, plans.json, fold_*/checkpoint_final.pth)"

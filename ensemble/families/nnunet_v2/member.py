@@ -20,7 +20,7 @@ from ensemble.families.nnunet_v2.network import build_network
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans
 from ensemble.families.nnunet_v2.processing import lesion_probability_from_logits, to_network
 from ensemble.families.sessions import open_sessions
-from ensemble.families.spec import MemberSpec
+from ensemble.families.spec import ENTRY_FILES, MemberSpec
 from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid, Reorientation, Triple
 from ensemble.inference.capacity import buffer_device, windows_at_once
@@ -158,9 +158,10 @@ def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
     names = spec.channels or plans.channel_names
     if len(names) != len(plans.channel_names):
         raise WeightsBroken(
-            f"member {spec.name} has the wrong number of channels in the manifest",
+            f"member {spec.name} has the wrong number of channels in its manifest entry",
             where=spec.folder,
-            found=f"{len(names)} in the manifest, {len(plans.channel_names)} in dataset.json",
+            found=f"{len(names)} in the entry, {len(plans.channel_names)} in dataset.json",
+            do=f"name one image for each channel of dataset.json, in {ENTRY_FILES}",
         )
     try:
         return tuple(parse_channel(name) for name in names)
@@ -169,7 +170,7 @@ def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
             f"it is not clear which images member {spec.name} takes",
             where=spec.folder / "dataset.json",
             found=str(error),
-            do='name them in the manifest entry: "channels": ["DWI", "ADC", ...]',
+            do=f'name them in {ENTRY_FILES}: "channels": ["DWI", "ADC", ...]',
         ) from error
 
 
@@ -179,7 +180,12 @@ def _mirror_axes(model: Model) -> tuple[int, ...]:
     axes = content.get("inference_allowed_mirroring_axes") or ()
     possible = range(plans.dims)
     if not isinstance(axes, (list, tuple)) or not all(isinstance(axis, int) and axis in possible for axis in axes):
-        raise WeightsBroken("a checkpoint names impossible mirror axes", where=path, found=str(axes))
+        raise WeightsBroken(
+            "a checkpoint names impossible mirror axes",
+            where=path,
+            found=f"inference_allowed_mirroring_axes {axes}; possible: {', '.join(map(str, possible))}",
+            do="use the checkpoint that nnU-Net v2 wrote for these plans",
+        )
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
 
 

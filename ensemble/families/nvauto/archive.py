@@ -62,7 +62,7 @@ class Archive:
 def read_archive(path: Path, *, weights: bool = True) -> Archive:
     """Read a TorchScript file. Without weights, tensors have shapes but no values (device "meta"), and little is read.
 
-    Raises WeightsBroken if anything is missing, damaged, none, or holds more than modules and tensors."""
+    Raises WeightsBroken if the file is missing, damaged or no TorchScript, or holds more than modules and tensors."""
     try:
         with weights_errors(path, "a TorchScript file", "read"):
             with folder_errors(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:

@@ -19,7 +19,7 @@ _TEAM, _NAME, _CHANNELS, _PUBLISHED = "NVAUTO", "nvauto", ("ADC", "DWI"), 15
 
 
 class Nvauto(Family):
-    """NVAUTO's ensemble."""
+    """The NVAUTO family: finds, loads and packs the networks of NVAUTO in DeepISLES (MONAI's SegResNet), as TorchScript or packed."""
 
     kind = "nvauto"
     layout = "the NVAUTO folder of DeepISLES' weights"

@@ -22,7 +22,7 @@ from ensemble.families.nvauto.rebuild import read_segresnet_config, rebuild_netw
 from ensemble.families.nvauto.script import ScriptSession, refuse_untrusted_torchscript
 from ensemble.families.probability import lesion_probability
 from ensemble.families.sessions import SequentialSessions, open_sequential_sessions, open_session
-from ensemble.families.spec import MemberSpec, refuse_unfit_images
+from ensemble.families.spec import ENTRY_FILES, MemberSpec, require_native_images
 from ensemble.families.unet import explain_window_memory, window_bytes
 from ensemble.inference.capacity import buffer_device, windows_at_once
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
@@ -129,7 +129,7 @@ def _opened(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
 
 
 def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:
-    refuse_unfit_images(spec)
+    require_native_images(spec)
     try:
         channels = [parse_channel(name) for name in spec.channels] if spec.channels else []
         if any(channel.offset or channel.optional for channel in channels):
@@ -139,6 +139,6 @@ def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:
             f"it is not clear which images member {spec.name} takes",
             where=spec.folder,
             found=str(error),
-            do='leave "channels" out of the manifest entry: ADC, then DWI',
+            do=f'leave "channels" out of {ENTRY_FILES} (the default is ADC, then DWI)',
         ) from error
     return tuple(channel.modality for channel in channels) or CHANNELS

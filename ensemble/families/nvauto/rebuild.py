@@ -13,6 +13,7 @@ from ensemble.families.nvauto.folder import PACKED_FORM, PACKED_WEIGHTS, SCRIPT_
 from ensemble.families.nvauto.network import SegResNetConfig, Shapes, build_network
 from ensemble.families.nvauto.traced import TracedModule, UnreadableTrace
 from ensemble.files import error_in_words, read_json
+from ensemble.program import command
 from ensemble.publish import write_json
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.packed import PackedPrecision, read_packed, write_packed
@@ -50,7 +51,7 @@ def rebuild_network(path: Path) -> torch.nn.Module:
             f"the weights of a packed member do not fit its network description {PACKED_FORM}",
             where=path,
             found=error_in_words(error)[:200],
-            do="make the folder again from the original weights: members pack SRC DST",
+            do=f"make the folder again from the original weights: {command('members pack SRC DST')}",
         ) from error
     load_weights(network, weights, path)
     return network
@@ -75,7 +76,7 @@ def _packed_form(path: Path) -> SegResNetConfig:
             "the network description of a packed member can't be read",
             where=where,
             found=error_in_words(error)[:200],
-            do="make the folder again from the original weights: members pack SRC DST",
+            do=f"make the folder again from the original weights: {command('members pack SRC DST')}",
         ) from error
 
 

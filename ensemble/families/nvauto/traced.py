@@ -13,7 +13,7 @@ from ensemble.families.nvauto.archive import Archive, Module
 
 
 class UnreadableTrace(ValueError):
-    """The code contains something that no traced convolutional network does."""
+    """The code of a TorchScript archive contains something that no traced convolutional network does."""
 
 
 class TracedModule:

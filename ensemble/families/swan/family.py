@@ -20,7 +20,7 @@ _CHANNELS = ("DWI", "ADC", "FLAIR")
 
 
 class Swan(Family):
-    """ResUNet and Swin Factorizer."""
+    """The SWAN family: finds, loads and packs the networks of team SWAN in DeepISLES (ResUNet and Swin Factorizer)."""
 
     kind = "swan"
     layout = "the FACTORIZER folder of DeepISLES' weights"

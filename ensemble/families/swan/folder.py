@@ -47,7 +47,7 @@ def fold_folders(folder: Path) -> dict[str, Path]:
 
 
 def read_swan_folder(folder: Path) -> SwanFolder:
-    """Find the weights. Raises WeightsBroken if there are none, or if a fold has several."""
+    """Return the weight files in a folder of SWAN. Raises WeightsBroken if there are none, or if a fold has several of one network."""
     with folder_errors(folder):
         folds = fold_folders(folder)
         weights = {

@@ -12,7 +12,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.channels import Channel, parse_channel
 from ensemble.families.sessions import open_sessions
-from ensemble.families.spec import MemberSpec
+from ensemble.families.spec import ENTRY_FILES, MemberSpec
 from ensemble.families.swan.checkpoints import SPACING_MM, networks_of
 from ensemble.families.swan.folder import read_swan_folder
 from ensemble.families.swan.network import WINDOW
@@ -90,6 +90,6 @@ def _refuse_choices(spec: MemberSpec) -> None:
             f"member {spec.name} only accepts DWI, ADC and FLAIR as read, at 2 mm",
             where=spec.folder,
             found=f"channels {', '.join(spec.channels or MODALITIES)}; {spec.intensities} intensities, {spec.orientation}"
-            f" orientation, spacing {spec.spacing_mm or SPACING_MM} in the manifest",
-            do="remove these settings from the manifest",
+            f" orientation, spacing {spec.spacing_mm or SPACING_MM} in its manifest entry",
+            do=f"remove these settings from {ENTRY_FILES}",
         )

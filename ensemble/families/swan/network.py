@@ -117,7 +117,10 @@ class ResidualBlock(nn.Module):
 
 
 class FactorizerBlock(nn.Module):
-    """Low-rank approximation of each patch, then a per-voxel MLP, each with a residual connection. Works channels-last."""
+    """Low-rank approximation of patches, then a per-voxel MLP, each with a residual connection.
+
+    Input and output are channels-first; it computes channels-last.
+    """
 
     def __init__(self, inputs: int, outputs: int, places: Sequence[int] = ()) -> None:
         """`places` is the only possible image size, for a network with learned position embeddings."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ensemble.errors import InputRefused
 from ensemble.families.cropping import MAX_NETWORK_VOXELS
 from ensemble.families.swan.checkpoints import SPACING_MM
-from ensemble.geometry import Grid, is_too_large
+from ensemble.geometry import Grid, is_too_large, size_limit
 from ensemble.types import FloatArray
 
 _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
@@ -24,13 +24,13 @@ _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
     """Resample and normalise images (z, y, x) on a grid for the networks: (channels, x, y, z) float32.
 
-    Raises InputRefused for one that is too large.
+    Raises InputRefused if the grid has too many voxels at 2 mm.
     """
     size = network_size(grid)
     if is_too_large(size, MAX_NETWORK_VOXELS):
         raise InputRefused(
             "the image is too large at the voxel size of a member",
-            found=f"{' x '.join(map(str, size))} voxels of 2 mm",
+            found=f"{' x '.join(map(str, size))} voxels of 2 mm; {size_limit(MAX_NETWORK_VOXELS)}",
             do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
         )
     normalised = np.stack([_normalised(image.transpose()) for image in images])

@@ -34,7 +34,7 @@ _ONE = highdicom.sr.CodedConcept("1", "UCUM", "no units")
 
 
 def measurements(case: SegmentedCase) -> Dataset:
-    """Return the report. Its measurement group refers to segment 1 of the object that `segmentation` makes."""
+    """Return the DICOM structured report of a case. Its measurement group refers to segment 1 of the object that `segmentation` makes."""
     source = DicomSource(case)
     own = f"measurements {_ml_by_place(case.findings)}"  # without findings, or with others, it is another report
     device = highdicom.sr.DeviceObserverIdentifyingAttributes(
@@ -64,8 +64,8 @@ def measurements(case: SegmentedCase) -> Dataset:
     return source.finish(dataset, "Lesion volume (AI, research only)")
 
 
-def found(case: SegmentedCase) -> list[highdicom.sr.Measurement]:
-    """Return the measurements of a case, each with code and unit. Further findings are added as rows here."""
+def lesion_measurements(case: SegmentedCase) -> list[highdicom.sr.Measurement]:
+    """Return lesion volume, number, largest lesion and locations of a case, each with its code and unit."""
     mask = case.result.fused.mask.array
     voxels, _ = detected_lesions(mask, mask)
     largest = float(voxels.max(initial=0)) * case.result.case.grid.voxel_ml
@@ -109,7 +109,7 @@ def _group(source: DicomSource) -> highdicom.sr.VolumetricROIMeasurementsAndQual
         finding_type=INFARCT,
         finding_category=highdicom.sr.CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure"),
         finding_sites=[highdicom.sr.FindingSite(anatomic_location=codes.SCT.Brain)],
-        measurements=found(source.case),
+        measurements=lesion_measurements(source.case),
         algorithm_id=highdicom.sr.AlgorithmIdentification(name=TOOL, version=__version__, parameters=weights or None),
     )
 

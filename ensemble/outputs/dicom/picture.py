@@ -21,7 +21,7 @@ SERIES = 9003
 
 
 def picture(case: SegmentedCase) -> Dataset:
-    """Return the overlay as an RGB object."""
+    """Return the picture of the lesions over the DWI (`draw_overlay`) as a DICOM Secondary Capture image, RGB."""
     source = DicomSource(case)
     drawn = io.BytesIO()
     draw_overlay(case.result, drawn, title="Ischemic lesion (AI, research only)")

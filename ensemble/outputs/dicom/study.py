@@ -135,20 +135,21 @@ def require_one_study(raw: RawCase, extras: ExtraOutputs) -> None:
     if not (extras.dicom or extras.dicom_probability):
         return
     dwi = raw.images[Modality.DWI]
+    without = "leave out the DICOM outputs (--dicom, --dicom-probability)"
     if dwi.origin is None:
         raise InputRefused(
-            "--dicom needs a DWI that belongs to a DICOM study",
+            "DICOM output needs a DWI that belongs to a DICOM study",
             where=dwi.path,
             found="an image file (NIfTI, MetaImage, NRRD), or DICOM files that no longer exist",
-            do="give the DWI as a folder or .zip of DICOM, or remove --dicom",
+            do=f"give the DWI as a folder or .zip of DICOM, or {without}",
         )
     lacking = [keyword for keyword in _NEEDED if not dwi.origin.study.get(keyword)]
     if lacking or not all(frame.sop_instance and frame.series for held in dwi.origin.slices for frame in held.frames):
         raise InputRefused(
-            "--dicom needs a study UID, which the DWI's files lack",
+            "DICOM output needs study, series and SOP instance UIDs, which the DWI's files lack",
             where=dwi.path,
             found=f"no {', '.join(lacking) or 'SOP instance or series UID'}",
-            do="export the series again, or remove --dicom",
+            do=f"export the series again, or {without}",
         )
     studies = {
         str(image.origin.study.get("StudyInstanceUID", "")): modality.label
@@ -157,10 +158,10 @@ def require_one_study(raw: RawCase, extras: ExtraOutputs) -> None:
     }
     if len(studies) > 1:
         raise InputRefused(
-            "--dicom needs images of one study, but these come from several studies",
+            "DICOM output needs images of one study, but these come from several studies",
             where=dwi.path,
             found="; ".join(f"{label}: study {uid}" for uid, label in studies.items()),
-            do="give the series of one examination",
+            do=f"give the series of one examination, or {without}",
         )
 
 

@@ -59,7 +59,10 @@ def write_case(
     extras: ExtraOutputs,
     made_of: Mapping[str, Any],
 ) -> None:
-    """Write the folder of a case and move it into place. `made_of` tells a rerun what the result was made from. Raises UsageError."""
+    """Write the outputs of a case of `batch` into a new folder, then move that into place.
+
+    `made_of` (digests of images and weights, options) tells a rerun whether the result is out of date. Raises UsageError.
+    """
     layout = BidsLayout(entities.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
     wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / entities.folder, scratch) as folder:
@@ -75,7 +78,7 @@ def write_case(
 
 @dataclass(frozen=True)
 class BidsLayout:
-    """BIDS names for outputs that BIDS defines; the others are named by role, and listed in `.bidsignore`."""
+    """Output paths of `batch`: BIDS names where BIDS defines them; other files are named by role, and listed in `.bidsignore`."""
 
     prefix: str
     """Of the case: `sub-01_ses-1`."""
@@ -161,9 +164,9 @@ def move_to_superseded(root: Path, entities: BidsEntities) -> Path | None:
 
 
 def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
-    """Raise UsageError if the output folder is the dataset itself, or another dataset whose description would be overwritten.
+    """Raise UsageError if the output folder can't be read, is the dataset itself, or is another dataset.
 
-    Also if it is not a readable folder.
+    The description of another dataset would be overwritten.
     """
     described = root / "dataset_description.json"
     try:

@@ -28,7 +28,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class ContractLayout:
-    """The contract's path for the mask; all else as in the layout of `run`."""
+    """Output paths of a contract run: the mask where grand-challenge expects it, all else as in the layout of `run`."""
 
     mask_name: str
 
@@ -69,8 +69,9 @@ def refuse_unknown_masks(output_root: Path, mask_name: str) -> None:
 def publish_case(
     case: SegmentedCase, extras: ExtraOutputs, output_root: Path, mask_name: str, results: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Put the outputs of a case below the output root, all or none, in place of those of an earlier one; `results` is the content of
-    `results.json`. Raises UsageError when they can't be written."""
+    """Write the outputs of a case below the output root, all or none, replacing those of an earlier case.
+
+    `results` is the content of `results.json`. Raises UsageError when they can't be written."""
     layout = ContractLayout(mask_name)
     places = artifacts_by_path(artifacts(case, extras), layout)
     beside = sorted(set(places) - {f"{MASKS}/{mask_name}"})
@@ -81,5 +82,5 @@ def publish_case(
 
 
 def patterns() -> list[str]:
-    """Return patterns of all possible outputs, for any case and members, to clean up after a killed process."""
+    """Return glob patterns that match every possible output, of any case and members, to clean up after a killed process."""
     return [RESULTS, *map(ContractLayout("*.mha").place, all_artifact_kinds("*"))]

@@ -17,7 +17,7 @@ MEMBERS = "members"
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Output paths of `run`: one file a role; those of members below `members/`."""
+    """Output paths of the command `run`: one file for each role (`OutputRole`); files of single members lie below `members/`."""
 
     image_suffix: str
 

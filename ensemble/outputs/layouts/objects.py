@@ -11,18 +11,18 @@ from ensemble.publish import publish
 
 
 class DicomObjectsLayout:
-    """Output paths of DICOM objects: one file a role, in one folder."""
+    """Output paths of DICOM objects: one file for each role (`OutputRole`), in one folder."""
 
     def place(self, artifact: Artifact) -> str:
         return artifact.file_name("")
 
 
 def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
-    """Write the objects of a case into a folder, all or none. Raises UsageError if they can't be written."""
+    """Write the DICOM objects of a case into a folder, all or none. Raises UsageError if they can't be written."""
     with publish(root) as staging:
         write_dicom_objects(case, extras, staging)
 
 
 def write_dicom_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
-    """Write the objects of a case into a folder that no other process reads yet. Raises OSError."""
+    """Write the DICOM objects of a case into a folder that no other process reads yet. Raises OSError."""
     write(artifacts_by_path(object_artifacts(case, extras), DicomObjectsLayout()), folder)

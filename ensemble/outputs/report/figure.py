@@ -24,7 +24,7 @@ _MASK, _DISPUTED = "#ff3b30", "#ffd60a"
 
 
 def draw_overlay(result: Result, destination: Path | BinaryIO, title: str = "") -> None:
-    """Write the picture as PNG: axial slices in radiological orientation (the patient's left is on the right).
+    """Write the overlay of the lesions on DWI as PNG: axial slices in radiological orientation (the patient's left is on the right).
 
     Its title names the case, unless another one is given.
     """

@@ -119,7 +119,7 @@ def _refusal(refused: InputRefused) -> dict[str, Any]:
 
 
 def refusal(finding: InspectedPath, requested: Modality | None) -> InputRefused | None:
-    """Return the error if a requested image can't be read, or, with no request, if no image can be; else None."""
+    """Return the error to report: if the `requested` modality can't be read or, without one, if none can be. Otherwise None."""
     refusals = [image for image in finding.images.values() if isinstance(image, InputRefused)]
     return refusals[0] if refusals and (requested or len(refusals) == len(finding.images)) else None
 
@@ -129,7 +129,10 @@ def check_destination(path: Path, source: Path) -> None:
     suffix = image_suffix(path)
     if not suffix or suffix in (".mhd", ".nhdr"):
         raise UsageError(
-            "the image can't be written", where=path, do="choose a path that ends in .nii.gz, .nii, .mha or .nrrd"
+            "no image can be written in this format",
+            where=path,
+            found=f"a name that ends in {suffix}" if suffix else "a name without the suffix of an image format",
+            do="choose a path that ends in .nii.gz, .nii, .mha or .nrrd",
         )
     try:
         is_source = path.exists() and path.samefile(source)

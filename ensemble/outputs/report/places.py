@@ -30,7 +30,7 @@ class FindingTable:
 
 
 def in_words(findings: Findings) -> Iterator[str]:
-    """Yield the findings as short phrases, the most important first."""
+    """Yield the findings (where the lesions lie) as short phrases, the most important first."""
     yield _PATTERNS[findings.pattern.value]
     if findings.pattern.value == "none":
         return
@@ -80,7 +80,7 @@ def _hull(quantity: Quantity) -> tuple[float, float]:
 
 
 def blocks(findings: Findings) -> tuple[FindingTable, ...]:
-    """Return the tables of the page: first the built-in atlas, then the user's."""
+    """Return the tables of findings on the page: that of the built-in atlas first, then those of the user's label maps."""
     if findings.places is None or not findings.lesions:
         return ()
     found = [

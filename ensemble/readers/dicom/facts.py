@@ -302,11 +302,10 @@ def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | 
 
 
 def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> SeriesKind:
-    """Return the kind determined by description or protocol name, whichever comes first.
+    """Return the kind of a series that its description or protocol name (`words`, the first that says it) states.
 
-    Of images of so many b-values, or weighted by one.
-
-    A map has no b-value, though a header may hold one: several make a series DWI, whatever its protocol is called.
+    `shells` is the number of its b-values, `weighted` whether any is above 0. A map has no b-value, though a header may hold one:
+    several make a series DWI, whatever its protocol is called.
     """
     kinds = [_kind_in(text.lower(), maps=shells < 2, weighted=weighted) for text in words]
     return next(
@@ -428,6 +427,7 @@ def text_of(dataset: Dataset, tag: BaseTag | int | str) -> str:
 
 
 def texts_of(dataset: Dataset, tag: BaseTag | int | str) -> tuple[str, ...]:
+    """Return the values of an element as texts; empty if missing or unreadable."""
     try:
         value = dataset[tag].value
         parts = _parts(value, "LO", little=True)

@@ -36,6 +36,7 @@ def has_dicom_signature(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False, too, for a path that can't be looked at."""
     try:
         return path.is_dir()
     except OSError:
@@ -100,7 +101,11 @@ def _with_short_directory(file: BinaryIO, path: Path, label: str) -> BinaryIO:
     if (at := end.rfind(_END_64)) >= 0 and len(end) >= at + 48:
         length = max(length if length != 0xFFFFFFFF else 0, *struct.unpack_from("<Q", end, at + 40))
     if min(length, size) > _MAX_DIRECTORY_BYTES:
-        raise _too_large(path, label, f"{min(length, size) / 1e6:.0f} MB of file names")
+        raise _too_large(
+            path,
+            label,
+            f"{min(length, size) / 1e6:.0f} MB of file names; at most {_MAX_DIRECTORY_BYTES / 1e6:.0f} MB are allowed",
+        )
     file.seek(0)
     return file
 
@@ -109,12 +114,17 @@ def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> 
     """Raise InputRefused if an archive's declared size would fill the disk; no more than declared is unpacked."""
     unpacked, packed = sum(member.file_size for member in members), path.stat().st_size
     if len(members) > MAX_FILES or unpacked > MAX_UNPACKED_BYTES:
-        raise _too_large(path, label, f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked")
+        raise _too_large(
+            path,
+            label,
+            f"{len(members)} files, {unpacked / 1e9:.1f} GB unpacked; "
+            f"at most {MAX_FILES} and {MAX_UNPACKED_BYTES / 1e9:.1f} GB are allowed",
+        )
     if unpacked > _MAX_INFLATION * packed + _FREE_BYTES:
         raise InputRefused(
             f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, which images never do",
             where=path,
-            found=f"{unpacked / 1e6:.0f} MB in {packed / 1e6:.1f} MB",
+            found=f"{unpacked / 1e6:.0f} MB in {packed / 1e6:.1f} MB; {_MAX_INFLATION} times are allowed",
             do="pack the series again, or give their folder",
         )
 
@@ -136,7 +146,7 @@ def _listing(folder: Path, path: Path, label: str) -> list[Path]:
         raise InputRefused(
             f"the {label} folder holds too many files for one examination",
             where=path,
-            found=f"{len(files)} files",
+            found=f"{len(files)} files; at most {MAX_FILES} are allowed",
             do="give a folder with only this case's series",
         )
     return files

@@ -51,7 +51,7 @@ class FileProblem:
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """How the pixels of a file are stored."""
+    """How the pixels of a file are stored: encoding, size and place in the file."""
 
     syntax: UID
     start: int
@@ -87,7 +87,7 @@ class StoredPixels:
 
 @dataclass(frozen=True)
 class Plane:
-    """The position of a slice (LPS, mm)."""
+    """Position, orientation and pixel spacing of a slice (LPS, mm)."""
 
     position: tuple[float, ...]
     """Of the centre of the first voxel."""
@@ -123,7 +123,7 @@ class Instance:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice."""
+    """One slice of a series: a frame of a file, or a tile of one, with what its header says about it."""
 
     instance: Instance
     index: int
@@ -174,7 +174,7 @@ class _Reading:
 def read_frames(path: Path, header: Header) -> list[Frame]:
     """Return the frames of a file. A file that is not a readable grey image gives one frame that states the problem.
 
-    Raises one of MALFORMED for a header that is no sense at all.
+    Raises one of MALFORMED for a header that makes no sense.
     """
     dataset = header.dataset
     instance = _instance(path, header)

@@ -34,7 +34,7 @@ class _Undecodable(Exception):
 def read_pixels(volumes: Sequence[Sequence[Frame]], label: str, place_of: Callable[[Path], str]) -> FloatArray:
     """Return the values (n, z, y, x) float32 of frames by volume and slice.
 
-    Raises InputRefused for damaged pixels, or a syntax not read.
+    Raises InputRefused for damaged pixels, or a compression that can't be decoded.
     """
     columns, rows = volumes[0][0].size
     arrays = np.empty((len(volumes), len(volumes[0]), rows, columns), np.float32)

@@ -64,8 +64,8 @@ class Examination:
             raise InputRefused(
                 f"there are no DICOM images for {label}",
                 where=self.path,
-                found=f"{len(self.objects)} objects without images: {held}" if held else "",
-                do="give an image file, or a folder or .zip of DICOM",
+                found=f"{len(self.objects)} DICOM files without images: {held}" if self.objects else "no DICOM files",
+                do=f"give the folder or .zip that holds the {label} series as DICOM, or an image file (.nii.gz, .mha, .nrrd)",
             )
         try:
             series, notes = choose(self.series, modality, self.path)

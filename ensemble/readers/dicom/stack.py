@@ -28,7 +28,7 @@ _SAME_ECHO = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A series with sorted slices."""
+    """A DICOM series with its slices sorted into volumes."""
 
     volumes: tuple[tuple[Frame, ...], ...]
     """By volume, then by place from the grid's first slice to its last."""
@@ -73,7 +73,11 @@ def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path
     positions = np.array([plane_of(place[0]).position for place in places])
     spacing = _slice_spacing(positions, normal, refuse)
     if len(frames) * first.size[0] * first.size[1] > MAX_VOXELS:
-        raise refuse("is too large to be a brain scan", f"{len(frames)} images of {first.size[0]} x {first.size[1]}")
+        raise refuse(
+            "is too large to be a brain scan",
+            f"{len(frames)} images of {first.size[0]} x {first.size[1]}; at most {MAX_VOXELS / 1e6:g} million voxels are allowed",
+            "give only the series of the brain",
+        )
     volumes = tuple(zip(*places, strict=True))
     grid = Grid(
         (first.size[0], first.size[1], len(places)),
