@@ -44,7 +44,8 @@ def test_a_volume_of_equal_slices_is_answered_as_its_slice() -> None:
 
 @torch.inference_mode()
 def test_an_image_more_changes_nothing_at_first() -> None:
-    iso, flair = small("iso3d"), small("flair3d")
+    iso = small("iso3d")
+    flair = replace(iso, channels=MEMBERS["flair3d"].channels)
     network = random_network(iso)
     wider = inflate(iso, network.state_dict(), flair).eval()
     images = torch.randn(1, 3, 8, 32, 32)
@@ -56,12 +57,14 @@ def test_networks_that_are_not_alike_are_refused() -> None:
     with pytest.raises(ValueError, match="can't become"):
         inflate(source, random_network(source).state_dict(), replace(small("iso3d"), features=(4, 6, 8, 8, 10)))
     with pytest.raises(ValueError, match="other layers"):
+        inflate(source, random_network(source).state_dict(), small("flair3d"))
+    with pytest.raises(ValueError, match="other layers"):
         inflate(source, random_network(source).state_dict(), replace(small("iso3d"), convolutions=(1, 2, 2, 2, 2)))
 
 
 def test_the_command_writes_a_folder_to_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(MEMBERS["slice2d"], build_network(MEMBERS["slice2d"]), tmp_path / "weights" / "slice2d")
-    main(["slice2d", "flair3d", "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "start")])
+    main(["slice2d", "iso3d", "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "start")])
     given = read_checkpoint(tmp_path / "start" / CHECKPOINT)["network_weights"]
-    build_network(MEMBERS["flair3d"]).load_state_dict(given)
+    build_network(MEMBERS["iso3d"]).load_state_dict(given)
     assert capsys.readouterr().out == ""
