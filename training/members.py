@@ -30,6 +30,8 @@ class MemberSpec:
     features: tuple[int, ...]
     convolutions: tuple[int, ...]  # (blocks, for a residual encoder) in each encoder stage
     decoder_convolutions: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...] = ()  # of each stage; by default 3 along each axis
+    strides: tuple[tuple[int, ...], ...] = ()  # into each stage; by default 2 along each axis, but for the first
 
     @property
     def dimensions(self) -> int:
@@ -48,12 +50,14 @@ MEMBERS = {
         channels=("DWI", "ADC"),
         spacing_mm=(2.0, 2.0, 2.0),
         patch=(80, 96, 80),
-        training_patch=(48, 64, 80),
-        batch=2,
+        training_patch=(24, 96, 80),
+        batch=3,
         residual=False,
-        features=(32, 64, 96, 96, 96),
-        convolutions=(1, 2, 2, 2, 2),
+        features=(32, 64, 96, 128, 128),
+        convolutions=(2, 2, 2, 2, 2),
         decoder_convolutions=(2, 2, 2, 1),
+        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)),
     ),
     "slice2d": MemberSpec(
         name="slice2d",
@@ -147,8 +151,8 @@ def _architecture(spec: MemberSpec) -> dict[str, Any]:
             "n_stages": stages,
             "features_per_stage": list(spec.features),
             "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
-            "kernel_sizes": [[3] * dims] * stages,
-            "strides": [[1] * dims] + [[2] * dims] * (stages - 1),
+            "kernel_sizes": [list(kernel) for kernel in spec.kernels] or [[3] * dims] * stages,
+            "strides": [list(stride) for stride in spec.strides] or [[1] * dims] + [[2] * dims] * (stages - 1),
             "n_blocks_per_stage" if spec.residual else "n_conv_per_stage": list(spec.convolutions),
             "n_conv_per_stage_decoder": list(spec.decoder_convolutions),
             "conv_bias": True,
