@@ -188,7 +188,8 @@ def _predict_member(member: Member, case: PreparedCase, settings: InferenceSetti
             raise RuntimeError("its probabilities are not on the DWI grid")
         if not _are_probabilities(prediction.probability.array):
             raise RuntimeError("it returned values outside 0 to 1")
-    except InputRefused:
+    except InputRefused as refused:
+        refused.notes += (f"refused by member {member.name}",)
         raise
     except Exception as error:
         # whatever a member raises is an outcome on record; whether the others may vote is policy

@@ -22,9 +22,9 @@ class Sheet:
 
     delimiter: str
     headings: list[str]
-    """As they are written; none ends the list that is empty."""
+    """As they are written. Empty headings at the end are dropped."""
     rows: list[tuple[int, list[str]]]
-    """Of each row the number of its line, and its cells; never more than headings that are not empty."""
+    """Line number and cells of each row; at most as many cells as headings."""
 
 
 def quoted(columns: Iterable[str]) -> str:

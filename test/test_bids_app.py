@@ -137,7 +137,7 @@ def test_labels_that_are_not_there_are_named(
         (("--participant-label", "1"), "no participant 1 found: 01, 02"),
         (("--participant-label", "01", "03"), "no participant 03"),
         (("--session-label", "c"), "no session c"),
-        (("--participant-label", "01", "--session-label", "b"), "no session b among those selected"),
+        (("--participant-label", "01", "--session-label", "b"), "the selected participants have no session b"),
     ):
         assert app("participant", *options) == 3
         errors = capsys.readouterr().err

@@ -199,9 +199,10 @@ def test_a_full_spool_turns_away_lets_finished_studies_go_and_does_not_segment_w
     assert (again.uid, again.images) == ("1.3", 2)
 
 
-def test_an_unreadable_journal_of_images_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "null"])
+def test_an_unreadable_journal_of_images_is_told(tmp_path: Path, content: str) -> None:
     key = received(spool_at(tmp_path)).key
-    (tmp_path / "studies" / key / "journal.json").write_text("{")
+    (tmp_path / "studies" / key / "journal.json").write_text(content)
     with pytest.raises(UserError, match="journal"):
         spool_at(tmp_path)
 

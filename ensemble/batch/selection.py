@@ -35,9 +35,12 @@ class CaseSelection:
             if not labels:
                 continue
             there = {whose(place) for _, place in paired} - {""}
+            whole = (
+                "the selected participants have no" if kind == "session" and self.participants else "the dataset has no"
+            )
             if missing := [label for label in labels if label not in there]:
                 raise InputRefused(
-                    f"the dataset has no {kind} {', '.join(missing)}" + " among those selected" * (kind == "session"),
+                    f"{whole} {kind} {', '.join(missing)}",
                     where=dataset,
                     found=_some(sorted(there)) or f"no {kind}",
                     do=f"give labels that exist (--{kind}-label), with leading zeros",

@@ -50,7 +50,7 @@ class CropResampleGeometry:
             raise InputRefused(
                 "the image is too large at the voxel size of a member",
                 found=f"{' x '.join(map(str, shape))} voxels of {spacing} mm; {size_limit(MAX_NETWORK_VOXELS)}",
-                do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
+                do="check that its header is in mm and that it shows one head; or run only the other members (--members A,B)",
             )
         return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)
 

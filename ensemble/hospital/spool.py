@@ -380,14 +380,14 @@ class Spool:
         images = folder / _IMAGES
         try:
             study = _parsed(read_json(folder / _JOURNAL))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             if not any(images.glob("*.dcm")):  # it was killed before any image was acknowledged
                 shutil.rmtree(folder, ignore_errors=True)
                 return
             raise UserError(
                 "the journal of a study can't be read",
                 where=folder / _JOURNAL,
-                found=str(error),
+                found=str(error) if isinstance(error, OSError | ValueError) else "not what a journal holds",
                 do="move its folder out of the spool, then send the study again",
             ) from error
         _remove_older(images)

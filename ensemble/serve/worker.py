@@ -3,8 +3,8 @@
 A process of its own, so that the parent answers while a network runs, can end it in the midst of anything, and outlives it when the
 operating system kills it for its memory. The two exchange small messages over a pipe:
 
-worker -> parent   WorkerReady, once; then an answer to each Job
-parent -> worker   Job
+worker -> parent   WorkerReady, once; then an answer to each InvokeRequest
+parent -> worker   InvokeRequest
 either             the pipe's end: the other one is gone
 """
 
@@ -38,12 +38,12 @@ class WorkerConfig:
     watcher: Watcher
     log_level: int = logging.INFO
     segment: Callable[[Any, Ensemble, WorkerConfig], dict[str, Any]] | None = None
-    """What is done with a Job, a function of a module; None means a case of the contract."""
+    """What is done with an InvokeRequest, a function of a module; None means a case of the contract."""
 
 
 @dataclass(frozen=True)
 class InvokeRequest:
-    """A request to segment one case."""
+    """Message from parent to worker: segment the case in `input_root`, write to `output_root`."""
 
     input_root: Path
     output_root: Path

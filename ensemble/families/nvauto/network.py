@@ -87,7 +87,10 @@ class SegResNetConfig:
 
 
 def build_network(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
-    """Build the network, weights still unset. Raises KeyError or ValueError for shapes that don't fit such a network."""
+    """Build the network without memory for its weights (on the meta device).
+
+    Raises KeyError or ValueError for shapes that don't fit such a network.
+    """
     with torch.device("meta"):
         return SegResNet(form, shapes) if form.network == "SegResNet" else SegResNetDS(form, shapes)
 

@@ -46,7 +46,7 @@ class ResampleTo1Mm:
             raise InputRefused(
                 "the image is too large at the voxel size of a member",
                 found=f"{' x '.join(map(str, size))} voxels of 1 mm; {size_limit(MAX_NETWORK_VOXELS)}",
-                do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
+                do="check that its header is in mm and that it shows one head; or run only the other members (--members A,B)",
             )
         return cls(grid.size, affine, size, fine.astype(np.float32))
 
