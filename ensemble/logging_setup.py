@@ -39,12 +39,12 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 @contextmanager
-def messages_on_stderr(wanted: bool = True) -> Iterator[None]:
-    """Send messages to stderr inside the block, so that stdout holds only the data that a command prints; if not `wanted`, do nothing."""
+def messages_on_stderr() -> Iterator[None]:
+    """Send messages to stderr inside the block, so that stdout holds only the data that a command prints."""
     handlers = [
         h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stdout
     ]
-    for handler in handlers if wanted else ():
+    for handler in handlers:
         handler.setStream(sys.stderr)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Start a 3-D member from a 2-D one, or one that sees FLAIR from one that does not: `python -m training.inflate SOURCE MEMBER --out DIR`.
+"""Initialise a 3-D member from a 2-D one, or one with more images from another: `python -m training.inflate SOURCE MEMBER --out DIR`.
 
-Kernels (y, x) become (z, y, x), with their weights in the middle slice (inflation, Carreira and Zisserman, CVPR 2017, without their
-division by the depth: all other slices begin at zero). Where images are alike in all slices, the new network answers as the old one.
-Training then goes on from it (`python -m training.train MEMBER --start-from DIR --frozen-norm`).
+Kernels (y, x) become (z, y, x), with their weights in the middle slice and zeros elsewhere. (Carreira and Zisserman, CVPR 2017, repeat them
+along the new axis instead.) For a volume of equal slices the new network has the output of the old one. To train it further:
+`python -m training.train MEMBER --start-from DIR --frozen-norm`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def inflate(source: MemberSpec, weights: Mapping[str, Tensor], target: MemberSpe
     """Return the target's network with the source's weights.
 
     Args:
-        source: whose network has as many stages, features and convolutions as the target's.
-        weights: its state dict.
-        target: whose kernels may have one more axis. What it sees of an image counts as the source's slices of that image together; an
-            image that the source did not see counts nothing.
+        source: a member with as many stages, features and convolutions as the target.
+        weights: state dict of the source's network.
+        target: its kernels may have one more axis. Its first kernels for an image are the sum of the source's over the slices of that
+            image, and zero for an image that the source does not have.
 
     Raises:
-        ValueError: the two networks are not alike otherwise.
+        ValueError: the two networks differ in anything else.
     """
     network = build_network(target)
     own = network.state_dict()
     if own.keys() != weights.keys():
-        raise ValueError(f"the networks of {source.name} and {target.name} have other layers")
+        raise ValueError(f"the networks of {source.name} and {target.name} have different layers")
     first = next(name for name, value in own.items() if value.ndim > 1)
     started = {}
     for name, value in own.items():
@@ -49,7 +49,7 @@ def inflate(source: MemberSpec, weights: Mapping[str, Tensor], target: MemberSpe
 
 
 def _by_image(kernels: Tensor, source: MemberSpec, target: MemberSpec) -> Tensor:
-    """Return the first layer's kernels (features, target channels, ...) of those for the source's channels."""
+    """Return kernels (features, target channels, ...) of the first layer from those for the source's channels."""
     images = [parse_channel(channel).modality for channel in source.channels]
     return torch.stack(
         [
@@ -61,7 +61,7 @@ def _by_image(kernels: Tensor, source: MemberSpec, target: MemberSpec) -> Tensor
 
 
 def _in_middle(given: Tensor, value: Tensor) -> Tensor:
-    """Return weights of the shape of `value`: those given, or, along an axis z that they lack, in its middle (of two slices in both)."""
+    """Return `given` in the shape of `value`: along a new axis z in the middle slice (of two slices, in both), zeros elsewhere."""
     if given.shape == value.shape:
         return given
     if given.shape != (*value.shape[:2], *value.shape[3:]):
@@ -75,10 +75,10 @@ def _in_middle(given: Tensor, value: Tensor) -> Tensor:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.inflate",
-        description="Start a member from the weights of one with fewer axes or images.",
+        description="Initialise a member with the weights of one that has fewer axes or images.",
     )
-    parser.add_argument("source", choices=sorted(MEMBERS), help="member to begin with")
-    parser.add_argument("member", choices=sorted(MEMBERS), help="member to start")
+    parser.add_argument("source", choices=sorted(MEMBERS), help="member whose weights are used")
+    parser.add_argument("member", choices=sorted(MEMBERS), help="member to initialise")
     parser.add_argument(
         "--weights", type=Path, default=SHIPPED_WEIGHTS, help="folder that holds the source's model folder"
     )

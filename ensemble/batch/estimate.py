@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def dry_run(
     as_json: bool = False,
 ) -> int:
     """Print what `batch` would do; write nothing. Returns 3 if it would refuse a case, else 0. Raises as `batch` does."""
-    with messages_on_stderr(as_json):
+    with messages_on_stderr() if as_json else nullcontext():
         refuse_unsafe_output_folder(out, dataset.path)
         _, selected = dataset.find(out)
         device = resolve_device(config.device)

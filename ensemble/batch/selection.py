@@ -35,12 +35,10 @@ class CaseSelection:
             if not labels:
                 continue
             there = {whose(place) for _, place in paired} - {""}
-            whole = (
-                "the selected participants have no" if kind == "session" and self.participants else "the dataset has no"
-            )
             if missing := [label for label in labels if label not in there]:
+                narrowed = kind == "session" and self.participants
                 raise InputRefused(
-                    f"{whole} {kind} {', '.join(missing)}",
+                    f"the {'selected participants have' if narrowed else 'dataset has'} no {kind} {', '.join(missing)}",
                     where=dataset,
                     found=_some(sorted(there)) or f"no {kind}",
                     do=f"give labels that exist (--{kind}-label), with leading zeros",

@@ -55,7 +55,7 @@ class MaskPair:
     predictions: tuple[Path, ...]
     """One each, unless something is missing or ambiguous."""
     others: tuple[Path, ...] = ()
-    """If this case has no prediction: predictions without a true mask, those with a similar name first."""
+    """If this case has no prediction: predictions without a true mask, those with a similar name; if there are none, any."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _similar(mask: _Mask, others: Sequence[_Mask]) -> tuple[Path, ...]:
-    """Return up to three masks for a message, those with similar names first."""
+    """Return up to three masks for a message: those with similar names; if there are none, any."""
     alike = [other for other in others if _lossy(other) == _lossy(mask)]
     return tuple(other.path for other in (alike or others)[:3])
 

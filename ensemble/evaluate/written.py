@@ -17,7 +17,7 @@ METHOD = "method"
 
 
 def sibling_path(out: Path, ending: str) -> Path:
-    """Return the path of a further output file of an evaluation: metrics.csv leads to metrics_study.html."""
+    """Return the path of a further output file of an evaluation: for metrics.csv, metrics_study.html."""
     return out.with_name(f"{out.stem}_{ending}")
 
 

@@ -140,7 +140,7 @@ class LesionVoxels:
     points_mm: FloatArray
     """(n, 3), LPS, in the image's world."""
     ml: FloatArray
-    """(n): the meaning of each."""
+    """(n): volume that each stands for, in ml."""
     lesion_of: AnyArray
     """(n): number of its lesion, from 0 up."""
 

@@ -3,8 +3,8 @@
 A process of its own, so that the parent answers while a network runs, can end it in the midst of anything, and outlives it when the
 operating system kills it for its memory. The two exchange small messages over a pipe:
 
-worker -> parent   WorkerReady, once; then an answer to each InvokeRequest
-parent -> worker   InvokeRequest
+worker -> parent   WorkerReady, once; then an answer to each request
+parent -> worker   a request: InvokeRequest, or what `WorkerConfig.segment` takes
 either             the pipe's end: the other one is gone
 """
 
@@ -38,7 +38,7 @@ class WorkerConfig:
     watcher: Watcher
     log_level: int = logging.INFO
     segment: Callable[[Any, Ensemble, WorkerConfig], dict[str, Any]] | None = None
-    """What is done with an InvokeRequest, a function of a module; None means a case of the contract."""
+    """What handles a request, a function of a module; None handles an InvokeRequest, a case of the contract."""
 
 
 @dataclass(frozen=True)

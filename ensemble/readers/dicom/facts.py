@@ -171,7 +171,7 @@ class SeriesKind(StrEnum):
     ADC = "ADC"
     FLAIR = "FLAIR"
     UNKNOWN = "unknown"
-    """A grey-scale image whose name is unknown: the user may state what it shows."""
+    """A grey-scale image whose name does not state what it shows: the user may state it."""
     EXPONENTIAL = "exponential ADC"
     ANISOTROPY = "fractional anisotropy"
     TENSOR = "diffusion tensor"
