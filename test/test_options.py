@@ -169,7 +169,7 @@ def test_what_may_be_weights_counts_in_the_platforms_folder(
 
 
 def test_the_former_name_of_an_option_is_still_understood() -> None:
-    def chosen(*arguments: str, **environment: str) -> float:
+    def chosen(*arguments: str, **environment: str) -> float | None:
         return run_config(parse(["run", "--dwi", "d", "--out", "o", *arguments], environment)).min_disputed_ml
 
     assert chosen("--speck-ml", "0.3") == chosen("--min-disputed-ml", "0.3") == 0.3
