@@ -23,6 +23,11 @@ _LEVELS = 16
 _MIN_INFORMATION = 0.005
 #: Test displacement (mm; less than half of it is not detected), and the factor by which another position must be better.
 _STEP_MM, _BETTER = 6.0, 1.2
+#: With less information (nats) than patients have, a map is another head's if its mirror image fits this well, relative to the map itself:
+#: heads are alike, and so are each head and its mirror image (a DWI's own map: 0.32 at most). See `benchmarks.margins`.
+_LITTLE_INFORMATION, _AS_WELL_MIRRORED = 0.1, 0.6
+#: Names of the mirror images, by axis.
+_MIRRORED = tuple(f"mirrored along {name}" for name in "zyx")
 
 
 def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
@@ -33,8 +38,8 @@ def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
 
 
 def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str) -> None:
-    """Raise InputRefused if DWI and ADC (z, y, x) share no information, or share more when ADC is mirrored or displaced."""
-    here, elsewhere = mutual_information(dwi, adc, brain, spacing_zyx_mm)
+    """Raise InputRefused if DWI and ADC (z, y, x) share too little information, or more when ADC is mirrored or displaced."""
+    here, moves = mutual_information(dwi, adc, brain, spacing_zyx_mm)
     if here < _MIN_INFORMATION:
         raise InputRefused(
             "DWI and ADC do not belong together",
@@ -42,7 +47,8 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
             found=f"mutual information of {max(here, 0):.3f} nats within the brain; at least {_MIN_INFORMATION} is expected",
             do="give the ADC map that was computed from this DWI, not a mask or another patient's map",
         )
-    for how, there in elsewhere:
+    elsewhere = dict(moves)
+    for how, there in elsewhere.items():
         if there > _BETTER * here:
             raise InputRefused(
                 "the ADC map is mirrored or displaced relative to the DWI",
@@ -50,6 +56,14 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
                 found=f"it fits better {how}: mutual information {there:.3f} instead of {here:.3f} nats",
                 do="check the conversion of both (orientation, order of slices), and give the ADC map that was computed from this DWI",
             )
+    how, there = max(((how, there) for how, there in elsewhere.items() if how in _MIRRORED), key=lambda each: each[1])
+    if here < _LITTLE_INFORMATION and there > _AS_WELL_MIRRORED * here:
+        raise InputRefused(
+            "DWI and ADC do not belong together",
+            where=where,
+            found=f"mutual information of {here:.3f} nats within the brain, {there:.3f} with ADC {how}, as between two heads",
+            do="give the ADC map that was computed from this DWI, not another patient's, and check the orientation of both",
+        )
 
 
 def mutual_information(
@@ -69,7 +83,7 @@ def mutual_information(
 def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[str, Callable[[AnyArray], AnyArray]]]:
     """Yield mirrored and displaced versions of an array (z, y, x), with their names."""
     for axis, (name, mm) in enumerate(zip("zyx", spacing_zyx_mm, strict=True)):
-        yield f"mirrored along {name}", partial(np.flip, axis=axis)
+        yield _MIRRORED[axis], partial(np.flip, axis=axis)
         step = max(1, round(_STEP_MM / mm))
         for steps in (-step, step):
             yield f"moved by {steps * mm:.3g} mm along {name}", partial(_moved, steps=steps, axis=axis)
