@@ -395,6 +395,9 @@ DIRECTIONS = "space directions: (4,0,0) (0,4,0) (0,0,5)"
         ("dwi.mha", METAIMAGE.replace("Spacing", "Size") + "LOCAL\n", "has no orientation"),
         ("dwi.mha", METAIMAGE.replace("DimSize", "Rotation = 1 0 0 0 1 0 0 0 1\nDimSize") + "LOCAL\n", ""),
         ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + DIRECTIONS + "\n"), ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space: RAS\n{DIRECTIONS}\n"), ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space: scanner-xyz\n{DIRECTIONS}\n"), "no orientation"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space: 3D-left-handed\n{DIRECTIONS}\n"), "no orientation"),
         ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: ( 4 , 0, 0 ) (0,4,0)  (0,0,5)\n"), ""),
     ],
 )
@@ -404,6 +407,31 @@ def test_a_text_header_without_orientation_is_remarked_upon(tmp_path: Path, name
     assert np.array_equal(image.volume.array, DWI)
     assert image.volume.grid.spacing_mm == (4.0, 4.0, 5.0)
     assert [said in note for note in image.notes] == [True] * bool(said)
+
+
+TWICE = "Offset = 1 2 3\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nBinaryDataByteOrderMSB = False\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ("Position = 1.0 2 3\nOrigin = 1 2 3\nRotation = 1 0 0 0 1.0 0 0 0 1\nElementByteOrderMSB = false\n", False),
+        ("Position = 1 2 30\n", True),
+        ("Origin = 0 0 0\n", True),
+        ("Orientation = -1 0 0 0 -1 0 0 0 1\n", True),
+        ("ElementByteOrderMSB = True\n", True),
+    ],
+)
+def test_a_metaimage_that_says_a_thing_twice_must_say_the_same(tmp_path: Path, more: str, refused: bool) -> None:
+    """ITK takes one of the two, which one depends on their order: the mask lay elsewhere than in other programs."""
+    path = tmp_path / "dwi.mha"
+    path.write_bytes((METAIMAGE.replace("DimSize", TWICE + more + "DimSize") + "LOCAL\n").encode() + DWI.tobytes())
+    if refused:
+        with pytest.raises(InputRefused, match="header can.t be used") as refusal:
+            read_image(path, Modality.DWI)
+        assert "but" in refusal.value.found
+    else:
+        assert read_image(path, Modality.DWI).volume.grid.origin_mm == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
