@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -472,6 +473,17 @@ def test_nifti_headers_that_name_two_places_are_refused(
     with pytest.raises(InputRefused) as refusal:
         read_image(spoil(tmp_path / "a.nii", nifti_with(layout, offset, *numbers)), Modality.DWI)
     assert found in refusal.value.found
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_where_the_voxel_size_is_rounded_the_sform_counts(tmp_path: Path, kind: type) -> None:
+    """As in other programs: by the voxel size of the header the far end of the mask lay a millimetre off."""
+    affine = np.diag([4.03, 4.0, 5.04, 1.0])
+    nib.save(kind(DWI.transpose(2, 1, 0), affine), path := tmp_path / "dwi.nii")
+    content = bytearray(path.read_bytes())
+    struct.pack_into(*(("<3f", content, 80) if kind is nib.Nifti1Image else ("<3d", content, 112)), 4.0, 4.0, 5.0)
+    path.write_bytes(content)
+    assert np.allclose(read_image(path, Modality.DWI).volume.affine, affine, atol=1e-5)
 
 
 def test_b_values_choose_the_volume(tmp_path: Path) -> None:
