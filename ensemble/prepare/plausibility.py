@@ -133,7 +133,7 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
                 where=where,
                 found=f"{modality.label} is empty in {empty:.0%} of the region that either image shows; "
                 f"at most {_MOSTLY_EMPTY:.0%} is accepted",
-                do="give complete images of the same examination",
+                do="give complete images of the same examination, both with the skull or both without",
             )
         if empty > _SOME_EMPTY:
             notes.append(Note(f"{modality.label} is 0 or negative in {empty:.0%} of the brain", modality))
@@ -142,11 +142,12 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
 
 def _refuse_lost_slices(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str) -> None:
     """Raise InputRefused if a slice within the brain is empty in one image, or, along the first axis, in both."""
+    seen = {Modality.DWI: brain & above_background(dwi), Modality.ADC: brain & above_background(adc)}
     for axis in range(3):
         others = tuple({0, 1, 2} - {axis})
         sections = brain.sum(axis=others)
-        for modality, image in ((Modality.DWI, dwi), (Modality.ADC, adc)):
-            shown = (brain & above_background(image)).sum(axis=others)
+        for modality, image in seen.items():
+            shown = image.sum(axis=others)
             before, after = np.maximum.accumulate(shown), np.maximum.accumulate(shown[::-1])[::-1]
             gap = np.minimum(before, after)
             expected = gap if axis == 0 else np.minimum(gap, sections)
