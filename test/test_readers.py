@@ -476,6 +476,25 @@ def test_nifti_headers_that_name_two_places_are_refused(
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(
+    ("at", "number", "found"), [(0, np.nan, "not a number"), (5, np.inf, "not a number"), (1, 1.2, "no rotation")]
+)
+def test_a_qform_alone_that_is_none_is_refused(tmp_path: Path, kind: type, at: int, number: float, found: str) -> None:
+    """ITK puts 0 in the place of what is no number."""
+    image = kind(DWI.transpose(2, 1, 0), None)
+    image.set_qform(np.diag([4.0, 4.0, 5.0, 1.0]), 1)
+    nib.save(image, path := tmp_path / "dwi.nii")
+    content = bytearray(path.read_bytes())
+    assert read_image(path, Modality.DWI).volume.grid.spacing_mm == (4.0, 4.0, 5.0)
+    layout, first, size = ("<f", 256, 4) if kind is nib.Nifti1Image else ("<d", 352, 8)
+    struct.pack_into(layout, content, first + at * size, number)
+    path.write_bytes(content)
+    with pytest.raises(InputRefused, match="header can.t be used") as refusal:
+        read_image(path, Modality.DWI)
+    assert found in refusal.value.found
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 def test_where_the_voxel_size_is_rounded_the_sform_counts(tmp_path: Path, kind: type) -> None:
     """As in other programs: by the voxel size of the header the far end of the mask lay a millimetre off."""
     affine = np.diag([4.03, 4.0, 5.04, 1.0])

@@ -34,6 +34,8 @@ _MAX_APART_VOXELS = 0.5
 #: Deviation of the lengths of a matrix's columns from the voxel size, as share: above the first the header contradicts itself, above the
 #: second its sform counts, as in other programs, where ITK would take the voxel size.
 _STRETCH, _ROUNDED = 0.01, 1e-3
+#: Length of b, c, d above which they are no part of a unit quaternion, rounding aside.
+_LONGEST_QUATERNION = 1.001
 #: Deviation from right angles that ITK accepts in an sform; beyond it (1e-4), ITK takes the qform or refuses the file.
 _ITK_SKEW = 5e-5
 
@@ -134,8 +136,13 @@ class NiftiHeader:
         srow = self.read(layout.srow)
         if sform_code > 0 and not all(map(math.isfinite, srow)):
             return "an orientation that is not a number"
+        quaternion = self.read(layout.quaternion)
+        if qform_code > 0 and sform_code <= 0 and not all(map(math.isfinite, quaternion)):
+            return "an orientation that is not a number"
+        if qform_code > 0 and sform_code <= 0 and (length := math.hypot(*quaternion[:3])) > _LONGEST_QUATERNION:
+            return f"a qform that is no rotation (quaternion of length {length:.3g})"
         sform = np.reshape(srow, (3, 4)) if sform_code > 0 else None
-        qform = _quaternion_affine(self.read(layout.quaternion), pixdim) if qform_code > 0 else None
+        qform = _quaternion_affine(quaternion, pixdim) if qform_code > 0 else None
         if axes >= 3 and (found := _misplaced(sform, qform, [int(n) for n in dim[1:4]], pixdim[1:4], remarks)):
             return found
         if not math.isfinite(offset) or offset < layout.length + 4:
