@@ -89,6 +89,23 @@ def test_the_adc_of_another_head_in_the_same_place() -> None:
     assert "as between two heads" in refused.value.found
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_adc_that_is_a_voxel_off_is_remarked_upon(axis: int) -> None:
+    """As where the first slice is missing: 2 mm are less than what is refused, but more than a small lesion bears."""
+    dwi, adc, inside = patient(1)
+    assert refuse_unrelated(dwi, adc, inside, (2, 2, 2), "here") == ()
+    (note,) = refuse_unrelated(dwi, np.roll(adc, 1, axis), inside, (2, 2, 2), "here")
+    assert f"better moved by -2 mm along {'zyx'[axis]}" in note.text
+
+
+@pytest.mark.parametrize("made", [lambda adc: 1000 * np.exp(-adc / 1000), lambda adc: 3000 - adc])
+def test_a_dwi_that_was_made_from_the_adc_is_refused(made: Callable[[AnyArray], AnyArray]) -> None:
+    """An exponential map in the place of the DWI looks like one, but lacks what the lesions have in T2."""
+    _, adc, inside = patient(1)
+    with pytest.raises(InputRefused, match="computed from the other"):
+        refuse_unrelated(np.round(made(adc)) * inside, adc, inside, (2, 2, 2), "here")
+
+
 @pytest.mark.parametrize("b", [500, 1000, 2000])
 @pytest.mark.parametrize("csf_share", [0.0, 0.05])
 @pytest.mark.parametrize("lesion_share", [0.0, 0.2])

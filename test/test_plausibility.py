@@ -100,6 +100,13 @@ def test_a_slice_that_is_lost_within_the_brain_is_refused(left: float, lost: str
     assert "slice 21 of 48" in refusal.value.found
 
 
+def test_a_dwi_without_contrast_is_remarked_upon() -> None:
+    """Logarithms in the place of the scanner's values gave an empty mask."""
+    dwi, adc, brain = head(0.02)
+    (note,) = refuse_implausible(np.log1p(dwi), adc, brain, "here")
+    assert "not logarithms" in note.text
+
+
 def test_slices_that_are_empty_at_an_end_and_halves_that_part_are_none_lost() -> None:
     dwi, adc, brain = head()
     adc[:6] = 0

@@ -41,6 +41,8 @@ _TISSUE_ADC, _BIN, _FIRST, _CSF, _LAST, _MIN_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 
 _EXPONENTIAL = 0.75
 #: An image is clipped if more than this share of the brain has the highest value; clipping below the second level hides lesions.
 _CLIPPED_SHARE, _LESIONS_HIDDEN = 0.005, 1.5
+#: The brightest of a brain without a lesion (coil, cortex, susceptibility) still exceeds this level; logarithms do not.
+_FLAT = 1.3
 #: Negative values (in units of tissue) that interpolation can't cause in a DWI, and the largest share of the brain with such values (real
 #: and simulated images: none).
 _NEGATIVE, _NEGATIVE_SHARE = 0.5, 5e-4
@@ -278,7 +280,8 @@ def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where
     top = float(np.percentile(levels, 99.9))  # hot voxels may exceed the clipping level
     share = float((levels >= top).mean())
     if share < _CLIPPED_SHARE:
-        return ()
+        flat = f"the brightest part of the DWI is only {top:.2f} times as bright as tissue: are these the scanner's values, not logarithms?"
+        return (Note(flat, Modality.DWI),) if top < _FLAT else ()
     found = f"{share:.1%} of the brain has the highest value, {float(np.percentile(dwi[brain], 99.9)):g}, {top:.1f} times that of tissue"
     if top < _LESIONS_HIDDEN:
         raise InputRefused(
