@@ -28,8 +28,6 @@ _STEP_MM, _BETTER = 6.0, 1.2
 _LITTLE_INFORMATION, _AS_WELL_MIRRORED = 0.1, 0.6
 #: Smaller displacement (mm), which is only noted: the map may have been registered to another volume of the series.
 _SMALL_STEP_MM = 2.0
-#: Information (nats, at most ln 16 = 2.77) above which one image is a function of the other. `benchmarks.margins`: 1.06 in patients.
-_MOST_INFORMATION = 2.3
 #: Names of the mirror images, by axis.
 _MIRRORED = tuple(f"mirrored along {name}" for name in "zyx")
 
@@ -54,13 +52,6 @@ def refuse_unrelated(
             where=where,
             found=f"mutual information of {max(here, 0):.3f} nats within the brain; at least {_MIN_INFORMATION} is expected",
             do="give the ADC map that was computed from this DWI, not a mask or another patient's map",
-        )
-    if here > _MOST_INFORMATION:
-        raise InputRefused(
-            "one of DWI and ADC was computed from the other",
-            where=where,
-            found=f"mutual information of {here:.2f} nats within the brain; at most {_MOST_INFORMATION:g} is expected",
-            do="give the scanner's image of b about 1000 s/mm^2 as DWI, not an exponential map (eADC) or an inverted ADC map",
         )
     elsewhere = dict(moves)
     for how, there in elsewhere.items():
