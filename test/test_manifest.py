@@ -299,7 +299,7 @@ def test_an_entry_says_below_which_volume_disputed_lesions_are_removed(tmp_path:
     specs = find_members(write_manifest(tmp_path, *entries))
     assert MemberSpec.from_json(specs[0].as_json(), specs[0].folder) == specs[0]
     assert apply_member_defaults(RunConfig(), specs[:2]).min_disputed_ml == 2.0
-    assert apply_member_defaults(RunConfig(), specs).min_disputed_ml == 0.1  # a member from elsewhere is not held to the shipped rule
+    assert apply_member_defaults(RunConfig(), specs).min_disputed_ml == 0.1  # c comes from elsewhere
     assert apply_member_defaults(RunConfig(min_disputed_ml=0.0), specs).min_disputed_ml == 0.0
 
 
