@@ -63,7 +63,7 @@ def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options])
 
     Raises WeightsBroken when a member can't be loaded, UsageError when an option is invalid.
     """
-    from ensemble.pipeline import load
+    from ensemble.pipeline import load_from_config
 
     if unknown := sorted(set(options) - set(Options.__annotations__)):
         known = ", ".join(Options.__annotations__)
@@ -71,7 +71,7 @@ def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options])
     chosen: dict[str, Any] = {**options}
     if chosen.get("members") is not None:
         chosen["members"] = tuple(chosen["members"])
-    return load(RunConfig(weights=None if weights is None else Path(weights), **chosen))
+    return load_from_config(RunConfig(weights=None if weights is None else Path(weights), **chosen))
 
 
 def segment(case: RawCase, ensemble: Ensemble, watcher: Watcher | None = None) -> Result:
@@ -84,4 +84,4 @@ def segment(case: RawCase, ensemble: Ensemble, watcher: Watcher | None = None) -
     from ensemble import pipeline
     from ensemble.progress import SilentWatcher
 
-    return pipeline.segment(case, ensemble, watcher or SilentWatcher())
+    return pipeline.segment_raw(case, ensemble, watcher or SilentWatcher())

@@ -166,7 +166,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def first_names(folder: Path) -> str:
+def describe_folder(folder: Path) -> str:
     """Return the first names in a folder, for messages. Raises OSError."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:_MAX_NAMES]) + (" ..." if len(names) > _MAX_NAMES else "") or "an empty folder"

@@ -79,7 +79,7 @@ def mean_probability(probabilities: Sequence[FloatArray], weights: Sequence[floa
 def _mask(ballots: BoolArray, weights: Sequence[float], mean: FloatArray, method: FusionMethod) -> BoolArray:
     match method:
         case "majority":
-            return majority(ballots, weights, mean)
+            return majority_vote(ballots, weights, mean)
         case "mean":
             return np.asarray(mean > 0.5)
         case "staple":
@@ -112,7 +112,7 @@ def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxe
     return drop_small_components(mask, min_voxels, spared=np.asarray(ballots.all(axis=0)))
 
 
-def majority(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:
+def majority_vote(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:
     """Return where the voters for lesion hold more than half of the total weight; the mean probability breaks ties.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from ensemble.errors import UserError
 from ensemble.memory import as_user_error
-from ensemble.text import TrustedLines, visible
+from ensemble.text import TrustedLines, escape_invisible
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Visible(logging.Formatter):
         """Return the record's text; tracebacks are indented."""
         shown = copy(record)
         if record.name.partition(".")[0] != "ensemble":
-            shown.msg, shown.args = visible(record.getMessage()), ()
+            shown.msg, shown.args = escape_invisible(record.getMessage()), ()
         elif isinstance(record.args, Mapping):
             shown.args = {name: _as_argument(value) for name, value in record.args.items()}
         elif record.args is not None:
@@ -72,7 +72,7 @@ class _Visible(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
         """Return a traceback with control characters escaped."""
-        return "\n".join("  " + visible(line) for line in super().formatException(ei).split("\n"))
+        return "\n".join("  " + escape_invisible(line) for line in super().formatException(ei).split("\n"))
 
 
 def _as_argument(value: object) -> object:
@@ -81,7 +81,7 @@ def _as_argument(value: object) -> object:
         return value
     text = str(value)
     ours = isinstance(value, UserError | TrustedLines)
-    return visible(text, keep="\n") if ours else visible(text)
+    return escape_invisible(text, keep="\n") if ours else escape_invisible(text)
 
 
 def log_failure(error: Exception) -> None:
@@ -110,7 +110,7 @@ def write_final_error_line(text: str) -> None:
     if sys.stderr is None:  # started with it closed
         return
     with suppress(OSError, ValueError):
-        print(visible(" ".join(text.split())), file=sys.stderr, flush=True)
+        print(escape_invisible(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 @contextmanager

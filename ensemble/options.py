@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args
 from ensemble import __version__
 from ensemble.config import Device, FusionMethod, Precision, Registration, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
-from ensemble.program import help_on, program_name
+from ensemble.program import help_advice, program_name
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ class _Parser(argparse.ArgumentParser):
     """Raises usage errors as UsageError, so that they look and exit like all others."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, do=help_on(self.prog))
+        raise UsageError(message, do=help_advice(self.prog))
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
     """Return the options of a call: defaults, overridden by the environment, then by the command line. Raises UsageError."""
     parser, commands = _build()
     links = kubernetes_service_variables(environment)
@@ -70,19 +70,19 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
         names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
-        raise UsageError(f"{names} has no effect on the command {stated.command}", do=help_on(chosen.prog))
+        raise UsageError(f"{names} has no effect on the command {stated.command}", do=help_advice(chosen.prog))
     options = _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
     options.setdefault("command", None)
     if missing := [
         action for action in chosen._actions if getattr(action, "needed", False) and options[action.dest] is None
     ]:
         raise UsageError(
-            f"{', '.join(action.option_strings[0] for action in missing)} is needed", do=help_on(chosen.prog)
+            f"{', '.join(action.option_strings[0] for action in missing)} is needed", do=help_advice(chosen.prog)
         )
     return argparse.Namespace(**options)
 
 
-def run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfig:
+def make_run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfig:
     """Return the options that say how cases are segmented; `trust` is off unless a `report` is written."""
     chosen = {field.name: getattr(options, field.name) for field in fields(RunConfig)}
     return RunConfig(**chosen | {"trust": options.trust == "on" or (options.trust is None and report)})

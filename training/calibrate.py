@@ -24,11 +24,11 @@ from tqdm import tqdm
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
-from ensemble.fusion import drop_small_components, drop_small_disputed_components, majority, mean_probability
+from ensemble.fusion import drop_small_components, drop_small_disputed_components, majority_vote, mean_probability
 from ensemble.logging_setup import set_up_logging
 from ensemble.members.manifest import find_members
 from ensemble.metrics import dice, lesion_f1
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.types import AnyArray, BoolArray, FloatArray, ignore_progress
 from ensemble.weights.checkpoints import read_checkpoint
 from training.evaluate import simulated_cases
@@ -78,7 +78,7 @@ class Patient:
         ballots = np.stack([probability > rule.thresholds[name] for name, probability in said])
         weights = [rule.weights.get(name, 1.0) for name, _ in said]
         shifted = [shifted_probability(probability, rule.thresholds[name]) for name, probability in said]
-        whole = majority(ballots, weights, mean_probability(shifted, weights))
+        whole = majority_vote(ballots, weights, mean_probability(shifted, weights))
         large, _ = drop_small_components(whole, rule.min_lesion_ml / self.voxel_ml)
         return drop_small_disputed_components(large, ballots, rule.min_disputed_ml / self.voxel_ml)[0]
 
@@ -193,7 +193,7 @@ def predicted(weights: Path, first: int, count: int, shared: Path, cache: Path |
     for number, truth in enumerate(cases):
         if number < first or truth.mask is None:
             continue
-        case = prepare(truth.raw)
+        case = prepare_raw(truth.raw)
         probabilities: dict[str, AnyArray] = {
             member.name: member.predict(case, settings, ignore_progress).probability.array.astype(np.float16)
             for member in members

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ensemble.batch import failures
-from ensemble.batch.case_list import search_again
+from ensemble.batch.case_list import search_again_advice
 from ensemble.batch.claims import BatchClaims, FileLock
 from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
@@ -29,9 +29,9 @@ from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
 from ensemble.prepare.case import PreparedCase, prepare_for_run
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase
-from ensemble.readers.imagefile import read_files
-from ensemble.readers.sources import Stamp, stamp
-from ensemble.text import visible
+from ensemble.readers.imagefile import read_case_files
+from ensemble.readers.sources import Stamp, file_stamp
+from ensemble.text import escape_invisible
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class CaseWorker:
         self._reading, self._networks, self._writing = threading.Lock(), threading.Lock(), threading.Lock()
 
     def load(self) -> None:
-        """Load the networks. Raises as `pipeline.load` does."""
+        """Load the networks. Raises as `pipeline.load_from_config` does."""
         self._ensemble = self._load()
 
     def __call__(self, case: FoundCase, entities: BidsEntities) -> CaseOutcome | None:
@@ -150,7 +150,7 @@ class CaseWorker:
             return _finish(self._job, self._session, taken, *predicted)
 
 
-def fail_case(
+def record_process_death(
     job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsEntities, error: UserError
 ) -> CaseOutcome:
     """Record the failure of a case whose process died before it could record it."""
@@ -195,11 +195,11 @@ def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsE
             report = read_report(job.root, entities)
             stale = report is not None and report["batch"].get("key") != key
             if report is not None and not stale and (job.resume or session.is_done(entities)):
-                failures.forget(job.root, entities)
+                failures.remove_failure(job.root, entities)
                 outcome = CaseOutcome(case.name, "kept")
             else:
                 made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
-                raw = _noting(read_files(case.name, case.files), case)
+                raw = _noting(read_case_files(case.name, case.files), case)
                 _refuse_changed(case, before)
                 require_one_study(raw, job.extras)
                 started = time.perf_counter()
@@ -229,7 +229,7 @@ def _is_left_over(job: BatchPlan, case: FoundCase, entities: BidsEntities) -> bo
 
     If all images were removed, the result stays.
     """
-    gone = [stamp(path) is None for path in case.files.values()]
+    gone = [file_stamp(path) is None for path in case.files.values()]
     changed = not all(gone) and (any(gone) or case.problem is not None)
     return changed and read_report(job.root, entities) is not None
 
@@ -249,7 +249,7 @@ def _finish(
         if isinstance(result, Exception):
             raise result
         case = SegmentedCase.of(task.raw, result, ensemble, job.extras)
-        failures.forget(job.root, task.entities)  # first, since the process may be killed after either step
+        failures.remove_failure(job.root, task.entities)  # first, since the process may be killed after either step
         write_case(job.root, session.folder, task.entities, case, job.extras, task.made_of)
         session.note_done(task.entities)
         return CaseOutcome(task.case.name, "done")
@@ -273,14 +273,14 @@ def _failed(
         message, code = str(error), error.exit_code
     else:
         log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
-        message, code = visible(f"a bug: {type(error).__name__}: {error}"), 1
+        message, code = escape_invisible(f"a bug: {type(error).__name__}: {error}"), 1
     if stale and (aside := move_to_superseded(job.root, entities)):
-        message += f"\n  note: an earlier result, made from other inputs, was moved to {visible(str(aside))}"
+        message += f"\n  note: an earlier result, made from other inputs, was moved to {escape_invisible(str(aside))}"
     elif (job.root / entities.folder).is_dir():
         message += f"\n  note: an earlier result remains in {entities.folder}"
     failure = {"message": message, "exit_code": code}
     session.note_failure(entities, failure)
-    failures.record(job.root, session.folder, entities, case.name, failure)
+    failures.record_failure(job.root, session.folder, entities, case.name, failure)
     return CaseOutcome(case.name, "failed", message, code)
 
 
@@ -294,7 +294,7 @@ def _gone(case: FoundCase) -> InputRefused | None:
                 f"the {modality.label} image has gone since the dataset was searched",
                 where=path,
                 found=f"it was there on {case.listed}",
-                do=f"restore it; or, if it was moved or removed on purpose, {search_again()}",
+                do=f"restore it; or, if it was moved or removed on purpose, {search_again_advice()}",
             )
         except OSError:  # the original error says more
             pass

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from ensemble.batch.choice import choose
+from ensemble.batch.choice import choose_images
 from ensemble.batch.layouts import FoundCase, FoundImage, missing_image_error
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, image_suffix
 from ensemble.types import Modality
 
 
-def names_of(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]) -> dict[tuple[str, ...], str]:
+def name_groups(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]) -> dict[tuple[str, ...], str]:
     """Return a name for each group of images: its BIDS labels where they are unique, else its path."""
     holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for image in (image for images in groups.values() for image in images if image.labels):
@@ -27,7 +27,7 @@ def names_of(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]
     return names
 
 
-def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
+def fills_missing_modality(dicom: FoundImage, images: list[FoundImage]) -> bool:
     """Return whether something is named like DICOM while the image files beside it form one case that lacks this modality."""
     alike = [image for image in images if not image.prefix or not dicom.prefix or image.prefix == dicom.prefix]
     if any(image.modality is dicom.modality for image in alike):
@@ -38,7 +38,7 @@ def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
     return bool(inner) and not any(others)
 
 
-def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundCase]:
+def form_cases(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundCase]:
     """Yield the cases of a folder: one, or one per name prefix. Images with different case names never form one case.
 
     A case is named after its path below the root, or after the root.
@@ -71,7 +71,7 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
             yield _case(inner or root, [image for image in images if image.prefix == prefix])
 
 
-def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
+def replace_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
     """Yield the cases sorted by name; cases that share a name are replaced by one refused case."""
     by_name: dict[str, list[FoundCase]] = defaultdict(list)
     for case in cases:
@@ -91,7 +91,7 @@ def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
 
 
 def _case(name: str, images: list[FoundImage]) -> FoundCase:
-    choice = choose(images)
+    choice = choose_images(images)
     files = {modality: choice.taken[modality].path for modality in Modality if modality in choice.taken}
     for modality, several in choice.undecided.items():
         refused = InputRefused(

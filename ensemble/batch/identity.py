@@ -15,12 +15,12 @@ from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.files import file_sha256, unreadable_reason
 from ensemble.findings.maps import read_label_maps
-from ensemble.readers.sources import Stamp, source_files, stamps
+from ensemble.readers.sources import Stamp, image_stamps, source_files
 from ensemble.trust.reference import reference_digests
 from ensemble.types import Modality
 
 
-def recipe(
+def describe_recipe(
     specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: ExtraOutputs
 ) -> dict[str, Any]:
     """Return all that determines a result except the images (program version, member weights, options), as JSON data."""
@@ -52,7 +52,7 @@ def input_stamps(files: Mapping[Modality, Path]) -> dict[Path, Stamp | None]:
     found: dict[Path, Stamp | None] = {}
     for modality, path in files.items():
         with _reading(modality, path):
-            found |= stamps([path])
+            found |= image_stamps([path])
     return found
 
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ensemble.batch.case_loop import BatchPlan, CaseOutcome, CaseWorker, fail_case
+from ensemble.batch.case_loop import BatchPlan, CaseOutcome, CaseWorker, record_process_death
 from ensemble.batch.claims import BatchClaims
-from ensemble.batch.identity import recipe, result_key
+from ensemble.batch.identity import describe_recipe, result_key
 from ensemble.batch.selection import Placed
 from ensemble.config import Device
 from ensemble.errors import MembersFailed, OutOfMemory, UsageError, UserError
-from ensemble.folders import unwritable
+from ensemble.folders import unwritable_error
 from ensemble.inference.device import resolve_device
 from ensemble.logging_setup import set_up_logging
 from ensemble.members.manifest import find_members, weight_digests
@@ -58,7 +58,7 @@ _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
 INSTALL = "pip install ray"
 
 
-def is_installed() -> bool:
+def is_ray_installed() -> bool:
     """Return whether Ray is installed."""
     return importlib.util.find_spec("ray") is not None
 
@@ -99,7 +99,7 @@ def segment_on_ray(
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Connect to a Ray cluster, or start one that ends with the block. Yields the module `ray`; usage reporting is off."""
-    if not is_installed():
+    if not is_ray_installed():
         raise UsageError("--ray needs Ray, which is not installed", do=f"run {INSTALL}, or leave out --ray")
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -152,7 +152,7 @@ class _Worker:
             job = replace(job, device=resolve_device(job.config.device))
             specs = find_members(job.config.weights_folder, job.config.members)
             digests = {spec.name: weight_digests(spec) for spec in specs}
-            if (own := recipe(specs, digests, job.config, job.extras)) != job.recipe:
+            if (own := describe_recipe(specs, digests, job.config, job.extras)) != job.recipe:
                 different = [key for key in job.recipe if own.get(key) != job.recipe[key]]
                 raise UsageError("a node of the cluster has a different version of this program, or different weights", where=_node(),
                                  found=f"different here: {', '.join(different)}",
@@ -163,7 +163,7 @@ class _Worker:
         except UserError as error:
             return error
         except OSError as error:
-            return unwritable(job.root, error)
+            return unwritable_error(job.root, error)
         return None
 
     def segment(self, placed: Placed) -> CaseOutcome | UserError | None:
@@ -173,7 +173,7 @@ class _Worker:
         except UserError as error:
             return error
         except OSError as error:
-            return unwritable(self._job.root, error)
+            return unwritable_error(self._job.root, error)
 
     def leave(self) -> None:
         """Release all locks."""
@@ -312,7 +312,7 @@ def _share(
                     if losses[case.name] < _LIVES:
                         waiting.appendleft(placed)
                     else:
-                        tell(fail_case(job, session, *placed, _gave_up(str(error))))
+                        tell(record_process_death(job, session, *placed, _gave_up(str(error))))
                 continue
             if isinstance(said, UserError):
                 raise said

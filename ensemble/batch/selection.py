@@ -44,10 +44,10 @@ class CaseSelection:
                     do=f"give labels that exist (--{kind}-label), with leading zeros",
                 )
             paired = [(case, place) for case, place in paired if whose(place) in labels]
-        return [(case, place) for case, place in paired if self.shard is None or share_of(case.name, *self.shard)]
+        return [(case, place) for case, place in paired if self.shard is None or is_in_shard(case.name, *self.shard)]
 
 
-def share_of(name: str, number: int, shares: int) -> bool:
+def is_in_shard(name: str, number: int, shares: int) -> bool:
     """Return whether a case belongs to a shard (counted from 1). It depends on its name only, so new cases do not move others."""
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % shares == number - 1

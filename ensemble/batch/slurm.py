@@ -18,7 +18,7 @@ from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
-from ensemble.folders import unwritable
+from ensemble.folders import unwritable_error
 from ensemble.members.manifest import find_members
 from ensemble.outputs.layouts.bids import refuse_unsafe_output_folder
 from ensemble.program import program_name
@@ -124,7 +124,7 @@ def write_scripts(
         logs.mkdir(parents=True, exist_ok=True)
         listed, cases = _listed(dataset.path, selected, folder)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable_error(folder, error) from error
     of_group = [*listed, *(word for word in words if word == "--parquet")]
     words = [*words, *listed]
     parts = {
@@ -164,7 +164,7 @@ def write_scripts(
             )
             path.chmod(0o755)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable_error(folder, error) from error
     log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
              parts["memory_mb"])  # fmt: skip
     log.info("%s", cases)

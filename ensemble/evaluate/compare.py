@@ -17,8 +17,8 @@ from ensemble.evaluate.intervals import (
     mean_interval,
     median_interval,
     merge_rounding_differences,
+    proportion_interval,
     resampled_means,
-    share_interval,
     wilcoxon_p,
 )
 from ensemble.evaluate.methods import Method
@@ -119,7 +119,7 @@ def compare_pair(
     good = differences if larger_is_better else -differences
     wins, losses = int((good > 0).sum()), int((good < 0).sum())
     mean, median = None if measure in SKEWED else mean_interval(differences), median_interval(differences)
-    rate = share_interval(wins, wins + losses)
+    rate = proportion_interval(wins, wins + losses)
     return PairedComparison(
         measure,
         *names,

@@ -54,7 +54,7 @@ def median_interval(values: FloatArray) -> Interval | None:
     return float(ordered[rank - 1]), float(ordered[-rank])
 
 
-def share_interval(successes: int, of: int) -> Interval | None:
+def proportion_interval(successes: int, of: int) -> Interval | None:
     """Return the exact interval of a proportion (Clopper and Pearson 1934); None for zero trials."""
     if of == 0:
         return None

@@ -45,7 +45,7 @@ class Score:
     """Whether any voxel of it is predicted."""
 
 
-def score(pair: MaskPair) -> Score:
+def score_pair(pair: MaskPair) -> Score:
     """Measure one pair. Raises InputRefused if a mask is missing, ambiguous, unreadable or not a mask, or if the grids differ."""
     truth, prediction = _only_two(pair)
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
@@ -57,10 +57,12 @@ def score(pair: MaskPair) -> Score:
             f" {true.grid.distance_voxels(predicted.grid):.3g} voxels apart",
             do="evaluate on the grid of the true mask; masks are not resampled here",
         )
-    return measure(pair.case, true.array, predicted.array, true.grid.spacing_zyx_mm)
+    return score_masks(pair.case, true.array, predicted.array, true.grid.spacing_zyx_mm)
 
 
-def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> Score:
+def score_masks(
+    case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm: tuple[float, float, float]
+) -> Score:
     """Measure two boolean masks (z, y, x) of the same shape."""
     voxels, found = detected_lesions(truth, prediction)
     predicted_voxels, confirmed = detected_lesions(prediction, truth)

@@ -70,7 +70,7 @@ class GroupTest:
     note: str = ""
 
 
-def by_subgroup(
+def summarise_subgroups(
     methods: Sequence[Method], columns: Mapping[str, Mapping[str, str]]
 ) -> tuple[list[GroupSummary], list[GroupTest], list[str]]:
     """Summarise and test every measure by each factor. Also returns messages about cases that are in no group.

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.names import name_problem
+from ensemble.families.names import member_name_problem
 
 #: The file of a packed member with the content of its manifest entry.
 PACKED_MEMBER_FILE = "member.json"
@@ -53,7 +53,7 @@ class MemberSpec:
         Raises KeyError, TypeError or ValueError for an entry that is incomplete or invalid, or whose name could lead out of the output
         folder.
         """
-        if problem := name_problem(entry["name"]):
+        if problem := member_name_problem(entry["name"]):
             raise ValueError(problem)
         channels = entry.get("channels")
         return cls(

@@ -29,7 +29,7 @@ _STYLE = (
 )
 
 
-class StatusPage:
+class StatusServer:
     """Serves GET / (a page), /status.json and /health (200 once the networks are loaded)."""
 
     def __init__(self, host: str, port: int, spool: Spool, is_ready: Callable[[], bool]) -> None:

@@ -11,9 +11,9 @@ from ensemble.hospital.examination import ExaminationCase, read_examination
 from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.layouts import folder, objects
-from ensemble.pipeline import Ensemble, Watcher, segment
+from ensemble.pipeline import Ensemble, Watcher, segment_raw
 from ensemble.publish import check_writable, publish_folder
-from ensemble.readers.dicom.read import is_dicom
+from ensemble.readers.dicom.read import is_read_as_dicom
 
 #: Variables by which mercure passes folders to a module (mercure documentation, "Processing modules"); no others are read.
 IN_DIR, OUT_DIR = "MERCURE_IN_DIR", "MERCURE_OUT_DIR"
@@ -26,11 +26,11 @@ def segment_study(
 ) -> SegmentedCase:
     """Segment the examination in a folder or .zip; write mask, page, report and DICOM objects into `out`, all or none.
 
-    Raises as `read_examination` and `pipeline.segment` do, and UsageError where they can't be written.
+    Raises as `read_examination` and `pipeline.segment_raw` do, and UsageError where they can't be written.
     """
     check_writable(out)
     case = _segmented(_read(path, path.name, extras), extras, load, watcher)
-    folder.publish_case(case, extras, out, image_suffix)
+    folder.publish_run_outputs(case, extras, out, image_suffix)
     return case
 
 
@@ -40,7 +40,7 @@ def segment_into_objects(
     """Segment an examination and write only DICOM objects, in one folder, for an archive or orchestrator."""
     check_writable(out)
     case = _segmented(_read(path, name, extras), extras, load, watcher)
-    objects.publish_case(case, extras, out)
+    objects.publish_dicom_objects(case, extras, out)
     return case
 
 
@@ -66,7 +66,7 @@ def mercure_folders(environment: Mapping[str, str]) -> tuple[Path, Path] | None:
 
 
 def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
-    if not is_dicom(path):
+    if not is_read_as_dicom(path):
         raise InputRefused(
             "no examination was found",
             where=path,
@@ -80,4 +80,6 @@ def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
 
 def _segmented(examined: ExaminationCase, extras: ExtraOutputs, load: Load, watcher: Watcher) -> SegmentedCase:
     ensemble = load()
-    return SegmentedCase.of(examined.raw, segment(examined.raw, ensemble, watcher), ensemble, extras, examined.record)
+    return SegmentedCase.of(
+        examined.raw, segment_raw(examined.raw, ensemble, watcher), ensemble, extras, examined.record
+    )

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Features:
+class PooledFeatures:
     """The pooled encoder features of one image."""
 
     whole: FloatArray
@@ -59,16 +59,16 @@ class FeaturePool:
             self._sums.append(torch.stack([(share * window).sum((1, 2, 3)) for share in weight]))
             self._weights += weight.sum((1, 2, 3))
 
-    def features(self) -> Features | None:
+    def features(self) -> PooledFeatures | None:
         """Return the means; None for an empty image, non-finite maps, or a failure while adding."""
         total = torch.stack(self._sums).sum(0) if self._sums else torch.zeros(2, 0)
         if self._failed or self._weights[0] == 0 or not total.isfinite().all():
             return None
         whole, foreground = (total / self._weights[:, None]).float().numpy()
-        return Features(whole, foreground if self._weights[1] > 0 else None)
+        return PooledFeatures(whole, foreground if self._weights[1] > 0 else None)
 
 
-class RegionPool:
+class RegionFeaturePool:
     """Adds up maps of all stages of an encoder over regions of an image, in float64 and in the order of the windows."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Triple
-from ensemble.prepare.draft import Draft, StepResult
+from ensemble.prepare.draft import DraftCase, StepResult
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 
 #: Number of equally frequent grey levels to which each image is reduced.
@@ -25,7 +25,7 @@ _MIN_INFORMATION = 0.005
 _STEP_MM, _BETTER = 6.0, 1.2
 
 
-def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
+def check_adc_belongs_to_dwi(case: DraftCase) -> StepResult:
     """Raise InputRefused for an ADC map that does not belong to the DWI."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     refuse_unrelated(case.dwi.array, case.adc.array, case.brain, case.dwi.grid.spacing_zyx_mm, where)

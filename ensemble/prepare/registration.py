@@ -44,7 +44,7 @@ class RegistrationResult:
     """One clause on it, for the report."""
 
 
-def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray) -> RegistrationResult:
+def register_rigidly(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray) -> RegistrationResult:
     """Align `moving` to `fixed`.
 
     Args:

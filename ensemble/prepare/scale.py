@@ -13,7 +13,7 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Note, StepResult
+from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
 
@@ -40,7 +40,7 @@ _DO = (
 )
 
 
-def check_scale(case: Draft) -> StepResult:
+def check_scale(case: DraftCase) -> StepResult:
     """Raise InputRefused for images that by their headers are not as large as a head, and for ADC with another voxel size than DWI."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
@@ -48,7 +48,7 @@ def check_scale(case: Draft) -> StepResult:
     return case, ()
 
 
-def check_brain_volume(case: Draft) -> StepResult:
+def check_brain_volume(case: DraftCase) -> StepResult:
     """Raise InputRefused for a brain of impossible volume; note an unusual one."""
     notes = refuse_implausible_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
     return case, notes

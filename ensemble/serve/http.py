@@ -27,7 +27,7 @@ MAX_HELD = 16
 SHUTDOWN_S = 3
 
 
-def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: float) -> FastAPI:
+def build_application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: float) -> FastAPI:
     """Build the application: GET /health, and POST /invoke, which waits at most `longest_wait_s` for its turn to run `job`."""
 
     @asynccontextmanager

@@ -37,10 +37,10 @@ def serve(worker_config: WorkerConfig, server_config: ServerConfig) -> int:
     )  # at once, so that a caller waits until the server is ready
     supervisor = Supervisor(worker_config)
     supervisor.start()  # so that torch is imported there while FastAPI is imported here
-    from ensemble.serve.http import Server, application
+    from ensemble.serve.http import Server, build_application
 
     server = Server(
-        application(
+        build_application(
             supervisor, InvokeRequest(server_config.input_root, server_config.output_root), server_config.longest_wait_s
         ),
         supervisor,

@@ -31,7 +31,7 @@ DIRECTIONS = {
 _FARTHEST = 1e3
 
 
-def scores_of(evidence: CaseEvidence, references: References) -> dict[str, float]:
+def compute_trust_scores(evidence: CaseEvidence, references: References) -> dict[str, float]:
     """Return the available scores by name: those of `DIRECTIONS`.
 
     Distances are in units of the usual one. `spectral` and `spectral_lesion` are distances in the stable modes of the features of the brain

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ensemble.files import file_sha256
-from ensemble.weights.folder import folder_errors
+from ensemble.weights.folder import convert_folder_errors
 
 #: Smaller files are hashed in no time.
 KEPT_FROM_BYTES = 64 << 20
@@ -34,7 +34,7 @@ def weights_sha256(path: Path, *, anew: bool = False) -> str:
 
     Raises WeightsBroken.
     """
-    with folder_errors(path):
+    with convert_folder_errors(path):
         return file_sha256(path) if anew else _sha256(path.resolve(), _stamp(path))
 
 

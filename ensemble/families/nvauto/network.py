@@ -86,7 +86,7 @@ class SegResNetConfig:
         return form
 
 
-def build_network(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
+def build_segresnet(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
     """Build the network without memory for its weights (on the meta device).
 
     Raises KeyError or ValueError for shapes that don't fit such a network.

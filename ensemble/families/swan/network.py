@@ -281,13 +281,13 @@ def rank_one_factors(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Ten
     return u, v
 
 
-def resunet(widths: Sequence[int], heads: int) -> UNet:
+def build_resunet(widths: Sequence[int], heads: int) -> UNet:
     """Build the ResUNet, without memory for its weights (on the meta device)."""
     with torch.device("meta"):
         return UNet(lambda _, inputs, outputs: ResidualBlock(inputs, outputs), widths, heads)
 
 
-def swin_factorizer(widths: Sequence[int], heads: int) -> UNet:
+def build_swin_factorizer(widths: Sequence[int], heads: int) -> UNet:
     """Build the Swin Factorizer, without memory for its weights."""
     coarsest = len(widths) - 1
 
@@ -301,6 +301,6 @@ def swin_factorizer(widths: Sequence[int], heads: int) -> UNet:
 
 #: By what the archive calls their folders.
 ARCHITECTURES: dict[str, Callable[[Sequence[int], int], UNet]] = {
-    "resunet": resunet,
-    "swin-factorizer": swin_factorizer,
+    "resunet": build_resunet,
+    "swin-factorizer": build_swin_factorizer,
 }
