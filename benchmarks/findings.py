@@ -24,8 +24,7 @@ import torch.nn.functional as F
 
 from ensemble.config import RunConfig
 from ensemble.findings.find import compute_findings, register_case_to_template
-from ensemble.findings.maps import LabelMap, read_label_map
-from ensemble.findings.places import (
+from ensemble.findings.locations import (
     TISSUE,
     LesionVolumes,
     LesionVoxels,
@@ -33,11 +32,12 @@ from ensemble.findings.places import (
     summarise_locations,
     transform_points,
 )
+from ensemble.findings.maps import LabelMap, read_label_map
 from ensemble.findings.template import AtlasStructure, Template, shipped_template
 from ensemble.findings.types import Findings
 from ensemble.fusion import FusedPrediction
 from ensemble.geometry import Grid
-from ensemble.outputs.report.places import describe_findings, format_share
+from ensemble.outputs.report.findings_text import describe_findings, format_share
 from ensemble.pipeline import Result, load_from_config, segment_raw
 from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.progress import SilentWatcher

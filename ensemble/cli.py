@@ -164,9 +164,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _listen(options: argparse.Namespace) -> int:
-    from ensemble.hospital.desk import segment_job
     from ensemble.hospital.listen import ListenConfig, listen
     from ensemble.hospital.node import NodeConfig
+    from ensemble.hospital.segmentation_process import segment_job
     from ensemble.hospital.send import parse_destinations
     from ensemble.progress import SilentWatcher
     from ensemble.serve.worker import WorkerConfig

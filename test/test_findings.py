@@ -18,8 +18,7 @@ from ensemble.config import ExtraOutputs
 from ensemble.families.base import MemberPrediction
 from ensemble.findings import find as finding
 from ensemble.findings.find import compute_findings, lesion_pattern, register_case_to_template
-from ensemble.findings.mni import resample_image_to_mni, resample_mask_to_mni
-from ensemble.findings.places import (
+from ensemble.findings.locations import (
     LesionVolumes,
     LesionVoxels,
     lesion_side,
@@ -28,13 +27,14 @@ from ensemble.findings.places import (
     structure_probabilities,
     transform_points,
 )
+from ensemble.findings.mni import resample_image_to_mni, resample_mask_to_mni
 from ensemble.findings.registration import TemplateTransform
 from ensemble.findings.template import FULL_GRID, GRID, AtlasStructure, shipped_template
 from ensemble.findings.types import Findings
 from ensemble.outputs.artifacts import SegmentedCase, case_artifacts
 from ensemble.outputs.layouts.bids_entities import BidsEntities
+from ensemble.outputs.report.findings_text import describe_findings
 from ensemble.outputs.report.page import render_case_page
-from ensemble.outputs.report.places import describe_findings
 from ensemble.pipeline import Ensemble, MemberOutcome, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.text import spreadsheet_cell

@@ -20,8 +20,8 @@ from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
 from ensemble.findings import find as finding
 from ensemble.findings.find import compute_findings, register_case_to_template
+from ensemble.findings.locations import LesionVoxels
 from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_label_map, read_label_maps
-from ensemble.findings.places import LesionVoxels
 from ensemble.findings.registration import TemplateTransform
 from ensemble.findings.template import SPACE, shipped_template
 from ensemble.findings.types import Findings

@@ -30,9 +30,9 @@ from dicom_files import write_series
 from ensemble.errors import InputRefused, UsageError, UserError
 from ensemble.hospital import listen as listening
 from ensemble.hospital import node as nodes
-from ensemble.hospital.desk import ProcessDied, StudyJob
 from ensemble.hospital.listen import ListenConfig
 from ensemble.hospital.node import OUT_OF_RESOURCES, SUCCESS, DicomNode, NodeConfig
+from ensemble.hospital.segmentation_process import ProcessDied, StudyJob
 from ensemble.hospital.send import Destination, ResultSender, parse_destinations
 from ensemble.hospital.spool import MAX_DEATHS, Spool, SpoolFull, StudyJournal
 from ensemble.hospital.status import StatusServer

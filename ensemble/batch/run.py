@@ -91,25 +91,25 @@ def segment_dataset(
     digests = {spec.name: weight_digests(spec) for spec in specs}
     ray = ray or _for_gpus(config.device)
     device = "cpu" if ray else resolve_device(config.device)
-    job = BatchPlan(out, config, extras, describe_recipe(specs, digests, config, extras), device, resume)
+    plan = BatchPlan(out, config, extras, describe_recipe(specs, digests, config, extras), device, resume)
     outcomes: dict[str, CaseOutcome] = {}
     try:
-        session = BatchClaims(out, result_key(job.recipe, {}))
+        claims = BatchClaims(out, result_key(plan.recipe, {}))
         try:
-            write_dataset_description(out, session.folder, of.path)
+            write_dataset_description(out, claims.folder, of.path)
             log.info("%d cases in %s", len(selected), of.path)
             try:
                 with closing(open_progress(len(selected))) as shown:
                     tell = _Teller(outcomes, shown)
                     if ray:
-                        segment_on_ray(ray, ray_cpus, job, session, selected, partial(load_from_config, config), tell)
+                        segment_on_ray(ray, ray_cpus, plan, claims, selected, partial(load_from_config, config), tell)
                     else:
-                        segment_cases(job, session, selected, lambda: load_from_config(config), shown, tell)
+                        segment_cases(plan, claims, selected, lambda: load_from_config(config), shown, tell)
             finally:  # also what was interrupted has a summary
                 if summarise:
-                    _write_summaries(out, session, collect_summary(out, places, outcomes), parquet=parquet)
+                    _write_summaries(out, claims, collect_summary(out, places, outcomes), parquet=parquet)
         finally:
-            session.leave()
+            claims.leave()
     except OSError as error:
         raise unwritable_error(out, error) from error
     _tell_end(out, len(selected), outcomes, summarised=summarise, parquet=parquet)
@@ -158,13 +158,13 @@ def write_group_summary(dataset: BatchCases, out: Path, *, parquet: bool = False
     failed = {name: CaseOutcome(name, "failed", **noted) for name, noted in recorded.items()}
     outcomes = {name: failed.get(name, CaseOutcome(name, "kept")) for name in places}
     try:
-        session = BatchClaims(out, "group")
+        claims = BatchClaims(out, "group")
         try:
-            write_dataset_description(out, session.folder, dataset.path)
+            write_dataset_description(out, claims.folder, dataset.path)
             found = collect_summary(out, places, outcomes)
-            _write_summaries(out, session, found, parquet=parquet)
+            _write_summaries(out, claims, found, parquet=parquet)
         finally:
-            session.leave()
+            claims.leave()
     except OSError as error:
         raise unwritable_error(out, error) from error
     if found.recipes > 1:
@@ -186,11 +186,11 @@ def write_group_summary(dataset: BatchCases, out: Path, *, parquet: bool = False
     return _worst(failed) or (_NOT_DONE if waiting else 0)
 
 
-def _write_summaries(out: Path, session: BatchClaims, found: BatchSummary, *, parquet: bool) -> None:
+def _write_summaries(out: Path, claims: BatchClaims, found: BatchSummary, *, parquet: bool) -> None:
     """Write the summary in all requested formats. Raises OSError."""
-    write_summary(out, session.folder, found.rows)
+    write_summary(out, claims.folder, found.rows)
     if parquet:
-        write_bytes_atomically(out / PARQUET, as_parquet(found.rows), session.folder)
+        write_bytes_atomically(out / PARQUET, as_parquet(found.rows), claims.folder)
     elif (out / PARQUET).exists():
         log.warning("note: %s is of an earlier call: --parquet writes it anew", out / PARQUET)
 

@@ -16,7 +16,7 @@ from ensemble import __version__
 from ensemble.errors import InputRefused
 from ensemble.evaluate.compare import PairedComparison, compare_pair, correct_p_values
 from ensemble.evaluate.intervals import fleiss_kappa, interval_ends, proportion_interval
-from ensemble.evaluate.written import refuse_overwriting_other_files, sibling_path, write_csv
+from ensemble.evaluate.output_files import refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.files import cannot_open_error, read_json
 from ensemble.outputs.report.parts import page_script, page_template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL

@@ -19,6 +19,7 @@ from ensemble.evaluate.blinded import (
     write_reader_study,
 )
 from ensemble.evaluate.methods import Method, measure_methods
+from ensemble.evaluate.output_files import METHOD, refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score
 from ensemble.evaluate.statistics import MeasureSummary, summarise
@@ -32,7 +33,6 @@ from ensemble.evaluate.study import (
     read_and_check_request,
     write_study,
 )
-from ensemble.evaluate.written import METHOD, refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.logging_setup import write_final_error_line
 from ensemble.publish import publish
 

@@ -22,11 +22,11 @@ from ensemble.evaluate.clinical import (
 )
 from ensemble.evaluate.compare import MethodRank, PairedComparison, Ranking, compare_methods, rank_methods
 from ensemble.evaluate.methods import Method
+from ensemble.evaluate.output_files import sibling_path, write_csv
 from ensemble.evaluate.scores import MEASURES
 from ensemble.evaluate.statistics import MeasureSummary
 from ensemble.evaluate.study_plots import draw_correlation_plots, draw_difference_plot, draw_forest_plots
 from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, summarise_subgroups
-from ensemble.evaluate.written import sibling_path, write_csv
 from ensemble.outputs.report.parts import page_script, page_template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import write_json

@@ -9,8 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from ensemble.findings.maps import LabelMap, measure_in_map
-from ensemble.findings.places import (
+from ensemble.findings.locations import (
     LesionVolumes,
     LesionVoxels,
     measure_lesion_volumes,
@@ -18,6 +17,7 @@ from ensemble.findings.places import (
     summarise_locations,
     transform_points,
 )
+from ensemble.findings.maps import LabelMap, measure_in_map
 from ensemble.findings.registration import TemplateTransform, register_to_template
 from ensemble.findings.template import SPACE, Template, shipped_template
 from ensemble.findings.types import (

@@ -13,7 +13,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.files import error_in_words, file_sha256, read_bounded, read_json, unreadable_reason
-from ensemble.findings.places import LesionVoxels, transform_points
+from ensemble.findings.locations import LesionVoxels, transform_points
 from ensemble.findings.template import SPACE, shipped_template
 from ensemble.findings.types import (
     AspectsFindings,

@@ -45,11 +45,16 @@ def segment_into_objects(
 
 
 def segment_to_send(
-    path: Path, name: str, places: tuple[Path, Path], extras: ExtraOutputs, ensemble: Ensemble, watcher: Watcher
+    path: Path,
+    name: str,
+    target_and_scratch: tuple[Path, Path],
+    extras: ExtraOutputs,
+    ensemble: Ensemble,
+    watcher: Watcher,
 ) -> SegmentedCase:
     """Segment an examination and write DICOM objects into a folder that appears complete; `places` are it and a scratch folder."""
     case = _segmented(_read(path, name, extras), extras, lambda: ensemble, watcher)
-    target, scratch = places
+    target, scratch = target_and_scratch
     with publish_folder(target, scratch) as staging:
         objects.write_dicom_objects(case, extras, staging)
     return case

@@ -8,7 +8,7 @@ from ensemble.config import ExtraOutputs
 from ensemble.metrics import volume_ml
 from ensemble.outputs.artifacts import MASK, OVERLAY, PAGE, REPORT, Artifact, SegmentedCase, dicom_object_roles
 from ensemble.outputs.layouts.folder import FolderLayout
-from ensemble.outputs.report.places import describe_findings
+from ensemble.outputs.report.findings_text import describe_findings
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import case_headline
 from ensemble.pipeline import MemberOutcome

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ensemble.families.group_norm import Float32GroupNorm
+
 #: Window for which the networks were built; the Swin Factorizer accepts no other.
 WINDOW = (64, 64, 64)
 #: Feature maps of the published networks, from the finest level to the coarsest.
@@ -91,23 +93,15 @@ class _Up(nn.Module):
         return found
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation that computes in float32 for any input precision."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Normalise maps; shape and type are kept."""
-        return super().forward(maps.float()).to(maps.dtype)
-
-
 class ResidualBlock(nn.Module):
     """Two convolutions with group normalisation, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
-        self.norm1 = GroupNorm(_GROUPS, outputs)
+        self.norm1 = Float32GroupNorm(_GROUPS, outputs)
         self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1)
-        self.norm2 = GroupNorm(_GROUPS, outputs)
+        self.norm2 = Float32GroupNorm(_GROUPS, outputs)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1, bias=False)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:

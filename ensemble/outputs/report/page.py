@@ -14,6 +14,7 @@ import numpy as np
 from ensemble import __version__
 from ensemble.findings.types import Findings, LesionFinding
 from ensemble.metrics import lesion_components
+from ensemble.outputs.report.findings_text import describe_findings, findings_tables, format_category
 from ensemble.outputs.report.parts import (
     grey_levels,
     page_script,
@@ -22,7 +23,6 @@ from ensemble.outputs.report.parts import (
     sheet_columns,
     slice_sheet,
 )
-from ensemble.outputs.report.places import describe_findings, findings_tables, format_category
 from ensemble.outputs.report.run_report import RESEARCH_USE
 from ensemble.outputs.report.views import WINDOWS, brain_box, case_headline
 from ensemble.pipeline import Result
