@@ -75,7 +75,7 @@ def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options])
 
 
 def segment(case: RawCase, ensemble: Ensemble, watcher: Watcher | None = None) -> Result:
-    """Segment one case. The mask is `Result.mask`, on the grid of the DWI.
+    """Segment one case, and return its mask (`Result.mask`, bool, on the grid of the DWI) with all other results.
 
     `watcher` is notified of progress (see `ensemble.pipeline.Watcher`).
 

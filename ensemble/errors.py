@@ -40,7 +40,7 @@ class UsageError(UserError):
 
 
 class InputRefused(UserError):
-    """The images can't be segmented safely."""
+    """Input images, or tables about them, are missing, unreadable or can't be used safely."""
 
     exit_code = 3
 

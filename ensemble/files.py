@@ -73,7 +73,7 @@ def refuse_irregular_file(path: Path) -> None:
 
 
 def lexists(path: Path) -> bool:
-    """Return whether the path exists, be it as a dangling link."""
+    """Return whether the path exists; a dangling symbolic link counts (as in `os.path.lexists`)."""
     return os.path.lexists(path)
 
 

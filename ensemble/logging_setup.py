@@ -1,5 +1,7 @@
-"""Where messages go: to stdout, since a line on stderr marks a job on grand-challenge with a warning; the last word on a failure, in one
-line, also to stderr, since the platform shows its user the last line of it. And names that no text can hold.
+"""Send messages to stdout, since any line on stderr marks a grand-challenge job with a warning.
+
+The final line about a failure also goes to stderr, because the platform shows its user the last line of that. File names that can't be
+encoded are written with escapes.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def load_from_config(config: RunConfig) -> Ensemble:
 
 
 def segment_raw(raw: RawCase, ensemble: Ensemble, watcher: Watcher, *, shows_images: bool = True) -> Result:
-    """Segment one case. FLAIR is registered only where a member takes it or an output of the caller's shows it.
+    """Segment one case as read. FLAIR is registered only if a member takes it, or an output shows it (`shows_images`).
 
     Raises InputRefused when the images can't be segmented safely, MembersFailed when fewer members voted than required.
     """

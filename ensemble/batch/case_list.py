@@ -25,7 +25,7 @@ _REFUSAL = ("what", "where", "found", "do")
 
 @dataclass(frozen=True)
 class CaseList:
-    """A list on disk. Its name holds the digest of its cases, so that jobs that still wait keep theirs when another one is written."""
+    """A case list on disk. Its file name contains a digest of its cases, so a new list never replaces one that a queued job will read."""
 
     path: Path
     searched: str
@@ -33,7 +33,7 @@ class CaseList:
 
 
 def write_case_list(cases: Sequence[FoundCase], dataset: Path, folder: Path) -> CaseList:
-    """Write what a search of `dataset` has found into `folder`: a line about the list, then one line per case. Raises OSError."""
+    """Write what a search of `dataset` has found into `folder`: one JSON line about the list, then one per case. Raises OSError."""
     root = dataset.resolve()
     body = "".join(json.dumps(_as_json(case, root)) + "\n" for case in cases).encode()
     digest, searched = hashlib.sha256(body).hexdigest(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -88,7 +88,7 @@ def segment_cases(
     watcher: Watcher,
     tell: Callable[[CaseOutcome], None],
 ) -> None:
-    """Process all cases, sharing them with other processes of the same session; returns when every case is done or failed.
+    """Process all cases, sharing them with other processes that work on the same output folder; return when each is done or failed.
 
     `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written, WeightsBroken when
     the networks can't be loaded, since every other case would fail as well.

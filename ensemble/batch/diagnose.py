@@ -47,7 +47,10 @@ def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
 
 
 def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
-    """Embed patients of the simulated validation set, whose lesions are known. Raises UsageError if they can't be simulated."""
+    """Diagnose the encoders on patients of the simulated validation set, and write the same files into `out`.
+
+    Raises UsageError if there are too few patients or the simulator is not installed.
+    """
     if number < MIN_CASES:
         raise UsageError(
             "too few simulated patients for a spectral diagnosis",

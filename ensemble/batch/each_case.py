@@ -1,4 +1,4 @@
-"""Every case of a dataset, segmented one after the other, for commands that learn from all of them together."""
+"""Segment the cases of a dataset one after the other, for commands that use all results together (`members fit-reference`, `diagnose`)."""
 
 from __future__ import annotations
 

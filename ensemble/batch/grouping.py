@@ -13,7 +13,7 @@ from ensemble.types import Modality
 
 
 def name_groups(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]) -> dict[tuple[str, ...], str]:
-    """Return a name for each group of images: its BIDS labels where they are unique, else its path."""
+    """Return a case name for each group of images: its BIDS labels if they are unique and not `taken`, else its path."""
     holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for image in (image for images in groups.values() for image in images if image.labels):
         holders[image.labels[0]].add(image.holder)
@@ -28,7 +28,7 @@ def name_groups(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[s
 
 
 def fills_missing_modality(dicom: FoundImage, images: list[FoundImage]) -> bool:
-    """Return whether something is named like DICOM while the image files beside it form one case that lacks this modality."""
+    """Return whether a folder or archive, named like DICOM, supplies a modality that the image files beside it lack."""
     alike = [image for image in images if not image.prefix or not dicom.prefix or image.prefix == dicom.prefix]
     if any(image.modality is dicom.modality for image in alike):
         return False
@@ -59,7 +59,7 @@ def form_cases(below: str, root: str, images: list[FoundImage]) -> Iterator[Foun
         refused = InputRefused(
             "a folder that should hold the images of one case has images of several",
             where=images[0].path.parent,
-            found=f"{', '.join(sorted(image.path.name for image in images))}: begin with {', '.join(named)}",
+            found=f"{', '.join(sorted(image.path.name for image in images))}: the names begin with {', '.join(named)}",
             do="give all images of a case the same name prefix, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)
@@ -82,7 +82,7 @@ def replace_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
             continue
         files = [case.files for case in same if case.files]
         refused = InputRefused(
-            f"{len(same)} cases have one name",
+            f"{len(same)} cases have the same name",
             where=name,
             found=", ".join(str(path) for of_one in files for path in of_one.values()),
             do="rename files or folders of one of them, or name the cases in a CSV worklist",

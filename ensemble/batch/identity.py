@@ -23,7 +23,7 @@ from ensemble.types import Modality
 def describe_recipe(
     specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: ExtraOutputs
 ) -> dict[str, Any]:
-    """Return all that determines a result except the images (program version, member weights, options), as JSON data."""
+    """Return the recipe of a result as JSON data: all that determines it except the images (program version, member weights, options)."""
     options = {name: value for name, value in config.as_json().items() if name not in IMMATERIAL}
     members = [spec.as_json() | {"sha256": dict(digests[spec.name])} for spec in specs]
     written = {name: value for name, value in vars(extras).items() if name != "atlas"}

@@ -132,7 +132,7 @@ def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundI
 
 
 def modality_of_dicom_name(path: Path) -> Modality | None:
-    """Return the modality that a DICOM folder or archive is named after, or named after in the contract; None for other names."""
+    """Return the modality in the name of a DICOM folder or archive (also in the folder names of the contract); None for other names."""
     named = _named(name_without_archive_suffix(path))
     return _SLUGS.get(path.name) or (named.modality if named else None)
 

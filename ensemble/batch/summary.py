@@ -77,7 +77,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """The rows of a batch's table, from its reports and failures."""
+    """The rows of `summary.csv`, made from the reports and failures of a batch."""
 
     rows: list[SummaryRow]
     recipes: int
@@ -87,7 +87,7 @@ class BatchSummary:
 def collect_summary(
     root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, CaseOutcome]
 ) -> BatchSummary:
-    """Return a row for each case of the dataset, and for each result in the tree that belongs to none. Each report is read once."""
+    """Return a row for each case of the dataset, and for each result below `root` whose case is no longer in it. Reads each report once."""
     table, recipes = [], set()
     for name, place in places.items():
         outcome, labels = outcomes.get(name), (name, place.subject, place.session)
@@ -120,7 +120,7 @@ def write_summary(root: Path, scratch: Path, table: Sequence[SummaryRow]) -> Non
 
 
 def recorded_costs(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
-    """Yield time (s), DWI size and DWI spacing (mm; x, y, z) of earlier results made on a device."""
+    """Yield the run time (s), DWI size (voxels x, y, z) and DWI spacing (mm; x, y, z) of each earlier result made on a device."""
     for place in sorted(_standing(root)):
         report = read_report(root, place) or {}
         size = _said(report, list, "case", "grid", "size_xyz") or []

@@ -304,7 +304,7 @@ class _Numbers:
 def select_group_columns(
     clinical: ClinicalTable | None, names: Sequence[str], path: Path | None
 ) -> dict[str, Mapping[str, str]]:
-    """Return the columns to group cases by, as spelt in the table. Raises UsageError if a column does not exist."""
+    """Return the named columns of the table, each as a mapping from case to group. Raises UsageError if one does not exist."""
     lower = {} if clinical is None else {name.lower(): name for name in clinical.words}
     if absent := [name for name in names if name.lower() not in lower]:
         raise UsageError(

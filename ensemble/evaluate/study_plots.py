@@ -22,7 +22,7 @@ _MAX_SCORES, _MAX_ROWS, _MAX_LABEL = 12, 60, 28
 
 
 def draw_difference_plot(rows: Sequence[PairedComparison]) -> str:
-    """Draw paired differences with their intervals, one panel per measure (means; medians for volumes); empty for one method."""
+    """Return a plot of paired differences with intervals, one panel per measure (means; medians for volumes); empty for one method."""
     if not rows:
         return ""
     pairs = list(dict.fromkeys((row.first, row.second) for row in rows))[:_MAX_ROWS]
@@ -48,7 +48,7 @@ def draw_difference_plot(rows: Sequence[PairedComparison]) -> str:
 def draw_correlation_plots(
     methods: Sequence[Method], clinical: ClinicalTable | None, rows: Sequence[Correlation]
 ) -> list[tuple[str, str]]:
-    """Draw each score against volume and number of lesions, for all methods and the true masks. Returns score names and plots."""
+    """Plot each clinical score against volume and number of lesions, for all methods and the true masks. Returns (score, plot) pairs."""
     if clinical is None:
         return []
     rho = {(row.masks, row.quantity, row.score): row.rho for row in rows}
@@ -79,7 +79,7 @@ def draw_correlation_plots(
 
 
 def draw_forest_plots(rows: Sequence[GroupSummary]) -> list[tuple[str, str]]:
-    """Draw each measure by group with its interval (means; medians for volumes). Returns factor names and plots."""
+    """Plot each measure by group with its interval (means; medians for volumes). Returns (factor, plot) pairs."""
     pictures = []
     for factor in dict.fromkeys(row.factor for row in rows):
         of_factor = [row for row in rows if row.factor == factor]

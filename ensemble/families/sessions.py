@@ -31,7 +31,7 @@ def open_sessions(
 
 
 class SequentialSessions:
-    """A member's networks as sessions, run one after the other: held in memory, or opened from file when needed.
+    """A member's networks as sessions, run one after the other: kept in memory, or loaded from file each time if they are too large.
 
     What is held takes as much memory again as its files; `HELD_BYTES` is the limit, which five networks of SEALS' size keep.
     """
@@ -64,7 +64,7 @@ def open_sequential_sessions(
 
 
 def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: bool = False) -> LoadedSession:
-    """Return the session of one network, with encoder features if wanted and possible. Raises WeightsBroken."""
+    """Return the session of one network; if `tapped`, with encoder features where settings and runtime allow. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
     if settings.packed_form:
         return open_onnx(network.weights.parent, dims, device, settings.session)

@@ -95,7 +95,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def require_native_images(spec: MemberSpec) -> None:
-    """Raise WeightsBroken if the manifest asks for images with changed intensities or orientation; these networks need them as read."""
+    """Raise WeightsBroken if a manifest entry asks for normalised intensities or reorientation, for networks that take images as read."""
     if (spec.intensities, spec.orientation) != ("native", "native"):
         raise WeightsBroken(
             f"member {spec.name} only accepts images as read",

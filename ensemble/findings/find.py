@@ -39,7 +39,7 @@ SINGLE_SHARE = 0.9
 
 
 def register_case_to_template(case: PreparedCase, atlas_template: Template | None = None) -> TemplateTransform | None:
-    """Register the brain of a case to the template; None if no transform was found. The result may have `problems`."""
+    """Register the brain of a case to the template. Returns None if no transform was found; check `problems` of the result."""
     return register_to_template(
         case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, atlas_template
     )

@@ -43,10 +43,7 @@ _MIN_PROBABILITY = 1e-3
 
 
 def registration_perturbations(centre_mm: FloatArray) -> list[FloatArray]:
-    """Return 4x4 maps of the template to itself, each a small registration error.
-
-    Moves, turns and scalings about a point, one at a time.
-    """
+    """Return 4x4 transforms (LPS, mm), each a small registration error: a shift, rotation or scaling about a point of the template."""
     maps: list[FloatArray] = []
     for axis in range(3):
         for sign in (-1.0, 1.0):
@@ -76,9 +73,9 @@ def transform_points(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
 
 
 def structure_probabilities(atlas_template: Template, points_mm: FloatArray) -> FloatArray:
-    """Return the probability (side: left, right; structure of TISSUE; n) at points (n, 3; LPS mm) of the template, given tissue.
+    """Return the probability of each side and structure (2, structures of TISSUE, n) at template points (n, 3; LPS mm).
 
-    All 0 outside the atlas.
+    They sum to 1 at each point in the tissue of the atlas, and are 0 elsewhere. Side 0 is left.
     """
     origin, spacing = np.array(atlas_template.t1.grid.origin_mm), np.array(atlas_template.t1.grid.spacing_mm)
     found = np.empty((2, len(TISSUE), len(points_mm)), np.float32)
@@ -91,7 +88,7 @@ def structure_probabilities(atlas_template: Template, points_mm: FloatArray) -> 
 
 
 def lesion_side(left: float, right: float, least: float) -> str:
-    """Return left, right or both, from the volumes on each side; unknown if both are zero."""
+    """Return left, right or both, from the volumes on each side; both if the smaller is at least the share `least`; unknown without any."""
     if left + right <= 0:
         return UNKNOWN
     lesser = min(left, right)
@@ -186,14 +183,14 @@ class LesionVoxels:
 
 
 def measure_lesion_volumes(atlas_template: Template, sample: LesionVoxels, matrix: FloatArray) -> LesionVolumes:
-    """Return the volumes by lesion, side and structure, for a 4x4 transform from image to template."""
+    """Return the lesion volumes (ml) by lesion, side and structure, for a 4x4 transform (LPS, mm) from image to template."""
     return sum_lesion_volumes(
         sample, structure_probabilities(atlas_template, transform_points(matrix, sample.points_mm))
     )
 
 
 def sum_lesion_volumes(sample: LesionVoxels, chances: FloatArray) -> LesionVolumes:
-    """Return the volumes by lesion, given the probability (side, structure of TISSUE, n) at each voxel."""
+    """Return the lesion volumes (ml), given the probability (side, structure of TISSUE, n) at each of the n lesion voxels."""
     count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
     for side in range(2):

@@ -112,7 +112,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
         raise UsageError(
             "the folder of --atlas has no label map",
             where=folder,
-            do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns 'index', 'name'; optional 'group', 'side')",
+            do="name each label map <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns 'index', 'name'; optional 'group', 'side')",
         )
     return tuple(read_label_map(path) for path in files)
 
@@ -342,9 +342,15 @@ def measure_in_map(
     matrix: FloatArray,
     nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
-    """Measure a lesion in a label map. It is given by the voxels of the mask (all, and `few` of them) and of each voter's mask.
+    """Measure how much of the lesions lies in each label and group of a label map.
 
-    `matrix` is the 4x4 transform from the image to the template (LPS), `nearby` are perturbed versions of it.
+    Args:
+        one: the label map.
+        own: all lesion voxels of the mask.
+        few: a subset of them, for the perturbed transforms.
+        members: the lesion voxels of each voter's mask.
+        matrix: 4x4 transform from the image to the template (LPS, mm).
+        nearby: perturbed versions of it.
     """
 
     def volumes(sample: LesionVoxels, through: FloatArray) -> _Volumes:

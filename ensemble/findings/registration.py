@@ -64,7 +64,7 @@ LIMITS = TransformLimits()
 
 @dataclass(frozen=True)
 class TemplateTransform:
-    """The transform from an image to the template, and the numbers by which it is checked."""
+    """The affine transform from an image to the template, and the measures by which its quality is checked."""
 
     matrix: FloatArray
     """4x4, from points of the image to points of the template (LPS, mm)."""

@@ -43,7 +43,7 @@ class AtlasStructure(IntEnum):
 
 @dataclass(frozen=True)
 class Template:
-    """The template brain and its atlas on one grid; the patient's left is at high x."""
+    """The template brain and its probabilistic atlas on one grid (LPS: x increases to the patient's left)."""
 
     t1: Volume
     """float32, 0 outside the brain."""

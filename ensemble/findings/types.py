@@ -11,7 +11,7 @@ Pattern = Literal["none", "single", "scattered"]
 
 @dataclass(frozen=True)
 class UncertainQuantity:
-    """A measured number with its uncertainty range."""
+    """A measured number, and its range over the voters' masks and over small registration errors."""
 
     value: float
     members: tuple[float, float]
@@ -30,7 +30,7 @@ class UncertainQuantity:
 
 @dataclass(frozen=True)
 class UncertainCategory:
-    """A category, and the other categories that are possible."""
+    """A category, and the others that a voter's mask or a small registration error would give."""
 
     value: str
     members: tuple[str, ...]

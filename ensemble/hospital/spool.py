@@ -387,7 +387,9 @@ class Spool:
             raise UserError(
                 "the journal of a study can't be read",
                 where=folder / _JOURNAL,
-                found=str(error) if isinstance(error, OSError | ValueError) else "not what a journal holds",
+                found=str(error)
+                if isinstance(error, OSError | ValueError)
+                else "JSON that is not the journal of a study",
                 do="move its folder out of the spool, then send the study again",
             ) from error
         _remove_older(images)

@@ -37,7 +37,7 @@ def segment_study(
 def segment_into_objects(
     path: Path, name: str, out: Path, extras: ExtraOutputs, load: Load, watcher: Watcher
 ) -> SegmentedCase:
-    """Segment an examination and write only DICOM objects, in one folder, for an archive or orchestrator."""
+    """Segment an examination and write only DICOM objects into the folder `out` (mercure), all or none."""
     check_writable(out)
     case = _segmented(_read(path, name, extras), extras, load, watcher)
     objects.publish_dicom_objects(case, extras, out)
@@ -52,7 +52,7 @@ def segment_to_send(
     ensemble: Ensemble,
     watcher: Watcher,
 ) -> SegmentedCase:
-    """Segment an examination and write DICOM objects into a folder that appears complete; `places` are it and a scratch folder."""
+    """Segment an examination and write its DICOM objects into a new folder, which appears only when complete (`listen`)."""
     case = _segmented(_read(path, name, extras), extras, lambda: ensemble, watcher)
     target, scratch = target_and_scratch
     with publish_folder(target, scratch) as staging:
@@ -66,7 +66,9 @@ def mercure_folders(environment: Mapping[str, str]) -> tuple[Path, Path] | None:
     if not any(given.values()):
         return None
     if lacking := [name for name, value in given.items() if not value]:
-        raise UsageError(f"{lacking[0]} is not set", do=f"set both {IN_DIR} and {OUT_DIR}, as mercure does")
+        raise UsageError(
+            f"the environment variable {lacking[0]} is not set", do=f"set both {IN_DIR} and {OUT_DIR}, as mercure does"
+        )
     return Path(given[IN_DIR]), Path(given[OUT_DIR])
 
 

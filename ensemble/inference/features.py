@@ -24,9 +24,9 @@ class PooledFeatures:
 
 
 class FeaturePool:
-    """Sums a layer's maps (N, D, z, y, x) over windows, in float64 and in window order, so that threads do not change the result.
+    """Averages a layer's maps (N, D, z, y, x) over all windows, in float64 and in window order, so that threads do not change the result.
 
-    The weight of a map's cell is the number of its voxels in the image, or in the foreground. Overlapping windows both count.
+    The weight of a map's cell is the number of image voxels, or of foreground voxels, in it. Overlapping windows both count.
     An error here, even of memory, only loses the features; the predictions remain.
     """
 

@@ -1,4 +1,4 @@
-"""What an encoder's stages make of regions of an image."""
+"""Mean features of each encoder stage over regions of an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def region_mean_features(
     encoder: Callable[[torch.Tensor], Sequence[torch.Tensor]],
     config: SlidingWindowConfig,
 ) -> tuple[FloatArray, ...]:
-    """Return the mean features (R, D) of regions, an array for each stage.
+    """Return the mean feature vectors of R regions: for each encoder stage an array (R, D), D being its number of feature maps.
 
     Args:
         image: (C, Z, Y, X) float32.

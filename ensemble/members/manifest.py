@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
-    """Return the members in a weights folder in its order; or the named ones, in the order of naming.
+    """Return all members of a weights folder, in the order of the manifest or of their paths; or the named ones, in the order of `names`.
 
     Raises WeightsBroken when there is none, or when the manifest can't be read; UsageError when a name is unknown.
     """

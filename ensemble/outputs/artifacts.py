@@ -137,7 +137,7 @@ MEMBER_ROLES: tuple[OutputRole[MemberPrediction], ...] = (
 
 
 def all_artifact_kinds(member: str) -> list[Artifact]:
-    """Return an empty artifact for every kind of output of a case or of this member, from which a layout lists all paths."""
+    """Return an artifact without content for every kind of output of a case and of this member; layouts list all possible paths by them."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 

@@ -55,9 +55,9 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
 def mutual_information(
     dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple
 ) -> tuple[float, Iterator[tuple[str, float]]]:
-    """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain at their present position, and at others.
+    """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain, and an iterator over its value at other positions.
 
-    Also return (description, value) for ADC mirrored and moved.
+    The iterator yields (description, nats) for the ADC map mirrored or shifted in each way.
     """
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)

@@ -20,7 +20,7 @@ _CUT_MM2 = 400.0
 
 
 def zero_unusable_voxels(case: DraftCase) -> StepResult:
-    """Keep non-finite or hot voxels at 0 if they lie outside tissue (ADC of air is 0/0). Raises InputRefused if some lie inside."""
+    """Keep non-finite or impossibly bright voxels at 0 if they lie outside tissue (ADC of air is 0/0). Raises InputRefused otherwise."""
     notes = []
     for modality, bad in case.unusable.items():
         other = case.adc if modality is Modality.DWI else case.dwi

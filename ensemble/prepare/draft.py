@@ -53,11 +53,12 @@ class Note:
 
 @dataclass(frozen=True)
 class UnusableVoxels:
-    """Voxels of an image that are not finite or impossibly bright (`hot`: how many of the latter). They are 0 in the image meanwhile."""
+    """Voxels of an image that are not finite or impossibly bright. They are set to 0 until a later step decides about them."""
 
     where: Volume
     """bool, on the image's own grid."""
     hot: int
+    """How many voxels are impossibly bright."""
 
 
 @dataclass(frozen=True)

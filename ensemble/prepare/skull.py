@@ -91,7 +91,7 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
             where=where,
             found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
             do="check that DWI shows the whole head, is not swapped with ADC, and has the right voxel size (mm) in its header. "
-            "Infant, or after craniectomy: set the accepted volume with --brain-ml LOW,HIGH. "
+            "For an infant, or after craniectomy, set the accepted volume with --brain-ml LOW,HIGH. "
             "Otherwise strip the skull yourself and add --skull-strip never",
         )
     text = f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)"

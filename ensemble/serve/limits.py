@@ -20,7 +20,7 @@ _REPEAT_S = 60.0
 
 
 def max_connections() -> int:
-    """Return how many connections the limit on open files allows; as many again may be accepted but not yet counted."""
+    """Return how many connections to serve at once, from the limit on open files (a third: some are accepted before they are counted)."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(8, min(MAX_CONNECTIONS, (files - _OWN_FILES) // 3))
 

@@ -76,7 +76,7 @@ class UsualRange:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Parameters fitted on patients with known true masks, for certain weights."""
+    """Parameters that turn trust scores into an expected Dice and a verdict, fitted for certain weights on cases with true masks."""
 
     weights: Mapping[str, Mapping[str, str]]
     """By member: SHA-256 of each file that determines its predictions."""

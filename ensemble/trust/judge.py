@@ -105,7 +105,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class TrustModel:
-    """The references and the calibration of an ensemble."""
+    """Judges masks of an ensemble by its references and its calibration."""
 
     references: References
     calibration: Calibration | None

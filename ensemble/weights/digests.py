@@ -30,10 +30,7 @@ Stamp = tuple[int, int, int, int, int]
 
 
 def weights_sha256(path: Path, *, anew: bool = False) -> str:
-    """Return a file's hexadecimal SHA-256; that of a file which is as it was, as it was found then, unless it is to be read anew.
-
-    Raises WeightsBroken.
-    """
+    """Return a file's hexadecimal SHA-256. A file that has not changed since is hashed again only if `anew`. Raises WeightsBroken."""
     with convert_folder_errors(path):
         return file_sha256(path) if anew else _sha256(path.resolve(), _stamp(path))
 

@@ -30,7 +30,7 @@ def grid_at_1mm(grid: Grid) -> Grid:
 
 
 def preprocess(images: FloatArray, plans: NnunetV1Plans) -> tuple[FloatArray, CropResampleGeometry]:
-    """Bring images (channels, z, y, x) at 1 mm to the network's axis order, crop, spacing and normalisation.
+    """Crop, resample and normalise images (channels, z, y, x; at 1 mm), in the network's axis order. Also return the geometry.
 
     Returns the float32 array (channels, a, b, c) and the way back. nnU-Net v1 resamples first, then normalises.
     """

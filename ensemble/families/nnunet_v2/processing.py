@@ -22,7 +22,7 @@ EPSILON = 1e-8
 def preprocess(
     images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetV2Plans
 ) -> tuple[FloatArray, CropResampleGeometry]:
-    """Bring images (channels, z, y, x) to the network's axis order, crop, normalisation and spacing.
+    """Crop, normalise and resample images (channels, z, y, x), in the network's axis order. Also return the geometry.
 
     Returns the float32 array (channels, a, b, c) and the way back. The images are left as they are.
     Raises ValueError when a channel's values can't be what its normalisation expects.

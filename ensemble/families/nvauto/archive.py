@@ -74,7 +74,7 @@ def read_torchscript_archive(path: Path, *, weights: bool = True) -> TorchScript
             "a TorchScript file contains more than modules and tensors",
             where=path,
             found=f"it refers to {error}",
-            do="use the published file",
+            do="use the published file; one that needs other code can't be trusted",
         ) from error
 
 

@@ -44,7 +44,7 @@ def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: 
 
 
 class TorchScriptSession:
-    """Runs a TorchScript network. Below float32 it uses autocast, because the weights are float32; or float32 if that fails."""
+    """Runs a TorchScript network, whose weights are float32. Lower precisions use autocast; if that fails, float32 is used."""
 
     #: The text if the layers are not known.
     tap = ""

@@ -116,12 +116,12 @@ class FactorizerBlock(nn.Module):
     Input and output are channels-first; it computes channels-last.
     """
 
-    def __init__(self, inputs: int, outputs: int, places: Sequence[int] = ()) -> None:
-        """`places` is the only possible image size, for a network with learned position embeddings."""
+    def __init__(self, inputs: int, outputs: int, positions: Sequence[int] = ()) -> None:
+        """`positions`: the only possible image size, for a network with learned position embeddings."""
         super().__init__()
         self.adapter = nn.Sequential(Linear(inputs, outputs, bias=False)) if inputs != outputs else nn.Identity()
-        if places:
-            self.pos_embed = PositionalEmbedding(outputs, places)
+        if positions:
+            self.pos_embed = PositionalEmbedding(outputs, positions)
         self.blocks = nn.ModuleDict(
             {name: Residual(LayerNorm(outputs), inner(outputs)) for name, inner in (("nmf", LowRank), ("mlp", MLP))}
         )

@@ -302,10 +302,10 @@ def kind_from_image_type(image_type: Sequence[str], codes: Sequence[str]) -> Ser
 
 
 def kind_from_description(words: Sequence[str], shells: int, *, weighted: bool) -> SeriesKind:
-    """Return the kind of a series that its description or protocol name (`words`, the first that says it) states.
+    """Return the kind of a series, as the first of `words` (description, protocol name) that states one says.
 
-    `shells` is the number of its b-values, `weighted` whether any is above 0. A map has no b-value, though a header may hold one:
-    several make a series DWI, whatever its protocol is called.
+    `shells` is the number of its b-values, `weighted` whether any is above 0. A series with several b-values is a DWI whatever its
+    protocol is called, because maps have none (though a header may hold one).
     """
     kinds = [_kind_in(text.lower(), maps=shells < 2, weighted=weighted) for text in words]
     return next(

@@ -125,7 +125,7 @@ def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> 
             f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, which images never do",
             where=path,
             found=f"{unpacked / 1e6:.0f} MB in {packed / 1e6:.1f} MB; {_MAX_INFLATION} times are allowed",
-            do="pack the series again, or give their folder",
+            do="pack the series again, or give the folder of its files",
         )
 
 

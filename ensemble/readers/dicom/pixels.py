@@ -65,7 +65,7 @@ def refuse_differing_copies(copies: Sequence[tuple[Frame, Frame]], label: str, p
                 f"two files of the {label} series have the same SOP instance UID but different pixels",
                 where=place_of(copy.instance.path),
                 found=f"the instance of {place_of(frame.instance.path)}",
-                do="remove the wrong one",
+                do="export the series again, or remove the file that does not belong to it",
             )
 
 
