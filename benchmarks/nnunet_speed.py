@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ensemble.families.base import InferenceSettings
-from ensemble.families.channels import neighbouring_slices
+from ensemble.families.channels import shift_slices
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.prepare.case import PreparedCase, prepare_raw
@@ -107,7 +107,7 @@ def _ours(member: NnunetV2Member, case: PreparedCase, tta: Any) -> np.ndarray:
 
 
 def _theirs(reference: Any, member: NnunetV2Member, case: PreparedCase) -> np.ndarray:
-    images = np.stack([neighbouring_slices(case.images[c.modality].array, c.offset) for c in member.channels])
+    images = np.stack([shift_slices(case.images[c.modality].array, c.offset) for c in member.channels])
     properties = {"spacing": list(case.grid.spacing_zyx_mm)}
     probabilities: np.ndarray = reference.predict_single_npy_array(images, properties, None, None, True)[1]
     return probabilities[list(member.plans.lesion_classes)].sum(0)

@@ -325,14 +325,20 @@ def _work_on(dataset: BatchCases, options: argparse.Namespace, *, summarise: boo
 
 def _slurm(options: argparse.Namespace) -> int:
     from ensemble.batch.run import BatchCases
-    from ensemble.batch.slurm import Resources, write_scripts
+    from ensemble.batch.slurm import SlurmResources, write_scripts
 
     extras = _extras(options, report=options.report, in_report=True)
-    own = {field.name: getattr(options, field.name) for field in fields(Resources)}
+    own = {field.name: getattr(options, field.name) for field in fields(SlurmResources)}
     words = to_arguments(options, set(vars(options)) - {*own, "scripts"})
     dataset = BatchCases(options.dataset)
     write_scripts(
-        dataset, options.out, make_run_config(options, report=True), extras, words, Resources(**own), options.scripts
+        dataset,
+        options.out,
+        make_run_config(options, report=True),
+        extras,
+        words,
+        SlurmResources(**own),
+        options.scripts,
     )
     return 0
 

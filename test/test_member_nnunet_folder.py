@@ -18,7 +18,7 @@ from conftest import shared
 from ensemble.errors import WeightsBroken
 from ensemble.families import sessions
 from ensemble.families.base import InferenceSettings
-from ensemble.families.channels import InputChannel, neighbouring_slices, parse_channel
+from ensemble.families.channels import InputChannel, parse_channel, shift_slices
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
@@ -203,9 +203,9 @@ def test_unknown_channel_names_are_refused(text):
 
 def test_neighbouring_slices_repeat_the_ends():
     array = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((4, 2, 2), np.float32)
-    assert neighbouring_slices(array, -2)[:, 0, 0].tolist() == [0, 0, 0, 1]
-    assert neighbouring_slices(array, 1)[:, 0, 0].tolist() == [1, 2, 3, 3]
-    assert neighbouring_slices(array, 9)[:, 0, 0].tolist() == [3, 3, 3, 3]
+    assert shift_slices(array, -2)[:, 0, 0].tolist() == [0, 0, 0, 1]
+    assert shift_slices(array, 1)[:, 0, 0].tolist() == [1, 2, 3, 3]
+    assert shift_slices(array, 9)[:, 0, 0].tolist() == [3, 3, 3, 3]
 
 
 # --- what is refused ---

@@ -47,7 +47,7 @@ class ChannelNames:
 
 
 def parse_nnunet_name(path: Path) -> re.Match[str] | None:
-    """Return the case and channel number of a file named by nnU-Net's convention; None for other names."""
+    """Match a file name of nnU-Net's convention: the groups are case name and channel number. None for other names."""
     return _CHANNEL.fullmatch(stem(path)) if image_suffix(path) else None
 
 

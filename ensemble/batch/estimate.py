@@ -120,7 +120,7 @@ class CostModel:
 
 
 def estimate_case(placed: Placed, root: Path, model: CostModel) -> CaseEstimate:
-    """Estimate one case from its file names and headers."""
+    """Return the estimated time and memory of a case, or why it would be refused, from its file names and headers."""
     case, place = placed
     try:
         if case.problem is not None:

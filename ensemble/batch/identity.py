@@ -33,7 +33,7 @@ def describe_recipe(
 
 
 def result_key(recipe: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Return the SHA-256 of the recipe and the digests of the images."""
+    """Return the key of a result: the SHA-256 of its recipe and of the digests of its images."""
     content = json.dumps({"recipe": recipe, "inputs": inputs}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -75,7 +75,7 @@ def segment_dataset(
     ray: str | None = None,
     ray_cpus: int = 4,
 ) -> int:
-    """Segment the selected cases of `dataset` into case folders below `out`. Returns 0, or the highest exit code of a failed case.
+    """Segment the selected cases of `dataset` into case folders below `out`. Returns 0, or the worst exit code of a failed case.
 
     Set `summarise` to False if other calls process the rest of the dataset; `group` then writes the summary. `parquet` also writes it as
     Parquet. `ray` is the address of a Ray cluster, with `ray_cpus` per process; several GPUs of this machine use a local one. Raises

@@ -79,7 +79,7 @@ echo "array $array, summary ${{group%%;*}}: squeue --job $array,${{group%%;*}}"
 
 
 @dataclass(frozen=True)
-class Resources:
+class SlurmResources:
     """The resources that one task of a SLURM job array requests."""
 
     shards: int | None = None
@@ -102,7 +102,7 @@ def write_scripts(
     config: RunConfig,
     extras: ExtraOutputs,
     words: Sequence[str],
-    resources: Resources,
+    resources: SlurmResources,
     folder: Path,
 ) -> None:
     """Write both jobs and the script that submits them into `folder`; `words` are the options passed to the tasks.
@@ -183,7 +183,9 @@ def _listed(dataset: Path, selected: Sequence[Placed], folder: Path) -> tuple[li
     return ["--case-list", str(listed.path)], f"The cases are those of {listed.searched}. {again}"
 
 
-def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources: Resources) -> tuple[float, float]:
+def _expected(
+    selected: Sequence[Placed], out: Path, model: CostModel, resources: SlurmResources
+) -> tuple[float, float]:
     """Estimate from a sample the total time (s) of all cases, run one after the other, and the memory (MB) of the largest."""
     some = selected[:: max(1, len(selected) // _SAMPLE)]
     ready = [case for case in (estimate_case(placed, out, model) for placed in some) if case.problem is None]
@@ -194,7 +196,7 @@ def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources
     return sum(cpu) / len(cpu) * len(selected) / resources.cpus, memory
 
 
-def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: bool) -> str:
+def _command(resources: SlurmResources, mounts: Iterable[str], out: Path, *, gpu: bool) -> str:
     """Return the command that runs the program, as shell words."""
     if resources.apptainer:
         binds = [word for place in mounts for word in ("--bind", f"{place}:{place}:ro")]

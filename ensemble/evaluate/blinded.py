@@ -92,7 +92,7 @@ def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
 
 
 def refuse_existing_study(page: Path, key: Path) -> None:
-    """Raise UsageError if the page or key exists already: without its key, a page's answers can't be scored."""
+    """Raise UsageError if the page or key exists already: answers to a page can only be scored with the key made with it."""
     if page.resolve() == key.resolve():
         raise UsageError("page and key have the same path", where=page, do="give the key another name with --key")
     for path in (page, key):
@@ -105,7 +105,7 @@ def refuse_existing_study(page: Path, key: Path) -> None:
 
 
 def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
-    """Write the page, and the key readable by its owner only. Both or neither."""
+    """Write page and key, both or neither. Only the owner may read the key."""
     with publish(page.parent) as for_page, publish(key.parent) as for_key:
         (for_page / page.name).write_text(study.page, encoding="utf-8")
         (for_key / key.name).touch(mode=0o600)

@@ -45,6 +45,6 @@ def parse_channel(text: str) -> InputChannel:
     return InputChannel(_NAMES[plain], int(match["offset"] or 0), match["optional"] is not None)
 
 
-def neighbouring_slices(array: FloatArray, offset: int) -> FloatArray:
+def shift_slices(array: FloatArray, offset: int) -> FloatArray:
     """Return an array (z, y, x) shifted so that slice z shows slice z + `offset`; the end slices are repeated."""
     return array[np.clip(np.arange(len(array)) + offset, 0, len(array) - 1)]

@@ -67,11 +67,11 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
             raise unreadable_file_error(path, label, "no MetaImage or NRRD header")
         if header is not None:
             if header.oddity:
-                raise odd_header_error(path, label, header.oddity)
+                raise unusable_header_error(path, label, header.oddity)
             _refuse_scattered(header, path, label)
             metaimage = path.suffix.lower() in (".mha", ".mhd")
             if odd := _odd_numbers(header, metaimage=metaimage):
-                raise odd_header_error(path, label, odd)
+                raise unusable_header_error(path, label, odd)
             _refuse_without_voxel_size(header, path, label)
             if not any(key in header.fields for key in _ORIENTATIONS):
                 remarks.append("its header has no orientation: axes used as stored")
@@ -102,7 +102,7 @@ def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
     )
 
 
-def odd_header_error(path: Path, label: str, found: str) -> InputRefused:
+def unusable_header_error(path: Path, label: str, found: str) -> InputRefused:
     """Return the error for a file, possibly complete, whose header is impossible or not supported."""
     return InputRefused(
         f"the {label} image's header can't be used",

@@ -27,9 +27,9 @@ from ensemble.readers.integrity import (
     DAMAGE,
     check_file_integrity,
     damaged_file_error,
-    odd_header_error,
     refuse_too_large,
     unreadable_file_error,
+    unusable_header_error,
 )
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
 from ensemble.readers.nifti import NiftiHeader, read_nifti_header
@@ -136,7 +136,7 @@ def _read_nifti(header: NiftiHeader, label: str) -> StoredImage:
 def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
     """Return the grid of a NIfTI image, adding oddities to `remarks`. Raises InputRefused for an invalid header."""
     if found := header.fault(remarks):
-        raise odd_header_error(header.path, label, found)
+        raise unusable_header_error(header.path, label, found)
     if found := header.shortfall():
         raise damaged_file_error(header.path, label, found)
     refuse_too_large(header.size, header.path, label)

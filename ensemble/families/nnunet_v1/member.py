@@ -123,7 +123,7 @@ def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
 
 
 def network_specs(folder: NnunetV1Folder) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a model's folds."""
+    """Describe the networks of a model's folds, without building them."""
     plans = folder.plans
     return tuple(
         NetworkSpec(

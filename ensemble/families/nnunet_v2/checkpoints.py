@@ -65,7 +65,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def read_fold(path: Path) -> dict[str, Any]:
-    """Read the keys needed for prediction: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
+    """Read the keys of a checkpoint that prediction needs: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
 
     Raises WeightsBroken.
     """

@@ -14,7 +14,7 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction, NetworkSpec
-from ensemble.families.channels import InputChannel, neighbouring_slices, parse_channel
+from ensemble.families.channels import InputChannel, parse_channel, shift_slices
 from ensemble.families.nnunet_v2.checkpoints import NnunetV2Folder, read_nnunet_v2_folder
 from ensemble.families.nnunet_v2.network import build_nnunet_v2_network
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans
@@ -137,10 +137,7 @@ class NnunetV2Member:
             modality: volumes[modality].array if modality in volumes else nothing for modality in self._modalities
         }
         return np.stack(
-            [
-                neighbouring_slices(orientation.apply(arrays[channel.modality]), channel.offset)
-                for channel in self.channels
-            ],
+            [shift_slices(orientation.apply(arrays[channel.modality]), channel.offset) for channel in self.channels],
             dtype=np.float32,
         )
 
@@ -192,7 +189,7 @@ def _mirror_axes(model: NnunetV2Folder) -> tuple[int, ...]:
 
 
 def network_specs(model: NnunetV2Folder) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a model's folds. Raises WeightsBroken if the plans describe no network."""
+    """Describe the networks of a model's folds, without building them. Raises WeightsBroken if the plans describe no network."""
     plans = model.plans
     try:
         window_bytes, what = plans.window_bytes, explain_window_memory(plans.features)

@@ -104,7 +104,7 @@ class NvautoMember:
 
 
 def network_specs(folder: Path) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a folder, packed or not. None of their code is run before they are built. Raises WeightsBroken."""
+    """Describe the networks of a folder, packed or not, without running any of their code. Raises WeightsBroken."""
     return tuple(_network(path) for path in require_network_files(folder).values())
 
 

@@ -42,7 +42,7 @@ def pack_swan_network(source: Path, target: Path, precision: PackedPrecision) ->
 
 
 def network_specs(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
-    """Return the networks of all folds, one architecture after the other."""
+    """Describe the networks of all folds, one architecture after the other, without building them."""
     return tuple(
         NetworkSpec(
             weights=path,

@@ -166,7 +166,7 @@ def require_one_study(raw: RawCase, extras: ExtraOutputs) -> None:
 
 
 def digest_uid(text: str) -> str:
-    """Return a UID derived from a digest (PS3.5 B.2)."""
+    """Return a UID derived from the SHA-256 of a text (PS3.5 B.2: a UUID as a number)."""
     return f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
 
 

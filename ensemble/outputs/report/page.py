@@ -81,7 +81,7 @@ def render_index_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def lesion_table(result: Result) -> list[dict[str, Any]]:
-    """Return the lesions, largest first: volume, centre (LPS, mm), axial slices as shown (from 1), and most votes."""
+    """Return the lesions, largest first: volume, centre (LPS, mm), axial slices as shown (from 1), and the largest number of votes."""
     grid = result.case.grid
     canonical = grid.canonical()
     labels, count = lesion_components(result.fused.mask.array)
