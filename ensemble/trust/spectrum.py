@@ -22,8 +22,8 @@ TAU = 0.25
 def noise_floor(eigenvalues: AnyArray, n: int) -> float:
     """Return the estimated spectral norm of S_N - S, given the eigenvalues of S_N (largest first).
 
-    S_N is the sample covariance of n samples, S the true covariance. The norm is estimated from the sample: tr S_N estimates tr S without bias, and the largest eigenvalue is inflated by the same error,
-    l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
+    S_N is the sample covariance of n samples, S the true covariance. The norm is estimated from the sample: tr S_N estimates tr S without
+    bias, and the largest eigenvalue is inflated by the same error, l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
     """
     trace, top = float(np.sum(eigenvalues)), float(np.max(eigenvalues, initial=0.0))
     noise = trace / n
