@@ -50,7 +50,7 @@ class UnreadableReason:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading; links are followed. Raises OSError; NotARegularFile."""
+    """Open a regular file for reading; links are followed. Raises NotARegularFile, or another OSError."""
     refuse_irregular_file(path)
     return path.open("rb")
 
@@ -78,7 +78,7 @@ def lexists(path: Path) -> bool:
 
 
 def missing_link_target(path: Path) -> str:
-    """Return the missing target of the symbolic link that makes a path not exist; empty if no such link is on the path."""
+    """Return the missing target of a symbolic link because of which a path does not exist; empty if there is no such link."""
     for place in (path, *path.parents):
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (Path's raise where rights are lacking)
             return os.fspath(place.readlink())

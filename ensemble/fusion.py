@@ -104,7 +104,7 @@ def drop_small_components(mask: BoolArray, min_voxels: float, spared: BoolArray 
 
 
 def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
-    """Remove small components without a single voxel on which all voters agree from the mask (z, y, x).
+    """Remove from the mask (z, y, x) components below `min_voxels` in which no voxel has the votes of all voters.
 
     Components (26-connected) of fewer than `min_voxels` voxels are removed, unless all `ballots` (voters, z, y, x) are true in one of
     their voxels. Returns the mask, and how many components were removed.

@@ -41,7 +41,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 @contextmanager
-def messages_on_stderr() -> Iterator[None]:
+def redirect_messages_to_stderr() -> Iterator[None]:
     """Send messages to stderr inside the block, so that stdout holds only the data that a command prints."""
     handlers = [
         h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stdout
@@ -170,7 +170,7 @@ _catcher = _Catcher()
 
 
 @contextmanager
-def native_stderr_to_log() -> Iterator[None]:
+def redirect_native_stderr() -> Iterator[None]:
     """Send what native libraries write to stderr to our log; several threads may do so at once."""
     _catcher.begin()
     try:

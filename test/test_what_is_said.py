@@ -32,7 +32,7 @@ from ensemble.errors import InputRefused, OutOfMemory, UserError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.files import error_in_words, parse_json, unreadable_reason
-from ensemble.logging_setup import native_stderr_to_log
+from ensemble.logging_setup import redirect_native_stderr
 from ensemble.memory import as_user_error, is_out_of_memory
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import prepare_raw
@@ -364,7 +364,7 @@ def test_stderr_without_a_folder_for_it_leaks_no_descriptor(monkeypatch: pytest.
     monkeypatch.setattr("tempfile.TemporaryFile", none)
     before = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(20):
-        with native_stderr_to_log(), native_stderr_to_log():
+        with redirect_native_stderr(), redirect_native_stderr():
             pass
     assert len([*Path("/proc/self/fd").iterdir()]) == before
     os.write(2, b"")  # and stderr is still there

@@ -28,7 +28,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.tiling import window_starts
-from ensemble.logging_setup import messages_on_stderr
+from ensemble.logging_setup import redirect_messages_to_stderr
 from ensemble.members.manifest import find_members
 from ensemble.outputs.layouts.bids import read_report, refuse_occupied_case_folder, refuse_unsafe_output_folder
 from ensemble.readers.base import RawImage
@@ -157,7 +157,7 @@ def dry_run(
     as_json: bool = False,
 ) -> int:
     """Print what `batch` would do; write nothing. Returns 3 if it would refuse a case, else 0. Raises as `batch` does."""
-    with messages_on_stderr() if as_json else nullcontext():
+    with redirect_messages_to_stderr() if as_json else nullcontext():
         refuse_unsafe_output_folder(out, dataset.path)
         _, selected = dataset.find(out)
         device = resolve_device(config.device)

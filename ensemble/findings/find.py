@@ -17,7 +17,7 @@ from ensemble.findings.locations import (
     summarise_locations,
     transform_points,
 )
-from ensemble.findings.maps import LabelMap, measure_in_map
+from ensemble.findings.maps import LabelMap, measure_in_label_map
 from ensemble.findings.registration import TemplateTransform, register_to_template
 from ensemble.findings.template import SPACE, Template, shipped_template
 from ensemble.findings.types import (
@@ -77,7 +77,7 @@ def compute_findings(result: Result, maps: Sequence[LabelMap] = (), atlas_templa
             tallied, [measure_lesion_volumes(atlas_template, member, matrix) for member in members], elsewhere
         ),
         lesions=_with_places(found.lesions, own, matrix, tallied, elsewhere),
-        atlases=tuple(measure_in_map(one, own, few, members, matrix, nearby) for one in maps),
+        atlases=tuple(measure_in_label_map(one, own, few, members, matrix, nearby) for one in maps),
         seconds=time.perf_counter() - started,
     )
 

@@ -334,7 +334,7 @@ class _Asked:
         return UncertainCategory.of(own, filter(None, members), filter(None, elsewhere))
 
 
-def measure_in_map(
+def measure_in_label_map(
     one: LabelMap,
     own: LesionVoxels,
     few: LesionVoxels,

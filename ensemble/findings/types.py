@@ -89,7 +89,7 @@ class StructureVolume:
 
 @dataclass(frozen=True)
 class LesionFinding:
-    """One lesion (26-connected component of the mask)."""
+    """Volume, centre and location of one lesion (26-connected component of the mask)."""
 
     volume_ml: float
     centre_lps_mm: tuple[float, float, float]

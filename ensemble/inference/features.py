@@ -69,7 +69,7 @@ class FeaturePool:
 
 
 class RegionFeaturePool:
-    """Adds up maps of all stages of an encoder over regions of an image, in float64 and in the order of the windows."""
+    """Averages the maps of all encoder stages over regions of an image, in float64 and in the order of the windows."""
 
     def __init__(self) -> None:
         self._sums: list[torch.Tensor] = []

@@ -29,7 +29,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """The difference between another session's output and the probe."""
+    """How far a session's output on the probe differs from PyTorch's."""
 
     difference: float
     """Largest difference of a probability."""

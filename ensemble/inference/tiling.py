@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]
 
 
 class TilingConvention(Enum):
-    """Whose rule determines positions and weights of windows."""
+    """Which program's rule, nnU-Net's or MONAI's, determines positions and weights of windows."""
 
     NNUNET = "nnunet"
     """Windows spread evenly; a sampled Gaussian, with its smallest weight beyond four sigma."""

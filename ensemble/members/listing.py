@@ -28,7 +28,7 @@ class MemberSummary:
 
 
 def describe_member(spec: MemberSpec) -> MemberSummary:
-    """Return what the small files of a member (plans, JSON) say. What they do not say stays empty, with a remark.
+    """Return what the small files of a member (plans, JSON) say. Fields that they do not state stay empty, with a remark.
 
     Only loading shows whether the member works.
 

@@ -59,7 +59,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
 
 def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
-    """Fill in voting weights and smallest lesion from the members' manifest entries where the user chose none.
+    """Fill in voting weights and smallest lesion volume (ml) from the members' manifest entries where the user chose none.
 
     None stays for the default rule (equal votes, all sizes). If members differ in the smallest lesion, the smallest value
     is used. Raises UsageError for weights of members that are not used.

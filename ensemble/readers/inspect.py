@@ -83,7 +83,7 @@ def inspect_path(path: Path, requested: Modality | None) -> InspectedPath:
 
 
 def inspect_examination(examination: Examination, requested: Modality | None) -> InspectedPath:
-    """Return the finding of an open examination. Pixels are read only of the `requested` image."""
+    """Describe an open examination. Pixels are read only of the `requested` image."""
     answers = _Answers()
     for modality in (requested,) if requested else tuple(Modality):
         try:

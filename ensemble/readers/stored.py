@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.files import cannot_open_error, open_file
 from ensemble.geometry import Grid
-from ensemble.logging_setup import native_stderr_to_log
+from ensemble.logging_setup import redirect_native_stderr
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.readers.content import refuse_mislabelled_file
 from ensemble.readers.geometry_checks import last_itk_line
@@ -88,7 +88,7 @@ def read_stored(path: Path, label: str) -> StoredImage:
     except (*DAMAGE, MemoryError) as error:
         raise _refusal(path, label, error) from error
     try:
-        with _plain_name(path) as plain, native_stderr_to_log():
+        with _plain_name(path) as plain, redirect_native_stderr():
             grid = _grid(plain, path, label)
             image = sitk.ReadImage(str(plain), imageIO=_READERS[image_suffix(plain)])
             return StoredImage(sitk.GetArrayFromImage(image), grid, remarks=remarks)
@@ -104,7 +104,7 @@ def read_grid(path: Path, label: str) -> Grid:
         if header is not None:
             return _nifti_grid(header, label, [])
         refuse_mislabelled_file(path, label)
-        with _plain_name(path) as plain, native_stderr_to_log():
+        with _plain_name(path) as plain, redirect_native_stderr():
             return _grid(plain, path, label)
     except (*DAMAGE, MemoryError) as error:
         raise _refusal(path, label, error) from error
@@ -144,7 +144,7 @@ def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
         raise _not_scalar(header.path, label, header.not_scalar)
     header.refuse_decompression_bomb(label)
     try:
-        with header.place_for_itk() as plain, native_stderr_to_log():
+        with header.place_for_itk() as plain, redirect_native_stderr():
             grid = _grid(plain, header.path, label)
             grid = replace(grid, direction=header.direction() or grid.direction)
     except (RuntimeError, struct.error) as error:

@@ -25,7 +25,7 @@ def max_connections() -> int:
     return max(8, min(MAX_CONNECTIONS, (files - _OWN_FILES) // 3))
 
 
-def bounded_protocol(max_open: int) -> type[H11Protocol]:
+def limited_protocol_class(max_open: int) -> type[H11Protocol]:
     """Return an HTTP protocol class that allows `max_open` connections at a time.
 
     A newcomer beyond them takes the place of the connection that has been longest without a request, be it silent, slow or kept alive;

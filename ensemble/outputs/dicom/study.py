@@ -204,7 +204,7 @@ def source_image_items(frames: Iterable[SourceFrame]) -> Items:
 
 
 def code_item(value: str, scheme: str, meaning: str) -> Dataset:
-    """Return an item of a code sequence."""
+    """Return an item of a code sequence (PS3.3 8.8)."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item

@@ -22,7 +22,7 @@ _HEADINGS = ("", "series", "description", "kind", "images", "b (s/mm^2)", "volum
 
 
 def as_lines(finding: InspectedPath) -> Iterator[str]:
-    """Yield the finding as text lines."""
+    """Yield the text lines that describe an inspected path."""
     yield f"{finding.path}:"
     if finding.is_dicom:
         if finding.series:
@@ -40,7 +40,7 @@ def as_lines(finding: InspectedPath) -> Iterator[str]:
 
 
 def as_json(finding: InspectedPath) -> dict[str, Any]:
-    """Return the finding as JSON."""
+    """Return the description of an inspected path as JSON data."""
     return {
         "path": str(finding.path),
         "dicom": finding.is_dicom,

@@ -32,7 +32,7 @@ def sheet_columns(slices: int) -> int:
 
 
 def slice_sheet(stack: AnyArray, *, lossless: bool) -> str:
-    """Arrange slices (z, y, x) or (z, y, x, 3) uint8 in rows of `sheet_columns`, as a data URI."""
+    """Return slices (z, y, x) or (z, y, x, 3) uint8 as one picture (data URI), in rows of `sheet_columns`."""
     columns = sheet_columns(len(stack))
     missing = -len(stack) % columns
     padded = np.concatenate([stack, np.zeros((missing, *stack.shape[1:]), stack.dtype)])

@@ -13,7 +13,7 @@ WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5), Modality.FLAIR: (
 
 
 def case_headline(result: Result) -> str:
-    """Return the case name and the lesions found in it."""
+    """Return a title for pictures and pages: case name, number of lesions, their volume (ml), and how many small ones were left out."""
     count = result.lesion_count
     finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
     if small := result.fused.small:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.files import unreadable_reason
-from ensemble.logging_setup import native_stderr_to_log
+from ensemble.logging_setup import redirect_native_stderr
 from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b, weighted_volume_indices
 from ensemble.readers.base import RawImage, attach_notes
 from ensemble.readers.dicom.facts import MALFORMED
@@ -98,7 +98,7 @@ class Examination:
                 found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} slice positions in {series.title}",
                 do="give a series with one volume",
             )
-        with native_stderr_to_log():
+        with redirect_native_stderr():
             volumes = read_pixels(stack.volumes, label, self.place_of)
             refuse_differing_copies(series.copies, label, self.place_of)
         array, made_of = volumes[0], [0]

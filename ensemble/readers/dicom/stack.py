@@ -102,7 +102,7 @@ def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path
 
 
 def refuse_unreadable_frame(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
-    """Raise InputRefused if a frame's file has a problem."""
+    """Raise InputRefused if the file of a frame can't be read."""
     if (problem := frame.instance.problem) is not None:
         what, where = f"a file of the {label} series {problem.what}", place_of(frame.instance.path)
         raise InputRefused(what, where=where, found=problem.found, do=problem.do)
@@ -151,7 +151,7 @@ def _refuse_mixed(frames: Sequence[Frame], refuse: Callable[..., InputRefused]) 
 
 
 def plane_of(frame: Frame) -> SlicePlane:
-    """Return the position of a frame that is known to have one."""
+    """Return position, orientation and spacing of a frame that is known to have them."""
     assert frame.plane is not None
     return frame.plane
 
