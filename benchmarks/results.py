@@ -38,8 +38,8 @@ def _engines(tables: Sequence[Results]) -> list[str]:
     lines = [
         "## Same member, case and threads, turn by turn (files to mask)",
         "",
-        "| member | mode | wall ratio, median (largest) | CPU ratio, median (largest) | Dice, smallest | start, CPU s | peak MB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| member | mode | wall time, median (largest) | CPU time, median (largest) | Dice, smallest | peak MB |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     rows: dict[tuple[str, str], list[Results]] = {}
     for table in tables:
@@ -49,27 +49,19 @@ def _engines(tables: Sequence[Results]) -> list[str]:
         wall, cpu = ([row[f"{what}_ratio"] for row in found] for what in ("wall", "cpu"))
         lines.append(
             f"| {member} | {mode} | {median(wall):.2f} ({max(wall):.2f}) | {median(cpu):.2f} ({max(cpu):.2f}) "
-            f"| {min(row['dice'] for row in found):.5f} | {max(row['start_cpu_s'] for row in found):.1f} "
-            f"| {max(row['peak_mb'] for row in found):.0f} |"
+            f"| {min(row['dice'] for row in found):.5f} | {max(row['peak_mb'] for row in found):.0f} |"
         )
-    return [*lines, "", "Ratio: time / nnUNetPredictor's. Dice: with its mask. Start: imports and weights."]
+    return [*lines, "", "Times are shares of nnUNetPredictor's, Dice is with its mask."]
 
 
 def _agreement(found: Results) -> list[str]:
-    lines = [
-        "## Masks of other modes against full mirroring in float32: smallest Dice of all cases",
-        "",
-        "| member | cases | gated | bf16 | no mirroring |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for member in dict.fromkeys(row["member"] for row in found["rows"]):
-        of_mode: dict[str, list[float]] = {}
-        for row in found["rows"]:
-            if row["member"] == member:
-                of_mode.setdefault(row["mode"], []).append(row["dice"])
-        smallest = " | ".join(f"{min(of_mode[mode]):.4f}" for mode in ("gated", "bf16", "none"))
-        lines.append(f"| {member} | {len(of_mode['gated'])} | {smallest} |")
-    return lines
+    smallest: dict[str, float] = {}
+    for row in found["rows"]:
+        if row["member"] == "ensemble":
+            smallest[row["mode"]] = min(row["dice"], smallest.get(row["mode"], 1.0))
+    cases = sum(row["member"] == "ensemble" and row["mode"] == "gated" for row in found["rows"])
+    dice = ", ".join(f"{mode} {smallest[mode]:.4f}" for mode in ("gated", "bf16", "none"))
+    return [f"The ensemble's mask against that of full mirroring in float32, smallest Dice of {cases} cases: {dice}."]
 
 
 def _monai(found: Results) -> list[str]:
@@ -85,48 +77,40 @@ def _monai(found: Results) -> list[str]:
 
 def _ensemble(rows: Sequence[Results]) -> list[str]:
     lines = [
-        "## The shipped ensemble, files to mask",
+        "## The shipped ensemble, all members, full mirroring in float32, files to mask",
         "",
-        "| case | members | imports CPU s | weights CPU s | ready, wall s | first case, wall s | warm case, wall s (CPU s) | peak MB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| case | until ready, s | first case, s | next cases, s (CPU s) | peak MB |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
+    most = max(len(row["members"]) for row in rows)
     for row in rows:
-        start = row["start"]
-        lines.append(
-            f"| {row['case']} | {', '.join(row['members'])} | {start['imports cpu']:.2f} | {start['weights cpu']:.2f} "
-            f"| {row['ready_wall_s']:.1f} | {row['first']['wall']:.1f} "
-            f"| {row['warm']['wall']:.1f} ({row['warm']['cpu']:.1f}) | {row['peak_mb']:.0f} |"
-        )
+        if len(row["members"]) == most:
+            lines.append(
+                f"| {row['case']} | {row['ready_wall_s']:.1f} | {row['first']['wall']:.1f} "
+                f"| {row['warm']['wall']:.1f} ({row['warm']['cpu']:.1f}) | {row['peak_mb']:.0f} |"
+            )
     return lines
 
 
 def _growth(found: Sequence[Results]) -> list[str]:
-    lines = [
-        "## Growth with the brain's size (no mirroring, one process a size)",
+    return [
+        "## Growth with the brain's size (no mirroring)",
         "",
-        "| member | voxels | windows | CPU s | wall s | peak MB | formula MB |",
+        "| member | voxels | windows | CPU s | CPU s a window, and besides | peak MB | formula MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(_growth_row(member) for member in found),
     ]
-    for member in found:
-        for row in member["rows"]:
-            lines.append(
-                f"| {member['member']} | {row['voxels']} | {row['windows']} | {row['cpu_s']:.2f} | {row['wall_s']:.2f} "
-                f"| {row['peak_mb']:.0f} | {row['stated_mb']:.0f} |"
-            )
-    lines.append("")
-    lines += [
-        f"* {member['member']}: {_line(member['lines']['windows'], 1, 'window')}; "
-        f"{_line(member['lines']['voxels'], 1e6, 'million voxels')}"
-        for member in found
-    ]
-    return lines
 
 
-def _line(line: Mapping[str, float], unit: float, name: str) -> str:
-    return (
-        f"{line['slope'] * unit:.3f} CPU s a {name} and {line['intercept_s']:.2f} s besides "
-        f"(no size lies more than {line['farthest_s']:.2f} s off that line)"
+def _growth_row(member: Results) -> str:
+    rows, line = member["rows"], member["lines"]["windows"]
+    first, last = rows[0], rows[-1]
+    ranges = " | ".join(
+        f"{first[key]:{style}}-{last[key]:{style}}"
+        for key, style in (("voxels", "d"), ("windows", "d"), ("cpu_s", ".1f"))
     )
+    memory = " | ".join(f"{first[key]:.0f}-{last[key]:.0f}" for key in ("peak_mb", "stated_mb"))
+    return f"| {member['member']} | {ranges} | {line['slope']:.3f}, {line['intercept_s']:.2f} | {memory} |"
 
 
 _PARTS: dict[str, Callable[[Any], list[str]]] = {

@@ -38,6 +38,7 @@ from ensemble.types import AnyArray, BoolArray
 from ensemble.volume import Volume
 from training.anatomy import HELD_OUT_HEADS
 from training.corruptions import CALIBRATION_KINDS, CORRUPTIONS, STRENGTHS
+from training.drafts import draft_of
 from training.evaluate import FALSE_ALARM_ML, Truth, as_raw, lesion_free_heads, real_cases
 from training.mimics import MIMICS, mimic
 from training.simulate import SHARED
@@ -110,9 +111,8 @@ def remember_brains(folder: Path) -> None:
         digest = hashlib.sha256(np.ascontiguousarray(dwi.array).tobytes() + dwi.grid.describe().encode()).hexdigest()
         path = folder / f"{digest[:20]}.npz"
         if not path.exists():
-            part = path.with_name(f"part_{path.name}")
-            np.savez_compressed(part, brain=strip(dwi, device))
-            part.rename(path)
+            with draft_of(path) as draft:
+                np.savez_compressed(draft, brain=strip(dwi, device))
         return np.asarray(np.load(path)["brain"], dtype=bool)
 
     skull._brain_probability = remembered

@@ -6,7 +6,6 @@ Arrays are (z up, y to anterior, x to the left), tissue-normalised, cut to the b
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ensemble.geometry import Grid, Triple
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import AnyArray, FloatArray, Modality
 from ensemble.volume import Volume
+from training.drafts import draft_of
 
 ISOTROPIC_MM = (2.0, 2.0, 2.0)
 CHANNELS = (Modality.DWI, Modality.ADC, Modality.FLAIR)
@@ -74,10 +74,8 @@ def write(path: Path, stack: AnyArray, label: AnyArray, spacing_mm: Sequence[flo
     }
     if tuple(spacing_mm) != ISOTROPIC_MM:
         content["images_2mm"], content["label_2mm"] = isotropic(images, lesion, spacing_mm)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        np.savez(file, **content | about)
-    draft.rename(path)
+    with draft_of(path) as draft:
+        np.savez(draft, **content | about)
     return path
 
 

@@ -40,6 +40,7 @@ from training import bank
 from training.batches import Bank, Mixed, Source
 from training.calibrate import Patient, Rule, choose_rule, shift
 from training.command import call
+from training.drafts import draft_of
 from training.fit_report import Fitted, Tested, write_reports
 from training.folds import Folds, check_folds, make_folds, read_folds, training_scans, write_folds
 from training.manifest import entry
@@ -152,9 +153,8 @@ def _predict_fold(asked: Fit, spec: MemberSpec, number: int, scans: Sequence[ban
         member = member or family_of(described).load(described, settings)
         case, _ = bank.as_prepared(scan.path)
         probability = member.predict(case, settings, ignore_progress).probability.array
-        with (draft := path.with_suffix(".draft")).open("wb") as file:
-            np.save(file, probability.astype(np.float16))
-        draft.rename(path)
+        with draft_of(path) as draft:
+            np.save(draft, probability.astype(np.float16))
     return kept
 
 

@@ -27,6 +27,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.memory import keep_freed_memory
 from ensemble.weights.checkpoints import read_checkpoint
 from training.batches import Bank, Batches, Source, draw_batch
+from training.drafts import draft_of
 from training.draw import Draw
 from training.members import MEMBERS, MemberSpec, build_network, dataset_json, plans_json
 from training.simulate import SHARED
@@ -144,9 +145,8 @@ class Training:
             "steps": self.steps,
             "seconds": self.seconds,
         }
-        draft = path.with_suffix(".draft")
-        torch.save(state, draft)
-        draft.rename(path)
+        with draft_of(path) as draft:
+            torch.save(state, draft)
 
     def load_weights(self, path: Path) -> None:
         """Begin from an exported checkpoint's weights instead of random ones. Raises WeightsBroken for those of another network."""
@@ -181,9 +181,8 @@ def export(spec: MemberSpec, network: torch.nn.Module, out: Path) -> None:
         "init_args": {"configuration": spec.configuration, "fold": 0},
         "inference_allowed_mirroring_axes": tuple(range(spec.dimensions)),
     }
-    draft = (out / CHECKPOINT).with_name(".draft.pth")
-    torch.save(checkpoint, draft)
-    draft.rename(out / CHECKPOINT)
+    with draft_of(out / CHECKPOINT) as draft:
+        torch.save(checkpoint, draft)
     for name, content in (("plans.json", plans_json(spec)), ("dataset.json", dataset_json(spec))):
         (out / name).write_text(json.dumps(content, indent=1) + "\n")
 

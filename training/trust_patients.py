@@ -28,6 +28,7 @@ from ensemble.types import Modality
 from training.acquisition import Acquired
 from training.anatomy import HELD_OUT_HEADS
 from training.corruptions import CALIBRATION_KINDS, CORRUPTIONS, STRENGTHS, corrupted
+from training.drafts import draft_of
 from training.draw import Draw
 from training.evaluate import Truth, as_raw
 from training.simulate import SHARED, VALIDATION_SEED, simulate, validation_case
@@ -83,8 +84,8 @@ class Patient:
             else simulate(self.seed, shared, lesion_free=number % LESION_FREE_EVERY == 2)
         )
         caches[0].mkdir(parents=True, exist_ok=True)
-        torch.save(vars(case), caches[0] / f"{name}.part")
-        (caches[0] / f"{name}.part").rename(caches[0] / name)
+        with draft_of(caches[0] / name) as draft:
+            torch.save(vars(case), draft)
         return case
 
 
@@ -213,9 +214,8 @@ class Collection:
 
     def put(self, seen: SegmentedPatient) -> SegmentedPatient:
         """Store a patient in the cache."""
-        part = self.path(seen.name).with_suffix(".part")
-        part.write_text(json.dumps(seen.as_json()), encoding="utf-8")
-        part.rename(self.path(seen.name))
+        with draft_of(self.path(seen.name)) as draft:
+            draft.write_text(json.dumps(seen.as_json()), encoding="utf-8")
         return seen
 
     def _segmented(self, patient: Patient) -> SegmentedPatient:
