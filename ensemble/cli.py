@@ -190,15 +190,16 @@ def _members(options: argparse.Namespace) -> int:
     from ensemble.outputs.report.members import check_members, compare_members, log_members
 
     config, paths = make_run_config(options), options.paths
-    wanted, what = {"pack": (2, "a source and a destination"), "fit-reference": (1, "a dataset")}.get(
-        options.action, (0, "no folders")
-    )
+    wanted, what, usage = {
+        "pack": (2, "a source and a destination", "members pack SRC DST"),
+        "fit-reference": (1, "a dataset", "members fit-reference DATASET"),
+        "diagnose": (0, "no folders", "members diagnose --dataset DATASET"),
+    }.get(options.action, (0, "no folders", f"members {options.action}"))
     if len(paths) != wanted:
         raise UsageError(
             f"members {options.action} takes {what}",
             found=" ".join(map(str, paths)),
-            do=f"{command_line('members pack SRC DST')}; {command_line('members fit-reference DATASET')};"
-            f" {command_line('members diagnose --dataset DATASET')}; all take --weights DIR",
+            do=f"use: {command_line(usage)}; name the weights folder with --weights DIR",
         )
     if options.compare is not None and options.action != "check":
         raise UsageError(
@@ -274,7 +275,7 @@ def _bids_app(options: argparse.Namespace) -> int:
     if options.bids_filter_file is not None:
         if options.case_list is not None:
             raise UsageError(
-                "--bids-filter-file has no effect on a list of cases, in which the images are already chosen",
+                "--bids-filter-file has no effect with --case-list, since the images of that list are already chosen",
                 do="remove one of --bids-filter-file and --case-list",
             )
         if options.dataset.is_file():

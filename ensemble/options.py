@@ -812,6 +812,10 @@ def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
     return {action.dest: action.fallback for action in parser._actions if hasattr(action, "fallback")}
 
 
+#: Why a text is not a value of a type, in place of Python's own words.
+_NOT_A: Mapping[Any, str] = {int: "not a whole number", float: "not a number"}
+
+
 def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the values of `ISLES_...` variables, parsed as the options would be."""
     values: dict[str, Any] = {}
@@ -824,11 +828,15 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
             values[action.dest] = _read(action, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(
-                f"{variable} is not valid", found=f"{text!r}: {error}", do="correct the variable or unset it"
+                f"the environment variable {variable} is not valid",
+                found=f"{text!r}: {_NOT_A.get(action.type, error)}",
+                do="correct the variable or unset it",
             ) from error
         if action.choices is not None and values[action.dest] not in action.choices:
             raise UsageError(
-                f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
+                f"the environment variable {variable} is not valid",
+                found=repr(text),
+                do=f"use one of: {', '.join(map(str, action.choices))}",
             )
     return values
 

@@ -52,6 +52,7 @@ def test_every_option_of_run_can_come_from_the_environment() -> None:
         (["run", "--adc", "a"], {}, "--dwi, --out"),
         (["--member-weights", "a"], {}, "NAME=NUMBER"),
         (["--member-weights", "a=1,a=2"], {}, "twice"),
+        ([], {"ISLES_MIN_MEMBERS": "two"}, "'two': not a whole number"),
         ([], {"ISLES_MEMBER_WEIGHTS": "a=b"}, "NAME=NUMBER"),
         ([], {"ISLES_FUSION": "median"}, "ISLES_FUSION"),
         ([], {"ISLES_MIN_MEMBERS": "two"}, "ISLES_MIN_MEMBERS"),

@@ -94,7 +94,11 @@ def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
 def refuse_existing_study(page: Path, key: Path) -> None:
     """Raise UsageError if the page or key exists already: answers to a page can only be scored with the key made with it."""
     if page.resolve() == key.resolve():
-        raise UsageError("page and key have the same path", where=page, do="give the key another name with --key")
+        raise UsageError(
+            "the page of the reader study and its key have the same path",
+            where=page,
+            do="give the key another name with --key",
+        )
     for path in (page, key):
         if path.exists():
             raise UsageError(

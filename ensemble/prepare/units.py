@@ -29,13 +29,15 @@ def normalize_intensities(case: DraftCase) -> StepResult:
     """Divide each image by its level in normal tissue. Raises InputRefused if one has no plausible brain tissue."""
     arrays = {modality: volume.array for modality, volume in case.images.items()}
     try:
-        physical = normalize_by_tissue(
+        normalized = normalize_by_tissue(
             arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain
         )
     except InputRefused as error:  # arrays don't know their files
         error.where = str(case.paths[Modality(error.where.lower())])
         raise
-    return replace(case, tissue_normalized={modality: case.dwi.like(array) for modality, array in physical.items()}), ()
+    return replace(
+        case, tissue_normalized={modality: case.dwi.like(array) for modality, array in normalized.items()}
+    ), ()
 
 
 def adc_unit_factor(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:

@@ -71,7 +71,10 @@ def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> Onn
         if is_out_of_memory(error):
             raise
         raise WeightsBroken(
-            "the probe for a network's ONNX file is damaged", where=folder / PROBE, found=str(error)[:200], do=_INSTEAD
+            "the test input (probe) for a network's ONNX file is damaged",
+            where=folder / PROBE,
+            found=str(error)[:200],
+            do=_INSTEAD,
         ) from error
     if not parity.passed or not (probe.foreground > 0.5).any():
         raise WeightsBroken(
