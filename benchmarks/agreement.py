@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble.config import SHIPPED_WEIGHTS, RunConfig
+from ensemble.config import SHIPPED_WEIGHTS
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.nnunet_v2.member import NnunetV2Member
+from ensemble.families.spec import MIN_DISPUTED_ML
 from ensemble.fusion import fuse
 from ensemble.inference import engine
 from ensemble.members.manifest import find_members
@@ -219,9 +220,7 @@ def _watching(case: PreparedCase, member: NnunetV2Member, seen: list[WindowSeen]
 
 
 def _fused(predictions: dict[str, MemberPrediction]) -> np.ndarray:
-    return fuse(
-        {name: p.probability for name, p in predictions.items()}, "majority", RunConfig.min_disputed_ml
-    ).mask.array
+    return fuse({name: p.probability for name, p in predictions.items()}, "majority", MIN_DISPUTED_ML).mask.array
 
 
 def _row(

@@ -27,7 +27,7 @@ class Options(TypedDict, total=False):
     precision: Precision
     session: SessionKind
     fusion: FusionMethod
-    min_disputed_ml: float
+    min_disputed_ml: float | None
     member_weights: Mapping[str, float] | None
     min_lesion_ml: float | None
     min_members: int | None

@@ -54,8 +54,9 @@ class RunConfig:
     two take members packed for it."""
     fusion: FusionMethod = "majority"
     """How the members' probabilities become one mask."""
-    min_disputed_ml: float = 0.1
-    """Lesions below this, in ml, stay in the mask only if all voters agree in some voxel; 0 keeps all (see docs/adr/0015)."""
+    min_disputed_ml: float | None = None
+    """Lesions below this, in ml, stay in the mask only if the voters' mean probability is high in some voxel; 0 keeps all. None means the
+    value of the weights folder (see docs/adr/0015)."""
     member_weights: Mapping[str, float] | None = None
     """Weights of the members' votes by name, by default 1; None means those of the weights folder."""
     min_lesion_ml: float | None = None
@@ -86,10 +87,9 @@ class RunConfig:
         ):
             if value not in allowed:
                 raise UsageError(f"{value!r} is not a valid value of {option}", do=f"use one of: {', '.join(allowed)}")
-        if not 0 <= self.min_disputed_ml < float("inf"):
-            raise UsageError("--min-disputed-ml must be a volume in ml, 0 or more", found=str(self.min_disputed_ml))
-        if self.min_lesion_ml is not None and not 0 <= self.min_lesion_ml < float("inf"):
-            raise UsageError("--min-lesion-ml must be a volume in ml, 0 or more", found=str(self.min_lesion_ml))
+        for option, ml in (("--min-disputed-ml", self.min_disputed_ml), ("--min-lesion-ml", self.min_lesion_ml)):
+            if ml is not None and not 0 <= ml < float("inf"):
+                raise UsageError(f"{option} must be a volume in ml, 0 or more", found=str(ml))
         if odd := [f"{name}={w:g}" for name, w in (self.member_weights or {}).items() if not 0 < w < float("inf")]:
             raise UsageError(
                 "--member-weights must be numbers greater than 0",

@@ -10,11 +10,13 @@ import numpy as np
 
 from ensemble.config import FusionMethod
 from ensemble.metrics import lesion_components
-from ensemble.types import BoolArray, FloatArray
+from ensemble.types import AnyArray, BoolArray, FloatArray
 from ensemble.volume import Volume
 
 #: Shares of the total weight that differ by less are equal.
 _ROUNDING = 1e-9
+#: Mean probability that a lesion must reach in some voxel if it is below this volume (ml), and if it is larger (docs/adr/0015).
+TINY_ML, TINY_PEAK, PEAK = 0.1, 0.6, 0.8
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class FusedPrediction:
     """uint8, the agreement map: how many voters have p > 0.5 in each voxel."""
     voters: tuple[str, ...]
     dropped_components: int = 0
-    """Number of small lesions that were left out of the mask because in no voxel of them all voters agree."""
+    """Number of small lesions that were left out of the mask because the voters' mean probability is too low in all their voxels."""
     small: int = 0
     """Number of lesions that were left out of the mask because they were smaller than any that count."""
 
@@ -44,8 +46,9 @@ def fuse(
 ) -> FusedPrediction:
     """Fuse the members' lesion probabilities (float32 in 0..1, all on one grid) into one mask.
 
-    Lesions smaller than `min_lesion_ml` (ml) are removed. One smaller than `min_disputed_ml` (ml) stays only if all voters
-    agree in at least one of its voxels. A voter that `weights` does not name has weight 1; STAPLE estimates its own weights.
+    Lesions smaller than `min_lesion_ml` (ml) are removed. Of several voters, a lesion smaller than `min_disputed_ml` (ml) stays only if
+    the mean probability reaches `PEAK` in one of its voxels (`TINY_PEAK` if it is smaller than `TINY_ML`). A voter that `weights` does not
+    name has weight 1; STAPLE estimates its own weights.
 
     Raises ValueError when there are no probabilities, or when they lie on different grids.
     """
@@ -61,7 +64,9 @@ def fuse(
     votes = ballots.sum(axis=0, dtype=np.uint8)
     like, grid = volumes[0].like, volumes[0].grid
     whole, small = drop_small_components(_mask(ballots, weight, mean, method), min_lesion_ml / grid.voxel_ml)
-    mask, dropped = drop_small_disputed_components(whole, ballots, min_disputed_ml / grid.voxel_ml)
+    mask, dropped = whole, 0
+    if len(voters) > 1:
+        mask, dropped = drop_disputed_components(whole, mean, grid.voxel_ml, min_disputed_ml)
     return FusedPrediction(like(mask), like(mean), like(votes), voters, dropped, small)
 
 
@@ -88,28 +93,40 @@ def _mask(ballots: BoolArray, weights: Sequence[float], mean: FloatArray, method
             assert_never(method)
 
 
-def drop_small_components(mask: BoolArray, min_voxels: float, spared: BoolArray | None = None) -> tuple[BoolArray, int]:
-    """Return the mask (z, y, x) without 26-connected components smaller than `min_voxels`, and how many were removed.
-
-    Components with a voxel in `spared` (z, y, x) stay.
-    """
+def drop_small_components(mask: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
+    """Return the mask (z, y, x) without 26-connected components smaller than `min_voxels`, and how many were removed."""
     if min_voxels <= 1:
         return mask, 0
     labels, _ = lesion_components(mask)
-    small = np.bincount(labels.ravel()) < min_voxels
-    if spared is not None:
-        small[labels[spared]] = False
-    small[0] = False
-    return np.asarray(mask & ~small[labels]), int(small.sum())
+    return _without(mask, labels, np.bincount(labels.ravel()) < min_voxels)
 
 
-def drop_small_disputed_components(mask: BoolArray, ballots: BoolArray, min_voxels: float) -> tuple[BoolArray, int]:
-    """Remove from the mask (z, y, x) components below `min_voxels` in which no voxel has the votes of all voters.
+def drop_disputed_components(
+    mask: BoolArray, mean: FloatArray, voxel_ml: float, max_ml: float
+) -> tuple[BoolArray, int]:
+    """Return the mask without the small components of which no voxel is sure, and how many were removed.
 
-    Components (26-connected) of fewer than `min_voxels` voxels are removed, unless all `ballots` (voters, z, y, x) are true in one of
-    their voxels. Returns the mask, and how many components were removed.
+    Args:
+        mask: (z, y, x).
+        mean: the voters' mean probability (z, y, x).
+        voxel_ml: volume of a voxel, ml.
+        max_ml: only 26-connected components smaller than this volume (ml) are removed: those whose highest mean probability is below
+            `PEAK`, or below `TINY_PEAK` if they are smaller than `TINY_ML`.
     """
-    return drop_small_components(mask, min_voxels, spared=np.asarray(ballots.all(axis=0)))
+    labels, count = lesion_components(mask) if max_ml > voxel_ml else (mask, 0)
+    if count == 0:
+        return mask, 0
+    volume_ml = np.bincount(labels.ravel(), minlength=count + 1) * voxel_ml
+    peak = np.zeros(count + 1, np.float32)
+    np.maximum.at(peak, labels[mask], mean[mask])
+    doubtful = peak < np.where(volume_ml < TINY_ML, TINY_PEAK, PEAK)
+    return _without(mask, labels, doubtful & (volume_ml < max_ml))
+
+
+def _without(mask: BoolArray, labels: AnyArray, removed: BoolArray) -> tuple[BoolArray, int]:
+    """Return the mask without the components whose `labels` are `removed` (one value a label, the background's first), and their number."""
+    removed[0] = False
+    return np.asarray(mask & ~removed[labels]), int(removed.sum())
 
 
 def majority_vote(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:

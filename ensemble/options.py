@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args
 from ensemble import __version__
 from ensemble.config import Device, FusionMethod, Precision, Registration, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
+from ensemble.families.spec import MIN_DISPUTED_ML
 from ensemble.program import help_advice, program_name
 
 log = logging.getLogger(__name__)
@@ -676,9 +677,8 @@ def _common() -> _Parser:
         former="--speck-ml",
         type=float,
         metavar="ML",
-        default=RunConfig.min_disputed_ml,
-        help="remove lesions below this volume (ml) unless all members agree in at least one voxel; 0 keeps all. The former name --speck-ml"
-        f" still works (default: {RunConfig.min_disputed_ml})",
+        help="remove lesions below this volume (ml) if the members' mean probability is low in all their voxels; 0 keeps all. The former"
+        f" name --speck-ml still works (default: from manifest.json, else {MIN_DISPUTED_ML})",
     )
     _add(
         group,

@@ -159,7 +159,7 @@ def segment_prepared(
         fused = fuse(
             predictions,
             config.fusion,
-            config.min_disputed_ml,
+            config.min_disputed_ml or 0.0,
             weights=config.member_weights,
             min_lesion_ml=config.min_lesion_ml or 0.0,
         )
@@ -168,8 +168,9 @@ def segment_prepared(
             log.info("note: %d lesion(s) smaller than %g ml removed", fused.small, config.min_lesion_ml)
         if fused.dropped_components:
             log.info(
-                "note: %d small disputed lesion(s) removed: no voxel in which all members agree",
+                "note: %d disputed lesion(s) below %g ml removed: the members' mean probability is low in all their voxels",
                 fused.dropped_components,
+                config.min_disputed_ml,
             )
         result = Result(case, tuple(outcomes), fused, volume_ml(mask, spacing), lesion_count(mask), seconds)
     return result

@@ -88,26 +88,28 @@ def test_nothing_to_fuse_and_different_grids_are_bugs() -> None:
         fuse(one_voxel(0.5) | {"far": Volume(np.zeros((1, 1, 1), np.float32), elsewhere)}, "majority")
 
 
-def test_small_lesions_need_a_voxel_in_which_all_agree() -> None:
-    """Three voters, 1 ml voxels: two lesions of two voxels (one unanimous in one of them), one of three without unanimity."""
-    line = np.zeros((3, 1, 1, 12), np.float32)
-    line[:2, ..., 0:2] = 0.9
-    line[:2, ..., 4:6] = 0.9
-    line[2, ..., 5] = 0.9
-    line[1:, ..., 8:11] = 0.9
-    grid = Grid((12, 1, 1), (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+def test_small_lesions_need_a_voxel_of_high_mean_probability() -> None:
+    """Three voters, voxels of 0.05 ml: lesions of one, two, two and four voxels with peaks (means) of 0.63, 0.63, 0.87 and 0.63."""
+    line = np.zeros((3, 1, 1, 14), np.float32)
+    for lesion in (slice(0, 1), slice(2, 4), slice(5, 7), slice(9, 13)):
+        line[:2, ..., lesion] = 0.95
+    line[2, ..., 6] = 0.7
+    grid = Grid((14, 1, 1), (5.0, 5.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     members = {str(number): Volume(array, grid) for number, array in enumerate(line)}
 
     def found(min_disputed_ml: float) -> tuple[list[int], int]:
         fused = fuse(members, "majority", min_disputed_ml)
         return np.flatnonzero(fused.mask.array).tolist(), fused.dropped_components
 
-    assert found(0.0) == ([0, 1, 4, 5, 8, 9, 10], 0)
-    assert found(2.0) == ([0, 1, 4, 5, 8, 9, 10], 0)
-    assert found(2.5) == ([4, 5, 8, 9, 10], 1)
-    assert found(9.0) == ([4, 5], 2)
+    everything = [0, 2, 3, 5, 6, 9, 10, 11, 12]
+    assert found(0.0) == (everything, 0)
+    assert found(0.1) == (everything, 0)  # below 0.1 ml the peak of 0.63 is enough
+    assert found(0.15) == ([0, 5, 6, 9, 10, 11, 12], 1)
+    assert found(9.0) == ([0, 5, 6], 2)
+    line[:2, ..., 0] = 0.8  # a mean of 0.53
+    assert found(0.1) == (everything[1:], 1)
     alone = fuse({"0": members["0"]}, "majority", 9.0)
-    assert (int(alone.mask.array.sum()), alone.dropped_components) == (4, 0)  # one voter always agrees with itself
+    assert (int(alone.mask.array.sum()), alone.dropped_components) == (9, 0)  # one voter has no other to disagree with
 
 
 def one_vote_each(*levels: float) -> dict[str, Volume]:

@@ -289,13 +289,23 @@ def test_an_entry_says_what_a_vote_counts_and_what_is_too_small(tmp_path: Path) 
     assert (rule.member_weights, rule.min_lesion_ml) == ({"a": 2.0, "b": 1.0}, 0.05)
     stated = apply_member_defaults(RunConfig(member_weights={"b": 3.0}, min_lesion_ml=0.0), specs)
     assert (stated.member_weights, stated.min_lesion_ml) == ({"b": 3.0}, None)
+    assert (rule.min_disputed_ml, stated.min_disputed_ml) == (0.1, 0.1)
     with pytest.raises(UsageError, match="names c"):
         apply_member_defaults(RunConfig(member_weights={"c": 3.0}), specs)
 
 
+def test_an_entry_says_below_which_volume_disputed_lesions_are_removed(tmp_path: Path) -> None:
+    entries = [ENTRY | {"min_disputed_ml": 2}, ENTRY | {"name": "b", "min_disputed_ml": 3.0}, ENTRY | {"name": "c"}]
+    specs = find_members(write_manifest(tmp_path, *entries))
+    assert MemberSpec.from_json(specs[0].as_json(), specs[0].folder) == specs[0]
+    assert apply_member_defaults(RunConfig(), specs[:2]).min_disputed_ml == 2.0
+    assert apply_member_defaults(RunConfig(), specs).min_disputed_ml == 0.1  # c comes from elsewhere
+    assert apply_member_defaults(RunConfig(min_disputed_ml=0.0), specs).min_disputed_ml == 0.0
+
+
 def test_entries_that_say_nothing_of_votes_are_the_usual_rule() -> None:
     specs = tuple(MemberSpec(name, "nnunet", Path("/nowhere")) for name in "ab")
-    assert apply_member_defaults(RunConfig(), specs) == RunConfig()
+    assert apply_member_defaults(RunConfig(), specs) == RunConfig(min_disputed_ml=0.1)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +320,7 @@ def test_entries_that_say_nothing_of_votes_are_the_usual_rule() -> None:
         ("min_lesion_ml", -0.1),
         ("min_lesion_ml", None),
         ("min_lesion_ml", float("nan")),
+        ("min_disputed_ml", -1),
     ],
 )
 def test_votes_that_make_no_sense_are_broken_weights(tmp_path: Path, key: str, value: object) -> None:

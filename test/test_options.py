@@ -172,7 +172,7 @@ def test_what_may_be_weights_counts_in_the_platforms_folder(
 
 
 def test_the_former_name_of_an_option_is_still_understood() -> None:
-    def chosen(*arguments: str, **environment: str) -> float:
+    def chosen(*arguments: str, **environment: str) -> float | None:
         return make_run_config(
             parse_options(["run", "--dwi", "d", "--out", "o", *arguments], environment)
         ).min_disputed_ml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,17 @@ def test_adc_in_no_known_unit_is_refused(scale: float) -> None:
     _, adc, brain = head()
     with pytest.raises(InputRefused, match="no usual unit"):
         adc_unit_factor(adc * scale, brain)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(
+    "change", [lambda adc: 2.4 * adc, lambda adc: adc + 1.0 * (adc > 0), lambda adc: adc + 1.5 * (adc > 0)]
+)
+def test_an_adc_with_a_wrong_factor_or_offset_is_refused(change: Callable[[AnyArray], AnyArray], unit: float) -> None:
+    """Its median fits a unit, but its tissue does not: what was taken for tissue was a rim, and the mask was empty."""
+    dwi, adc, brain = head()
+    with pytest.raises(InputRefused, match="hardly any value of brain tissue"):
+        normalize_by_tissue(dwi, change(adc) * unit, None, brain)
 
 
 def test_the_mode_is_the_tissues_not_the_fluids() -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -395,6 +396,9 @@ DIRECTIONS = "space directions: (4,0,0) (0,4,0) (0,0,5)"
         ("dwi.mha", METAIMAGE.replace("Spacing", "Size") + "LOCAL\n", "has no orientation"),
         ("dwi.mha", METAIMAGE.replace("DimSize", "Rotation = 1 0 0 0 1 0 0 0 1\nDimSize") + "LOCAL\n", ""),
         ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + DIRECTIONS + "\n"), ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space: RAS\n{DIRECTIONS}\n"), ""),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space: scanner-xyz\n{DIRECTIONS}\n"), "no orientation"),
+        ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", f"space: 3D-left-handed\n{DIRECTIONS}\n"), "no orientation"),
         ("dwi.nrrd", NRRD.replace("spacings: 4 4 5", LPS + "space directions: ( 4 , 0, 0 ) (0,4,0)  (0,0,5)\n"), ""),
     ],
 )
@@ -404,6 +408,31 @@ def test_a_text_header_without_orientation_is_remarked_upon(tmp_path: Path, name
     assert np.array_equal(image.volume.array, DWI)
     assert image.volume.grid.spacing_mm == (4.0, 4.0, 5.0)
     assert [said in note for note in image.notes] == [True] * bool(said)
+
+
+TWICE = "Offset = 1 2 3\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nBinaryDataByteOrderMSB = False\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ("Position = 1.0 2 3\nOrigin = 1 2 3\nRotation = 1 0 0 0 1.0 0 0 0 1\nElementByteOrderMSB = false\n", False),
+        ("Position = 1 2 30\n", True),
+        ("Origin = 0 0 0\n", True),
+        ("Orientation = -1 0 0 0 -1 0 0 0 1\n", True),
+        ("ElementByteOrderMSB = True\n", True),
+    ],
+)
+def test_a_metaimage_that_says_a_thing_twice_must_say_the_same(tmp_path: Path, more: str, refused: bool) -> None:
+    """ITK takes one of the two, which one depends on their order: the mask lay elsewhere than in other programs."""
+    path = tmp_path / "dwi.mha"
+    path.write_bytes((METAIMAGE.replace("DimSize", TWICE + more + "DimSize") + "LOCAL\n").encode() + DWI.tobytes())
+    if refused:
+        with pytest.raises(InputRefused, match="header can.t be used") as refusal:
+            read_image(path, Modality.DWI)
+        assert "but" in refusal.value.found
+    else:
+        assert read_image(path, Modality.DWI).volume.grid.origin_mm == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -444,6 +473,36 @@ def test_nifti_headers_that_name_two_places_are_refused(
     with pytest.raises(InputRefused) as refusal:
         read_image(spoil(tmp_path / "a.nii", nifti_with(layout, offset, *numbers)), Modality.DWI)
     assert found in refusal.value.found
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(
+    ("at", "number", "found"), [(0, np.nan, "not a number"), (5, np.inf, "not a number"), (1, 1.2, "no rotation")]
+)
+def test_a_qform_alone_that_is_none_is_refused(tmp_path: Path, kind: type, at: int, number: float, found: str) -> None:
+    """ITK puts 0 in the place of what is no number."""
+    image = kind(DWI.transpose(2, 1, 0), None)
+    image.set_qform(np.diag([4.0, 4.0, 5.0, 1.0]), 1)
+    nib.save(image, path := tmp_path / "dwi.nii")
+    content = bytearray(path.read_bytes())
+    assert read_image(path, Modality.DWI).volume.grid.spacing_mm == (4.0, 4.0, 5.0)
+    layout, first, size = ("<f", 256, 4) if kind is nib.Nifti1Image else ("<d", 352, 8)
+    struct.pack_into(layout, content, first + at * size, number)
+    path.write_bytes(content)
+    with pytest.raises(InputRefused, match="header can.t be used") as refusal:
+        read_image(path, Modality.DWI)
+    assert found in refusal.value.found
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_where_the_voxel_size_is_rounded_the_sform_counts(tmp_path: Path, kind: type) -> None:
+    """As in other programs: by the voxel size of the header the far end of the mask lay a millimetre off."""
+    affine = np.diag([4.03, 4.0, 5.04, 1.0])
+    nib.save(kind(DWI.transpose(2, 1, 0), affine), path := tmp_path / "dwi.nii")
+    content = bytearray(path.read_bytes())
+    struct.pack_into(*(("<3f", content, 80) if kind is nib.Nifti1Image else ("<3d", content, 112)), 4.0, 4.0, 5.0)
+    path.write_bytes(content)
+    assert np.allclose(read_image(path, Modality.DWI).volume.affine, affine, atol=1e-5)
 
 
 def test_b_values_choose_the_volume(tmp_path: Path) -> None:

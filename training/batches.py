@@ -33,7 +33,9 @@ REAL_BACKGROUNDS = (
 SLICES_OF_A_CASE = 12
 REFRESH_EVERY = 10  # steps
 STEPS_OF_A_SEED = 10_000_000  # more than any training has
-FLAIR_MISSING = 0.35  # share of the cases shown without FLAIR to a member that must do without it at times
+FLAIR = 2  # channel
+FLAIR_MISSING = 0.5  # share of the cases shown without FLAIR to a member that must do without it at times
+FLAIR_DISTURBED = 0.5  # share of the others whose FLAIR has another contrast, and lies up to 2 voxels away
 
 
 class Source(Protocol):
@@ -158,8 +160,8 @@ def draw_batch(spec: MemberSpec, bank: Source, draw: Draw) -> Batch:
     while len(examples) < spec.batch:
         images, label, in_plane = bank.draw(draw, at_2mm=spec.dimensions == 3)
         images = images[: spec.images]
-        if "FLAIR?" in spec.channels and draw.chance(FLAIR_MISSING):
-            images[2] = 0
+        if "FLAIR?" in spec.channels:
+            images[FLAIR] = _disturbed_flair(images[FLAIR], images[0] > 0, draw)
         images, label = mirror(images, label, draw)
         weight = component_weight(label)
         if spec.dimensions == 3:
@@ -168,6 +170,16 @@ def draw_batch(spec: MemberSpec, bank: Source, draw: Draw) -> Batch:
             examples += _slices(images, label, weight, in_plane, spec, draw)
     images, labels, weights = (torch.stack(part) for part in zip(*examples[: spec.batch], strict=True))
     return images, labels, weights, torch.stack([recall_share(label) for label in labels])
+
+
+def _disturbed_flair(flair: Tensor, brain: Tensor, draw: Draw) -> Tensor:
+    """Return FLAIR (z, y, x) as it is, or 0 everywhere as where it is missing, or with another contrast and some voxels away."""
+    if draw.chance(FLAIR_MISSING):
+        return torch.zeros_like(flair)
+    if not draw.chance(FLAIR_DISTURBED):
+        return flair
+    shift = [draw.integer(-1, 2), draw.integer(-2, 3), draw.integer(-2, 3)]
+    return torch.roll(flair, shift, (0, 1, 2)) ** draw.uniform(0.6, 1.6) * brain
 
 
 def recall_share(label: Tensor) -> Tensor:

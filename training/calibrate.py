@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ensemble.config import SHIPPED_WEIGHTS, RunConfig
+from ensemble.config import SHIPPED_WEIGHTS
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
-from ensemble.fusion import drop_small_components, drop_small_disputed_components, majority_vote, mean_probability
+from ensemble.families.spec import MIN_DISPUTED_ML
+from ensemble.fusion import drop_disputed_components, drop_small_components, majority_vote, mean_probability
 from ensemble.logging_setup import set_up_logging
 from ensemble.members.manifest import find_members
 from ensemble.metrics import dice, lesion_f1
@@ -78,9 +79,12 @@ class Patient:
         ballots = np.stack([probability > rule.thresholds[name] for name, probability in said])
         weights = [rule.weights.get(name, 1.0) for name, _ in said]
         shifted = [shifted_probability(probability, rule.thresholds[name]) for name, probability in said]
-        whole = majority_vote(ballots, weights, mean_probability(shifted, weights))
+        mean = mean_probability(shifted, weights)
+        whole = majority_vote(ballots, weights, mean)
         large, _ = drop_small_components(whole, rule.min_lesion_ml / self.voxel_ml)
-        return drop_small_disputed_components(large, ballots, rule.min_disputed_ml / self.voxel_ml)[0]
+        if len(said) == 1:
+            return large
+        return drop_disputed_components(large, mean, self.voxel_ml, rule.min_disputed_ml)[0]
 
     def cut(self) -> Patient:
         """The same where any member may ever vote, or a lesion is: nothing that is measured changes."""
@@ -230,7 +234,7 @@ def main() -> None:
     set_up_logging()
     torch.set_num_threads(options.threads)
     patients = predicted(options.weights, options.first, options.count, options.shared, options.cache)
-    chosen = choose_thresholds(patients, RunConfig().min_disputed_ml)
+    chosen = choose_thresholds(patients, MIN_DISPUTED_ML)
     if not options.apply:
         return
     for name, threshold in chosen.thresholds.items():

@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulated", type=int, default=0, help="how many cases of the simulated validation set")
     parser.add_argument("--tta", default="mirror,none", help="for real cases: mirror, none or both")
     parser.add_argument("--simulated-tta", default="none")
-    parser.add_argument("--min-disputed-ml", type=float, default=RunConfig.min_disputed_ml, help="as of process.py")
+    parser.add_argument("--min-disputed-ml", type=float, help="as of process.py")
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with anatomy/ and lesions/")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--csv", type=Path, help="where to write every number")

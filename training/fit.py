@@ -25,6 +25,7 @@ from ensemble.config import RunConfig, Tta
 from ensemble.errors import InputRefused, UsageError
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
+from ensemble.families.spec import MIN_DISPUTED_ML
 from ensemble.families.spec import MemberSpec as Described
 from ensemble.files import file_sha256
 from ensemble.members.manifest import MANIFEST
@@ -86,7 +87,7 @@ def fit(asked: Fit, folds: Folds) -> bool:
             if not _train_fold(asked, spec, folds, number):
                 return False
     tested = predict_out_of_fold(asked, folds)
-    rule = choose_rule([one.patient for one in tested], RunConfig.min_disputed_ml)
+    rule = choose_rule([one.patient for one in tested], MIN_DISPUTED_ML)
     write_weights(asked, folds, tested, rule)
     write_usual(asked.out, folds[0], asked.device)
     return True
@@ -218,7 +219,7 @@ def cross_fitted(tested: Sequence[Tested], folds: int) -> tuple[Rule, ...]:
     rules = []
     for number in range(folds):
         others = [one.patient for one in tested if one.fold != number]
-        rules.append(choose_rule(others, RunConfig.min_disputed_ml))
+        rules.append(choose_rule(others, MIN_DISPUTED_ML))
     return tuple(rules)
 
 

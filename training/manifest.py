@@ -11,9 +11,12 @@ from ensemble.files import file_sha256
 from ensemble.members.manifest import MANIFEST
 from training.members import MEMBERS, MemberSpec
 
+#: Chosen on simulated patients, see docs/adr/0015.
+MIN_DISPUTED_ML = 2.0
+
 
 def entry(spec: MemberSpec, weights: Path, licence: str = "Apache-2.0", **rule: float) -> dict[str, Any]:
-    """What the manifest says of one member; `rule` are its weight and min_lesion_ml, where they differ from the usual.
+    """What the manifest says of one member; `rule` are its weight, min_lesion_ml and min_disputed_ml, where they differ from the usual.
 
     Files that are not needed for prediction are not listed.
     """
@@ -35,7 +38,8 @@ def entry(spec: MemberSpec, weights: Path, licence: str = "Apache-2.0", **rule: 
 
 def write_manifest(weights: Path) -> None:
     """List every member of `MEMBERS` that has a folder in `weights`."""
-    members = [entry(spec, weights) for spec in MEMBERS.values() if (weights / spec.name / "plans.json").is_file()]
+    shipped = [spec for spec in MEMBERS.values() if (weights / spec.name / "plans.json").is_file()]
+    members = [entry(spec, weights, min_disputed_ml=MIN_DISPUTED_ML) for spec in shipped]
     (weights / MANIFEST).write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
 
 

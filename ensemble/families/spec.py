@@ -15,6 +15,8 @@ from ensemble.families.names import member_name_problem
 PACKED_MEMBER_FILE = "member.json"
 #: Where a user finds the entry of a member.
 ENTRY_FILES = f"the member's entry in manifest.json, or a packed member's {PACKED_MEMBER_FILE}"
+#: Volume (ml) below which lesions are removed on which the members disagree, where no entry gives another.
+MIN_DISPUTED_ML = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class MemberSpec:
     """Weight of its vote in a majority."""
     min_lesion_ml: float = 0.0
     """Volume below which its ensemble removes lesions; 0 keeps all."""
+    min_disputed_ml: float = MIN_DISPUTED_ML
+    """Volume below which its ensemble removes lesions about which the members disagree; 0 keeps all."""
     listed: bool = field(default=False, compare=False)
     """Whether a manifest names these digests, and so vouches for code in the files; a packed member's own word does not."""
 
@@ -70,6 +74,7 @@ class MemberSpec:
             sha256=dict(entry.get("sha256", {})),
             weight=_number(entry, "weight", 1.0, above=0.0),
             min_lesion_ml=_number(entry, "min_lesion_ml", 0.0),
+            min_disputed_ml=_number(entry, "min_disputed_ml", MIN_DISPUTED_ML),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -77,7 +82,11 @@ class MemberSpec:
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.channels is not None:
             entry["channels"] = list(self.channels)
-        rule = {"weight": (self.weight, 1.0), "min_lesion_ml": (self.min_lesion_ml, 0.0)}
+        rule = {
+            "weight": (self.weight, 1.0),
+            "min_lesion_ml": (self.min_lesion_ml, 0.0),
+            "min_disputed_ml": (self.min_disputed_ml, MIN_DISPUTED_ML),
+        }
         entry |= {key: value for key, (value, usual) in rule.items() if value != usual}
         return entry | {
             "intensities": self.intensities,

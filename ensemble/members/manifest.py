@@ -59,10 +59,10 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
 
 def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
-    """Fill in voting weights and smallest lesion volume (ml) from the members' manifest entries where the user chose none.
+    """Fill in voting weights and smallest volumes (ml) from the members' manifest entries where the user chose none.
 
-    None stays for the default rule (equal votes, all sizes). If members differ in the smallest lesion, the smallest value
-    is used. Raises UsageError for weights of members that are not used.
+    None stays for the default rule (equal votes, all sizes). If members differ in a smallest volume, the smallest value is
+    used. Raises UsageError for weights of members that are not used.
     """
     weights = config.member_weights
     if weights is None:
@@ -77,7 +77,11 @@ def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> R
     least = config.min_lesion_ml
     if least is None:
         least = min(spec.min_lesion_ml for spec in specs)
-    return replace(config, member_weights=None if equal else dict(weights), min_lesion_ml=least or None)
+    disputed = config.min_disputed_ml
+    if disputed is None:
+        disputed = min(spec.min_disputed_ml for spec in specs)
+    chosen = None if equal else dict(weights)
+    return replace(config, member_weights=chosen, min_lesion_ml=least or None, min_disputed_ml=disputed)
 
 
 def find_unsupported(weights: Path) -> tuple[UnsupportedWeights, ...]:

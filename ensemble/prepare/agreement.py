@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Triple
-from ensemble.prepare.draft import DraftCase, StepResult
+from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 
 #: Number of equally frequent grey levels to which each image is reduced.
@@ -23,18 +23,29 @@ _LEVELS = 16
 _MIN_INFORMATION = 0.005
 #: Test displacement (mm; less than half of it is not detected), and the factor by which another position must be better.
 _STEP_MM, _BETTER = 6.0, 1.2
+#: With less information (nats) than patients have, a map is another head's if its mirror image fits this well, relative to the map itself:
+#: heads are alike, and so are each head and its mirror image (a DWI's own map: 0.32 at most). See `benchmarks.margins`.
+_LITTLE_INFORMATION, _AS_WELL_MIRRORED = 0.1, 0.6
+#: Smaller displacement (mm), which is only noted: the map may have been registered to another volume of the series.
+_SMALL_STEP_MM = 2.0
+#: Names of the mirror images, by axis.
+_MIRRORED = tuple(f"mirrored along {name}" for name in "zyx")
 
 
 def check_adc_belongs_to_dwi(case: DraftCase) -> StepResult:
     """Raise InputRefused for an ADC map that does not belong to the DWI."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
-    refuse_unrelated(case.dwi.array, case.adc.array, case.brain, case.dwi.grid.spacing_zyx_mm, where)
-    return case, ()
+    return case, refuse_unrelated(case.dwi.array, case.adc.array, case.brain, case.dwi.grid.spacing_zyx_mm, where)
 
 
-def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str) -> None:
-    """Raise InputRefused if DWI and ADC (z, y, x) share no information, or share more when ADC is mirrored or displaced."""
-    here, elsewhere = mutual_information(dwi, adc, brain, spacing_zyx_mm)
+def refuse_unrelated(
+    dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, where: str
+) -> tuple[Note, ...]:
+    """Raise InputRefused if DWI and ADC (z, y, x) share too little information, or more when ADC is mirrored or displaced.
+
+    Returns a note where it seems to be displaced by little.
+    """
+    here, moves = mutual_information(dwi, adc, brain, spacing_zyx_mm)
     if here < _MIN_INFORMATION:
         raise InputRefused(
             "DWI and ADC do not belong together",
@@ -42,7 +53,8 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
             found=f"mutual information of {max(here, 0):.3f} nats within the brain; at least {_MIN_INFORMATION} is expected",
             do="give the ADC map that was computed from this DWI, not a mask or another patient's map",
         )
-    for how, there in elsewhere:
+    elsewhere = dict(moves)
+    for how, there in elsewhere.items():
         if there > _BETTER * here:
             raise InputRefused(
                 "the ADC map is mirrored or displaced relative to the DWI",
@@ -50,10 +62,24 @@ def refuse_unrelated(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing
                 found=f"it fits better {how}: mutual information {there:.3f} instead of {here:.3f} nats",
                 do="check the conversion of both (orientation, order of slices), and give the ADC map that was computed from this DWI",
             )
+    how, there = max(((how, there) for how, there in elsewhere.items() if how in _MIRRORED), key=lambda each: each[1])
+    if here < _LITTLE_INFORMATION and there > _AS_WELL_MIRRORED * here:
+        raise InputRefused(
+            "DWI and ADC do not belong together",
+            where=where,
+            found=f"mutual information of {here:.3f} nats within the brain, {there:.3f} with ADC {how}, as between two heads",
+            do="give the ADC map that was computed from this DWI, not another patient's, and check the orientation of both",
+        )
+    near = dict(mutual_information(dwi, adc, brain, spacing_zyx_mm, _SMALL_STEP_MM)[1])
+    how = max(near, key=lambda each: near[each])
+    if near[how] <= _BETTER * here:
+        return ()
+    found = f"mutual information {near[how]:.3f} instead of {here:.3f} nats"
+    return (Note(f"ADC fits DWI better {how} ({found}): is a slice missing, or the header wrong?", Modality.ADC),)
 
 
 def mutual_information(
-    dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple
+    dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, step_mm: float = _STEP_MM
 ) -> tuple[float, Iterator[tuple[str, float]]]:
     """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain, and an iterator over its value at other positions.
 
@@ -62,15 +88,17 @@ def mutual_information(
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)
     one, other = _levels(dwi[box], inside), _levels(adc[box], inside)
-    elsewhere = ((how, _shared(one, move(other), inside & move(inside))) for how, move in _moves(spacing_zyx_mm))
+    elsewhere = (
+        (how, _shared(one, move(other), inside & move(inside))) for how, move in _moves(spacing_zyx_mm, step_mm)
+    )
     return _shared(one, other, inside), elsewhere
 
 
-def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[str, Callable[[AnyArray], AnyArray]]]:
+def _moves(spacing_zyx_mm: Triple, step_mm: float) -> Iterator[tuple[str, Callable[[AnyArray], AnyArray]]]:
     """Yield mirrored and displaced versions of an array (z, y, x), with their names."""
     for axis, (name, mm) in enumerate(zip("zyx", spacing_zyx_mm, strict=True)):
-        yield f"mirrored along {name}", partial(np.flip, axis=axis)
-        step = max(1, round(_STEP_MM / mm))
+        yield _MIRRORED[axis], partial(np.flip, axis=axis)
+        step = max(1, round(step_mm / mm))
         for steps in (-step, step):
             yield f"moved by {steps * mm:.3g} mm along {name}", partial(_moved, steps=steps, axis=axis)
 

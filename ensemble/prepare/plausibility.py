@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
+from ensemble.prepare.brain import above_background
 from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.types import BoolArray, FloatArray, Modality
 
@@ -40,11 +41,19 @@ _TISSUE_ADC, _BIN, _FIRST, _CSF, _LAST, _MIN_VOXELS, _ENOUGH_VOXELS = 0.8, 0.2, 
 _EXPONENTIAL = 0.75
 #: An image is clipped if more than this share of the brain has the highest value; clipping below the second level hides lesions.
 _CLIPPED_SHARE, _LESIONS_HIDDEN = 0.005, 1.5
+#: The brightest of a brain without a lesion (coil, cortex, susceptibility) still exceeds this level; logarithms do not.
+_FLAT = 1.3
 #: Negative values (in units of tissue) that interpolation can't cause in a DWI, and the largest share of the brain with such values (real
 #: and simulated images: none).
 _NEGATIVE, _NEGATIVE_SHARE = 0.5, 5e-4
 #: Share of the brain in which an image is empty: above the first a note, above the second a refusal.
 _SOME_EMPTY, _MOSTLY_EMPTY = 0.05, 0.2
+#: A slice is lost if it has less than this share of what either side of it has, where the other image (or the whole brain) shows a section
+#: of at least the second share of the largest one.
+_LOST_SHARE, _SECTION_SHARE = 0.01, 0.25
+#: How far (log) the level of a slice may typically be from the mean of its neighbours', before a note and a refusal: in patients it is far
+#: less, but interleaved slices may disturb each other. Fewest slices for which this is asked.
+_UNEVEN, _VERY_UNEVEN, _FEW_SLICES = 0.1, 0.2, 6
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,13 @@ def refuse_implausible(
     """
     inside = _Inside(_in_levels(dwi, brain), _in_levels(adc, brain))
     empty = _refuse_empty(dwi, adc, brain, where)
+    _refuse_lost_slices(dwi, adc, brain, where)
     _refuse_negative(inside.dwi, where)
     _refuse_swapped(inside, where)
     _refuse_unweighted(_rise(inside, dwi, adc, brain, core), where)
     _refuse_exponential(_Inside(*_core(dwi, adc, brain)), where)
-    return *empty, *_refuse_clipped(dwi, brain, inside.dwi, where)
+    uneven = _refuse_uneven_slices(dwi, adc, brain, where)
+    return *empty, *uneven, *_refuse_clipped(dwi, brain, inside.dwi, where)
 
 
 def _deep_part(brain: BoolArray, grid: Grid) -> BoolArray:
@@ -124,11 +135,66 @@ def _refuse_empty(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str
                 where=where,
                 found=f"{modality.label} is empty in {empty:.0%} of the region that either image shows; "
                 f"at most {_MOSTLY_EMPTY:.0%} is accepted",
-                do="give complete images of the same examination",
+                do="give complete images of the same examination, both with the skull or both without",
             )
         if empty > _SOME_EMPTY:
             notes.append(Note(f"{modality.label} is 0 or negative in {empty:.0%} of the brain", modality))
     return notes
+
+
+def _refuse_lost_slices(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str) -> None:
+    """Raise InputRefused if a slice within the brain is empty in one image, or, along the first axis, in both."""
+    seen = {Modality.DWI: brain & above_background(dwi), Modality.ADC: brain & above_background(adc)}
+    for axis in range(3):
+        others = tuple({0, 1, 2} - {axis})
+        sections = brain.sum(axis=others)
+        for modality, image in seen.items():
+            shown = image.sum(axis=others)
+            before, after = np.maximum.accumulate(shown), np.maximum.accumulate(shown[::-1])[::-1]
+            gap = np.minimum(before, after)
+            expected = gap if axis == 0 else np.minimum(gap, sections)
+            lost = (shown < _LOST_SHARE * expected) & (expected >= _SECTION_SHARE * sections.max())
+            if lost.any():
+                numbers = ", ".join(str(number + 1) for number in np.flatnonzero(lost)[:8])
+                raise InputRefused(
+                    f"the {modality.label} image has empty slices within the brain",
+                    where=where,
+                    found=f"slice {numbers} of {len(lost)} along {'zyx'[axis]}",
+                    do="export it again, with all its slices",
+                )
+
+
+def _refuse_uneven_slices(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str) -> tuple[Note, ...]:
+    """Raise InputRefused if slices are scaled each by its own factor; return a note where they are only somewhat uneven."""
+    level = tissue_level(adc, brain)
+    tissue = brain & (np.abs(adc - level) < 0.4 * level)
+    notes = []
+    for modality, image, where_seen in ((Modality.DWI, dwi, tissue), (Modality.ADC, adc, brain)):
+        step = max(_unevenness(image, where_seen & (image > 0), axis) for axis in range(3))
+        found = f"slices typically differ from their neighbours by a factor of {np.exp(step):.2f}"
+        if step > _VERY_UNEVEN:
+            raise InputRefused(
+                f"the slices of the {modality.label} image are not scaled alike",
+                where=where,
+                found=f"{found}, at most {np.exp(_VERY_UNEVEN):.2f} is accepted",
+                do="export it again with its original values, each slice with its own rescale slope applied",
+            )
+        if step > _UNEVEN:
+            notes.append(Note(f"{modality.label}: {found}", modality))
+    return tuple(notes)
+
+
+def _unevenness(image: FloatArray, seen: BoolArray, axis: int) -> float:
+    """Return how far (log) the median of a slice typically lies from the mean of its two neighbours'; 0 for few slices."""
+    counts = seen.sum(axis=tuple({0, 1, 2} - {axis}))
+    slices = np.flatnonzero(counts > 0.1 * counts.max(initial=1))
+    if len(slices) < _FEW_SLICES:
+        return 0.0
+    values, there = np.moveaxis(image, axis, 0), np.moveaxis(seen, axis, 0)
+    levels = np.log([float(np.median(values[number][there[number]])) for number in slices])
+    together = np.diff(slices[:-1]) + np.diff(slices[1:]) == 2
+    steps = np.abs(levels[1:-1] - (levels[:-2] + levels[2:]) / 2)[together]
+    return float(np.median(steps)) if steps.size else 0.0
 
 
 def _refuse_negative(dwi: FloatArray, where: str) -> None:
@@ -214,7 +280,8 @@ def _refuse_clipped(dwi: FloatArray, brain: BoolArray, levels: FloatArray, where
     top = float(np.percentile(levels, 99.9))  # hot voxels may exceed the clipping level
     share = float((levels >= top).mean())
     if share < _CLIPPED_SHARE:
-        return ()
+        flat = f"the brightest part of the DWI is only {top:.2f} times as bright as tissue: are these the scanner's values, not logarithms?"
+        return (Note(flat, Modality.DWI),) if top < _FLAT else ()
     found = f"{share:.1%} of the brain has the highest value, {float(np.percentile(dwi[brain], 99.9)):g}, {top:.1f} times that of tissue"
     if top < _LESIONS_HIDDEN:
         raise InputRefused(

@@ -21,6 +21,9 @@ ADC_UNIT_FACTORS = {"mm^2/s": 1e3, "1e-3 mm^2/s": 1.0, "1e-6 mm^2/s": 1e-3}
 # Brain medians (CSF included) of any plausible patient; normal tissue is 0.7-0.9, CSF 3.0 (in 1e-3 mm^2/s).
 PLAUSIBLE_MEDIAN_ADC = (0.3, 2.5)
 TISSUE_ADC_RANGE = (0.3, 1.6)
+# Least share of the brain in that range: large ventricles leave far more, a wrong factor or offset next to nothing. What would be taken
+# for tissue there is none, and the mask would be empty.
+MIN_TISSUE_SHARE = 0.25
 TISSUE_HALF_WIDTH = 0.25  # of the ADC mode
 CLIP = {Modality.DWI: (0.0, 8.0), Modality.ADC: (0.0, 5.0), Modality.FLAIR: (0.0, 5.0)}
 
@@ -48,13 +51,14 @@ def adc_unit_factor(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_])
         brain: boolean array (z, y, x).
 
     Raises:
-        InputRefused: if no unit makes the brain's median plausible.
+        InputRefused: if no unit makes the brain's median plausible, or too little of the brain has values of tissue.
     """
     inside = adc[brain & (adc > 0)]
     median = float(np.median(inside)) if inside.size else 0.0
     low, high = PLAUSIBLE_MEDIAN_ADC
     for factor in ADC_UNIT_FACTORS.values():
         if low <= median * factor <= high:
+            _refuse_without_tissue(inside * factor)
             return factor
     raise InputRefused(
         "the ADC map's values fit no usual unit",
@@ -63,6 +67,19 @@ def adc_unit_factor(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_])
         do="give an ADC map in mm^2/s, 1e-3 mm^2/s or 1e-6 mm^2/s (about 0.0008, 0.8 or 800 in normal tissue); "
         "check that DWI and ADC are not swapped",
     )
+
+
+def _refuse_without_tissue(adc_um2_per_ms: npt.NDArray[np.floating]) -> None:
+    low, high = TISSUE_ADC_RANGE
+    share = float(((adc_um2_per_ms > low) & (adc_um2_per_ms < high)).mean())
+    if share < MIN_TISSUE_SHARE:
+        raise InputRefused(
+            "the ADC map has hardly any value of brain tissue",
+            where="ADC",
+            found=f"{share:.0%} of the brain lies between {low:g} and {high:g} (1e-3 mm^2/s), at least {MIN_TISSUE_SHARE:.0%} is expected; "
+            f"the median is {float(np.median(adc_um2_per_ms)):.3g}",
+            do="give the ADC map with its original values: a factor or an offset (rescale slope, intercept) seems to be wrong or missing",
+        )
 
 
 def adc_mode(adc_um2_per_ms: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:

@@ -27,8 +27,16 @@ _METAIMAGE_NUMBERS = (
     *("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"),
     *("TransformMatrix", "Rotation", "Orientation"),
 )
-#: Header keys of the orientation: three of MetaImage, and NRRD's `space`, without which its directions are meaningless.
+#: Header keys of the orientation: three of MetaImage, and NRRD's `space`, without which its directions are meaningless; and the spaces
+#: that name anatomical axes.
 _ORIENTATIONS = ("TransformMatrix", "Rotation", "Orientation", "space")
+_ANATOMICAL = re.compile(r"(right|left)-(anterior|posterior)-(superior|inferior)(-time)?|[rl][ap][si]t?", re.IGNORECASE)
+#: Keys of MetaImage that say the same: programs differ in the one they use.
+_SYNONYMS = (
+    ("Offset", "Position", "Origin"),
+    ("TransformMatrix", "Rotation", "Orientation"),
+    ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+)
 #: The size of one axis in an NRRD header, a number or a vector; and the kinds that are axes of an image.
 _NRRD_SIZE = re.compile(r"\([^)]*\)|[^\s()]+")
 _NRRD_AXES = ("domain", "space", "time", "???", "none")
@@ -73,7 +81,8 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
             if odd := _odd_numbers(header, metaimage=metaimage):
                 raise unusable_header_error(path, label, odd)
             _refuse_without_voxel_size(header, path, label)
-            if not any(key in header.fields for key in _ORIENTATIONS):
+            space = header.fields.get("space", "")
+            if not any(key in header.fields for key in _ORIENTATIONS) or (space and not _ANATOMICAL.fullmatch(space)):
                 remarks.append("its header has no orientation: axes used as stored")
             size = tuple(map(int, header.fields.get("DimSize" if metaimage else "sizes", "").split()))
             if header.fields.get("encoding", "raw").lower() != "raw" or _true(header.fields, "CompressedData"):
@@ -226,10 +235,22 @@ def _odd_metaimage_number(header: TextHeader) -> str:
         positive = key in ("ElementSpacing", "ElementSize")
         if not all(math.isfinite(number) and (number > 0 or not positive) for number in numbers):
             return f"{key} = {header.fields[key]}"
+    for keys in _SYNONYMS:
+        told = {key: header.fields[key] for key in keys if key in header.fields}
+        if len({tuple(_number_or_word(word) for word in text.split()) for text in told.values()}) > 1:
+            return " but ".join(f"{key} = {text}" for key, text in told.items())
     for key, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
         if float(header.fields.get(key, neutral)) != neutral:
             return f"{key} = {header.fields[key]}, which is not supported: store the final values"
     return ""
+
+
+def _number_or_word(text: str) -> float | str:
+    """Return a number as such, and the first letter of a truth value, by which ITK reads it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text[:1].upper()
 
 
 def _metaimage_data_damage(header: TextHeader, path: Path) -> str:

@@ -31,8 +31,11 @@ _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 7
 _SEVERAL = {32: "complex", 1792: "complex", 2048: "complex", 128: "RGB", 2304: "RGBA"}
 #: The two places that a NIfTI header may name must agree to this, in voxels: viewers differ in which one they take.
 _MAX_APART_VOXELS = 0.5
-#: Deviation of the lengths of a matrix's columns from the voxel size, as share.
-_STRETCH = 0.01
+#: Deviation of the lengths of a matrix's columns from the voxel size, as share: above the first the header contradicts itself, above the
+#: second its sform counts, as in other programs, where ITK would take the voxel size.
+_STRETCH, _ROUNDED = 0.01, 1e-3
+#: Length of b, c, d above which they are no part of a unit quaternion, rounding aside.
+_LONGEST_QUATERNION = 1.001
 #: Deviation from right angles that ITK accepts in an sform; beyond it (1e-4), ITK takes the qform or refuses the file.
 _ITK_SKEW = 5e-5
 
@@ -133,8 +136,13 @@ class NiftiHeader:
         srow = self.read(layout.srow)
         if sform_code > 0 and not all(map(math.isfinite, srow)):
             return "an orientation that is not a number"
+        quaternion = self.read(layout.quaternion)
+        if qform_code > 0 and sform_code <= 0 and not all(map(math.isfinite, quaternion)):
+            return "an orientation that is not a number"
+        if qform_code > 0 and sform_code <= 0 and (length := math.hypot(*quaternion[:3])) > _LONGEST_QUATERNION:
+            return f"a qform that is no rotation (quaternion of length {length:.3g})"
         sform = np.reshape(srow, (3, 4)) if sform_code > 0 else None
-        qform = _quaternion_affine(self.read(layout.quaternion), pixdim) if qform_code > 0 else None
+        qform = _quaternion_affine(quaternion, pixdim) if qform_code > 0 else None
         if axes >= 3 and (found := _misplaced(sform, qform, [int(n) for n in dim[1:4]], pixdim[1:4], remarks)):
             return found
         if not math.isfinite(offset) or offset < layout.length + 4:
@@ -203,12 +211,16 @@ class NiftiHeader:
         """Yield a temporary file with the header and no voxels, from which ITK reads the geometry."""
         with tempfile.TemporaryDirectory() as folder:
             header = bytearray(self._as_nifti1() + bytes(4))
-            if (axes := self._skewed_axes()) is not None:
+            axes, mm = self._skewed_axes(), self._stretched_mm()
+            order, old = (self.order if self.layout is _LAYOUTS[348] else "<"), _LAYOUTS[348]
+            if axes is not None:
                 left, _, right = np.linalg.svd(axes)
                 sform = np.reshape(self.read(self.layout.srow), (3, 4))
                 straight = np.column_stack([left @ right * np.linalg.norm(sform[:, :3], axis=0), sform[:, 3]])
-                order, old = (self.order if self.layout is _LAYOUTS[348] else "<"), _LAYOUTS[348]
                 struct.pack_into(order + old.srow[0], header, old.srow[1], *straight.ravel())
+            if mm is not None:
+                struct.pack_into(order + "3f", header, old.pixdim[1] + 4, *mm)
+            if axes is not None or mm is not None:
                 struct.pack_into(order + old.codes[0], header, old.codes[1], 0, 1)
             (path := Path(folder) / "header.nii").write_bytes(header)
             yield path
@@ -225,6 +237,13 @@ class NiftiHeader:
         sform = np.reshape(self.read(self.layout.srow), (3, 4))[:, :3]
         axes = sform / np.linalg.norm(sform, axis=0)
         return axes if np.abs(axes.T @ axes - np.eye(3)).max() > _ITK_SKEW else None
+
+    def _stretched_mm(self) -> AnyArray | None:
+        """Return the voxel size by the sform if it is not that of the header, rounding aside; else None."""
+        if self.sform is None or len(self.size) < 3:
+            return None
+        lengths = np.linalg.norm(np.reshape(self.sform, (3, 4))[:, :3], axis=0)
+        return lengths if np.abs(lengths / self.read(self.layout.pixdim)[1:4] - 1).max() > _ROUNDED else None
 
     def _as_nifti1(self) -> bytes:
         """Return the header as NIfTI-1; from NIfTI-2, the fields for geometry, size and type are converted.

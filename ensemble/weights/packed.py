@@ -83,7 +83,9 @@ def _kept(name: str, tensor: torch.Tensor, precision: PackedPrecision) -> torch.
     if not kept.isfinite().all():
         if not tensor.isfinite().all():
             raise WeightsBroken(
-                "the weights contain NaN or infinite values", found=f"in the tensor {name}", do="restore the original weights"
+                "the weights contain NaN or infinite values",
+                found=f"in the tensor {name}",
+                do="restore the original weights",
             )
         raise WeightsBroken(
             f"weights are too large for {precision}",

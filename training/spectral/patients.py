@@ -21,6 +21,7 @@ import torch
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.errors import UsageError
 from ensemble.families.base import EncodingMember
+from ensemble.families.spec import MIN_DISPUTED_ML
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import lesion_components
 from ensemble.pipeline import Ensemble, Result, load_from_config, segment_raw
@@ -98,7 +99,7 @@ def _blind(images: Mapping[Modality, Volume]) -> dict[Modality, Volume]:
 def small_disputed_of(result: Result, lesion: BoolArray) -> list[EmbeddedRegion]:
     """Return windows centred on small disputed components: below the size limit, and without a voxel on which all voters agree."""
     labels, count = lesion_components(result.mask.array)
-    voters, limit = len(result.fused.voters), RunConfig.min_disputed_ml
+    voters, limit = len(result.fused.voters), MIN_DISPUTED_ML
     found = []
     for number in range(1, count + 1):
         component = labels == number
