@@ -32,7 +32,7 @@ from ensemble.inference import engine
 from ensemble.members.manifest import find_members
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import dice
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.types import ignore_progress
 from training.evaluate import real_cases, simulated_cases
 from training.simulate import SHARED
@@ -244,7 +244,7 @@ def prepared_cases(real: Path, simulated: int, cache: Path | None = None) -> Ite
     """Real cases, and the first of training's simulated ones."""
     found = real_cases(real) if real.is_dir() else ()
     for truth in chain(found, simulated_cases(simulated, SHARED, cache)):
-        yield prepare(truth.raw)
+        yield prepare_raw(truth.raw)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from unittest.mock import patch
 from ensemble.batch import run
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.inference.device import describe_device
-from ensemble.pipeline import load, segment_prepared
-from ensemble.prepare.case import prepare
+from ensemble.pipeline import load_from_config, segment_prepared
+from ensemble.prepare.case import prepare_raw
 from ensemble.progress import SilentWatcher
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import Modality
 
 _SAMPLE = Path(__file__).resolve().parent.parent / "test" / "sample" / "input" / "images"
@@ -37,16 +37,16 @@ def main() -> None:
     data, out = options.work / "data", options.work / "out"
     shutil.rmtree(out, ignore_errors=True)
     write_copies(data, options.cases)
-    ensemble = load(config)
-    case = prepare(read_files("sample", sample_files()))
+    ensemble = load_from_config(config)
+    case = prepare_raw(read_case_files("sample", sample_files()))
     segment_prepared(case, ensemble, SilentWatcher())  # the first one is slower
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(options.cases):
         segment_prepared(case, ensemble, SilentWatcher())
     pure, pure_cpu = (time.perf_counter() - wall) / options.cases, (time.process_time() - cpu) / options.cases
-    with patch.object(run, "load", lambda config: ensemble):
+    with patch.object(run, "load_from_config", lambda config: ensemble):
         wall, cpu = time.perf_counter(), time.process_time()
-        code = run.batch(data, out, config, ExtraOutputs(report=options.report))
+        code = run.segment_dataset(data, out, config, ExtraOutputs(report=options.report))
     batch, batch_cpu = (time.perf_counter() - wall) / options.cases, (time.process_time() - cpu) / options.cases
     print(f"{options.cases} copies of the sample case, {describe_device(ensemble.settings.device)}, TTA {config.tta}")
     print(f"networks alone: {pure:.2f} s a case ({pure_cpu:.2f} CPU s)")

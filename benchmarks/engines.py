@@ -24,8 +24,8 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.members.manifest import find_members
 from ensemble.metrics import dice
-from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import PreparedCase, prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import AnyArray, Modality
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +122,7 @@ def compare(
     scratch.mkdir(parents=True, exist_ok=True)
     (spec,) = find_members(weights, (member,))
     loaded = NnunetV2Member.load(spec, InferenceSettings())
-    case = prepare(read_files("benchmark", dict(files)))
+    case = prepare_raw(read_case_files("benchmark", dict(files)))
     channels = _channel_files(loaded, case, scratch)
     packed = _packed(weights, member, scratch) if any(mode.session == "onnx" for mode in modes) else weights
     workers, results = {}, {mode.name: Measured(mode.name) for mode in modes}
@@ -198,9 +198,9 @@ def _channel_files(member: NnunetV2Member, case: PreparedCase, scratch: Path) ->
 
 
 def _packed(weights: Path, member: str, scratch: Path) -> Path:
-    from ensemble.members.pack import pack
+    from ensemble.members.pack import pack_members
 
     folder = scratch / "packed"
     if not folder.exists():
-        pack(weights, folder, "fp32", (member,), onnx=True)
+        pack_members(weights, folder, "fp32", (member,), onnx=True)
     return folder

@@ -23,23 +23,23 @@ import torch
 import torch.nn.functional as F
 
 from ensemble.config import RunConfig
-from ensemble.findings.find import find, locate_brain
-from ensemble.findings.maps import LabelMap, read_label_map
-from ensemble.findings.places import (
+from ensemble.findings.find import compute_findings, register_case_to_template
+from ensemble.findings.locations import (
     TISSUE,
     LesionVolumes,
     LesionVoxels,
-    summarise_places,
-    tally_from_probabilities,
+    sum_lesion_volumes,
+    summarise_locations,
     transform_points,
 )
-from ensemble.findings.template import Structure, Template, template
+from ensemble.findings.maps import LabelMap, read_label_map
+from ensemble.findings.template import AtlasStructure, Template, shipped_template
 from ensemble.findings.types import Findings
 from ensemble.fusion import FusedPrediction
 from ensemble.geometry import Grid
-from ensemble.outputs.report.places import in_words, percent
-from ensemble.pipeline import Result, load, segment
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.outputs.report.findings_text import describe_findings, format_share
+from ensemble.pipeline import Result, load_from_config, segment_raw
+from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
@@ -152,13 +152,13 @@ def true_tally(head: Head, grid: Grid) -> LesionVolumes:
     own = LesionVoxels.of(head.lesion, grid)
     index = np.rint(transform_points(np.linalg.inv(grid.affine), own.points_mm)).astype(int)
     chances = head.truth[:, :, index[:, 2], index[:, 1], index[:, 0]]
-    return tally_from_probabilities(own, chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6))
+    return sum_lesion_volumes(own, chances / np.maximum(chances.sum(axis=(0, 1)), 1e-6))
 
 
 def atlases(shared: Path) -> list[Template]:
     """For each fold, the atlas of the other folds' heads."""
-    shipped = template()
-    bare = Template(shipped.t1, np.zeros((len(Structure), 1, 1, 1), np.float32))
+    shipped = shipped_template()
+    bare = Template(shipped.t1, np.zeros((len(AtlasStructure), 1, 1, 1), np.float32))
     heads = [head_in_template(shared, index, bare).astype(np.float16) for index in range(HEADS)]
     return [
         Template(shipped.t1, np.mean([h for i, h in enumerate(heads) if i % FOLDS != fold], axis=0, dtype=np.float32))
@@ -202,10 +202,10 @@ class Counts:
                     f"{lesion.region.value}; truth {side} (left {left / (left + right):.2f}), {region}"
                 )
             if lesion.volume_ml > DEEP_ML:
-                deep = Structure.DEEP_GREY.label
+                deep = AtlasStructure.DEEP_GREY.label
                 self.deep.append((lesion.structure.value == deep) == (structure == deep))
                 self.structure.append(lesion.structure.value == structure)
-        known = summarise_places(truth, (), ())
+        known = summarise_locations(truth, (), ())
         for kind in ("sides", "regions", "structures"):
             for ours, true_amount in zip(getattr(found.places, kind), getattr(known, kind), strict=True):
                 error = ours.share.value - true_amount.share.value
@@ -319,15 +319,15 @@ def territories(source: Path, folder: Path) -> LabelMap:
 
 def real(shared: Path) -> None:
     """Print what the findings say of the public cases, by the shipped members' masks."""
-    ensemble = load(RunConfig(tta="none"))
+    ensemble = load_from_config(RunConfig(tta="none"))
     with TemporaryDirectory() as scratch:
         one = territories(shared / "atlases", Path(scratch))
         for truth in real_cases(shared / "cases"):
-            result = segment(truth.raw, ensemble, SilentWatcher())
-            found = find(result, (one,))
-            print(f"{truth.raw.name}: {result.lesion_ml:.1f} ml; {'; '.join(in_words(found))}")
+            result = segment_raw(truth.raw, ensemble, SilentWatcher())
+            found = compute_findings(result, (one,))
+            print(f"{truth.raw.name}: {result.lesion_ml:.1f} ml; {'; '.join(describe_findings(found))}")
             for amount in (*found.atlases[0].sided_groups,) if found.atlases else ():
-                print(f"  {amount.name}: {amount.ml.value:.2f} ml, {percent(amount.share)}")
+                print(f"  {amount.name}: {amount.ml.value:.2f} ml, {format_share(amount.share)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -347,9 +347,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in range(options.heads):
         index = number % HEADS
         head = simulated(SEED + number, index, options.shared)
-        case = prepare(head.raw)
+        case = prepare_raw(head.raw)
         started, cpu = time.perf_counter(), time.process_time()
-        found = find(result_of(case, head.lesion), atlas_template=folds[index % FOLDS])
+        found = compute_findings(result_of(case, head.lesion), atlas_template=folds[index % FOLDS])
         seconds.append((time.perf_counter() - started, time.process_time() - cpu))
         if not found.registered.holds:
             missed.append(f"{head.raw.name}: {'; '.join(found.registered.problems)}")
@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {line}", flush=True)
         if number < options.hard:
             for what, harder in (*halves(case), *wrong_headers(case)):
-                placement = locate_brain(harder, folds[index % FOLDS])
+                placement = register_case_to_template(harder, folds[index % FOLDS])
                 problems = ["no map found"] if placement is None else placement.problems()
                 tried, told = tried + 1, told + bool(problems)
                 print(f"  {what}: {'; '.join(problems) or f'NOT TOLD {placement}'}", flush=True)

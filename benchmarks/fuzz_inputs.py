@@ -38,8 +38,8 @@ import SimpleITK as sitk
 
 from ensemble.config import RunConfig
 from ensemble.errors import UserError
-from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import AnyArray, Modality
 
 SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".zip")
@@ -280,15 +280,15 @@ NIFTI_FIELDS = (
 
 def _segment(files: dict[Modality, Path], networks: bool) -> AnyArray:
     """The mask; raises whatever goes wrong."""
-    raw = read_files("fuzz", files)
+    raw = read_case_files("fuzz", files)
     if networks:
-        from ensemble.pipeline import load, segment
+        from ensemble.pipeline import load_from_config, segment_raw
         from ensemble.progress import SilentWatcher
 
-        return segment(
-            raw, load(RunConfig(device="cpu", tta="none", skull_strip="never")), SilentWatcher()
+        return segment_raw(
+            raw, load_from_config(RunConfig(device="cpu", tta="none", skull_strip="never")), SilentWatcher()
         ).fused.mask.array
-    case = prepare(raw, "never")
+    case = prepare_raw(raw, "never")
     return (case.tissue_normalized[Modality.DWI].array > 1.5) & (case.tissue_normalized[Modality.ADC].array < 0.75)
 
 

@@ -35,10 +35,10 @@ import torch
 from benchmarks import __main__ as tables
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.families.registry import family_of
-from ensemble.inference.device import exact
+from ensemble.inference.device import reproducible_arithmetic
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
-from ensemble.inference.export import export
-from ensemble.inference.parity import foreground
+from ensemble.inference.export import export_to_onnx
+from ensemble.inference.parity import foreground_probability
 from ensemble.inference.session import Session
 from ensemble.inference.session_onnx import OnnxSession
 from ensemble.inference.session_torch import TorchSession
@@ -141,7 +141,7 @@ def _onnx(engine: Any, provider: str) -> Callable[[Build, Window], Session]:
             raise ImportError(f"ONNX Runtime has no {provider}")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "network.onnx"
-            path.write_bytes(export(build().eval(), window[1], (64, 64, 64)).onnx)
+            path.write_bytes(export_to_onnx(build().eval(), window[1], (64, 64, 64)).onnx)
             session = OnnxSession(path, dims=3, device="cuda", engine=engine)
         if provider not in session.arithmetic:
             raise ImportError(f"{provider} can't be loaded, {session.arithmetic} would run")
@@ -170,7 +170,7 @@ def measured(
     windows = torch.randn(window, generator=torch.Generator().manual_seed(0)).to("cuda")
     started = time.perf_counter()
     session = make(build, window)
-    with torch.inference_mode(), exact(torch.device("cuda")):
+    with torch.inference_mode(), reproducible_arithmetic(torch.device("cuda")):
         answer = session(windows)
         torch.cuda.synchronize()
         prepared, spent = time.perf_counter() - started, []
@@ -183,7 +183,7 @@ def measured(
         "prepare_s": prepared,
         "window_ms": 1000 * median(spent),
         "peak_mb": torch.cuda.max_memory_allocated() / 2**20,
-        "probability": foreground(answer).cpu(),
+        "probability": foreground_probability(answer).cpu(),
     }
 
 
@@ -263,16 +263,16 @@ def _seals(options: argparse.Namespace, left: float) -> dict[str, Any]:
 def _busy(options: argparse.Namespace, left: float) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
-    from ensemble.pipeline import load, segment
+    from ensemble.pipeline import load_from_config, segment_raw
     from ensemble.progress import SilentWatcher
-    from ensemble.readers.imagefile import read_files
+    from ensemble.readers.imagefile import read_case_files
 
-    ensemble, raw = load(RunConfig(device="cuda")), read_files("sample", sample())
+    ensemble, raw = load_from_config(RunConfig(device="cuda")), read_case_files("sample", sample())
     for _ in range(2):
-        segment(raw, ensemble, SilentWatcher())
+        segment_raw(raw, ensemble, SilentWatcher())
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        result = segment(raw, ensemble, SilentWatcher())
+        result = segment_raw(raw, ensemble, SilentWatcher())
         torch.cuda.synchronize()
     inference = sum(seconds for stage, seconds in result.seconds.items() if stage.startswith("member"))
     busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.prepare.agreement import mutual_information
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.prepare.scale import brain_extent_mm, cut_off_share
 from ensemble.types import Modality
 from training.evaluate import Truth, real_cases, simulated_cases
@@ -28,7 +28,7 @@ NAMES = ("information (nats)", "best elsewhere, times that", "longest by shortes
 
 def measure(case: Truth) -> tuple[float, ...]:
     """The four numbers of one case, in the order of NAMES."""
-    ready = prepare(case.raw)
+    ready = prepare_raw(case.raw)
     dwi, adc, brain, grid = ready.images[Modality.DWI], ready.images[Modality.ADC], ready.brain.array, ready.grid
     here, elsewhere = mutual_information(dwi.array, adc.array, brain, grid.spacing_zyx_mm)
     axes = brain_extent_mm(brain, grid)

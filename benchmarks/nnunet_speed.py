@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from ensemble.families.base import InferenceSettings
-from ensemble.families.channels import neighbouring_slices
+from ensemble.families.channels import shift_slices
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
-from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import PreparedCase, prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import Modality, ignore_progress
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     files = {modality: path for modality in Modality if (path := getattr(options, modality.value))}
-    case = prepare(read_files("benchmark", files))
+    case = prepare_raw(read_case_files("benchmark", files))
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or _made_folder(Path(scratch), options)
         member = NnunetV2Member.load(MemberSpec("benchmark", "nnunet", folder), InferenceSettings(tta=options.tta))
@@ -107,7 +107,7 @@ def _ours(member: NnunetV2Member, case: PreparedCase, tta: Any) -> np.ndarray:
 
 
 def _theirs(reference: Any, member: NnunetV2Member, case: PreparedCase) -> np.ndarray:
-    images = np.stack([neighbouring_slices(case.images[c.modality].array, c.offset) for c in member.channels])
+    images = np.stack([shift_slices(case.images[c.modality].array, c.offset) for c in member.channels])
     properties = {"spacing": list(case.grid.spacing_zyx_mm)}
     probabilities: np.ndarray = reference.predict_single_npy_array(images, properties, None, None, True)[1]
     return probabilities[list(member.plans.lesion_classes)].sum(0)

@@ -24,19 +24,19 @@ import torch
 from benchmarks.memory import peak_mb
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto.member import BLENDING, CHANNELS, WINDOW, NvautoMember
-from ensemble.families.nvauto.network import SegResNetConfig, build_network
-from ensemble.families.nvauto.processing import ResampleTo1Mm, normalised
+from ensemble.families.nvauto.network import SegResNetConfig, build_segresnet
+from ensemble.families.nvauto.processing import ResampleTo1Mm, normalise_channels
 from ensemble.families.spec import MemberSpec
 from ensemble.families.unet import window_bytes
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.session_openvino import on_openvino
+from ensemble.inference.session_openvino import open_openvino_session
 from ensemble.inference.session_torch import TorchSession
-from ensemble.members.pack import pack
-from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.members.pack import pack_members
+from ensemble.prepare.case import prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import Modality
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -62,16 +62,16 @@ def _stages(options: argparse.Namespace) -> None:
     (record,) = (options.golden / "outputs" / options.case.name).glob("timings_stats.json")
     theirs = json.loads(record.read_text())
     images = {modality: options.case / f"{modality}.nii.gz" for modality in (Modality.DWI, Modality.ADC)}
-    case = prepare(read_files(options.case.name, images))
+    case = prepare_raw(read_case_files(options.case.name, images))
     respacing = ResampleTo1Mm.of(case.grid)
     stacked = torch.from_numpy(np.stack([case.as_read[modality].array.transpose() for modality in CHANNELS]))
     settings = InferenceSettings(allow_torchscript=not options.packed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.golden / "weights" / "NVAUTO" / "ts"
         if options.packed:
-            (folder,) = pack(folder, Path(scratch) / "packed", "fp32")
+            (folder,) = pack_members(folder, Path(scratch) / "packed", "fp32")
         member = NvautoMember.load(MemberSpec("nvauto", "nvauto", folder), settings)
-    image, spent = _timed(lambda: normalised(respacing.forward(stacked)))
+    image, spent = _timed(lambda: normalise_channels(respacing.forward(stacked)))
     print(f"preprocess      {spent:6.1f} s   peer {theirs['preprocess']:6.1f} s")
     how = SlidingWindowConfig(WINDOW, blending=BLENDING)
     for number, session in enumerate(member.sessions):
@@ -92,7 +92,7 @@ def _full_size(options: argparse.Namespace) -> None:
     form = SegResNetConfig(
         "SegResNet", "group", 8, 1e-5, "relu", 0.0, "linear", ((2, 2, 2),) * 3, channels=2, features=32
     )
-    network = build_network(form, shapes).to_empty(device="cpu")
+    network = build_segresnet(form, shapes).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def _full_size(options: argparse.Namespace) -> None:
     precision = resolve_precision(options.precision, device)
     session: LoadedSession | None = None
     if device.type == "cpu":
-        session = on_openvino(network, 2, form.smallest_window, precision)
+        session = open_openvino_session(network, 2, form.smallest_window, precision)
     session = session or TorchSession(network, dims=3, device=device, precision=precision)
     count = sum(parameter.numel() for parameter in network.parameters())
     windows, before = torch.randn(1, 2, *WINDOW), peak_mb()

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ensemble.inference.session_openvino import on_openvino
+from ensemble.inference.session_openvino import open_openvino_session
 from ensemble.inference.session_torch import TorchSession
 from training.members import MEMBERS, build_network
 
@@ -39,7 +39,7 @@ def main() -> None:
         if spec.dimensions == 2:
             windows = windows.unsqueeze(2)
         plain = TorchSession(network, dims=spec.dimensions, device="cpu")
-        converted = on_openvino(network, len(spec.channels), (32,) * spec.dimensions, "fp32")
+        converted = open_openvino_session(network, len(spec.channels), (32,) * spec.dimensions, "fp32")
         assert converted is not None, "OpenVINO refuses the network"
         with FlopCounterMode(display=False) as counter:
             plain(windows)

@@ -25,7 +25,7 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.members.manifest import find_members
-from ensemble.members.pack import pack
+from ensemble.members.pack import pack_members
 from ensemble.types import Modality, ProgressCallback, ignore_progress
 
 SHAPE, SPACING_MM = (73, 112, 112), 2.0
@@ -47,7 +47,7 @@ def main() -> int:
         write_nvauto(weights, NETWORKS["nvauto"])
         write_swan(weights, NETWORKS["swan"] // 2)
         if options.packed:
-            pack(weights, weights := Path(scratch) / "packed", "fp32")
+            pack_members(weights, weights := Path(scratch) / "packed", "fp32")
         before, started = peak_mb(), time.perf_counter()
         members = [family_of(spec).load(spec, settings) for spec in find_members(weights)]
         print(f"{', '.join(f'{count} of {name}' for name, count in NETWORKS.items())} on {describe_device(device)}")

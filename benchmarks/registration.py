@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ensemble.prepare import registration
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
@@ -38,7 +38,7 @@ def main() -> None:
         if Modality.FLAIR not in truth.raw.images:
             continue
         flair, dwi = (truth.raw.images[modality].volume for modality in (Modality.FLAIR, Modality.DWI))
-        brain = prepare(truth.raw).brain.array
+        brain = prepare_raw(truth.raw).brain.array
         points = voxels_mm(dwi, brain)
         fixed, region = (
             registration._without_peaks(dwi.array),
@@ -49,7 +49,7 @@ def main() -> None:
             moved = displaced(flair, displacement)
             by_header = resample_volume(moved, dwi.grid)
             started = time.perf_counter()
-            found = registration.register(moved, by_header, dwi, brain)
+            found = registration.register_rigidly(moved, by_header, dwi, brain)
             seconds.append(time.perf_counter() - started)
             transform = found.transform or sitk.Euler3DTransform()
             back = displacement.GetInverse()

@@ -23,7 +23,7 @@ from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.tiling import Tiling
 from ensemble.members.manifest import find_members
-from ensemble.members.pack import pack
+from ensemble.members.pack import pack_members
 from ensemble.types import ignore_progress
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         weights = Path(scratch) / "weights"
         write_seals(weights, options.folds)
         if options.packed:
-            (weights,) = pack(weights, Path(scratch) / "packed", options.packed)
+            (weights,) = pack_members(weights, Path(scratch) / "packed", options.packed)
         (spec,) = find_members(weights)
         before, started = peak_mb(), time.perf_counter()
         member = NnunetV1Member.load(spec, settings)

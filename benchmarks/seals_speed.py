@@ -22,8 +22,8 @@ import torch
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.members.manifest import find_members
-from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import Modality, ignore_progress
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -44,7 +44,9 @@ def main() -> None:
     settings = InferenceSettings(device="cpu", tta=options.tta)
     member = NnunetV1Member.load(spec, settings)
     loaded = time.process_time()
-    case = prepare(read_files(CASE, {Modality.DWI: images / "dwi.nii.gz", Modality.ADC: images / "adc.nii.gz"}))
+    case = prepare_raw(
+        read_case_files(CASE, {Modality.DWI: images / "dwi.nii.gz", Modality.ADC: images / "adc.nii.gz"})
+    )
     prepared, started = time.process_time(), time.perf_counter()
     probability = member.predict(case, settings, ignore_progress).probability.array
     wall, predicted = time.perf_counter() - started, time.process_time()

@@ -22,7 +22,7 @@ from ensemble.config import RunConfig
 from ensemble.metrics import dice
 from ensemble.prepare.brain import brain_mask
 from ensemble.prepare.skull import must_strip, strip_skull
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import Modality
 from heads import with_skull
 
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     for folder in sorted(path for path in (options.shared / "cases").iterdir() if path.is_dir()):
         files = {m: next(folder.glob(f"{m}.[nm]*")) for m in (Modality.DWI, Modality.ADC)}
-        raw = read_files(folder.name, files)
+        raw = read_case_files(folder.name, files)
         dwi, adc = (raw.images[m].volume for m in (Modality.DWI, Modality.ADC))
         started = time.process_time()
         stripped, _ = must_strip("auto", dwi)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ensemble.batch.case_loop import CaseOutcome
 from ensemble.batch.summary import collect_summary, write_summary
-from ensemble.outputs.layouts.bids import mask_file
+from ensemble.outputs.layouts.bids import mask_path
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 
 
@@ -61,7 +61,7 @@ def _summarised(out: Path, results: int) -> dict[str, Any]:
 def _make_up(out: Path, place: BidsEntities, number: int) -> None:
     folder = out / place.folder
     folder.mkdir(parents=True)
-    mask = mask_file(place).rpartition("/")[2]
+    mask = mask_path(place).rpartition("/")[2]
     (folder / mask).touch()
     (folder / "report.html").write_text(f"<title>{place.prefix}</title>")
     members = [{"name": name, "status": "voted", "weights_sha256": {"x.pth": "0" * 64}} for name in ("a", "b", "c")]

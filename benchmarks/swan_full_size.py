@@ -20,13 +20,13 @@ from benchmarks.made_up import made_up_case, write_swan
 from benchmarks.memory import peak_mb
 from ensemble.config import Precision
 from ensemble.families.base import InferenceSettings
-from ensemble.families.swan.checkpoints import networks_of
+from ensemble.families.swan.checkpoints import network_specs
 from ensemble.families.swan.folder import read_swan_folder
 from ensemble.families.swan.member import SwanMember
 from ensemble.families.swan.network import CHANNELS, WINDOW
 from ensemble.inference.device import describe_device, resolve_device
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.session_openvino import on_openvino
+from ensemble.inference.session_openvino import open_openvino_session
 from ensemble.inference.session_torch import TorchSession
 from ensemble.inference.tiling import Tiling
 from ensemble.members.manifest import find_members
@@ -76,12 +76,12 @@ def main() -> None:
 
 def _on_openvino(folder: Path) -> None:
     """Print what converting a network takes, and a window by either runtime (CPU seconds, the second of two)."""
-    one_of_each = {network.weights.parents[2].name: network for network in networks_of(read_swan_folder(folder))}
+    one_of_each = {network.weights.parents[2].name: network for network in network_specs(read_swan_folder(folder))}
     window = torch.randn(1, CHANNELS, *WINDOW)
     for kind, network in one_of_each.items():
         built = network.build()
         started = time.process_time()
-        converted = on_openvino(built, network.channels, network.smallest_window, "fp32")
+        converted = open_openvino_session(built, network.channels, network.smallest_window, "fp32")
         print(f"{kind}: converted in {time.process_time() - started:.1f} CPU s", flush=True)
         sessions: list[LoadedSession] = [TorchSession(built, dims=3, device="cpu")]
         for session in sessions if converted is None else [*sessions, converted]:

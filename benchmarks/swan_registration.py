@@ -26,9 +26,9 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.families.swan.member import SwanMember
 from ensemble.metrics import dice
-from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.prepare.registration import register
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import PreparedCase, prepare_raw
+from ensemble.prepare.registration import register_rigidly
+from ensemble.readers.imagefile import read_case_files
 from ensemble.resample import resample_volume
 from ensemble.types import BoolArray, FloatArray, Modality, ignore_progress
 from ensemble.volume import Volume, from_sitk, to_sitk
@@ -45,14 +45,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = options.shared / "cases" / CASE
-    raw = read_files(CASE, {modality: folder / f"{modality}.nii.gz" for modality in Modality})
-    case = prepare(raw, registration="never")
+    raw = read_case_files(CASE, {modality: folder / f"{modality}.nii.gz" for modality in Modality})
+    case = prepare_raw(raw, registration="never")
     recorded = _read(options.shared / f"golden/swan/inputs/flair_registered_{CASE}.nii.gz")
     truth = _read(folder / "lesion_gt.nii.gz").array > 0
     brain, dwi = case.brain.array, case.as_read[DWI]
     flair = raw.images[FLAIR].volume
     by_header = resample_volume(flair, dwi.grid)
-    found = register(flair, by_header, dwi, brain)
+    found = register_rigidly(flair, by_header, dwi, brain)
     print(f"rigid: {found.summary}")
     ways = {"recorded (Elastix: affine, B-spline; cubic)": recorded, "by header, linear": by_header}
     if found.transform is not None:

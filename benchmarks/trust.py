@@ -26,14 +26,14 @@ from scipy.stats import spearmanr
 from ensemble.config import SHIPPED_WEIGHTS
 from ensemble.errors import InputRefused
 from ensemble.memory import keep_freed_memory
-from ensemble.pipeline import Ensemble, segment
+from ensemble.pipeline import Ensemble, segment_raw
 from ensemble.prepare import case as preparation
 from ensemble.prepare import skull
 from ensemble.progress import SilentWatcher
 from ensemble.spectral.theory import auc
 from ensemble.trust.calibration import Verdict
-from ensemble.trust.judge import Judge
-from ensemble.trust.scores import DIRECTIONS, scores_of
+from ensemble.trust.judge import TrustModel
+from ensemble.trust.scores import DIRECTIONS, compute_trust_scores
 from ensemble.types import AnyArray, BoolArray
 from ensemble.volume import Volume
 from training.anatomy import HELD_OUT_HEADS
@@ -127,13 +127,13 @@ class UncheckedCollection(Collection):
     def measured(self, truth: Truth) -> SegmentedPatient:
         """Segment a case, without the input checks if they refuse it."""
         try:
-            return segmented_patient(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
+            return segmented_patient(truth, segment_raw(truth.raw, self._ensemble, SilentWatcher()))
         except InputRefused as refused:
             reason = f"{refused.what}: {refused.found}"
         unchecked = tuple(step for step in preparation.STEPS if not step.__name__.startswith("check_"))
         try:
             with patch.object(preparation, "STEPS", unchecked):
-                seen = segmented_patient(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
+                seen = segmented_patient(truth, segment_raw(truth.raw, self._ensemble, SilentWatcher()))
         except InputRefused:
             seen = SegmentedPatient(truth.raw.name, None, *(float("nan"),) * 3)
         return SegmentedPatient(**vars(seen) | {"refused": reason})
@@ -182,7 +182,7 @@ def gathered(
 def judged(ensemble: Ensemble, collection: UncheckedCollection, options: argparse.Namespace) -> list[Row]:
     """Return every segmented case with its scores."""
     data = CalibrationData.of(ensemble, collection, (REFERENCES, CALIBRATIONS, SPOILT))
-    judges = {head: Judge(data.references, data.calibration(without=head)) for head in (None, *HELD_OUT_HEADS)}
+    judges = {head: TrustModel(data.references, data.calibration(without=head)) for head in (None, *HELD_OUT_HEADS)}
     rows = []
     for group, patient, kind, strength, seen in gathered(collection, options):
         if seen.evidence is None:
@@ -191,7 +191,7 @@ def judged(ensemble: Ensemble, collection: UncheckedCollection, options: argpars
         judge = judges[
             None if group == "real" else _mimic_head(number) if group == "mimics" else head_of(VALIDATION_SEED + number)
         ]
-        told = judge.verdict(scores_of(seen.evidence, judge.references), empty=seen.evidence.empty)
+        told = judge.verdict(compute_trust_scores(seen.evidence, judge.references), empty=seen.evidence.empty)
         scores = dict(told.scores)
         rows.append(Row(patient, group, kind, strength, seen, scores, told.verdict, told.expected_dice, told.interval))
     return rows

@@ -30,7 +30,7 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.memory import keep_freed_memory
 from ensemble.prepare import skull
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import AnyArray, BoolArray, Modality
 from ensemble.volume import Volume
@@ -201,7 +201,7 @@ def verdict(scan: Scan, name: str) -> str:
     images = {m: RawImage(Path(m.value), Volume(array.astype(np.float32), grid)) for m, array in arrays.items()}
     with patch.object(skull, "_brain_probability", lambda *_: scan.brain):
         try:
-            prepare(RawCase(str(scan.seed), images), brain_ml=(100.0, 2500.0))  # slabs are small
+            prepare_raw(RawCase(str(scan.seed), images), brain_ml=(100.0, 2500.0))  # slabs are small
         except InputRefused as refusal:
             return str(refusal)
     return ""

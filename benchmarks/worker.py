@@ -45,24 +45,24 @@ def _ours(job: Mapping[str, Any]) -> tuple[Run, dict[str, float]]:
     keep_freed_memory()
     from ensemble.config import RunConfig
     from ensemble.outputs.formats.image import write as write_volume
-    from ensemble.pipeline import load, segment
+    from ensemble.pipeline import load_from_config, segment_raw
     from ensemble.progress import SilentWatcher
-    from ensemble.readers.imagefile import read_files
+    from ensemble.readers.imagefile import read_case_files
     from ensemble.types import Modality
 
     _threads(job["threads"])
     imported = time.process_time()
     members = tuple(job["members"]) if job["members"] else None
     config = RunConfig(Path(job["weights"]), members, job["device"], job["tta"], job["precision"], job["session"])
-    ensemble = load(config)
+    ensemble = load_from_config(config)
     loaded = time.process_time()
     files = {Modality(name): Path(path) for name, path in job["files"].items()}
 
     def run(mask: Path) -> dict[str, float]:
         started = time.process_time()
-        raw = read_files("benchmark", files)
+        raw = read_case_files("benchmark", files)
         read = time.process_time()
-        result = segment(raw, ensemble, SilentWatcher())
+        result = segment_raw(raw, ensemble, SilentWatcher())
         segmented = time.process_time()
         write_volume(result.fused.mask, mask)
         return {"read cpu": read - started, **result.seconds, "write cpu": time.process_time() - segmented}

@@ -63,7 +63,7 @@ def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options])
 
     Raises WeightsBroken when a member can't be loaded, UsageError when an option is invalid.
     """
-    from ensemble.pipeline import load
+    from ensemble.pipeline import load_from_config
 
     if unknown := sorted(set(options) - set(Options.__annotations__)):
         known = ", ".join(Options.__annotations__)
@@ -71,11 +71,11 @@ def load_ensemble(weights: str | Path | None = None, **options: Unpack[Options])
     chosen: dict[str, Any] = {**options}
     if chosen.get("members") is not None:
         chosen["members"] = tuple(chosen["members"])
-    return load(RunConfig(weights=None if weights is None else Path(weights), **chosen))
+    return load_from_config(RunConfig(weights=None if weights is None else Path(weights), **chosen))
 
 
 def segment(case: RawCase, ensemble: Ensemble, watcher: Watcher | None = None) -> Result:
-    """Segment one case. The mask is `Result.mask`, on the grid of the DWI.
+    """Segment one case, and return its mask (`Result.mask`, bool, on the grid of the DWI) with all other results.
 
     `watcher` is notified of progress (see `ensemble.pipeline.Watcher`).
 
@@ -84,4 +84,4 @@ def segment(case: RawCase, ensemble: Ensemble, watcher: Watcher | None = None) -
     from ensemble import pipeline
     from ensemble.progress import SilentWatcher
 
-    return pipeline.segment(case, ensemble, watcher or SilentWatcher())
+    return pipeline.segment_raw(case, ensemble, watcher or SilentWatcher())

@@ -18,8 +18,8 @@ from ensemble.config import ExtraOutputs, Precision
 from ensemble.errors import InputRefused, UsageError, UserError, WeightsBroken
 from ensemble.logging_setup import report_failure, set_up_logging, write_final_error_line
 from ensemble.memory import as_user_error
-from ensemble.options import BIDS_APP, parse, run_config, to_arguments
-from ensemble.program import command
+from ensemble.options import BIDS_APP, make_run_config, parse_options, to_arguments
+from ensemble.program import command_line
 
 if TYPE_CHECKING:
     from ensemble.batch.run import BatchCases
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
         logging.getLogger("ensemble").setLevel(logging.DEBUG if options.verbose else logging.INFO)
         commands = {
             None: _contract,
@@ -73,15 +73,15 @@ def _contract(options: argparse.Namespace) -> int:
     from ensemble.contract.isles22 import find_inputs
     from ensemble.folders import exclusive_writer
     from ensemble.hospital.study import mercure_folders
-    from ensemble.pipeline import load
-    from ensemble.progress import LogLines
+    from ensemble.pipeline import load_from_config
+    from ensemble.progress import LogWatcher
 
     if (folders := mercure_folders(os.environ)) is not None:
         return _mercure(options, *folders)
-    config, extras = run_config(options, report=options.report), _extras(options, report=options.report)
+    config, extras = make_run_config(options, report=options.report), _extras(options, report=options.report)
     found = find_inputs(options.input)
     with exclusive_writer(options.output):
-        result = run_case(found, options.output, lambda: load(config), extras, LogLines())
+        result = run_case(found, options.output, lambda: load_from_config(config), extras, LogWatcher())
     log.info("lesions: %d, %.3f ml; voted: %s", result.lesion_count, result.lesion_ml, ", ".join(result.fused.voters))
     return 0
 
@@ -89,12 +89,12 @@ def _contract(options: argparse.Namespace) -> int:
 def _mercure(options: argparse.Namespace, folder: Path, out: Path) -> int:
     from ensemble.folders import exclusive_writer
     from ensemble.hospital.study import segment_into_objects
-    from ensemble.pipeline import load
-    from ensemble.progress import LogLines
+    from ensemble.pipeline import load_from_config
+    from ensemble.progress import LogWatcher
 
-    config, extras = run_config(options), replace(_extras(options, report=False), dicom=True)
+    config, extras = make_run_config(options), replace(_extras(options, report=False), dicom=True)
     with exclusive_writer(out):
-        case = segment_into_objects(folder, "study", out, extras, lambda: load(config), LogLines())
+        case = segment_into_objects(folder, "study", out, extras, lambda: load_from_config(config), LogWatcher())
     log.info("lesions: %d, %.3f ml", case.result.lesion_count, case.result.lesion_ml)
     return 0
 
@@ -102,18 +102,18 @@ def _mercure(options: argparse.Namespace, folder: Path, out: Path) -> int:
 def _study(options: argparse.Namespace) -> int:
     from ensemble.folders import exclusive_writer
     from ensemble.hospital.study import segment_study
-    from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.closing_lines import closing_lines
     from ensemble.outputs.foreign import refuse_overwriting_foreign_files
-    from ensemble.pipeline import load
+    from ensemble.pipeline import load_from_config
     from ensemble.progress import default_watcher
 
-    config, suffix = run_config(options, report=True), f".{options.format}"
+    config, suffix = make_run_config(options, report=True), f".{options.format}"
     extras = replace(_extras(options, report=True), dicom=True)
     with exclusive_writer(options.out):
         refuse_overwriting_foreign_files(options.out, [options.study])
         with closing(default_watcher()) as watching:
-            case = segment_study(options.study, options.out, suffix, extras, lambda: load(config), watching)
-    for line in summary(case, extras, options.out, suffix).split("\n"):
+            case = segment_study(options.study, options.out, suffix, extras, lambda: load_from_config(config), watching)
+    for line in closing_lines(case, extras, options.out, suffix).split("\n"):
         log.info("%s", line)
     return 0
 
@@ -121,50 +121,52 @@ def _study(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ensemble.folders import exclusive_writer
     from ensemble.outputs.artifacts import SegmentedCase
-    from ensemble.outputs.closing_lines import summary
+    from ensemble.outputs.closing_lines import closing_lines
     from ensemble.outputs.dicom.study import require_one_study
     from ensemble.outputs.foreign import refuse_overwriting_foreign_files
-    from ensemble.outputs.layouts.folder import publish_case
-    from ensemble.pipeline import load, segment
+    from ensemble.outputs.layouts.folder import publish_run_outputs
+    from ensemble.pipeline import load_from_config, segment_raw
     from ensemble.progress import default_watcher
     from ensemble.publish import check_writable
-    from ensemble.readers.imagefile import case_name, read_files
+    from ensemble.readers.imagefile import case_name, read_case_files
     from ensemble.types import Modality
 
-    config, extras, suffix = run_config(options, report=True), _extras(options, report=True), f".{options.format}"
+    config, extras, suffix = make_run_config(options, report=True), _extras(options, report=True), f".{options.format}"
     given = {Modality.DWI: options.dwi, Modality.ADC: options.adc, Modality.FLAIR: options.flair}
-    raw = read_files(case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None})
+    raw = read_case_files(
+        case_name(options.dwi), {modality: path for modality, path in given.items() if path is not None}
+    )
     require_one_study(raw, extras)
     with exclusive_writer(options.out):
         refuse_overwriting_foreign_files(options.out, [image.path for image in raw.images.values()])
         check_writable(options.out)
-        ensemble = load(config)
+        ensemble = load_from_config(config)
         with closing(default_watcher()) as watching:
-            result = segment(raw, ensemble, watching, shows_images=extras.show_images)
+            result = segment_raw(raw, ensemble, watching, shows_images=extras.show_images)
         case = SegmentedCase.of(raw, result, ensemble, extras)
-        publish_case(case, extras, options.out, suffix)
-    for line in summary(case, extras, options.out, suffix).split("\n"):
+        publish_run_outputs(case, extras, options.out, suffix)
+    for line in closing_lines(case, extras, options.out, suffix).split("\n"):
         log.info("%s", line)
     return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from ensemble.progress import LogLines
+    from ensemble.progress import LogWatcher
     from ensemble.serve.serve import ServerConfig, serve
     from ensemble.serve.worker import WorkerConfig
 
     level = logging.DEBUG if options.verbose else logging.INFO
-    config, extras = run_config(options, report=options.report), _extras(options, report=options.report)
-    worker_config = WorkerConfig(config, extras, LogLines(), level)
+    config, extras = make_run_config(options, report=options.report), _extras(options, report=options.report)
+    worker_config = WorkerConfig(config, extras, LogWatcher(), level)
     return serve(
         worker_config, ServerConfig(options.input, options.output, options.host, options.port, options.longest_wait)
     )
 
 
 def _listen(options: argparse.Namespace) -> int:
-    from ensemble.hospital.desk import segment_job
     from ensemble.hospital.listen import ListenConfig, listen
     from ensemble.hospital.node import NodeConfig
+    from ensemble.hospital.segmentation_process import segment_job
     from ensemble.hospital.send import parse_destinations
     from ensemble.progress import SilentWatcher
     from ensemble.serve.worker import WorkerConfig
@@ -180,23 +182,24 @@ def _listen(options: argparse.Namespace) -> int:
         options.keep_hours * 3600,
         options.status_port,
     )
-    listen(told, WorkerConfig(run_config(options), extras, SilentWatcher(), level, segment_job))
+    listen(told, WorkerConfig(make_run_config(options), extras, SilentWatcher(), level, segment_job))
     return 0
 
 
 def _members(options: argparse.Namespace) -> int:
-    from ensemble.outputs.report.members import check_members, compare_members, show_members
+    from ensemble.outputs.report.members import check_members, compare_members, log_members
 
-    config, paths = run_config(options), options.paths
-    wanted, what = {"pack": (2, "a source and a destination"), "fit-reference": (1, "a dataset")}.get(
-        options.action, (0, "no folders")
-    )
+    config, paths = make_run_config(options), options.paths
+    wanted, what, usage = {
+        "pack": (2, "a source and a destination", "members pack SRC DST"),
+        "fit-reference": (1, "a dataset", "members fit-reference DATASET"),
+        "diagnose": (0, "no folders", "members diagnose --dataset DATASET"),
+    }.get(options.action, (0, "no folders", f"members {options.action}"))
     if len(paths) != wanted:
         raise UsageError(
             f"members {options.action} takes {what}",
             found=" ".join(map(str, paths)),
-            do=f"{command('members pack SRC DST')}; {command('members fit-reference DATASET')};"
-            f" {command('members diagnose --dataset DATASET')}; all take --weights DIR",
+            do=f"use: {command_line(usage)}; name the weights folder with --weights DIR",
         )
     if options.compare is not None and options.action != "check":
         raise UsageError(
@@ -207,11 +210,11 @@ def _members(options: argparse.Namespace) -> int:
     if asked := [word for word in ("dataset", "simulated", "out") if getattr(options, word) is not None]:
         raise UsageError(f"--{asked[0]} has no effect on members {options.action}", do="use it with: members diagnose")
     if options.action == "pack":
-        from ensemble.members.pack import pack
+        from ensemble.members.pack import pack_members
 
         source, destination = paths
         precision = _packed_precision(config.precision)
-        for folder in pack(source, destination, precision, config.members, onnx=options.onnx):
+        for folder in pack_members(source, destination, precision, config.members, onnx=options.onnx):
             log.info("packed: %s", folder)
         return 0
     if options.action == "fit-reference":
@@ -219,13 +222,13 @@ def _members(options: argparse.Namespace) -> int:
 
         fit_reference(paths[0], config)
         return 0
-    specs = show_members(config)
+    specs = log_members(config)
     if options.action == "check" and not check_members(config, specs):
         return WeightsBroken.exit_code
     if options.compare is not None:
-        from ensemble.batch.find import only_case
+        from ensemble.batch.find import find_only_case
 
-        compare_members(config, specs, *only_case(options.compare))
+        compare_members(config, specs, *find_only_case(options.compare))
     return 0
 
 
@@ -237,10 +240,10 @@ def _diagnose(options: argparse.Namespace) -> int:
         raise UsageError(
             "members diagnose needs exactly one of --dataset and --simulated",
             found="neither" if options.dataset is None else "both",
-            do=f"{command('members diagnose --dataset DATASET')};"
+            do=f"{command_line('members diagnose --dataset DATASET')};"
             " or, in a clone of the repository only: members diagnose --simulated N",
         )
-    config, out = run_config(options), options.out or Path("diagnosis")
+    config, out = make_run_config(options), options.out or Path("diagnosis")
     with exclusive_writer(out):
         if options.dataset is not None:
             diagnose_dataset(options.dataset, out, config)
@@ -261,9 +264,9 @@ def _batch(options: argparse.Namespace) -> int:
 
 
 def _bids_app(options: argparse.Namespace) -> int:
-    from ensemble.batch.bids_app import check_dataset, use_work_folder
+    from ensemble.batch.bids_app import check_bids_dataset, use_work_folder
     from ensemble.batch.bids_filter import read_filter
-    from ensemble.batch.run import BatchCases, group
+    from ensemble.batch.run import BatchCases, write_group_summary
     from ensemble.batch.selection import CaseSelection
     from ensemble.folders import exclusive_writer
 
@@ -272,7 +275,7 @@ def _bids_app(options: argparse.Namespace) -> int:
     if options.bids_filter_file is not None:
         if options.case_list is not None:
             raise UsageError(
-                "--bids-filter-file has no effect on a list of cases, in which the images are already chosen",
+                "--bids-filter-file has no effect with --case-list, since the images of that list are already chosen",
                 do="remove one of --bids-filter-file and --case-list",
             )
         if options.dataset.is_file():
@@ -287,31 +290,31 @@ def _bids_app(options: argparse.Namespace) -> int:
                 "--dry-run has no effect on the level group", do="remove it, or use it with the level participant"
             )
         with exclusive_writer(options.out, shared=True):
-            return group(dataset, options.out, parquet=options.parquet)
+            return write_group_summary(dataset, options.out, parquet=options.parquet)
     if not options.skip_bids_validation:
-        check_dataset(options.dataset)
+        check_bids_dataset(options.dataset)
     if options.work_dir is not None:
         use_work_folder(options.work_dir)
     return _work_on(dataset, options, summarise=False)
 
 
 def _work_on(dataset: BatchCases, options: argparse.Namespace, *, summarise: bool) -> int:
-    from ensemble.batch.run import batch
+    from ensemble.batch.run import segment_dataset
     from ensemble.folders import exclusive_writer
 
     extras = _extras(options, report=options.report, in_report=True)
     if options.dry_run:
         from ensemble.batch.estimate import dry_run
 
-        config = run_config(options, report=True)
+        config = make_run_config(options, report=True)
         return dry_run(dataset, options.out, config, extras, resume=options.resume, as_json=options.json)
     if options.json:
         raise UsageError("--json has no effect without --dry-run", do="remove it, or add --dry-run")
     with exclusive_writer(options.out, shared=True):
-        return batch(
+        return segment_dataset(
             dataset,
             options.out,
-            run_config(options, report=True),
+            make_run_config(options, report=True),
             extras,
             resume=options.resume,
             summarise=summarise,
@@ -323,14 +326,20 @@ def _work_on(dataset: BatchCases, options: argparse.Namespace, *, summarise: boo
 
 def _slurm(options: argparse.Namespace) -> int:
     from ensemble.batch.run import BatchCases
-    from ensemble.batch.slurm import Resources, write_scripts
+    from ensemble.batch.slurm import SlurmResources, write_scripts
 
     extras = _extras(options, report=options.report, in_report=True)
-    own = {field.name: getattr(options, field.name) for field in fields(Resources)}
+    own = {field.name: getattr(options, field.name) for field in fields(SlurmResources)}
     words = to_arguments(options, set(vars(options)) - {*own, "scripts"})
     dataset = BatchCases(options.dataset)
     write_scripts(
-        dataset, options.out, run_config(options, report=True), extras, words, Resources(**own), options.scripts
+        dataset,
+        options.out,
+        make_run_config(options, report=True),
+        extras,
+        words,
+        SlurmResources(**own),
+        options.scripts,
     )
     return 0
 
@@ -345,7 +354,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UsageError(
             "evaluate needs at least two paths: predicted masks first, true masks last",
             found=" ".join(map(str, options.masks)) or "no path",
-            do=command("evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv"),
+            do=command_line("evaluate PREDICTIONS [PREDICTIONS ...] GROUND_TRUTH --out metrics.csv"),
         )
     *predictions, truths = options.masks
     asked = StudyRequest(options.clinical, options.by or (), _asked_readers(options))
@@ -394,10 +403,10 @@ def _score_answers(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     import json
 
-    from ensemble.outputs.report.inspect import as_json, as_lines, check_destination, refusal, save_volume
+    from ensemble.outputs.report.inspect import as_json, as_lines, check_destination, inspection_error, save_volume
     from ensemble.readers.base import RawImage
-    from ensemble.readers.inspect import inspect
-    from ensemble.text import all_printable
+    from ensemble.readers.inspect import inspect_path
+    from ensemble.text import replace_undecodable_in_json
     from ensemble.types import Modality
 
     asked = Modality(word) if (word := getattr(options, "as")) else None
@@ -407,18 +416,18 @@ def _inspect(options: argparse.Namespace) -> int:
         )
     if options.write is not None:
         check_destination(options.write, options.path)
-    finding = inspect(options.path, asked)
+    finding = inspect_path(options.path, asked)
     image = finding.images.get(asked) if asked else None
     written = options.write if isinstance(image, RawImage) else None
     if written is not None and isinstance(image, RawImage):
         save_volume(image.volume, written)  # before a word: JSON stands alone, or an error does
-    as_text = json.dumps(all_printable(as_json(finding)), indent=2).split("\n")
+    as_text = json.dumps(replace_undecodable_in_json(as_json(finding)), indent=2).split("\n")
     lines = as_text if options.json else as_lines(finding)
     for line in lines:
         log.info("%s", line)
     if written is not None and not options.json:
         log.info("written: %s", written)
-    if refused := refusal(finding, asked):
+    if refused := inspection_error(finding, asked):
         write_final_error_line(f"error: {refused}")
         return InputRefused.exit_code
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ensemble.text import TrustedLines, in_one_line, visible
+from ensemble.text import TrustedLines, escape_invisible, escape_to_one_line
 
 
 class UserError(Exception):
@@ -24,11 +24,11 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         labelled = [
-            ("", in_one_line(self.what)),
-            ("where: ", visible(self.where)),  # a place is spelt as it is
-            ("found: ", in_one_line(self.found)),
-            ("do: ", in_one_line(self.do)),
-            *(("note: ", in_one_line(note)) for note in self.notes),
+            ("", escape_to_one_line(self.what)),
+            ("where: ", escape_invisible(self.where)),  # a place is spelt as it is
+            ("found: ", escape_to_one_line(self.found)),
+            ("do: ", escape_to_one_line(self.do)),
+            *(("note: ", escape_to_one_line(note)) for note in self.notes),
         ]
         return TrustedLines("\n  ".join(label + text for label, text in labelled if text))
 
@@ -40,7 +40,7 @@ class UsageError(UserError):
 
 
 class InputRefused(UserError):
-    """The images can't be segmented safely."""
+    """Input images, or tables about them, are missing, unreadable or can't be used safely."""
 
     exit_code = 3
 

@@ -50,7 +50,7 @@ class UnreadableReason:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading; links are followed. Raises OSError; NotARegularFile."""
+    """Open a regular file for reading; links are followed. Raises NotARegularFile, or another OSError."""
     refuse_irregular_file(path)
     return path.open("rb")
 
@@ -73,12 +73,12 @@ def refuse_irregular_file(path: Path) -> None:
 
 
 def lexists(path: Path) -> bool:
-    """Return whether the path exists, be it as a dangling link."""
+    """Return whether the path exists; a dangling symbolic link counts (as in `os.path.lexists`)."""
     return os.path.lexists(path)
 
 
 def missing_link_target(path: Path) -> str:
-    """Return the missing target of the symbolic link that makes a path not exist; empty if no such link is on the path."""
+    """Return the missing target of a symbolic link because of which a path does not exist; empty if there is no such link."""
     for place in (path, *path.parents):
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114 (Path's raise where rights are lacking)
             return os.fspath(place.readlink())
@@ -166,7 +166,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def first_names(folder: Path) -> str:
+def describe_folder(folder: Path) -> str:
     """Return the first names in a folder, for messages. Raises OSError."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:_MAX_NAMES]) + (" ..." if len(names) > _MAX_NAMES else "") or "an empty folder"

@@ -59,7 +59,7 @@ def exclusive_writer(root: Path, *, shared: bool = False) -> Iterator[None]:
             do="use a separate folder for each run, or wait until the other run has ended",
         ) from error
     except OSError as error:
-        raise unwritable(root, error) from error
+        raise unwritable_error(root, error) from error
     try:
         yield
     finally:
@@ -93,7 +93,7 @@ def _locked_folder(root: Path, made: list[Path], how: int) -> int:
         os.close(descriptor)
 
 
-def unwritable(root: Path, error: OSError) -> UsageError:
+def unwritable_error(root: Path, error: OSError) -> UsageError:
     """Return the error for outputs that can't be written. Permissions are named only if they are the cause."""
     found = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -84,7 +84,7 @@ def mean_probability(probabilities: Sequence[FloatArray], weights: Sequence[floa
 def _mask(ballots: BoolArray, weights: Sequence[float], mean: FloatArray, method: FusionMethod) -> BoolArray:
     match method:
         case "majority":
-            return majority(ballots, weights, mean)
+            return majority_vote(ballots, weights, mean)
         case "mean":
             return np.asarray(mean > 0.5)
         case "staple":
@@ -129,7 +129,7 @@ def _without(mask: BoolArray, labels: AnyArray, removed: BoolArray) -> tuple[Boo
     return np.asarray(mask & ~removed[labels]), int(removed.sum())
 
 
-def majority(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:
+def majority_vote(ballots: BoolArray, weights: Sequence[float], mean: FloatArray) -> BoolArray:
     """Return where the voters for lesion hold more than half of the total weight; the mean probability breaks ties.
 
     Args:

@@ -31,7 +31,7 @@ def is_too_large(shape: Sequence[int], max_voxels: int = MAX_VOXELS) -> bool:
     return prod(shape) > max_voxels or max(shape) > MAX_ALONG_AXIS
 
 
-def size_limit(max_voxels: int = MAX_VOXELS) -> str:
+def describe_size_limit(max_voxels: int = MAX_VOXELS) -> str:
     """Return in words what `is_too_large` permits."""
     return f"at most {max_voxels / 1e6:g} million voxels are allowed, and {MAX_ALONG_AXIS} along an axis"
 

@@ -1,5 +1,7 @@
-"""Where messages go: to stdout, since a line on stderr marks a job on grand-challenge with a warning; the last word on a failure, in one
-line, also to stderr, since the platform shows its user the last line of it. And names that no text can hold.
+"""Send messages to stdout, since any line on stderr marks a grand-challenge job with a warning.
+
+The final line about a failure also goes to stderr, because the platform shows its user the last line of that. File names that can't be
+encoded are written with escapes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any, BinaryIO
 
 from ensemble.errors import UserError
 from ensemble.memory import as_user_error
-from ensemble.text import TrustedLines, visible
+from ensemble.text import TrustedLines, escape_invisible
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 @contextmanager
-def messages_on_stderr() -> Iterator[None]:
+def redirect_messages_to_stderr() -> Iterator[None]:
     """Send messages to stderr inside the block, so that stdout holds only the data that a command prints."""
     handlers = [
         h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stdout
@@ -63,7 +65,7 @@ class _Visible(logging.Formatter):
         """Return the record's text; tracebacks are indented."""
         shown = copy(record)
         if record.name.partition(".")[0] != "ensemble":
-            shown.msg, shown.args = visible(record.getMessage()), ()
+            shown.msg, shown.args = escape_invisible(record.getMessage()), ()
         elif isinstance(record.args, Mapping):
             shown.args = {name: _as_argument(value) for name, value in record.args.items()}
         elif record.args is not None:
@@ -72,7 +74,7 @@ class _Visible(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
         """Return a traceback with control characters escaped."""
-        return "\n".join("  " + visible(line) for line in super().formatException(ei).split("\n"))
+        return "\n".join("  " + escape_invisible(line) for line in super().formatException(ei).split("\n"))
 
 
 def _as_argument(value: object) -> object:
@@ -81,7 +83,7 @@ def _as_argument(value: object) -> object:
         return value
     text = str(value)
     ours = isinstance(value, UserError | TrustedLines)
-    return visible(text, keep="\n") if ours else visible(text)
+    return escape_invisible(text, keep="\n") if ours else escape_invisible(text)
 
 
 def log_failure(error: Exception) -> None:
@@ -110,7 +112,7 @@ def write_final_error_line(text: str) -> None:
     if sys.stderr is None:  # started with it closed
         return
     with suppress(OSError, ValueError):
-        print(visible(" ".join(text.split())), file=sys.stderr, flush=True)
+        print(escape_invisible(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -168,7 +170,7 @@ _catcher = _Catcher()
 
 
 @contextmanager
-def native_stderr_to_log() -> Iterator[None]:
+def redirect_native_stderr() -> Iterator[None]:
     """Send what native libraries write to stderr to our log; several threads may do so at once."""
     _catcher.begin()
     try:

@@ -15,7 +15,7 @@ from ensemble import __version__
 from ensemble.config import Device, FusionMethod, Precision, Registration, RunConfig, SessionKind, SkullStrip, Tta
 from ensemble.errors import UsageError
 from ensemble.families.spec import MIN_DISPUTED_ML
-from ensemble.program import help_on, program_name
+from ensemble.program import help_advice, program_name
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ class _Parser(argparse.ArgumentParser):
     """Raises usage errors as UsageError, so that they look and exit like all others."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, do=help_on(self.prog))
+        raise UsageError(message, do=help_advice(self.prog))
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
     """Return the options of a call: defaults, overridden by the environment, then by the command line. Raises UsageError."""
     parser, commands = _build()
     links = kubernetes_service_variables(environment)
@@ -71,19 +71,19 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     chosen = commands.get(getattr(stated, "command", None) or "", parser)
     if misplaced := sorted(set(vars(stated)) - {action.dest for action in chosen._actions} - {"command"}):
         names = ", ".join("--" + name.replace("_", "-") for name in misplaced)
-        raise UsageError(f"{names} has no effect on the command {stated.command}", do=help_on(chosen.prog))
+        raise UsageError(f"{names} has no effect on the command {stated.command}", do=help_advice(chosen.prog))
     options = _defaults(chosen) | _from_environment(chosen, environment) | vars(stated)
     options.setdefault("command", None)
     if missing := [
         action for action in chosen._actions if getattr(action, "needed", False) and options[action.dest] is None
     ]:
         raise UsageError(
-            f"{', '.join(action.option_strings[0] for action in missing)} is needed", do=help_on(chosen.prog)
+            f"{', '.join(action.option_strings[0] for action in missing)} is needed", do=help_advice(chosen.prog)
         )
     return argparse.Namespace(**options)
 
 
-def run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfig:
+def make_run_config(options: argparse.Namespace, *, report: bool = False) -> RunConfig:
     """Return the options that say how cases are segmented; `trust` is off unless a `report` is written."""
     chosen = {field.name: getattr(options, field.name) for field in fields(RunConfig)}
     return RunConfig(**chosen | {"trust": options.trust == "on" or (options.trust is None and report)})
@@ -812,6 +812,10 @@ def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
     return {action.dest: action.fallback for action in parser._actions if hasattr(action, "fallback")}
 
 
+#: Why a text is not a value of a type, in place of Python's own words.
+_NOT_A: Mapping[Any, str] = {int: "not a whole number", float: "not a number"}
+
+
 def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the values of `ISLES_...` variables, parsed as the options would be."""
     values: dict[str, Any] = {}
@@ -824,11 +828,15 @@ def _from_environment(parser: argparse.ArgumentParser, environment: Mapping[str,
             values[action.dest] = _read(action, text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(
-                f"{variable} is not valid", found=f"{text!r}: {error}", do="correct the variable or unset it"
+                f"the environment variable {variable} is not valid",
+                found=f"{text!r}: {_NOT_A.get(action.type, error)}",
+                do="correct the variable or unset it",
             ) from error
         if action.choices is not None and values[action.dest] not in action.choices:
             raise UsageError(
-                f"{variable} is not valid", found=repr(text), do=f"use one of: {', '.join(map(str, action.choices))}"
+                f"the environment variable {variable} is not valid",
+                found=repr(text),
+                do=f"use one of: {', '.join(map(str, action.choices))}",
             )
     return values
 

@@ -20,7 +20,7 @@ from ensemble.families.base import InferenceSettings, Member, MemberPrediction
 from ensemble.families.spec import MemberSpec
 from ensemble.fusion import FusedPrediction, fuse
 from ensemble.inference.device import resolve_device
-from ensemble.members.listing import describe
+from ensemble.members.listing import describe_member
 from ensemble.members.manifest import apply_member_defaults, find_members, find_unsupported, open_member, weight_digests
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.metrics import lesion_count, volume_ml
@@ -96,7 +96,7 @@ class Result:
         return self.fused.mean
 
 
-def load(config: RunConfig) -> Ensemble:
+def load_from_config(config: RunConfig) -> Ensemble:
     """Load the configured members.
 
     Raises WeightsBroken when a member can't be loaded, since none is omitted silently. Raises UsageError when more members must vote than
@@ -117,7 +117,7 @@ def load(config: RunConfig) -> Ensemble:
     for other in find_unsupported(config.weights_folder):
         log.warning("not supported yet, does not vote: %s (%s)", other.name, other.what)
     members = tuple(open_member(spec, settings) for spec in specs)
-    described = {spec.name: describe(spec) for spec in specs}
+    described = {spec.name: describe_member(spec) for spec in specs}
     for name, summary in described.items():
         for remark in summary.remarks:
             log.info("note: member %s: %s", name, remark)
@@ -129,8 +129,8 @@ def load(config: RunConfig) -> Ensemble:
     return Ensemble(config, settings, specs, members, time.perf_counter() - started, digests, takes_flair)
 
 
-def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher, *, shows_images: bool = True) -> Result:
-    """Segment one case. FLAIR is registered only where a member takes it or an output of the caller's shows it.
+def segment_raw(raw: RawCase, ensemble: Ensemble, watcher: Watcher, *, shows_images: bool = True) -> Result:
+    """Segment one case as read. FLAIR is registered only if a member takes it, or an output shows it (`shows_images`).
 
     Raises InputRefused when the images can't be segmented safely, MembersFailed when fewer members voted than required.
     """
@@ -144,7 +144,7 @@ def segment(raw: RawCase, ensemble: Ensemble, watcher: Watcher, *, shows_images:
 def segment_prepared(
     case: PreparedCase, ensemble: Ensemble, watcher: Watcher, spent: Mapping[str, float] | None = None
 ) -> Result:
-    """Segment a prepared case. `spent` is the wall time (s) of earlier stages. Raises as `segment` does."""
+    """Segment a prepared case. `spent` is the wall time (s) of earlier stages. Raises as `segment_raw` does."""
     seconds = dict(spent or {})
     for repair in case.repairs:
         log.info("note: %s", repair)

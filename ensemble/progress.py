@@ -9,7 +9,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-class LogLines:
+class LogWatcher:
     """Logs one line per stage."""
 
     def stage(self, name: str) -> None:
@@ -30,7 +30,7 @@ class SilentWatcher:
     def windows(self, done: int, total: int) -> None: ...
 
 
-class WindowBar:
+class ProgressBarWatcher:
     """Shows a progress bar per stage, on stderr."""
 
     def __init__(self) -> None:
@@ -56,6 +56,6 @@ class WindowBar:
             self._bar = None
 
 
-def default_watcher() -> WindowBar | LogLines:
+def default_watcher() -> ProgressBarWatcher | LogWatcher:
     """Return a progress bar if stderr is a terminal, else log lines."""
-    return WindowBar() if sys.stderr is not None and sys.stderr.isatty() else LogLines()
+    return ProgressBarWatcher() if sys.stderr is not None and sys.stderr.isatty() else LogWatcher()

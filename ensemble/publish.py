@@ -16,8 +16,8 @@ from typing import Any
 from uuid import uuid4
 
 from ensemble.config import STAGING
-from ensemble.folders import remove_empty_folders, unwritable
-from ensemble.text import printable
+from ensemble.folders import remove_empty_folders, unwritable_error
+from ensemble.text import replace_undecodable
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def publish(root: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
         with _signals_held() as held:
             _move_all(staging, root, replaces, held)
     except OSError as error:
-        raise unwritable(root, error) from error
+        raise unwritable_error(root, error) from error
     finally:
         with _signals_held():
             if staging != root:
@@ -77,18 +77,18 @@ def publish_folder(target: Path, scratch: Path) -> Iterator[Path]:
             for folder in {target.parent, *(folder.parent for folder in made)}:
                 flush_to_disk(folder)
     except OSError as error:
-        raise unwritable(target, error) from error
+        raise unwritable_error(target, error) from error
     finally:
         if staging != scratch:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def replace_text(path: Path, text: str, scratch: Path) -> None:
+def write_text_atomically(path: Path, text: str, scratch: Path) -> None:
     """Write a text file atomically, by way of `scratch`. Raises OSError."""
-    replace_bytes(path, printable(text).encode(), scratch)
+    write_bytes_atomically(path, replace_undecodable(text).encode(), scratch)
 
 
-def replace_bytes(path: Path, content: bytes, scratch: Path) -> None:
+def write_bytes_atomically(path: Path, content: bytes, scratch: Path) -> None:
     """Write a file atomically, by way of `scratch`. Raises OSError."""
     draft = scratch / f"{path.name}.{uuid4()}"  # containers that share a folder have the same process ids
     try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.geometry import Grid, is_too_large, size_limit
+from ensemble.geometry import Grid, describe_size_limit, is_too_large
 from ensemble.types import AnyArray, BoolArray, FloatArray
 from ensemble.volume import Volume, from_sitk, to_sitk
 
@@ -148,7 +148,7 @@ def _refuse_too_large(shape: Sequence[int], spacing_mm: Sequence[float]) -> None
         size, spacing = " x ".join(map(str, shape)), " x ".join(f"{mm:.3g}" for mm in spacing_mm)
         raise InputRefused(
             "a resampled image would be too large",
-            found=f"{size} voxels of {spacing} mm; {size_limit()}",
+            found=f"{size} voxels of {spacing} mm; {describe_size_limit()}",
             do="check the units of the image's header (mm), and the voxel size of the members (members list)",
         )
 

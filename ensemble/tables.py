@@ -17,7 +17,7 @@ EMPTY_CELLS = ("n/a", "#n/a", "na", "nan", "none", "null", "-", "--")
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """The non-empty lines of a table, headings first; cells are stripped."""
 
     delimiter: str
@@ -27,12 +27,12 @@ class Sheet:
     """Line number and cells of each row; at most as many cells as headings."""
 
 
-def quoted(columns: Iterable[str]) -> str:
+def quote_names(columns: Iterable[str]) -> str:
     """Return column names in quotes, for messages."""
     return ", ".join(f"'{name}'" for name in columns)
 
 
-def read_sheet(path: Path, name: str) -> Sheet:
+def read_table(path: Path, name: str) -> Table:
     """Read a table; `name` is its name in messages ("the worklist").
 
     Raises InputRefused for what is no text, has unfinished quotes, or more cells in a row than columns; OSError.
@@ -55,7 +55,7 @@ def read_sheet(path: Path, name: str) -> Sheet:
             )
         else:
             rows.append((line, cells[: len(headings)]))
-    return Sheet(delimiter, headings, rows)
+    return Table(delimiter, headings, rows)
 
 
 def _rows(text: str, delimiter: str, path: Path, name: str) -> Iterator[tuple[int, list[str]]]:

@@ -21,7 +21,7 @@ class TrustedLines(str):
     """Multi-line text of this program, in which all text from outside has been escaped."""
 
 
-def visible(text: str, *, keep: str = "") -> str:
+def escape_invisible(text: str, *, keep: str = "") -> str:
     """Return text with control and invisible characters escaped (`\x1b`, `\n`, `\u202e`), except those in `keep`.
 
     Bytes of a file's name that are no UTF-8 (lone surrogates) become U+FFFD.
@@ -31,16 +31,16 @@ def visible(text: str, *, keep: str = "") -> str:
     return "".join(one if one in keep else _spelt(one) for one in text)
 
 
-def in_one_line(text: str) -> str:
-    """Return text escaped by `visible`, with line breaks replaced by spaces."""
-    return visible(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
+def escape_to_one_line(text: str) -> str:
+    """Return text escaped by `escape_invisible`, with line breaks replaced by spaces."""
+    return escape_invisible(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
 
 
 def spreadsheet_cell(value: object) -> object:
     """Return a safe spreadsheet cell: numbers unchanged; text escaped and, if it looks like a formula, prefixed by an apostrophe."""
     if not isinstance(value, str):
         return value
-    text = visible(value)
+    text = escape_invisible(value)
     return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
 
 
@@ -51,15 +51,15 @@ def _spelt(character: str) -> str:
     return _escaped(character)[0].decode("ascii") if kind in _UNSEEN else character
 
 
-def printable(text: str) -> str:
+def replace_undecodable(text: str) -> str:
     """Return text that UTF-8 can encode: undecodable bytes of file names (lone surrogates in Python) become U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
-def all_printable(content: Any) -> Any:
-    """Apply `printable` to every text in JSON data, keys included."""
+def replace_undecodable_in_json(content: Any) -> Any:
+    """Apply `replace_undecodable` to every text in JSON data, keys included."""
     if isinstance(content, dict):
-        return {all_printable(key): all_printable(value) for key, value in content.items()}
+        return {replace_undecodable_in_json(key): replace_undecodable_in_json(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [all_printable(value) for value in content]
-    return printable(content) if isinstance(content, str) else content
+        return [replace_undecodable_in_json(value) for value in content]
+    return replace_undecodable(content) if isinstance(content, str) else content

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from conftest import StubMember, phantom_arrays, write_image
 from ensemble.batch import run
-from ensemble.batch.run import batch
+from ensemble.batch.run import segment_dataset
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.families.spec import MemberSpec
@@ -114,8 +114,8 @@ def run_batch(
 ) -> int:
     """`batch` with members that call bright voxels lesions."""
     settings = RunConfig(**{"weights": weights, "device": "cpu", **(config or {})})
-    with patch.object(run, "load", partial(_load, diary=diary, seconds=seconds)):
-        return batch(
+    with patch.object(run, "load_from_config", partial(_load, diary=diary, seconds=seconds)):
+        return segment_dataset(
             dataset,
             out,
             settings,

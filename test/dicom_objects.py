@@ -22,7 +22,7 @@ from ensemble.outputs.segmented import SegmentedCase
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.prepare.case import PreparedCase
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.origin import Origin, SourceFrame, SourceSlice
+from ensemble.readers.origin import DicomOrigin, SourceFrame, SourceSlice
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
@@ -54,7 +54,7 @@ def segmented(
     return SegmentedCase(raw, result, Ensemble(RunConfig(), InferenceSettings(), (spec,), (), 0.0, weights))
 
 
-def origin_of(volume: Volume) -> Origin:
+def origin_of(volume: Volume) -> DicomOrigin:
     """The origin of a volume, as if it had been read from classic DICOM."""
     study, axes = Dataset(), np.reshape(volume.grid.direction, (3, 3)).T
     study.StudyInstanceUID, study.FrameOfReferenceUID = "1.2.3", "1.2.3.9"
@@ -66,7 +66,7 @@ def origin_of(volume: Volume) -> Origin:
         for z in range(len(volume.array))
     )
     across, down, _ = volume.grid.spacing_mm
-    return Origin(study, tuple(axes[:2].ravel().tolist()), (down, across), slices)
+    return DicomOrigin(study, tuple(axes[:2].ravel().tolist()), (down, across), slices)
 
 
 def _blobs(shape: tuple[int, ...], seed: int) -> AnyArray:

@@ -33,7 +33,7 @@ def load(config: RunConfig) -> Ensemble:
     return Ensemble(config, InferenceSettings(), specs, members, 0.0, {"a": {"x": "0" * 64}})
 
 
-pipeline.load = load
+pipeline.load_from_config = load
 warmup.warm_up = lambda ensemble: None
 
 if __name__ == "__main__":

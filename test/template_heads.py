@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.findings.registration import affine_transform
-from ensemble.findings.template import Structure, template
+from ensemble.findings.registration import to_sitk_transform
+from ensemble.findings.template import AtlasStructure, shipped_template
 from ensemble.fusion import FusedPrediction
 from ensemble.geometry import Grid
 from ensemble.pipeline import Result
@@ -41,8 +41,8 @@ GRID = Grid((50, 60, 36), (3.5, 3.5, 4.5), (-90.0, -90.0, -90.0), (1.0, 0, 0, 0,
 @cache
 def raw() -> RawCase:
     """DWI and ADC (1e-6 mm^2/s) of the head: tissue and CSF, a little noise."""
-    onto, transform = template(), affine_transform(true_matrix())
-    csf = onto.left[Structure.CSF] + onto.left[Structure.CSF][..., ::-1]
+    onto, transform = shipped_template(), to_sitk_transform(true_matrix())
+    csf = onto.left[AtlasStructure.CSF] + onto.left[AtlasStructure.CSF][..., ::-1]
     there = resample_volume(onto.t1.like(csf), GRID, transform=transform).array
     brain = resample_volume(onto.t1.like(onto.hull.astype(np.float32)), GRID, transform=transform).array > 0.5
     noise = 1 + np.random.default_rng(2).normal(0, 0.03, brain.shape)
@@ -56,9 +56,9 @@ def raw() -> RawCase:
 @cache
 def case() -> PreparedCase:
     """The head, prepared."""
-    from ensemble.prepare.case import prepare
+    from ensemble.prepare.case import prepare_raw
 
-    return prepare(raw())
+    return prepare_raw(raw())
 
 
 def ball(*centres_ras_mm: tuple[float, float, float], radius_mm: float = 7.0) -> BoolArray:

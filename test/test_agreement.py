@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from conftest import phantom_case
 from ensemble.errors import InputRefused
 from ensemble.prepare.agreement import refuse_unrelated
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.types import AnyArray, BoolArray, Modality
 from test_hot_voxels import spoilt
 from test_unweighted import GRID, scanned
@@ -116,4 +116,4 @@ def test_a_mask_in_the_place_of_the_adc_is_refused() -> None:
     for value in (1.0, 800.0):
         raw = spoilt(phantom_case(), Modality.ADC, lambda array, value=value: array.__setitem__(array > 0, value))
         with pytest.raises(InputRefused):
-            prepare(raw)
+            prepare_raw(raw)

@@ -7,13 +7,13 @@ from pathlib import Path
 from benchmarks import agreement
 from conftest import phantom_case
 from ensemble.inference import engine
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from nnunet_folders import build_folder
 
 
 def test_modes_are_held_against_full_mirroring(tmp_path: Path) -> None:
     folder, original = build_folder(tmp_path), engine._answers
-    case = prepare(phantom_case())
+    case = prepare_raw(phantom_case())
     (content,) = agreement.run([case], folder.parent, 1, ("mirror", "none"))
     assert engine._answers is original
     rows = {(row["member"], row["mode"]): row for row in content["rows"]}

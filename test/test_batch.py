@@ -19,7 +19,7 @@ from batch_runs import BROKEN, comparable, rows, run_batch, write_case, write_da
 from conftest import GRID, phantom_arrays, phantom_lesion, tree, write_image
 from ensemble.batch.case_loop import CaseOutcome
 from ensemble.batch.progress import open_progress
-from ensemble.batch.run import batch
+from ensemble.batch.run import segment_dataset
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.metrics import dice
@@ -94,7 +94,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 ) -> None:
     from ensemble.batch import case_loop
 
-    data, really = tmp_path / "data", case_loop.read_files
+    data, really = tmp_path / "data", case_loop.read_case_files
     write_case(data / "a")
 
     def read(name: str, files: dict[Modality, Path]) -> object:
@@ -102,7 +102,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         write_image(phantom_arrays()[DWI] * 2, files[DWI])
         return raw
 
-    monkeypatch.setattr(case_loop, "read_files", read)
+    monkeypatch.setattr(case_loop, "read_case_files", read)
     assert run_batch(data, tmp_path / "out", weights) == 3
     assert "changed while it was being read" in rows(tmp_path / "out")["a"]["message"]
 
@@ -187,5 +187,5 @@ def test_a_bar_shows_how_far_it_is_and_what_failed(monkeypatch: pytest.MonkeyPat
 def test_broken_weights_end_the_batch_before_it_begins(tmp_path: Path) -> None:
     write_case(tmp_path / "data" / "a")
     with pytest.raises(WeightsBroken):
-        batch(tmp_path / "data", tmp_path / "out", RunConfig(weights=tmp_path / "none"), ExtraOutputs())
+        segment_dataset(tmp_path / "data", tmp_path / "out", RunConfig(weights=tmp_path / "none"), ExtraOutputs())
     assert not (tmp_path / "out").exists()

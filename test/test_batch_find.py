@@ -150,9 +150,9 @@ SEVERAL = ["a folder that should hold the images of one case has images of sever
         ),
         (
             "a/b_dwi.nii a/b_adc.nii a/c_dwi.nii a/c_adc.nii a/b/dwi.nii a/b/adc.nii",
-            {"a/b": ["2 cases have one name"], "a/c": ["a/c_dwi.nii", "a/c_adc.nii"]},
+            {"a/b": ["2 cases have the same name"], "a/c": ["a/c_dwi.nii", "a/c_adc.nii"]},
         ),
-        ("dwi.nii adc.nii data/dwi.nii data/adc.nii", {"data": ["2 cases have one name"]}),
+        ("dwi.nii adc.nii data/dwi.nii data/adc.nii", {"data": ["2 cases have the same name"]}),
     ],
 )
 def test_images_of_different_cases_are_never_joined(tmp_path: Path, files: str, cases: dict[str, list[str]]) -> None:

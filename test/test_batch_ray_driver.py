@@ -18,7 +18,7 @@ from conftest import tree
 from ensemble.batch import on_ray, run
 from ensemble.batch.case_loop import CaseOutcome
 from ensemble.errors import MembersFailed, UsageError, UserError, WeightsBroken
-from ensemble.options import parse
+from ensemble.options import parse_options
 
 Behaviour = Callable[[str, int], Any]
 
@@ -199,7 +199,7 @@ def test_without_ray_it_is_said_how_to_get_it(
     caplog.set_level(logging.INFO, "ensemble")
     write_case(tmp_path / "data" / "a")
     for module in (on_ray, run):
-        monkeypatch.setattr(module, "is_installed", lambda: False)
+        monkeypatch.setattr(module, "is_ray_installed", lambda: False)
     with pytest.raises(UsageError, match="not installed") as told:
         run_batch(tmp_path / "data", tmp_path / "out", weights, ray="local")
     assert "pip install" in told.value.do
@@ -214,7 +214,7 @@ def test_several_gpus_use_ray(tmp_path: Path, weights: Path, monkeypatch: pytest
     write_case(tmp_path / "data" / "a")
     asked: list[Any] = []
     monkeypatch.setattr(run, "gpu_count", lambda device: 2)
-    monkeypatch.setattr(run, "is_installed", lambda: True)
+    monkeypatch.setattr(run, "is_ray_installed", lambda: True)
     monkeypatch.setattr(run, "segment_on_ray", lambda address, cpus, *rest: asked.append(address))
     run_batch(tmp_path / "data", tmp_path / "out", weights)
     assert asked == [on_ray.LOCAL]
@@ -225,7 +225,7 @@ def test_the_address_is_read_and_a_folder_is_none() -> None:
         ([], None), (["--ray"], "local"), (["--ray", "auto"], "auto"), (["--ray", "10.0.0.1:6379"], "10.0.0.1:6379"),
         (["--ray", "head.site:6379", "--ray-cpus", "2"], "head.site:6379"), (["--ray", "ray://h:10001"], "ray://h:10001"),
     ):  # fmt: skip
-        assert parse(["batch", "d", "o", *words], {}).ray == address
+        assert parse_options(["batch", "d", "o", *words], {}).ray == address
     for words in (["--ray", "d", "o"], ["d", "o", "--ray", "somewhere"], ["d", "o", "--ray-cpus", "0"]):
         with pytest.raises(UsageError, match="--ray"):
-            parse(["batch", *words], {})
+            parse_options(["batch", *words], {})

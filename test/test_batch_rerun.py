@@ -14,7 +14,7 @@ from batch_runs import rows, run_batch, touch, write_case
 from conftest import phantom_arrays, tree, write_image
 from ensemble.batch.identity import input_digests
 from ensemble.errors import InputRefused, UsageError, WeightsBroken
-from ensemble.readers.sources import source_files, stamps
+from ensemble.readers.sources import image_stamps, source_files
 from ensemble.types import Modality
 
 DWI = Modality.DWI
@@ -26,10 +26,10 @@ def test_all_files_of_an_image_count(tmp_path: Path) -> None:
         header = tmp_path / f"x{ending}"
         sitk.WriteImage(image, str(header), useCompression=ending == ".nhdr")
         assert [name for name, _ in source_files(header)] == [header.name, data]
-        before, state = input_digests({DWI: header}), stamps([header])
+        before, state = input_digests({DWI: header}), image_stamps([header])
         (tmp_path / data).write_bytes(b"other")
         assert input_digests({DWI: header}) != before
-        assert stamps([header]) != state
+        assert image_stamps([header]) != state
     assert [name for name, _ in source_files(tmp_path)] == ["x.mhd", "x.nhdr", "x.raw", "x.raw.gz"]
     with pytest.raises(InputRefused, match="can't be read"):
         input_digests({DWI: tmp_path / "gone.nii.gz"})

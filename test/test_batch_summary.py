@@ -19,7 +19,7 @@ import batch_runs
 from batch_runs import run_batch, write_case
 from conftest import StubMember, phantom_case, tree
 from ensemble.batch import run
-from ensemble.batch.parquet import parquet
+from ensemble.batch.parquet import to_parquet
 from ensemble.batch.summary import EARLIER, GONE, SummaryRow, collect_summary, write_summary
 from ensemble.cli import main
 from ensemble.config import ExtraOutputs
@@ -29,7 +29,7 @@ from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.layouts.bids import write_case as write_results
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.outputs.report.run_report import SCHEMA, build_report
-from ensemble.pipeline import Ensemble, segment
+from ensemble.pipeline import Ensemble, segment_raw
 from ensemble.progress import SilentWatcher
 
 PLACE = BidsEntities("a")
@@ -65,7 +65,7 @@ READ += (
 def done(tmp_path: Path, stub_ensemble: Callable[..., Ensemble]) -> Path:
     """A tree with one result; its report."""
     raw, ensemble = phantom_case(), stub_ensemble(StubMember("one"), StubMember("two"))
-    case = SegmentedCase(raw, segment(raw, ensemble, SilentWatcher()), ensemble)
+    case = SegmentedCase(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble)
     write_results(tmp_path / "out", tmp_path / "scratch", PLACE, case, ExtraOutputs(), {"key": "x"})
     return tmp_path / "out" / PLACE.folder / "report.json"
 
@@ -148,7 +148,7 @@ def test_parquet_holds_what_the_table_holds_with_types(
     write_case(data / "a")
     write_case(data / "=b")
     (data / "c").mkdir()
-    monkeypatch.setattr(run, "load", partial(batch_runs._load, diary=None, seconds=0.0))
+    monkeypatch.setattr(run, "load_from_config", partial(batch_runs._load, diary=None, seconds=0.0))
     command = ["batch", str(data), str(out), "--weights", str(weights), "--device", "cpu", "--trust", "off"]
     assert main([*command, "--parquet"]) == 3
     assert f"  {out / 'summary.parquet'}" in capsys.readouterr().out.splitlines()
@@ -177,10 +177,10 @@ def test_parquet_holds_integers_of_any_size_as_unknown() -> None:
         SummaryRow("a", "a", "", "done", lesions=10**400, voters="x\udcff"),
         SummaryRow("b", "b", "", "not done", lesions=-(2**62)),
     ]
-    table = parquet_file.read_table(io.BytesIO(parquet(rows)))
+    table = parquet_file.read_table(io.BytesIO(to_parquet(rows)))
     assert table["lesions"].to_pylist() == [None, -(2**62)]
     assert table["voters"].to_pylist() == ["x\ufffd", None]
-    assert parquet_file.read_table(io.BytesIO(parquet([]))).schema == table.schema
+    assert parquet_file.read_table(io.BytesIO(to_parquet([]))).schema == table.schema
 
 
 def test_parquet_without_pyarrow_is_refused_before_any_work(
@@ -191,7 +191,7 @@ def test_parquet_without_pyarrow_is_refused_before_any_work(
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     for summarise in (
         lambda: run_batch(tmp_path / "data", tmp_path / "out", weights, parquet=True),
-        lambda: run.group(run.BatchCases(tmp_path / "data"), tmp_path / "out", parquet=True),
+        lambda: run.write_group_summary(run.BatchCases(tmp_path / "data"), tmp_path / "out", parquet=True),
     ):
         with pytest.raises(UsageError, match="--parquet needs pyarrow") as raised:
             summarise()
@@ -201,5 +201,5 @@ def test_parquet_without_pyarrow_is_refused_before_any_work(
 
 def test_a_report_says_its_version_first(stub_ensemble: Callable[..., Ensemble]) -> None:
     raw, ensemble = phantom_case(), stub_ensemble(StubMember("one"))
-    report = build_report(raw, segment(raw, ensemble, SilentWatcher()), ensemble)
+    report = build_report(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble)
     assert next(iter(report.items())) == ("schema", SCHEMA)

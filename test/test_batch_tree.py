@@ -21,7 +21,7 @@ from ensemble.errors import UsageError
 from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.layouts.bids import write_case as write_results
 from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
-from ensemble.pipeline import Ensemble, segment
+from ensemble.pipeline import Ensemble, segment_raw
 from ensemble.progress import SilentWatcher
 
 
@@ -120,7 +120,7 @@ def test_members_whose_names_have_the_same_letters_do_not_share_a_file(
 ) -> None:
     names = ("site_a", "site-a", "siteA", "b", "_", "..-")
     ensemble = stub_ensemble(*(StubMember(name, level=1.2 + number / 5) for number, name in enumerate(names)))
-    result, extras = segment(phantom_case(), ensemble, SilentWatcher()), ExtraOutputs(save_member_masks=True)
+    result, extras = segment_raw(phantom_case(), ensemble, SilentWatcher()), ExtraOutputs(save_member_masks=True)
     place = BidsEntities("1")
     for members in (range(6), range(2)):
         some = replace(result, outcomes=tuple(result.outcomes[number] for number in members))

@@ -22,10 +22,10 @@ from deploy.boutiques import descriptor
 from ensemble.batch import case_loop, failures, run
 from ensemble.batch.bids_filter import read_filter
 from ensemble.batch.find import find_cases
-from ensemble.batch.selection import CaseSelection, share_of
+from ensemble.batch.selection import CaseSelection, is_in_shard
 from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
-from ensemble.options import normalise_bids_app_call, parse
+from ensemble.options import normalise_bids_app_call, parse_options
 from ensemble.outputs.layouts import bids
 from ensemble.outputs.layouts.bids_entities import BidsEntities
 from ensemble.types import Modality
@@ -39,7 +39,7 @@ def app(tmp_path: Path, weights: Path) -> Callable[..., int]:
 
     def call(level: str, *options: str, first: tuple[str, ...] = ()) -> int:
         common = ["--weights", str(weights), "--device", "cpu", "--trust", "off"]
-        with patch.object(run, "load", partial(_load, diary=None, seconds=0.0)):
+        with patch.object(run, "load_from_config", partial(_load, diary=None, seconds=0.0)):
             return main([*first, str(tmp_path / "data"), str(tmp_path / "out"), level, *common, *options])
 
     return call
@@ -116,17 +116,17 @@ def test_a_process_killed_behind_a_result_leaves_no_record_of_an_earlier_failure
 def test_a_failure_is_on_record_although_others_take_the_empty_folder_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really, places = failures.replace_text, iter((True, False))
+    really, places = failures.write_text_atomically, iter((True, False))
 
     def beside_another(path: Path, *rest: Any) -> None:
         if next(places):
             path.parent.rmdir()
         really(path, *rest)
 
-    monkeypatch.setattr(failures, "replace_text", beside_another)
+    monkeypatch.setattr(failures, "write_text_atomically", beside_another)
     place = BidsEntities("1", "")
-    failures.record(tmp_path, tmp_path, place, "sub-1", {"message": "why", "exit_code": 3})
-    assert failures.recorded(tmp_path, [("sub-1", place)]) == {"sub-1": {"message": "why", "exit_code": 3}}
+    failures.record_failure(tmp_path, tmp_path, place, "sub-1", {"message": "why", "exit_code": 3})
+    assert failures.read_failures(tmp_path, [("sub-1", place)]) == {"sub-1": {"message": "why", "exit_code": 3}}
 
 
 def test_labels_that_are_not_there_are_named(
@@ -238,13 +238,13 @@ def test_the_levels_are_found_anywhere_and_commands_stay_commands() -> None:
 
 
 def test_labels_are_read_from_the_environment() -> None:
-    options = parse(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": "01,02", "ISLES_SHARD": "2/3"})
+    options = parse_options(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": "01,02", "ISLES_SHARD": "2/3"})
     assert (options.participant_label, options.shard) == (["01", "02"], (2, 3))
     with pytest.raises(UsageError, match="ISLES_PARTICIPANT_LABEL is not valid"):
-        parse(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": " , "})  # labels of nobody: not all
+        parse_options(["/b", "/o", "participant"], {"ISLES_PARTICIPANT_LABEL": " , "})  # labels of nobody: not all
     for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/2"):
         with pytest.raises(UsageError):
-            parse(["batch", "a", "b", "--shard", text], {})
+            parse_options(["batch", "a", "b", "--shard", text], {})
 
 
 def test_a_filter_file_chooses_images(tmp_path: Path) -> None:
@@ -300,10 +300,10 @@ def test_what_is_filtered_out_whole_is_no_failed_case(tmp_path: Path, caplog: py
 
 def test_shares_are_a_partition_that_joining_cases_do_not_move() -> None:
     names = [f"sub-{number}" for number in range(200)]
-    shares = [{name for name in names if share_of(name, number, 7)} for number in range(1, 8)]
+    shares = [{name for name in names if is_in_shard(name, number, 7)} for number in range(1, 8)]
     assert sum(map(len, shares)) == len(set.union(*shares)) == 200
     assert min(map(len, shares)) > 10
-    assert [share_of("sub-01/ses-a", number, 3) for number in (1, 2, 3)] == [False, True, False], (
+    assert [is_in_shard("sub-01/ses-a", number, 3) for number in (1, 2, 3)] == [False, True, False], (
         "and none of other versions"
     )
 
@@ -317,7 +317,7 @@ def test_shares_and_a_group_make_what_a_batch_makes(tmp_path: Path, weights: Pat
         for number in (3, 1, 2)
     ]
     assert sorted(codes) == [0, 0, 3]
-    assert run.group(run.BatchCases(data), out) == 3
+    assert run.write_group_summary(run.BatchCases(data), out) == 3
     assert comparable(out) == comparable(tmp_path / "whole")
 
 
@@ -367,6 +367,6 @@ def test_boutiques_takes_the_descriptor_and_makes_a_call_of_it(tmp_path: Path) -
             [sys.executable, bosh, *command], capture_output=True, text=True, check=True, cwd=tmp_path
         ).stdout
     words = answer.split("process.py ")[1].split()
-    options = parse(words, {})
+    options = parse_options(words, {})
     assert (options.command, options.dataset, options.level) == ("bids-app", Path("/b"), "participant")
     assert (options.participant_label, options.resume, options.tta) == (["01", "02"], False, "none")

@@ -15,8 +15,8 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare import case as prepare_case
-from ensemble.prepare.case import STEPS, prepare
-from ensemble.prepare.draft import Draft
+from ensemble.prepare.case import STEPS, prepare_raw
+from ensemble.prepare.draft import DraftCase
 from ensemble.prepare.flair import check_flair_size
 from ensemble.readers.base import RawCase
 from ensemble.types import AnyArray, Modality
@@ -69,7 +69,7 @@ def test_images_without_a_picture_are_refused(
     modality: Modality, change: Callable[[AnyArray], AnyArray], message: str
 ) -> None:
     with pytest.raises(InputRefused, match=f"{modality.value.upper()} .*{message}") as refusal:
-        prepare(with_array(modality, change))
+        prepare_raw(with_array(modality, change))
     assert refusal.value.where == f"{modality}.mha"
 
 
@@ -89,14 +89,14 @@ def test_images_without_a_picture_are_refused(
 )
 def test_cases_that_do_not_fit_together_are_refused(raw: RawCase, message: str) -> None:
     with pytest.raises(InputRefused, match=message):
-        prepare(raw)
+        prepare_raw(raw)
 
 
 def test_headers_that_differ_by_rounding_are_accepted_and_recorded() -> None:
-    case = prepare(with_grid(ADC, moved(0.1)))
+    case = prepare_raw(with_grid(ADC, moved(0.1)))
     assert case.images[ADC].grid == GRID
     assert [repair for repair in case.repairs if "0.025 voxels" in repair]
-    assert prepare(with_grid(ADC, moved(1e-5))).repairs == ()
+    assert prepare_raw(with_grid(ADC, moved(1e-5))).repairs == ()
 
 
 def test_flair_is_resampled_onto_the_dwi_grid_and_recorded() -> None:
@@ -104,14 +104,14 @@ def test_flair_is_resampled_onto_the_dwi_grid_and_recorded() -> None:
     ramp = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None, None] * 10 + 1, thick.shape_zyx)
     raw = with_grid(FLAIR, thick)
     raw = replace(raw, images={**raw.images, FLAIR: replace(raw.images[FLAIR], volume=Volume(ramp.copy(), thick))})
-    case = prepare(raw)
+    case = prepare_raw(raw)
     assert case.images[FLAIR].grid == GRID
     assert case.images[FLAIR].array[2:22, 20, 20] == pytest.approx(np.arange(2, 22) * 5 + 1)  # linear along the slices
     assert "FLAIR resampled" in case.repairs[0]
 
 
 def test_a_case_without_flair_is_whole() -> None:
-    case = prepare(without(FLAIR))
+    case = prepare_raw(without(FLAIR))
     assert case.modalities == {DWI, ADC}
     assert case.repairs == ()
 
@@ -119,13 +119,13 @@ def test_a_case_without_flair_is_whole() -> None:
 def test_nothing_is_changed_in_place() -> None:
     raw = phantom_case(flair=True)
     before = {modality: image.volume.array.copy() for modality, image in raw.images.items()}
-    case = prepare(raw)
+    case = prepare_raw(raw)
     assert all(np.array_equal(before[modality], image.volume.array) for modality, image in raw.images.items())
     assert np.array_equal(case.images[DWI].array, before[DWI])
 
 
 def test_normal_tissue_is_one() -> None:
-    case = prepare(phantom_case(flair=True))
+    case = prepare_raw(phantom_case(flair=True))
     for modality in Modality:
         inside = case.tissue_normalized[modality].array[case.brain.array]
         assert np.median(inside) == pytest.approx(1.0, abs=0.05)
@@ -137,8 +137,8 @@ def test_a_brain_of_implausible_size_is_remarked_upon(scale: float, hint: str) -
     raw = phantom_case()
     grid = replace(GRID, spacing_mm=tuple(mm * scale for mm in GRID.spacing_mm))
     images = {m: replace(image, volume=Volume(image.volume.array, grid)) for m, image in raw.images.items()}
-    assert hint in prepare(replace(raw, images=images)).repairs[0]
-    assert prepare(raw).repairs == ()
+    assert hint in prepare_raw(replace(raw, images=images)).repairs[0]
+    assert prepare_raw(raw).repairs == ()
 
 
 def test_no_half_of_a_brain_in_two_pieces_is_lost() -> None:
@@ -149,7 +149,7 @@ def test_no_half_of_a_brain_in_two_pieces_is_lost() -> None:
         array = image.volume.array.copy()
         array[:, :, 24:26] = 0
         images[modality] = replace(image, volume=image.volume.like(array))
-    case = prepare(replace(raw, images=images))
+    case = prepare_raw(replace(raw, images=images))
     lesion = phantom_lesion()
     lesion[:, :, 24:26] = False
     assert lesion.any()
@@ -164,7 +164,7 @@ def test_one_image_given_twice_is_refused(first: Modality, second: Modality) -> 
     with pytest.raises(
         InputRefused, match=f"{first.value.upper()} and {second.value.upper()} are the same image"
     ) as it:
-        prepare(replace(raw, images={**raw.images, second: copy}))
+        prepare_raw(replace(raw, images={**raw.images, second: copy}))
     assert it.value.where == "copy.mha"
 
 
@@ -175,7 +175,7 @@ def test_the_size_of_a_brain_on_fine_voxels_is_looked_at_too(mm: float, refused:
     array = raw.images[FLAIR].volume.array.repeat(4, axis=1).repeat(4, axis=2)
     grid = replace(GRID, size=(160, 192, 24), spacing_mm=(mm, mm, 5.0))
     images = {**raw.images, FLAIR: replace(raw.images[FLAIR], volume=Volume(array, grid))}
-    case = Draft(raw.name, {FLAIR: Path("flair")}, {m: image.volume for m, image in images.items()})
+    case = DraftCase(raw.name, {FLAIR: Path("flair")}, {m: image.volume for m, image in images.items()})
     if not refused:
         assert check_flair_size(case) == (case, ())
         return
@@ -185,7 +185,7 @@ def test_the_size_of_a_brain_on_fine_voxels_is_looked_at_too(mm: float, refused:
 
 def test_a_flair_that_misses_part_of_the_brain_is_remarked_upon() -> None:
     upper = Grid((40, 48, 16), GRID.spacing_mm, tuple((GRID.affine @ (0, 0, 8, 1))[:3]), GRID.direction)  # type: ignore[arg-type]
-    case = prepare(with_grid(FLAIR, upper))
+    case = prepare_raw(with_grid(FLAIR, upper))
     assert [repair for repair in case.repairs if "covers only 7" in repair], case.repairs
 
 
@@ -193,7 +193,7 @@ def test_every_repair_says_which_step_made_it_and_of_which_image() -> None:
     raw = with_array(ADC, lambda a: np.where(a == 0, np.nan, a).astype(np.float32))
     images = {**raw.images, DWI: replace(raw.images[DWI], notes=("chosen by its name",))}
     images[FLAIR] = replace(raw.images[FLAIR], volume=Volume(raw.images[FLAIR].volume.array, moved(0.5)))
-    case = prepare(replace(raw, images=images))
+    case = prepare_raw(replace(raw, images=images))
     assert case.repairs == tuple(note.text for note in case.notes)
     assert [(note.step, note.image) for note in case.notes] == [
         ("readers", DWI),
@@ -207,7 +207,7 @@ def test_published_members_see_the_noise_around_a_brain_and_others_do_not() -> N
     """SWAN's FLAIR is not 0 in three voxels of four, and is normalised by all of these."""
     noise = np.random.default_rng(1).uniform(1, 4, GRID.shape_zyx).astype(np.float32)
     raw = with_array(DWI, lambda a: np.where(a == 0, noise, a))
-    case = prepare(raw)
+    case = prepare_raw(raw)
     outside = ~case.brain.array
     assert any("was not 0: set to 0" in repair for repair in case.repairs)
     assert not case.images[DWI].array[outside].any()
@@ -247,13 +247,13 @@ def test_of_several_faults_the_first_steps_is_told() -> None:
         changed = replace(image, volume=image.volume.like(change(image.volume.array.copy())))
         faulty = replace(faulty, images={**faulty.images, modality: changed})
         with pytest.raises(InputRefused, match=message):
-            prepare(faulty)
+            prepare_raw(faulty)
 
 
 def test_a_step_changes_no_case_that_it_is_given() -> None:
     raw = with_array(ADC, lambda a: np.where(a == 0, np.nan, a).astype(np.float32))
     images = {modality: image.volume for modality, image in raw.images.items()}
-    case = Draft("one", {modality: Path(f"{modality}.mha") for modality in images}, images)
+    case = DraftCase("one", {modality: Path(f"{modality}.mha") for modality in images}, images)
     for step in STEPS:
         before = {modality: (volume, volume.array.tobytes()) for modality, volume in case.images.items()}
         brain = case.brain.tobytes()
@@ -270,18 +270,18 @@ def test_a_dwi_of_shifted_or_inverted_values_is_refused(change: Callable[[AnyArr
     image = raw.images[DWI]
     odd = replace(image, volume=image.volume.like(change(image.volume.array).astype(np.float32)))
     with pytest.raises(InputRefused, match="background of the DWI image is as bright as tissue"):
-        prepare(replace(raw, images={**raw.images, DWI: odd}))
+        prepare_raw(replace(raw, images={**raw.images, DWI: odd}))
     faint = replace(image, volume=image.volume.like(np.maximum(image.volume.array, np.float32(2))))
-    prepare(replace(raw, images={**raw.images, DWI: faint}))
+    prepare_raw(replace(raw, images={**raw.images, DWI: faint}))
 
 
 def test_a_case_is_prepared_as_a_run_s_choices_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """`members check --compare` had left --registration out."""
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(prepare_case, "prepare", lambda *choices: asked.append(choices))
+    monkeypatch.setattr(prepare_case, "prepare_raw", lambda *choices: asked.append(choices))
     config = RunConfig(skull_strip="never", brain_ml=(100.0, 900.0), registration="never")
     prepare_case.prepare_for_run(phantom_case(), config, "cuda")
     (given,) = asked
     assert given[1:] == ("never", "cuda", (100.0, 900.0), "never", True)
-    chosen = set(inspect.signature(prepare).parameters) - {"raw", "device"}
-    assert len(given) == len(chosen) + 2, "every choice of `prepare` is one of a run"
+    chosen = set(inspect.signature(prepare_raw).parameters) - {"raw", "device"}
+    assert len(given) == len(chosen) + 2, "every choice of `prepare_raw` is one of a run"

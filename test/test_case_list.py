@@ -61,7 +61,7 @@ def test_the_jobs_that_slurm_writes_make_what_one_batch_makes_and_search_nothing
 ) -> None:
     data, out, whole, scripts = (tmp_path / name for name in ("da ta", "out", "whole", "jobs"))
     write(data)
-    monkeypatch.setattr(run, "load", partial(_load, diary=None, seconds=0.0))
+    monkeypatch.setattr(run, "load_from_config", partial(_load, diary=None, seconds=0.0))
     monkeypatch.setattr(estimate.CostModel, "cpu_seconds", lambda *_: 1.0)
     monkeypatch.setattr(estimate, "family_of", lambda spec: type("F", (), {"networks": staticmethod(lambda _: [])}))
     options = ["--weights", str(weights), "--device", "cpu"]

@@ -21,8 +21,8 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.adc import compute_missing_adc
-from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 
@@ -51,7 +51,7 @@ def four_d(path: Path, b_values: Sequence[float], *, factors: Sequence[float] = 
 
 
 def computed(dwi: Path) -> tuple[AnyArray, tuple[str, ...]]:
-    image = compute_missing_adc(read_files("x", {Modality.DWI: dwi})).images[Modality.ADC]
+    image = compute_missing_adc(read_case_files("x", {Modality.DWI: dwi})).images[Modality.ADC]
     return image.volume.array, image.notes
 
 
@@ -127,7 +127,7 @@ def test_where_no_adc_can_be_computed_both_ways_are_named(
 ) -> None:
     path = four_d(tmp_path / "dwi.nii.gz", b_values, bval=bval)
     with pytest.raises(InputRefused, match="there is no ADC image") as refusal:
-        read_files("x", {Modality.DWI: path})
+        read_case_files("x", {Modality.DWI: path})
     assert why in refusal.value.found
     assert "--adc" in refusal.value.do
     assert ".bval" in refusal.value.do
@@ -136,8 +136,8 @@ def test_where_no_adc_can_be_computed_both_ways_are_named(
 def test_an_adc_that_is_given_is_the_one_that_is_used(tmp_path: Path) -> None:
     dwi = four_d(tmp_path / "dwi.nii.gz", (0, 1000))
     adc = write_image((ADC * 1.25).astype(np.float32), tmp_path / "adc.nii.gz")
-    raw = read_files("x", {Modality.DWI: dwi, Modality.ADC: adc})
-    case = prepare(raw)
+    raw = read_case_files("x", {Modality.DWI: dwi, Modality.ADC: adc})
+    case = prepare_raw(raw)
     assert compute_missing_adc(raw) is raw
     assert np.array_equal(case.images[Modality.ADC].array, (ADC * 1.25).astype(np.float32))
     assert not any("computed" in note for note in case.repairs)
@@ -146,8 +146,8 @@ def test_an_adc_that_is_given_is_the_one_that_is_used(tmp_path: Path) -> None:
 def test_the_lesion_is_the_same_by_either_adc(tmp_path: Path) -> None:
     dwi = four_d(tmp_path / "dwi.nii.gz", (0, 1000))
     adc = write_image(ADC, tmp_path / "adc.nii.gz")
-    given = prepare(read_files("x", {Modality.DWI: dwi, Modality.ADC: adc}))
-    made = prepare(read_files("x", {Modality.DWI: dwi}))
+    given = prepare_raw(read_case_files("x", {Modality.DWI: dwi, Modality.ADC: adc}))
+    made = prepare_raw(read_case_files("x", {Modality.DWI: dwi}))
     assert np.array_equal(given.brain.array, made.brain.array)
     for modality in (Modality.DWI, Modality.ADC):
         assert np.abs(given.tissue_normalized[modality].array - made.tissue_normalized[modality].array).max() < 1e-3
@@ -158,7 +158,7 @@ def test_the_lesion_is_the_same_by_either_adc(tmp_path: Path) -> None:
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = MemberSpec("a", "nnunet", Path("/nowhere"))
     monkeypatch.setattr(
-        "ensemble.pipeline.load",
+        "ensemble.pipeline.load_from_config",
         lambda config: Ensemble(RunConfig(), InferenceSettings(), (spec,), (StubMember("a"),), 0.0),
     )
 

@@ -14,13 +14,13 @@ import SimpleITK as sitk
 
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, tree, write_contract_case, write_image
 from ensemble.config import ExtraOutputs
-from ensemble.contract.execute import execute
+from ensemble.contract.execute import segment_and_publish
 from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused, MembersFailed, UsageError
 from ensemble.outputs.layouts.contract import earlier_masks
 from ensemble.pipeline import Ensemble
 from ensemble.progress import SilentWatcher
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import Modality
 from ensemble.volume import grid_of
 
@@ -31,7 +31,9 @@ SLUGS = {DWI: "dwi-brain-mri", ADC: "adc-brain-mri", FLAIR: "flair-brain-mri"}
 
 def run(root: Path, output: Path, ensemble: Ensemble, extras: ExtraOutputs | None = None) -> None:
     found = find_inputs(root)
-    execute(found, read_files(found.name, found.files), output, ensemble, extras or ExtraOutputs(), SilentWatcher())
+    segment_and_publish(
+        found, read_case_files(found.name, found.files), output, ensemble, extras or ExtraOutputs(), SilentWatcher()
+    )
 
 
 def test_mask_and_results_are_exactly_the_contracts(tmp_path: Path, stub_ensemble: Build) -> None:
@@ -269,10 +271,12 @@ def test_inputs_that_change_while_a_case_runs_are_refused(
     tmp_path: Path, stub_ensemble: Build, spoil: Callable[[Path], object]
 ) -> None:
     found = find_inputs(write_contract_case(tmp_path / "in"))
-    raw = read_files(found.name, found.files)
+    raw = read_case_files(found.name, found.files)
     adc = found.files[ADC]
     (adc.parent / "other").write_text("something else")
     spoil(adc)
     with pytest.raises(InputRefused, match="while the case was being segmented"):
-        execute(found, raw, tmp_path / "out", stub_ensemble(StubMember("a")), ExtraOutputs(), SilentWatcher())
+        segment_and_publish(
+            found, raw, tmp_path / "out", stub_ensemble(StubMember("a")), ExtraOutputs(), SilentWatcher()
+        )
     assert not (tmp_path / "out").exists()

@@ -34,7 +34,7 @@ from dicom_files import (
     write_tiles,
 )
 from ensemble.errors import InputRefused
-from ensemble.readers.dicom.facts import SeriesKind, named_kind
+from ensemble.readers.dicom.facts import SeriesKind, kind_from_description
 from ensemble.readers.imagefile import read_image
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -329,7 +329,7 @@ def test_what_is_no_dwi_is_refused_by_name(tmp_path: Path, name: str) -> None:
 )  # fmt: skip
 def test_names_tell_kinds(kind: SeriesKind, names: str) -> None:
     """In the words of several vendors and languages, of images that tell no b-value."""
-    assert {name: named_kind([name], 0, weighted=False) for name in names.split(";")} == dict.fromkeys(
+    assert {name: kind_from_description([name], 0, weighted=False) for name in names.split(";")} == dict.fromkeys(
         names.split(";"), kind
     )
 

@@ -23,16 +23,16 @@ from ensemble.contract import execute
 from ensemble.contract.isles22 import ContractCase
 from ensemble.errors import InputRefused
 from ensemble.findings import find
-from ensemble.findings.types import LesionLocations, Quantity, StructureVolume
+from ensemble.findings.types import LesionLocations, StructureVolume, UncertainQuantity
 from ensemble.geometry import Grid
-from ensemble.outputs.artifacts import artifacts
-from ensemble.outputs.dicom.measurements import measurements
-from ensemble.outputs.dicom.picture import picture
-from ensemble.outputs.dicom.segmentation import probability, segmentation
+from ensemble.outputs.artifacts import case_artifacts
+from ensemble.outputs.dicom.measurements import build_measurement_report
+from ensemble.outputs.dicom.picture import build_secondary_capture
+from ensemble.outputs.dicom.segmentation import build_mask_segmentation, build_probability_segmentation
 from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.formats import FORMATS
 from ensemble.outputs.segmented import SegmentedCase
-from ensemble.progress import LogLines
+from ensemble.progress import LogWatcher
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.imagefile import read_image
 from ensemble.types import AnyArray, Modality
@@ -110,7 +110,7 @@ def test_each_frame_is_the_masks_slice_and_names_the_image_that_held_it(tmp_path
     SOURCES[kind](tmp_path)
     image, stored = read_image(tmp_path, DWI), sources(tmp_path)
     case = segmented(image)
-    dataset = read_back(segmentation(case))
+    dataset = read_back(build_mask_segmentation(case))
     mask = case.result.fused.mask.array
     assert np.array_equal(dataset.pixel_array.astype(bool), mask)
     assert mask.any(axis=(1, 2))[[0, -1]].all(), "the first and the last slice are told apart"
@@ -145,7 +145,7 @@ def test_highdicom_and_dicom3tools_find_nothing_wrong(tmp_path: Path, kind: str)
     SOURCES[kind](tmp_path / "in")
     case = segmented(read_image(tmp_path / "in", DWI))
     files = {}
-    for artifact in artifacts(case, ExtraOutputs(dicom=True, dicom_probability=True)):
+    for artifact in case_artifacts(case, ExtraOutputs(dicom=True, dicom_probability=True)):
         if artifact.role.format == "dicom":
             files[artifact.role.name] = tmp_path / f"{artifact.role.name}.dcm"
             FORMATS["dicom"].write(artifact.payload, files[artifact.role.name])
@@ -197,7 +197,12 @@ def test_objects_of_vendors_files(tmp_path: Path, name: str) -> None:
     image, stored = read_image(folder, VENDORS[name]), sources(folder)
     case = segmented(image)
     files = {}
-    for what, make in (("seg", segmentation), ("sr", measurements), ("sc", picture), ("fraction", probability)):
+    for what, make in (
+        ("seg", build_mask_segmentation),
+        ("sr", build_measurement_report),
+        ("sc", build_secondary_capture),
+        ("fraction", build_probability_segmentation),
+    ):
         files[what] = tmp_path / f"{what}.dcm"
         FORMATS["dicom"].write(make(case), files[what])
     dataset = pydicom.dcmread(files["seg"])
@@ -212,7 +217,15 @@ def test_objects_of_vendors_files(tmp_path: Path, name: str) -> None:
 
 
 def everything(case: SegmentedCase) -> list[bytes]:
-    return [written(make(case)) for make in (segmentation, measurements, picture, probability)]
+    return [
+        written(make(case))
+        for make in (
+            build_mask_segmentation,
+            build_measurement_report,
+            build_secondary_capture,
+            build_probability_segmentation,
+        )
+    ]
 
 
 def test_a_rerun_gives_the_same_objects_and_other_weights_give_others(tmp_path: Path) -> None:
@@ -230,7 +243,7 @@ def test_a_rerun_gives_the_same_objects_and_other_weights_give_others(tmp_path: 
         segmented(image, seed=1),
         replace(segmented(image), ensemble=replace(segmented(image).ensemble, config=RunConfig(tta="none"))),
     ]
-    uids = [segmentation(case).SOPInstanceUID for case in (segmented(image), *others)]
+    uids = [build_mask_segmentation(case).SOPInstanceUID for case in (segmented(image), *others)]
     assert len(set(uids)) == len(uids)
 
 
@@ -249,7 +262,15 @@ def test_objects_join_the_study_and_take_nothing_private_with_them(tmp_path: Pat
 
     write_series(WEIGHTED, tmp_path, b=1000, change=of_a_patient)
     case = segmented(read_image(tmp_path, DWI))
-    made = [make(case) for make in (segmentation, measurements, picture, probability)]
+    made = [
+        make(case)
+        for make in (
+            build_mask_segmentation,
+            build_measurement_report,
+            build_secondary_capture,
+            build_probability_segmentation,
+        )
+    ]
     for dataset in map(read_back, made):
         told = {
             key: str(dataset[key].value)
@@ -292,7 +313,12 @@ def test_oddities_of_patient_and_study_do_not_make_invalid_objects(tmp_path: Pat
         dataset.save_as(file, implicit_vr=True, little_endian=True)
     case = segmented(read_image(tmp_path / "in", DWI))
     require_one_study(case.raw, ExtraOutputs(dicom=True))
-    for name, make in (("seg", segmentation), ("sr", measurements), ("sc", picture), ("fraction", probability)):
+    for name, make in (
+        ("seg", build_mask_segmentation),
+        ("sr", build_measurement_report),
+        ("sc", build_secondary_capture),
+        ("fraction", build_probability_segmentation),
+    ):
         FORMATS["dicom"].write(make(case), tmp_path / f"{name}.dcm")
         dataset = pydicom.dcmread(tmp_path / f"{name}.dcm")
         assert (dataset.PatientID, dataset.PatientBirthDate, dataset.ReferringPhysicianName) == ("1", "", "A^B")
@@ -312,7 +338,7 @@ def test_geometry_that_is_not_quite_straight_is_kept_as_it_is_told(tmp_path: Pat
 
     files = write_series(WEIGHTED, tmp_path, b=1000, change=change)
     case = segmented(read_image(tmp_path, DWI))
-    dataset = segmentation(case)
+    dataset = build_mask_segmentation(case)
     assert np.array_equal(dataset.pixel_array.astype(bool), case.result.fused.mask.array)
     for file, group in zip(files, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         told = pydicom.dcmread(file)
@@ -324,7 +350,7 @@ def test_geometry_that_is_not_quite_straight_is_kept_as_it_is_told(tmp_path: Pat
 def test_the_report_names_weights_and_the_segment(tmp_path: Path) -> None:
     write_series(WEIGHTED, tmp_path, b=1000)
     case = segmented(read_image(tmp_path, DWI))
-    report, mask = read_back(measurements(case)), segmentation(case)
+    report, mask = read_back(build_measurement_report(case)), build_mask_segmentation(case)
     content = written(report)
     assert all(told.encode() in content for told in ("a" * 64, "b" * 64, mask.SOPInstanceUID, "isles-ensemble"))
     evidence = {
@@ -339,14 +365,17 @@ def test_the_report_names_weights_and_the_segment(tmp_path: Path) -> None:
 def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
     write_series(WEIGHTED, tmp_path / "in", b=1000)
     case = segmented(read_image(tmp_path / "in", DWI))
-    ml = {name: Quantity(value, (value, value)) for name, value in (("left", 3.0), ("right", 1.0), ("brain stem", 0.5))}
+    ml = {
+        name: UncertainQuantity(value, (value, value))
+        for name, value in (("left", 3.0), ("right", 1.0), ("brain stem", 0.5))
+    }
     left, right, stem = (StructureVolume(name, volume, volume) for name, volume in ml.items())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find, "locate_brain", lambda case, onto: None)
-        findings = find.find(case.result)
-    FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "without.dcm")
+        patch.setattr(find, "register_case_to_template", lambda case, onto: None)
+        findings = find.compute_findings(case.result)
+    FORMATS["dicom"].write(build_measurement_report(replace(case, findings=findings)), tmp_path / "without.dcm")
     findings = replace(findings, places=LesionLocations(None, (left, right), (stem,), ()))
-    FORMATS["dicom"].write(measurements(replace(case, findings=findings)), tmp_path / "sr.dcm")
+    FORMATS["dicom"].write(build_measurement_report(replace(case, findings=findings)), tmp_path / "sr.dcm")
     (group,) = highdicom.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
     told = {
         (site.value.meaning, site.laterality.meaning if site.laterality else ""): one.value
@@ -357,14 +386,21 @@ def test_the_report_carries_volumes_by_side_and_region(tmp_path: Path) -> None:
     (group,) = highdicom.sr.srread(tmp_path / "without.dcm").content.get_volumetric_roi_measurement_groups()
     assert len(group.get_measurements()) == 3
     uids = [pydicom.dcmread(tmp_path / f"{name}.dcm").SOPInstanceUID for name in ("without", "sr")]
-    assert uids[0] == measurements(case).SOPInstanceUID != uids[1], "two different reports must not share a UID"
+    assert uids[0] == build_measurement_report(case).SOPInstanceUID != uids[1], (
+        "two different reports must not share a UID"
+    )
     assert [error for name in ("sr", "without") for error in dciodvfy(tmp_path / f"{name}.dcm")] == []
 
 
 def test_no_lesion_is_a_segmentation_of_all_slices_without_one(tmp_path: Path) -> None:
     write_enhanced([(1000, WEIGHTED)], tmp_path / "in" / "a.dcm")
     case = segmented(read_image(tmp_path / "in", DWI), empty=True)
-    for name, make in (("seg", segmentation), ("sr", measurements), ("sc", picture), ("fraction", probability)):
+    for name, make in (
+        ("seg", build_mask_segmentation),
+        ("sr", build_measurement_report),
+        ("sc", build_secondary_capture),
+        ("fraction", build_probability_segmentation),
+    ):
         FORMATS["dicom"].write(make(case), tmp_path / f"{name}.dcm")
         assert dciodvfy(tmp_path / f"{name}.dcm") == []
     frames = pydicom.dcmread(tmp_path / "seg.dcm").pixel_array
@@ -415,5 +451,5 @@ def test_a_contract_case_is_refused_before_networks_are_loaded(tmp_path: Path) -
         raise AssertionError("networks were loaded")
 
     with pytest.raises(InputRefused, match="belongs to a DICOM study"):
-        execute.run_case(ContractCase(files, {}), tmp_path / "out", load, ExtraOutputs(dicom=True), LogLines())  # type: ignore[arg-type]
+        execute.run_case(ContractCase(files, {}), tmp_path / "out", load, ExtraOutputs(dicom=True), LogWatcher())  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

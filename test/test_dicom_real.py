@@ -19,9 +19,9 @@ from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.pipeline import Ensemble, segment
-from ensemble.progress import LogLines
-from ensemble.readers.imagefile import read_files, read_image
+from ensemble.pipeline import Ensemble, segment_raw
+from ensemble.progress import LogWatcher
+from ensemble.readers.imagefile import read_case_files, read_image
 from ensemble.types import Modality
 from ensemble.volume import Volume, from_sitk, to_sitk
 from test_dicom_kinds import same_in_the_world
@@ -144,11 +144,11 @@ def isles_images() -> dict[Modality, Volume]:
 
 def mask_of(files: dict[Modality, Path]) -> tuple[dict[Modality, Volume], Volume]:
     """The images as read, and the mask of a member that decides voxel by voxel."""
-    raw = read_files("case", files)
+    raw = read_case_files("case", files)
     ensemble = Ensemble(
         RunConfig(), InferenceSettings(), (MemberSpec("rule", "nnunet", Path("/nowhere")),), (odd.Rule("rule"),), 0.0
     )
-    return {m: image.volume for m, image in raw.images.items()}, segment(raw, ensemble, LogLines()).fused.mask
+    return {m: image.volume for m, image in raw.images.items()}, segment_raw(raw, ensemble, LogWatcher()).fused.mask
 
 
 @pytest.mark.slow

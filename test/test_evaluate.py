@@ -22,11 +22,11 @@ from ensemble.batch.find import find_cases
 from ensemble.cli import main
 from ensemble.errors import InputRefused
 from ensemble.evaluate.pairs import find_pairs
-from ensemble.evaluate.scores import Score, measure, score
+from ensemble.evaluate.scores import Score, score_masks, score_pair
 from ensemble.evaluate.statistics import summarise
 from ensemble.outputs.layouts.bids_entities import assign_entities
 from ensemble.readers.names import stem
-from ensemble.text import printable
+from ensemble.text import replace_undecodable
 from ensemble.types import AnyArray, Modality
 
 SPACING_ZYX_MM = (5.0, 2.0, 1.5)
@@ -89,7 +89,7 @@ def random_pairs() -> Iterator[tuple[AnyArray, AnyArray]]:
 def test_the_measures_agree_with_a_second_implementation_on_hundreds_of_masks() -> None:
     seen = set()
     for truth, prediction in random_pairs():
-        score = measure("x", truth, prediction, SPACING_ZYX_MM)
+        score = score_masks("x", truth, prediction, SPACING_ZYX_MM)
         expected = by_hand(voxels(truth), voxels(prediction))
         assert {name: getattr(score, name) for name in expected} == pytest.approx(expected)
         assert score.truth_lesions == cc3d.connected_components(truth, connectivity=26).max()  # the organisers' library
@@ -103,7 +103,7 @@ def test_the_comparison_notices_a_wrong_measure(wrong: str) -> None:
     truth, prediction = next((t, p) for t, p in random_pairs() if t.sum() > 9 and (t & p).sum() > 2 and (t ^ p).any())
     prediction = prediction.copy()
     prediction[tuple(np.argwhere(truth & prediction)[0])] = False
-    score = measure("x", truth, prediction, SPACING_ZYX_MM)
+    score = score_masks("x", truth, prediction, SPACING_ZYX_MM)
     score = replace(score, **{wrong: getattr(score, wrong) + 0.01})
     assert getattr(score, wrong) != pytest.approx(by_hand(voxels(truth), voxels(prediction))[wrong])
 
@@ -272,7 +272,7 @@ def test_names_that_only_look_alike_are_refused_with_both_paths(tmp_path: Path, 
     assert [pair.case for pair in pairs if pair.predictions] == ["good"]
     (alone,) = [pair for pair in pairs if not pair.predictions]
     with pytest.raises(InputRefused, match="no predicted mask") as refusal:
-        score(alone)
+        score_pair(alone)
     assert str(alone.truth[0]) in str(refusal.value)
     assert "p/" in refusal.value.found
     assert len(without) == 1
@@ -307,7 +307,7 @@ def test_masks_that_can_not_be_told_apart_are_refused_with_all_paths(
     (pair,), without = find_pairs(tmp_path / "p", tmp_path / "t")
     assert not without
     with pytest.raises(InputRefused, match="more than one") as refusal:
-        score(pair)
+        score_pair(pair)
     assert all(str(tmp_path / "p" / name) in refusal.value.found for name in predictions)
     assert all(str(tmp_path / "t" / name) in refusal.value.found for name in truths)
 
@@ -366,8 +366,8 @@ def test_the_tree_of_a_batch_matches_its_data_set(tmp_path: Path, layout: str, t
         place = assign_entities([case.name for case in cases])[case.name]
         mask = out / place.folder / f"{place.prefix}_space-dwi_label-lesion_mask.nii.gz"
         touch(mask.parent, mask.name)
-        files = {modality.value: printable(str(path)) for modality, path in case.files.items()}
-        report = {"case": {"name": printable(case.name), "files": files}, "batch": {"key": "x"}}
+        files = {modality.value: replace_undecodable(str(path)) for modality, path in case.files.items()}
+        report = {"case": {"name": replace_undecodable(case.name), "files": files}, "batch": {"key": "x"}}
         (mask.parent / "report.json").write_text(json.dumps(report))
         expected[mask] = true / truth_of[case.files[Modality.DWI].relative_to(data).as_posix()]
     pairs, without = find_pairs(out, true)
@@ -407,7 +407,7 @@ def test_a_mask_that_fills_the_image_is_none(tmp_path: Path, side: str, inverted
         odd = 1 - lesion if inverted else np.ones_like(lesion)
         write_image(odd if name == side else lesion, tmp_path / name / "1.nii.gz", grid)
     with pytest.raises(InputRefused, match="can't be a lesion mask"):
-        score(find_pairs(tmp_path / "p", tmp_path / "t")[0][0])
+        score_pair(find_pairs(tmp_path / "p", tmp_path / "t")[0][0])
 
 
 def test_equal_labels_of_two_sites_are_two_cases(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from ensemble.config import RunConfig, files_below
 from ensemble.errors import WeightsBroken
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings
-from ensemble.members.listing import describe
+from ensemble.members.listing import describe_member
 from ensemble.members.manifest import find_members, find_unsupported, open_member, weight_digests
-from ensemble.members.pack import pack
+from ensemble.members.pack import pack_members
 from ensemble.metrics import dice
-from ensemble.pipeline import load, segment
+from ensemble.pipeline import load_from_config, segment_raw
 from ensemble.progress import SilentWatcher
 from example_family import FILE, Threshold, Unpackable, write_threshold
 from nnunet_folders import build_folder
@@ -52,7 +52,7 @@ def test_the_example_is_found_listed_and_checked(tmp_path: Path, capsys: pytest.
 @pytest.mark.usefixtures("row")
 def test_the_example_is_packed_and_named_by_a_manifest(tmp_path: Path) -> None:
     folder = write_threshold(tmp_path / "a" / "mine")
-    pack(folder, tmp_path / "b", "fp32")
+    pack_members(folder, tmp_path / "b", "fp32")
     (spec,) = find_members(tmp_path / "b")
     assert set(spec.sha256) == {FILE}
     open_member(spec, InferenceSettings())
@@ -76,7 +76,9 @@ def test_a_kind_without_a_packed_form_says_so(tmp_path: Path, monkeypatch: pytes
 def test_the_example_votes_beside_another_family(tmp_path: Path) -> None:
     write_threshold(tmp_path / "weights" / "low", 1.4)
     write_threshold(tmp_path / "weights" / "high", 1.6)
-    result = segment(phantom_case(), load(RunConfig(weights=tmp_path / "weights", device="cpu")), SilentWatcher())
+    result = segment_raw(
+        phantom_case(), load_from_config(RunConfig(weights=tmp_path / "weights", device="cpu")), SilentWatcher()
+    )
     assert [(outcome.member, outcome.status) for outcome in result.outcomes] == [("high", "voted"), ("low", "voted")]
     assert dice(phantom_lesion(), result.fused.mask.array) > 0.98
     build_folder(tmp_path / "weights")
@@ -206,7 +208,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     assert found == ["a/x", "b/x", "c/x"]
 
 
-@pytest.mark.parametrize("use", [weight_digests, describe, lambda spec: open_member(spec, InferenceSettings())])
+@pytest.mark.parametrize("use", [weight_digests, describe_member, lambda spec: open_member(spec, InferenceSettings())])
 def test_a_file_that_cannot_be_read_is_broken_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: object
 ) -> None:

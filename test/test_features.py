@@ -16,7 +16,7 @@ from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.features import FeaturePool
-from ensemble.inference.session_openvino import OpenVinoSession, on_openvino
+from ensemble.inference.session_openvino import OpenVinoSession, open_openvino_session
 from ensemble.inference.session_torch import TorchSession
 from ensemble.types import ignore_progress
 from nnunet_folders import FolderSpec, build_folder, small_case
@@ -45,7 +45,7 @@ def test_every_session_tells_what_the_layer_gives(dims: int) -> None:
     network, given = Half(dims).eval(), windows(dims)
     with torch.inference_mode():
         expected = network.encoder(given if dims == 3 else given.squeeze(2)).reshape(2, 5, *([4] * 3)[3 - dims :])
-    on_cpu = on_openvino(network, 3, (4,) * dims, "fp32", "encoder")
+    on_cpu = open_openvino_session(network, 3, (4,) * dims, "fp32", "encoder")
     assert isinstance(on_cpu, OpenVinoSession)
     for session in (on_cpu, TorchSession(network, dims=dims, device="cpu", tap="encoder")):
         logits, maps = session.tapped(given)
@@ -153,9 +153,9 @@ def test_a_layer_that_openvino_cannot_tell_of_does_not_move_the_network_to_pytor
 ) -> None:
     def without_taps(*given: Any) -> OpenVinoSession | None:
         *_, tap = given
-        return on_openvino(*given) if tappable or not tap else None
+        return open_openvino_session(*given) if tappable or not tap else None
 
-    monkeypatch.setattr("ensemble.families.sessions.on_openvino", without_taps)
+    monkeypatch.setattr("ensemble.families.sessions.open_openvino_session", without_taps)
     found = predicted(folder, "auto", features=True)
     assert found.arithmetic == "fp32, OpenVINO"
     assert (found.features is not None) == tappable

@@ -17,25 +17,25 @@ from ensemble.batch.summary import SummaryRow, _of_report
 from ensemble.config import ExtraOutputs
 from ensemble.families.base import MemberPrediction
 from ensemble.findings import find as finding
-from ensemble.findings.find import find, locate_brain, pattern
-from ensemble.findings.mni import image_in_mni, mask_in_mni
-from ensemble.findings.places import (
+from ensemble.findings.find import compute_findings, lesion_pattern, register_case_to_template
+from ensemble.findings.locations import (
     LesionVolumes,
     LesionVoxels,
-    perturbations,
-    probabilities,
-    side_of,
-    tally,
+    lesion_side,
+    measure_lesion_volumes,
+    registration_perturbations,
+    structure_probabilities,
     transform_points,
 )
-from ensemble.findings.registration import TemplatePlacement
-from ensemble.findings.template import FULL_GRID, GRID, Structure, template
+from ensemble.findings.mni import resample_image_to_mni, resample_mask_to_mni
+from ensemble.findings.registration import TemplateTransform
+from ensemble.findings.template import FULL_GRID, GRID, AtlasStructure, shipped_template
 from ensemble.findings.types import Findings
-from ensemble.outputs.artifacts import SegmentedCase, artifacts
+from ensemble.outputs.artifacts import SegmentedCase, case_artifacts
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.outputs.report.page import case_page
-from ensemble.outputs.report.places import in_words
-from ensemble.pipeline import Ensemble, MemberOutcome, segment
+from ensemble.outputs.report.findings_text import describe_findings
+from ensemble.outputs.report.page import render_case_page
+from ensemble.pipeline import Ensemble, MemberOutcome, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.text import spreadsheet_cell
 from ensemble.types import Modality
@@ -46,22 +46,22 @@ THALAMUS_LEFT, WHITE_RIGHT, CEREBELLUM_RIGHT, PONS = (-12, -18, 8), (27, -10, 32
 
 
 @pytest.fixture(scope="module")
-def placement() -> TemplatePlacement:
-    found = locate_brain(heads.case())
+def placement() -> TemplateTransform:
+    found = register_case_to_template(heads.case())
     assert found is not None
     return found
 
 
 @pytest.fixture(scope="module")
-def found(placement: TemplatePlacement) -> Findings:
+def found(placement: TemplateTransform) -> Findings:
     """Of lesions in left thalamus (the largest), right white matter, right cerebellum and pons."""
     mask = heads.ball(THALAMUS_LEFT, radius_mm=8.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "locate_brain", lambda case, onto: placement)
-        return find(heads.result(mask | heads.ball(WHITE_RIGHT, CEREBELLUM_RIGHT, PONS, radius_mm=6.0)))
+        patch.setattr(finding, "register_case_to_template", lambda case, onto: placement)
+        return compute_findings(heads.result(mask | heads.ball(WHITE_RIGHT, CEREBELLUM_RIGHT, PONS, radius_mm=6.0)))
 
 
-def test_a_head_is_brought_to_where_it_lies(placement: TemplatePlacement) -> None:
+def test_a_head_is_brought_to_where_it_lies(placement: TemplateTransform) -> None:
     assert not placement.problems()
     brain = np.argwhere(heads.case().brain.array)[::50, ::-1]
     points = brain @ heads.GRID.affine[:3, :3].T + heads.GRID.affine[:3, 3]
@@ -73,11 +73,11 @@ def test_a_head_is_brought_to_where_it_lies(placement: TemplatePlacement) -> Non
     assert placement.covered > 0.9
 
 
-def test_no_digit_of_the_place_hangs_on_threads(placement: TemplatePlacement) -> None:
+def test_no_digit_of_the_place_hangs_on_threads(placement: TemplateTransform) -> None:
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     try:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1 if threads > 1 else 3)
-        again = locate_brain(heads.case())
+        again = register_case_to_template(heads.case())
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     assert again is not None
@@ -94,16 +94,16 @@ def test_no_digit_of_the_place_hangs_on_threads(placement: TemplatePlacement) ->
 )
 def test_what_is_no_whole_head_as_its_header_says_gets_no_place(what: str, harder: Callable) -> None:  # type: ignore[type-arg]
     case = harder(heads.case())
-    told = find(heads.result(heads.ball(THALAMUS_LEFT), case))
+    told = compute_findings(heads.result(heads.ball(THALAMUS_LEFT), case))
     assert told.registered.problems
     assert told.places is None
     assert told.as_json()["registration"]["status"] == "failed"
     assert [lesion.side for lesion in told.lesions] == [None]
     assert told.volume_ml.value > 0
-    assert "location unknown" in "; ".join(in_words(told))
+    assert "location unknown" in "; ".join(describe_findings(told))
 
 
-def test_each_limit_is_checked(placement: TemplatePlacement) -> None:
+def test_each_limit_is_checked(placement: TemplateTransform) -> None:
     for change, word in (
         ({"overlap": 0.5}, "overlaps"),
         ({"covered": 0.4}, "40%"),
@@ -142,26 +142,26 @@ def test_amounts_add_up_and_lie_in_their_ranges(found: Findings) -> None:
                 assert quantity.members[0] <= quantity.value <= quantity.members[1]
 
 
-def test_a_lesion_at_a_border_might_be_something_else(placement: TemplatePlacement) -> None:
+def test_a_lesion_at_a_border_might_be_something_else(placement: TemplateTransform) -> None:
     """The thalamus lies amidst, a ball beside the midline might lie on either side."""
-    nearby = [other @ placement.matrix for other in perturbations(np.array([0.0, 20.0, 0.0]))]
+    nearby = [other @ placement.matrix for other in registration_perturbations(np.array([0.0, 20.0, 0.0]))]
     sides = {}
     for name, at in (("midline", (-5, 20, 45)), ("aside", THALAMUS_LEFT)):
         sample = LesionVoxels.of(heads.ball(at, radius_mm=6.0), heads.GRID)
-        sides[name] = {tally(template(), sample, matrix).sides()[0] for matrix in nearby}
+        sides[name] = {measure_lesion_volumes(shipped_template(), sample, matrix).sides()[0] for matrix in nearby}
     assert sides["aside"] == {"left"}
     assert len(sides["midline"]) > 1
 
 
-def test_ranges_span_the_members(placement: TemplatePlacement, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "locate_brain", lambda case, onto: placement)
+def test_ranges_span_the_members(placement: TemplateTransform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "register_case_to_template", lambda case, onto: placement)
     like = heads.case().tissue_normalized[Modality.DWI].like
     masks = [heads.ball(THALAMUS_LEFT, radius_mm=r) for r in (5.0, 9.0)]
     outcomes = tuple(
         MemberOutcome(str(n), "voted", prediction=MemberPrediction(str(n), like(mask.astype(np.float32)), networks=1))
         for n, mask in enumerate(masks)
     )
-    told = find(replace(heads.result(heads.ball(THALAMUS_LEFT)), outcomes=outcomes))
+    told = compute_findings(replace(heads.result(heads.ball(THALAMUS_LEFT)), outcomes=outcomes))
     volumes = sorted(mask.sum() * heads.GRID.voxel_ml for mask in masks)
     assert told.volume_ml.members == pytest.approx(tuple(volumes))
     assert told.places is not None
@@ -180,7 +180,7 @@ def test_ranges_span_the_members(placement: TemplatePlacement, monkeypatch: pyte
     ],
 )
 def test_sides_by_volume(left: float, right: float, least: float, side: str) -> None:
-    assert side_of(left, right, least) == side
+    assert lesion_side(left, right, least) == side
 
 
 def test_what_spills_over_the_midline_makes_no_second_side() -> None:
@@ -193,7 +193,7 @@ def test_what_spills_over_the_midline_makes_no_second_side() -> None:
 
 
 def test_patterns() -> None:
-    assert [pattern(np.array(v)) for v in ([], [3.0], [9.5, 0.5], [5.0, 5.0])] == [
+    assert [lesion_pattern(np.array(v)) for v in ([], [3.0], [9.5, 0.5], [5.0, 5.0])] == [
         "none",
         "single",
         "single",
@@ -201,9 +201,9 @@ def test_patterns() -> None:
     ]
 
 
-def test_no_lesion_is_no_place_and_no_error(placement: TemplatePlacement, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "locate_brain", lambda case, onto: placement)
-    told = find(heads.result(np.zeros(heads.GRID.shape_zyx, bool)))
+def test_no_lesion_is_no_place_and_no_error(placement: TemplateTransform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "register_case_to_template", lambda case, onto: placement)
+    told = compute_findings(heads.result(np.zeros(heads.GRID.shape_zyx, bool)))
     assert told.as_json()["pattern"]["value"] == "none"
     assert told.places is not None
     assert told.places.side is None
@@ -219,28 +219,28 @@ def test_samples_are_thinned_lesion_by_lesion() -> None:
 
 
 def test_the_atlas_is_where_the_template_is() -> None:
-    onto = template()
+    onto = shipped_template()
     total = onto.left.sum(axis=0) + onto.left[..., ::-1].sum(axis=0)
     assert total.max() <= 1.05
     assert total[onto.hull].mean() > 0.8
     assert total[~onto.hull].mean() < 0.05
     points = np.array([(-x, -y, z) for x, y, z in (THALAMUS_LEFT, WHITE_RIGHT, CEREBELLUM_RIGHT)], float)
-    chances = probabilities(onto, points)
-    assert chances[0, Structure.DEEP_GREY, 0] > 0.8
-    assert chances[1, Structure.WHITE_MATTER, 1] > 0.8
-    assert chances[1, Structure.CEREBELLUM, 2] > 0.8
+    chances = structure_probabilities(onto, points)
+    assert chances[0, AtlasStructure.DEEP_GREY, 0] > 0.8
+    assert chances[1, AtlasStructure.WHITE_MATTER, 1] > 0.8
+    assert chances[1, AtlasStructure.CEREBELLUM, 2] > 0.8
     assert GRID.affine[0, 3] + GRID.spacing_mm[0] * (GRID.size[0] - 1) / 2 == 0  # mirrored about x = 0
 
 
 def test_images_in_mni_lie_on_the_template(found: Findings) -> None:
     assert found.registered.matrix is not None
     mask = heads.case().brain
-    carried = mask_in_mni(mask, found.registered.matrix)
+    carried = resample_mask_to_mni(mask, found.registered.matrix)
     assert carried.grid == FULL_GRID
-    hull = template().hull
+    hull = shipped_template().hull
     both = carried.array[::2, ::2, ::2] & hull
     assert 2 * both.sum() / (carried.array[::2, ::2, ::2].sum() + hull.sum()) > 0.9
-    dwi = image_in_mni(heads.case().images[Modality.DWI], found.registered.matrix)
+    dwi = resample_image_to_mni(heads.case().images[Modality.DWI], found.registered.matrix)
     assert dwi.array.dtype == np.float32
 
 
@@ -255,7 +255,7 @@ def schemas() -> dict[str, dict]:  # type: ignore[type-arg]
 @pytest.fixture
 def segmented(stub_ensemble: Callable[..., Ensemble], found: Findings) -> Callable[[bool], SegmentedCase]:
     ensemble = stub_ensemble(StubMember("a"), StubMember("b", error=RuntimeError("boom")), min_members=1)
-    case = segment(heads.raw(), ensemble, SilentWatcher())
+    case = segment_raw(heads.raw(), ensemble, SilentWatcher())
     mask = heads.ball(THALAMUS_LEFT, radius_mm=8.0) | heads.ball(WHITE_RIGHT, CEREBELLUM_RIGHT, PONS, radius_mm=6.0)
     fused = replace(case.fused, mask=case.fused.mask.like(mask))
     return lambda on: SegmentedCase(heads.raw(), replace(case, fused=fused), ensemble, found if on else None)
@@ -283,17 +283,17 @@ def test_a_schema_can_fail(segmented, schemas) -> None:  # type: ignore[no-untyp
 
 def test_the_page_has_findings_where_they_were_asked_for(segmented) -> None:  # type: ignore[no-untyped-def]
     case = segmented(True)
-    page = case_page(case.report, case.result, case.findings)
+    page = render_case_page(case.report, case.result, case.findings)
     assert "deep grey" in page
     assert "MNI (RAS, mm)" in page
-    assert 'id="findings"' not in case_page(case.report, case.result)
+    assert 'id="findings"' not in render_case_page(case.report, case.result)
 
 
 def test_mni_images_are_written_only_where_the_place_is_known(segmented) -> None:  # type: ignore[no-untyped-def]
     extras, case = ExtraOutputs(findings=True, save_mni=True), segmented(True)
-    names = [one.role.name for one in artifacts(case, extras)]
+    names = [one.role.name for one in case_artifacts(case, extras)]
     assert names == ["mask", "mnimask", "mnidwi", "mniadc"]
     failed = replace(
         case, findings=replace(case.findings, registered=replace(case.findings.registered, problems=("odd",)))
     )
-    assert [one.role.name for one in artifacts(failed, extras)] == ["mask"]
+    assert [one.role.name for one in case_artifacts(failed, extras)] == ["mask"]

@@ -14,19 +14,19 @@ import template_heads as heads
 from batch_runs import rows, run_batch
 from conftest import REPOSITORY, StubMember, shared, write_contract_case, write_image
 from ensemble import cli
-from ensemble.batch.identity import recipe
+from ensemble.batch.identity import describe_recipe
 from ensemble.cli import main
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
 from ensemble.findings import find as finding
-from ensemble.findings.find import find, locate_brain
+from ensemble.findings.find import compute_findings, register_case_to_template
+from ensemble.findings.locations import LesionVoxels
 from ensemble.findings.maps import ASPECTS_SHARE, LabelMap, read_label_map, read_label_maps
-from ensemble.findings.places import LesionVoxels
-from ensemble.findings.registration import TemplatePlacement
-from ensemble.findings.template import SPACE, template
+from ensemble.findings.registration import TemplateTransform
+from ensemble.findings.template import SPACE, shipped_template
 from ensemble.findings.types import Findings
 from ensemble.geometry import Grid
-from ensemble.options import parse
+from ensemble.options import parse_options
 from ensemble.pipeline import Ensemble
 from ensemble.types import AnyArray
 from json_schema import faults
@@ -34,7 +34,7 @@ from json_schema import faults
 #: Of the maps: MNI, 4 mm.
 MAP_GRID = Grid((49, 58, 47), (4.0, 4.0, 4.0), (-98.0, -98.0, -72.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 TABLE = "index\tname\tgroup\tside\n1\tfront L\tACA\tleft\n2\tfront R\tACA\tright\n3\trear L\tPCA\tleft\n4\trear R\tPCA\tright\n"
-EXACT = TemplatePlacement(heads.true_matrix(), 0.95, 0.95, (1.1, 1.1, 1.1), 9.0, 0.5)
+EXACT = TemplateTransform(heads.true_matrix(), 0.95, 0.95, (1.1, 1.1, 1.1), 9.0, 0.5)
 
 
 def quarters() -> AnyArray:
@@ -42,7 +42,9 @@ def quarters() -> AnyArray:
     index = np.moveaxis(np.indices(MAP_GRID.shape_zyx), 0, -1)[..., ::-1]
     points = index @ MAP_GRID.affine[:3, :3].T + MAP_GRID.affine[:3, 3]
     number = 1 + (points[..., 0] < 0) + 2 * (points[..., 1] > 20)
-    hull = template().hull[::2, ::2, ::2][: MAP_GRID.shape_zyx[0], : MAP_GRID.shape_zyx[1], : MAP_GRID.shape_zyx[2]]
+    hull = shipped_template().hull[::2, ::2, ::2][
+        : MAP_GRID.shape_zyx[0], : MAP_GRID.shape_zyx[1], : MAP_GRID.shape_zyx[2]
+    ]
     padded = np.zeros(MAP_GRID.shape_zyx, bool)
     padded[: hull.shape[0], : hull.shape[1], : hull.shape[2]] = hull
     return np.where(padded, number, 0).astype(np.uint8)
@@ -58,8 +60,8 @@ def write_map(
 
 def asked(folder: Path, mask: AnyArray) -> Findings:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "locate_brain", lambda case, onto: EXACT)
-        return find(heads.result(mask), read_label_maps(folder))
+        patch.setattr(finding, "register_case_to_template", lambda case, onto: EXACT)
+        return compute_findings(heads.result(mask), read_label_maps(folder))
 
 
 def test_territories_lead_on_their_side_with_shares_and_ranges(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_a_batch_is_done_anew_when_a_map_changes(tmp_path: Path) -> None:
     recipes = []
     for name, table in (("a", TABLE), ("b", TABLE), ("c", TABLE)):
         write_map(tmp_path / name, table=table, array=quarters() if name != "c" else quarters()[::-1].copy())
-        recipes.append(recipe((), {}, RunConfig(), ExtraOutputs(findings=True, atlas=tmp_path / name)))
+        recipes.append(describe_recipe((), {}, RunConfig(), ExtraOutputs(findings=True, atlas=tmp_path / name)))
     assert recipes[0] == recipes[1] != recipes[2]
 
 
@@ -231,8 +233,8 @@ def published(
 ) -> Callable[..., set[str]]:
     """Runs the contract with options on a stub; returns the names of what it wrote."""
     monkeypatch.delenv("ISLES_FINDINGS")
-    monkeypatch.setattr("ensemble.pipeline.load", lambda config: stub_ensemble(StubMember("a")))
-    monkeypatch.setattr(finding, "locate_brain", lambda case, onto: None)
+    monkeypatch.setattr("ensemble.pipeline.load_from_config", lambda config: stub_ensemble(StubMember("a")))
+    monkeypatch.setattr(finding, "register_case_to_template", lambda case, onto: None)
     write_contract_case(tmp_path / "in")
 
     def run(*options: str) -> set[str]:
@@ -259,9 +261,9 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     write_map(tmp_path)
     for option in ("--save-mni", f"--atlas={tmp_path}"):
         with pytest.raises(UsageError, match="needs the findings"):
-            cli._extras(parse(["--findings=off", option], {}), report=True)
-    assert cli._extras(parse([f"--atlas={tmp_path}"], {}), report=False).report
-    batch = cli._extras(parse(["batch", "a", "b"], {}), report=False, in_report=True)
+            cli._extras(parse_options(["--findings=off", option], {}), report=True)
+    assert cli._extras(parse_options([f"--atlas={tmp_path}"], {}), report=False).report
+    batch = cli._extras(parse_options(["batch", "a", "b"], {}), report=False, in_report=True)
     assert (batch.findings, batch.report) == (True, False)
 
 
@@ -273,7 +275,7 @@ def test_an_atlas_that_can_t_be_used_is_said_before_anything_is_done(tmp_path: P
 def test_known_territories_of_the_shared_atlas(tmp_path: Path) -> None:
     """The arterial atlas as users have it: shares of lesions across borders, as registered, are those of the head's true place."""
     one = shared_territories(tmp_path)
-    registered = locate_brain(heads.case())
+    registered = register_case_to_template(heads.case())
     assert registered is not None
     for at, leading in (
         ((45, -20, 20), "MCA"),
@@ -284,8 +286,8 @@ def test_known_territories_of_the_shared_atlas(tmp_path: Path) -> None:
         shares = []
         for placement in (EXACT, registered):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(finding, "locate_brain", lambda case, onto, known=placement: known)
-                (atlas,) = find(heads.result(heads.ball(at, radius_mm=18.0)), (one,)).atlases
+                patch.setattr(finding, "register_case_to_template", lambda case, onto, known=placement: known)
+                (atlas,) = compute_findings(heads.result(heads.ball(at, radius_mm=18.0)), (one,)).atlases
             shares.append({amount.name: amount.share.value for amount in (*atlas.groups, *atlas.sided_groups)})
             assert atlas.leading is not None
             assert atlas.leading_side is not None
@@ -311,7 +313,7 @@ def test_a_batch_tells_findings_in_every_report_and_in_its_summary(tmp_path: Pat
         array[heads.ball((40, 30, 10), radius_mm=9.0)] *= 2.5 if modality == "dwi" else 0.5
         write_image(array, case / f"{modality}.nii.gz", heads.GRID)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "locate_brain", lambda case, onto: EXACT)
+        patch.setattr(finding, "register_case_to_template", lambda case, onto: EXACT)
         extras = ExtraOutputs(findings=True, atlas=tmp_path / "maps")
         assert run_batch(tmp_path / "data", tmp_path / "out", weights, extras=extras) == 0
     (row,) = rows(tmp_path / "out").values()

@@ -21,8 +21,8 @@ from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.inference import capacity, engine
-from ensemble.inference.device import exact
-from ensemble.inference.engine import Average, MirrorMode, SlidingWindowConfig
+from ensemble.inference.device import reproducible_arithmetic
+from ensemble.inference.engine import Averaging, MirrorMode, SlidingWindowConfig
 from ensemble.inference.session_torch import TorchSession
 from ensemble.metrics import dice
 from ensemble.prepare import hdbet_unet, skull
@@ -102,7 +102,7 @@ def test_windows(gpu: Gpu, kind: str, norm: str, dims: int, precision: Any, buff
     network = unet(kind, dims, norm)
     image = torch.randn((3, 4, 24, 20) if dims == 2 else (3, 20, 24, 20), generator=torch.Generator().manual_seed(3))
     window, axes = ((1, 16, 16), (1, 2)) if dims == 2 else ((16, 16, 16), (0, 2))
-    for tta, average in ((MirrorMode.MIRROR, Average.LOGITS), (MirrorMode.GATED, Average.PROBABILITIES)):
+    for tta, average in ((MirrorMode.MIRROR, Averaging.LOGITS), (MirrorMode.GATED, Averaging.PROBABILITIES)):
         how = SlidingWindowConfig(window, axes, tta, average, batch_size=3)
         plain = TorchSession(copy.deepcopy(network), dims=dims, device="cpu", precision="fp32")
         expected = engine.sliding_window_inference(image, [plain, plain], how)
@@ -214,7 +214,7 @@ def test_the_skull_is_stripped_there(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, 
 
 def test_float32_on_a_gpu_is_float32_not_tf32() -> None:
     before = torch.backends.cudnn.allow_tf32
-    with exact(torch.device("cuda")):
+    with reproducible_arithmetic(torch.device("cuda")):
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
         assert torch.backends.cudnn.deterministic

@@ -33,7 +33,7 @@ def test_they_run(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
     def segment_here(address: str, cpus: int, job: Any, session: Any, cases: Any, load: Any, tell: Any) -> None:
         segment_cases(job, session, cases, load, SilentWatcher(), tell)
 
-    monkeypatch.setattr(run, "load", partial(_load, diary=None, seconds=0.0))
+    monkeypatch.setattr(run, "load_from_config", partial(_load, diary=None, seconds=0.0))
     monkeypatch.setattr(run, "segment_on_ray", segment_here)
     monkeypatch.setattr(estimate, "family_of", lambda spec: SimpleNamespace(networks=lambda folder: []))
     monkeypatch.chdir(tmp_path)

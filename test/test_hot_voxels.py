@@ -12,9 +12,9 @@ import pytest
 from conftest import GRID, phantom_arrays, phantom_case
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background, brain_mask
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.prepare.plausibility import refuse_implausible
-from ensemble.prepare.registration import register
+from ensemble.prepare.registration import register_rigidly
 from ensemble.readers.base import RawCase
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality
@@ -60,8 +60,8 @@ def test_hot_voxels_in_the_air_change_nothing(modality: Modality, value: float, 
     def spoil(array: AnyArray) -> None:
         array[1, 1, slice(None) if row else 1] = value
 
-    case = prepare(spoilt(raw, modality, spoil))
-    alike(case, prepare(raw))
+    case = prepare_raw(spoilt(raw, modality, spoil))
+    alike(case, prepare_raw(raw))
     assert any(modality.value.upper() in note and "set to 0" in note for note in case.repairs), case.repairs
 
 
@@ -73,7 +73,7 @@ def test_hot_voxels_in_tissue_are_refused_as_no_numbers_are(modality: Modality, 
         array[12, 24, 20] = value
 
     with pytest.raises(InputRefused, match=f"{modality.value.upper()} image holds values") as refusal:
-        prepare(spoilt(phantom_case(flair=True), modality, spoil))
+        prepare_raw(spoilt(phantom_case(flair=True), modality, spoil))
     assert "1 of them in brain tissue" in refusal.value.found
 
 
@@ -87,7 +87,7 @@ def test_voxels_a_little_hot_move_no_level(value: float) -> None:
             array[12, 24, 20] = value
             array[1, 1, 1] = value
 
-        case, plain = prepare(spoilt(raw, modality, spoil)), prepare(raw)
+        case, plain = prepare_raw(spoilt(raw, modality, spoil)), prepare_raw(raw)
         same = case.brain.array & plain.brain.array
         same[11:14, 23:26, 19:22] = False
         assert same.sum() > 0.99 * plain.brain.array.sum()
@@ -106,7 +106,7 @@ def test_an_image_that_is_constant_but_for_a_hot_voxel_is_constant(value: float)
             array[3, 3, 3] = value
 
         with pytest.raises(InputRefused, match="constant|no number"):
-            prepare(spoilt(phantom_case(), DWI, spoil))
+            prepare_raw(spoilt(phantom_case(), DWI, spoil))
 
 
 @pytest.mark.parametrize("value", [v for v in HOT if v > 0])
@@ -129,7 +129,7 @@ def test_no_unit_makes_an_image_hot(level: float) -> None:
     raw = phantom_case(flair=True)
     image = raw.images[DWI]
     scaled = replace(image, volume=image.volume.like((image.volume.array * np.float32(level)).astype(np.float32)))
-    case = prepare(replace(raw, images={**raw.images, DWI: scaled}))
+    case = prepare_raw(replace(raw, images={**raw.images, DWI: scaled}))
     assert not [note for note in case.repairs if "hot" in note or "set to 0" in note]
 
 
@@ -142,8 +142,8 @@ def test_resampling_noise_makes_no_brain_hot() -> None:
         array = np.full(wide.shape_zyx, 1e-22, np.float32)
         array[:24, :48, :40] += image.volume.array
         images[modality] = replace(image, volume=Volume(array, wide))
-    case = prepare(replace(raw, images=images), "never")
-    assert case.brain.array[:24, :48, :40].sum() == prepare(raw).brain.array.sum()
+    case = prepare_raw(replace(raw, images=images), "never")
+    assert case.brain.array[:24, :48, :40].sum() == prepare_raw(raw).brain.array.sum()
 
 
 def test_a_clipped_dwi_with_a_hot_voxel_is_clipped() -> None:
@@ -163,12 +163,12 @@ def test_registration_does_not_see_a_hot_voxel() -> None:
     dwi, _, inside = scanned(1000)
     fixed = Volume(dwi, FINE)
     moving = Volume(ndimage.shift(dwi, (0, 2, 1), order=1).astype(np.float32), FINE)
-    found = [register(moving, moving, fixed, inside)]
+    found = [register_rigidly(moving, moving, fixed, inside)]
     for value in (1e4, 1e9, -1e9):
         hot = moving.array.copy()
         hot[2, 3, 4:9] = value
         spoiled = moving.like(hot)
-        found.append(register(spoiled, spoiled, fixed, inside))
+        found.append(register_rigidly(spoiled, spoiled, fixed, inside))
     assert all(one.transform is not None for one in found)
     shifts = np.array([one.transform.GetTranslation() for one in found if one.transform])
     assert np.abs(shifts - shifts[0]).max() < 0.3
@@ -181,7 +181,7 @@ def test_an_adc_on_another_grid_with_a_hot_voxel_in_the_air() -> None:
     grid = replace(FINE, size=(84, 96, 60), spacing_mm=(2.0, 2.0, 2.7))
     image = replace(raw.images[ADC], volume=resample_volume(raw.images[ADC].volume, grid), path=Path("adc.mha"))
     raw = replace(raw, images={**raw.images, ADC: image})
-    alike(prepare(spoilt(raw, ADC, lambda a: a.__setitem__((1, 1, 1), 2.0**32))), prepare(raw))
+    alike(prepare_raw(spoilt(raw, ADC, lambda a: a.__setitem__((1, 1, 1), 2.0**32))), prepare_raw(raw))
 
 
 def test_a_dwi_whose_brightest_values_became_negative_is_refused() -> None:
@@ -190,7 +190,7 @@ def test_a_dwi_whose_brightest_values_became_negative_is_refused() -> None:
     wrapped = spoilt(raw, DWI, lambda a: a.__setitem__(..., (a * 70).astype(np.uint16).view(np.int16)))
     assert (wrapped.images[DWI].volume.array < 0).any()
     with pytest.raises(InputRefused, match="negative values"):
-        prepare(wrapped)
-    prepare(spoilt(raw, DWI, lambda a: a.__setitem__(..., (a * 40).astype(np.uint16).view(np.int16))))
+        prepare_raw(wrapped)
+    prepare_raw(spoilt(raw, DWI, lambda a: a.__setitem__(..., (a * 40).astype(np.uint16).view(np.int16))))
     ringing = spoilt(raw, DWI, lambda a: a.__setitem__((slice(None), slice(None), slice(3, 6)), -30.0))
-    prepare(ringing)
+    prepare_raw(ringing)

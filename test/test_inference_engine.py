@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ensemble.inference.engine import (
-    Average,
+    Averaging,
     MirrorMode,
     NonFiniteLogits,
     SlidingWindowConfig,
@@ -59,7 +59,7 @@ def test_identity_network_gives_the_image_back(shape, window, tta):
     assert torch.equal(image, before), "the image was changed"
 
 
-@pytest.mark.parametrize("average", list(Average))
+@pytest.mark.parametrize("average", list(Averaging))
 def test_mirroring_changes_nothing_for_a_network_that_does_not_care(average):
     def pointwise(windows):
         return torch.stack([windows.sum(1), windows.prod(1)], 1)
@@ -91,7 +91,7 @@ def test_probabilities_are_averaged_after_softmax_and_logits_before():
     how = SlidingWindowConfig((4, 4, 4))
     logits = sliding_window_inference(image, networks, how)
     torch.testing.assert_close(logits[:, 0, 0, 0], torch.tensor([0.0, 2.0]))
-    probabilities = sliding_window_inference(image, networks, replace(how, average=Average.PROBABILITIES))
+    probabilities = sliding_window_inference(image, networks, replace(how, average=Averaging.PROBABILITIES))
     expected = torch.stack([constant.softmax(0) for constant in constants]).mean(0)
     torch.testing.assert_close(probabilities[:, 0, 0, 0], expected)
 
@@ -181,7 +181,7 @@ def test_progress_counts_passes_up_to_all(tta, fill, expected):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("average", list(Average))
+@pytest.mark.parametrize("average", list(Averaging))
 def test_values_that_are_no_numbers_are_an_error_not_a_mask(value, average):
     def broken(windows):
         logits = windows.clone()

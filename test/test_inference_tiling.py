@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.inference.mirroring import all_flips
-from ensemble.inference.tiling import Blending, Convention, Tiling, axis_starts, gaussian_importance
+from ensemble.inference.tiling import Blending, Tiling, TilingConvention, gaussian_importance, window_starts
 
 shapes = st.tuples(*[st.integers(1, 40)] * 3)
 windows = st.tuples(*[st.integers(1, 24)] * 3)
 steps = st.floats(0.1, 1.0)
 
 
-@given(image=shapes, window=windows, step=steps, convention=st.sampled_from(Convention))
+@given(image=shapes, window=windows, step=steps, convention=st.sampled_from(TilingConvention))
 def test_every_voxel_is_covered_and_no_window_leaves_the_image(image, window, step, convention):
     blending = Blending(step, convention=convention)
     tiling = Tiling(image, window, blending)
@@ -49,7 +49,7 @@ def test_padding_is_centred_and_undone(image, window):
     ],
 )
 def test_starts(length, window, step, expected):
-    assert axis_starts(length, window, step) == expected
+    assert window_starts(length, window, step) == expected
 
 
 def test_starts_and_importance_are_those_of_nnunet():
@@ -58,7 +58,7 @@ def test_starts_and_importance_are_those_of_nnunet():
 
     for image, window in (((73, 95, 79), (48, 64, 64)), ((30, 30, 30), (30, 16, 8)), ((41, 33, 100), (7, 32, 96))):
         theirs = compute_steps_for_sliding_window(image, window, 0.5)
-        assert [axis_starts(n, size, 0.5) for n, size in zip(image, window, strict=True)] == theirs
+        assert [window_starts(n, size, 0.5) for n, size in zip(image, window, strict=True)] == theirs
         weights = compute_gaussian(window, dtype=torch.float32, device=torch.device("cpu")).numpy()
         np.testing.assert_allclose(gaussian_importance(window), weights, rtol=1e-4, atol=1e-12)
 
@@ -74,7 +74,7 @@ def test_starts_and_weights_are_those_of_monai():
         ((112, 113, 73), (64, 64, 64), 0.5),
         ((30, 31, 9), (7, 16, 9), 0.3),
     ):
-        blending = Blending(1 - overlap, convention=Convention.MONAI)
+        blending = Blending(1 - overlap, convention=TilingConvention.MONAI)
         steps = [n if n == size else int(n * (1 - overlap)) for n, size in zip(window, image, strict=True)]
         theirs = monai.dense_patch_slices(image, window, steps)
         assert Tiling(image, window, blending).windows() == [tuple(place) for place in theirs]
@@ -83,12 +83,12 @@ def test_starts_and_weights_are_those_of_monai():
         peak[0, 0, *(n // 2 for n in window)] = 1
         theirs = layers.GaussianFilter(3, [n / 8 for n in window])(peak)[0, 0]  # as version 0.9 makes its map
         theirs /= theirs.max()
-        ours = Blending(convention=Convention.MONAI).weights(window)
+        ours = Blending(convention=TilingConvention.MONAI).weights(window)
         np.testing.assert_allclose(ours, theirs.clamp(min=1e-3).numpy(), rtol=1e-4)
     assert (Blending(sigma=None).weights((4, 5, 6)) == 1).all()
 
 
-@given(window=windows, convention=st.sampled_from(Convention))
+@given(window=windows, convention=st.sampled_from(TilingConvention))
 def test_importance_is_positive_and_at_most_one(window, convention):
     weights = Blending(convention=convention).weights(window)
     assert weights.shape == window

@@ -13,7 +13,7 @@ import ensemble.readers.dicom.read
 from conftest import GRID, phantom_arrays, write_image
 from dicom_files import whole, write_enhanced, write_series
 from ensemble.cli import main
-from ensemble.readers.imagefile import read_files, read_image
+from ensemble.readers.imagefile import read_case_files, read_image
 from ensemble.types import Modality
 from ensemble.volume import Volume, from_sitk
 
@@ -170,6 +170,6 @@ def test_headers_of_one_folder_are_read_once_for_all_images(tmp_path: Path, monk
     read: list[Path] = []
     header = ensemble.readers.dicom.read.read_header
     monkeypatch.setattr(ensemble.readers.dicom.read, "read_header", lambda path: read.append(path) or header(path))
-    case = read_files("x", {DWI: tmp_path, ADC: tmp_path})
+    case = read_case_files("x", {DWI: tmp_path, ADC: tmp_path})
     assert len(read) == 48
     assert np.array_equal(case.images[ADC].volume.array, whole(ARRAYS[ADC]))

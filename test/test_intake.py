@@ -52,7 +52,7 @@ def rule(monkeypatch: pytest.MonkeyPatch) -> None:
     member = odd.Rule("rule")
     spec = MemberSpec("rule", "nnunet", Path("/nowhere"))
     monkeypatch.setattr(
-        "ensemble.pipeline.load",
+        "ensemble.pipeline.load_from_config",
         lambda config: Ensemble(
             RunConfig(skull_strip=config.skull_strip), InferenceSettings(), (spec,), (member,), 0.0
         ),

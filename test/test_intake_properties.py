@@ -16,7 +16,7 @@ from ensemble.config import RunConfig
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.metrics import dice
-from ensemble.pipeline import Ensemble, load, segment
+from ensemble.pipeline import Ensemble, load_from_config, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import Modality
@@ -40,7 +40,7 @@ def rule() -> Ensemble:
 
 def mask_of(case: Case, ensemble: Ensemble) -> sitk.Image:
     images = {m: RawImage(Path(f"{m}.mha"), from_sitk(sitk.Cast(i, sitk.sitkFloat32))) for m, i in case.images.items()}
-    return to_sitk(segment(RawCase("case", images), ensemble, SilentWatcher()).fused.mask)
+    return to_sitk(segment_raw(RawCase("case", images), ensemble, SilentWatcher()).fused.mask)
 
 
 @cache
@@ -111,7 +111,7 @@ def test_an_adc_on_any_grid_gives_the_same_mask_up_to_interpolation(
 
 @cache
 def plain_by_network() -> tuple[Ensemble, sitk.Image]:
-    ensemble = load(RunConfig(device="cpu", tta="none", members=("iso3d",)))
+    ensemble = load_from_config(RunConfig(device="cpu", tta="none", members=("iso3d",)))
     return ensemble, mask_of(sample(), ensemble)
 
 

@@ -30,12 +30,12 @@ from dicom_files import write_series
 from ensemble.errors import InputRefused, UsageError, UserError
 from ensemble.hospital import listen as listening
 from ensemble.hospital import node as nodes
-from ensemble.hospital.desk import ProcessDied, StudyJob
 from ensemble.hospital.listen import ListenConfig
-from ensemble.hospital.node import OUT_OF_RESOURCES, SUCCESS, Node, NodeConfig
-from ensemble.hospital.send import Destination, Sender, parse_destinations
+from ensemble.hospital.node import OUT_OF_RESOURCES, SUCCESS, DicomNode, NodeConfig
+from ensemble.hospital.segmentation_process import ProcessDied, StudyJob
+from ensemble.hospital.send import Destination, ResultSender, parse_destinations
 from ensemble.hospital.spool import MAX_DEATHS, Spool, SpoolFull, StudyJournal
-from ensemble.hospital.status import StatusPage
+from ensemble.hospital.status import StatusServer
 from ensemble.publish import publish_folder
 from ensemble.serve.worker import CaseDone, CaseFailed
 from ensemble.types import Modality
@@ -240,7 +240,7 @@ class PretendDesk:
 
 
 def send_into(ledger: Path, spool: Spool, study: StudyJournal) -> None:
-    """Send as `Sender` does, to a destination that notes what comes, and can be asked what came."""
+    """Send as `ResultSender` does, to a destination that notes what comes, and can be asked what came."""
     for path in spool.results_of(study.key):
         if path.name not in study.sent.get("PACS", ()):
             if study.offered.get("PACS") == path.name and ledger.exists() and path.name.encode() in ledger.read_bytes():
@@ -406,8 +406,8 @@ def image(number: int, study: str = STUDY, sop_class: str = MRImageStorage, size
 
 
 @contextmanager
-def node_of(spool: Spool, **address: Any) -> Iterator[Node]:
-    node = Node(NodeConfig(**({"aet": "ISLES", "host": "127.0.0.1", "port": 0} | address)), spool, 5.0)
+def node_of(spool: Spool, **address: Any) -> Iterator[DicomNode]:
+    node = DicomNode(NodeConfig(**({"aet": "ISLES", "host": "127.0.0.1", "port": 0} | address)), spool, 5.0)
     node.start()
     try:
         yield node
@@ -416,7 +416,7 @@ def node_of(spool: Spool, **address: Any) -> Iterator[Node]:
 
 
 @contextmanager
-def calling(node: Node, caller: str = "SCANNER", called: str = "ISLES") -> Iterator[Any]:
+def calling(node: DicomNode, caller: str = "SCANNER", called: str = "ISLES") -> Iterator[Any]:
     ae = AE(ae_title=caller)
     for sop_class in (MRImageStorage, ComprehensiveSRStorage, "1.2.840.10008.1.1", "1.3.46.670589.11.0.0.12.1"):
         ae.add_requested_context(sop_class)
@@ -475,7 +475,7 @@ def test_more_associations_than_allowed_are_rejected_and_come_again(tmp_path: Pa
         soon(lambda: _established(node))
 
 
-def _established(node: Node) -> bool:
+def _established(node: DicomNode) -> bool:
     with calling(node) as association:
         return bool(association.is_established)
 
@@ -515,7 +515,7 @@ def test_rubbish_is_not_understood(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_wrong_usage(tmp_path: Path) -> None:
     spool = spool_at(tmp_path)
     with node_of(spool) as node, pytest.raises(UsageError, match="port"):
-        Node(NodeConfig("ISLES", "127.0.0.1", node.port), spool, 5.0)
+        DicomNode(NodeConfig("ISLES", "127.0.0.1", node.port), spool, 5.0)
 
 
 # -- sending
@@ -577,7 +577,7 @@ def test_results_are_sent_once_and_again_only_where_they_were_not_acknowledged(
 ) -> None:
     monkeypatch.setattr("ensemble.hospital.send._FIRST_WAIT_S", 0.1)
     spool, archive = to_send(tmp_path), Archive(SUCCESS, OUT_OF_RESOURCES)
-    sender = Sender(spool, "ISLES", [Destination("PACS", "127.0.0.1", archive.port)])
+    sender = ResultSender(spool, "ISLES", [Destination("PACS", "127.0.0.1", archive.port)])
     sender.start()
     soon(lambda: spool.studies()[0].state == "done")
     sender.stop()
@@ -591,7 +591,7 @@ def test_an_object_whose_acknowledgement_was_not_heard_is_asked_for_before_it_is
 ) -> None:
     monkeypatch.setattr("ensemble.hospital.send._FIRST_WAIT_S", 0.1)
     spool, archive = to_send(tmp_path), Archive(UNHEARD, mute=mute)
-    sender = Sender(spool, "ISLES", [Destination("PACS", "127.0.0.1", archive.port)])
+    sender = ResultSender(spool, "ISLES", [Destination("PACS", "127.0.0.1", archive.port)])
     sender.start()
     soon(lambda: spool.studies()[0].state == "done")
     sender.stop()
@@ -606,7 +606,7 @@ def test_an_archive_that_is_down_gets_them_when_it_is_up(tmp_path: Path, monkeyp
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spool = to_send(tmp_path)
-    sender = Sender(spool, "ISLES", [Destination("PACS", "127.0.0.1", port)])
+    sender = ResultSender(spool, "ISLES", [Destination("PACS", "127.0.0.1", port)])
     sender.start()
     soon(lambda: "does not answer" in spool.studies()[0].what)
     archive = Archive(port=port)
@@ -657,7 +657,7 @@ def test_the_status_page_shows_why_and_no_names(tmp_path: Path) -> None:
         pass
     spool.end(spool.studies()[0].key, "refused", "its transfer was interrupted <b>", "send the study again")
     ready = threading.Event()
-    page = StatusPage("127.0.0.1", 0, spool, ready.is_set)
+    page = StatusServer("127.0.0.1", 0, spool, ready.is_set)
     page.start()
     try:
         code, kind, text = page.answer("GET", "/")

@@ -12,10 +12,10 @@ from conftest import phantom_case
 from ensemble.cli import main
 from ensemble.config import RunConfig
 from ensemble.errors import WeightsBroken
-from ensemble.members.listing import describe
+from ensemble.members.listing import describe_member
 from ensemble.members.manifest import find_members, find_unsupported
-from ensemble.members.pack import pack
-from ensemble.pipeline import load, segment
+from ensemble.members.pack import pack_members
+from ensemble.pipeline import load_from_config, segment_raw
 from ensemble.progress import SilentWatcher
 from nnunet_folders import build_folder
 from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
@@ -48,7 +48,7 @@ def test_what_cannot_vote_is_named(archive: Path, caplog: pytest.LogCaptureFixtu
     unsupported = {other.name: other.what for other in find_unsupported(archive)}
     assert unsupported == {"FACTORIZER": "10 Lightning checkpoints in other folders than SWAN's"}
     with caplog.at_level(logging.WARNING, "ensemble"):
-        load(RunConfig(weights=archive, device="cpu"))
+        load_from_config(RunConfig(weights=archive, device="cpu"))
     assert all(f"does not vote: {name}" in caplog.text for name in unsupported)
     shutil.rmtree(archive / "SEALS")
     with pytest.raises(WeightsBroken, match="no recognised member") as error:
@@ -87,8 +87,8 @@ def test_members_check_says_what_is_missing_and_goes_on(archive: Path, capsys: p
 @pytest.mark.slow
 def test_a_case_runs_on_the_archive(tmp_path: Path) -> None:
     build_v1_folder(tmp_path / PUBLISHED, V1Spec(folds=("fold_0", "fold_1"), features=2, patch=(64, 96, 80)))
-    ensemble = load(RunConfig(weights=tmp_path, device="cpu", tta="none"))
-    result = segment(phantom_case(), ensemble, SilentWatcher())
+    ensemble = load_from_config(RunConfig(weights=tmp_path, device="cpu", tta="none"))
+    result = segment_raw(phantom_case(), ensemble, SilentWatcher())
     assert [(outcome.member, outcome.status) for outcome in result.outcomes] == [("seals", "voted")]
     prediction = result.outcomes[0].prediction
     assert prediction is not None
@@ -119,21 +119,21 @@ def test_a_folder_that_lost_all_weights_is_still_a_member(archive: Path) -> None
         path.unlink()
     (spec,) = find_members(archive)
     assert spec.name == "seals"
-    description = describe(spec)
+    description = describe_member(spec)
     assert description.folds == ("0", "1", "2", "3", "4")
     assert "no model_final_checkpoint.model" in description.remarks[0]
 
 
 def test_members_of_all_kinds_side_by_side(archive: Path) -> None:
     build_folder(archive / "mine")
-    pack(archive / PUBLISHED, archive / "packed", "fp32")
+    pack_members(archive / PUBLISHED, archive / "packed", "fp32")
     assert [spec.kind for spec in find_members(archive)] == ["seals", "nnunet", "seals"]
 
 
 def test_descriptions(tmp_path: Path) -> None:
     build_folder(tmp_path)
     (spec,) = find_members(tmp_path)
-    description = describe(spec)
+    description = describe_member(spec)
     assert description.folds == ("0",)
     assert description.images == ("DWI", "ADC")
     assert description.spacing_mm == (2.0, 2.0, 2.0)

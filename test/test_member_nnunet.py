@@ -22,8 +22,8 @@ from conftest import shared
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
-from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import PreparedCase, prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import Modality, ignore_progress
 from ensemble.volume import to_sitk
 from nnunet_folders import SPLINE_DATA, SPLINE_LOGITS, FolderSpec, build_folder, small_case
@@ -186,7 +186,7 @@ def test_real_cases(name, spacing, tmp_path, monkeypatch):
     """Coarse networks of random weights: here it is the images that are real."""
     folder = shared(f"cases/{name}")
     files = {modality: next(folder.glob(f"{modality}.[nm]*")) for modality in Modality}
-    case = prepare(read_files(name, files))
+    case = prepare_raw(read_case_files(name, files))
     spec = FolderSpec(
         channels=("DWI", "ADC", "FLAIR"),
         schemes=("ZScoreNormalization",) * 3,

@@ -18,7 +18,7 @@ from conftest import shared
 from ensemble.errors import WeightsBroken
 from ensemble.families import sessions
 from ensemble.families.base import InferenceSettings
-from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
+from ensemble.families.channels import InputChannel, parse_channel, shift_slices
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
@@ -177,18 +177,18 @@ def test_an_optional_channel_shows_nothing_when_the_image_is_missing(tmp_path, c
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("DWI", Channel(Modality.DWI)),
-        ("adc", Channel(Modality.ADC)),
-        ("Flair", Channel(Modality.FLAIR)),
-        ("mri_DWI", Channel(Modality.DWI)),
-        ("ADC_0001", Channel(Modality.ADC)),
-        ("flair-brain-mri", Channel(Modality.FLAIR)),
-        ("T2-FLAIR", Channel(Modality.FLAIR)),
-        ("DWI[-1]", Channel(Modality.DWI, -1)),
-        ("adc [ +2 ]", Channel(Modality.ADC, 2)),
-        ("FLAIR[0]", Channel(Modality.FLAIR, 0)),
-        ("FLAIR?", Channel(Modality.FLAIR, optional=True)),
-        ("flair[1] ?", Channel(Modality.FLAIR, 1, optional=True)),
+        ("DWI", InputChannel(Modality.DWI)),
+        ("adc", InputChannel(Modality.ADC)),
+        ("Flair", InputChannel(Modality.FLAIR)),
+        ("mri_DWI", InputChannel(Modality.DWI)),
+        ("ADC_0001", InputChannel(Modality.ADC)),
+        ("flair-brain-mri", InputChannel(Modality.FLAIR)),
+        ("T2-FLAIR", InputChannel(Modality.FLAIR)),
+        ("DWI[-1]", InputChannel(Modality.DWI, -1)),
+        ("adc [ +2 ]", InputChannel(Modality.ADC, 2)),
+        ("FLAIR[0]", InputChannel(Modality.FLAIR, 0)),
+        ("FLAIR?", InputChannel(Modality.FLAIR, optional=True)),
+        ("flair[1] ?", InputChannel(Modality.FLAIR, 1, optional=True)),
     ],
 )
 def test_channel_names(text, expected):
@@ -203,9 +203,9 @@ def test_unknown_channel_names_are_refused(text):
 
 def test_neighbouring_slices_repeat_the_ends():
     array = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((4, 2, 2), np.float32)
-    assert neighbouring_slices(array, -2)[:, 0, 0].tolist() == [0, 0, 0, 1]
-    assert neighbouring_slices(array, 1)[:, 0, 0].tolist() == [1, 2, 3, 3]
-    assert neighbouring_slices(array, 9)[:, 0, 0].tolist() == [3, 3, 3, 3]
+    assert shift_slices(array, -2)[:, 0, 0].tolist() == [0, 0, 0, 1]
+    assert shift_slices(array, 1)[:, 0, 0].tolist() == [1, 2, 3, 3]
+    assert shift_slices(array, 9)[:, 0, 0].tolist() == [3, 3, 3, 3]
 
 
 # --- what is refused ---
@@ -457,7 +457,7 @@ def test_gated_mirroring_takes_the_fastest_arithmetic_unless_told_otherwise(tmp_
     folder = build_folder(tmp_path, FolderSpec(norm=norm))
     asked = []
     monkeypatch.setattr(
-        sessions, "on_openvino", lambda network, channels, window, precision, tap: asked.append(precision)
+        sessions, "open_openvino_session", lambda network, channels, window, precision, tap: asked.append(precision)
     )
     for fast, gated in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(sessions, "has_fast_bfloat16", lambda device, fast=fast: fast)

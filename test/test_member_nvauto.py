@@ -24,20 +24,20 @@ from ensemble.errors import WeightsBroken
 from ensemble.families import sessions
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto import member as nvauto
-from ensemble.families.nvauto.archive import read_archive
-from ensemble.families.nvauto.member import NvautoMember, networks_of
-from ensemble.families.nvauto.processing import ResampleTo1Mm, _solved, normalised
-from ensemble.families.nvauto.rebuild import pack_network, rebuild_network
+from ensemble.families.nvauto.archive import read_torchscript_archive
+from ensemble.families.nvauto.member import NvautoMember, network_specs
+from ensemble.families.nvauto.processing import ResampleTo1Mm, _solved, normalise_channels
+from ensemble.families.nvauto.rebuild import pack_nvauto_network, rebuild_network
 from ensemble.families.spec import MemberSpec
 from ensemble.files import file_sha256
 from ensemble.inference.engine import NonFiniteLogits
-from ensemble.members.listing import describe
+from ensemble.members.listing import describe_member
 from ensemble.members.manifest import find_members, find_unsupported, open_member
-from ensemble.members.pack import pack
+from ensemble.members.pack import pack_members
 from ensemble.metrics import dice
-from ensemble.options import parse, run_config
-from ensemble.pipeline import load, segment
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.options import make_run_config, parse_options
+from ensemble.pipeline import load_from_config, segment_raw
+from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.progress import SilentWatcher
 from ensemble.readers.stored import read_stored
 from ensemble.types import AnyArray, Modality, ignore_progress
@@ -82,8 +82,8 @@ def test_the_published_files_are_recognised_by_their_names(tmp_path: Path, depth
         path.touch()
     (spec,) = find_members(tmp_path / depth)
     assert (spec.name, spec.kind, spec.channels) == ("nvauto", "nvauto", ("ADC", "DWI"))
-    assert describe(spec).folds == tuple(map(str, range(15)))
-    assert not describe(spec).remarks
+    assert describe_member(spec).folds == tuple(map(str, range(15)))
+    assert not describe_member(spec).remarks
 
 
 @pytest.mark.usefixtures("no_code")
@@ -107,7 +107,7 @@ def test_listing_reads_names_only(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_missing_networks_are_said_when_a_case_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tiny(tmp_path, (0, 2))
     with caplog.at_level(logging.INFO, "ensemble"):
-        load(RunConfig(weights=tmp_path, device="cpu", allow_torchscript=True))
+        load_from_config(RunConfig(weights=tmp_path, device="cpu", allow_torchscript=True))
     assert "note: member nvauto: without fold 1, 3," in caplog.text
 
 
@@ -162,9 +162,9 @@ def test_a_manifests_digests_are_permission(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_permission_is_an_option_and_a_variable() -> None:
-    assert run_config(parse(["members", "check", "--allow-torchscript"], {})).allow_torchscript
-    assert run_config(parse([], {"ISLES_ALLOW_TORCHSCRIPT": "1"})).allow_torchscript
-    assert not run_config(parse([], {})).allow_torchscript
+    assert make_run_config(parse_options(["members", "check", "--allow-torchscript"], {})).allow_torchscript
+    assert make_run_config(parse_options([], {"ISLES_ALLOW_TORCHSCRIPT": "1"})).allow_torchscript
+    assert not make_run_config(parse_options([], {})).allow_torchscript
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------------------------
@@ -179,8 +179,8 @@ def test_a_case_runs_on_the_archive(tmp_path: Path, capsys: pytest.CaptureFixtur
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (told,) = report["members"]
     assert (told["member"] if "member" in told else told["name"]) == "nvauto"
-    ensemble = load(RunConfig(weights=tmp_path / "w", device="cpu", allow_torchscript=True))
-    result = segment(phantom_case(), ensemble, SilentWatcher())
+    ensemble = load_from_config(RunConfig(weights=tmp_path / "w", device="cpu", allow_torchscript=True))
+    result = segment_raw(phantom_case(), ensemble, SilentWatcher())
     assert dice(phantom_lesion(), result.fused.mask.array) > 0.9
 
 
@@ -191,7 +191,7 @@ def test_same_as_the_plain_steps(tmp_path: Path) -> None:
     respacing = ResampleTo1Mm.of(case.grid)
     assert respacing.fine_size == (71, 79, 43)
     images = torch.from_numpy(np.stack([case.as_read[modality].array.transpose() for modality in (ADC, DWI)]))
-    fine = normalised(respacing.forward(images))
+    fine = normalise_channels(respacing.forward(images))
     inside = fine[1][fine[1] != 0]
     assert abs(float(inside.mean())) < 1e-5
     assert abs(float(inside.std(unbiased=False)) - 1) < 1e-5
@@ -238,7 +238,7 @@ def test_networks_that_are_too_large_to_keep_go_through_memory_in_turn(
 def test_lower_precision_does_not_trip_over_float32_biases(tmp_path: Path, packed: bool) -> None:
     folder = write_segresnet(tmp_path / PUBLISHED, "group")
     if packed:
-        pack(folder, tmp_path / "packed", "fp16")
+        pack_members(folder, tmp_path / "packed", "fp16")
         folder = tmp_path / "packed"
     case = small_case((6, 10, 8))
     exact = probability(folder, case, replace(ALLOWED, precision="fp32"))
@@ -337,7 +337,7 @@ def test_a_pickle_in_an_archive_runs_nothing(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model0.ts", "w") as file:
         file.writestr("model0/data.pkl", pickle.dumps(Call(marker), 2))
     with pytest.raises(WeightsBroken, match="more than modules and tensors") as error:
-        pack(tmp_path_member(tmp_path), tmp_path / "packed", "fp32")
+        pack_members(tmp_path_member(tmp_path), tmp_path / "packed", "fp32")
     assert "mkdir" in error.value.found
     assert not marker.exists()
     assert not (tmp_path / "packed").exists()
@@ -360,7 +360,7 @@ def test_tensors_that_ask_for_more_than_is_there(tmp_path: Path, compressed: boo
             how = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
             target.writestr(info.filename, content if compressed or "/data/" not in info.filename else content[:4], how)
     with pytest.raises(WeightsBroken, match="damaged"):
-        read_archive(tmp_path / "model0.ts")
+        read_torchscript_archive(tmp_path / "model0.ts")
 
 
 @pytest.mark.usefixtures("no_code")
@@ -372,14 +372,14 @@ def test_tensors_that_repeat_the_file_are_no_weights(tmp_path: Path) -> None:
     save_script(network, tmp_path / "model0.ts")
     for weights in (True, False):
         with pytest.raises(WeightsBroken, match="larger than its file"):
-            read_archive(tmp_path / "model0.ts", weights=weights)
+            read_torchscript_archive(tmp_path / "model0.ts", weights=weights)
 
 
 @pytest.mark.usefixtures("no_code")
 def test_a_fifo_is_no_network(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model0.ts")
     with pytest.raises(WeightsBroken) as error:
-        read_archive(tmp_path / "model0.ts")
+        read_torchscript_archive(tmp_path / "model0.ts")
     assert "FIFO" in error.value.found
 
 
@@ -426,7 +426,7 @@ def write_segresnet(folder: Path, kind: str) -> Path:
 def test_monais_networks_are_rebuilt_from_their_parameters(tmp_path: Path, kind: str) -> None:
     network, path = segresnet(kind), write_segresnet(tmp_path, kind) / "model0.ts"
     (tmp_path / "packed").mkdir()
-    pack_network(path, tmp_path / "packed", "fp32")
+    pack_nvauto_network(path, tmp_path / "packed", "fp32")
     ours = rebuild_network(tmp_path / "packed" / "network.safetensors").eval()
     assert ours.state_dict().keys() == network.state_dict().keys()
     windows = torch.randn(2, 2, 16, 24, 32, generator=torch.Generator().manual_seed(1))
@@ -454,13 +454,13 @@ def test_a_packed_member_gives_the_same_and_needs_no_permission(
     assert main(["members", "pack", str(tmp_path / "w"), str(tmp_path / "packed")]) == 0
     (spec,) = find_members(tmp_path / "packed")
     assert (spec.name, spec.kind, spec.channels) == ("nvauto", "nvauto", ("ADC", "DWI"))
-    assert describe(spec).folds == ("0", "2", "4")
+    assert describe_member(spec).folds == ("0", "2", "4")
     assert {path.suffix for path in spec.folder.rglob("*") if path.is_file()} == {".json", ".safetensors"}
     member = open_member(spec, InferenceSettings())
     ours = member.predict(case, InferenceSettings(), ignore_progress).probability.array
     np.testing.assert_allclose(ours, expected, atol=1e-4)
-    again = pack(spec.folder, tmp_path / "again", "fp16")
-    assert describe(find_members(again[0])[0]).folds == ("0", "2", "4")
+    again = pack_members(spec.folder, tmp_path / "again", "fp16")
+    assert describe_member(find_members(again[0])[0]).folds == ("0", "2", "4")
     # a weight that is not the one that was packed
     network = spec.folder / "model0" / "network.safetensors"
     network.write_bytes(network.read_bytes()[:-4] + b"\x00\x00\x00\x40")
@@ -523,18 +523,18 @@ def test_what_cannot_be_rebuilt_exactly_is_not_packed(
 def test_descriptions_that_make_no_network_are_refused(tmp_path: Path, key: str, value: Any) -> None:
     path = write_segresnet(tmp_path, "group") / "model0.ts"
     (place := tmp_path / "packed" / "model0").mkdir(parents=True)
-    pack_network(path, place, "fp32")
+    pack_nvauto_network(path, place, "fp32")
     form = json.loads((place / "network.json").read_text())
     (place / "network.json").write_text(json.dumps(form | {key: value}))
     with pytest.raises(WeightsBroken):
-        [network.build() for network in networks_of(place.parent)]
+        [network.build() for network in network_specs(place.parent)]
 
 
 def test_a_window_of_a_full_size_network_is_told_by_its_parameters(tmp_path: Path) -> None:
-    (network,) = networks_of(write_segresnet(tmp_path, "group"))
+    (network,) = network_specs(write_segresnet(tmp_path, "group"))
     assert network.window_bytes == 4 * 9 * 8 * 192 * 192 * 128
     save_script(Tiny(), tmp_path / "other" / "model0.ts", traced=False)
-    (unknown,) = networks_of(tmp_path / "other")
+    (unknown,) = network_specs(tmp_path / "other")
     assert unknown.window_bytes >= 4 * 9 * 2 * 192 * 192 * 128
 
 
@@ -599,4 +599,4 @@ def test_a_case_too_large_for_1_mm_is_refused() -> None:
 def test_the_phantom_needs_no_flair(tmp_path: Path) -> None:
     member = NvautoMember.load(MemberSpec("n", "nvauto", write_tiny(tmp_path)), ALLOWED)
     assert member.requires == {ADC, DWI}
-    assert prepare(phantom_case()).modalities >= member.requires
+    assert prepare_raw(phantom_case()).modalities >= member.requires

@@ -18,14 +18,14 @@ from conftest import shared
 from ensemble.cli import main
 from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto import rebuild
-from ensemble.families.nvauto.member import BLENDING, CHANNELS, WINDOW, NvautoMember, networks_of
-from ensemble.families.nvauto.processing import ResampleTo1Mm, normalised
+from ensemble.families.nvauto.member import BLENDING, CHANNELS, WINDOW, NvautoMember, network_specs
+from ensemble.families.nvauto.processing import ResampleTo1Mm, normalise_channels
 from ensemble.families.sessions import open_session
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
-from ensemble.members.pack import pack
-from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.members.pack import pack_members
+from ensemble.prepare.case import PreparedCase, prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import AnyArray, Modality, ignore_progress
 from ensemble.weights.checkpoints import load_weights
 from nvauto_files import PUBLISHED
@@ -44,13 +44,13 @@ def scripts() -> Path:
 
 def golden_case() -> PreparedCase:
     folder = shared(f"cases/{CASE}")
-    return prepare(read_files(CASE, {m: folder / f"{m}.nii.gz" for m in (Modality.DWI, Modality.ADC)}))
+    return prepare_raw(read_case_files(CASE, {m: folder / f"{m}.nii.gz" for m in (Modality.DWI, Modality.ADC)}))
 
 
 def golden_input() -> torch.Tensor:
     case = golden_case()
     images = np.stack([case.as_read[modality].array.transpose() for modality in CHANNELS])
-    return normalised(ResampleTo1Mm.of(case.grid).forward(torch.from_numpy(images)))
+    return normalise_channels(ResampleTo1Mm.of(case.grid).forward(torch.from_numpy(images)))
 
 
 def assert_agreement(probability: AnyArray, mask: AnyArray) -> None:
@@ -85,7 +85,7 @@ def test_golden_input() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_golden_member(tmp_path: Path, packed: bool) -> None:
-    folder = pack(scripts(), tmp_path / "packed", "fp32")[0] if packed else scripts()
+    folder = pack_members(scripts(), tmp_path / "packed", "fp32")[0] if packed else scripts()
     settings = InferenceSettings(allow_torchscript=not packed)
     member = NvautoMember.load(MemberSpec("nvauto", "nvauto", folder), settings)
     probability = member.predict(golden_case(), settings, ignore_progress).probability.array
@@ -117,11 +117,11 @@ def test_the_comparison_fails_when_one_weight_is_perturbed(tmp_path: Path, monke
         with torch.no_grad():
             head[head.abs().argmax()] *= 1.1
 
-    pack(scripts(), tmp_path / "packed", "fp32")
+    pack_members(scripts(), tmp_path / "packed", "fp32")
     image, how = golden_input(), SlidingWindowConfig(WINDOW, blending=BLENDING)
 
     def difference() -> float:
-        network = networks_of(tmp_path / "packed")[1]
+        network = network_specs(tmp_path / "packed")[1]
         logits = sliding_window_inference(image, [open_session(network, InferenceSettings())], how)
         with np.load(golden("per_model.npz")) as file:
             block = np.abs(logits[:, 98:122, 98:122, 68:84].numpy() - file["logits_1mm_block_model1"]).max()

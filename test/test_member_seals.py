@@ -23,13 +23,13 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
-from ensemble.families.probability import lesion_probability
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, postprocess, preprocess
+from ensemble.families.probability import lesion_probability_from_softmax
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference.tiling import Tiling, gaussian_importance
-from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import PreparedCase, prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality, ignore_progress
 from ensemble.volume import Volume
@@ -196,7 +196,7 @@ def test_a_dwi_of_integers_is_interpolated_in_full(tmp_path: Path) -> None:
             DWI: write_image(dwi.astype(dtype), tmp_path / f"{dtype.__name__}.nii.gz", grid),
             ADC: write_image(adc, tmp_path / "adc.nii.gz", grid),
         }
-        cases.append(prepare(read_files("case", files), brain_ml=(50.0, 2500.0)))
+        cases.append(prepare_raw(read_case_files("case", files), brain_ml=(50.0, 2500.0)))
     fine = resample_volume(cases[0].images[DWI], grid_at_1mm(grid)).array
     assert (fine % 1 != 0).any()
     member = loaded(build_v1_folder(tmp_path / "model"))
@@ -210,9 +210,9 @@ def test_beyond_the_1mm_grid_is_background() -> None:
     assert fine.size == (4, 4, 4)
     images = np.ones((2, *fine.shape_zyx), np.float32)
     plans = parse_plans(v1_description(V1Spec()))
-    _, placement = to_network(images, plans)
+    _, placement = preprocess(images, plans)
     softmax = np.stack([np.zeros(fine.shape_zyx, np.float32), np.ones(fine.shape_zyx, np.float32)])
-    result = lesion_probability(to_image(softmax, placement, plans, fine, grid))
+    result = lesion_probability_from_softmax(postprocess(softmax, placement, plans, fine, grid))
     assert result[0, 0, 0] == 1
     assert result[-1, -1, -1] == 0
 
@@ -220,7 +220,7 @@ def test_beyond_the_1mm_grid_is_background() -> None:
 def test_a_tie_is_background_and_a_hair_more_is_lesion() -> None:
     values = np.array([0.5, 0.49987793, 0.3, 0.0], np.float32)
     lesion = np.array([0.5, 0.5, 0.30000004, 0.0], np.float32)
-    assert list(lesion_probability(np.stack([values, lesion])) > 0.5) == [False, True, True, False]
+    assert list(lesion_probability_from_softmax(np.stack([values, lesion])) > 0.5) == [False, True, True, False]
 
 
 # --- names, files ----------------------------------------------------------------------------------------------------------------------

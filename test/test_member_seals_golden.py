@@ -16,12 +16,12 @@ from ensemble.families.nnunet_v1 import member as seals
 from ensemble.families.nnunet_v1.member import NnunetV1Member
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import parse_plans
-from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
-from ensemble.families.probability import lesion_probability
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, postprocess, preprocess
+from ensemble.families.probability import lesion_probability_from_softmax
 from ensemble.inference.engine import sliding_window_inference
 from ensemble.inference.tiling import Tiling
-from ensemble.prepare.case import PreparedCase, prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import PreparedCase, prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, Modality
 from ensemble.weights.checkpoints import load_weights
@@ -38,7 +38,7 @@ def golden_member() -> NnunetV1Member:
 
 def golden_case() -> PreparedCase:
     folder = shared("cases/isles22_0009")
-    return prepare(read_files("isles22_0009", {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}))
+    return prepare_raw(read_case_files("isles22_0009", {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}))
 
 
 def golden_softmax() -> AnyArray:
@@ -61,7 +61,7 @@ def test_golden_preprocessing() -> None:
     case, plans = golden_case(), parse_plans(v1_description(V1Spec()))
     fine = grid_at_1mm(case.grid)
     images = np.stack([resample_volume(case.images[modality], fine).array for modality in (DWI, ADC)])
-    array, placement = to_network(images, plans)
+    array, placement = preprocess(images, plans)
     assert fine.shape_zyx == (146, 224, 224)
     assert [(part.start, part.stop) for part in placement.box] == [(4, 145), (19, 183), (41, 181)]
     assert array.shape == (2, 141, 164, 140)
@@ -80,7 +80,7 @@ def golden_part(member: NnunetV1Member) -> tuple[AnyArray, AnyArray, AnyArray]:
     case, softmax = golden_case(), golden_softmax()
     fine = grid_at_1mm(case.grid)
     images = np.stack([resample_volume(case.images[modality], fine).array for modality in (DWI, ADC)])
-    array, placement = to_network(images, member.plans)
+    array, placement = preprocess(images, member.plans)
     first = [part.start for part in placement.box]
     tiling = Tiling(array.shape[1:], member.plans.patch)  # type: ignore[arg-type]
     mask = softmax[1] > softmax[0]
@@ -99,7 +99,7 @@ def golden_part(member: NnunetV1Member) -> tuple[AnyArray, AnyArray, AnyArray]:
     ).numpy()
     whole = np.zeros((2, *array.shape[1:]), np.float32)
     whole[:, *seen] = answer
-    ours = lesion_probability(to_image(whole, placement, member.plans, fine, case.grid))
+    ours = lesion_probability_from_softmax(postprocess(whole, placement, member.plans, fine, case.grid))
     return ours[native], softmax[:, *native], mask[native]
 
 

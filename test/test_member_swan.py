@@ -29,14 +29,14 @@ from ensemble.families.swan.network import (
     patches_to_matrices,
     rank_one_factors,
 )
-from ensemble.families.swan.processing import network_size, to_image, to_network
+from ensemble.families.swan.processing import network_size, postprocess, preprocess
 from ensemble.geometry import Grid
-from ensemble.members.listing import describe
+from ensemble.members.listing import describe_member
 from ensemble.members.manifest import find_members, find_unsupported
-from ensemble.members.pack import pack
+from ensemble.members.pack import pack_members
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import AnyArray, Modality, ignore_progress
-from ensemble.weights.lightning import read_state
+from ensemble.weights.lightning import read_state_dict
 from nnunet_folders import IDENTITY, small_case
 from swan_folders import (
     FILE,
@@ -100,7 +100,7 @@ def test_each_missing_network_is_said(tmp_path: Path, gone: tuple[str, ...], tol
         shutil.rmtree(tmp_path / PUBLISHED / name)
     assert read_swan_folder(tmp_path / PUBLISHED).missing == told
     (spec,) = find_members(tmp_path)
-    assert describe(spec).remarks == ((told,) if told else ())
+    assert describe_member(spec).remarks == ((told,) if told else ())
 
 
 def test_folds_may_be_links_to_folders(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_weights_are_read_and_no_class_of_the_trainer(checkpoint: Path, tmp_path
     expected = swan_checkpoint("resunet")["state_dict"]
     renamed = rewritten(checkpoint, tmp_path / FILE, lambda name, data: {f"archive/{name.partition('/')[2]}": data})
     for path in (checkpoint, renamed):
-        state = read_state(path)
+        state = read_state_dict(path)
         assert list(state) == list(expected)
         assert all(torch.equal(state[name], expected[name]) for name in expected)
 
@@ -196,7 +196,7 @@ def test_pickled_code_does_not_run(tmp_path: Path, where: str) -> None:
     with zipfile.ZipFile(tmp_path / FILE) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
         assert b"posix" in archive.read(name)
-    assert "net.stem.weight" in read_state(tmp_path / FILE)
+    assert "net.stem.weight" in read_state_dict(tmp_path / FILE)
     assert not trace.exists()
 
 
@@ -207,7 +207,7 @@ def cut(path: Path) -> None:
 def flipped(path: Path) -> None:
     """One byte of a weight."""
     data = bytearray(path.read_bytes())
-    data[data.index(read_state(path)["net.stem.weight"].numpy().tobytes()) + 40] ^= 1
+    data[data.index(read_state_dict(path)["net.stem.weight"].numpy().tobytes()) + 40] ^= 1
     path.write_bytes(data)
 
 
@@ -253,7 +253,7 @@ def test_damage_is_told(checkpoint: Path, tmp_path: Path, harm: Callable[[Path],
     shutil.copyfile(checkpoint, path)
     harm(path)
     with pytest.raises(WeightsBroken, match="damaged") as refusal:
-        read_state(path)
+        read_state_dict(path)
     assert refusal.value.where == str(path)
 
 
@@ -261,7 +261,7 @@ def test_damage_is_told(checkpoint: Path, tmp_path: Path, harm: Callable[[Path],
 def test_checkpoints_of_others_are_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / FILE)
     with pytest.raises(WeightsBroken, match="not written by PyTorch Lightning"):
-        read_state(tmp_path / FILE)
+        read_state_dict(tmp_path / FILE)
 
 
 def with_weights(**changes: Any) -> dict[str, Any]:
@@ -407,7 +407,7 @@ def test_what_is_0_stays_0_and_an_image_of_one_value_is_no_fault() -> None:
     flat[0, 1] = 7
     flat[1, 1] = -7
     constant = np.where(flat != 0, np.float32(3), 0)
-    array = to_network([image, flat, constant], grid)
+    array = preprocess([image, flat, constant], grid)
     assert array.shape == (3, 4, 3, 2)
     assert not array[0].any()
     assert array[1, :, 1].tolist() == [[1, -1]] * 4
@@ -416,7 +416,7 @@ def test_what_is_0_stays_0_and_an_image_of_one_value_is_no_fault() -> None:
 
 def test_lesion_is_where_the_logit_is_not_negative() -> None:
     grid = Grid((4, 1, 1), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY)
-    answer = to_image(torch.tensor([0.0, 1e-9, -1e-9, -200.0]).reshape(4, 1, 1), grid)
+    answer = postprocess(torch.tensor([0.0, 1e-9, -1e-9, -200.0]).reshape(4, 1, 1), grid)
     assert (answer[0, 0] > 0.5).tolist() == [True, True, False, False]
     assert answer[0, 0, 3] >= 0
 
@@ -424,7 +424,7 @@ def test_lesion_is_where_the_logit_is_not_negative() -> None:
 def test_an_image_of_too_many_voxels_is_refused() -> None:
     grid = Grid((500, 500, 400), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY)
     with pytest.raises(InputRefused, match="too large"):
-        to_network([], grid)
+        preprocess([], grid)
 
 
 # --- members list, check, pack -----------------------------------------------------------------------------------------------------------
@@ -450,6 +450,6 @@ def test_members_list_check_and_pack(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_packing_in_half_precision_changes_little(tmp_path: Path) -> None:
     build_swan_folder(tmp_path / "w", folds=("0",), kinds=("resunet",))
-    (folder,) = pack(tmp_path / "w", tmp_path / "packed", "fp16")
+    (folder,) = pack_members(tmp_path / "w", tmp_path / "packed", "fp16")
     apart = np.abs(probability(loaded(folder)) - probability(loaded(tmp_path / "w")))
     assert 0 < apart.max() < 0.01

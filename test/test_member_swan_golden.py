@@ -17,7 +17,7 @@ from ensemble.cli import main
 from ensemble.families.base import InferenceSettings, NetworkSpec
 from ensemble.families.spec import MemberSpec
 from ensemble.families.swan import member as swan
-from ensemble.families.swan.checkpoints import networks_of
+from ensemble.families.swan.checkpoints import network_specs
 from ensemble.families.swan.folder import NETWORKS, read_swan_folder
 from ensemble.families.swan.member import SwanMember
 from ensemble.families.swan.network import (
@@ -28,11 +28,11 @@ from ensemble.families.swan.network import (
     patches_to_matrices,
     rank_one_factors,
 )
-from ensemble.families.swan.processing import to_network
+from ensemble.families.swan.processing import preprocess
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
-from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_files
+from ensemble.prepare.case import prepare_raw
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import AnyArray, FloatArray, Modality, ignore_progress
 from ensemble.volume import from_sitk
 from swan_folders import PUBLISHED, filled
@@ -60,12 +60,12 @@ def window() -> torch.Tensor:
         shared("golden/swan/inputs/flair_registered_isles22_0009.nii.gz"),
     )
     grid = from_sitk(sitk.ReadImage(str(paths[0]))).grid
-    return to_network([image(path) for path in paths], grid)[None, :, 32:96, 16:80, 9:73].contiguous()
+    return preprocess([image(path) for path in paths], grid)[None, :, 32:96, 16:80, 9:73].contiguous()
 
 
 def published(kind: str, fold: str = "0") -> NetworkSpec:
     folder = read_swan_folder(shared("golden/swan/weights") / PUBLISHED)
-    return networks_of(folder)[list(folder.weights).index((fold, kind))]
+    return network_specs(folder)[list(folder.weights).index((fold, kind))]
 
 
 def apart(network: UNet, recorded: Any) -> float:
@@ -184,8 +184,8 @@ def assert_agreement(probability: AnyArray, mask: AnyArray) -> None:
 
 
 def test_input_of_the_networks() -> None:
-    case = prepare(read_files("aniso", files()), registration="never")
-    array = to_network([case.as_read[modality].array for modality in Modality], case.grid)
+    case = prepare_raw(read_case_files("aniso", files()), registration="never")
+    array = preprocess([case.as_read[modality].array for modality in Modality], case.grid)
     with golden("aniso_eval/input") as file:
         np.testing.assert_allclose(array, file["input_2mm"], atol=1e-5)
         np.testing.assert_array_equal(array != 0, file["input_2mm"] != 0)
@@ -193,7 +193,7 @@ def test_input_of_the_networks() -> None:
 
 @pytest.mark.slow
 def test_golden_case(weights: Path) -> None:
-    case = prepare(read_files("aniso", files()), registration="never")
+    case = prepare_raw(read_case_files("aniso", files()), registration="never")
     member = SwanMember.load(MemberSpec("swan", "swan", weights / PUBLISHED), SETTINGS)
     prediction = member.predict(case, SETTINGS, ignore_progress)
     assert (prediction.networks, prediction.remark) == (10, "")
@@ -210,7 +210,7 @@ def test_golden_case_by_the_command(weights: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_comparison_fails_when_one_weight_is_perturbed(weights: Path) -> None:
-    case = prepare(read_files("aniso", files()), registration="never")
+    case = prepare_raw(read_case_files("aniso", files()), registration="never")
     member = SwanMember.load(MemberSpec("swan", "swan", weights / PUBLISHED), SETTINGS)
     network = published("resunet").build()
     with torch.no_grad():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import write_contract_case
-from ensemble.batch.find import only_case
+from ensemble.batch.find import find_only_case
 from ensemble.cli import main
 from ensemble.errors import InputRefused
 from ensemble.families.nnunet_v2 import reference
@@ -117,13 +117,13 @@ def test_only_check_compares(members: Path, case: Path, capsys: pytest.CaptureFi
 
 
 def test_the_case_must_be_one(tmp_path: Path, case: Path) -> None:
-    assert only_case(case)[0] == "case"
+    assert find_only_case(case)[0] == "case"
     with pytest.raises(InputRefused):
-        only_case(tmp_path / "none")
+        find_only_case(tmp_path / "none")
     write_contract_case(tmp_path / "two" / "a")
     write_contract_case(tmp_path / "two" / "b")
     with pytest.raises(InputRefused, match="several cases"):
-        only_case(tmp_path / "two")
+        find_only_case(tmp_path / "two")
     next((case / "images" / "adc-brain-mri").iterdir()).unlink()
     with pytest.raises(InputRefused, match="ADC"):
-        only_case(case)
+        find_only_case(case)

@@ -18,7 +18,7 @@ from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings, Member
 from ensemble.families.spec import MemberSpec
 from ensemble.members.manifest import find_members, open_member
-from ensemble.members.pack import pack
+from ensemble.members.pack import pack_members
 from ensemble.types import AnyArray, ignore_progress
 from ensemble.weights.packed import read_packed, write_packed
 from nnunet_folders import FolderSpec, build_folder, small_case
@@ -55,7 +55,7 @@ KINDS = ("nnunet", "residual", "seals")
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp32_gives_the_same_bits(tmp_path: Path, kind: str) -> None:
     source = source_folder(kind, tmp_path / "a")
-    assert pack(source, tmp_path / "b", "fp32") == [tmp_path / "b"]
+    assert pack_members(source, tmp_path / "b", "fp32") == [tmp_path / "b"]
     original, packed = opened(tmp_path / "a"), opened(tmp_path / "b")
     np.testing.assert_array_equal(probability(packed), probability(original))
     assert (packed.name, packed.requires) == (original.name, original.requires)
@@ -65,8 +65,8 @@ def test_fp32_gives_the_same_bits(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp16_is_close_and_half_the_size(tmp_path: Path, kind: str) -> None:
     source = source_folder(kind, tmp_path / "a")
-    pack(source, tmp_path / "fp16", "fp16")
-    pack(source, tmp_path / "fp32", "fp32")
+    pack_members(source, tmp_path / "fp16", "fp16")
+    pack_members(source, tmp_path / "fp32", "fp32")
     difference = np.abs(probability(opened(tmp_path / "fp16")) - probability(opened(tmp_path / "a"))).max()
     assert 0 < difference < FP16_CLOSENESS
     small, large = (
@@ -76,7 +76,7 @@ def test_fp16_is_close_and_half_the_size(tmp_path: Path, kind: str) -> None:
 
 
 def test_v2_settings_of_a_fold_survive(tmp_path: Path) -> None:
-    pack(source_folder("nnunet", tmp_path / "a"), tmp_path / "b", "fp32")
+    pack_members(source_folder("nnunet", tmp_path / "a"), tmp_path / "b", "fp32")
     original, packed = opened(tmp_path / "a"), opened(tmp_path / "b")
     assert packed.mirror_axes == original.mirror_axes == (1, 2)  # type: ignore[attr-defined]
     assert packed.plans == original.plans  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def test_v2_settings_of_a_fold_survive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_pickle_is_left(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack(source_folder(kind, tmp_path / "a"), tmp_path / "b", "fp32")
+    pack_members(source_folder(kind, tmp_path / "a"), tmp_path / "b", "fp32")
     assert {path.suffix for path in (tmp_path / "b").rglob("*") if path.is_file()} == {".json", ".safetensors"}
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -99,9 +99,9 @@ def test_a_weights_folder_is_packed_member_by_member(tmp_path: Path) -> None:
     source_folder("seals", tmp_path / "a")
     source_folder("nnunet", tmp_path / "a" / "mine")
     names = [spec.name for spec in find_members(tmp_path / "a")]
-    assert len(pack(tmp_path / "a", tmp_path / "b", "fp32")) == 2
+    assert len(pack_members(tmp_path / "a", tmp_path / "b", "fp32")) == 2
     assert sorted(spec.name for spec in find_members(tmp_path / "b")) == sorted(names)
-    assert pack(tmp_path / "a", tmp_path / "c", "fp32", ("seals",)) == [tmp_path / "c" / "seals"]
+    assert pack_members(tmp_path / "a", tmp_path / "c", "fp32", ("seals",)) == [tmp_path / "c" / "seals"]
 
 
 def test_a_manifest_keeps_what_it_says(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_manifest_keeps_what_it_says(tmp_path: Path) -> None:
     }
     manifest = {"members": [entry | {"licence": "CC0-1.0", "orientation": "canonical"}]}
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
-    pack(folder, tmp_path / "b" / "packed", "fp32")
+    pack_members(folder, tmp_path / "b" / "packed", "fp32")
     (tmp_path / "b" / "manifest.json").write_text(
         json.dumps({"members": [{"name": "y", "kind": "nnunet", "folder": "packed"}]})
     )
@@ -140,8 +140,8 @@ def shipped() -> tuple[MemberSpec, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", shipped(), ids=lambda spec: spec.name)
 def test_the_shipped_members(tmp_path: Path, spec: MemberSpec) -> None:
-    pack(spec.folder, tmp_path / "fp32", "fp32")
-    pack(spec.folder, tmp_path / "fp16", "fp16")
+    pack_members(spec.folder, tmp_path / "fp32", "fp32")
+    pack_members(spec.folder, tmp_path / "fp16", "fp16")
     (packed,) = find_members(tmp_path / "fp32")
     assert (packed.name, packed.channels, packed.intensities) == (spec.name, spec.channels, spec.intensities)
     expected = probability(open_member(spec, SETTINGS))
@@ -152,7 +152,7 @@ def test_the_shipped_members(tmp_path: Path, spec: MemberSpec) -> None:
 def test_published_seals_weights(tmp_path: Path) -> None:
     """Packed without optimizer states; the networks are the same to the bit."""
     source = shared("golden/seals_v1/weights")
-    pack(source, tmp_path, "fp32")
+    pack_members(source, tmp_path, "fp32")
     in_torch = replace(SETTINGS, session="torch")
     original, packed = opened(source, in_torch), opened(tmp_path, in_torch)
     for mine, theirs in zip(packed.sessions, original.sessions, strict=True):  # type: ignore[attr-defined]
@@ -165,7 +165,7 @@ def test_published_seals_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["nnunet", "seals"])
 def test_damage_to_a_packed_member_is_noticed(tmp_path: Path, kind: str) -> None:
-    pack(source_folder(kind, tmp_path / "a"), tmp_path / "b", "fp32")
+    pack_members(source_folder(kind, tmp_path / "a"), tmp_path / "b", "fp32")
     weights = next((tmp_path / "b").rglob("*.safetensors"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-4] + b"\0\0\0\1")
@@ -190,7 +190,7 @@ def test_a_broken_description(tmp_path: Path, text: str) -> None:
 
 
 def test_a_broken_plans_file(tmp_path: Path) -> None:
-    pack(source_folder("seals", tmp_path / "a"), tmp_path / "b", "fp32")
+    pack_members(source_folder("seals", tmp_path / "a"), tmp_path / "b", "fp32")
     entry = json.loads((tmp_path / "b" / "member.json").read_text())
     (tmp_path / "b" / "member.json").write_text(json.dumps(entry | {"sha256": {}}))
     for text in ("", "[]", "{}"):
@@ -204,7 +204,7 @@ def test_nothing_is_left_when_packing_fails(tmp_path: Path) -> None:
     (source / "fold_2" / "model_final_checkpoint.model").write_bytes(b"broken")
     before = tree(tmp_path)
     with pytest.raises(WeightsBroken, match="damaged"):
-        pack(source, tmp_path / "b", "fp32")
+        pack_members(source, tmp_path / "b", "fp32")
     assert tree(tmp_path) == before
 
 
@@ -213,7 +213,7 @@ def test_a_destination_that_holds_something_is_refused(tmp_path: Path) -> None:
     before = tree(tmp_path)
     for destination in (tmp_path, source):
         with pytest.raises(UsageError, match="new or empty"):
-            pack(source, destination, "fp32")
+            pack_members(source, destination, "fp32")
     assert tree(tmp_path) == before
 
 

@@ -19,14 +19,14 @@ from ensemble.errors import MembersFailed, OutOfMemory, UsageError, WeightsBroke
 from ensemble.families import registry
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
-from ensemble.folders import unwritable
+from ensemble.folders import unwritable_error
 from ensemble.logging_setup import log_failure, report_failure
 from ensemble.members.manifest import open_member
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
-from ensemble.pipeline import Ensemble, segment
+from ensemble.pipeline import Ensemble, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.weights.checkpoints import load_weights
-from ensemble.weights.folder import folder_errors
+from ensemble.weights.folder import convert_folder_errors
 from ensemble.weights.pickles import read_pickle
 
 NO_MEMORY = (
@@ -97,7 +97,7 @@ def test_a_member_without_room_says_memory_and_what_to_do(
 ) -> None:
     ensemble = stub_ensemble(StubMember("large", error=NO_MEMORY[2]))
     with pytest.raises(MembersFailed) as failure, caplog.at_level(logging.INFO, "ensemble"):
-        segment(phantom_case(), ensemble, SilentWatcher())
+        segment_raw(phantom_case(), ensemble, SilentWatcher())
     assert "not enough memory" in failure.value.found
     assert MORE_MEMORY in failure.value.do
     assert "Traceback" not in caplog.text
@@ -131,12 +131,12 @@ def test_a_process_without_room_ends_as_if_killed_for_memory(capfd: pytest.Captu
     ],
 )
 def test_outputs_blame_rights_only_for_rights(number: int, word: str) -> None:
-    refused = unwritable(Path("/out"), OSError(number, os.strerror(number), "/out/mask"))
+    refused = unwritable_error(Path("/out"), OSError(number, os.strerror(number), "/out/mask"))
     assert isinstance(refused, UsageError)
     assert word in refused.do
     assert not {"permission", "right", "user"} & set(str(refused).lower().replace("(", " ").split())
     for lacking in (errno.EACCES, errno.EPERM):
-        said = str(unwritable(Path("/out"), OSError(lacking, os.strerror(lacking), "/out/mask")))
+        said = str(unwritable_error(Path("/out"), OSError(lacking, os.strerror(lacking), "/out/mask")))
         assert "permission" in said
         assert f"user {os.getuid()}" in said
 
@@ -145,7 +145,7 @@ def test_outputs_blame_rights_only_for_rights(number: int, word: str) -> None:
     ("number", "word"), [(errno.ENOMEM, "memory"), (errno.EIO, "disk"), (errno.EMFILE, "open files")]
 )
 def test_weights_blame_rights_only_for_rights(number: int, word: str) -> None:
-    with pytest.raises(WeightsBroken) as refusal, folder_errors(Path("/weights")):
+    with pytest.raises(WeightsBroken) as refusal, convert_folder_errors(Path("/weights")):
         raise OSError(number, os.strerror(number), "/weights/x")
     assert word in refusal.value.do
     assert "chmod" not in str(refusal.value)

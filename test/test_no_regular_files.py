@@ -22,8 +22,8 @@ from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused
 from ensemble.evaluate.scores import read_mask
 from ensemble.members.manifest import find_members
-from ensemble.readers.imagefile import read_files, read_image
-from ensemble.readers.inspect import inspect
+from ensemble.readers.imagefile import read_case_files, read_image
+from ensemble.readers.inspect import inspect_path
 from ensemble.types import Modality
 from ensemble.volume import Volume
 from nnunet_folders import FolderSpec, build_folder
@@ -122,7 +122,7 @@ def test_the_contract_refuses_what_is_no_regular_file(tmp_path: Path, kind: str,
 
     def read() -> None:
         found = find_inputs(root)
-        read_files(found.name, found.files)
+        read_case_files(found.name, found.files)
 
     outcome = contained(read, seconds=10)
     assert_refused(outcome, 3, KINDS[kind][1])
@@ -150,9 +150,9 @@ def test_weights_that_are_no_regular_file_are_refused(tmp_path: Path, kind: str,
 
     def load() -> None:
         from ensemble.config import RunConfig
-        from ensemble.pipeline import load
+        from ensemble.pipeline import load_from_config
 
-        load(RunConfig(weights=tmp_path / "weights", device="cpu"))
+        load_from_config(RunConfig(weights=tmp_path / "weights", device="cpu"))
 
     outcome = contained(load, seconds=20)
     assert outcome.exit_code == 4, outcome
@@ -177,7 +177,7 @@ def test_a_mask_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["fifo.nii.gz", "fifo.dcm", "fifo.zip"])
 def test_inspect_does_not_wait_for_a_fifo(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    assert contained(lambda: inspect(tmp_path / name, None), seconds=10).exit_code == 0
+    assert contained(lambda: inspect_path(tmp_path / name, None), seconds=10).exit_code == 0
 
 
 OUT_OF_THE_FOLDER = ("{outside}", "../data.raw", "sub/../../data.raw", "LIST", "data%03d.raw 1 3 1", "-")

@@ -8,37 +8,39 @@ import pytest
 
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.errors import UsageError
-from ensemble.options import parse, run_config
+from ensemble.options import make_run_config, parse_options
 
 
 def test_without_arguments_it_is_the_contract() -> None:
-    options = parse([], {})
+    options = parse_options([], {})
     assert options.command is None
     assert (options.input, options.output) == (Path("/input"), Path("/output"))
-    assert run_config(options) == RunConfig()
+    assert make_run_config(options) == RunConfig()
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_defaults() -> None:
     environment = {"ISLES_TTA": "none", "ISLES_FUSION": "mean", "ISLES_INPUT": "/data", "UNRELATED": "x"}
-    options = parse(["--fusion", "staple"], environment)
+    options = parse_options(["--fusion", "staple"], environment)
     assert (options.tta, options.fusion, options.input, options.device) == ("none", "staple", Path("/data"), "auto")
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_common_options_stand_before_or_after_the_command(before: bool) -> None:
     common, command = ["--members", "a, b"], ["run", "--dwi", "d", "--adc", "a", "--out", "o"]
-    options = parse(common + command if before else command + common, {"ISLES_MIN_MEMBERS": "1", "ISLES_REPORT": "1"})
-    assert run_config(options).members == ("a", "b")
-    assert run_config(options).min_members == 1
+    options = parse_options(
+        common + command if before else command + common, {"ISLES_MIN_MEMBERS": "1", "ISLES_REPORT": "1"}
+    )
+    assert make_run_config(options).members == ("a", "b")
+    assert make_run_config(options).min_members == 1
     assert (options.dwi, options.flair, options.format) == (Path("d"), None, "nii.gz")
 
 
 def test_every_option_of_run_can_come_from_the_environment() -> None:
     environment = {"ISLES_DWI": "d", "ISLES_ADC": "a", "ISLES_OUT": "o", "ISLES_SAVE_PROBABILITIES": "yes"}
-    options = parse(["run"], environment)
+    options = parse_options(["run"], environment)
     assert options.out == Path("o")
     assert options.save_probabilities is True
-    assert parse(["run", "--no-save-probabilities"], environment).save_probabilities is False
+    assert parse_options(["run", "--no-save-probabilities"], environment).save_probabilities is False
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,7 @@ def test_every_option_of_run_can_come_from_the_environment() -> None:
         (["run", "--adc", "a"], {}, "--dwi, --out"),
         (["--member-weights", "a"], {}, "NAME=NUMBER"),
         (["--member-weights", "a=1,a=2"], {}, "twice"),
+        ([], {"ISLES_MIN_MEMBERS": "two"}, "'two': not a whole number"),
         ([], {"ISLES_MEMBER_WEIGHTS": "a=b"}, "NAME=NUMBER"),
         ([], {"ISLES_FUSION": "median"}, "ISLES_FUSION"),
         ([], {"ISLES_MIN_MEMBERS": "two"}, "ISLES_MIN_MEMBERS"),
@@ -64,12 +67,12 @@ def test_every_option_of_run_can_come_from_the_environment() -> None:
 )
 def test_wrong_usage(arguments: list[str], environment: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        parse(arguments, environment)
+        parse_options(arguments, environment)
     assert error.value.exit_code == 2
 
 
 def test_an_empty_variable_is_as_good_as_none() -> None:
-    options = parse([], {"ISLES_OUTPUT": "", "ISLES_MIN_MEMBERS": "", "ISLES_REPORT": ""})
+    options = parse_options([], {"ISLES_OUTPUT": "", "ISLES_MIN_MEMBERS": "", "ISLES_REPORT": ""})
     assert (options.output, options.min_members, options.report) == (Path("/output"), None, False)
 
 
@@ -114,7 +117,7 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_ignored(
         f"{service}_PORT_4743_TCP_ADDR": "10.0.0.7",
     }
     with caplog.at_level("INFO", "ensemble"):
-        options = parse(["serve"], links | {"ISLES_TTA": "none"})
+        options = parse_options(["serve"], links | {"ISLES_TTA": "none"})
     assert (options.port, options.tta) == (4743, "none")
     (note,) = [record.message for record in caplog.records]
     assert f"{service}_SERVICE_HOST" in note
@@ -122,7 +125,7 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_ignored(
 
 def test_a_port_that_the_user_sets_counts_beside_a_service() -> None:
     environment = {"ISLES_SERVICE_HOST": "10.0.0.7", "ISLES_SERVICE_PORT": "80", "ISLES_PORT": "5000"}
-    assert parse(["serve"], environment).port == 5000
+    assert parse_options(["serve"], environment).port == 5000
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_a_port_that_the_user_sets_counts_beside_a_service() -> None:
 )
 def test_a_mistyped_option_is_still_refused(name: str) -> None:
     with pytest.raises(UsageError, match=name):
-        parse([], {name: "1"})
+        parse_options([], {name: "1"})
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,9 @@ def test_what_may_be_weights_counts_in_the_platforms_folder(
 
 def test_the_former_name_of_an_option_is_still_understood() -> None:
     def chosen(*arguments: str, **environment: str) -> float | None:
-        return run_config(parse(["run", "--dwi", "d", "--out", "o", *arguments], environment)).min_disputed_ml
+        return make_run_config(
+            parse_options(["run", "--dwi", "d", "--out", "o", *arguments], environment)
+        ).min_disputed_ml
 
     assert chosen("--speck-ml", "0.3") == chosen("--min-disputed-ml", "0.3") == 0.3
     assert chosen(ISLES_SPECK_ML="0.4") == chosen(ISLES_MIN_DISPUTED_ML="0.4") == 0.4

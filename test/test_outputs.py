@@ -14,24 +14,24 @@ import pytest
 from conftest import GRID, StubMember, phantom_case, tree, write_contract_case
 from dicom_objects import origin_of
 from ensemble.config import ExtraOutputs
-from ensemble.contract.execute import execute
+from ensemble.contract.execute import segment_and_publish
 from ensemble.contract.isles22 import find_inputs
 from ensemble.findings import find, mni
 from ensemble.findings.types import TemplateRegistration
 from ensemble.geometry import Grid
 from ensemble.outputs import artifacts as outputs
-from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, OutputRole, SegmentedCase, artifacts
+from ensemble.outputs.artifacts import MEMBER_ROLES, ROLES, Artifact, OutputRole, SegmentedCase, case_artifacts
 from ensemble.outputs.layouts import bids
 from ensemble.outputs.layouts.bids import BidsLayout, write_case
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.outputs.layouts.contract import ContractLayout, patterns
-from ensemble.outputs.layouts.folder import FolderLayout, publish_case
+from ensemble.outputs.layouts.contract import ContractLayout, output_patterns
+from ensemble.outputs.layouts.folder import FolderLayout, publish_run_outputs
 from ensemble.outputs.layouts.index import earlier_outputs
-from ensemble.outputs.layouts.layout import Layout, artifacts_by_path, write
-from ensemble.pipeline import Ensemble, segment
+from ensemble.outputs.layouts.layout import Layout, artifacts_by_path, write_artifacts
+from ensemble.pipeline import Ensemble, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 from ensemble.serve.output_folder import OutputFolder
 from ensemble.types import Modality
 from flat_layout import Flat
@@ -76,7 +76,7 @@ def segmented(build: Build, *names: str, flair: bool = False) -> SegmentedCase:
     raw, ensemble = phantom_case(flair), build(*map(StubMember, names))
     dwi = raw.images[Modality.DWI]
     raw = replace(raw, images={**raw.images, Modality.DWI: replace(dwi, origin=origin_of(dwi.volume))})
-    return SegmentedCase(raw, segment(raw, ensemble, SilentWatcher()), ensemble)
+    return SegmentedCase(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble)
 
 
 def with_study(raw: RawCase) -> RawCase:
@@ -90,8 +90,8 @@ def found(build: Build, *names: str) -> SegmentedCase:
     case = segmented(build, *names, flair=True)
     registered = TemplateRegistration("template", (), {}, tuple(tuple(row) for row in np.eye(4).tolist()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find, "locate_brain", lambda case, onto: None)
-        findings = find.find(case.result)
+        patch.setattr(find, "register_case_to_template", lambda case, onto: None)
+        findings = find.compute_findings(case.result)
     return replace(case, findings=replace(findings, registered=registered))
 
 
@@ -119,9 +119,9 @@ def test_every_layout_holds_all_outputs_of_a_case(
     tmp_path: Path, stub_ensemble: Build, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mni, "FULL_GRID", Grid((4, 5, 6), (30.0, 30.0, 30.0), (-60.0, -60.0, -60.0), GRID.direction))
-    wanted = artifacts(found(stub_ensemble, "a", "votes"), ALL)
+    wanted = case_artifacts(found(stub_ensemble, "a", "votes"), ALL)
     places = artifacts_by_path(wanted, layout)
-    write(places, tmp_path)
+    write_artifacts(places, tmp_path)
     assert files(tmp_path) == set(places)
     assert len(places) == len(wanted) == len(ROLES) + 2 * len(MEMBER_ROLES)
 
@@ -158,11 +158,11 @@ def test_a_new_kind_of_output_is_one_row(tmp_path: Path, stub_ensemble: Build, m
     case = segmented(stub_ensemble, "a")
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "ROLES", (*ROLES, FINDINGS))
-        publish_case(case, ExtraOutputs(report=True), tmp_path / "run", ".nii.gz")
+        publish_run_outputs(case, ExtraOutputs(report=True), tmp_path / "run", ".nii.gz")
         assert json.loads((tmp_path / "run" / "findings.json").read_text()) == {"lesions": 1}
         found = find_inputs(write_contract_case(tmp_path / "in"))
-        raw = read_files(found.name, found.files)
-        execute(found, raw, tmp_path / "contract", case.ensemble, ExtraOutputs(), SilentWatcher())
+        raw = read_case_files(found.name, found.files)
+        segment_and_publish(found, raw, tmp_path / "contract", case.ensemble, ExtraOutputs(), SilentWatcher())
         assert "findings.json" in files(tmp_path / "contract")
         write_case(tmp_path / "batch", tmp_path / "scratch", BidsEntities("1"), case, ExtraOutputs(), {"key": "x"})
         assert (tmp_path / "batch" / "sub-1" / "findings.json").is_file()
@@ -173,21 +173,21 @@ def test_a_new_kind_of_output_is_one_row(tmp_path: Path, stub_ensemble: Build, m
         (tmp_path / "server" / "findings.json").write_text("of a process that was killed")
         folder.restore()
         assert not (tmp_path / "server").exists()
-    publish_case(case, ExtraOutputs(report=True), tmp_path / "run", ".nii.gz")
+    publish_run_outputs(case, ExtraOutputs(report=True), tmp_path / "run", ".nii.gz")
     assert "findings.json" not in files(tmp_path / "run"), "a later version without it replaces it, too"
-    execute(found, raw, tmp_path / "contract", case.ensemble, ExtraOutputs(), SilentWatcher())
+    segment_and_publish(found, raw, tmp_path / "contract", case.ensemble, ExtraOutputs(), SilentWatcher())
     assert "findings.json" not in files(tmp_path / "contract")
 
 
 def test_the_index_lists_what_was_written_and_a_later_run_replaces_that_alone(
     tmp_path: Path, stub_ensemble: Build
 ) -> None:
-    publish_case(segmented(stub_ensemble, "a", "b"), ALL, tmp_path, ".mha")
+    publish_run_outputs(segmented(stub_ensemble, "a", "b"), ALL, tmp_path, ".mha")
     assert set(listed(tmp_path)) == files(tmp_path)
     for mine in ("votes.nrrd", "mask.nrrd", "members/other_mask.mha", "members/deep/c_mask.mha"):
         (tmp_path / mine).parent.mkdir(exist_ok=True)
         (tmp_path / mine).write_text("mine")
-    publish_case(segmented(stub_ensemble, "b"), ExtraOutputs(report=True), tmp_path, ".nii.gz")
+    publish_run_outputs(segmented(stub_ensemble, "b"), ExtraOutputs(report=True), tmp_path, ".nii.gz")
     mine_still = {"votes.nrrd", "mask.nrrd", "members/other_mask.mha", "members/deep/c_mask.mha"}
     assert files(tmp_path) == {"mask.nii.gz", "report.json", "report.html", "overlay.png"} | mine_still
     assert set(listed(tmp_path)) == files(tmp_path) - mine_still
@@ -206,7 +206,7 @@ def test_outputs_of_a_version_without_index_are_replaced_by_their_names(
         (tmp_path / name).write_text("old")
     if report is not None:
         (tmp_path / "report.json").write_text(report)
-    publish_case(segmented(stub_ensemble, "a"), ExtraOutputs(report=True), tmp_path, ".nii.gz")
+    publish_run_outputs(segmented(stub_ensemble, "a"), ExtraOutputs(report=True), tmp_path, ".nii.gz")
     assert files(tmp_path) == {
         "mask.nii.gz",
         "report.json",
@@ -241,14 +241,14 @@ def test_the_contracts_results_are_the_platforms_and_list_extras_only_where_ther
     tmp_path: Path, stub_ensemble: Build
 ) -> None:
     found = find_inputs(write_contract_case(tmp_path / "in"))
-    raw, ensemble = read_files(found.name, found.files), stub_ensemble(StubMember("a"))
-    execute(found, raw, tmp_path / "out", ensemble, ExtraOutputs(save_member_masks=True), SilentWatcher())
+    raw, ensemble = read_case_files(found.name, found.files), stub_ensemble(StubMember("a"))
+    segment_and_publish(found, raw, tmp_path / "out", ensemble, ExtraOutputs(save_member_masks=True), SilentWatcher())
     (results,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results.pop("written") == ["members/a_mask.mha", "votes.mha"]
     assert [results] == found.results
     assert files(tmp_path / "out" / "images") == {"stroke-lesion-segmentation/case-1.mha"}
     (tmp_path / "out" / "probability.mha").write_text("mine")
-    execute(found, raw, tmp_path / "out", ensemble, ExtraOutputs(), SilentWatcher())
+    segment_and_publish(found, raw, tmp_path / "out", ensemble, ExtraOutputs(), SilentWatcher())
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found.results
     assert files(tmp_path / "out") == {
         "results.json",
@@ -258,7 +258,7 @@ def test_the_contracts_results_are_the_platforms_and_list_extras_only_where_ther
 
 
 def test_what_a_killed_process_leaves_is_known_by_the_places_of_the_contract() -> None:
-    assert set(patterns()) == {
+    assert set(output_patterns()) == {
         "results.json",
         "images/stroke-lesion-segmentation/*.mha",
         *("probability.mha", "votes.mha", "report.json", "report.html", "overlay.png"),

@@ -21,9 +21,9 @@ from scipy.ndimage import gaussian_filter
 
 from conftest import StubMember, phantom_case
 from ensemble.geometry import Grid
-from ensemble.outputs.report.page import MAX_LOSSLESS_VOXELS, case_page, index_page, lesion_table
+from ensemble.outputs.report.page import MAX_LOSSLESS_VOXELS, lesion_table, render_case_page, render_index_page
 from ensemble.outputs.report.run_report import build_report
-from ensemble.pipeline import Ensemble, Result, segment
+from ensemble.pipeline import Ensemble, Result, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import Modality
@@ -37,11 +37,13 @@ HOSTILE = "</script><script>document.title='broken out'</script><b>&amp; \" '"
 def result(stub_ensemble: Build) -> tuple[Result, Ensemble]:
     members = (StubMember("a", level=1.3), StubMember("b", level=1.9), StubMember(HOSTILE, level=1.5))
     ensemble = stub_ensemble(*members, StubMember("broken", error=RuntimeError(HOSTILE)), min_members=1)
-    return segment(replace(phantom_case(flair=True), name=HOSTILE), ensemble, SilentWatcher()), ensemble
+    return segment_raw(replace(phantom_case(flair=True), name=HOSTILE), ensemble, SilentWatcher()), ensemble
 
 
 def written(result: Result, ensemble: Ensemble, path: Path) -> Path:
-    path.write_text(case_page(build_report(phantom_case(flair=True), result, ensemble), result), encoding="utf-8")
+    path.write_text(
+        render_case_page(build_report(phantom_case(flair=True), result, ensemble), result), encoding="utf-8"
+    )
     return path
 
 
@@ -145,7 +147,7 @@ def test_a_page_without_lesion_or_flair(
     tmp_path: Path, open_page: Callable[[Path], Page], stub_ensemble: Build
 ) -> None:
     ensemble = stub_ensemble(StubMember("a", level=9.0))
-    healthy = segment(phantom_case(), ensemble, SilentWatcher())
+    healthy = segment_raw(phantom_case(), ensemble, SilentWatcher())
     page = open_page(written(healthy, ensemble, tmp_path / "case.html"))
     assert "No lesion was found" in page.locator("#lesions").inner_text()
     assert page.locator("#panels canvas").count() == 2
@@ -155,7 +157,7 @@ def test_a_page_without_lesion_or_flair(
 def test_lesions_have_their_volume_place_and_slices(stub_ensemble: Build) -> None:
     """Two boxes at known places, on a grid whose axes run the other way."""
     grid = Grid((20, 24, 16), (3.0, 2.0, 5.0), (30.0, 40.0, -20.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
-    result = segment(phantom_case(), stub_ensemble(StubMember("a")), SilentWatcher())
+    result = segment_raw(phantom_case(), stub_ensemble(StubMember("a")), SilentWatcher())
     mask = np.zeros(grid.shape_zyx, bool)
     mask[2:4, 10:13, 5:9] = True
     mask[10, 3, 2] = True
@@ -193,7 +195,7 @@ def large_case(shape: tuple[int, int, int]) -> RawCase:
 @pytest.mark.parametrize(("shape", "limit_mb"), [((73, 128, 128), 8), ((100, 220, 220), 12)])
 def test_pages_stay_small(tmp_path: Path, stub_ensemble: Build, shape: tuple[int, int, int], limit_mb: float) -> None:
     ensemble = stub_ensemble(*(StubMember(name, level=1.4 + 0.1 * k) for k, name in enumerate("abc")))
-    result = segment(large_case(shape), ensemble, SilentWatcher())
+    result = segment_raw(large_case(shape), ensemble, SilentWatcher())
     size = written(result, ensemble, tmp_path / "case.html").stat().st_size
     assert 100_000 < size < limit_mb * 1e6
     lossy = np.prod(shape) > 1.1 * MAX_LOSSLESS_VOXELS
@@ -234,7 +236,7 @@ ROWS = [
 
 @pytest.mark.slow
 def test_the_index_links_sorts_and_finds(tmp_path: Path, open_page: Callable[[Path], Page]) -> None:
-    (tmp_path / "index.html").write_text(index_page(ROWS))
+    (tmp_path / "index.html").write_text(render_index_page(ROWS))
     page = open_page(tmp_path / "index.html")
 
     def cases() -> list[str]:
@@ -264,7 +266,7 @@ def test_an_index_of_thousands_has_pages_and_sorts_and_finds_in_all(
         BLANK | {"case": f"p{n}", "status": "done", "volume_ml": float(5000 - n), "page": f"sub-{n}/r.html"}
         for n in range(5000)
     ]
-    (tmp_path / "index.html").write_text(index_page(many))
+    (tmp_path / "index.html").write_text(render_index_page(many))
     page = open_page(tmp_path / "index.html")
 
     def cases() -> list[str]:

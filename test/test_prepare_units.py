@@ -12,11 +12,11 @@ import SimpleITK as sitk
 from conftest import shared
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.draft import Draft
+from ensemble.prepare.draft import DraftCase
 from ensemble.prepare.units import (
     CLIP,
     adc_mode,
-    adc_to_um2_per_ms,
+    adc_unit_factor,
     normalize_by_tissue,
     normalize_intensities,
 )
@@ -40,14 +40,14 @@ def head() -> tuple[AnyArray, AnyArray, AnyArray]:
 @pytest.mark.parametrize(("scale", "factor"), [(1e-3, 1e3), (1.0, 1.0), (1e3, 1e-3)])
 def test_each_adc_unit_is_recognised(scale: float, factor: float) -> None:
     _, adc, brain = head()
-    assert adc_to_um2_per_ms(adc * scale, brain) == factor
+    assert adc_unit_factor(adc * scale, brain) == factor
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-9, 0.03, 50.0, 1e6, -1.0])
 def test_adc_in_no_known_unit_is_refused(scale: float) -> None:
     _, adc, brain = head()
     with pytest.raises(InputRefused, match="no usual unit"):
-        adc_to_um2_per_ms(adc * scale, brain)
+        adc_unit_factor(adc * scale, brain)
 
 
 @pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
@@ -111,7 +111,7 @@ def test_a_refusal_names_the_file_of_the_image(modality: Modality) -> None:
     arrays = {Modality.DWI: dwi, Modality.ADC: adc, Modality.FLAIR: dwi}
     arrays[modality] = np.zeros_like(dwi)
     images = {key: Volume.from_numpy(array.astype(np.float32).T, np.eye(4)) for key, array in arrays.items()}
-    case = Draft("x", {key: Path(f"{key}.mha") for key in images}, images, brain=brain)
+    case = DraftCase("x", {key: Path(f"{key}.mha") for key in images}, images, brain=brain)
     with pytest.raises(InputRefused) as refused:
         normalize_intensities(case)
     assert refused.value.where == f"{modality}.mha"
@@ -154,7 +154,7 @@ def test_real_cases(case: str, ending: str, factor: float) -> None:
     brain = brain_mask(dwi, adc)
     voxel_ml = {"isles22_0166": 1.796875**2 * 4.8 / 1000}.get(case, 0.008)
     assert 1000 < brain.sum() * voxel_ml < 1900
-    assert adc_to_um2_per_ms(adc, brain) == factor
+    assert adc_unit_factor(adc, brain) == factor
     assert 0.65 < adc_mode(adc * factor, brain) < 0.95
     images = normalize_by_tissue(dwi, adc, None, brain)
     tissue = np.abs(images[Modality.ADC] - 1) < 0.15

@@ -20,7 +20,7 @@ from conftest import GRID, REPOSITORY, phantom_lesion, tree
 from ensemble.errors import UsageError
 from ensemble.folders import exclusive_writer
 from ensemble.outputs.formats.image import write as write_volume
-from ensemble.publish import check_writable, publish, replace_text, write_json
+from ensemble.publish import check_writable, publish, write_json, write_text_atomically
 from ensemble.volume import Volume, grid_of
 
 
@@ -137,12 +137,12 @@ def test_two_may_replace_a_text_at_once_whatever_their_process_ids(
 
     def to_disk(draft: Path) -> None:
         for text in others:
-            replace_text(path, text, scratch)
+            write_text_atomically(path, text, scratch)
         assert draft.read_text() in ("mine", "other")
         really(draft)
 
     monkeypatch.setattr(ensemble.publish, "flush_to_disk", to_disk)
-    replace_text(path, "mine", scratch)
+    write_text_atomically(path, "mine", scratch)
     assert path.read_text() == "mine"
     (beside := tmp_path / "beside").touch()
     assert path.stat().st_mode == beside.stat().st_mode, "as readable as any other file"

@@ -17,7 +17,7 @@ from scipy import stats
 from conftest import GRID, PATIENCE_MS, REPOSITORY, phantom_arrays, phantom_case, phantom_lesion, tree, write_image
 from ensemble.cli import main
 from ensemble.evaluate.blinded import BlindedCase, make_blinded_case, make_reader_study, write_reader_study
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.types import Modality
 from json_schema import faults
 
@@ -29,7 +29,7 @@ HOSTILE = "</script><script>document.title='broken out'</script>"
 @pytest.fixture(scope="module")
 def cases() -> list[BlindedCase]:
     """Three cases: two masks that differ, equal ones, and two empty ones."""
-    images, lesion = prepare(phantom_case(), skull_strip="never"), phantom_lesion()
+    images, lesion = prepare_raw(phantom_case(), skull_strip="never"), phantom_lesion()
     masks = [(lesion, np.roll(lesion, 3, axis=2)), (lesion, lesion), (lesion & False, lesion & False)]
     return [make_blinded_case(f"Müller {k} {HOSTILE}", images, pair) for k, pair in enumerate(masks)]
 

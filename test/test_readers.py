@@ -24,7 +24,7 @@ from ensemble.errors import InputRefused
 from ensemble.outputs.formats.image import write as write_volume
 from ensemble.readers.b_values import select_dwi
 from ensemble.readers.geometry_checks import orthonormalize_direction
-from ensemble.readers.imagefile import case_name, read_files, read_image
+from ensemble.readers.imagefile import case_name, read_case_files, read_image
 from ensemble.readers.names import image_suffix, stem
 from ensemble.readers.sources import source_files
 from ensemble.types import AnyArray, Modality
@@ -336,7 +336,7 @@ def test_a_file_that_may_not_be_opened_is_not_called_damaged(tmp_path: Path, mon
 def test_one_file_for_two_modalities_is_refused(tmp_path: Path) -> None:
     path = write_image(DWI, tmp_path / "dwi.mha")
     with pytest.raises(InputRefused, match="two modalities"):
-        read_files("x", {Modality.DWI: path, Modality.ADC: path})
+        read_case_files("x", {Modality.DWI: path, Modality.ADC: path})
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from conftest import shared
 from ensemble.geometry import Grid
 from ensemble.prepare import registration
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.case import prepare
-from ensemble.prepare.registration import RegistrationResult, register
+from ensemble.prepare.case import prepare_raw
+from ensemble.prepare.registration import RegistrationResult, register_rigidly
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, BoolArray
@@ -30,7 +30,7 @@ def case() -> tuple[Volume, Volume, BoolArray]:
 
 
 def registered(flair: Volume, dwi: Volume, brain: BoolArray) -> RegistrationResult:
-    return register(flair, resample_volume(flair, dwi.grid), dwi, brain)
+    return register_rigidly(flair, resample_volume(flair, dwi.grid), dwi, brain)
 
 
 def points(brain: BoolArray, grid: Grid) -> AnyArray:
@@ -120,8 +120,8 @@ def test_never_takes_flair_by_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
     aligned = images[FLAIR].grid
     moved = replace(aligned, origin_mm=(aligned.origin_mm[0] + 6, *aligned.origin_mm[1:]))
     raw = replace(raw, images={**raw.images, FLAIR: RawImage(Path("flair"), Volume(images[FLAIR].array, moved))})
-    monkeypatch.setattr("ensemble.prepare.flair.register", lambda *_: pytest.fail("it was registered"))
-    case = prepare(raw, registration="never")
+    monkeypatch.setattr("ensemble.prepare.flair.register_rigidly", lambda *_: pytest.fail("it was registered"))
+    case = prepare_raw(raw, registration="never")
     by_header = resample_volume(Volume(images[FLAIR].array, moved), images[DWI].grid)
     inside = case.brain.array
     np.testing.assert_array_equal(case.images[FLAIR].array[inside], by_header.array[inside])
@@ -132,7 +132,7 @@ def test_published_members_get_flair_by_cubic_splines() -> None:
     """As DeepISLES' Elastix interpolates: what rings around the brain is not 0, and networks normalise over it."""
     images = {modality: from_sitk(image) for modality, image in sample(flair=True).images.items()}
     raw = RawCase("cubic", {modality: RawImage(Path(modality), volume) for modality, volume in images.items()})
-    case = prepare(raw, registration="never")
+    case = prepare_raw(raw, registration="never")
     ours, inside = case.as_read[FLAIR].array, case.brain.array
     moving = sitk.Cast(sample(flair=True).images[FLAIR], sitk.sitkFloat32)
     theirs = sitk.Resample(moving, sample(flair=True).images[DWI], sitk.Transform(), sitk.sitkBSpline, 0.0)
@@ -145,6 +145,6 @@ def test_a_flair_on_the_dwi_grid_stays_as_it_is_with_never() -> None:
     images = {modality: from_sitk(image) for modality, image in sample(flair=True).images.items()}
     there = resample_volume(images[FLAIR], images[DWI].grid)
     raw = RawCase("same", {m: RawImage(Path(m), volume) for m, volume in {**images, FLAIR: there}.items()})
-    case = prepare(raw, registration="never")
+    case = prepare_raw(raw, registration="never")
     np.testing.assert_array_equal(case.as_read[FLAIR].array, there.array)
     assert not any("registration" in text for text in case.repairs)

@@ -14,13 +14,13 @@ from matplotlib.image import imread
 
 from conftest import StubMember, phantom_case
 from ensemble.config import ExtraOutputs
-from ensemble.outputs.artifacts import SegmentedCase, artifacts
-from ensemble.outputs.closing_lines import summary
+from ensemble.outputs.artifacts import SegmentedCase, case_artifacts
+from ensemble.outputs.closing_lines import closing_lines
 from ensemble.outputs.layouts.folder import FolderLayout
-from ensemble.outputs.layouts.layout import artifacts_by_path, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write_artifacts
 from ensemble.outputs.report.figure import draw_overlay
 from ensemble.outputs.report.run_report import build_report
-from ensemble.pipeline import Ensemble, Result, segment
+from ensemble.pipeline import Ensemble, Result, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.types import Modality
 from ensemble.volume import from_sitk, to_sitk
@@ -36,7 +36,7 @@ def ensemble(stub_ensemble: Build) -> Ensemble:
 
 @pytest.fixture
 def result(ensemble: Ensemble) -> Result:
-    return segment(phantom_case(), ensemble, SilentWatcher())
+    return segment_raw(phantom_case(), ensemble, SilentWatcher())
 
 
 def test_report_is_json_and_says_what_became_of_each_member(ensemble: Ensemble, result: Result) -> None:
@@ -65,7 +65,7 @@ def test_the_picture_outlines_the_lesion_and_only_a_lesion(
 ) -> None:
     draw_overlay(result, tmp_path / "lesion.png")
     assert red_pixels(tmp_path / "lesion.png") > 200
-    healthy = segment(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), SilentWatcher())
+    healthy = segment_raw(phantom_case(), stub_ensemble(StubMember("a", level=9.0)), SilentWatcher())
     draw_overlay(healthy, tmp_path / "healthy.png")
     assert red_pixels(tmp_path / "healthy.png") == 0
 
@@ -82,7 +82,7 @@ def test_the_patients_left_is_on_the_right_whatever_the_axes(
     for modality, image in raw.images.items():
         turned = sitk.Flip(sitk.PermuteAxes(to_sitk(image.volume), order), flips, False)
         images[modality] = replace(image, volume=from_sitk(turned))
-    result = segment(replace(raw, images=images), stub_ensemble(StubMember("a")), SilentWatcher())
+    result = segment_raw(replace(raw, images=images), stub_ensemble(StubMember("a")), SilentWatcher())
     draw_overlay(result, tmp_path / "overlay.png")
     r, g, b = np.moveaxis(imread(tmp_path / "overlay.png")[..., :3], -1, 0)
     red = (r > 0.9) & (g < 0.4) & (b < 0.4)
@@ -102,17 +102,17 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_goes(tmp_path: Path, ensem
     name = "fall\udce4"  # what Python makes of a file name in Latin-1
     made = replace(result, case=replace(result.case, name=name, repairs=(f"{name}: turned",)))
     case = SegmentedCase(replace(phantom_case(), name=name), made, ensemble)
-    write(artifacts_by_path(artifacts(case, ExtraOutputs(report=True)), FolderLayout(".mha")), tmp_path)
+    write_artifacts(artifacts_by_path(case_artifacts(case, ExtraOutputs(report=True)), FolderLayout(".mha")), tmp_path)
     assert red_pixels(tmp_path / "overlay.png") > 200
     assert "fall\ufffd: turned" in (tmp_path / "report.html").read_text(encoding="utf-8")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert (report["case"]["name"], report["repairs"]) == ("fall\ufffd", ["fall\ufffd: turned"])
-    summary(case, ExtraOutputs(), Path("/o"), ".mha").encode()
+    closing_lines(case, ExtraOutputs(), Path("/o"), ".mha").encode()
 
 
 def test_closing_lines(ensemble: Ensemble, result: Result) -> None:
     case = SegmentedCase(phantom_case(), result, ensemble)
-    text = summary(case, ExtraOutputs(dicom=True), Path("/o"), ".nii.gz")
+    text = closing_lines(case, ExtraOutputs(dicom=True), Path("/o"), ".nii.gz")
     for part in (
         "1 lesion, ",
         " ml (1 of 3 members voted)",
@@ -126,6 +126,6 @@ def test_closing_lines(ensemble: Ensemble, result: Result) -> None:
     ):
         assert part in text
     nothing = replace(case, result=replace(result, lesion_count=0, lesion_ml=0.0))
-    text = summary(nothing, ExtraOutputs(), Path("/o"), ".mha")
+    text = closing_lines(nothing, ExtraOutputs(), Path("/o"), ".mha")
     assert "no lesion found" in text
     assert "objects" not in text

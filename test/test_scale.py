@@ -18,10 +18,10 @@ from ensemble.errors import InputRefused, UsageError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.geometry import Grid, Triple
 from ensemble.members.manifest import find_members, open_member
-from ensemble.members.pack import pack
-from ensemble.options import parse, run_config
+from ensemble.members.pack import pack_members
+from ensemble.options import make_run_config, parse_options
 from ensemble.prepare import skull
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.readers.base import RawCase
 from ensemble.resample import NnunetResampling, resample_volume
 from ensemble.types import Modality
@@ -63,7 +63,7 @@ def test_a_header_of_another_scale_is_refused_before_any_network(
     factors: tuple[float, float, float], strip: str
 ) -> None:
     with pytest.raises(InputRefused) as refusal:
-        prepare(scaled(factors, *ALL), strip)  # type: ignore[arg-type]
+        prepare_raw(scaled(factors, *ALL), strip)  # type: ignore[arg-type]
     assert "mm" in refusal.value.found
     assert "units" in refusal.value.do
     assert "--brain-ml" in refusal.value.do
@@ -72,7 +72,7 @@ def test_a_header_of_another_scale_is_refused_before_any_network(
 @pytest.mark.parametrize("factors", [(3, 3, 3), (2, 2, 2), (0.5, 0.5, 0.5), (1, 1, 4), (0.1, 1, 10), (4, 0.5, 0.5)])
 def test_a_brain_that_is_none_is_refused(factors: tuple[float, float, float]) -> None:
     with pytest.raises(InputRefused, match="size") as refusal:
-        prepare(scaled(factors, *ALL), "never")
+        prepare_raw(scaled(factors, *ALL), "never")
     assert "units" in refusal.value.do
 
 
@@ -82,7 +82,7 @@ def test_a_brain_that_is_none_is_refused(factors: tuple[float, float, float]) ->
 )
 def test_adc_or_flair_of_another_scale_is_refused(modality: Modality, factors: tuple[float, float, float]) -> None:
     with pytest.raises(InputRefused, match=modality.value.upper()) as refusal:
-        prepare(scaled(factors, modality), "never")
+        prepare_raw(scaled(factors, modality), "never")
     assert refusal.value.where == f"{modality}.mha"
 
 
@@ -90,30 +90,30 @@ def test_adc_or_flair_of_another_scale_is_refused(modality: Modality, factors: t
 def test_an_adc_with_the_dwis_matrix_and_another_voxel_size_is_refused(factor: float) -> None:
     for factors in ((factor, factor, factor), (1, 1, factor)):
         with pytest.raises(InputRefused, match="ADC"):
-            prepare(scaled(factors, ADC), "never")
+            prepare_raw(scaled(factors, ADC), "never")
 
 
 @pytest.mark.parametrize("factors", [(1.5, 1.5, 1.5), (1, 1, 2.2), (1, 1, 5), (3, 1, 1)])
 def test_an_extracted_flair_of_no_brains_size_is_refused(factors: tuple[float, float, float]) -> None:
     with pytest.raises(InputRefused, match="FLAIR"):
-        prepare(scaled(factors, FLAIR))
+        prepare_raw(scaled(factors, FLAIR))
 
 
 def test_hd_bets_brain_has_the_same_range(monkeypatch: pytest.MonkeyPatch) -> None:
     brain = phantom_arrays()[DWI] > 0
     monkeypatch.setattr(skull, "_brain_probability", lambda *_: brain)
-    prepare(phantom_case(), "always")
+    prepare_raw(phantom_case(), "always")
     with pytest.raises(InputRefused, match="did not find the brain"):
-        prepare(phantom_case(), "always", brain_ml=(300.0, 1000.0))
+        prepare_raw(phantom_case(), "always", brain_ml=(300.0, 1000.0))
     monkeypatch.setattr(skull, "_brain_probability", lambda *_: brain & (np.arange(len(brain)) > 17)[:, None, None])
     with pytest.raises(InputRefused, match="did not find the brain"):
-        prepare(phantom_case(), "always")
+        prepare_raw(phantom_case(), "always")
 
 
 def test_brain_ml_lets_infants_and_open_skulls_through() -> None:
     small, large = scaled((0.5, 0.5, 0.5), *ALL), scaled((2, 2, 2), *ALL)
-    prepare(small, "never", brain_ml=(20.0, 500.0))
-    prepare(large, "never", brain_ml=(300.0, 12000.0))
+    prepare_raw(small, "never", brain_ml=(20.0, 500.0))
+    prepare_raw(large, "never", brain_ml=(300.0, 12000.0))
 
 
 def test_a_skull_stripped_lattice_is_bounded_before_hd_bet() -> None:
@@ -126,25 +126,25 @@ def test_a_skull_stripped_lattice_is_bounded_before_hd_bet() -> None:
         array[:24, :48, :40] = image.volume.array
         images[modality] = replace(image, volume=Volume(array, wide))
     with pytest.raises(InputRefused, match="too large") as refusal:
-        prepare(replace(raw, images=images), "always")
+        prepare_raw(replace(raw, images=images), "always")
     assert "--skull-strip never" in refusal.value.do
 
 
 def test_every_option_place_takes_brain_ml() -> None:
-    assert run_config(parse([], {})).brain_ml == (300.0, 2500.0)
-    assert run_config(parse(["--brain-ml", "80,900"], {})).brain_ml == (80.0, 900.0)
-    assert run_config(parse([], {"ISLES_BRAIN_ML": "80,900"})).brain_ml == (80.0, 900.0)
+    assert make_run_config(parse_options([], {})).brain_ml == (300.0, 2500.0)
+    assert make_run_config(parse_options(["--brain-ml", "80,900"], {})).brain_ml == (80.0, 900.0)
+    assert make_run_config(parse_options([], {"ISLES_BRAIN_ML": "80,900"})).brain_ml == (80.0, 900.0)
     for command in (["run", "--dwi", "d", "--adc", "a", "--out", "o"], ["batch", "D", "O"], ["serve"]):
-        assert run_config(parse([*command, "--brain-ml", "80,900"], {})).brain_ml == (80.0, 900.0)
+        assert make_run_config(parse_options([*command, "--brain-ml", "80,900"], {})).brain_ml == (80.0, 900.0)
 
 
 @pytest.mark.parametrize("text", ["80", "900,80", "a,b", "80,900,3", "-1,900", "nan,900", "300,inf", "5,5", ""])
 def test_a_range_that_is_none_is_wrong_usage(text: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="brain-ml"):
-        run_config(parse([f"--brain-ml={text}"], {}))
+        make_run_config(parse_options([f"--brain-ml={text}"], {}))
     if text:
         with pytest.raises(UsageError):
-            run_config(parse([], {"ISLES_BRAIN_ML": text}))
+            make_run_config(parse_options([], {"ISLES_BRAIN_ML": text}))
 
 
 @pytest.mark.parametrize(
@@ -164,15 +164,15 @@ def test_units_that_a_nifti_header_names_count(
         changed.header.set_xyzt_units(units)
         nibabel.save(changed, path)
         files.append(path)
-    from ensemble.readers.imagefile import read_files
+    from ensemble.readers.imagefile import read_case_files
 
-    raw = read_files("units", {DWI: files[0], ADC: files[1]})
+    raw = read_case_files("units", {DWI: files[0], ADC: files[1]})
     if code:
         with pytest.raises(InputRefused) as refusal:
-            prepare(raw)
+            prepare_raw(raw)
         assert "units" in refusal.value.do
     else:
-        prepare(raw)
+        prepare_raw(raw)
 
 
 SMALL = FolderSpec(patch=(8, 16, 16), mirror_axes=(2,), strides=((1, 1, 1), (2, 2, 2)))
@@ -199,7 +199,7 @@ def pack_with(folder: Path, change: Callable[[dict], object]) -> Path:
     """A packed member whose plans were changed afterwards, its digests too."""
     from ensemble.files import file_sha256
 
-    (packed,) = pack(build_folder(folder / "whole", SMALL), folder / "packed", "fp32")
+    (packed,) = pack_members(build_folder(folder / "whole", SMALL), folder / "packed", "fp32")
     plans = json.loads((packed / "plans.json").read_text())
     change(plans)
     (packed / "plans.json").write_text(json.dumps(plans))
@@ -260,7 +260,7 @@ def test_a_case_too_large_for_a_member_is_refused(tmp_path: Path) -> None:
 
     member = open_member(find_members(build_folder(tmp_path, SMALL))[0], InferenceSettings())
     assert isinstance(member, NnunetV2Member)
-    case = prepare(phantom_case())
+    case = prepare_raw(phantom_case())
     grid = replace(GRID, spacing_mm=(400.0, 400.0, 500.0))
     huge = replace(case, images={m: Volume(v.array, grid) for m, v in case.images.items()})
     with pytest.raises(InputRefused, match="too large"):
@@ -290,7 +290,7 @@ def test_a_whole_brain_of_no_brains_shape_is_refused(factors: tuple[float, float
     raw = scaled(factors, DWI, ADC)
     raw = replace(raw, images={m: raw.images[m] for m in (DWI, ADC)})
     with pytest.raises(InputRefused, match="shape|size") as refusal:
-        prepare(raw, "never", brain_ml=(300.0, 4000.0))
+        prepare_raw(raw, "never", brain_ml=(300.0, 4000.0))
     assert "slice spacing" in refusal.value.do
 
 
@@ -299,4 +299,4 @@ def test_a_slab_has_any_shape(slices: slice) -> None:
     raw = phantom_case()
     grid = replace(GRID, size=(40, 48, len(range(24)[slices])))
     images = {m: replace(i, volume=Volume(i.volume.array[slices], grid)) for m, i in raw.images.items()}
-    prepare(replace(raw, images=images), "never")
+    prepare_raw(replace(raw, images=images), "never")

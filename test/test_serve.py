@@ -25,8 +25,8 @@ import SimpleITK as sitk
 from conftest import REPOSITORY, slowness, tree, write_contract_case
 from ensemble.cli import main
 from ensemble.folders import exclusive_writer
-from ensemble.serve.serve import listening_socket
-from ensemble.serve.supervisor import Supervisor, Unavailable
+from ensemble.serve.serve import open_listening_socket
+from ensemble.serve.supervisor import ServerUnavailable, Supervisor
 from ensemble.serve.worker import CaseDone, InvokeRequest, WorkerReady
 from nnunet_folders import FolderSpec, build_folder
 
@@ -431,7 +431,7 @@ def test_a_port_that_is_taken_is_wrong_usage(tmp_path: Path, weights: Path, capf
 def test_addresses_of_either_family_can_be_listened_on(host: str, callers: tuple[str, ...]) -> None:
     if ":" in host and not (socket.has_ipv6 and Path("/proc/net/if_inet6").exists()):
         pytest.skip("this machine has no IPv6")
-    with listening_socket(host, 0) as listening:
+    with open_listening_socket(host, 0) as listening:
         for caller in callers:
             socket.create_connection((caller, listening.getsockname()[1]), timeout=5).close()
 
@@ -455,7 +455,7 @@ def test_a_free_turn_is_had_without_waiting(monkeypatch: pytest.MonkeyPatch, pat
         monkeypatch.setattr(supervisor, "_run", run)
         first = asyncio.create_task(supervisor.segment(job, patience_s))
         await asyncio.sleep(0.05)
-        with pytest.raises(Unavailable, match="other cases took longer") as refused:
+        with pytest.raises(ServerUnavailable, match="other cases took longer") as refused:
             await supervisor.segment(job, patience_s)
         release.set()
         return await first, str(refused.value)

@@ -16,7 +16,7 @@ import pytest
 
 from conftest import write_contract_case
 from ensemble.serve.limits import MAX_CONNECTIONS, RateLimitFilter, max_connections
-from ensemble.serve.supervisor import MAX_WAITING, Supervisor, Unavailable
+from ensemble.serve.supervisor import MAX_WAITING, ServerUnavailable, Supervisor
 from ensemble.serve.worker import CaseDone, InvokeRequest, WorkerReady
 from test_serve import Running, serving, slow_weights, weights  # noqa: F401
 
@@ -121,7 +121,7 @@ def test_only_so_many_calls_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(supervisor, "_run", run)
         calls = [asyncio.create_task(supervisor.segment(job, 60)) for _ in range(1 + MAX_WAITING)]
         await asyncio.sleep(0.05)
-        with pytest.raises(Unavailable, match=f"{MAX_WAITING} requests are already waiting"):
+        with pytest.raises(ServerUnavailable, match=f"{MAX_WAITING} requests are already waiting"):
             await supervisor.segment(job, 60)
         release.set()
         return await asyncio.gather(*calls)
@@ -149,7 +149,7 @@ def test_a_turn_is_free_again_when_its_caller_has_gone(monkeypatch: pytest.Monke
         waiting = asyncio.create_task(supervisor.segment(job, 60, gone))
         await asyncio.sleep(0.01)
         gone.set_result(None)
-        with pytest.raises(Unavailable, match="disconnected"):
+        with pytest.raises(ServerUnavailable, match="disconnected"):
             await waiting
         release.set()
         if loaded:

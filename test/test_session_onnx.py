@@ -15,10 +15,10 @@ from ensemble.cli import main
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, Member
 from ensemble.files import file_sha256
-from ensemble.inference.parity import Parity, Probe, compare, make_probe
+from ensemble.inference.parity import ParityResult, Probe, check_parity, make_probe
 from ensemble.inference.session_onnx import OnnxSession
 from ensemble.members.manifest import find_members, open_member
-from ensemble.members.pack import pack
+from ensemble.members.pack import pack_members
 from ensemble.types import AnyArray, ignore_progress
 from nnunet_folders import FolderSpec, build_folder, small_case
 from nnunet_v1_folders import PUBLISHED, V1Spec, build_v1_folder
@@ -56,7 +56,7 @@ def probability(member: Member, settings: InferenceSettings) -> AnyArray:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*SPECS, "seals"])
 def test_same_answer_as_torch(kind: str, tmp_path: Path) -> None:
-    pack(source(kind, tmp_path / "a"), tmp_path / "b", "fp32", onnx=True)
+    pack_members(source(kind, tmp_path / "a"), tmp_path / "b", "fp32", onnx=True)
     member = opened(tmp_path / "b", ONNX)
     assert all(isinstance(session, OnnxSession) for session in member.sessions)  # type: ignore[attr-defined]
     expected = probability(opened(tmp_path / "b", TORCH), TORCH)
@@ -74,7 +74,7 @@ def test_members_that_were_not_packed_for_it_are_refused(tmp_path: Path) -> None
     folder = source("3-D", tmp_path / "a")
     with pytest.raises(WeightsBroken, match="no ONNX file"):
         opened(tmp_path / "a", ONNX)
-    pack(folder, tmp_path / "b", "fp32")
+    pack_members(folder, tmp_path / "b", "fp32")
     with pytest.raises(WeightsBroken, match="no ONNX file"):
         opened(tmp_path / "b", ONNX)
 
@@ -88,8 +88,8 @@ def _exchange(folder: Path, name: str, content: bytes) -> None:
 
 
 def test_a_network_that_answers_otherwise_is_refused_at_load(tmp_path: Path) -> None:
-    pack(source("batch norm", tmp_path / "a"), tmp_path / "b", "fp32", onnx=True)
-    pack(build_folder(tmp_path / "c", SPECS["batch norm"], seed=7), tmp_path / "d", "fp32", onnx=True)
+    pack_members(source("batch norm", tmp_path / "a"), tmp_path / "b", "fp32", onnx=True)
+    pack_members(build_folder(tmp_path / "c", SPECS["batch norm"], seed=7), tmp_path / "d", "fp32", onnx=True)
     _exchange(tmp_path / "b", "network.onnx", (tmp_path / "d" / "fold_0" / "network.onnx").read_bytes())
     with pytest.raises(WeightsBroken, match="a different mask") as refused:
         opened(tmp_path / "b", ONNX)
@@ -106,9 +106,9 @@ def test_a_network_that_answers_otherwise_is_refused_at_load(tmp_path: Path) -> 
 def test_an_export_that_answers_otherwise_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no packed member yet to use another session with: the advice and the place are those of packing."""
     folder = source("batch norm", tmp_path / "a")
-    monkeypatch.setattr("ensemble.weights.onnx_form.compare", lambda *_: Parity(1.0, 0.0))
+    monkeypatch.setattr("ensemble.weights.onnx_form.check_parity", lambda *_: ParityResult(1.0, 0.0))
     with pytest.raises(WeightsBroken, match="a different mask") as refused:
-        pack(folder, tmp_path / "b", "fp32", onnx=True)
+        pack_members(folder, tmp_path / "b", "fp32", onnx=True)
     assert refused.value.do == "pack without --onnx"
     assert refused.value.where == str(folder)
 
@@ -123,16 +123,16 @@ def test_the_gate() -> None:
         logit = torch.logit(p.clamp(1e-6, 1 - 1e-6))
         return lambda windows: torch.stack([-logit / 2, logit / 2], 1)
 
-    assert compare(answering(foreground), probe).passed
-    assert compare(answering((foreground - 0.009).abs()), probe).passed
-    assert not compare(answering((foreground - 0.011).abs()), probe).passed
-    nothing = compare(answering(torch.zeros_like(foreground)), probe)
-    assert nothing == Parity(pytest.approx(1, abs=1e-4), 0.0)
-    assert not compare(lambda windows: torch.full((1, 2, 1, 40, 50), torch.nan), probe).passed
+    assert check_parity(answering(foreground), probe).passed
+    assert check_parity(answering((foreground - 0.009).abs()), probe).passed
+    assert not check_parity(answering((foreground - 0.011).abs()), probe).passed
+    nothing = check_parity(answering(torch.zeros_like(foreground)), probe)
+    assert nothing == ParityResult(pytest.approx(1, abs=1e-4), 0.0)
+    assert not check_parity(lambda windows: torch.full((1, 2, 1, 40, 50), torch.nan), probe).passed
     few = foreground.clone()
     few[..., 20, :4] = 0.501
-    assert not compare(answering(few), Probe(window, few - 0.002 * (few == few[0, 0, 20, 0]))).passed
-    assert not Parity(0.0, 0.998).passed
+    assert not check_parity(answering(few), Probe(window, few - 0.002 * (few == few[0, 0, 20, 0]))).passed
+    assert not ParityResult(0.0, 0.998).passed
 
 
 def test_a_probe_shows_both_classes() -> None:

@@ -14,10 +14,10 @@ from conftest import REPOSITORY
 from ensemble.errors import UsageError
 from ensemble.families import sessions
 from ensemble.families.base import InferenceSettings, NetworkSpec
-from ensemble.families.nnunet_v2.network import build_network
+from ensemble.families.nnunet_v2.network import build_nnunet_v2_network
 from ensemble.families.nnunet_v2.plans import Architecture
 from ensemble.inference import precision, session_openvino
-from ensemble.inference.session_openvino import OpenVinoSession, on_openvino
+from ensemble.inference.session_openvino import OpenVinoSession, open_openvino_session
 from ensemble.inference.session_torch import TorchSession
 
 CPU = torch.device("cpu")
@@ -42,7 +42,9 @@ def unet(kind: str, dims: int, norm: str = "BatchNorm", classes: int = 2) -> nn.
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
-    network = build_network(Architecture(kind, kwargs, ("conv_op", "norm_op", "dropout_op", "nonlin")), 3, classes)
+    network = build_nnunet_v2_network(
+        Architecture(kind, kwargs, ("conv_op", "norm_op", "dropout_op", "nonlin")), 3, classes
+    )
     network = network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for name, tensor in network.state_dict().items():
@@ -62,7 +64,7 @@ def windows(dims: int, *sizes: int) -> torch.Tensor:
 
 
 def opened(network: nn.Module, dims: int, precision: str = "fp32") -> OpenVinoSession:
-    session = on_openvino(network, 3, (8,) * dims, precision)  # type: ignore[arg-type]
+    session = open_openvino_session(network, 3, (8,) * dims, precision)  # type: ignore[arg-type]
     assert session is not None
     return session
 
@@ -106,7 +108,7 @@ def test_a_network_works_on_all_threads_that_it_may_use() -> None:
     """By the processor time of the threads beside the one that asks; where there is one thread, there are no others."""
     program = """
 import os, sys, torch
-from ensemble.inference.session_openvino import on_openvino
+from ensemble.inference.session_openvino import open_openvino_session
 torch.set_num_threads(int(sys.argv[1]))
 def others():
     ticks = 0
@@ -115,7 +117,7 @@ def others():
             ticks += sum(map(int, open(f"/proc/self/task/{task}/stat").read().rpartition(")")[2].split()[11:13]))
     return ticks
 layers = [torch.nn.Conv3d(1, 32, 3, padding=1), torch.nn.Conv3d(32, 32, 3, padding=1), torch.nn.Conv3d(32, 2, 1)]
-session = on_openvino(torch.nn.Sequential(*layers), 1, (8, 8, 8), "fp32")
+session = open_openvino_session(torch.nn.Sequential(*layers), 1, (8, 8, 8), "fp32")
 before, times = others(), os.times()
 for _ in range(3):
     session(torch.zeros(1, 1, 64, 64, 64))
@@ -137,12 +139,12 @@ def test_the_threads_of_many_networks_are_few() -> None:
     program = """
 import os, torch
 from ensemble.inference import session_openvino
-from ensemble.inference.session_openvino import on_openvino
+from ensemble.inference.session_openvino import open_openvino_session
 torch.set_num_threads(2)
 sessions, counts = [], []
 session_openvino.MAX_WITH_THREADS = 3
 for _ in range(6):
-    sessions.append(on_openvino(torch.nn.Conv3d(1, 2, 3, padding=1), 1, (8, 8, 8), "fp32"))
+    sessions.append(open_openvino_session(torch.nn.Conv3d(1, 2, 3, padding=1), 1, (8, 8, 8), "fp32"))
     sessions[-1](torch.zeros(1, 1, 16, 16, 16))
     counts.append(len(os.listdir("/proc/self/task")))
 assert counts[0] < counts[1] < counts[2] == counts[5], counts
@@ -193,7 +195,7 @@ def test_a_network_that_answers_otherwise_or_no_openvino(why: str, monkeypatch, 
     else:
         session_openvino._core.cache_clear()
         monkeypatch.setitem(sys.modules, "openvino", None)
-    assert on_openvino(unet("PlainConvUNet", 2), 3, (8, 8), "fp32") is None
+    assert open_openvino_session(unet("PlainConvUNet", 2), 3, (8, 8), "fp32") is None
     assert "using PyTorch" in caplog.text
 
 
@@ -203,7 +205,7 @@ def test_memory_that_ran_out_is_no_reason_for_another_engine(monkeypatch: pytest
 
     monkeypatch.setattr(session_openvino, "OpenVinoSession", full)
     with pytest.raises(RuntimeError, match="memory"):
-        on_openvino(unet("PlainConvUNet", 2), 3, (8, 8), "fp32")
+        open_openvino_session(unet("PlainConvUNet", 2), 3, (8, 8), "fp32")
 
 
 @pytest.mark.parametrize("norm", ["BatchNorm", "InstanceNorm"])
@@ -241,8 +243,8 @@ import sys
 reached = []
 sys.addaudithook(lambda event, arguments: reached.append((event, arguments)) if event.startswith("socket.") else None)
 import torch
-from ensemble.inference.session_openvino import on_openvino
-session = on_openvino(torch.nn.Conv3d(1, 2, 3, padding=1), 1, (8, 8, 8), "fp32")
+from ensemble.inference.session_openvino import open_openvino_session
+session = open_openvino_session(torch.nn.Conv3d(1, 2, 3, padding=1), 1, (8, 8, 8), "fp32")
 assert session.arithmetic.endswith("OpenVINO")
 session(torch.zeros(1, 1, 8, 8, 8))
 assert not reached, reached

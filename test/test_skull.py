@@ -16,7 +16,7 @@ from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused, WeightsBroken
 from ensemble.prepare import skull
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import AnyArray, BoolArray, Modality
 from ensemble.volume import Volume, from_sitk
@@ -59,7 +59,7 @@ def prepared(
 ) -> tuple[PreparedCase, int]:
     extractor = Extractor(brain)
     monkeypatch.setattr(skull, "_brain_probability", extractor)
-    return prepare(case, choice), extractor.calls
+    return prepare_raw(case, choice), extractor.calls
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 from batch_runs import comparable, rows, write_bids, write_case
 from conftest import shared
 from ensemble.cli import main
-from ensemble.options import parse, to_arguments
+from ensemble.options import parse_options, to_arguments
 from nnunet_folders import FolderSpec, build_folder
 
 #: The acceptance run has 300.
@@ -60,14 +60,14 @@ def test_options_are_restated_so_that_they_parse_to_the_same(tmp_path: Path) -> 
         ),
         *("--save-mni", "--dicom", "--dicom-probability", "--no-resume", "--report", "--verbose"),
     ]
-    options = parse(["slurm", "d", "o", *given], {})
+    options = parse_options(["slurm", "d", "o", *given], {})
     names = set(vars(options)) - {"scripts", "command"}
     words = to_arguments(options, names)
-    again = parse(["slurm", "d", "o", *words], {})
+    again = parse_options(["slurm", "d", "o", *words], {})
     for name in names - {"dataset", "out"}:
         value = getattr(options, name)
         assert getattr(again, name) == (value.absolute() if isinstance(value, Path) else value), name
-    by_default = parse(["slurm", "d", "o"], {})
+    by_default = parse_options(["slurm", "d", "o"], {})
     assert to_arguments(by_default, names) == []
     changed = {name for name in names if getattr(options, name) != getattr(by_default, name)}
     assert changed == {word[2:].replace("-", "_") for word in given if word.startswith("--")} - {"no_resume"} | {
@@ -92,7 +92,7 @@ def test_the_scripts_are_bash_and_quote_what_they_name(tmp_path: Path, member: P
     assert ("--gres=gpu:1" in text) == ("--gpu" in how)
     words = shlex.split(text.splitlines()[-1])
     at = words.index("batch")
-    options = parse([*words[at:-1], "1/7"], {})
+    options = parse_options([*words[at:-1], "1/7"], {})
     assert (options.dataset, options.out, options.tta, options.weights) == (data, out, "none", member)
     mounted = {
         word.removesuffix(":ro").partition(":")[0] for word in words[:at] if word.count(":") and word.startswith("/")

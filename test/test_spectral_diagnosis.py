@@ -25,7 +25,7 @@ from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.pipeline import Ensemble
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.spectral.diagnosis import as_json, as_table, diagnose
 from ensemble.spectral.embeddings import CaseEmbeddings, EmbeddedRegion, RegionKind, embed, open_encoders, regions_of
 from ensemble.spectral.plots import picture
@@ -94,7 +94,7 @@ def test_members_without_an_encoder_to_ask_are_refused(monkeypatch: pytest.Monke
 
 
 def test_regions_are_the_brain_each_lesion_and_places_without_one() -> None:
-    case, lesion = prepare(phantom_case()), phantom_lesion() > 0
+    case, lesion = prepare_raw(phantom_case()), phantom_lesion() > 0
     regions = regions_of(case, lesion)
     assert regions == regions_of(case, lesion)
     kinds = [region.kind for region in regions]
@@ -168,7 +168,7 @@ def test_a_dataset_is_diagnosed_and_a_case_that_is_refused_left_out(
 ) -> None:
     member = Encoding("a")
     assert isinstance(member, EncodingMember)
-    monkeypatch.setattr("ensemble.batch.diagnose.load", lambda config: stub_ensemble(member))
+    monkeypatch.setattr("ensemble.batch.diagnose.load_from_config", lambda config: stub_ensemble(member))
     monkeypatch.setattr("ensemble.batch.diagnose.open_encoders", lambda specs, device: [member])
     monkeypatch.setattr("ensemble.batch.diagnose.diagnose", lambda cases: diagnose(cases, draws=2))
     dataset = write_dataset(tmp_path / "data", 10)
@@ -232,7 +232,7 @@ def test_a_diagnosis_says_which_of_its_two_sources_it_was_given(
 
 
 def test_what_an_encoder_lacks_an_image_for_it_is_not_asked() -> None:
-    case = prepare(phantom_case())
+    case = prepare_raw(phantom_case())
     able, unable = Encoding("a"), Encoding("b", needs=(Modality.FLAIR,))
     found = embed(case, [EmbeddedRegion(RegionKind.BRAIN, 0.0)], [able, unable])
     assert list(found.stages) == ["a"]

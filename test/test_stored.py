@@ -16,14 +16,14 @@ import SimpleITK as sitk
 from conftest import GRID, StubMember, phantom_arrays, phantom_lesion, write_contract_case, write_image
 from ensemble.cli import main
 from ensemble.config import ExtraOutputs
-from ensemble.contract.execute import execute
+from ensemble.contract.execute import segment_and_publish
 from ensemble.contract.isles22 import find_inputs
 from ensemble.errors import InputRefused
 from ensemble.evaluate.scores import read_mask
 from ensemble.pipeline import Ensemble
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.progress import SilentWatcher
-from ensemble.readers.imagefile import read_files, read_image
+from ensemble.readers.imagefile import read_case_files, read_image
 from ensemble.readers.stored import read_stored
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import grid_of
@@ -87,8 +87,10 @@ def test_nan_in_the_lesion_is_refused_in_every_kind_of_file(
     write_image(spoilt, root / "images" / "dwi-brain-mri" / name)
     found = find_inputs(root)
     with pytest.raises(InputRefused, match="not finite"):
-        raw = read_files(found.name, found.files)
-        execute(found, raw, tmp_path / "out", stub_ensemble(StubMember("a")), ExtraOutputs(), SilentWatcher())
+        raw = read_case_files(found.name, found.files)
+        segment_and_publish(
+            found, raw, tmp_path / "out", stub_ensemble(StubMember("a")), ExtraOutputs(), SilentWatcher()
+        )
 
 
 KINDS = ("u1", "i1", "<i2", ">i2", "<u2", ">u2", "<i4", ">i4", "<u4", "<i8", ">u8", "<f4", ">f4", "<f8", ">f8")
@@ -222,7 +224,7 @@ def test_a_byte_order_that_lies_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     adc = write_image(phantom_arrays()[Modality.ADC], tmp_path / "adc.mha")
     with pytest.raises(InputRefused):
-        prepare(read_files("x", {Modality.DWI: tmp_path / name, Modality.ADC: adc}))
+        prepare_raw(read_case_files("x", {Modality.DWI: tmp_path / name, Modality.ADC: adc}))
 
 
 MASK = phantom_lesion().astype(np.float32)

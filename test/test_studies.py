@@ -20,10 +20,10 @@ from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.clinical import (
     ClinicalTable,
-    correlations,
+    correlate_with_scores,
     describe_unmatched_cases,
-    group_columns,
-    read_clinical,
+    read_clinical_table,
+    select_group_columns,
 )
 from ensemble.evaluate.compare import case_ranks, compare_methods, compare_pair, rank_methods
 from ensemble.evaluate.intervals import (
@@ -32,7 +32,7 @@ from ensemble.evaluate.intervals import (
     kruskal_wallis,
     mean_interval,
     median_interval,
-    share_interval,
+    proportion_interval,
     spearman,
     spearman_intervals,
     wilcoxon_p,
@@ -40,7 +40,7 @@ from ensemble.evaluate.intervals import (
 from ensemble.evaluate.methods import Method, method_names
 from ensemble.evaluate.pairs import find_pairs
 from ensemble.evaluate.scores import MEASURES, Score
-from ensemble.evaluate.subgroups import by_subgroup
+from ensemble.evaluate.subgroups import summarise_subgroups
 from ensemble.types import AnyArray
 from json_schema import faults
 
@@ -94,10 +94,10 @@ def test_intervals_and_corrections_agree_with_statsmodels() -> None:
         values = rng.gamma(2, size=n)
         assert mean_interval(values) == pytest.approx(sm.DescrStatsW(values).tconfint_mean())
         wins = (n + 1) // 3
-        assert share_interval(wins, n) == pytest.approx(sm.proportion_confint(wins, n, method="beta"))
+        assert proportion_interval(wins, n) == pytest.approx(sm.proportion_confint(wins, n, method="beta"))
         p = rng.random(n) ** 3
         assert holm_correction([*p, None])[:-1] == pytest.approx(multipletests(p, method="holm")[1])
-    assert share_interval(0, 5) == pytest.approx((0, 1 - 0.025 ** (1 / 5)))
+    assert proportion_interval(0, 5) == pytest.approx((0, 1 - 0.025 ** (1 / 5)))
     for raters in (2, 3, 7):
         counts = rng.multinomial(raters, (0.5, 0.3, 0.2), size=40)
         assert fleiss_kappa(counts) == pytest.approx(theirs(counts))
@@ -270,7 +270,7 @@ def clinical(path: Path, text: str, encoding: str = "utf-8") -> Path:
     ],
 )
 def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str, encoding: str) -> None:
-    found = read_clinical(clinical(tmp_path / "c.csv", text, encoding), ())
+    found = read_clinical_table(clinical(tmp_path / "c.csv", text, encoding), ())
     assert found.cases == {"001", "002"}
     assert {name.lower(): dict(of) for name, of in found.scores.items()} == {"nihss": {"001": 3.5}}
     assert any("site" in note for note in found.notes)
@@ -299,7 +299,7 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str, encoding: st
 )
 def test_tables_that_make_no_sense_are_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputRefused) as refusal:
-        read_clinical(clinical(tmp_path / "c.csv", text), ())
+        read_clinical_table(clinical(tmp_path / "c.csv", text), ())
     assert said in str(refusal.value)
     assert str(tmp_path / "c.csv") in refusal.value.where
     for path, content in (
@@ -308,12 +308,12 @@ def test_tables_that_make_no_sense_are_refused(tmp_path: Path, text: str, said: 
     ):
         path.write_bytes(content)
         with pytest.raises(InputRefused, match="not a text table"):
-            read_clinical(path, ())
+            read_clinical_table(path, ())
 
 
 def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> None:
     path = clinical(tmp_path / "c.csv", "case,nihss\n1,2\n2,3\n010,4\n")
-    found = read_clinical(path, ())
+    found = read_clinical_table(path, ())
     with pytest.raises(InputRefused, match="similar to") as refusal:
         describe_unmatched_cases(found, ["001", "002", "010"], path, tmp_path / "masks")
     assert "'1' for '001'" in refusal.value.found
@@ -328,13 +328,13 @@ def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> Non
 
 
 def test_groups_are_columns_of_the_table(tmp_path: Path) -> None:
-    found = read_clinical(clinical(tmp_path / "c.csv", "case,Tesla,age\n1,1.5,60\n2,3,70\n"), ["tesla"])
+    found = read_clinical_table(clinical(tmp_path / "c.csv", "case,Tesla,age\n1,1.5,60\n2,3,70\n"), ["tesla"])
     assert set(found.scores) == {"age"}
-    assert group_columns(found, ["tesla"], None) == {"Tesla": {"1": "1.5", "2": "3"}}
+    assert select_group_columns(found, ["tesla"], None) == {"Tesla": {"1": "1.5", "2": "3"}}
     with pytest.raises(UsageError, match="a column that the clinical table does not have"):
-        group_columns(found, ["vendor"], tmp_path)
+        select_group_columns(found, ["vendor"], tmp_path)
     with pytest.raises(UsageError, match="no table is given"):
-        group_columns(None, ["vendor"], None)
+        select_group_columns(None, ["vendor"], None)
 
 
 def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
@@ -345,7 +345,7 @@ def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
     found = ClinicalTable(
         frozenset(known), {"nihss": known, "flat": dict.fromkeys(known, 2.0), "few": dict(list(known.items())[:5])}, {}
     )
-    rows, differences = correlations([ours], found)
+    rows, differences = correlate_with_scores([ours], found)
     by = {(row.masks, row.quantity, row.score): row for row in rows}
     row = by["true masks", "volume_ml", "nihss"]
     assert row.n == 35
@@ -363,14 +363,14 @@ def test_correlations_drop_missing_scores_together_and_say_how_many() -> None:
     perfect = method(
         "p", [replace(one, predicted_ml=one.truth_ml, predicted_lesions=one.truth_lesions) for one in cases]
     )
-    same = correlations([perfect], found)[1][0]
+    same = correlate_with_scores([perfect], found)[1][0]
     assert (same.difference, same.ci_low, same.note) == (0.0, None, "equal in all cases")
 
 
 def test_subgroups_keep_small_groups_and_cases_without_lesion_apart() -> None:
     scores = [scored(f"{k}", dice=k / 20, truth_ml=0.5 * k, truth_lesions=k) for k in range(12)]
     known = {str(k): "one" if k == 1 else "AB"[k % 2] for k in range(1, 12)}
-    summaries, tests, notes = by_subgroup([method("a", scores)], {"site": known})
+    summaries, tests, notes = summarise_subgroups([method("a", scores)], {"site": known})
     sites = {row.group: row for row in summaries if row.factor == "site" and row.measure == "dice"}
     assert {group: row.n for group, row in sites.items()} == {"A": 5, "B": 5, "one": 1}
     assert (sites["one"].mean_ci_low, sites["one"].note) == (None, "an interval needs at least 3 cases")
@@ -383,7 +383,9 @@ def test_subgroups_keep_small_groups_and_cases_without_lesion_apart() -> None:
     assert list(dict.fromkeys(row.group for row in summaries if row.factor == "lesion_number")) == numbers
     assert all(row.mean_ci_high is None or row.mean_ci_high <= 1 for row in summaries if row.measure == "dice")
     with pytest.raises(InputRefused, match="too many groups"):
-        by_subgroup([method("a", [scored(str(k)) for k in range(40)])], {"age": {str(k): str(k) for k in range(40)}})
+        summarise_subgroups(
+            [method("a", [scored(str(k)) for k in range(40)])], {"age": {str(k): str(k) for k in range(40)}}
+        )
 
 
 # The command.

@@ -34,7 +34,9 @@ def stubs(monkeypatch: pytest.MonkeyPatch, stub_ensemble: Callable[..., Ensemble
     for name in ("MERCURE_IN_DIR", "MERCURE_OUT_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(
-        pipeline, "load", lambda config: replace(stub_ensemble(StubMember("a"), StubMember("b")), config=config)
+        pipeline,
+        "load_from_config",
+        lambda config: replace(stub_ensemble(StubMember("a"), StubMember("b")), config=config),
     )
 
 

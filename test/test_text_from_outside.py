@@ -14,7 +14,7 @@ from ensemble.batch.summary import SummaryRow, write_summary
 from ensemble.errors import InputRefused
 from ensemble.logging_setup import log_failure, set_up_logging, write_final_error_line
 from ensemble.serve.worker import CaseFailed
-from ensemble.text import spreadsheet_cell, visible
+from ensemble.text import escape_invisible, spreadsheet_cell
 
 #: Escape sequences, line breaks of all kinds, bidirectional overrides, zero widths, a tag, a byte that is no UTF-8.
 HOSTILE = "a\x1b[2K\rb\nlesions: 0, 0.000 ml\x85\u2028\u2029\u202e\u2066\u200b\ufeff\x9b\x07\U000e0041\udce9\x00\tz"
@@ -116,6 +116,6 @@ def test_what_can_be_seen_stays_as_it_is() -> None:
         "naïve",
         "\N{COMBINING ACUTE ACCENT}e",
     ):
-        assert visible(text) == text
+        assert escape_invisible(text) == text
         assert spreadsheet_cell(text) == text
     assert [spreadsheet_cell(value) for value in (-1.5, 3, None, "", "a=b")] == [-1.5, 3, None, "", "a=b"]

@@ -57,12 +57,12 @@ def test_half_stays_where_a_member_decides(tmp_path: Path, threshold: float) -> 
     from ensemble.families.base import InferenceSettings
     from ensemble.families.registry import family_of
     from ensemble.members.manifest import find_members
-    from ensemble.prepare.case import prepare
+    from ensemble.prepare.case import prepare_raw
     from nnunet_folders import FolderSpec, build_folder
 
     build_folder(tmp_path, FolderSpec(patch=(32, 48, 48), spacing_mm=(5.0, 4.0, 4.0)))
     (spec,) = find_members(tmp_path)
-    case, settings = prepare(phantom_case()), InferenceSettings(tta="none")
+    case, settings = prepare_raw(phantom_case()), InferenceSettings(tta="none")
 
     def probability() -> np.ndarray:
         array: np.ndarray = (

@@ -136,7 +136,7 @@ def test_the_first_fold_is_what_the_trust_score_takes_for_usual(
         asked.append(config)
         return replace(stub_ensemble(Seeing("a"), weights=config.weights, trust=config.trust), digests=digests)
 
-    monkeypatch.setattr(fit, "load", load)
+    monkeypatch.setattr(fit, "load_from_config", load)
     first = [scan(path) for path in sorted(bank.glob("case_*.npz"))]
     fit.write_usual(weights, first[1:], "cpu")
     assert (asked, weights.exists()) == ([], False)  # too few

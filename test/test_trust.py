@@ -12,36 +12,36 @@ import numpy as np
 import pytest
 
 from conftest import REPOSITORY, StubMember, phantom_arrays, phantom_case, write_image
-from ensemble.batch.identity import recipe
+from ensemble.batch.identity import describe_recipe
 from ensemble.batch.reference import fit_reference
 from ensemble.batch.summary import _trust as trust_columns
 from ensemble.config import SHIPPED_WEIGHTS, ExtraOutputs, RunConfig
 from ensemble.errors import InputRefused
 from ensemble.families.base import InferenceSettings, MemberPrediction
 from ensemble.files import file_sha256
-from ensemble.inference.features import Features
+from ensemble.inference.features import PooledFeatures
 from ensemble.members.manifest import find_members
-from ensemble.options import parse, run_config
-from ensemble.outputs.closing_lines import summary
-from ensemble.outputs.report.page import case_page
+from ensemble.options import make_run_config, parse_options
+from ensemble.outputs.closing_lines import closing_lines
+from ensemble.outputs.report.page import render_case_page
 from ensemble.outputs.segmented import SegmentedCase
-from ensemble.pipeline import Ensemble, segment
+from ensemble.pipeline import Ensemble, segment_raw
 from ensemble.prepare.case import PreparedCase
 from ensemble.progress import SilentWatcher
 from ensemble.trust.calibration import (
-    UNLIKENESS_SCORES,
+    ATYPICALITY_SCORES,
     Calibration,
     UsualRange,
+    atypicality,
+    atypicality_limits,
     conformal_quantile,
     expit,
-    unlikeness,
-    unlikeness_limits,
 )
-from ensemble.trust.evidence import CaseEvidence, describe_mask, gather_evidence
-from ensemble.trust.fit import fit_user_reference, out_of_fold_unlikeness
-from ensemble.trust.judge import Judge, Trust, judge
+from ensemble.trust.evidence import CaseEvidence, gather_evidence, measure_mask
+from ensemble.trust.fit import fit_user_reference, out_of_fold_atypicality
+from ensemble.trust.judge import Trust, TrustModel, judge
 from ensemble.trust.reference import CALIBRATION, FOLDER, fit_references, read_references, write_references
-from ensemble.trust.scores import scores_of
+from ensemble.trust.scores import compute_trust_scores
 from ensemble.types import AnyArray, ProgressCallback
 from json_schema import faults
 
@@ -60,7 +60,7 @@ class Seeing(StubMember):
     def predict(self, case: PreparedCase, settings: InferenceSettings, progress: ProgressCallback) -> MemberPrediction:
         found = super().predict(case, settings, progress)
         at = np.full(DIMENSIONS, self._off, np.float32)
-        return replace(found, features=Features(at, at if found.mask.array.any() else None))
+        return replace(found, features=PooledFeatures(at, at if found.mask.array.any() else None))
 
 
 def usual(n: int = 40, seed: int = 0) -> list[CaseEvidence]:
@@ -86,7 +86,7 @@ def usual(n: int = 40, seed: int = 0) -> list[CaseEvidence]:
 
 def _phantom_evidence() -> CaseEvidence:
     ensemble = Ensemble(RunConfig(), InferenceSettings(), (), (Seeing("a"), Seeing("b")), 0.0)
-    return gather_evidence(segment(phantom_case(), ensemble, SilentWatcher()))
+    return gather_evidence(segment_raw(phantom_case(), ensemble, SilentWatcher()))
 
 
 def calibration(**changes: object) -> Calibration:
@@ -97,7 +97,7 @@ def calibration(**changes: object) -> Calibration:
         {"agreement": 1.0},
         0.9,
         0.2,
-        dict.fromkeys(UNLIKENESS_SCORES, UsualRange(0.0, 1.0)),
+        dict.fromkeys(ATYPICALITY_SCORES, UsualRange(0.0, 1.0)),
         UsualRange(-2.0, -0.5),
         {"made": "2026-11-26"},
     )
@@ -116,7 +116,7 @@ def ensemble_of(tmp_path: Path, stub_ensemble: Callable[..., Ensemble]) -> Calla
 
 
 def trust_of(ensemble: Ensemble) -> Trust:
-    return judge(segment(phantom_case(), ensemble, SilentWatcher()), ensemble)
+    return judge(segment_raw(phantom_case(), ensemble, SilentWatcher()), ensemble)
 
 
 def test_a_mask_on_which_members_agree_and_that_looks_as_usual_is_good(ensemble_of: Callable[..., Ensemble]) -> None:
@@ -135,7 +135,7 @@ def test_noise_is_named_where_it_is_what_is_unusual(ensemble_of: Callable[..., E
         array = image.volume.array
         noisy = array * (1 + 0.1 * np.random.default_rng(1).standard_normal(array.shape)).astype(np.float32)
         raw = replace(raw, images={**raw.images, modality: replace(image, volume=image.volume.like(noisy))})
-    trust = judge(segment(raw, ensemble, SilentWatcher()), ensemble)
+    trust = judge(segment_raw(raw, ensemble, SilentWatcher()), ensemble)
     assert trust.verdict == "poor"
     assert trust.scores["quality"] > 5
     assert "unusual: the noise of the" in trust.reasons.lower()
@@ -216,7 +216,7 @@ def test_a_reference_whose_modes_do_not_fit_together_is_damaged(
     assert "spectral" in trust.scores  # of the other member
 
 
-@pytest.mark.parametrize("where", ["gather_evidence", "read_references", "scores_of"])
+@pytest.mark.parametrize("where", ["gather_evidence", "read_references", "compute_trust_scores"])
 def test_what_goes_wrong_in_judging_costs_the_verdict_and_no_mask(
     where: str, ensemble_of: Callable[..., Ensemble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,17 +225,17 @@ def test_what_goes_wrong_in_judging_costs_the_verdict_and_no_mask(
 
     ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
     monkeypatch.setattr(f"ensemble.trust.judge.{where}", broken)
-    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    case = SegmentedCase.of(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
     assert not list(faults(case.report, REPORT))
     told = case.report["trust"]
     assert (told["verdict"], told["expected_dice"], told["scores"]) == (None, None, {})
     assert told["missing"] == ["everything: judging failed (MemoryError: no room)"]
-    assert "is not known" in case_page(case.report, case.result, None, case.trust)
+    assert "is not known" in render_case_page(case.report, case.result, None, case.trust)
 
 
 def test_what_is_no_number_is_no_score() -> None:
     spoilt = replace(usual(1)[0], agreement=float("nan"), whole={"a": np.full(DIMENSIONS, np.nan, np.float32)})
-    scores = scores_of(spoilt, fit_references(usual(), DIGESTS))
+    scores = compute_trust_scores(spoilt, fit_references(usual(), DIGESTS))
     assert not {"agreement", "spectral", "rest"} & set(scores)
     assert "histogram" in scores
 
@@ -300,31 +300,33 @@ def test_a_row_of_the_summary_says_what_the_report_does(ensemble_of: Callable[..
 def test_report_page_and_recipe_hold_it(ensemble_of: Callable[..., Ensemble], tmp_path: Path) -> None:
     ensemble = ensemble_of(Seeing("a"), Seeing("b", level=2.24))
     raw = phantom_case()
-    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    case = SegmentedCase.of(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
     assert not list(faults(case.report, REPORT))
     told = case.report["trust"]
     assert told["verdict"] in ("check", "poor")
     assert told["scores"]["agreement"] == pytest.approx(case.report["agreement"], abs=1e-4)
     assert case.trust is not None
-    page = case_page(case.report, case.result, None, case.trust)
+    page = render_case_page(case.report, case.result, None, case.trust)
     assert page.index("Expected Dice") < page.index("<h2>Lesions")
     assert "the members disagree" in page
-    assert f"{case.trust.headline} {case.trust.reasons}" in summary(case, ExtraOutputs(), Path("out"), ".mha")
-    made_of = recipe((), {}, ensemble.config, ExtraOutputs())
+    assert f"{case.trust.headline} {case.trust.reasons}" in closing_lines(case, ExtraOutputs(), Path("out"), ".mha")
+    made_of = describe_recipe((), {}, ensemble.config, ExtraOutputs())
     assert made_of["options"]["trust_files"]["calibration.json"] == file_sha256(tmp_path / FOLDER / "calibration.json")
-    assert "trust_files" not in recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())["options"]
+    assert (
+        "trust_files" not in describe_recipe((), {}, replace(ensemble.config, trust=False), ExtraOutputs())["options"]
+    )
 
 
 def test_good_is_not_called_right(ensemble_of: Callable[..., Ensemble]) -> None:
     """Neither by words nor by the colour of what is done: a mask and an empty one can be usual and wrong."""
     for level, unseen in ((1.5, "tumour"), (9.0, "all members miss")):
         ensemble, raw = ensemble_of(Seeing("a", level=level), Seeing("b", level=level)), phantom_case()
-        case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+        case = SegmentedCase.of(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
         assert case.trust is not None
         assert (case.trust.verdict, case.trust.doubtful) == ("good", False)
         for told in (
-            case_page(case.report, case.result, None, case.trust),
-            summary(case, ExtraOutputs(), Path("out"), ""),
+            render_case_page(case.report, case.result, None, case.trust),
+            closing_lines(case, ExtraOutputs(), Path("out"), ""),
         ):
             assert "does not mean right" in told
             assert unseen in told
@@ -338,12 +340,12 @@ def test_a_usual_mask_of_which_a_low_dice_is_expected_is_called_doubtful(
     ensemble, raw = ensemble_of(Seeing("a"), Seeing("b")), phantom_case()
     low = calibration(intercept=-5.0, dice=UsualRange(0.0, 2.0))
     write_references(fit_references(usual(), DIGESTS), low.as_json(), tmp_path)
-    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    case = SegmentedCase.of(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
     told = case.report["trust"]
     assert told["verdict"] == "good"
     assert told["expected_dice"] < 0.5
     assert "low Dice" in told["why"][0]
-    assert '<b class="other">A doubtful mask' in case_page(case.report, case.result, None, case.trust)
+    assert '<b class="other">A doubtful mask' in render_case_page(case.report, case.result, None, case.trust)
 
 
 def test_a_reference_that_cannot_be_read_stops_no_batch(
@@ -355,13 +357,13 @@ def test_a_reference_that_cannot_be_read_stops_no_batch(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("ensemble.trust.reference.file_sha256", unreadable)
-    made_of = recipe((), {}, ensemble.config, ExtraOutputs())
+    made_of = describe_recipe((), {}, ensemble.config, ExtraOutputs())
     assert set(made_of["options"]["trust_files"].values()) == {""}
 
 
 def test_what_nobody_asked_for_is_not_there(stub_ensemble: Callable[..., Ensemble]) -> None:
     ensemble, raw = stub_ensemble(StubMember("a")), phantom_case()
-    case = SegmentedCase.of(raw, segment(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
+    case = SegmentedCase.of(raw, segment_raw(raw, ensemble, SilentWatcher()), ensemble, ExtraOutputs())
     assert case.report["trust"] is None
     assert "trust" not in case.report["seconds"]
     assert not InferenceSettings.of(RunConfig(), "cpu").features
@@ -373,7 +375,7 @@ def test_what_nobody_asked_for_is_not_there(stub_ensemble: Callable[..., Ensembl
     [([], True, True), ([], False, False), (["--trust", "off"], True, False), (["--trust", "on"], False, True)],
 )
 def test_it_is_on_where_a_report_is_written(words: list[str], report: bool, expected: bool) -> None:
-    assert run_config(parse(words, {}), report=report).trust is expected
+    assert make_run_config(parse_options(words, {}), report=report).trust is expected
 
 
 def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -382,13 +384,13 @@ def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
     read = read_references(tmp_path, DIGESTS)
     assert not read.missing
     for evidence in usual(5, seed=1):
-        assert scores_of(evidence, read) == pytest.approx(scores_of(evidence, made), rel=1e-4)
+        assert compute_trust_scores(evidence, read) == pytest.approx(compute_trust_scores(evidence, made), rel=1e-4)
     assert all(path.stat().st_size < 2_000_000 for path in (tmp_path / FOLDER).iterdir())
 
 
 def test_a_further_usual_case_lies_about_as_far_as_usual() -> None:
     references = fit_references(usual(60), DIGESTS)
-    scores = [scores_of(evidence, references) for evidence in usual(60, seed=2)]
+    scores = [compute_trust_scores(evidence, references) for evidence in usual(60, seed=2)]
     most = {"spectral": 1.4, "spectral_lesion": 1.4, "rest": 1.4, "histogram": 2.0, "quality": 1.4, "mimicry": 1.6}
     for name in most:
         assert 0.7 < np.median([score[name] for score in scores]) < most[name]
@@ -409,10 +411,10 @@ def test_the_users_own_cases_become_usual(ensemble_of: Callable[..., Ensemble], 
 
 
 def test_few_of_further_usual_cases_look_unusual() -> None:
-    limits = unlikeness_limits(out_of_fold_unlikeness(usual(100), DIGESTS))
-    assert set(limits) == set(UNLIKENESS_SCORES)
+    limits = atypicality_limits(out_of_fold_atypicality(usual(100), DIGESTS))
+    assert set(limits) == set(ATYPICALITY_SCORES)
     references = fit_references(usual(100), DIGESTS)
-    far = [unlikeness(scores_of(evidence, references)) for evidence in usual(200, seed=4)]
+    far = [atypicality(compute_trust_scores(evidence, references)) for evidence in usual(200, seed=4)]
     assert np.mean([any(limits[name].verdict(x) != "good" for name, x in case.items()) for case in far]) <= 0.05
 
 
@@ -432,7 +434,7 @@ def test_verdicts_by_distance_from_the_usual() -> None:
     limit = UsualRange(median=1.0, limit=3.0)
     assert [limit.verdict(x) for x in (-5, 3.0, 3.1, 5.0, 5.1)] == ["good", "good", "check", "check", "poor"]
     assert expit(0) == 0.5
-    assert unlikeness({"agreement": 0.1}) == {}
+    assert atypicality({"agreement": 0.1}) == {}
 
 
 def test_what_a_mask_says_of_itself() -> None:
@@ -440,18 +442,18 @@ def test_what_a_mask_says_of_itself() -> None:
     probability[1:4, 1:4, 1:4] = 0.9
     probability[5, 5, 5] = 0.6
     mask = probability > 0.5
-    told = describe_mask(mask, probability)
+    told = measure_mask(mask, probability)
     assert told["weakest"] == pytest.approx(0.6)
     assert told["boundary"] == pytest.approx(27 / 28)  # one voxel has six neighbours
     assert told["soft_dice"] == pytest.approx(2 * (27 * 0.9 + 0.6) / (27 * 0.9 + 0.6 + 28))
-    assert describe_mask(np.zeros_like(mask), probability) == {}
+    assert measure_mask(np.zeros_like(mask), probability) == {}
     with_doubt: AnyArray = np.where(mask, 0.51, 0.0).astype(np.float32)
-    assert describe_mask(mask, with_doubt)["entropy"] == pytest.approx(1.0, abs=0.01)
+    assert measure_mask(mask, with_doubt)["entropy"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_judge_without_calibration_gives_no_verdict() -> None:
     references = fit_references(usual(), DIGESTS)
-    told = Judge(references, None).verdict({"agreement": 0.1}, empty=False)
+    told = TrustModel(references, None).verdict({"agreement": 0.1}, empty=False)
     assert (told.verdict, told.headline) == (None, "How far this mask can be trusted is not known.")
 
 
@@ -486,7 +488,7 @@ def test_a_dataset_of_ones_own_becomes_usual_by_a_command(
             write_image(array * (1 + 0.01 * number), tmp_path / "data" / f"case{number:02d}" / f"{modality}.nii.gz")
     (tmp_path / "data" / "case21" / "adc.nii.gz").unlink()  # is left out
     ensemble = replace(stub_ensemble(Seeing("a"), StubMember("s"), weights=tmp_path, trust=True), digests=DIGESTS)
-    monkeypatch.setattr("ensemble.batch.reference.load", lambda config: replace(ensemble, config=config))
+    monkeypatch.setattr("ensemble.batch.reference.load_from_config", lambda config: replace(ensemble, config=config))
     fit_reference(tmp_path / "data", RunConfig(weights=tmp_path))
     read = read_references(tmp_path, DIGESTS)
     assert set(read.members) == {"a"}

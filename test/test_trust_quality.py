@@ -11,9 +11,9 @@ from scipy import ndimage
 
 from ensemble.geometry import Grid
 from ensemble.prepare.case import PreparedCase
-from ensemble.trust.calibration import UNLIKENESS_SCORES, Calibration, UsualRange
-from ensemble.trust.judge import Judge
-from ensemble.trust.quality import IMAGES, LESIONS, TraitMeaning, describe_images, describe_lesions
+from ensemble.trust.calibration import ATYPICALITY_SCORES, Calibration, UsualRange
+from ensemble.trust.judge import TrustModel
+from ensemble.trust.quality import IMAGES, LESIONS, TraitMeaning, measure_image_quality, measure_lesion_traits
 from ensemble.trust.reference import References, ReferenceTraits
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
@@ -88,7 +88,7 @@ def spoilt(kind: str) -> Arrays:
 
 @pytest.fixture(scope="module")
 def normal() -> ReferenceTraits:
-    found = ReferenceTraits.of([describe_images(prepared(head(seed))) for seed in range(12)], IMAGES, 10)
+    found = ReferenceTraits.of([measure_image_quality(prepared(head(seed))) for seed in range(12)], IMAGES, 10)
     assert found is not None
     assert set(found.mean) == set(IMAGES)
     return found
@@ -96,7 +96,7 @@ def normal() -> ReferenceTraits:
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_each_fault_raises_its_own_numbers(kind: str, normal: ReferenceTraits) -> None:
-    usual, wrong = (describe_images(prepared(arrays)) for arrays in (head(99), spoilt(kind)))
+    usual, wrong = (measure_image_quality(prepared(arrays)) for arrays in (head(99), spoilt(kind)))
     assert normal.oddest(usual)[1] < 4
     for name in FAULTS[kind]:
         assert IMAGES[name].excess((wrong[name] - normal.mean[name]) / normal.spread[name]) > 5, name
@@ -107,13 +107,13 @@ def test_each_fault_raises_its_own_numbers(kind: str, normal: ReferenceTraits) -
 @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
 def test_the_order_and_direction_of_axes_on_disk_change_nothing(order: tuple[int, ...], flips: tuple[int, ...]) -> None:
     """The same head, stored along other axes, with a header that says so: where slices lie, too, is found again."""
-    arrays, expected = head(3), describe_images(prepared(head(3)))
+    arrays, expected = head(3), measure_image_quality(prepared(head(3)))
     stored = [np.flip(array, [a for a in range(3) if flips[a] < 0]).transpose(order) for array in arrays]
     spacing = tuple(SPACING[axis] for axis in order)
     direction = np.zeros((3, 3))
     for new, old in enumerate(order):  # array axis `new` is world axis 2 - old, whose array axis was `old`
         direction[2 - old, 2 - new] = flips[old]
-    told = describe_images(prepared((stored[0], stored[1], stored[2]), spacing, direction))  # type: ignore[arg-type]
+    told = measure_image_quality(prepared((stored[0], stored[1], stored[2]), spacing, direction))  # type: ignore[arg-type]
     assert told == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -121,7 +121,7 @@ def test_fine_voxels_change_the_shape_hardly() -> None:
     """They are thinned for it, since a brain of ten million voxels would take seconds."""
     coarse = prepared(head(3), (2.0, 2.0, 2.0))
     fine = prepared(tuple(array.repeat(2, 0).repeat(2, 1).repeat(2, 2) for array in head(3)), (1.0, 1.0, 1.0))  # type: ignore[arg-type]
-    expected, told = describe_images(coarse), describe_images(fine)
+    expected, told = measure_image_quality(coarse), measure_image_quality(fine)
     for name in ("surface", "depth", "height", "length", "skew_height", "skew_length", "tilt", "rim_dwi", "rim_adc"):
         assert told[name] == pytest.approx(expected[name], abs=0.06), name
 
@@ -139,15 +139,15 @@ def lesion(adc: float, dwi: float, around: float = 1.0) -> tuple[PreparedCase, B
 
 
 def test_lesions_and_what_is_around_them() -> None:
-    infarct = describe_lesions(*lesion(adc=0.6, dwi=1.5))
+    infarct = measure_lesion_traits(*lesion(adc=0.6, dwi=1.5))
     assert infarct["adc"] == pytest.approx(0.6)
     assert infarct["t2"] == pytest.approx(np.log(1.5) - 0.75 * 0.4, abs=1e-4)
     assert infarct["around"] == pytest.approx(1.0, abs=0.05)
-    assert describe_lesions(*lesion(adc=0.6, dwi=1.5, around=1.5))["around"] == pytest.approx(1.5, abs=0.1)
-    assert describe_lesions(*lesion(adc=1.3, dwi=1.5))["adc"] == pytest.approx(1.3)
+    assert measure_lesion_traits(*lesion(adc=0.6, dwi=1.5, around=1.5))["around"] == pytest.approx(1.5, abs=0.1)
+    assert measure_lesion_traits(*lesion(adc=1.3, dwi=1.5))["adc"] == pytest.approx(1.3)
     case, mask = lesion(adc=0.6, dwi=1.5)
-    assert describe_lesions(case, np.zeros_like(mask)) == {}
-    assert set(describe_lesions(case, mask)) == set(LESIONS)
+    assert measure_lesion_traits(case, np.zeros_like(mask)) == {}
+    assert set(measure_lesion_traits(case, mask)) == set(LESIONS)
 
 
 def test_what_is_no_fault_is_not_suspicious() -> None:
@@ -162,15 +162,15 @@ def test_hardly_a_brain_has_fewer_numbers_and_none_that_is_not_finite() -> None:
     for kept in (0, 1, 5):
         few = np.zeros_like(brain)
         few.ravel()[np.flatnonzero(brain)[:kept]] = True
-        told = describe_images(prepared((dwi * few, adc * few, few)))
+        told = measure_image_quality(prepared((dwi * few, adc * few, few)))
         assert np.isfinite(list(told.values())).all()
-    assert describe_images(prepared((dwi, adc, np.zeros_like(brain)))) == {}
+    assert measure_image_quality(prepared((dwi, adc, np.zeros_like(brain)))) == {}
 
 
 def test_each_look_has_a_limit_of_its_own() -> None:
     limits = {"quality": UsualRange(0.0, 0.5), "mimicry": UsualRange(0.0, 3.0)}
     known = Calibration({}, 0.0, {}, 0.9, 0.2, limits, UsualRange(0.0, 1.0), {})
-    judge = Judge(References({}, None), known)
+    judge = TrustModel(References({}, None), known)
     assert judge.verdict({"quality": 2.0, "mimicry": 1.0}, empty=False).verdict == "check"
     assert judge.verdict({"quality": 1.0, "mimicry": 2.0}, empty=False).verdict == "good"
     told = judge.verdict({"quality": 1.0, "mimicry": 1e3}, empty=False, oddities={"mimicry": "oedema"})
@@ -179,4 +179,4 @@ def test_each_look_has_a_limit_of_its_own() -> None:
     told = replace(judge, calibration=with_dice).verdict({"agreement": 0.9, "mimicry": 1e3}, empty=False)
     assert told.why[-1] == "the expected Dice holds only if this is an infarct"
     assert judge.verdict({"histogram": 9.0}, empty=False).verdict is None  # no limit of that is known
-    assert set(limits) < set(UNLIKENESS_SCORES)
+    assert set(limits) < set(ATYPICALITY_SCORES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ensemble.trust.spectrum import eigenmodes, fit_spectrum, noise_floor, stable_modes
+from ensemble.trust.spectrum import count_stable_modes, eigenmodes, fit_spectrum, noise_floor
 from ensemble.types import AnyArray
 
 
@@ -41,7 +41,7 @@ def test_planted_modes_are_counted_and_the_bulk_is_not() -> None:
     spectrum = np.concatenate([[40.0, 25.0, 16.0], np.full(97, 0.05)])
     for seed in range(5):
         _, values, vectors = eigenmodes(gaussian(spectrum, 200, seed))
-        assert stable_modes(values, 200, tau=1) == 3
+        assert count_stable_modes(values, 200, tau=1) == 3
         assert np.linalg.norm(vectors[:3, :3], axis=1).min() > 0.97  # and lie where they were planted
 
 

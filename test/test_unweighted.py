@@ -13,10 +13,10 @@ from conftest import SHARED, shared
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare import skull
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.prepare.plausibility import refuse_implausible
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import AnyArray, BoolArray, Modality
 from ensemble.volume import Volume
 
@@ -105,9 +105,9 @@ def test_a_b0_with_its_skull_that_looks_extracted(monkeypatch: pytest.MonkeyPatc
         raw = case(*with_scalp(image, adc, inside, fat))
         if refused:
             with pytest.raises(InputRefused, match=NO_DWI):
-                prepare(raw, brain_ml=(300.0, 5000.0))
+                prepare_raw(raw, brain_ml=(300.0, 5000.0))
         else:
-            prepare(raw, brain_ml=(300.0, 5000.0))
+            prepare_raw(raw, brain_ml=(300.0, 5000.0))
 
 
 def case(dwi: AnyArray, adc: AnyArray) -> RawCase:
@@ -145,9 +145,13 @@ def test_real_b0_images_are_refused_and_their_dwi_is_not(monkeypatch: pytest.Mon
         return np.asarray(ndimage.distance_transform_edt(head, dwi.grid.spacing_zyx_mm) > 28)
 
     monkeypatch.setattr(skull, "_brain_probability", deep)
-    prepare(read_files(name, {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
+    prepare_raw(
+        read_case_files(name, {DWI: folder / "dwi.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0)
+    )
     with pytest.raises(InputRefused, match=NO_DWI):
-        prepare(read_files(name, {DWI: folder / "b0.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0))
+        prepare_raw(
+            read_case_files(name, {DWI: folder / "b0.nii.gz", ADC: folder / "adc.nii.gz"}), brain_ml=(100.0, 2500.0)
+        )
 
 
 @pytest.mark.slow

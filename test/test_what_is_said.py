@@ -32,11 +32,11 @@ from ensemble.errors import InputRefused, OutOfMemory, UserError, WeightsBroken
 from ensemble.families.base import InferenceSettings
 from ensemble.families.spec import MemberSpec
 from ensemble.files import error_in_words, parse_json, unreadable_reason
-from ensemble.logging_setup import native_stderr_to_log
+from ensemble.logging_setup import redirect_native_stderr
 from ensemble.memory import as_user_error, is_out_of_memory
 from ensemble.pipeline import Ensemble
-from ensemble.prepare.case import prepare
-from ensemble.readers.imagefile import read_files, read_image
+from ensemble.prepare.case import prepare_raw
+from ensemble.readers.imagefile import read_case_files, read_image
 from ensemble.serve.worker import CaseFailed
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -191,9 +191,9 @@ def test_what_the_reader_noted_survives_a_later_refusal(tmp_path: Path) -> None:
     """ADC lies elsewhere since its header says nothing: "covers 12 %" alone sends people looking in the wrong place."""
     dwi = write_image(DWI, tmp_path / "dwi.nii")
     adc = without_orientation(write_image(ARRAYS[Modality.ADC], tmp_path / "adc.nii"))
-    raw = read_files("x", {Modality.DWI: dwi, Modality.ADC: adc})
+    raw = read_case_files("x", {Modality.DWI: dwi, Modality.ADC: adc})
     with pytest.raises(InputRefused) as refusal:
-        prepare(raw)
+        prepare_raw(raw)
     assert "NIfTI form codes 0" in str(refusal.value)
     assert str(refusal.value).index("do: ") < str(refusal.value).index("note: ADC: its header has no position")
 
@@ -301,14 +301,14 @@ def test_a_checkpoint_that_does_not_fit_into_memory_is_not_damaged(
 
 
 @pytest.mark.parametrize(
-    "stage", ["ensemble.pipeline.prepare_for_run", "ensemble.pipeline.fuse", "ensemble.pipeline.load"]
+    "stage", ["ensemble.pipeline.prepare_for_run", "ensemble.pipeline.fuse", "ensemble.pipeline.load_from_config"]
 )
 def test_running_out_of_memory_is_no_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stage: str
 ) -> None:
     spec = MemberSpec("a", "nnunet", Path("/nowhere"))
     monkeypatch.setattr(
-        "ensemble.pipeline.load",
+        "ensemble.pipeline.load_from_config",
         lambda config: Ensemble(RunConfig(), InferenceSettings(), (spec,), (StubMember("a"),), 0.0),
     )
 
@@ -354,7 +354,7 @@ def test_notes_stand_behind_what_to_do() -> None:
 
 
 def test_a_sound_case_has_no_word_of_this() -> None:
-    assert not [note for note in prepare(phantom_case()).repairs if "memory" in note or "link" in note]
+    assert not [note for note in prepare_raw(phantom_case()).repairs if "memory" in note or "link" in note]
 
 
 def test_stderr_without_a_folder_for_it_leaks_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_stderr_without_a_folder_for_it_leaks_no_descriptor(monkeypatch: pytest.
     monkeypatch.setattr("tempfile.TemporaryFile", none)
     before = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(20):
-        with native_stderr_to_log(), native_stderr_to_log():
+        with redirect_native_stderr(), redirect_native_stderr():
             pass
     assert len([*Path("/proc/self/fd").iterdir()]) == before
     os.write(2, b"")  # and stderr is still there

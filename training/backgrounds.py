@@ -18,10 +18,10 @@ from scipy import ndimage, optimize
 from ensemble.config import RunConfig
 from ensemble.geometry import Triple
 from ensemble.memory import keep_freed_memory
-from ensemble.pipeline import Ensemble, load, segment_prepared
-from ensemble.prepare.case import PreparedCase, prepare
+from ensemble.pipeline import Ensemble, load_from_config, segment_prepared
+from ensemble.prepare.case import PreparedCase, prepare_raw
 from ensemble.progress import SilentWatcher
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 from ensemble.types import AnyArray, FloatArray, Modality
 from training.bank import ISOTROPIC_MM, anterior, canonical, cut, isotropic
 from training.evaluate import Truth, real_cases
@@ -45,8 +45,8 @@ class Background:
 def volunteers(folder: Path) -> Iterator[Background]:
     """Whole heads: `<name>/dwi.nii.gz` and `adc.nii.gz`, stripped by HD-BET where the product finds a skull."""
     for head in sorted(path for path in folder.iterdir() if path.is_dir()):
-        raw = read_files(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
-        images, spacing = canonical(prepare(raw))
+        raw = read_case_files(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
+        images, spacing = canonical(prepare_raw(raw))
         yield Background(f"volunteer_{head.name}", images, spacing)
 
 
@@ -55,9 +55,9 @@ def hemispheres(folder: Path) -> Iterator[Background]:
 
     Where the true mask is not known, the shipped ensemble's mask stands for it.
     """
-    ensemble = load(RunConfig(tta="none"))
+    ensemble = load_from_config(RunConfig(tta="none"))
     for truth in real_cases(folder):
-        case = prepare(truth.raw)
+        case = prepare_raw(truth.raw)
         lesion = _lesion(truth, case, ensemble)
         images, spacing = canonical(case)
         lesion = anterior(case.grid.canonical().apply(lesion))

@@ -25,11 +25,11 @@ from ensemble.config import SHIPPED_WEIGHTS
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MIN_DISPUTED_ML
-from ensemble.fusion import drop_disputed_components, drop_small_components, majority, mean_probability
+from ensemble.fusion import drop_disputed_components, drop_small_components, majority_vote, mean_probability
 from ensemble.logging_setup import set_up_logging
 from ensemble.members.manifest import find_members
 from ensemble.metrics import dice, lesion_f1
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.types import AnyArray, BoolArray, FloatArray, ignore_progress
 from ensemble.weights.checkpoints import read_checkpoint
 from training.evaluate import simulated_cases
@@ -80,7 +80,7 @@ class Patient:
         weights = [rule.weights.get(name, 1.0) for name, _ in said]
         shifted = [shifted_probability(probability, rule.thresholds[name]) for name, probability in said]
         mean = mean_probability(shifted, weights)
-        whole = majority(ballots, weights, mean)
+        whole = majority_vote(ballots, weights, mean)
         large, _ = drop_small_components(whole, rule.min_lesion_ml / self.voxel_ml)
         if len(said) == 1:
             return large
@@ -197,7 +197,7 @@ def predicted(weights: Path, first: int, count: int, shared: Path, cache: Path |
     for number, truth in enumerate(cases):
         if number < first or truth.mask is None:
             continue
-        case = prepare(truth.raw)
+        case = prepare_raw(truth.raw)
         probabilities: dict[str, AnyArray] = {
             member.name: member.predict(case, settings, ignore_progress).probability.array.astype(np.float16)
             for member in members

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ensemble.batch.find import find_cases
 from ensemble.batch.layouts import FoundCase
-from ensemble.batch.worklist import read_worklist, resolved
+from ensemble.batch.worklist import read_worklist, resolve_cell
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError, UserError
 from ensemble.evaluate.pairs import find_true_masks
@@ -35,10 +35,10 @@ from ensemble.geometry import ROUNDING_VOXELS, Grid
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import lesion_count, volume_ml
 from ensemble.prepare.case import PreparedCase, prepare_for_run
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 from ensemble.readers.names import stem
 from ensemble.resample import resample_volume
-from ensemble.text import in_one_line, spreadsheet_cell
+from ensemble.text import escape_to_one_line, spreadsheet_cell
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
 from training import bank
@@ -118,7 +118,7 @@ def labelled(dataset: Path, out: Path, masks: Path | None = None) -> list[Labell
 
 
 def _of_worklist(found: FoundCase, worklist: Path) -> Labelled:
-    mask = resolved(worklist.parent, found.extra["mask"]) if "mask" in found.extra else None
+    mask = resolve_cell(worklist.parent, found.extra["mask"]) if "mask" in found.extra else None
     return Labelled(found, found.extra.get("patient") or patient_of(found.name), mask, found.problem)
 
 
@@ -143,7 +143,7 @@ def read(one: Labelled, device: str = "cpu") -> Read:
             do="name it by the case (sub-01_msk.nii.gz, <case>/mask.nii.gz), give its folder with --masks, or list it in a worklist;"
             " a patient without lesion has a mask of zeros",
         )
-    raw = read_files(one.found.name, one.found.files)
+    raw = read_case_files(one.found.name, one.found.files)
     lesion = _on(raw.images[Modality.DWI].volume.grid, read_mask(one.mask, "true mask"), one.mask)
     case = prepare_for_run(raw, RunConfig(), device)
     outside = float((lesion & ~case.brain.array).sum() / max(1, lesion.sum()))
@@ -208,7 +208,7 @@ def make_bank(cases: Sequence[Labelled], out: Path, raw: NnunetRaw | None = None
             foreseen = isinstance(error, UserError)
             reason = str(error) if foreseen else f"{type(error).__name__}: {error}"
             log.error("%s is refused: %s", one.found.name, error, exc_info=not foreseen)
-            rows.append(Row(one.found.name, one.patient, REFUSED, in_one_line(" ".join(reason.split()))))
+            rows.append(Row(one.found.name, one.patient, REFUSED, escape_to_one_line(" ".join(reason.split()))))
             continue
         grid = got.case.grid
         rows.append(

@@ -25,11 +25,11 @@ from scipy import ndimage
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig, Tta
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import absolute_lesion_count_difference, absolute_volume_difference_ml, dice, lesion_f1, volume_ml
-from ensemble.pipeline import Ensemble, Result, load, segment
+from ensemble.pipeline import Ensemble, Result, load_from_config, segment_raw
 from ensemble.prepare.case import PreparedCase
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase, RawImage
-from ensemble.readers.imagefile import read_files, read_image
+from ensemble.readers.imagefile import read_case_files, read_image
 from ensemble.types import AnyArray, Modality
 from ensemble.volume import Volume
 from training.acquisition import Acquired
@@ -104,13 +104,13 @@ def real_cases(folder: Path) -> Iterator[Truth]:
         }
         images = {modality: files[modality.value] for modality in Modality if modality.value in files}
         truth = read_image(files["lesion_gt"], Modality.DWI).volume.array > 0 if "lesion_gt" in files else None
-        yield Truth(read_files(case.name, images), truth)
+        yield Truth(read_case_files(case.name, images), truth)
 
 
 def lesion_free_heads(folder: Path) -> Iterator[Truth]:
     """Folders that hold `dwi.nii.gz` and `adc.nii.gz` of volunteers, with skull."""
     for head in sorted(path for path in folder.iterdir() if path.is_dir()):
-        raw = read_files(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
+        raw = read_case_files(head.name, {m: head / f"{m.value}.nii.gz" for m in (Modality.DWI, Modality.ADC)})
         yield Truth(raw, np.zeros(raw.images[Modality.DWI].volume.array.shape, bool))
 
 
@@ -213,7 +213,7 @@ def evaluate(
     seen: list[EvaluatedCase] = []
     for truth in cases:
         started = time.perf_counter()
-        result = segment(truth.raw, ensemble, SilentWatcher())
+        result = segment_raw(truth.raw, ensemble, SilentWatcher())
         new = scores_of(truth, group, tta, result, time.perf_counter() - started)
         rows += new
         seen.append(EvaluatedCase(truth, group, result.case, found_lesions(truth, tta, result)))
@@ -374,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan += [("simulated", tta) for tta in options.simulated_tta.split(",") if options.simulated]
     for group, tta in plan:
         config = RunConfig(options.weights, members, options.device, _tta(tta), min_disputed_ml=options.min_disputed_ml)
-        ensemble = load(config)
+        ensemble = load_from_config(config)
         rows, cases_seen = evaluate(_cases(group, options), group, ensemble, tta)
         scores += rows
         found += [row for one in cases_seen if group == "simulated" for row in one.found]

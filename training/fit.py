@@ -30,7 +30,7 @@ from ensemble.families.spec import MemberSpec as Described
 from ensemble.files import file_sha256
 from ensemble.members.manifest import MANIFEST
 from ensemble.memory import keep_freed_memory
-from ensemble.pipeline import load, segment_prepared
+from ensemble.pipeline import load_from_config, segment_prepared
 from ensemble.progress import SilentWatcher
 from ensemble.publish import publish_folder, write_json
 from ensemble.trust.evidence import gather_evidence
@@ -203,7 +203,9 @@ def write_usual(weights: Path, scans: Sequence[bank.Scan], device: str) -> None:
             later,
         )
         return
-    ensemble = load(RunConfig(weights=weights, device="cpu" if device == "cpu" else "cuda", tta="none", trust=True))
+    ensemble = load_from_config(
+        RunConfig(weights=weights, device="cpu" if device == "cpu" else "cuda", tta="none", trust=True)
+    )
     shown = [
         gather_evidence(segment_prepared(bank.as_prepared(scan.path)[0], ensemble, SilentWatcher()))
         for scan in tqdm(scans, desc="usual cases", disable=None)

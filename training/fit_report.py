@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ensemble.evaluate.run import write_scores
-from ensemble.evaluate.scores import MEASURES, Score, measure
+from ensemble.evaluate.scores import MEASURES, Score, score_masks
 from ensemble.geometry import Triple
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 from ensemble.types import BoolArray
 from training import bank
 from training.bank import Scan
@@ -36,7 +36,7 @@ class Tested:
 
     def score(self, rule: Rule) -> Score:
         """The measurements of the mask from one rule."""
-        return measure(self.scan.name, self.patient.lesion, self.patient.mask(rule), self.spacing_zyx_mm)
+        return score_masks(self.scan.name, self.patient.lesion, self.patient.mask(rule), self.spacing_zyx_mm)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _card(member: str, fitted: Fitted, table: str) -> str:
         "consent (statement of who trained it)": fitted.consent,
         "use": "research only; not a medical device",
     }
-    text = "\n".join(f"| {key} | {visible(value).replace('|', '/')} |" for key, value in rows.items())
+    text = "\n".join(f"| {key} | {escape_invisible(value).replace('|', '/')} |" for key, value in rows.items())
     return (
         f"# {member}, fitted by training.fit\n\n| | |\n| --- | --- |\n{text}\n\n## Evaluation\n\n"
         f"Each patient is measured by the network that was not trained on it; {SCORES} in the weights folder has every case.\n\n{table}\n"
@@ -122,7 +122,7 @@ def draw_worst(worst: Sequence[tuple[Tested, Score]], rules: Sequence[Rule], pat
             if mask.any() and not mask.all():
                 ax.contour(mask.astype(float), levels=[0.5], colors=colour, linewidths=1)
         ax.set_axis_off()
-        title = f"{visible(score.case)}\nDice {score.dice:.2f}, {score.truth_ml:.2f} ml, found {score.predicted_ml:.2f}"
+        title = f"{escape_invisible(score.case)}\nDice {score.dice:.2f}, {score.truth_ml:.2f} ml, found {score.predicted_ml:.2f}"
         ax.set_title(title, color="white", fontsize=8, parse_math=False)
     FigureCanvasAgg(figure).print_png(str(path))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ensemble.findings.registration import register_to_template
-from ensemble.findings.template import DATA, FULL_GRID, GRID, STRUCTURES_FILE, T1_FILE, Structure, Template
+from ensemble.findings.template import DATA, FULL_GRID, GRID, STRUCTURES_FILE, T1_FILE, AtlasStructure, Template
 from ensemble.geometry import Grid
 from ensemble.resample import resample_volume
 from ensemble.types import AnyArray, FloatArray
@@ -30,28 +30,28 @@ from training.simulate import SHARED
 from training.tissues import CSF_CLASSES, Tissue
 
 #: FreeSurfer numbers, left and right; brain stem and CSF have no side of their own.
-SIDED: dict[Structure, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    Structure.CORTEX: ((3, 17, 18), (42, 53, 54)),
-    Structure.WHITE_MATTER: ((2, 25), (41, 57)),
-    Structure.DEEP_GREY: ((10, 11, 12, 13, 26, 28), (49, 50, 51, 52, 58, 60)),
-    Structure.CEREBELLUM: ((7, 8), (46, 47)),
+SIDED: dict[AtlasStructure, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    AtlasStructure.CORTEX: ((3, 17, 18), (42, 53, 54)),
+    AtlasStructure.WHITE_MATTER: ((2, 25), (41, 57)),
+    AtlasStructure.DEEP_GREY: ((10, 11, 12, 13, 26, 28), (49, 50, 51, 52, 58, 60)),
+    AtlasStructure.CEREBELLUM: ((7, 8), (46, 47)),
 }
-UNSIDED: dict[Structure, tuple[int, ...]] = {
-    Structure.WHITE_MATTER: (77, 78, 79, 85, 251, 252, 253, 254, 255),
-    Structure.BRAIN_STEM: (16,),
-    Structure.CSF: (4, 43, 5, 44, 14, 15, 24, 30, 31, 62, 63, 72, 136, 137, 163, 164),
+UNSIDED: dict[AtlasStructure, tuple[int, ...]] = {
+    AtlasStructure.WHITE_MATTER: (77, 78, 79, 85, 251, 252, 253, 254, 255),
+    AtlasStructure.BRAIN_STEM: (16,),
+    AtlasStructure.CSF: (4, 43, 5, 44, 14, 15, 24, 30, 31, 62, 63, 72, 136, 137, 163, 164),
 }
 #: Where a simulated person's tissue is not that of the label map any more (sulci widened or closed).
 OF_TISSUE = {
-    Tissue.WHITE: Structure.WHITE_MATTER,
-    Tissue.CORTEX: Structure.CORTEX,
-    Tissue.HIPPOCAMPUS: Structure.CORTEX,
-    Tissue.CEREBELLAR_WHITE: Structure.CEREBELLUM,
-    Tissue.CEREBELLAR_CORTEX: Structure.CEREBELLUM,
-    Tissue.BRAINSTEM: Structure.BRAIN_STEM,
-    Tissue.CSF: Structure.CSF,
-    Tissue.VENTRICLE: Structure.CSF,
-    Tissue.CHOROID_PLEXUS: Structure.CSF,
+    Tissue.WHITE: AtlasStructure.WHITE_MATTER,
+    Tissue.CORTEX: AtlasStructure.CORTEX,
+    Tissue.HIPPOCAMPUS: AtlasStructure.CORTEX,
+    Tissue.CEREBELLAR_WHITE: AtlasStructure.CEREBELLUM,
+    Tissue.CEREBELLAR_CORTEX: AtlasStructure.CEREBELLUM,
+    Tissue.BRAINSTEM: AtlasStructure.BRAIN_STEM,
+    Tissue.CSF: AtlasStructure.CSF,
+    Tissue.VENTRICLE: AtlasStructure.CSF,
+    Tissue.CHOROID_PLEXUS: AtlasStructure.CSF,
 }
 NONE = 255
 SPREAD_VOXELS = 0.7  # blur of each head's structures, in voxels of 2 mm
@@ -61,7 +61,7 @@ CSF_SIGNAL = 0.35
 
 @cache
 def structures(shared: Path, index: int) -> tuple[Tensor, Tensor]:
-    """A head's structures (uint8 of `Structure`, `NONE` outside) and whether the left side is nearer (bool), (z, y, x) at 1 mm."""
+    """A head's structures (uint8 of `AtlasStructure`, `NONE` outside) and whether the left side is nearer (bool), (z, y, x) at 1 mm."""
     numbers = freesurfer_numbers(shared, index)
     found = torch.full(numbers.shape, NONE, dtype=torch.uint8)
     side = torch.zeros(numbers.shape, dtype=torch.int8)
@@ -104,7 +104,9 @@ def head_in_template(shared: Path, index: int, onto: Template) -> FloatArray:
         raise RuntimeError(f"head {index} can't be brought to the template: {found}")
     back = found.transform().GetInverse()
     kinds, left = structures(shared, index)
-    halves = [np.stack([_carried((kinds == kind) & side, grid, back) for kind in Structure]) for side in (left, ~left)]
+    halves = [
+        np.stack([_carried((kinds == kind) & side, grid, back) for kind in AtlasStructure]) for side in (left, ~left)
+    ]
     return (halves[0] + halves[1][..., ::-1]) / 2
 
 
@@ -159,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=DATA, help="default: %(default)s")
     options = parser.parse_args(arguments)
     t1 = small_template(options.template)
-    onto = Template(t1.like(t1.array.astype(np.float32)), np.zeros((len(Structure), 1, 1, 1), np.float32))
+    onto = Template(t1.like(t1.array.astype(np.float32)), np.zeros((len(AtlasStructure), 1, 1, 1), np.float32))
     write(options.out, t1, atlas(options.shared, range(HEADS), onto))
 
 

@@ -20,19 +20,19 @@ from scipy.optimize import least_squares
 
 from ensemble.config import SHIPPED_WEIGHTS, RunConfig
 from ensemble.memory import keep_freed_memory
-from ensemble.pipeline import Ensemble, load
+from ensemble.pipeline import Ensemble, load_from_config
 from ensemble.trust.calibration import (
     INPUTS,
     Calibration,
     UsualRange,
+    atypicality,
+    atypicality_limits,
     conformal_quantile,
     expit,
-    scaled,
-    unlikeness,
-    unlikeness_limits,
+    transform_score,
 )
 from ensemble.trust.reference import References, fit_references, write_references
-from ensemble.trust.scores import DIRECTIONS, scores_of
+from ensemble.trust.scores import DIRECTIONS, compute_trust_scores
 from ensemble.types import AnyArray
 from training.command import call
 from training.simulate import SHARED
@@ -62,7 +62,7 @@ def usable(seen: Sequence[SegmentedPatient]) -> list[SegmentedPatient]:
 
 def design(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> AnyArray:
     """Return the inputs (n, len(names)) of the expected Dice."""
-    return np.array([[scaled(name, scores[name]) for name in names] for scores in rows])
+    return np.array([[transform_score(name, scores[name]) for name in names] for scores in rows])
 
 
 def fit_dice(inputs: AnyArray, dice: AnyArray, names: Sequence[str]) -> tuple[float, AnyArray]:
@@ -91,7 +91,7 @@ def calibrate(
 ) -> Calibration:
     """Fit the expected Dice, its interval and all limits on patients with clean images, and the slopes also on spoilt images."""
     patients = [*usable(clean), *usable(spoilt)]
-    rows = [scores_of(one.evidence, references) for one in patients if one.evidence is not None]
+    rows = [compute_trust_scores(one.evidence, references) for one in patients if one.evidence is not None]
     with_mask = np.array([row["volume_ml"] > 0 for row in rows])
     is_clean = np.arange(len(rows)) < len(usable(clean))
     inputs = design([row for row, there in zip(rows, with_mask, strict=True) if there], names)
@@ -105,7 +105,7 @@ def calibrate(
     intercept, slopes = fit_dice(inputs, dice, names)
     usual = is_clean[with_mask]
     expected = np.array([expit(x) for x in out_of_fold])
-    far = [unlikeness(row) for row, clean_one in zip(rows, is_clean, strict=True) if clean_one]
+    far = [atypicality(row) for row, clean_one in zip(rows, is_clean, strict=True) if clean_one]
     about = {
         "made": time.strftime("%Y-%m-%d"),
         "calibration_patients": int(is_clean.sum()),
@@ -119,7 +119,7 @@ def calibrate(
         dict(zip(names, map(float, slopes), strict=True)),
         float(np.mean([one.dice for one, there in zip(patients, with_mask, strict=True) if not there] or [1.0])),
         conformal_quantile(np.abs(expected - dice)[usual]),
-        unlikeness_limits(far),
+        atypicality_limits(far),
         UsualRange.of(list(-out_of_fold[usual])),
         about,
     )
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def open_ensemble(weights: Path) -> Ensemble:
     """Load the members as the patients are segmented: without mirroring, on the CPU, with features."""
-    return load(RunConfig(weights=weights, device="cpu", tta="none", trust=True))
+    return load_from_config(RunConfig(weights=weights, device="cpu", tta="none", trust=True))
 
 
 def _make(options: Any) -> int:

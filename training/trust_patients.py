@@ -21,7 +21,7 @@ import torch
 
 from ensemble.errors import InputRefused
 from ensemble.metrics import dice, lesion_f1, volume_ml
-from ensemble.pipeline import Ensemble, Result, segment
+from ensemble.pipeline import Ensemble, Result, segment_raw
 from ensemble.progress import SilentWatcher
 from ensemble.trust.evidence import CaseEvidence, gather_evidence
 from ensemble.types import Modality
@@ -221,7 +221,7 @@ class Collection:
     def _segmented(self, patient: Patient) -> SegmentedPatient:
         truth = patient.truth(self._shared, self._caches)
         try:
-            return segmented_patient(truth, segment(truth.raw, self._ensemble, SilentWatcher()))
+            return segmented_patient(truth, segment_raw(truth.raw, self._ensemble, SilentWatcher()))
         except InputRefused as refused:
             return SegmentedPatient(
                 patient.name, None, *(float("nan"),) * 3, refused=f"{refused.what}: {refused.found}"

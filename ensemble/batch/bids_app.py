@@ -9,13 +9,13 @@ from typing import Any
 
 from ensemble.errors import InputRefused
 from ensemble.files import read_json, unreadable_reason
-from ensemble.folders import unwritable
-from ensemble.program import command
+from ensemble.folders import unwritable_error
+from ensemble.program import command_line
 
 _DESCRIPTION = "dataset_description.json"
 
 
-def check_dataset(root: Path) -> None:
+def check_bids_dataset(root: Path) -> None:
     """Raise InputRefused unless the folder's `dataset_description.json` declares a raw BIDS dataset (BIDS 1.10, "Dataset description").
 
     Other BIDS rules are left to the BIDS validator: this program needs only the file names.
@@ -39,7 +39,7 @@ def check_dataset(root: Path) -> None:
 
 
 def _refused(where: Path, found: str) -> InputRefused:
-    do = f"give a raw BIDS dataset, skip this check with --skip-bids-validation, or use {command('batch')} for other layouts"
+    do = f"give a raw BIDS dataset, skip this check with --skip-bids-validation, or use {command_line('batch')} for other layouts"
     return InputRefused("the folder is not a raw BIDS dataset", where=where, found=found, do=do)
 
 
@@ -49,5 +49,5 @@ def use_work_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable_error(folder, error) from error
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder.absolute())

@@ -14,8 +14,8 @@ from typing import Any
 from ensemble.batch.layouts import FoundCase
 from ensemble.errors import InputRefused
 from ensemble.files import open_file, parse_json, unreadable_reason
-from ensemble.program import command
-from ensemble.publish import replace_bytes
+from ensemble.program import command_line
+from ensemble.publish import write_bytes_atomically
 from ensemble.types import Modality
 
 _FORMAT = "isles-ensemble case list"
@@ -25,7 +25,7 @@ _REFUSAL = ("what", "where", "found", "do")
 
 @dataclass(frozen=True)
 class CaseList:
-    """A list on disk. Its name holds the digest of its cases, so that jobs that still wait keep theirs when another one is written."""
+    """A case list on disk. Its file name contains a digest of its cases, so a new list never replaces one that a queued job will read."""
 
     path: Path
     searched: str
@@ -33,7 +33,7 @@ class CaseList:
 
 
 def write_case_list(cases: Sequence[FoundCase], dataset: Path, folder: Path) -> CaseList:
-    """Write what a search of `dataset` has found into `folder`: a line about the list, then one line per case. Raises OSError."""
+    """Write what a search of `dataset` has found into `folder`: one JSON line about the list, then one per case. Raises OSError."""
     root = dataset.resolve()
     body = "".join(json.dumps(_as_json(case, root)) + "\n" for case in cases).encode()
     digest, searched = hashlib.sha256(body).hexdigest(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -45,7 +45,7 @@ def write_case_list(cases: Sequence[FoundCase], dataset: Path, folder: Path) -> 
         "sha256": digest,
     }
     path = folder / f"cases-{digest[:12]}.jsonl"
-    replace_bytes(path, json.dumps(head).encode() + b"\n" + body, folder)
+    write_bytes_atomically(path, json.dumps(head).encode() + b"\n" + body, folder)
     return CaseList(path, searched)
 
 
@@ -83,12 +83,12 @@ def _lines(path: Path) -> tuple[bytes, bytes]:
 
 
 def _refused(what: str, path: Path, found: str, do: str = "") -> InputRefused:
-    return InputRefused(what, where=path, found=found, do="; or ".join(filter(None, (do, search_again()))))
+    return InputRefused(what, where=path, found=found, do="; or ".join(filter(None, (do, search_again_advice()))))
 
 
-def search_again() -> str:
+def search_again_advice() -> str:
     """Return the advice for a list that is out of date."""
-    return f"search the dataset again: {command('slurm DATASET OUT')}"
+    return f"search the dataset again: {command_line('slurm DATASET OUT')}"
 
 
 def _refuse_absent(dataset: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ensemble.batch import failures
-from ensemble.batch.case_list import search_again
+from ensemble.batch.case_list import search_again_advice
 from ensemble.batch.claims import BatchClaims, FileLock
 from ensemble.batch.identity import input_digests, input_stamps, result_key
 from ensemble.batch.layouts import FoundCase
@@ -29,9 +29,9 @@ from ensemble.pipeline import Ensemble, Result, Watcher, segment_prepared
 from ensemble.prepare.case import PreparedCase, prepare_for_run
 from ensemble.progress import SilentWatcher
 from ensemble.readers.base import RawCase
-from ensemble.readers.imagefile import read_files
-from ensemble.readers.sources import Stamp, stamp
-from ensemble.text import visible
+from ensemble.readers.imagefile import read_case_files
+from ensemble.readers.sources import Stamp, file_stamp
+from ensemble.text import escape_invisible
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +81,14 @@ class _Task:
 
 
 def segment_cases(
-    job: BatchPlan,
-    session: BatchClaims,
+    plan: BatchPlan,
+    claims: BatchClaims,
     cases: Sequence[tuple[FoundCase, BidsEntities]],
     load: Callable[[], Ensemble],
     watcher: Watcher,
     tell: Callable[[CaseOutcome], None],
 ) -> None:
-    """Process all cases, sharing them with other processes of the same session; returns when every case is done or failed.
+    """Process all cases, sharing them with other processes that work on the same output folder; return when each is done or failed.
 
     `load` is called once, for the first case that needs networks. Raises UsageError when results can't be written, WeightsBroken when
     the networks can't be loaded, since every other case would fail as well.
@@ -100,14 +100,14 @@ def segment_cases(
         waiting = list(cases)
         while waiting:
             others = []
-            for (case, entities), taken in _ahead(reader, lambda item: _take(job, session, *item), waiting):
+            for (case, entities), taken in _ahead(reader, lambda item: _take(plan, claims, *item), waiting):
                 if taken is None:
                     others.append((case, entities))
                 elif isinstance(taken, CaseOutcome):
                     tell(taken)
                 else:
                     ensemble = ensemble or load()
-                    writing.append(writer.submit(_finish, job, session, taken, *_segment(taken, ensemble, watcher)))
+                    writing.append(writer.submit(_finish, plan, claims, taken, *_segment(taken, ensemble, watcher)))
                 while len(writing) > 1 or (writing and writing[0].done()):
                     tell(writing.popleft().result())
             while writing:
@@ -130,34 +130,34 @@ Taken = TypeVar("Taken")
 class CaseWorker:
     """Keeps networks loaded and processes cases from several threads: one case is read while another is being segmented."""
 
-    def __init__(self, job: BatchPlan, session: BatchClaims, load: Callable[[], Ensemble]) -> None:
-        self._job, self._session, self._load = job, session, load
+    def __init__(self, plan: BatchPlan, claims: BatchClaims, load: Callable[[], Ensemble]) -> None:
+        self._plan, self._claims, self._load = plan, claims, load
         self._reading, self._networks, self._writing = threading.Lock(), threading.Lock(), threading.Lock()
 
     def load(self) -> None:
-        """Load the networks. Raises as `pipeline.load` does."""
+        """Load the networks. Raises as `pipeline.load_from_config` does."""
         self._ensemble = self._load()
 
     def __call__(self, case: FoundCase, entities: BidsEntities) -> CaseOutcome | None:
         """Process a case completely; None while another process holds it. Raises as `segment_cases` does."""
         with self._reading:
-            taken = _take(self._job, self._session, case, entities)
+            taken = _take(self._plan, self._claims, case, entities)
         if not isinstance(taken, _Task):
             return taken
         with self._networks:
             predicted = _segment(taken, self._ensemble, SilentWatcher())
         with self._writing:
-            return _finish(self._job, self._session, taken, *predicted)
+            return _finish(self._plan, self._claims, taken, *predicted)
 
 
-def fail_case(
-    job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsEntities, error: UserError
+def record_process_death(
+    plan: BatchPlan, claims: BatchClaims, case: FoundCase, entities: BidsEntities, error: UserError
 ) -> CaseOutcome:
     """Record the failure of a case whose process died before it could record it."""
-    report, stale = read_report(job.root, entities), True
+    report, stale = read_report(plan.root, entities), True
     with suppress(InputRefused):
-        stale = report is not None and report["batch"].get("key") != result_key(job.recipe, input_digests(case.files))
-    return _failed(job, session, case, entities, error, stale=stale)
+        stale = report is not None and report["batch"].get("key") != result_key(plan.recipe, input_digests(case.files))
+    return _failed(plan, claims, case, entities, error, stale=stale)
 
 
 def _ahead(
@@ -174,44 +174,44 @@ def _ahead(
         yield item, future.result()
 
 
-def _take(job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsEntities) -> _Task | CaseOutcome | None:
+def _take(plan: BatchPlan, claims: BatchClaims, case: FoundCase, entities: BidsEntities) -> _Task | CaseOutcome | None:
     """Claim a case, check whether anything is to be done, then read and prepare it; None while another process has it."""
-    lock = session.claim(entities)
+    lock = claims.claim(entities)
     if lock is None:
         return None
     stale = False
     outcome: _Task | CaseOutcome | None = None
     try:
-        if (noted := session.failure(entities)) is not None:
+        if (noted := claims.failure(entities)) is not None:
             outcome = CaseOutcome(case.name, "failed", **noted)
         else:
-            stale = _is_left_over(job, case, entities)
+            stale = _is_left_over(plan, case, entities)
             if case.problem is not None:
                 raise case.problem
-            refuse_occupied_case_folder(job.root, entities)
+            refuse_occupied_case_folder(plan.root, entities)
             before = input_stamps(case.files)
             inputs = input_digests(case.files)
-            key = result_key(job.recipe, inputs)
-            report = read_report(job.root, entities)
+            key = result_key(plan.recipe, inputs)
+            report = read_report(plan.root, entities)
             stale = report is not None and report["batch"].get("key") != key
-            if report is not None and not stale and (job.resume or session.is_done(entities)):
-                failures.forget(job.root, entities)
+            if report is not None and not stale and (plan.resume or claims.is_done(entities)):
+                failures.remove_failure(plan.root, entities)
                 outcome = CaseOutcome(case.name, "kept")
             else:
-                made_of = {"key": key, "inputs": inputs, "recipe": job.recipe}
-                raw = _noting(read_files(case.name, case.files), case)
+                made_of = {"key": key, "inputs": inputs, "recipe": plan.recipe}
+                raw = _noting(read_case_files(case.name, case.files), case)
                 _refuse_changed(case, before)
-                require_one_study(raw, job.extras)
+                require_one_study(raw, plan.extras)
                 started = time.perf_counter()
-                prepared = prepare_for_run(raw, job.config, job.device)
+                prepared = prepare_for_run(raw, plan.config, plan.device)
                 seconds = round(time.perf_counter() - started, 3)
                 outcome = _Task(case, entities, lock, raw, prepared, seconds, made_of, stale)
     except Exception as error:
         reason = _gone(case) if isinstance(error, InputRefused) else None
-        outcome = _failed(job, session, case, entities, reason or error, stale=stale)
+        outcome = _failed(plan, claims, case, entities, reason or error, stale=stale)
     finally:
         if not isinstance(outcome, _Task):
-            session.release(lock)
+            claims.release(lock)
     return outcome
 
 
@@ -224,14 +224,14 @@ def _noting(raw: RawCase, case: FoundCase) -> RawCase:
     return replace(raw, images=images)
 
 
-def _is_left_over(job: BatchPlan, case: FoundCase, entities: BidsEntities) -> bool:
+def _is_left_over(plan: BatchPlan, case: FoundCase, entities: BidsEntities) -> bool:
     """Return whether an earlier result exists although some images were removed since, or no longer form a case.
 
     If all images were removed, the result stays.
     """
-    gone = [stamp(path) is None for path in case.files.values()]
+    gone = [file_stamp(path) is None for path in case.files.values()]
     changed = not all(gone) and (any(gone) or case.problem is not None)
-    return changed and read_report(job.root, entities) is not None
+    return changed and read_report(plan.root, entities) is not None
 
 
 def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensemble, Result | Exception]:
@@ -242,25 +242,25 @@ def _segment(task: _Task, ensemble: Ensemble, watcher: Watcher) -> tuple[Ensembl
 
 
 def _finish(
-    job: BatchPlan, session: BatchClaims, task: _Task, ensemble: Ensemble, result: Result | Exception
+    plan: BatchPlan, claims: BatchClaims, task: _Task, ensemble: Ensemble, result: Result | Exception
 ) -> CaseOutcome:
     """Write the outputs of a case, or record its failure, and release its lock. Raises as `segment_cases` does."""
     try:
         if isinstance(result, Exception):
             raise result
-        case = SegmentedCase.of(task.raw, result, ensemble, job.extras)
-        failures.forget(job.root, task.entities)  # first, since the process may be killed after either step
-        write_case(job.root, session.folder, task.entities, case, job.extras, task.made_of)
-        session.note_done(task.entities)
+        case = SegmentedCase.of(task.raw, result, ensemble, plan.extras)
+        failures.remove_failure(plan.root, task.entities)  # first, since the process may be killed after either step
+        write_case(plan.root, claims.folder, task.entities, case, plan.extras, task.made_of)
+        claims.note_done(task.entities)
         return CaseOutcome(task.case.name, "done")
     except Exception as error:
-        return _failed(job, session, task.case, task.entities, error, stale=task.stale)
+        return _failed(plan, claims, task.case, task.entities, error, stale=task.stale)
     finally:
-        session.release(task.lock)
+        claims.release(task.lock)
 
 
 def _failed(
-    job: BatchPlan, session: BatchClaims, case: FoundCase, entities: BidsEntities, error: Exception, *, stale: bool
+    plan: BatchPlan, claims: BatchClaims, case: FoundCase, entities: BidsEntities, error: Exception, *, stale: bool
 ) -> CaseOutcome:
     """Record a failure. An earlier result made from other inputs is moved aside, so that it can't be taken for this case's.
 
@@ -273,14 +273,14 @@ def _failed(
         message, code = str(error), error.exit_code
     else:
         log.error("case %s: a bug in the tool, please report it with the lines below", case.name, exc_info=error)
-        message, code = visible(f"a bug: {type(error).__name__}: {error}"), 1
-    if stale and (aside := move_to_superseded(job.root, entities)):
-        message += f"\n  note: an earlier result, made from other inputs, was moved to {visible(str(aside))}"
-    elif (job.root / entities.folder).is_dir():
+        message, code = escape_invisible(f"a bug: {type(error).__name__}: {error}"), 1
+    if stale and (aside := move_to_superseded(plan.root, entities)):
+        message += f"\n  note: an earlier result, made from other inputs, was moved to {escape_invisible(str(aside))}"
+    elif (plan.root / entities.folder).is_dir():
         message += f"\n  note: an earlier result remains in {entities.folder}"
     failure = {"message": message, "exit_code": code}
-    session.note_failure(entities, failure)
-    failures.record(job.root, session.folder, entities, case.name, failure)
+    claims.note_failure(entities, failure)
+    failures.record_failure(plan.root, claims.folder, entities, case.name, failure)
     return CaseOutcome(case.name, "failed", message, code)
 
 
@@ -294,7 +294,7 @@ def _gone(case: FoundCase) -> InputRefused | None:
                 f"the {modality.label} image has gone since the dataset was searched",
                 where=path,
                 found=f"it was there on {case.listed}",
-                do=f"restore it; or, if it was moved or removed on purpose, {search_again()}",
+                do=f"restore it; or, if it was moved or removed on purpose, {search_again_advice()}",
             )
         except OSError:  # the original error says more
             pass

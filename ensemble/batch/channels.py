@@ -31,7 +31,7 @@ class ChannelNames:
 
         Raises InputRefused for a damaged `dataset.json`.
         """
-        match = numbered(path)
+        match = parse_nnunet_name(path)
         if match is None:
             return None
         modality = self._of(path.parent).get(int(match["channel"]))
@@ -46,8 +46,8 @@ class ChannelNames:
         return self._known[folder]
 
 
-def numbered(path: Path) -> re.Match[str] | None:
-    """Return the case and channel number of a file named by nnU-Net's convention; None for other names."""
+def parse_nnunet_name(path: Path) -> re.Match[str] | None:
+    """Match a file name of nnU-Net's convention: the groups are case name and channel number. None for other names."""
     return _CHANNEL.fullmatch(stem(path)) if image_suffix(path) else None
 
 

@@ -21,7 +21,7 @@ class ChosenImages:
     """Which image was chosen from which candidates."""
 
 
-def choose(images: Sequence[FoundImage]) -> ChosenImages:
+def choose_images(images: Sequence[FoundImage]) -> ChosenImages:
     """Choose one image per modality; acquired images are preferred to derived ones.
 
     Beside an ADC, the trace or the DWI of b = 1000 is preferred; of several runs, the last one that has both.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.publish import replace_text
+from ensemble.publish import write_text_atomically
 
 HIDDEN = ".batch"
 
@@ -68,7 +68,7 @@ class BatchClaims:
         """Tell the other processes of this session that a case failed."""
         path = self._notes / f"{entities.prefix}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(failure), path.parent)
+        write_text_atomically(path, json.dumps(failure), path.parent)
 
     def failure(self, entities: BidsEntities) -> dict[str, Any] | None:
         """Return the failure recorded for a case in this session; None if there is none."""

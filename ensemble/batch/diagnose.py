@@ -13,7 +13,7 @@ from ensemble.batch.find import find_cases
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.plots import as_png
-from ensemble.pipeline import load
+from ensemble.pipeline import load_from_config
 from ensemble.publish import check_writable, publish
 from ensemble.spectral.diagnosis import MIN_CASES, StageDiagnosis, as_json, as_table, diagnose
 from ensemble.spectral.embeddings import CaseEmbeddings, embed, open_encoders, regions_of
@@ -35,7 +35,7 @@ def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
     if len(cases) < MIN_CASES:
         raise _too_few(dataset, f"{len(cases)} cases")
     check_writable(out)
-    ensemble = load(replace(config, tta="none", trust=False))
+    ensemble = load_from_config(replace(config, tta="none", trust=False))
     encoders = open_encoders(ensemble.specs, ensemble.settings.device)
     embedded = [
         embed(result.case, regions_of(result.case, result.mask.array), encoders)
@@ -47,7 +47,10 @@ def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
 
 
 def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
-    """Embed patients of the simulated validation set, whose lesions are known. Raises UsageError if they can't be simulated."""
+    """Diagnose the encoders on patients of the simulated validation set, and write the same files into `out`.
+
+    Raises UsageError if there are too few patients or the simulator is not installed.
+    """
     if number < MIN_CASES:
         raise UsageError(
             "too few simulated patients for a spectral diagnosis",

@@ -1,4 +1,4 @@
-"""Every case of a dataset, segmented one after the other, for commands that learn from all of them together."""
+"""Segment the cases of a dataset one after the other, for commands that use all results together (`members fit-reference`, `diagnose`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from ensemble.batch.layouts import FoundCase
 from ensemble.errors import InputRefused, MembersFailed
-from ensemble.pipeline import Ensemble, Result, segment
+from ensemble.pipeline import Ensemble, Result, segment_raw
 from ensemble.progress import SilentWatcher
-from ensemble.readers.imagefile import read_files
+from ensemble.readers.imagefile import read_case_files
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def segment_each(cases: Sequence[FoundCase], ensemble: Ensemble) -> Iterator[Res
         try:
             if case.problem is not None:
                 raise case.problem
-            result = segment(read_files(case.name, case.files), ensemble, SilentWatcher())
+            result = segment_raw(read_case_files(case.name, case.files), ensemble, SilentWatcher())
         except (InputRefused, MembersFailed) as error:
             log.warning("%s is skipped: %s", case.name, error)
             continue

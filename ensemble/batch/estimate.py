@@ -27,15 +27,15 @@ from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
 from ensemble.geometry import Grid
 from ensemble.inference.device import describe_device, resolve_device
-from ensemble.inference.tiling import axis_starts
-from ensemble.logging_setup import messages_on_stderr
+from ensemble.inference.tiling import window_starts
+from ensemble.logging_setup import redirect_messages_to_stderr
 from ensemble.members.manifest import find_members
 from ensemble.outputs.layouts.bids import read_report, refuse_occupied_case_folder, refuse_unsafe_output_folder
 from ensemble.readers.base import RawImage
-from ensemble.readers.dicom.read import is_dicom
-from ensemble.readers.inspect import inspect
+from ensemble.readers.dicom.read import is_read_as_dicom
+from ensemble.readers.inspect import inspect_path
 from ensemble.readers.stored import read_grid
-from ensemble.text import all_printable, visible
+from ensemble.text import escape_invisible, replace_undecodable_in_json
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
@@ -98,13 +98,13 @@ class CostModel:
         """Return the peak memory (bytes) of a process that holds all networks and segments such a case."""
         import torch
 
-        from ensemble.inference.capacity import windows_at_once
+        from ensemble.inference.capacity import window_batch_size
 
         cpu, voxels = torch.device("cpu"), math.prod(size)
         held = sum(network.weights.stat().st_size for network in self.networks)
         working = [
             4 * voxels * (4 + 3 * network.channels + 2 * 2 + 4)
-            + network.window_bytes * windows_at_once(network.window_bytes, len(network.patch), cpu)
+            + network.window_bytes * window_batch_size(network.window_bytes, len(network.patch), cpu)
             for network in self.networks
         ]
         return BASE_BYTES + 2 * held + max(working, default=0)
@@ -115,12 +115,12 @@ class CostModel:
         axes = len(network.patch)
         windows = 1 if axes == 3 else math.ceil(extent[2] / spacing_mm[2])
         for mm, voxel, window in zip(extent[::-1][-axes:], network.spacing_mm, network.patch, strict=True):
-            windows *= len(axis_starts(max(math.ceil(mm / voxel), window), window, 0.5))
+            windows *= len(window_starts(max(math.ceil(mm / voxel), window), window, 0.5))
         return windows * (2**axes if self.mirrored else 1) * network.window_bytes
 
 
 def estimate_case(placed: Placed, root: Path, model: CostModel) -> CaseEstimate:
-    """Estimate one case from its file names and headers."""
+    """Return the estimated time and memory of a case, or why it would be refused, from its file names and headers."""
     case, place = placed
     try:
         if case.problem is not None:
@@ -137,10 +137,10 @@ def _grids(case: FoundCase) -> dict[Modality, Grid]:
     """Return the grids of a case's images. Raises InputRefused for the first one that its header refuses."""
     grids = {}
     for modality, path in case.files.items():
-        if not is_dicom(path):
+        if not is_read_as_dicom(path):
             grids[modality] = read_grid(path, modality.label)
             continue
-        found: Any = inspect(path, None).images[modality]
+        found: Any = inspect_path(path, None).images[modality]
         if isinstance(found, InputRefused):
             raise found
         grids[modality] = found.volume.grid if isinstance(found, RawImage) else found
@@ -157,7 +157,7 @@ def dry_run(
     as_json: bool = False,
 ) -> int:
     """Print what `batch` would do; write nothing. Returns 3 if it would refuse a case, else 0. Raises as `batch` does."""
-    with messages_on_stderr() if as_json else nullcontext():
+    with redirect_messages_to_stderr() if as_json else nullcontext():
         refuse_unsafe_output_folder(out, dataset.path)
         _, selected = dataset.find(out)
         device = resolve_device(config.device)
@@ -165,7 +165,7 @@ def dry_run(
         there = {case.name for case, place in selected if resume and read_report(out, place) is not None}
         expected = [estimate_case(placed, out, model) for placed in selected]
     report = _report(expected, there, describe_device(device))
-    for line in json.dumps(all_printable(report), indent=2).split("\n") if as_json else _lines(report):
+    for line in json.dumps(replace_undecodable_in_json(report), indent=2).split("\n") if as_json else _lines(report):
         log.info("%s", line)
     return InputRefused.exit_code if report["total"]["refused"] else 0
 
@@ -205,7 +205,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     total = report["total"]
     for entry in report["cases"]:
         if entry["status"] == "refused":
-            yield f"{visible(entry['case'])}: would be refused: {visible(entry['message'])}"
+            yield f"{escape_invisible(entry['case'])}: would be refused: {escape_invisible(entry['message'])}"
     yield f"{total['cases']} cases, {total['refused']} refused by their names or headers"
     if total["earlier_results"]:
         yield f"{total['earlier_results']} have results, which are kept if images, weights and options are unchanged"

@@ -12,39 +12,39 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.files import read_json
-from ensemble.folders import unwritable
+from ensemble.folders import unwritable_error
 from ensemble.outputs.layouts.bids import FAILED
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.publish import replace_text
-from ensemble.text import all_printable
+from ensemble.publish import write_text_atomically
+from ensemble.text import replace_undecodable_in_json
 
 _ATTEMPTS = 5
 
 
-def record(root: Path, scratch: Path, entities: BidsEntities, case: str, failure: Mapping[str, Any]) -> None:
+def record_failure(root: Path, scratch: Path, entities: BidsEntities, case: str, failure: Mapping[str, Any]) -> None:
     """Record that a case failed: its `message` and `exit_code`. Raises OSError."""
-    path, content = _path(root, entities), json.dumps(all_printable({"case": case, **failure}), indent=2)
+    path, content = _path(root, entities), json.dumps(replace_undecodable_in_json({"case": case, **failure}), indent=2)
     for left in reversed(range(_ATTEMPTS)):
         path.parent.mkdir(exist_ok=True)
         try:
-            return replace_text(path, content + "\n", scratch)
+            return write_text_atomically(path, content + "\n", scratch)
         except FileNotFoundError:  # in between another process has taken the empty folder away
             if not left:
                 raise
 
 
-def forget(root: Path, entities: BidsEntities) -> None:
+def remove_failure(root: Path, entities: BidsEntities) -> None:
     """Remove the record of a case's failure. Raises UsageError."""
     path = _path(root, entities)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(root, error) from error
+        raise unwritable_error(root, error) from error
     with suppress(OSError):
         path.parent.rmdir()
 
 
-def recorded(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str, dict[str, Any]]:
+def read_failures(root: Path, places: Iterable[tuple[str, BidsEntities]]) -> dict[str, dict[str, Any]]:
     """Return the recorded failures of these cases by name: `message` and `exit_code`."""
     found, there = {}, set()
     with suppress(OSError):

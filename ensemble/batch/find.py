@@ -10,16 +10,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ensemble.batch.channels import NEEDS_DESCRIPTION, ChannelNames, numbered
-from ensemble.batch.grouping import cases_of, is_missing, names_of, refuse_equal_names
+from ensemble.batch.channels import NEEDS_DESCRIPTION, ChannelNames, parse_nnunet_name
+from ensemble.batch.grouping import fills_missing_modality, form_cases, name_groups, replace_equal_names
 from ensemble.batch.layouts import FoundCase, FoundImage, classify_path, missing_image_error, modality_of_dicom_name
-from ensemble.batch.walk import case_folders, unreadable_folder, walk
+from ensemble.batch.walk import case_folders, unreadable_folder_case, walk
 from ensemble.batch.worklist import read_worklist
 from ensemble.errors import InputRefused
-from ensemble.files import first_names, lexists, refuse_irregular_file, unreadable_reason
-from ensemble.readers.dicom.read import is_dicom, modalities_in
+from ensemble.files import describe_folder, lexists, refuse_irregular_file, unreadable_reason
+from ensemble.readers.dicom.read import is_read_as_dicom, modalities_in
 from ensemble.readers.names import image_suffix
-from ensemble.readers.sources import is_annexed, real_path
+from ensemble.readers.sources import is_in_git_annex, real_path
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
@@ -46,16 +46,16 @@ def find_cases(
         raise InputRefused(
             "the dataset contains no case",
             where=dataset,
-            found=first_names(dataset) if dataset.is_dir() else "no row names a file",
+            found=describe_folder(dataset) if dataset.is_dir() else "no row names a file",
             do=f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
-            if dataset.is_dir() and any(map(numbered, dataset.rglob("*")))
+            if dataset.is_dir() and any(map(parse_nnunet_name, dataset.rglob("*")))
             else "give a BIDS tree, a folder of <case>/dwi.*, adc.* (flair.*), a folder of <case>/images/dwi-brain-mri/...,"
             " or a .csv with the columns 'case', 'dwi', 'adc', 'flair'",
         )
     return found
 
 
-def only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
+def find_only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:
     """Return the name and files of the single case in a folder.
 
     Raises InputRefused if it contains no case, several, or an incomplete one.
@@ -92,26 +92,26 @@ def _look_through(root: Path, out: Path, wanted: Callable[[FoundImage], bool]) -
                 else:
                     passed_over.append(path)
         for path in (*([folder] if folder != root else []), *(folder / name for name in names)):
-            if not image_suffix(path) and (image := classify_path(path, root, channels)) and is_dicom(path):
+            if not image_suffix(path) and (image := classify_path(path, root, channels)) and is_read_as_dicom(path):
                 dicom[image.group].append(image)
     for group, images in groups.items():
-        images += [image for image in dicom[group] if is_missing(image, images)]
+        images += [image for image in dicom[group] if fills_missing_modality(image, images)]
     used = {at for images in groups.values() for image in images for at in (image.path, *image.path.parents)}
     used |= {at for path in passed_over for at in (path, *path.parents)}
     if passed_over:
         log.info("note: the BIDS filter excluded %d images, for example %s", len(passed_over), passed_over[0])
     cases = [_without_image_files(folder, root) for folder in case_folders(root, folders) if folder not in used]
-    cases += [unreadable_folder(error, root) for error in unreadable]
-    for group, name in names_of(groups, {case.name for case in cases}).items():
-        cases += cases_of(name, root.name, groups[group])
+    cases += [unreadable_folder_case(error, root) for error in unreadable]
+    for group, name in name_groups(groups, {case.name for case in cases}).items():
+        cases += form_cases(name, root.name, groups[group])
     _remark_on_links(cases, root)
-    return tuple(refuse_equal_names(cases))
+    return tuple(replace_equal_names(cases))
 
 
 def _remark_on_links(cases: Iterable[FoundCase], root: Path) -> None:
     """Log a note if images are read through links that leave the dataset (git-annex's own links excepted)."""
     real = {path: real_path(path) for case in cases for path in case.files.values()}
-    leaving = [path for path, at in real.items() if not at.is_relative_to(root) and not is_annexed(at)]
+    leaving = [path for path, at in real.items() if not at.is_relative_to(root) and not is_in_git_annex(at)]
     if leaving:
         first = f"{leaving[0].relative_to(root)} is {real[leaving[0]]}"
         log.info(
@@ -129,11 +129,11 @@ def _without_image_files(folder: Path, root: Path) -> FoundCase:
     if files:
         ordered = {modality: files[modality] for modality in Modality if modality in files}
         return FoundCase(name, ordered, missing_image_error(ordered, folder))
-    unclear = any(map(numbered, folder.rglob("*")))
+    unclear = any(map(parse_nnunet_name, folder.rglob("*")))
     refused = InputRefused(
         "the folder has no DWI and no ADC image",
         where=folder,
-        found=first_names(folder),
+        found=describe_folder(folder),
         do=NEEDS_DESCRIPTION if unclear else "add both images, or remove the folder",
     )
     return FoundCase(name, problem=refused)
@@ -144,7 +144,7 @@ def _dicom_by_name(folder: Path) -> dict[Modality, Path]:
     found: dict[Modality, Path] = {}
     for entry in sorted((*folder.glob("*"), *folder.glob("images/*"))):
         modality = modality_of_dicom_name(entry)
-        if modality is None or not is_dicom(entry) or (entry.is_dir() and not any(entry.rglob("*"))):
+        if modality is None or not is_read_as_dicom(entry) or (entry.is_dir() and not any(entry.rglob("*"))):
             continue
         if modality in found:
             raise InputRefused(

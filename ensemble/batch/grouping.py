@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from ensemble.batch.choice import choose
+from ensemble.batch.choice import choose_images
 from ensemble.batch.layouts import FoundCase, FoundImage, missing_image_error
 from ensemble.errors import InputRefused
 from ensemble.readers.names import ARCHIVE, image_suffix
 from ensemble.types import Modality
 
 
-def names_of(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]) -> dict[tuple[str, ...], str]:
-    """Return a name for each group of images: its BIDS labels where they are unique, else its path."""
+def name_groups(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]) -> dict[tuple[str, ...], str]:
+    """Return a case name for each group of images: its BIDS labels if they are unique and not `taken`, else its path."""
     holders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for image in (image for images in groups.values() for image in images if image.labels):
         holders[image.labels[0]].add(image.holder)
@@ -27,8 +27,8 @@ def names_of(groups: Mapping[tuple[str, ...], list[FoundImage]], taken: set[str]
     return names
 
 
-def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
-    """Return whether something is named like DICOM while the image files beside it form one case that lacks this modality."""
+def fills_missing_modality(dicom: FoundImage, images: list[FoundImage]) -> bool:
+    """Return whether a folder or archive, named like DICOM, supplies a modality that the image files beside it lack."""
     alike = [image for image in images if not image.prefix or not dicom.prefix or image.prefix == dicom.prefix]
     if any(image.modality is dicom.modality for image in alike):
         return False
@@ -38,7 +38,7 @@ def is_missing(dicom: FoundImage, images: list[FoundImage]) -> bool:
     return bool(inner) and not any(others)
 
 
-def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundCase]:
+def form_cases(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundCase]:
     """Yield the cases of a folder: one, or one per name prefix. Images with different case names never form one case.
 
     A case is named after its path below the root, or after the root.
@@ -59,7 +59,7 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
         refused = InputRefused(
             "a folder that should hold the images of one case has images of several",
             where=images[0].path.parent,
-            found=f"{', '.join(sorted(image.path.name for image in images))}: begin with {', '.join(named)}",
+            found=f"{', '.join(sorted(image.path.name for image in images))}: the names begin with {', '.join(named)}",
             do="give all images of a case the same name prefix, or list the files of each case in a CSV worklist",
         )
         yield FoundCase(name, {image.modality: image.path for image in images}, refused)
@@ -71,7 +71,7 @@ def cases_of(below: str, root: str, images: list[FoundImage]) -> Iterator[FoundC
             yield _case(inner or root, [image for image in images if image.prefix == prefix])
 
 
-def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
+def replace_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
     """Yield the cases sorted by name; cases that share a name are replaced by one refused case."""
     by_name: dict[str, list[FoundCase]] = defaultdict(list)
     for case in cases:
@@ -82,7 +82,7 @@ def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
             continue
         files = [case.files for case in same if case.files]
         refused = InputRefused(
-            f"{len(same)} cases have one name",
+            f"{len(same)} cases have the same name",
             where=name,
             found=", ".join(str(path) for of_one in files for path in of_one.values()),
             do="rename files or folders of one of them, or name the cases in a CSV worklist",
@@ -91,7 +91,7 @@ def refuse_equal_names(cases: Iterable[FoundCase]) -> Iterator[FoundCase]:
 
 
 def _case(name: str, images: list[FoundImage]) -> FoundCase:
-    choice = choose(images)
+    choice = choose_images(images)
     files = {modality: choice.taken[modality].path for modality in Modality if modality in choice.taken}
     for modality, several in choice.undecided.items():
         refused = InputRefused(

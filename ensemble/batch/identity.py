@@ -15,15 +15,15 @@ from ensemble.errors import InputRefused
 from ensemble.families.spec import MemberSpec
 from ensemble.files import file_sha256, unreadable_reason
 from ensemble.findings.maps import read_label_maps
-from ensemble.readers.sources import Stamp, source_files, stamps
+from ensemble.readers.sources import Stamp, image_stamps, source_files
 from ensemble.trust.reference import reference_digests
 from ensemble.types import Modality
 
 
-def recipe(
+def describe_recipe(
     specs: tuple[MemberSpec, ...], digests: Mapping[str, Mapping[str, str]], config: RunConfig, extras: ExtraOutputs
 ) -> dict[str, Any]:
-    """Return all that determines a result except the images (program version, member weights, options), as JSON data."""
+    """Return the recipe of a result as JSON data: all that determines it except the images (program version, member weights, options)."""
     options = {name: value for name, value in config.as_json().items() if name not in IMMATERIAL}
     members = [spec.as_json() | {"sha256": dict(digests[spec.name])} for spec in specs]
     written = {name: value for name, value in vars(extras).items() if name != "atlas"}
@@ -33,7 +33,7 @@ def recipe(
 
 
 def result_key(recipe: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Return the SHA-256 of the recipe and the digests of the images."""
+    """Return the key of a result: the SHA-256 of its recipe and of the digests of its images."""
     content = json.dumps({"recipe": recipe, "inputs": inputs}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -52,7 +52,7 @@ def input_stamps(files: Mapping[Modality, Path]) -> dict[Path, Stamp | None]:
     found: dict[Path, Stamp | None] = {}
     for modality, path in files.items():
         with _reading(modality, path):
-            found |= stamps([path])
+            found |= image_stamps([path])
     return found
 
 

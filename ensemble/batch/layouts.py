@@ -10,7 +10,7 @@ from pathlib import Path
 from ensemble.batch.channels import ChannelNames
 from ensemble.contract.isles22 import INPUT_SLUGS
 from ensemble.errors import InputRefused
-from ensemble.readers.b_values import DIFFUSION_B, no_adc_error
+from ensemble.readers.b_values import DIFFUSION_B, missing_adc_error
 from ensemble.readers.names import ARCHIVE, ParsedName, image_suffix, parse_image_name, stem
 from ensemble.readers.sources import may_have_b_values
 from ensemble.types import Modality
@@ -79,7 +79,10 @@ def classify_path(path: Path, root: Path, channels: ChannelNames) -> FoundImage 
 
     A path that is not an image file is treated as a folder or archive of DICOM. Raises InputRefused as `ChannelNames` does.
     """
-    folders, name = path.relative_to(root).parent.parts, stem(path) if image_suffix(path) else dicom_name(path)
+    folders, name = (
+        path.relative_to(root).parent.parts,
+        stem(path) if image_suffix(path) else name_without_archive_suffix(path),
+    )
     one_file = image_suffix(path) or path.suffix.lower() == ARCHIVE
     if name in _SLUGS and folders[-1:] == ("images",) and not one_file:
         return FoundImage(path, _SLUGS[name], folders[:-1])
@@ -129,12 +132,12 @@ def _labelled(path: Path, named: ParsedName, folders: tuple[str, ...]) -> FoundI
 
 
 def modality_of_dicom_name(path: Path) -> Modality | None:
-    """Return the modality that a DICOM folder or archive is named after, or named after in the contract; None for other names."""
-    named = _named(dicom_name(path))
+    """Return the modality in the name of a DICOM folder or archive (also in the folder names of the contract); None for other names."""
+    named = _named(name_without_archive_suffix(path))
     return _SLUGS.get(path.name) or (named.modality if named else None)
 
 
-def dicom_name(path: Path) -> str:
+def name_without_archive_suffix(path: Path) -> str:
     """Return the name of a folder, or of an archive without its suffix."""
     return path.stem if path.suffix.lower() == ARCHIVE else path.name
 
@@ -143,7 +146,7 @@ def missing_image_error(files: Mapping[Modality, Path], where: Path) -> InputRef
     """Return the error for a case that lacks DWI, or lacks ADC where none can be computed; None for a complete case."""
     if Modality.DWI in files:
         known = Modality.ADC in files or may_have_b_values(files[Modality.DWI])
-        return None if known else no_adc_error(files[Modality.DWI], "its b-values are not known")
+        return None if known else missing_adc_error(files[Modality.DWI], "its b-values are not known")
     return InputRefused(
         "there is no DWI image",
         where=where,

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ensemble.batch.case_loop import BatchPlan, CaseOutcome, CaseWorker, fail_case
+from ensemble.batch.case_loop import BatchPlan, CaseOutcome, CaseWorker, record_process_death
 from ensemble.batch.claims import BatchClaims
-from ensemble.batch.identity import recipe, result_key
+from ensemble.batch.identity import describe_recipe, result_key
 from ensemble.batch.selection import Placed
 from ensemble.config import Device
 from ensemble.errors import MembersFailed, OutOfMemory, UsageError, UserError
-from ensemble.folders import unwritable
+from ensemble.folders import unwritable_error
 from ensemble.inference.device import resolve_device
 from ensemble.logging_setup import set_up_logging
 from ensemble.members.manifest import find_members, weight_digests
@@ -58,7 +58,7 @@ _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
 INSTALL = "pip install ray"
 
 
-def is_installed() -> bool:
+def is_ray_installed() -> bool:
     """Return whether Ray is installed."""
     return importlib.util.find_spec("ray") is not None
 
@@ -73,8 +73,8 @@ def gpu_count(device: Device) -> int:
 def segment_on_ray(
     address: str,
     cpus: int,
-    job: BatchPlan,
-    session: BatchClaims,
+    plan: BatchPlan,
+    claims: BatchClaims,
     cases: Sequence[Placed],
     load: Callable[[], Ensemble],
     tell: Callable[[CaseOutcome], None],
@@ -85,11 +85,11 @@ def segment_on_ray(
     no Ray or no such cluster, MembersFailed when no actor is left.
     """
     with _connected(address) as ray:
-        token = job.root / ".batch" / f"ray-{uuid4().hex}"
+        token = plan.root / ".batch" / f"ray-{uuid4().hex}"
         token.touch()
-        fleet = _Fleet(ray, job, load, token, cpus)
+        fleet = _Fleet(ray, plan, load, token, cpus)
         try:
-            _share(ray, fleet, job, session, cases, tell)
+            _share(ray, fleet, plan, claims, cases, tell)
         finally:
             fleet.end()
             with suppress(OSError):
@@ -99,7 +99,7 @@ def segment_on_ray(
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Connect to a Ray cluster, or start one that ends with the block. Yields the module `ray`; usage reporting is off."""
-    if not is_installed():
+    if not is_ray_installed():
         raise UsageError("--ray needs Ray, which is not installed", do=f"run {INSTALL}, or leave out --ray")
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -130,7 +130,7 @@ def _connected(address: str) -> Iterator[Any]:
 class _Worker:
     """The Ray actor: keeps the networks loaded and processes one case after the other."""
 
-    def __init__(self, job: BatchPlan, load: Callable[[], Ensemble], token: Path, threads: int) -> None:
+    def __init__(self, plan: BatchPlan, load: Callable[[], Ensemble], token: Path, threads: int) -> None:
         import SimpleITK as sitk
         import torch
 
@@ -139,31 +139,31 @@ class _Worker:
         # otherwise a cluster that we start inherits variables by which each process uses the whole machine
         torch.set_num_threads(threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-        self._job, self._load, self._token = job, load, token
+        self._plan, self._load, self._token = plan, load, token
         self._claims: BatchClaims | None = None
 
     def ready(self) -> UserError | None:
         """Load the networks. Returns the error if that fails, or if this node must not take part."""
-        job = self._job
+        plan = self._plan
         try:
             if not self._token.exists():
-                raise UsageError("a node of the cluster can't access the output folder", where=f"{_node()}: {job.root}",
+                raise UsageError("a node of the cluster can't access the output folder", where=f"{_node()}: {plan.root}",
                                  do="use an output folder that all nodes share under the same path")  # fmt: skip
-            job = replace(job, device=resolve_device(job.config.device))
-            specs = find_members(job.config.weights_folder, job.config.members)
+            plan = replace(plan, device=resolve_device(plan.config.device))
+            specs = find_members(plan.config.weights_folder, plan.config.members)
             digests = {spec.name: weight_digests(spec) for spec in specs}
-            if (own := recipe(specs, digests, job.config, job.extras)) != job.recipe:
-                different = [key for key in job.recipe if own.get(key) != job.recipe[key]]
+            if (own := describe_recipe(specs, digests, plan.config, plan.extras)) != plan.recipe:
+                different = [key for key in plan.recipe if own.get(key) != plan.recipe[key]]
                 raise UsageError("a node of the cluster has a different version of this program, or different weights", where=_node(),
                                  found=f"different here: {', '.join(different)}",
                                  do="install the same version and weights on every node")  # fmt: skip
-            self._claims = BatchClaims(job.root, result_key(job.recipe, {}))
-            self._cases = CaseWorker(job, self._claims, self._load)
+            self._claims = BatchClaims(plan.root, result_key(plan.recipe, {}))
+            self._cases = CaseWorker(plan, self._claims, self._load)
             self._cases.load()
         except UserError as error:
             return error
         except OSError as error:
-            return unwritable(job.root, error)
+            return unwritable_error(plan.root, error)
         return None
 
     def segment(self, placed: Placed) -> CaseOutcome | UserError | None:
@@ -173,7 +173,7 @@ class _Worker:
         except UserError as error:
             return error
         except OSError as error:
-            return unwritable(self._job.root, error)
+            return unwritable_error(self._plan.root, error)
 
     def leave(self) -> None:
         """Release all locks."""
@@ -201,14 +201,14 @@ class _Member:
 class _Fleet:
     """The actors on all living nodes."""
 
-    def __init__(self, ray: Any, job: BatchPlan, load: Callable[[], Ensemble], token: Path, cpus: int) -> None:
+    def __init__(self, ray: Any, plan: BatchPlan, load: Callable[[], Ensemble], token: Path, cpus: int) -> None:
         self._ray, self._cpus = ray, cpus
         living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self._gpus = job.config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in living)
-        if job.config.device == "cuda" and not self._gpus:
+        self._gpus = plan.config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in living)
+        if plan.config.device == "cuda" and not self._gpus:
             raise UsageError("--device cuda, but no node of the cluster has a GPU", do="use --device auto or cpu")
-        config = replace(job.config, device="cuda" if self._gpus else "cpu")
-        self._arguments = (replace(job, config=config), load, token)
+        config = replace(plan.config, device="cuda" if self._gpus else "cpu")
+        self._arguments = (replace(plan, config=config), load, token)
         self.members: dict[tuple[str, int], _Member] = {}
         self.starting: dict[Any, _Member] = {}
         self._losses: Counter[tuple[str, int]] = Counter()  # of processes that died before they were ready
@@ -279,8 +279,8 @@ def _only_on(node: str) -> Any:
 def _share(
     ray: Any,
     fleet: _Fleet,
-    job: BatchPlan,
-    session: BatchClaims,
+    plan: BatchPlan,
+    claims: BatchClaims,
     cases: Sequence[Placed],
     tell: Callable[[CaseOutcome], None],
 ) -> None:
@@ -312,7 +312,7 @@ def _share(
                     if losses[case.name] < _LIVES:
                         waiting.appendleft(placed)
                     else:
-                        tell(fail_case(job, session, *placed, _gave_up(str(error))))
+                        tell(record_process_death(plan, claims, *placed, _gave_up(str(error))))
                 continue
             if isinstance(said, UserError):
                 raise said

@@ -8,14 +8,14 @@ from typing import Any, get_type_hints
 
 from ensemble.batch.summary import SummaryRow
 from ensemble.errors import UsageError
-from ensemble.text import printable
+from ensemble.text import replace_undecodable
 
 FILE = "summary.parquet"
 INSTALL = "pip install pyarrow"
 _LARGEST = 2**63
 
 
-def refuse_without_pyarrow() -> None:
+def require_pyarrow() -> None:
     """Raise UsageError where Parquet can't be written."""
     try:
         import pyarrow.parquet  # noqa: F401
@@ -24,7 +24,7 @@ def refuse_without_pyarrow() -> None:
         raise UsageError("--parquet needs pyarrow, which can't be imported", found=str(error), do=do) from error
 
 
-def parquet(rows: Sequence[SummaryRow]) -> bytes:
+def to_parquet(rows: Sequence[SummaryRow]) -> bytes:
     """Return the rows as a Parquet file: text as string, counts as int64, measures as double; unknown values are null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -41,7 +41,7 @@ def _cells(row: SummaryRow) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for name, value in asdict(row).items():
         if isinstance(value, str):
-            cells[name] = printable(value) or None
+            cells[name] = replace_undecodable(value) or None
         else:
             cells[name] = None if isinstance(value, int) and abs(value) >= _LARGEST else value
     return cells

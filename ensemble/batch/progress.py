@@ -37,7 +37,7 @@ class BatchProgress(SilentWatcher):
         """Do nothing: there is no bar to remove."""
 
 
-class BatchBar(BatchProgress):
+class BatchProgressBar(BatchProgress):
     """A progress bar on stderr; only failures are logged."""
 
     def __init__(self, total: int) -> None:
@@ -82,4 +82,4 @@ class BatchBar(BatchProgress):
 
 def open_progress(total: int) -> BatchProgress:
     """Return a progress bar if stderr is a terminal, else plain log lines."""
-    return BatchBar(total) if sys.stderr is not None and sys.stderr.isatty() else BatchProgress(total)
+    return BatchProgressBar(total) if sys.stderr is not None and sys.stderr.isatty() else BatchProgress(total)

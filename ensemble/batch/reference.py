@@ -10,7 +10,7 @@ from ensemble.batch.each_case import segment_each
 from ensemble.batch.find import find_cases
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
-from ensemble.pipeline import load
+from ensemble.pipeline import load_from_config
 from ensemble.publish import check_writable
 from ensemble.trust.evidence import gather_evidence
 from ensemble.trust.fit import fit_user_reference
@@ -29,7 +29,7 @@ def fit_reference(dataset: Path, config: RunConfig) -> None:
     if len(cases) < MIN_CASES:
         raise _too_few(dataset, f"{len(cases)} cases")
     check_writable(config.weights_folder / FOLDER)
-    ensemble = load(replace(config, tta="none", trust=True))
+    ensemble = load_from_config(replace(config, tta="none", trust=True))
     usual = [gather_evidence(result) for result in segment_each(cases, ensemble)]
     if len(usual) < MIN_CASES:
         raise _too_few(dataset, f"{len(usual)} of {len(cases)} cases could be segmented")

@@ -12,29 +12,29 @@ from functools import partial
 from pathlib import Path
 
 from ensemble.batch import failures
-from ensemble.batch.case_list import read_case_list, search_again
+from ensemble.batch.case_list import read_case_list, search_again_advice
 from ensemble.batch.case_loop import BatchPlan, CaseOutcome, segment_cases
 from ensemble.batch.claims import BatchClaims
 from ensemble.batch.find import find_cases
-from ensemble.batch.identity import recipe, result_key
+from ensemble.batch.identity import describe_recipe, result_key
 from ensemble.batch.layouts import FoundImage
-from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_installed, segment_on_ray
+from ensemble.batch.on_ray import INSTALL, LOCAL, gpu_count, is_ray_installed, segment_on_ray
 from ensemble.batch.parquet import FILE as PARQUET
-from ensemble.batch.parquet import parquet as as_parquet
-from ensemble.batch.parquet import refuse_without_pyarrow
+from ensemble.batch.parquet import require_pyarrow
+from ensemble.batch.parquet import to_parquet as as_parquet
 from ensemble.batch.progress import BatchProgress, open_progress
 from ensemble.batch.selection import CaseSelection, Placed
 from ensemble.batch.summary import BatchSummary, collect_summary, write_summary
 from ensemble.config import Device, ExtraOutputs, RunConfig
-from ensemble.folders import unwritable
+from ensemble.folders import unwritable_error
 from ensemble.inference.device import resolve_device
 from ensemble.logging_setup import write_final_error_line
 from ensemble.members.manifest import find_members, weight_digests
-from ensemble.outputs.layouts.bids import FAILED, describe_tree, refuse_unsafe_output_folder
+from ensemble.outputs.layouts.bids import FAILED, refuse_unsafe_output_folder, write_dataset_description
 from ensemble.outputs.layouts.bids_entities import BidsEntities, assign_entities
-from ensemble.pipeline import load
-from ensemble.program import command
-from ensemble.publish import replace_bytes
+from ensemble.pipeline import load_from_config
+from ensemble.program import command_line
+from ensemble.publish import write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class BatchCases:
         return places, self.selection.of(cases, places, self.path)
 
 
-def batch(
+def segment_dataset(
     dataset: Path | BatchCases,
     out: Path,
     config: RunConfig,
@@ -75,7 +75,7 @@ def batch(
     ray: str | None = None,
     ray_cpus: int = 4,
 ) -> int:
-    """Segment the cases of `dataset` below `out`. Returns 0, or the worst exit code of a failed case.
+    """Segment the selected cases of `dataset` into case folders below `out`. Returns 0, or the worst exit code of a failed case.
 
     Set `summarise` to False if other calls process the rest of the dataset; `group` then writes the summary. `parquet` also writes it as
     Parquet. `ray` is the address of a Ray cluster, with `ray_cpus` per process; several GPUs of this machine use a local one. Raises
@@ -83,7 +83,7 @@ def batch(
     """
     of = dataset if isinstance(dataset, BatchCases) else BatchCases(dataset)
     if parquet and summarise:
-        refuse_without_pyarrow()
+        require_pyarrow()
     refuse_unsafe_output_folder(out, of.path)
     places, selected = of.find(out)
     _tell_list(selected)
@@ -91,32 +91,32 @@ def batch(
     digests = {spec.name: weight_digests(spec) for spec in specs}
     ray = ray or _for_gpus(config.device)
     device = "cpu" if ray else resolve_device(config.device)
-    job = BatchPlan(out, config, extras, recipe(specs, digests, config, extras), device, resume)
+    plan = BatchPlan(out, config, extras, describe_recipe(specs, digests, config, extras), device, resume)
     outcomes: dict[str, CaseOutcome] = {}
     try:
-        session = BatchClaims(out, result_key(job.recipe, {}))
+        claims = BatchClaims(out, result_key(plan.recipe, {}))
         try:
-            describe_tree(out, session.folder, of.path)
+            write_dataset_description(out, claims.folder, of.path)
             log.info("%d cases in %s", len(selected), of.path)
             try:
                 with closing(open_progress(len(selected))) as shown:
                     tell = _Teller(outcomes, shown)
                     if ray:
-                        segment_on_ray(ray, ray_cpus, job, session, selected, partial(load, config), tell)
+                        segment_on_ray(ray, ray_cpus, plan, claims, selected, partial(load_from_config, config), tell)
                     else:
-                        segment_cases(job, session, selected, lambda: load(config), shown, tell)
+                        segment_cases(plan, claims, selected, lambda: load_from_config(config), shown, tell)
             finally:  # also what was interrupted has a summary
                 if summarise:
-                    _write_summaries(out, session, collect_summary(out, places, outcomes), parquet=parquet)
+                    _write_summaries(out, claims, collect_summary(out, places, outcomes), parquet=parquet)
         finally:
-            session.leave()
+            claims.leave()
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise unwritable_error(out, error) from error
     _tell_end(out, len(selected), outcomes, summarised=summarise, parquet=parquet)
     if not summarise:
         log.info(
             "  the summary of all, once the others have ended: %s",
-            command(f"{shlex.join([str(of.path), str(out)])} group"),
+            command_line(f"{shlex.join([str(of.path), str(out)])} group"),
         )
     return _worst(outcomes)
 
@@ -125,12 +125,12 @@ def _for_gpus(device: Device) -> str | None:
     """Return the Ray address for sharing work among several GPUs of this machine; None if there are not several, or no Ray."""
     if (count := gpu_count(device)) < 2:
         return None
-    if is_installed():
+    if is_ray_installed():
         return LOCAL
     log.warning(
         "note: one of %d GPUs works. All do with Ray (%s), or with the same call once more for each:"
         " CUDA_VISIBLE_DEVICES=1 %s, and so on",
-        count, INSTALL, command("batch ..."),
+        count, INSTALL, command_line("batch ..."),
     )  # fmt: skip
     return None
 
@@ -138,33 +138,35 @@ def _for_gpus(device: Device) -> str | None:
 def _tell_list(selected: Sequence[Placed]) -> None:
     """Log from when the cases are, if they come from a list."""
     if listed := {case.listed for case, _ in selected} - {""}:
-        log.info("note: the cases are those of %s. If any joined or were mended since, %s", *listed, search_again())
+        log.info(
+            "note: the cases are those of %s. If any joined or were mended since, %s", *listed, search_again_advice()
+        )
 
 
-def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
+def write_group_summary(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
     """Write `summary.csv` and `index.html` for all cases of `dataset`, from results that earlier calls left below `out`.
 
     `parquet` also writes `summary.parquet`. Returns the worst exit code of a failed case, 3 if cases are not done, or 0. Raises as `batch`
     does.
     """
     if parquet:
-        refuse_without_pyarrow()
+        require_pyarrow()
     refuse_unsafe_output_folder(out, dataset.path)
     places, selected = dataset.find(out)
     _tell_list(selected)
-    recorded = failures.recorded(out, places.items())
+    recorded = failures.read_failures(out, places.items())
     failed = {name: CaseOutcome(name, "failed", **noted) for name, noted in recorded.items()}
     outcomes = {name: failed.get(name, CaseOutcome(name, "kept")) for name in places}
     try:
-        session = BatchClaims(out, "group")
+        claims = BatchClaims(out, "group")
         try:
-            describe_tree(out, session.folder, dataset.path)
+            write_dataset_description(out, claims.folder, dataset.path)
             found = collect_summary(out, places, outcomes)
-            _write_summaries(out, session, found, parquet=parquet)
+            _write_summaries(out, claims, found, parquet=parquet)
         finally:
-            session.leave()
+            claims.leave()
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise unwritable_error(out, error) from error
     if found.recipes > 1:
         log.warning(
             "note: the results were made in %d ways (version, options or weights). participant makes anew what was not made as it is asked",
@@ -184,11 +186,11 @@ def group(dataset: BatchCases, out: Path, *, parquet: bool = False) -> int:
     return _worst(failed) or (_NOT_DONE if waiting else 0)
 
 
-def _write_summaries(out: Path, session: BatchClaims, found: BatchSummary, *, parquet: bool) -> None:
+def _write_summaries(out: Path, claims: BatchClaims, found: BatchSummary, *, parquet: bool) -> None:
     """Write the summary in all requested formats. Raises OSError."""
-    write_summary(out, session.folder, found.rows)
+    write_summary(out, claims.folder, found.rows)
     if parquet:
-        replace_bytes(out / PARQUET, as_parquet(found.rows), session.folder)
+        write_bytes_atomically(out / PARQUET, as_parquet(found.rows), claims.folder)
     elif (out / PARQUET).exists():
         log.warning("note: %s is of an earlier call: --parquet writes it anew", out / PARQUET)
 

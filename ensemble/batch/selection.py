@@ -16,7 +16,7 @@ Placed = tuple[FoundCase, BidsEntities]
 
 @dataclass(frozen=True)
 class CaseSelection:
-    """The selected cases; by default all."""
+    """Which cases to process: some participants, sessions or one shard; by default all."""
 
     participants: tuple[str, ...] = ()
     """BIDS labels of subjects, with or without `sub-`."""
@@ -44,11 +44,11 @@ class CaseSelection:
                     do=f"give labels that exist (--{kind}-label), with leading zeros",
                 )
             paired = [(case, place) for case, place in paired if whose(place) in labels]
-        return [(case, place) for case, place in paired if self.shard is None or share_of(case.name, *self.shard)]
+        return [(case, place) for case, place in paired if self.shard is None or is_in_shard(case.name, *self.shard)]
 
 
-def share_of(name: str, number: int, shares: int) -> bool:
-    """Return whether a case belongs to a shard (counted from 1). It depends on its name only, so new cases do not move others."""
+def is_in_shard(name: str, number: int, shares: int) -> bool:
+    """Return whether the case `name` belongs to shard `number` (from 1) of `shares`; only its name counts, so new cases move no other."""
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % shares == number - 1
 

@@ -18,7 +18,7 @@ from ensemble.batch.run import BatchCases
 from ensemble.batch.selection import Placed
 from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UsageError
-from ensemble.folders import unwritable
+from ensemble.folders import unwritable_error
 from ensemble.members.manifest import find_members
 from ensemble.outputs.layouts.bids import refuse_unsafe_output_folder
 from ensemble.program import program_name
@@ -79,7 +79,7 @@ echo "array $array, summary ${{group%%;*}}: squeue --job $array,${{group%%;*}}"
 
 
 @dataclass(frozen=True)
-class Resources:
+class SlurmResources:
     """The resources that one task of a SLURM job array requests."""
 
     shards: int | None = None
@@ -102,7 +102,7 @@ def write_scripts(
     config: RunConfig,
     extras: ExtraOutputs,
     words: Sequence[str],
-    resources: Resources,
+    resources: SlurmResources,
     folder: Path,
 ) -> None:
     """Write both jobs and the script that submits them into `folder`; `words` are the options passed to the tasks.
@@ -124,7 +124,7 @@ def write_scripts(
         logs.mkdir(parents=True, exist_ok=True)
         listed, cases = _listed(dataset.path, selected, folder)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable_error(folder, error) from error
     of_group = [*listed, *(word for word in words if word == "--parquet")]
     words = [*words, *listed]
     parts = {
@@ -164,7 +164,7 @@ def write_scripts(
             )
             path.chmod(0o755)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable_error(folder, error) from error
     log.info("%d cases in %d tasks of about %.1f h, %d CPUs, %d MB", len(selected), shards, seconds / shards / 3600, resources.cpus,
              parts["memory_mb"])  # fmt: skip
     log.info("%s", cases)
@@ -183,7 +183,9 @@ def _listed(dataset: Path, selected: Sequence[Placed], folder: Path) -> tuple[li
     return ["--case-list", str(listed.path)], f"The cases are those of {listed.searched}. {again}"
 
 
-def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources: Resources) -> tuple[float, float]:
+def _expected(
+    selected: Sequence[Placed], out: Path, model: CostModel, resources: SlurmResources
+) -> tuple[float, float]:
     """Estimate from a sample the total time (s) of all cases, run one after the other, and the memory (MB) of the largest."""
     some = selected[:: max(1, len(selected) // _SAMPLE)]
     ready = [case for case in (estimate_case(placed, out, model) for placed in some) if case.problem is None]
@@ -194,7 +196,7 @@ def _expected(selected: Sequence[Placed], out: Path, model: CostModel, resources
     return sum(cpu) / len(cpu) * len(selected) / resources.cpus, memory
 
 
-def _command(resources: Resources, mounts: Iterable[str], out: Path, *, gpu: bool) -> str:
+def _command(resources: SlurmResources, mounts: Iterable[str], out: Path, *, gpu: bool) -> str:
     """Return the command that runs the program, as shell words."""
     if resources.apptainer:
         binds = [word for place in mounts for word in ("--bind", f"{place}:{place}:ro")]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ensemble.batch.case_loop import CaseOutcome
-from ensemble.outputs.layouts.bids import REPORT_FILE, mask_file, read_report
+from ensemble.outputs.layouts.bids import REPORT_FILE, mask_path, read_report
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.publish import replace_text
+from ensemble.publish import write_text_atomically
 from ensemble.text import spreadsheet_cell
 
 #: Status of cases that are no longer in the dataset, but whose results are in the output folder.
@@ -77,7 +77,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """The rows of a batch's table, from its reports and failures."""
+    """The rows of `summary.csv`, made from the reports and failures of a batch."""
 
     rows: list[SummaryRow]
     recipes: int
@@ -87,7 +87,7 @@ class BatchSummary:
 def collect_summary(
     root: Path, places: Mapping[str, BidsEntities], outcomes: Mapping[str, CaseOutcome]
 ) -> BatchSummary:
-    """Return a row for each case of the dataset, and for each result in the tree that belongs to none. Each report is read once."""
+    """Return a row for each case of the dataset, and for each result below `root` whose case is no longer in it. Reads each report once."""
     table, recipes = [], set()
     for name, place in places.items():
         outcome, labels = outcomes.get(name), (name, place.subject, place.session)
@@ -109,18 +109,18 @@ def collect_summary(
 
 def write_summary(root: Path, scratch: Path, table: Sequence[SummaryRow]) -> None:
     """Write `summary.csv` and `index.html`. Raises OSError."""
-    from ensemble.outputs.report.page import index_page
+    from ensemble.outputs.report.page import render_index_page
 
     text = io.StringIO()
     writer = csv.DictWriter(text, tuple(SummaryRow.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: spreadsheet_cell(value) for key, value in asdict(row).items()} for row in table)
-    replace_text(root / "summary.csv", text.getvalue(), scratch)
-    replace_text(root / "index.html", index_page([asdict(row) for row in table]), scratch)
+    write_text_atomically(root / "summary.csv", text.getvalue(), scratch)
+    write_text_atomically(root / "index.html", render_index_page([asdict(row) for row in table]), scratch)
 
 
 def recorded_costs(root: Path, device: str) -> Iterator[tuple[float, list[int], list[float]]]:
-    """Yield time (s), DWI size and DWI spacing (mm; x, y, z) of earlier results made on a device."""
+    """Yield the run time (s), DWI size (voxels x, y, z) and DWI spacing (mm; x, y, z) of each earlier result made on a device."""
     for place in sorted(_standing(root)):
         report = read_report(root, place) or {}
         size = _said(report, list, "case", "grid", "size_xyz") or []
@@ -148,7 +148,7 @@ def _of_report(row: SummaryRow, report: Mapping[str, Any], place: BidsEntities, 
         voters=" ".join(map(str, _said(report, list, "fusion", "voters") or ())),
         repairs="; ".join(map(str, _said(report, list, "repairs") or ())),
         seconds=_seconds(report),
-        mask=mask_file(place),
+        mask=mask_path(place),
         page=(page if (root / page).is_file() else place.folder / REPORT_FILE).as_posix(),
         **_findings(report),
         **_trust(report),

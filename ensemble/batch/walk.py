@@ -57,7 +57,7 @@ def _is_empty_pool(folder: Path) -> bool:
     return folder.name in _POOLS and not any(folder.iterdir())
 
 
-def unreadable_folder(error: OSError, root: Path) -> FoundCase:
+def unreadable_folder_case(error: OSError, root: Path) -> FoundCase:
     """Return an unreadable folder as a case with a problem. Raises the error if it is the root."""
     folder = Path(error.filename)
     if folder == root:

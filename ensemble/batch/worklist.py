@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from ensemble.batch.layouts import FoundCase, missing_image_error
 from ensemble.errors import InputRefused
 from ensemble.readers.imagefile import case_name
-from ensemble.tables import EMPTY_CELLS, quoted, read_sheet
+from ensemble.tables import EMPTY_CELLS, quote_names, read_table
 from ensemble.types import Modality
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def read_worklist(path: Path, extra_columns: Sequence[str] = ()) -> tuple[FoundC
         problem = None
         for modality in Modality:
             if cells.get(modality):
-                files[modality] = resolved(path.parent, cells[modality])
+                files[modality] = resolve_cell(path.parent, cells[modality])
                 problem = problem or _foreign(path, cells[modality], files[modality])
         named = cells.get(_CASE) or (case_name(files[Modality.DWI]) if Modality.DWI in files else "")
         if not named and not files:
@@ -59,7 +59,7 @@ def _table(path: Path, extra_columns: Sequence[str]) -> tuple[list[str], list[tu
 
     And of each row the number of its line, and its cells by column, without what stands for nothing.
     """
-    sheet = read_sheet(path, "the worklist")
+    sheet = read_table(path, "the worklist")
     columns = _columns(sheet.headings, path, extra_columns)
     return columns, [(line, dict(zip(columns, map(_said, columns, cells), strict=False))) for line, cells in sheet.rows]
 
@@ -74,7 +74,7 @@ def _columns(cells: list[str], path: Path, extra_columns: Sequence[str]) -> list
         raise InputRefused(
             "a column name appears twice in the worklist",
             where=path,
-            found=quoted(twice),
+            found=quote_names(twice),
             do="remove or rename all but one",
         )
     if others := [cell for cell, name in zip(cells, columns, strict=False) if name and name not in ours]:
@@ -87,7 +87,7 @@ def _said(column: str, cell: str) -> str:
     return "" if cell.lower() in (("n/a", "#n/a") if column == _CASE else EMPTY_CELLS) else cell
 
 
-def resolved(base: Path, cell: str) -> Path:
+def resolve_cell(base: Path, cell: str) -> Path:
     """Return the path in a cell, relative to the worklist; Windows separators are accepted."""
     path = base / cell
     if "\\" in cell and not path.exists():
@@ -108,5 +108,5 @@ def _foreign(worklist: Path, cell: str, path: Path) -> InputRefused | None:
 
 
 def _lacks_columns(path: Path, columns: Sequence[str]) -> InputRefused:
-    found = f"columns: {quoted(columns)}" if columns else "the file is empty"
+    found = f"columns: {quote_names(columns)}" if columns else "the file is empty"
     return InputRefused("the worklist lacks columns", where=path, found=found, do=_DO)

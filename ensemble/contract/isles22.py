@@ -10,7 +10,7 @@ from ensemble.files import error_in_words, is_permission_error, lexists, read_js
 from ensemble.outputs.layouts.contract import OUTPUT_SLUG
 from ensemble.readers.dicom.files import has_dicom_signature
 from ensemble.readers.names import ARCHIVE, IMAGE_SUFFIXES, SLICE_SUFFIXES, image_suffix, stem
-from ensemble.readers.sources import Stamp, may_have_b_values, stamps
+from ensemble.readers.sources import Stamp, image_stamps, may_have_b_values
 from ensemble.types import Modality
 
 #: Interface slug of each input image; its folder is /input/images/<slug>.
@@ -34,7 +34,7 @@ class ContractCase:
 
         If inputs are replaced while a case runs, its outputs could be mistaken for those of the next case.
         """
-        now = stamps(self.files.values())
+        now = image_stamps(self.files.values())
         for path in self.stamps | now:
             if now.get(path) != self.stamps.get(path):
                 raise InputRefused(
@@ -74,7 +74,7 @@ def find_inputs(root: Path) -> ContractCase:
     """
     try:
         files = _find_images(root)
-        return ContractCase(files, stamps(files.values()))
+        return ContractCase(files, image_stamps(files.values()))
     except OSError as error:
         where = Path(error.filename or root)
         why = unreadable_reason(where, error)

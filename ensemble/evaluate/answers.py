@@ -15,14 +15,14 @@ from scipy.stats import binomtest
 from ensemble import __version__
 from ensemble.errors import InputRefused
 from ensemble.evaluate.compare import PairedComparison, compare_pair, correct_p_values
-from ensemble.evaluate.intervals import fleiss_kappa, interval_ends, share_interval
-from ensemble.evaluate.written import refuse_overwriting_other_files, sibling_path, write_csv
+from ensemble.evaluate.intervals import fleiss_kappa, interval_ends, proportion_interval
+from ensemble.evaluate.output_files import refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.files import cannot_open_error, read_json
-from ensemble.outputs.report.parts import page_script, template
+from ensemble.outputs.report.parts import page_script, page_template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import publish, write_json
-from ensemble.tables import quoted, read_sheet
-from ensemble.text import all_printable, printable
+from ensemble.tables import quote_names, read_table
+from ensemble.text import replace_undecodable, replace_undecodable_in_json
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +103,9 @@ def score_answers(files: Sequence[Path], key: Path, out: Path) -> None:
     with publish(out.parent) as staging:
         for (path, columns), own in zip(tables.items(), rows, strict=True):
             write_csv(staging / path.name, columns, own)
-        write_json(all_printable(data), staging / data_path.name)
-        page = template("answers.html").render(data=data, **page_script())
-        (staging / page_path.name).write_text(printable(page), encoding="utf-8")
+        write_json(replace_undecodable_in_json(data), staging / data_path.name)
+        page = page_template("answers.html").render(data=data, **page_script())
+        (staging / page_path.name).write_text(replace_undecodable(page), encoding="utf-8")
     for row in data["preferences"]:
         told = "" if row["ci_low"] is None else f" [{row['ci_low']:.0%}, {row['ci_high']:.0%}]"
         share = (
@@ -169,7 +169,7 @@ def _preference(reader: str, names: tuple[str, str], given: Sequence[str]) -> Pr
     wins, equal, losses = (given.count(one) for one in (names[0], "equal", names[1]))
     decided = wins + losses
     note = "" if decided else "no answer prefers one of the methods"
-    interval, p = share_interval(wins, decided), float(binomtest(wins, decided).pvalue) if decided else None
+    interval, p = proportion_interval(wins, decided), float(binomtest(wins, decided).pvalue) if decided else None
     if reader == EVERYBODY and decided:
         interval, p, note = None, None, "all readers judge the same cases: the interval is that of the majority answers"
     share = wins / decided if decided else None
@@ -285,7 +285,7 @@ def _read_all(files: Sequence[Path], study: Mapping[str, Any]) -> dict[str, list
 def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
     """Read the answers of a file. Raises InputRefused."""
     try:
-        sheet = read_sheet(path, "the answer file of the reader study")
+        sheet = read_table(path, "the answer file of the reader study")
     except OSError as error:
         raise cannot_open_error("the answer file of the reader study", path, error) from error
     columns = [heading.lower() for heading in sheet.headings]
@@ -294,7 +294,7 @@ def _read(path: Path, study: Mapping[str, Any]) -> list[_Answer]:
         raise InputRefused(
             f"the answer file of the reader study {'lacks columns' if missing else 'has a column twice'}",
             where=path,
-            found=quoted(wrong_columns),
+            found=quote_names(wrong_columns),
             do="give the .csv file as the reader-study page saved it, unchanged",
         )
     places = {name: columns.index(name) for name in _COLUMNS}

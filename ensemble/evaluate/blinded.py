@@ -22,13 +22,20 @@ from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.pairs import MaskPair, find_true_masks
 from ensemble.evaluate.scores import read_mask
 from ensemble.geometry import ROUNDING_VOXELS
-from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
+from ensemble.outputs.report.parts import (
+    grey_levels,
+    page_script,
+    page_template,
+    script_safe_json,
+    sheet_columns,
+    slice_sheet,
+)
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.outputs.report.views import WINDOWS, brain_box
 from ensemble.prepare.case import PreparedCase, prepare_for_run
 from ensemble.publish import publish, write_json
-from ensemble.readers.imagefile import read_files
-from ensemble.text import all_printable, printable
+from ensemble.readers.imagefile import read_case_files
+from ensemble.text import replace_undecodable, replace_undecodable_in_json
 from ensemble.types import AnyArray, BoolArray, Modality
 
 KEY_SCHEMA = 1
@@ -85,9 +92,13 @@ def mask_sources(methods: Sequence[Method]) -> tuple[str, str]:
 
 
 def refuse_existing_study(page: Path, key: Path) -> None:
-    """Raise UsageError if the page or key exists already: without its key, a page's answers can't be scored."""
+    """Raise UsageError if the page or key exists already: answers to a page can only be scored with the key made with it."""
     if page.resolve() == key.resolve():
-        raise UsageError("page and key have the same path", where=page, do="give the key another name with --key")
+        raise UsageError(
+            "the page of the reader study and its key have the same path",
+            where=page,
+            do="give the key another name with --key",
+        )
     for path in (page, key):
         if path.exists():
             raise UsageError(
@@ -98,11 +109,11 @@ def refuse_existing_study(page: Path, key: Path) -> None:
 
 
 def write_reader_study(study: ReaderStudy, page: Path, key: Path) -> None:
-    """Write the page, and the key readable by its owner only. Both or neither."""
+    """Write page and key, both or neither. Only the owner may read the key."""
     with publish(page.parent) as for_page, publish(key.parent) as for_key:
         (for_page / page.name).write_text(study.page, encoding="utf-8")
         (for_key / key.name).touch(mode=0o600)
-        write_json(all_printable(study.key), for_key / key.name)
+        write_json(replace_undecodable_in_json(study.key), for_key / key.name)
 
 
 def read_blinded_cases(
@@ -149,7 +160,7 @@ def _only(pair: MaskPair) -> bool:
 
 def _shown(case: str, truth: Path, methods: Sequence[Method], name: str, files: Mapping[Modality, Path]) -> BlindedCase:
     config = RunConfig()
-    images = prepare_for_run(read_files(name, files), config, "cpu")
+    images = prepare_for_run(read_case_files(name, files), config, "cpu")
     paths = [method.pairs[truth].predictions[0] for method in methods] + [truth] * (len(methods) == 1)
     masks = []
     for path in paths:
@@ -177,7 +188,7 @@ def make_blinded_case(case: str, images: PreparedCase, masks: tuple[BoolArray, B
     sheets = tuple(
         {
             "name": modality.label,
-            "sheet": sheet(grey_levels(cut(images.tissue_normalized[modality].array), window), lossless=False),
+            "sheet": slice_sheet(grey_levels(cut(images.tissue_normalized[modality].array), window), lossless=False),
         }
         for modality, window in WINDOWS.items()
         if modality in images.tissue_normalized
@@ -221,13 +232,13 @@ def _token(seed: str, what: str) -> str:
 
 
 def _page(study: str, items: Sequence[Mapping[str, Any]]) -> str:
-    text: str = template("readers.html").render(
+    text: str = page_template("readers.html").render(
         notice=RESEARCH_USE,
         count=len(items),
-        data=json_text({"study": study, "items": items}),
+        data=script_safe_json({"study": study, "items": items}),
         **page_script("slices.js", "readers.js"),
     )
-    return printable(text)
+    return replace_undecodable(text)
 
 
 def _viewer(case: BlindedCase, left: BoolArray, right: BoolArray) -> dict[str, Any]:
@@ -243,6 +254,6 @@ def _viewer(case: BlindedCase, left: BoolArray, right: BoolArray) -> dict[str, A
         "pixel_mm": case.pixel_mm,
         "start": int(area.argmax()) if area.any() else slices // 2,
         "area": area.tolist(),
-        "labels": sheet(bits, lossless=True),
+        "labels": slice_sheet(bits, lossless=True),
         "images": case.images,
     }

@@ -22,8 +22,8 @@ from ensemble.evaluate.intervals import (
 from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.scores import Score
 from ensemble.files import cannot_open_error
-from ensemble.tables import EMPTY_CELLS, Sheet, quoted, read_sheet
-from ensemble.text import printable
+from ensemble.tables import EMPTY_CELLS, Table, quote_names, read_table
+from ensemble.text import replace_undecodable
 from ensemble.types import FloatArray
 
 _NAME = "the clinical table"
@@ -81,14 +81,14 @@ class CorrelationDifference:
     note: str = ""
 
 
-def read_clinical(path: Path, groups: Sequence[str]) -> ClinicalTable:
+def read_clinical_table(path: Path, groups: Sequence[str]) -> ClinicalTable:
     """Read a table with a column `case`, clinical scores, and the columns named in `groups`.
 
     A column is a score if all its cells are numbers; columns of text are ignored, with a note. Raises InputRefused for
     an invalid table, a repeated case, or numbers and text in one column.
     """
     try:
-        sheet = read_sheet(path, _NAME)
+        sheet = read_table(path, _NAME)
     except OSError as error:
         raise cannot_open_error(_NAME, path, error) from error
     columns = _columns(sheet, path)
@@ -146,7 +146,7 @@ def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path
     return said + [f"in {_NAME} without a measured mask: {', '.join(without_mask)}"] * bool(without_mask)
 
 
-def correlations(
+def correlate_with_scores(
     methods: Sequence[Method], clinical: ClinicalTable
 ) -> tuple[list[Correlation], list[CorrelationDifference]]:
     """Correlate volume and number of lesions, of each method and of the true masks, with every score."""
@@ -222,26 +222,29 @@ def _note(found: object, values: FloatArray, wanted: FloatArray, name: str, scor
     return f"an interval needs at least {MIN_CORRELATED} cases" if len(values) < MIN_CORRELATED else ""
 
 
-def _columns(sheet: Sheet, path: Path) -> dict[str, int]:
+def _columns(sheet: Table, path: Path) -> dict[str, int]:
     """Return the index of each named column; unnamed ones are skipped. Raises InputRefused."""
     if _CASE not in (lower := [heading.lower() for heading in sheet.headings]):
         raise InputRefused(
             f"{_NAME} has no column {_CASE!r}",
             where=path,
-            found=f"columns: {quoted(sheet.headings)}" if sheet.headings else "the file is empty",
+            found=f"columns: {quote_names(sheet.headings)}" if sheet.headings else "the file is empty",
             do="write the column names in the first line: 'case', then any others ('nihss', 'mrs', 'scanner' ...)",
         )
     if twice := [name for name, often in Counter(lower).items() if often > 1 and name]:
         raise InputRefused(
-            f"a column appears twice in {_NAME}", where=path, found=quoted(twice), do="remove or rename all but one"
+            f"a column appears twice in {_NAME}",
+            where=path,
+            found=quote_names(twice),
+            do="remove or rename all but one",
         )
     return {heading: place for place, heading in enumerate(sheet.headings) if heading}
 
 
-def _by_case(sheet: Sheet, key: int, path: Path) -> dict[str, tuple[int, list[str]]]:
+def _by_case(sheet: Table, key: int, path: Path) -> dict[str, tuple[int, list[str]]]:
     lines: dict[str, tuple[int, list[str]]] = {}
     for line, cells in sheet.rows:
-        case = unicodedata.normalize("NFC", printable(cells[key] if key < len(cells) else ""))
+        case = unicodedata.normalize("NFC", replace_undecodable(cells[key] if key < len(cells) else ""))
         if not case or case in lines:
             raise InputRefused(
                 f"{_NAME} names a case twice" if case else f"a row of {_NAME} names no case",
@@ -265,7 +268,7 @@ def _cell(cells: Sequence[str], place: int) -> str:
 class _Numbers:
     """The numeric cells of a table, all with a point or all with a comma as decimal mark."""
 
-    sheet: Sheet
+    sheet: Table
     path: Path
     lines: Mapping[str, tuple[int, list[str]]]
     mark: str = ""
@@ -298,10 +301,10 @@ class _Numbers:
         return value
 
 
-def group_columns(
+def select_group_columns(
     clinical: ClinicalTable | None, names: Sequence[str], path: Path | None
 ) -> dict[str, Mapping[str, str]]:
-    """Return the columns to group cases by, as spelt in the table. Raises UsageError if a column does not exist."""
+    """Return the named columns of the table, each as a mapping from case to group. Raises UsageError if one does not exist."""
     lower = {} if clinical is None else {name.lower(): name for name in clinical.words}
     if absent := [name for name in names if name.lower() not in lower]:
         raise UsageError(

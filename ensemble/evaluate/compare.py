@@ -17,8 +17,8 @@ from ensemble.evaluate.intervals import (
     mean_interval,
     median_interval,
     merge_rounding_differences,
+    proportion_interval,
     resampled_means,
-    share_interval,
     wilcoxon_p,
 )
 from ensemble.evaluate.methods import Method
@@ -62,7 +62,7 @@ class PairedComparison:
 
 @dataclass(frozen=True)
 class MethodRank:
-    """The rank of a method."""
+    """The rank of a method, and how certain it is (by resampling cases)."""
 
     method: str
     place: float
@@ -114,12 +114,12 @@ def correct_p_values(rows: Sequence[PairedComparison]) -> list[PairedComparison]
 def compare_pair(
     measure: str, names: tuple[str, str], first: FloatArray, second: FloatArray, larger_is_better: bool
 ) -> PairedComparison:
-    """Compare two methods by one measure on the same cases (cases,), at least one."""
+    """Compare two methods by one measure: `first` and `second` are its values (cases,) on the same cases, at least one."""
     differences = merge_rounding_differences(first - second)
     good = differences if larger_is_better else -differences
     wins, losses = int((good > 0).sum()), int((good < 0).sum())
     mean, median = None if measure in SKEWED else mean_interval(differences), median_interval(differences)
-    rate = share_interval(wins, wins + losses)
+    rate = proportion_interval(wins, wins + losses)
     return PairedComparison(
         measure,
         *names,

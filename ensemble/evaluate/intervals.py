@@ -54,7 +54,7 @@ def median_interval(values: FloatArray) -> Interval | None:
     return float(ordered[rank - 1]), float(ordered[-rank])
 
 
-def share_interval(successes: int, of: int) -> Interval | None:
+def proportion_interval(successes: int, of: int) -> Interval | None:
     """Return the exact interval of a proportion (Clopper and Pearson 1934); None for zero trials."""
     if of == 0:
         return None
@@ -68,7 +68,7 @@ def merge_rounding_differences(values: FloatArray) -> FloatArray:
 
 
 def wilcoxon_p(differences: FloatArray) -> float | None:
-    """Return the p-value of Wilcoxon's signed-rank test without zeros; None if all are zero."""
+    """Return the p-value of Wilcoxon's signed-rank test, differences of zero left out; None if all are zero."""
     differences = differences[differences != 0]
     return float(stats.wilcoxon(differences).pvalue) if len(differences) else None
 
@@ -92,10 +92,9 @@ def spearman(x: FloatArray, y: FloatArray) -> tuple[float, float] | None:
 def spearman_intervals(
     first: FloatArray, second: FloatArray, score: FloatArray, resamples: int = RESAMPLES
 ) -> tuple[Interval | None, Interval | None, Interval | None]:
-    """Return percentile bootstrap intervals over cases.
+    """Return percentile bootstrap intervals of Spearman's rho between two quantities and a score: of each, and of their difference.
 
-    Of the first quantity's rho with the score, of the second's, and of their difference, drawn together. None if there are too few
-    cases, or one is constant.
+    All three use the same resamples of cases. None if there are too few cases, or one variable is constant.
     """
     n = len(score)
     if n < MIN_CORRELATED or any(np.ptp(one) == 0 for one in (first, second, score)):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.pairs import MaskPair, find_pairs
-from ensemble.evaluate.scores import Score, score
+from ensemble.evaluate.scores import Score, score_pair
 from ensemble.readers.names import stem
-from ensemble.text import printable, visible
+from ensemble.text import escape_invisible, replace_undecodable
 
 #: Name of the true masks in tables of several methods.
 TRUTH = "true masks"
@@ -47,7 +47,7 @@ def measure_methods(predictions: Sequence[Path], truths: Path) -> list[Method]:
         refused: dict[Path, InputRefused] = {}
         for pair in pairs:
             try:
-                scores[pair.truth[0]] = score(pair)
+                scores[pair.truth[0]] = score_pair(pair)
             except InputRefused as error:
                 refused |= dict.fromkeys(pair.truth, error)
         if not scores:
@@ -73,7 +73,7 @@ def method_names(predictions: Sequence[Path]) -> list[str]:
     parts = [(*place.parts[1:-1], stem(place) if place.is_file() else place.name) for place in places]
     taken = (TRUTH,)
     depth = next(deep for deep in range(1, 999) if len({taken, *(one[-deep:] for one in parts)}) > len(parts))
-    return [printable(visible("/".join(one[-depth:]))) for one in parts]
+    return [replace_undecodable(escape_invisible("/".join(one[-depth:]))) for one in parts]
 
 
 def _told_apart(pairs: Sequence[MaskPair], truths: Path) -> list[MaskPair]:
@@ -81,6 +81,6 @@ def _told_apart(pairs: Sequence[MaskPair], truths: Path) -> list[MaskPair]:
     often = Counter(pair.case for pair in pairs)
     places = [pair.truth[0].relative_to(truths).as_posix() if truths.is_dir() else pair.truth[0].name for pair in pairs]
     return [
-        replace(pair, case=f"{pair.case} ({printable(place)})") if often[pair.case] > 1 else pair
+        replace(pair, case=f"{pair.case} ({replace_undecodable(place)})") if often[pair.case] > 1 else pair
         for pair, place in zip(pairs, places, strict=True)
     ]

@@ -16,7 +16,7 @@ from ensemble.errors import InputRefused
 from ensemble.files import read_json
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.names import ARCHIVE, image_suffix, stem
-from ensemble.text import printable
+from ensemble.text import replace_undecodable
 
 _BIDS = re.compile(r"^sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?(?=_|$)")
 _SUBJECT, _SESSION = re.compile(r"sub-([A-Za-z0-9]+)"), re.compile(r"ses-([A-Za-z0-9]+)")
@@ -288,7 +288,7 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def _spelt(parts: Iterable[str]) -> Name:
     """Return the parts in one Unicode normal form; undecodable bytes are spelt as reports spell them."""
-    return tuple(unicodedata.normalize("NFC", printable(part)) for part in parts)
+    return tuple(unicodedata.normalize("NFC", replace_undecodable(part)) for part in parts)
 
 
 def _files(root: Path) -> Iterator[Path]:

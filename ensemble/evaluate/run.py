@@ -19,6 +19,7 @@ from ensemble.evaluate.blinded import (
     write_reader_study,
 )
 from ensemble.evaluate.methods import Method, measure_methods
+from ensemble.evaluate.output_files import METHOD, refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.evaluate.plots import draw_plots
 from ensemble.evaluate.scores import Score
 from ensemble.evaluate.statistics import MeasureSummary, summarise
@@ -29,10 +30,9 @@ from ensemble.evaluate.study import (
     StudyRequest,
     StudyResults,
     make_study,
-    read_request,
+    read_and_check_request,
     write_study,
 )
-from ensemble.evaluate.written import METHOD, refuse_overwriting_other_files, sibling_path, write_csv
 from ensemble.logging_setup import write_final_error_line
 from ensemble.publish import publish
 
@@ -50,7 +50,7 @@ def evaluate(predictions: Sequence[Path], truths: Path, out: Path, request: Stud
     UsageError if other files would be replaced.
     """
     earlier = _earlier(out, request)
-    clinical = read_request(request)
+    clinical = read_and_check_request(request)
     if request.readers is not None:
         refuse_existing_study(request.readers.page, request.readers.key)
     methods = measure_methods(predictions, truths)

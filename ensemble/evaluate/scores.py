@@ -45,7 +45,7 @@ class Score:
     """Whether any voxel of it is predicted."""
 
 
-def score(pair: MaskPair) -> Score:
+def score_pair(pair: MaskPair) -> Score:
     """Measure one pair. Raises InputRefused if a mask is missing, ambiguous, unreadable or not a mask, or if the grids differ."""
     truth, prediction = _only_two(pair)
     true, predicted = read_mask(truth, "true mask"), read_mask(prediction, "predicted mask")
@@ -55,12 +55,14 @@ def score(pair: MaskPair) -> Score:
             where=prediction,
             found=f"predicted {predicted.grid.size} at {_mm(predicted)}, true {true.grid.size} at {_mm(true)}; positions"
             f" {true.grid.distance_voxels(predicted.grid):.3g} voxels apart",
-            do="evaluate on the grid of the true mask; masks are not resampled here",
+            do="resample the predicted mask to the grid of the true mask; evaluate does not resample",
         )
-    return measure(pair.case, true.array, predicted.array, true.grid.spacing_zyx_mm)
+    return score_masks(pair.case, true.array, predicted.array, true.grid.spacing_zyx_mm)
 
 
-def measure(case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) -> Score:
+def score_masks(
+    case: str, truth: np.ndarray, prediction: np.ndarray, spacing_zyx_mm: tuple[float, float, float]
+) -> Score:
     """Measure two boolean masks (z, y, x) of the same shape."""
     voxels, found = detected_lesions(truth, prediction)
     predicted_voxels, confirmed = detected_lesions(prediction, truth)
@@ -101,7 +103,7 @@ def read_mask(path: Path, label: str) -> Volume:
         raise InputRefused(
             f"the {label} is not a binary mask",
             where=path,
-            found=f"{len(found)} values {numbers}" + f", {odd} voxels NaN or infinite" * bool(odd),
+            found=f"{len(found)} different values, {numbers}" + f", {odd} voxels NaN or infinite" * bool(odd),
             do="use 0 outside the lesion and one other value inside",
         )
     mask = values != 0
@@ -109,7 +111,7 @@ def read_mask(path: Path, label: str) -> Volume:
         raise InputRefused(
             f"the {label} can't be a lesion mask",
             where=path,
-            found=f"{share:.0%} of the image lies inside, at most {_MAX_SHARE_OF_IMAGE:.0%} is accepted",
+            found=f"the mask covers {share:.0%} of the image, at most {_MAX_SHARE_OF_IMAGE:.0%} is accepted",
             do="use 0 outside the lesion and one other value inside; the mask may be inverted",
         )
     return Volume(mask, stored.grid)
@@ -120,7 +122,7 @@ def _only_two(pair: MaskPair) -> tuple[Path, Path]:
         raise InputRefused(
             f"case {pair.case} has no predicted mask",
             where=pair.truth[0],
-            found=f"without a true mask: {', '.join(map(str, pair.others))}"
+            found=f"predicted masks without a true mask: {', '.join(map(str, pair.others))}"
             if pair.others
             else "no unmatched predicted mask has a similar name",
             do="give both masks the same name (or sub, ses and run), segment the case, or remove its true mask",

@@ -58,7 +58,7 @@ def _case_groups(scores: Sequence[Score]) -> list[tuple[str, list[Score]]]:
 
 
 def size_ranges(bounds: Sequence[float]) -> list[tuple[str, float, float]]:
-    """Return (label, low, high) in ml of each size range between the bounds, and of those below and above."""
+    """Return (label, low, high) in ml of each size range: below the first bound, between bounds, and above the last."""
     names = [
         f"up to {bounds[0]:g} ml",
         *(f"{low:g} to {high:g} ml" for low, high in zip(bounds, bounds[1:], strict=False)),

@@ -15,22 +15,22 @@ from ensemble.evaluate.clinical import (
     ClinicalTable,
     Correlation,
     CorrelationDifference,
-    correlations,
+    correlate_with_scores,
     describe_unmatched_cases,
-    group_columns,
-    read_clinical,
+    read_clinical_table,
+    select_group_columns,
 )
 from ensemble.evaluate.compare import MethodRank, PairedComparison, Ranking, compare_methods, rank_methods
 from ensemble.evaluate.methods import Method
+from ensemble.evaluate.output_files import sibling_path, write_csv
 from ensemble.evaluate.scores import MEASURES
 from ensemble.evaluate.statistics import MeasureSummary
-from ensemble.evaluate.study_plots import correlation_plots, difference_plot, forest_plots
-from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, by_subgroup
-from ensemble.evaluate.written import sibling_path, write_csv
-from ensemble.outputs.report.parts import page_script, template
+from ensemble.evaluate.study_plots import draw_correlation_plots, draw_difference_plot, draw_forest_plots
+from ensemble.evaluate.subgroups import LESION_NUMBER, LESION_SIZE, GroupSummary, GroupTest, summarise_subgroups
+from ensemble.outputs.report.parts import page_script, page_template
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
 from ensemble.publish import write_json
-from ensemble.text import all_printable, printable
+from ensemble.text import replace_undecodable, replace_undecodable_in_json
 
 #: Increased when a field changes its meaning or is removed, not when one is added (docs/study.schema.json).
 SCHEMA = 1
@@ -116,9 +116,9 @@ def make_study(
             *clinical.notes,
             *_without_score(clinical, names),
         ]
-        rows, differences = correlations(methods, clinical)
-    columns = group_columns(clinical, named_columns(request.by), request.clinical)
-    groups, tests, said = by_subgroup(methods, columns) if request.by else ([], [], [])
+        rows, differences = correlate_with_scores(methods, clinical)
+    columns = select_group_columns(clinical, requested_columns(request.by), request.clinical)
+    groups, tests, said = summarise_subgroups(methods, columns) if request.by else ([], [], [])
     return StudyResults(
         truth,
         methods,
@@ -134,14 +134,14 @@ def make_study(
     )
 
 
-def read_request(request: StudyRequest) -> ClinicalTable | None:
+def read_and_check_request(request: StudyRequest) -> ClinicalTable | None:
     """Read the clinical table and check the grouping columns, before any mask is read. Raises InputRefused, UsageError."""
-    clinical = None if request.clinical is None else read_clinical(request.clinical, request.by)
-    group_columns(clinical, named_columns(request.by), request.clinical)
+    clinical = None if request.clinical is None else read_clinical_table(request.clinical, request.by)
+    select_group_columns(clinical, requested_columns(request.by), request.clinical)
     return clinical
 
 
-def named_columns(by: Sequence[str]) -> list[str]:
+def requested_columns(by: Sequence[str]) -> list[str]:
     """Return which of the requested groups are table columns; lesion size and number are not."""
     return [name for name in by if name.lower() not in (LESION_SIZE, LESION_NUMBER)]
 
@@ -154,7 +154,7 @@ def write_study(study: StudyResults, out: Path) -> list[str]:
             written[name] = sibling_path(out, f"{name}.csv")
             write_csv(written[name], TABLES[name], map(asdict, rows))
     data = as_json(study)
-    write_json(all_printable(data), sibling_path(out, DATA))
+    write_json(replace_undecodable_in_json(data), sibling_path(out, DATA))
     sibling_path(out, PAGE).write_text(_page(study, data), encoding="utf-8")
     return [path.name for path in (*written.values(), sibling_path(out, DATA), sibling_path(out, PAGE))]
 
@@ -214,14 +214,14 @@ def _without_score(clinical: ClinicalTable, names: Sequence[str]) -> list[str]:
 
 def _page(study: StudyResults, data: Mapping[str, Any]) -> str:
     figures = {
-        "differences": difference_plot(study.paired),
-        "clinical": correlation_plots(study.methods, study.clinical, study.correlations),
-        "groups": forest_plots(study.groups),
+        "differences": draw_difference_plot(study.paired),
+        "clinical": draw_correlation_plots(study.methods, study.clinical, study.correlations),
+        "groups": draw_forest_plots(study.groups),
     }
-    text: str = template("study.html").render(
+    text: str = page_template("study.html").render(
         data=data, names=[method.name for method in study.methods], measures=MEASURES, figures=figures, number=_number, **page_script()
     )  # fmt: skip
-    return printable(text)
+    return replace_undecodable(text)
 
 
 def _number(value: Any) -> str:

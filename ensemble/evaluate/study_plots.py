@@ -15,14 +15,14 @@ from ensemble.evaluate.methods import TRUTH, Method
 from ensemble.evaluate.plots import as_png
 from ensemble.evaluate.scores import MEASURES, SKEWED
 from ensemble.evaluate.subgroups import GroupSummary
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 
 #: Pictures of more scores, and of more rows, than this are no use: the tables have them all.
 _MAX_SCORES, _MAX_ROWS, _MAX_LABEL = 12, 60, 28
 
 
-def difference_plot(rows: Sequence[PairedComparison]) -> str:
-    """Draw paired differences with their intervals, one panel per measure (means; medians for volumes); empty for one method."""
+def draw_difference_plot(rows: Sequence[PairedComparison]) -> str:
+    """Return a plot of paired differences with intervals, one panel per measure (means; medians for volumes); empty for one method."""
     if not rows:
         return ""
     pairs = list(dict.fromkeys((row.first, row.second) for row in rows))[:_MAX_ROWS]
@@ -45,10 +45,10 @@ def difference_plot(rows: Sequence[PairedComparison]) -> str:
     return _png(figure)
 
 
-def correlation_plots(
+def draw_correlation_plots(
     methods: Sequence[Method], clinical: ClinicalTable | None, rows: Sequence[Correlation]
 ) -> list[tuple[str, str]]:
-    """Draw each score against volume and number of lesions, for all methods and the true masks. Returns score names and plots."""
+    """Plot each clinical score against volume and number of lesions, for all methods and the true masks. Returns (score, plot) pairs."""
     if clinical is None:
         return []
     rho = {(row.masks, row.quantity, row.score): row.rho for row in rows}
@@ -78,8 +78,8 @@ def correlation_plots(
     return pictures
 
 
-def forest_plots(rows: Sequence[GroupSummary]) -> list[tuple[str, str]]:
-    """Draw each measure by group with its interval (means; medians for volumes). Returns factor names and plots."""
+def draw_forest_plots(rows: Sequence[GroupSummary]) -> list[tuple[str, str]]:
+    """Plot each measure by group with its interval (means; medians for volumes). Returns (factor, plot) pairs."""
     pictures = []
     for factor in dict.fromkeys(row.factor for row in rows):
         of_factor = [row for row in rows if row.factor == factor]
@@ -129,7 +129,7 @@ def _forest(
 
 def _short(text: str) -> str:
     """Return text shortened for a plot, with nothing in it that Matplotlib would read as a formula."""
-    text = visible(text).replace("$", r"\$")
+    text = escape_invisible(text).replace("$", r"\$")
     return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"
 
 

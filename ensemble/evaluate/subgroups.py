@@ -70,10 +70,10 @@ class GroupTest:
     note: str = ""
 
 
-def by_subgroup(
+def summarise_subgroups(
     methods: Sequence[Method], columns: Mapping[str, Mapping[str, str]]
 ) -> tuple[list[GroupSummary], list[GroupTest], list[str]]:
-    """Summarise and test every measure by each factor. Also returns messages about cases that are in no group.
+    """Summarise and test every measure by each factor. Returns summaries, tests, and messages about cases that are in no group.
 
     `columns` are groups by case. Cases without a lesion are a group in tables of size and number, and take no part in their tests. Raises
     InputRefused where a column holds too many groups.

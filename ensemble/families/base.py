@@ -24,7 +24,7 @@ from ensemble.volume import Volume
 if TYPE_CHECKING:
     from torch import nn
 
-    from ensemble.inference.features import Features
+    from ensemble.inference.features import PooledFeatures
     from ensemble.weights import packed
 
 
@@ -69,7 +69,7 @@ class MemberPrediction:
     """Their precision and runtime, for the report: for example "fp32, OpenVINO"."""
     remark: str = ""
     """Which input it lacked, for the report: for example "without FLAIR"."""
-    features: Features | None = None
+    features: PooledFeatures | None = None
     """Encoder features of its first network; None if not requested or not available."""
 
     @property
@@ -117,7 +117,7 @@ class EncodingMember(Member, Protocol):
 
 
 @dataclass(frozen=True)
-class Unsupported:
+class UnsupportedWeights:
     """Weights that a family recognised but can't run yet, for the list of members."""
 
     name: str
@@ -175,7 +175,7 @@ class ReferenceProgram(Protocol):
         """Return the lesion probability (z, y, x) on the DWI grid, from the member's own input. Raises what the program raises."""
 
 
-class Discovery(Protocol):
+class WeightsDiscovery(Protocol):
     """Recognises weights of one kind by their file layout."""
 
     @property
@@ -184,11 +184,11 @@ class Discovery(Protocol):
         """Suffixes of its files that affect predictions, besides `registry.PACKED_SUFFIXES`."""
 
     @abstractmethod
-    def discover(self, tree: WeightsTree) -> Iterable[MemberSpec | Unsupported]:
+    def discover(self, tree: WeightsTree) -> Iterable[MemberSpec | UnsupportedWeights]:
         """Return the members in a weights folder, and recognised weights that are not supported yet. Raises WeightsBroken."""
 
 
-class Family(Discovery, Protocol):
+class Family(WeightsDiscovery, Protocol):
     """The code for members of one kind. Adding it to `registry.FAMILIES` makes the kind available."""
 
     @property

@@ -8,7 +8,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import NetworkSpec
 from ensemble.families.cropping import MAX_NETWORK_VOXELS
 from ensemble.families.spec import ENTRY_FILES, MemberSpec
-from ensemble.geometry import is_too_large, size_limit
+from ensemble.geometry import describe_size_limit, is_too_large
 
 #: Edge of a cube that holds a large brain, and a slice's thickness where a network keeps the image's own (mm).
 _BRAIN_MM, _SLICE_MM = 185.0, 1.0
@@ -38,7 +38,8 @@ def refuse_impossible_plans(spec: MemberSpec, network: NetworkSpec) -> None:
                 f"{_mm(spacing)}; it must be above 0 and below {_BRAIN_MM / 2:g} mm",
             )
         if is_too_large(lattice, MAX_NETWORK_VOXELS):
-            found = f"a brain at {_mm(spacing)} has {_times(brain)} voxels; the patch has {_times(patch)}; {size_limit(MAX_NETWORK_VOXELS)}"
+            limit = describe_size_limit(MAX_NETWORK_VOXELS)
+            found = f"a brain at {_mm(spacing)} has {_times(brain)} voxels; the patch has {_times(patch)}; {limit}"
             raise _refusal(spec, "would need too much memory for a brain at its voxel size and patch size", found)
     if network.window_bytes > _MAX_WINDOW_BYTES:
         found = f"{network.window_bytes / 2**30:.0f} GiB for a patch of {_times(patch)} voxels and {network.memory_of}"

@@ -25,7 +25,7 @@ _DECORATION = re.compile(r"^(mri|mr)[-_ ]+|[-_ ]+(brain[-_ ]+)?(mri|mr)$|_\d{4}$
 
 
 @dataclass(frozen=True)
-class Channel:
+class InputChannel:
     """One input channel of a network: a modality, or a neighbouring slice of it."""
 
     modality: Modality
@@ -35,16 +35,16 @@ class Channel:
     """Whether the network was trained to work without it; the channel is 0 if the case lacks the image."""
 
 
-def parse_channel(text: str) -> Channel:
+def parse_channel(text: str) -> InputChannel:
     """Parse NAME or NAME[offset], case-insensitive, with a trailing ? if optional. Raises ValueError for an unknown modality."""
     match = _SYNTAX.fullmatch(text.strip())
     name = _DECORATION.sub("", match["name"].lower()) if match else ""
     plain = re.sub(r"[-_ ]", "", name)
     if match is None or plain not in _NAMES:
         raise ValueError(f"channel {text!r} is not DWI, ADC or FLAIR")
-    return Channel(_NAMES[plain], int(match["offset"] or 0), match["optional"] is not None)
+    return InputChannel(_NAMES[plain], int(match["offset"] or 0), match["optional"] is not None)
 
 
-def neighbouring_slices(array: FloatArray, offset: int) -> FloatArray:
+def shift_slices(array: FloatArray, offset: int) -> FloatArray:
     """Return an array (z, y, x) shifted so that slice z shows slice z + `offset`; the end slices are repeated."""
     return array[np.clip(np.arange(len(array)) + offset, 0, len(array) - 1)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.errors import InputRefused
-from ensemble.geometry import Triple, is_too_large, size_limit
+from ensemble.geometry import Triple, describe_size_limit, is_too_large
 from ensemble.resample import NnunetResampling
 from ensemble.types import BoolArray, FloatArray
 
@@ -49,7 +49,7 @@ class CropResampleGeometry:
             spacing = " x ".join(f"{mm:.3g}" for mm in self.network_spacing_mm)
             raise InputRefused(
                 "the image is too large at the voxel size of a member",
-                found=f"{' x '.join(map(str, shape))} voxels of {spacing} mm; {size_limit(MAX_NETWORK_VOXELS)}",
+                found=f"{' x '.join(map(str, shape))} voxels of {spacing} mm; {describe_size_limit(MAX_NETWORK_VOXELS)}",
                 do="check that its header is in mm and that it shows one head; or run only the other members (--members A,B)",
             )
         return how.resize(array, self.network_shape, self.spacing_mm, self.network_spacing_mm)

@@ -8,7 +8,7 @@ from pathlib import Path
 ALL_FOLDS_V1, ALL_FOLDS_V2 = "all", "fold_all"
 
 
-def fold_folders(folder: Path, whole: str) -> dict[str, Path]:
+def nnunet_fold_folders(folder: Path, whole: str) -> dict[str, Path]:
     """Return the numbered folds (`fold_0`, ...) in order; if there are none, the folder `whole` of the model trained on all cases."""
     numbered = {
         path.name[5:]: path

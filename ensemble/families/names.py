@@ -12,17 +12,17 @@ MAX_CHARACTERS = 100
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def name_problem(name: object) -> str:
+def member_name_problem(name: object) -> str:
     """Return why a value is not a valid member name; empty if it is valid."""
     if isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= MAX_CHARACTERS:
         return ""
     return f"the name {name!r} is not valid: use letters, digits, '.', '_' and '-' only, {MAX_CHARACTERS} at most, not '.' or '..'"
 
 
-def name_of_path(path: str) -> str:
+def member_name_from_path(path: str) -> str:
     """Return a valid member name made from a path."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.replace("/", "__"))
-    return name if not name_problem(name) else _with_digest(name, path)
+    return name if not member_name_problem(name) else _with_digest(name, path)
 
 
 def make_names_unique(names: Sequence[str], origins: Sequence[str]) -> list[str]:

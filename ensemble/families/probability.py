@@ -9,7 +9,7 @@ from ensemble.types import FloatArray
 _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 
-def lesion_probability(softmax: FloatArray) -> FloatArray:
+def lesion_probability_from_softmax(softmax: FloatArray) -> FloatArray:
     """Return the lesion class (a, b, c), float32, of the mean softmax (background and lesion, a, b, c).
 
     It is above 0.5 exactly where lesion is likelier than background: rounding and interpolation leave sums that are not quite 1.

@@ -11,7 +11,7 @@ from ensemble.families.bounds import refuse_impossible_plans
 from ensemble.families.spec import MemberSpec
 from ensemble.inference.precision import ResolvedPrecision, has_fast_bfloat16, resolve_precision
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.session_openvino import on_openvino
+from ensemble.inference.session_openvino import open_openvino_session
 from ensemble.inference.session_torch import TorchSession
 from ensemble.weights.onnx_form import open_onnx
 
@@ -31,7 +31,7 @@ def open_sessions(
 
 
 class SequentialSessions:
-    """A member's networks as sessions, run one after the other: held in memory, or opened from file when needed.
+    """A member's networks as sessions, run one after the other: kept in memory, or loaded from file each time if they are too large.
 
     What is held takes as much memory again as its files; `HELD_BYTES` is the limit, which five networks of SEALS' size keep.
     """
@@ -64,7 +64,7 @@ def open_sequential_sessions(
 
 
 def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: bool = False) -> LoadedSession:
-    """Return the session of one network, with encoder features if wanted and possible. Raises WeightsBroken."""
+    """Return the session of one network; if `tapped`, with encoder features where settings and runtime allow. Raises WeightsBroken."""
     device, dims = torch.device(settings.device), len(network.patch)
     if settings.packed_form:
         return open_onnx(network.weights.parent, dims, device, settings.session)
@@ -73,7 +73,7 @@ def open_session(network: NetworkSpec, settings: InferenceSettings, *, tapped: b
     built = network.build()
     if settings.session == "auto" and device.type == "cpu" and network.convert:
         for layer in dict.fromkeys((tap, "")):  # features must not cost the network what runs it, nor its arithmetic
-            session = on_openvino(built, network.channels, network.smallest_window, precision, layer)
+            session = open_openvino_session(built, network.channels, network.smallest_window, precision, layer)
             if session is not None:
                 return session
         precision = "fp32"

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.names import name_problem
+from ensemble.families.names import member_name_problem
 
 #: The file of a packed member with the content of its manifest entry.
 PACKED_MEMBER_FILE = "member.json"
@@ -57,7 +57,7 @@ class MemberSpec:
         Raises KeyError, TypeError or ValueError for an entry that is incomplete or invalid, or whose name could lead out of the output
         folder.
         """
-        if problem := name_problem(entry["name"]):
+        if problem := member_name_problem(entry["name"]):
             raise ValueError(problem)
         channels = entry.get("channels")
         return cls(
@@ -104,7 +104,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def require_native_images(spec: MemberSpec) -> None:
-    """Raise WeightsBroken if the manifest asks for images with changed intensities or orientation; these networks need them as read."""
+    """Raise WeightsBroken if a manifest entry asks for normalised intensities or reorientation, for networks that take images as read."""
     if (spec.intensities, spec.orientation) != ("native", "native"):
         raise WeightsBroken(
             f"member {spec.name} only accepts images as read",

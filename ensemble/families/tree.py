@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.families.names import name_of_path
-from ensemble.weights.folder import files_of
+from ensemble.families.names import member_name_from_path
+from ensemble.weights.folder import weights_files
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class WeightsTree:
     @classmethod
     def read(cls, root: Path) -> WeightsTree:
         """List a folder. Raises WeightsBroken if a folder in it can't be read."""
-        return cls(root, files_of(root))
+        return cls(root, weights_files(root))
 
     def named(self, name: str) -> list[Path]:
         """Return the files with a given name."""
@@ -32,6 +32,6 @@ class WeightsTree:
 
     def name_of(self, folder: Path) -> str:
         """Return the member name made from a folder's path."""
-        return name_of_path(
+        return member_name_from_path(
             self.root.resolve().name if folder == self.root else folder.relative_to(self.root).as_posix()
         )

@@ -9,18 +9,25 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from ensemble.findings.maps import LabelMap, measure_in_map
-from ensemble.findings.places import (
+from ensemble.findings.locations import (
     LesionVolumes,
     LesionVoxels,
-    perturbations,
-    summarise_places,
-    tally,
+    measure_lesion_volumes,
+    registration_perturbations,
+    summarise_locations,
     transform_points,
 )
-from ensemble.findings.registration import TemplatePlacement, register_to_template
-from ensemble.findings.template import SPACE, Template, template
-from ensemble.findings.types import Findings, LesionPlace, Pattern, Quantity, TemplateRegistration, UncertainCategory
+from ensemble.findings.maps import LabelMap, measure_in_label_map
+from ensemble.findings.registration import TemplateTransform, register_to_template
+from ensemble.findings.template import SPACE, Template, shipped_template
+from ensemble.findings.types import (
+    Findings,
+    LesionFinding,
+    Pattern,
+    TemplateRegistration,
+    UncertainCategory,
+    UncertainQuantity,
+)
 from ensemble.pipeline import Result
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray, Modality
@@ -31,21 +38,21 @@ log = logging.getLogger(__name__)
 SINGLE_SHARE = 0.9
 
 
-def locate_brain(case: PreparedCase, atlas_template: Template | None = None) -> TemplatePlacement | None:
-    """Register the brain of a case to the template; None if no transform was found. The result may have `problems`."""
+def register_case_to_template(case: PreparedCase, atlas_template: Template | None = None) -> TemplateTransform | None:
+    """Register the brain of a case to the template. Returns None if no transform was found; check `problems` of the result."""
     return register_to_template(
         case.tissue_normalized[Modality.DWI], case.tissue_normalized[Modality.ADC], case.brain.array, atlas_template
     )
 
 
-def find(result: Result, maps: Sequence[LabelMap] = (), atlas_template: Template | None = None) -> Findings:
+def compute_findings(result: Result, maps: Sequence[LabelMap] = (), atlas_template: Template | None = None) -> Findings:
     """Compute the findings of a case, with a template (by default the shipped one) and the user's label maps.
 
     If the brain can't be registered to the template, findings that need it are absent, and `registered` says why.
     """
     started = time.perf_counter()
-    atlas_template = atlas_template or template()
-    placement = locate_brain(result.case, atlas_template)
+    atlas_template = atlas_template or shipped_template()
+    placement = register_case_to_template(result.case, atlas_template)
     registered = _registered(placement)
     grid = result.case.grid
     own = LesionVoxels.of(result.fused.mask.array, grid)
@@ -59,18 +66,23 @@ def find(result: Result, maps: Sequence[LabelMap] = (), atlas_template: Template
         return replace(found, seconds=time.perf_counter() - started)
     matrix, few = placement.matrix, own.thinned()
     centre = transform_points(matrix, grid.points_mm(np.argwhere(result.case.brain.array).mean(axis=0)))
-    nearby = [other @ matrix for other in perturbations(centre)]
-    tallied, elsewhere = tally(atlas_template, own, matrix), [tally(atlas_template, few, other) for other in nearby]
+    nearby = [other @ matrix for other in registration_perturbations(centre)]
+    tallied, elsewhere = (
+        measure_lesion_volumes(atlas_template, own, matrix),
+        [measure_lesion_volumes(atlas_template, few, other) for other in nearby],
+    )
     return replace(
         found,
-        places=summarise_places(tallied, [tally(atlas_template, member, matrix) for member in members], elsewhere),
+        places=summarise_locations(
+            tallied, [measure_lesion_volumes(atlas_template, member, matrix) for member in members], elsewhere
+        ),
         lesions=_with_places(found.lesions, own, matrix, tallied, elsewhere),
-        atlases=tuple(measure_in_map(one, own, few, members, matrix, nearby) for one in maps),
+        atlases=tuple(measure_in_label_map(one, own, few, members, matrix, nearby) for one in maps),
         seconds=time.perf_counter() - started,
     )
 
 
-def _registered(placement: TemplatePlacement | None) -> TemplateRegistration:
+def _registered(placement: TemplateTransform | None) -> TemplateRegistration:
     if placement is None:
         return TemplateRegistration(SPACE, ("no transform to the template was found",), {}, None)
     rows = tuple(tuple(float(number) for number in row) for row in placement.matrix)
@@ -87,17 +99,19 @@ def _without_places(own: LesionVoxels, members: Sequence[LesionVoxels], register
     volumes, others = own.volumes_ml, [member.volumes_ml for member in members]
     centres = own.centres_mm if len(volumes) else np.zeros((0, 3))
     return Findings(
-        volume_ml=Quantity.of(float(volumes.sum()), [float(other.sum()) for other in others]),
-        count=Quantity.of(len(volumes), [len(other) for other in others]),
-        largest_ml=Quantity.of(float(volumes.max(initial=0.0)), [float(other.max(initial=0.0)) for other in others]),
-        pattern=UncertainCategory.of(pattern(volumes), [pattern(other) for other in others], ()),
+        volume_ml=UncertainQuantity.of(float(volumes.sum()), [float(other.sum()) for other in others]),
+        count=UncertainQuantity.of(len(volumes), [len(other) for other in others]),
+        largest_ml=UncertainQuantity.of(
+            float(volumes.max(initial=0.0)), [float(other.max(initial=0.0)) for other in others]
+        ),
+        pattern=UncertainCategory.of(lesion_pattern(volumes), [lesion_pattern(other) for other in others], ()),
         registered=registered,
-        lesions=tuple(LesionPlace(float(ml), _triple(at)) for ml, at in zip(volumes, centres, strict=True)),
+        lesions=tuple(LesionFinding(float(ml), _triple(at)) for ml, at in zip(volumes, centres, strict=True)),
         places=None,
     )
 
 
-def pattern(volumes_ml: FloatArray) -> Pattern:
+def lesion_pattern(volumes_ml: FloatArray) -> Pattern:
     """Return the pattern of the lesions (none, single or scattered), from their volumes."""
     if not volumes_ml.any():
         return "none"
@@ -105,12 +119,12 @@ def pattern(volumes_ml: FloatArray) -> Pattern:
 
 
 def _with_places(
-    lesions: Sequence[LesionPlace],
+    lesions: Sequence[LesionFinding],
     own: LesionVoxels,
     matrix: FloatArray,
     tallied: LesionVolumes,
     elsewhere: Sequence[LesionVolumes],
-) -> tuple[LesionPlace, ...]:
+) -> tuple[LesionFinding, ...]:
     if not lesions:
         return ()
     centres = transform_points(matrix, own.centres_mm) * (-1, -1, 1)

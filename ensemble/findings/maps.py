@@ -13,21 +13,21 @@ import numpy as np
 
 from ensemble.errors import InputRefused, UsageError
 from ensemble.files import error_in_words, file_sha256, read_bounded, read_json, unreadable_reason
-from ensemble.findings.places import LesionVoxels, transform_points
-from ensemble.findings.template import SPACE, template
+from ensemble.findings.locations import LesionVoxels, transform_points
+from ensemble.findings.template import SPACE, shipped_template
 from ensemble.findings.types import (
-    Aspects,
+    AspectsFindings,
     AspectsScore,
     AtlasFindings,
-    Quantity,
     RegionShare,
     StructureVolume,
     UncertainCategory,
+    UncertainQuantity,
 )
 from ensemble.geometry import Grid
 from ensemble.readers.nifti import read_nifti_header
 from ensemble.readers.stored import read_stored
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 from ensemble.types import AnyArray, FloatArray
 
 _ENDINGS = ("_dseg.nii.gz", "_dseg.nii")
@@ -112,7 +112,7 @@ def read_label_maps(folder: Path) -> tuple[LabelMap, ...]:
         raise UsageError(
             "the folder of --atlas has no label map",
             where=folder,
-            do="name them <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns 'index', 'name'; optional 'group', 'side')",
+            do="name each label map <name>_dseg.nii.gz, each with <name>_dseg.tsv (columns 'index', 'name'; optional 'group', 'side')",
         )
     return tuple(read_label_map(path) for path in files)
 
@@ -209,7 +209,7 @@ def _sided(labels: Sequence[Label], array: AnyArray, grid: Grid, path: Path) -> 
     index = np.argwhere(array)
     at = index[:: max(1, len(index) // 400_000)]
     points = grid.points_mm(at)
-    atlas_template = template()
+    atlas_template = shipped_template()
     inside = sample_nearest(atlas_template.hull, atlas_template.t1.grid, points).mean()
     if inside < _MIN_INSIDE:
         raise UsageError(
@@ -261,12 +261,12 @@ def _space(path: Path, name: str, grid: Grid) -> tuple[str, str]:
         stated, by = _by_header(path, grid), "header"
     if not stated:
         return "not stated", f"it states no space and is assumed to be in {SPACE}; positions may be off by several mm"
-    told = visible(f"{stated} ({by})")
+    told = escape_invisible(f"{stated} ({by})")
     return (
         told,
         ""
         if SPACE in stated
-        else f"its space is {visible(stated)}, but the template's is {SPACE}: borders may be off by some mm",
+        else f"its space is {escape_invisible(stated)}, but the template's is {SPACE}: borders may be off by some mm",
     )
 
 
@@ -317,8 +317,8 @@ class _Asked:
     members: Sequence[_Volumes]
     elsewhere: Sequence[_Volumes]
 
-    def quantity(self, measure: Callable[[_Volumes], float]) -> Quantity:
-        return Quantity.of(
+    def quantity(self, measure: Callable[[_Volumes], float]) -> UncertainQuantity:
+        return UncertainQuantity.of(
             measure(self.own), [measure(one) for one in self.members], [measure(one) for one in self.elsewhere]
         )
 
@@ -334,7 +334,7 @@ class _Asked:
         return UncertainCategory.of(own, filter(None, members), filter(None, elsewhere))
 
 
-def measure_in_map(
+def measure_in_label_map(
     one: LabelMap,
     own: LesionVoxels,
     few: LesionVoxels,
@@ -342,9 +342,15 @@ def measure_in_map(
     matrix: FloatArray,
     nearby: Sequence[FloatArray],
 ) -> AtlasFindings:
-    """Measure a lesion in a label map. It is given by the voxels of the mask (all, and `few` of them) and of each voter's mask.
+    """Measure how much of the lesions lies in each label and group of a label map.
 
-    `matrix` is the 4x4 transform from the image to the template (LPS), `nearby` are perturbed versions of it.
+    Args:
+        one: the label map.
+        own: all lesion voxels of the mask.
+        few: a subset of them, for the perturbed transforms.
+        members: the lesion voxels of each voter's mask.
+        matrix: 4x4 transform from the image to the template (LPS, mm).
+        nearby: perturbed versions of it.
     """
 
     def volumes(sample: LesionVoxels, through: FloatArray) -> _Volumes:
@@ -381,7 +387,7 @@ def _touched(amounts: Iterable[StructureVolume]) -> tuple[StructureVolume, ...]:
     return tuple(sorted(kept, key=lambda one: -one.ml.value))
 
 
-def _aspects(asked: _Asked, matrix: FloatArray) -> Aspects:
+def _aspects(asked: _Asked, matrix: FloatArray) -> AspectsFindings:
     """Return the lesion share of each region, and for each side with ten regions 10 minus the number above `ASPECTS_SHARE`."""
     one = asked.own.map
     voxels = np.bincount(one.array.ravel(), minlength=len(one.labels) + 1)
@@ -400,7 +406,7 @@ def _aspects(asked: _Asked, matrix: FloatArray) -> Aspects:
         if len(numbers) == _ASPECTS_REGIONS:
             affected = tuple(one.labels[n - 1].name for n in numbers if share(asked.own, n) > ASPECTS_SHARE)
             scores.append(AspectsScore(side, asked.quantity(partial(_score, numbers=numbers, share=share)), affected))
-    return Aspects(ASPECTS_SHARE, tuple(regions), tuple(scores))
+    return AspectsFindings(ASPECTS_SHARE, tuple(regions), tuple(scores))
 
 
 def _score(of: _Volumes, numbers: Sequence[int], share: Callable[[_Volumes, int], float]) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from ensemble.findings.template import Template, template
+from ensemble.findings.template import Template, shipped_template
 from ensemble.memory import is_out_of_memory
 from ensemble.metrics import dice
 from ensemble.resample import resample_volume
@@ -63,8 +63,8 @@ LIMITS = TransformLimits()
 
 
 @dataclass(frozen=True)
-class TemplatePlacement:
-    """The transform from an image to the template, and the numbers by which it is checked."""
+class TemplateTransform:
+    """The affine transform from an image to the template, and the measures by which its quality is checked."""
 
     matrix: FloatArray
     """4x4, from points of the image to points of the template (LPS, mm)."""
@@ -95,10 +95,10 @@ class TemplatePlacement:
 
     def transform(self) -> sitk.AffineTransform:
         """Return the SimpleITK transform from image points to template points."""
-        return affine_transform(self.matrix)
+        return to_sitk_transform(self.matrix)
 
 
-def affine_transform(matrix: FloatArray) -> sitk.AffineTransform:
+def to_sitk_transform(matrix: FloatArray) -> sitk.AffineTransform:
     """Return a 4x4 matrix (LPS, mm) as a SimpleITK transform."""
     found = sitk.AffineTransform(3)
     found.SetMatrix(matrix[:3, :3].ravel().tolist())
@@ -108,7 +108,7 @@ def affine_transform(matrix: FloatArray) -> sitk.AffineTransform:
 
 def register_to_template(
     dwi: Volume, adc: Volume, brain: BoolArray, atlas_template: Template | None = None
-) -> TemplatePlacement | None:
+) -> TemplateTransform | None:
     """Register a brain to the template.
 
     Args:
@@ -118,7 +118,7 @@ def register_to_template(
 
     Returns None if ITK finds no transform; a transform may have `problems`.
     """
-    atlas_template = atlas_template or template()
+    atlas_template = atlas_template or shipped_template()
     masked = dwi.like(np.clip(np.where(brain, dwi.array, 0), 0, _BRIGHTEST).astype(np.float32))
     matrix = _optimised(to_sitk(masked), to_sitk(dwi.like(brain.astype(np.float32))), atlas_template)
     return None if matrix is None else _judged(matrix, adc, brain, atlas_template)
@@ -234,17 +234,17 @@ def _padded(atlas_template: Template, mm: float) -> sitk.Image:
     return _shrunk(sitk.ConstantPad(to_sitk(atlas_template.t1), steps, steps, 0.0), mm)
 
 
-def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, atlas_template: Template) -> TemplatePlacement:
+def _judged(matrix: FloatArray, adc: Volume, brain: BoolArray, atlas_template: Template) -> TemplateTransform:
     """Return the transform with the numbers by which it is checked."""
     linear = matrix[:3, :3]
     left, scale, right = np.linalg.svd(linear)
     cosine = (float(np.trace(left @ right)) - 1) / 2
-    there = resample_volume(atlas_template.t1, adc.grid, transform=affine_transform(matrix)).array
+    there = resample_volume(atlas_template.t1, adc.grid, transform=to_sitk_transform(matrix)).array
     hull = there > 0
     both = brain & hull
     total_ml = atlas_template.hull.sum() * atlas_template.t1.grid.voxel_ml
     covered = both.sum() * adc.grid.voxel_ml * abs(float(np.linalg.det(linear))) / total_ml
-    return TemplatePlacement(
+    return TemplateTransform(
         matrix,
         overlap=dice(brain, hull),
         covered=float(min(covered, 1.0)),

@@ -26,7 +26,7 @@ GRID = Grid((99, 117, 95), (2.0, 2.0, 2.0), (-98.0, -98.0, -72.0), (1.0, 0, 0, 0
 FULL_GRID = Grid((197, 233, 189), (1.0, 1.0, 1.0), (-98.0, -98.0, -72.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
 
-class Structure(IntEnum):
+class AtlasStructure(IntEnum):
     """The structures of the atlas, in the order of its volumes."""
 
     CORTEX = 0
@@ -38,12 +38,12 @@ class Structure(IntEnum):
 
     @property
     def label(self) -> str:
-        return self.name.lower().replace("_", " ") if self is not Structure.CSF else "CSF"
+        return self.name.lower().replace("_", " ") if self is not AtlasStructure.CSF else "CSF"
 
 
 @dataclass(frozen=True)
 class Template:
-    """The template brain and its atlas on one grid; the patient's left is at high x."""
+    """The template brain and its probabilistic atlas on one grid (LPS: x increases to the patient's left)."""
 
     t1: Volume
     """float32, 0 outside the brain."""
@@ -57,7 +57,7 @@ class Template:
 
 
 @cache
-def template() -> Template:
+def shipped_template() -> Template:
     """Return the shipped template. Raises OSError if its files are missing."""
     return read_template(DATA)
 

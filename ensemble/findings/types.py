@@ -10,8 +10,8 @@ Pattern = Literal["none", "single", "scattered"]
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A measured number with its uncertainty range."""
+class UncertainQuantity:
+    """A measured number, and its range over the voters' masks and over small registration errors."""
 
     value: float
     members: tuple[float, float]
@@ -20,7 +20,7 @@ class Quantity:
     """Least and most where the brain lay a little elsewhere in the template; None for what needs no template."""
 
     @classmethod
-    def of(cls, value: float, members: Iterable[float], placement: Iterable[float] | None = None) -> Quantity:
+    def of(cls, value: float, members: Iterable[float], placement: Iterable[float] | None = None) -> UncertainQuantity:
         return cls(value, _ends([value, *members]), None if placement is None else _ends([value, *placement]))
 
     def as_json(self, digits: int) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class UncertainCategory:
-    """A category, and the other categories that are possible."""
+    """A category, and the others that a voter's mask or a small registration error would give."""
 
     value: str
     members: tuple[str, ...]
@@ -56,8 +56,8 @@ class StructureVolume:
     """The volume and share of the lesion inside one structure (or side, region, label)."""
 
     name: str
-    ml: Quantity
-    share: Quantity
+    ml: UncertainQuantity
+    share: UncertainQuantity
     """Of the whole lesion, 0 to 1."""
 
     @classmethod
@@ -79,8 +79,8 @@ class StructureVolume:
         with_lesion = [member for member in members if member[1] > 0]
         return cls(
             name,
-            Quantity.of(own[0], [ml for ml, _ in members], [ml for ml, _ in elsewhere]),
-            Quantity.of(share(own), map(share, with_lesion), map(share, elsewhere)),
+            UncertainQuantity.of(own[0], [ml for ml, _ in members], [ml for ml, _ in elsewhere]),
+            UncertainQuantity.of(share(own), map(share, with_lesion), map(share, elsewhere)),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -88,8 +88,8 @@ class StructureVolume:
 
 
 @dataclass(frozen=True)
-class LesionPlace:
-    """One lesion (26-connected component of the mask)."""
+class LesionFinding:
+    """Volume, centre and location of one lesion (26-connected component of the mask)."""
 
     volume_ml: float
     centre_lps_mm: tuple[float, float, float]
@@ -134,7 +134,7 @@ class AspectsScore:
     """The ASPECTS of one hemisphere: ten minus the number of its regions of which more than a stated fraction is lesion."""
 
     side: str
-    score: Quantity
+    score: UncertainQuantity
     affected: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -146,11 +146,11 @@ class RegionShare:
     """The share of a region that is lesion, 0 to 1."""
 
     name: str
-    share: Quantity
+    share: UncertainQuantity
 
 
 @dataclass(frozen=True)
-class Aspects:
+class AspectsFindings:
     """The findings from a label map named aspects. For research."""
 
     share_above: float
@@ -184,12 +184,12 @@ class AtlasFindings:
     """Empty if the table has none, as are the next ones."""
     sided_groups: tuple[StructureVolume, ...]
     """By group and side: "MCA left"."""
-    outside: Quantity
+    outside: UncertainQuantity
     """Of the lesion, ml in no label."""
     leading: UncertainCategory | None
     """The group (or label, where there are no groups) with most of the lesion; None if no part of the lesion is in any."""
     leading_side: UncertainCategory | None
-    aspects: Aspects | None
+    aspects: AspectsFindings | None
     """Only of a map called aspects."""
 
     def as_json(self) -> dict[str, Any]:
@@ -238,13 +238,13 @@ class TemplateRegistration:
 class Findings:
     """The findings of a case, each with its range."""
 
-    volume_ml: Quantity
-    count: Quantity
-    largest_ml: Quantity
+    volume_ml: UncertainQuantity
+    count: UncertainQuantity
+    largest_ml: UncertainQuantity
     pattern: UncertainCategory
     """none, single (one lesion holds nearly all), or scattered."""
     registered: TemplateRegistration
-    lesions: tuple[LesionPlace, ...]
+    lesions: tuple[LesionFinding, ...]
     """Largest first."""
     places: LesionLocations | None
     """None if the brain could not be registered to the template: `registered` says why."""

@@ -11,7 +11,7 @@ from ensemble.errors import InputRefused
 from ensemble.outputs.report.inspect import as_json
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.dicom.read import Examination, open_examination
-from ensemble.readers.inspect import finding_of
+from ensemble.readers.inspect import inspect_examination
 from ensemble.types import Modality
 
 
@@ -44,7 +44,7 @@ def read_examination(path: Path, name: str) -> ExaminationCase:
             except InputRefused as refused:
                 why = f"{refused.what} ({refused.found})" if refused.found else refused.what
                 images[Modality.DWI] = _noting(images[Modality.DWI], f"FLAIR: not used: {why}")
-        record = as_json(finding_of(examination, None))
+        record = as_json(inspect_examination(examination, None))
     return ExaminationCase(RawCase(name, images, time.perf_counter() - started), record)
 
 

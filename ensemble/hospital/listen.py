@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import InputRefused, UsageError
-from ensemble.folders import exclusive_writer, unwritable
-from ensemble.hospital.desk import Desk, ProcessDied, StudyJob
-from ensemble.hospital.node import Node, NodeConfig
-from ensemble.hospital.send import Destination, Sender, is_aet
+from ensemble.folders import exclusive_writer, unwritable_error
+from ensemble.hospital.node import DicomNode, NodeConfig
+from ensemble.hospital.segmentation_process import ProcessDied, SegmentationProcess, StudyJob
+from ensemble.hospital.send import Destination, ResultSender, is_ae_title
 from ensemble.hospital.spool import MAX_ATTEMPTS, Spool, StudyJournal
-from ensemble.hospital.status import StatusPage, check_ports
+from ensemble.hospital.status import StatusServer, check_ports
 from ensemble.serve.worker import CaseDone, CaseFailed, WorkerConfig
 from ensemble.text import TrustedLines
 
@@ -36,7 +36,7 @@ class ListenConfig:
     status_port: int
 
     def __post_init__(self) -> None:
-        if odd := [aet for aet in (self.address.aet, *self.address.callers) if not is_aet(aet)]:
+        if odd := [aet for aet in (self.address.aet, *self.address.callers) if not is_ae_title(aet)]:
             raise UsageError(
                 "an AE title (--aet, --allow) must have 1 to 16 ASCII characters, no backslash, not only spaces",
                 found=repr(odd[0]),
@@ -61,11 +61,11 @@ def listen(config: ListenConfig, worker_config: WorkerConfig) -> None:
         try:
             spool = Spool(config.spool, config.most_bytes)
         except OSError as error:
-            raise unwritable(config.spool, error) from error
-        desk = Desk(worker_config)
-        page = StatusPage(config.address.host, config.status_port, spool, lambda: desk.ready is not None)
-        node = Node(config.address, spool, config.quiet_s)
-        sender = Sender(spool, config.address.aet, config.to)
+            raise unwritable_error(config.spool, error) from error
+        process = SegmentationProcess(worker_config)
+        page = StatusServer(config.address.host, config.status_port, spool, lambda: process.ready is not None)
+        node = DicomNode(config.address, spool, config.quiet_s)
+        sender = ResultSender(spool, config.address.aet, config.to)
         page.start()
         node.start()
         sender.start()
@@ -77,22 +77,22 @@ def listen(config: ListenConfig, worker_config: WorkerConfig) -> None:
             page.port,
         )
         try:
-            desk.open()
-            log.info("ready; members: %s", ", ".join(desk.ready.members if desk.ready else ()))
+            process.open()
+            log.info("ready; members: %s", ", ".join(process.ready.members if process.ready else ()))
             while True:
                 try:
-                    _look(config, spool, desk)
+                    _look(config, spool, process)
                 except OSError as error:  # a full disk, say, which passes
                     log.error("the spool can't be written: %s; next try in %.0f s", error.strerror or error, _AGAIN_S)
                     time.sleep(_AGAIN_S)
         finally:
             node.stop()
-            desk.close()
+            process.close()
             sender.stop()
             page.stop()
 
 
-def _look(config: ListenConfig, spool: Spool, desk: Desk) -> None:
+def _look(config: ListenConfig, spool: Spool, process: SegmentationProcess) -> None:
     """Process the next complete study, if there is one."""
     spool.forget_finished(config.keep_s)
     study = spool.next_complete(config.quiet_s)
@@ -102,15 +102,15 @@ def _look(config: ListenConfig, spool: Spool, desk: Desk) -> None:
     if study.attempts >= MAX_ATTEMPTS:
         spool.end(study.key, "failed", f"it was started {study.attempts} times, but never finished", "see the log")
         return
-    _segment(study, spool, desk)
+    _segment(study, spool, process)
 
 
-def _segment(study: StudyJournal, spool: Spool, desk: Desk) -> None:
+def _segment(study: StudyJournal, spool: Spool, process: SegmentationProcess) -> None:
     key = study.key
     log.info("study %s: segmenting %d images", key[:12], study.images)
     try:
         with spool.taken(key) as images:
-            answer = desk.segment(StudyJob(f"study-{key[:12]}", images, *spool.results_folder(key)))
+            answer = process.segment(StudyJob(f"study-{key[:12]}", images, *spool.results_folder(key)))
     except ProcessDied as died:
         again = spool.died(key)
         log.error("study %s: the segmenting process died (%s)%s", key[:12], died, "; again" if again else "")

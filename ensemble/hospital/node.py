@@ -20,9 +20,9 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from ensemble.errors import UsageError
 from ensemble.hospital.spool import Spool, SpoolFull
-from ensemble.readers.dicom.facts import MALFORMED, object_kind
+from ensemble.readers.dicom.facts import MALFORMED, describe_non_mr_object
 from ensemble.serve.limits import RateLimitFilter
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 
 log = logging.getLogger(__name__)
 log.addFilter(RateLimitFilter())  # of what strangers bring about
@@ -49,7 +49,7 @@ class NodeConfig:
     most_associations: int = 16
 
 
-class Node:
+class DicomNode:
     """Receives DICOM images (C-STORE) into a spool until it is stopped."""
 
     def __init__(self, address: NodeConfig, spool: Spool, quiet_s: float) -> None:
@@ -115,7 +115,7 @@ class Node:
                 specific_tags=["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"],
             )
             study, instance = str(head.get("StudyInstanceUID") or ""), str(head.get("SOPInstanceUID") or "")
-            kind = object_kind(str(head.get("SOPClassUID") or ""))
+            kind = describe_non_mr_object(str(head.get("SOPClassUID") or ""))
         except MALFORMED:
             return NOT_UNDERSTOOD
         if not (_UID.fullmatch(study) and instance):
@@ -157,7 +157,7 @@ def _drop_endless(event: Any) -> None:
 
 def _rejected(event: Any) -> None:
     calling = event.assoc.requestor.ae_title or ""
-    log.warning("an association was rejected: calling AE title '%s'", visible(str(calling)))
+    log.warning("an association was rejected: calling AE title '%s'", escape_invisible(str(calling)))
 
 
 def storage_contexts(classes: Sequence[str]) -> list[Any]:

@@ -48,17 +48,17 @@ def parse_destinations(text: str) -> tuple[Destination, ...]:
 def _destination(text: str) -> Destination:
     aet, _, address = text.partition("@")
     host, _, port = address.rpartition(":")
-    if not (is_aet(aet) and host and port.isdigit() and 0 < int(port) < 65536):
+    if not (is_ae_title(aet) and host and port.isdigit() and 0 < int(port) < 65536):
         raise UsageError("a destination for the results is not valid", found=text, do="use --send-to AET@HOST:PORT")
     return Destination(aet, host.strip("[]"), int(port))
 
 
-def is_aet(text: str) -> bool:
+def is_ae_title(text: str) -> bool:
     """Return whether a text is a valid AE title (PS3.5 6.2): 1 to 16 ASCII characters, no backslash, not only spaces."""
     return 0 < len(text) <= 16 and text.isascii() and text.isprintable() and "\\" not in text and bool(text.strip())
 
 
-class Sender:
+class ResultSender:
     """A thread that sends results to all destinations."""
 
     def __init__(self, spool: Spool, aet: str, to: Sequence[Destination]) -> None:

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from ensemble.errors import UserError
 from ensemble.files import read_json
-from ensemble.publish import flush_to_disk, replace_text
+from ensemble.publish import flush_to_disk, write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -371,7 +371,7 @@ class Spool:
 
     def _note(self, study: StudyJournal) -> None:
         folder = self.folder(study.key)
-        replace_text(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
+        write_text_atomically(folder / _JOURNAL, json.dumps(asdict(study), indent=1) + "\n", self._scratch)
         self._studies[study.key] = study
         flush_to_disk(folder)
 
@@ -387,7 +387,9 @@ class Spool:
             raise UserError(
                 "the journal of a study can't be read",
                 where=folder / _JOURNAL,
-                found=str(error) if isinstance(error, OSError | ValueError) else "not what a journal holds",
+                found=str(error)
+                if isinstance(error, OSError | ValueError)
+                else "JSON that is not the journal of a study",
                 do="move its folder out of the spool, then send the study again",
             ) from error
         _remove_older(images)

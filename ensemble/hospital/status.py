@@ -17,8 +17,8 @@ from ensemble import __version__
 from ensemble.errors import UsageError
 from ensemble.hospital.spool import Spool, StudyJournal
 from ensemble.outputs.report.run_report import RESEARCH_USE
-from ensemble.serve.limits import RateLimitFilter, bounded_protocol, max_connections
-from ensemble.serve.serve import listening_socket
+from ensemble.serve.limits import RateLimitFilter, limited_protocol_class, max_connections
+from ensemble.serve.serve import open_listening_socket
 
 #: Fields of a study that are shown.
 _SHOWN = ("uid", "state", "since", "received", "images", "passed_over", "what", "do", "lesions", "lesion_ml", "tries")
@@ -29,17 +29,17 @@ _STYLE = (
 )
 
 
-class StatusPage:
+class StatusServer:
     """Serves GET / (a page), /status.json and /health (200 once the networks are loaded)."""
 
     def __init__(self, host: str, port: int, spool: Spool, is_ready: Callable[[], bool]) -> None:
         self._spool, self._is_ready = spool, is_ready
-        self._socket = listening_socket(host, port)
+        self._socket = open_listening_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         most = max_connections()
         config = uvicorn.Config(
             self._application,
-            http=bounded_protocol(most),
+            http=limited_protocol_class(most),
             backlog=most,
             log_config=None,
             access_log=False,
@@ -116,7 +116,7 @@ def _row(study: StudyJournal) -> str:
 
 
 def check_ports(*ports: int) -> None:
-    """Raise UsageError if two servers would use one port."""
+    """Raise UsageError if two servers would use the same port."""
     given = [port for port in ports if port]
     if len(set(given)) < len(given):
         raise UsageError(

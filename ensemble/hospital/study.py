@@ -11,9 +11,9 @@ from ensemble.hospital.examination import ExaminationCase, read_examination
 from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.layouts import folder, objects
-from ensemble.pipeline import Ensemble, Watcher, segment
+from ensemble.pipeline import Ensemble, Watcher, segment_raw
 from ensemble.publish import check_writable, publish_folder
-from ensemble.readers.dicom.read import is_dicom
+from ensemble.readers.dicom.read import is_read_as_dicom
 
 #: Variables by which mercure passes folders to a module (mercure documentation, "Processing modules"); no others are read.
 IN_DIR, OUT_DIR = "MERCURE_IN_DIR", "MERCURE_OUT_DIR"
@@ -26,30 +26,35 @@ def segment_study(
 ) -> SegmentedCase:
     """Segment the examination in a folder or .zip; write mask, page, report and DICOM objects into `out`, all or none.
 
-    Raises as `read_examination` and `pipeline.segment` do, and UsageError where they can't be written.
+    Raises as `read_examination` and `pipeline.segment_raw` do, and UsageError where they can't be written.
     """
     check_writable(out)
     case = _segmented(_read(path, path.name, extras), extras, load, watcher)
-    folder.publish_case(case, extras, out, image_suffix)
+    folder.publish_run_outputs(case, extras, out, image_suffix)
     return case
 
 
 def segment_into_objects(
     path: Path, name: str, out: Path, extras: ExtraOutputs, load: Load, watcher: Watcher
 ) -> SegmentedCase:
-    """Segment an examination and write only DICOM objects, in one folder, for an archive or orchestrator."""
+    """Segment an examination and write only DICOM objects into the folder `out` (mercure), all or none."""
     check_writable(out)
     case = _segmented(_read(path, name, extras), extras, load, watcher)
-    objects.publish_case(case, extras, out)
+    objects.publish_dicom_objects(case, extras, out)
     return case
 
 
 def segment_to_send(
-    path: Path, name: str, places: tuple[Path, Path], extras: ExtraOutputs, ensemble: Ensemble, watcher: Watcher
+    path: Path,
+    name: str,
+    target_and_scratch: tuple[Path, Path],
+    extras: ExtraOutputs,
+    ensemble: Ensemble,
+    watcher: Watcher,
 ) -> SegmentedCase:
-    """Segment an examination and write DICOM objects into a folder that appears complete; `places` are it and a scratch folder."""
+    """Segment an examination and write its DICOM objects into a new folder, which appears only when complete (`listen`)."""
     case = _segmented(_read(path, name, extras), extras, lambda: ensemble, watcher)
-    target, scratch = places
+    target, scratch = target_and_scratch
     with publish_folder(target, scratch) as staging:
         objects.write_dicom_objects(case, extras, staging)
     return case
@@ -61,12 +66,14 @@ def mercure_folders(environment: Mapping[str, str]) -> tuple[Path, Path] | None:
     if not any(given.values()):
         return None
     if lacking := [name for name, value in given.items() if not value]:
-        raise UsageError(f"{lacking[0]} is not set", do=f"set both {IN_DIR} and {OUT_DIR}, as mercure does")
+        raise UsageError(
+            f"the environment variable {lacking[0]} is not set", do=f"set both {IN_DIR} and {OUT_DIR}, as mercure does"
+        )
     return Path(given[IN_DIR]), Path(given[OUT_DIR])
 
 
 def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
-    if not is_dicom(path):
+    if not is_read_as_dicom(path):
         raise InputRefused(
             "no examination was found",
             where=path,
@@ -80,4 +87,6 @@ def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
 
 def _segmented(examined: ExaminationCase, extras: ExtraOutputs, load: Load, watcher: Watcher) -> SegmentedCase:
     ensemble = load()
-    return SegmentedCase.of(examined.raw, segment(examined.raw, ensemble, watcher), ensemble, extras, examined.record)
+    return SegmentedCase.of(
+        examined.raw, segment_raw(examined.raw, ensemble, watcher), ensemble, extras, examined.record
+    )

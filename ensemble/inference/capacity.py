@@ -12,8 +12,8 @@ BATCH_BYTES = {"cpu": 1280 * 2**20, "cuda": 4 * 2**30}
 MAX_WINDOWS = {"cpu": {2: 16, 3: 2}, "cuda": {2: 64, 3: 8}}
 
 
-def windows_at_once(window_bytes: int, dims: int, device: torch.device) -> int:
-    """Return how many windows fit into memory, if the activations of one take `window_bytes` (network of 2 or 3 dimensions)."""
+def window_batch_size(window_bytes: int, dims: int, device: torch.device) -> int:
+    """Return how many windows to run at once: as many as fit into memory, at `window_bytes` each, for a network of `dims` dimensions."""
     return max(1, min(MAX_WINDOWS[device.type][dims], BATCH_BYTES[device.type] // window_bytes))
 
 

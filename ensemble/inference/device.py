@@ -29,7 +29,7 @@ def describe_device(device: str) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def exact(device: torch.device) -> AbstractContextManager[object]:
+def reproducible_arithmetic(device: torch.device) -> AbstractContextManager[object]:
     """Make GPU arithmetic reproducible inside the block: deterministic cuDNN algorithms and no TF32. Changes nothing on the CPU."""
     if device.type != "cuda":
         return nullcontext()

@@ -1,7 +1,7 @@
 """Sliding-window inference with mirroring, over any network that is a Session. Independent of what is segmented.
 
 Reference: nnU-Net's predictor (Isensee et al., Nature Methods 2021): windows at half-window steps, blended by a Gaussian, mean over
-mirrored passes. Its version 1 averages softmax, its version 2 logits; see `Average`.
+mirrored passes. Its version 1 averages softmax, its version 2 logits; see `Averaging`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import cast
 import torch
 
 from ensemble.inference.features import FeaturePool
-from ensemble.inference.mirroring import Flip, all_flips, tensor_dims
+from ensemble.inference.mirroring import Flip, all_flips, flipped_dims
 from ensemble.inference.session import Session, TappedSession
 from ensemble.inference.tiling import NNUNET, Blending, Shape, Tiling
 from ensemble.types import ProgressCallback, ignore_progress
 
 
-class Average(Enum):
+class Averaging(Enum):
     """Whether logits or probabilities are averaged over networks, flips and overlapping windows."""
 
     LOGITS = "logits"
@@ -55,7 +55,7 @@ class SlidingWindowConfig:
     """Spatial axes (0 z, 1 y, 2 x) along which mirrored images look alike to the networks."""
     tta: MirrorMode = MirrorMode.MIRROR
     """Which mirrored passes are made (test-time augmentation)."""
-    average: Average = Average.LOGITS
+    average: Averaging = Averaging.LOGITS
     """What is averaged."""
     blending: Blending = NNUNET
     """The positions of the windows and the weights of their voxels."""
@@ -213,7 +213,7 @@ class _Runner:
 
     def __call__(self, windows: torch.Tensor, flips: Sequence[Flip]) -> torch.Tensor:
         """Sum over flips of the networks' mean answers (N, K, Z, Y, X) to windows (N, C, Z, Y, X), mirrored back."""
-        dims = [tensor_dims(flip) for flip in flips]
+        dims = [flipped_dims(flip) for flip in flips]
         pool = None if any(dims) else self._pool
         answers = self._mean(torch.cat([windows.flip(d) if d else windows for d in dims]), pool)
         back = [part.flip(d) if d else part for part, d in zip(answers.split(len(windows)), dims, strict=True)]
@@ -242,18 +242,18 @@ class _Runner:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _averaged(logits: torch.Tensor, average: Average) -> torch.Tensor:
+def _averaged(logits: torch.Tensor, average: Averaging) -> torch.Tensor:
     """Return what is averaged of one network's output. Raises NonFiniteLogits."""
     if not torch.isfinite(logits).all():
         raise NonFiniteLogits(
             "a network's output is not finite: broken weights, or values out of range of its precision"
         )
-    return logits.softmax(1) if average is Average.PROBABILITIES else logits
+    return logits.softmax(1) if average is Averaging.PROBABILITIES else logits
 
 
 def _uncertain(answers: torch.Tensor, config: SlidingWindowConfig) -> torch.Tensor:
     """Return the indices of windows (N, K, Z, Y, X) in which some voxel's likeliest class has a probability below `config.certainty`."""
-    probabilities = answers if config.average is Average.PROBABILITIES else answers.softmax(1)
+    probabilities = answers if config.average is Averaging.PROBABILITIES else answers.softmax(1)
     likeliest = probabilities.amax(1).flatten(1)
     return (likeliest.amin(1) < config.certainty).nonzero().flatten()
 

@@ -31,7 +31,7 @@ class OnnxExport:
     """(2, D, ...), of the layer that is tapped."""
 
 
-class Tapped(torch.nn.Module):
+class TappedNetwork(torch.nn.Module):
     """A network that also returns the output of one of its layers (dotted name). Raises AttributeError for an unknown layer."""
 
     def __init__(self, network: torch.nn.Module, tap: str) -> None:
@@ -49,7 +49,7 @@ class Tapped(torch.nn.Module):
         return logits, maps[-1]
 
 
-class Encoded(torch.nn.Module):
+class EncoderOnly(torch.nn.Module):
     """The encoder of a network alone: the maps of its stages, up to the one that `tap` names ("encoder.stages.4": stages 0 to 4)."""
 
     def __init__(self, network: torch.nn.Module, tap: str) -> None:
@@ -82,7 +82,7 @@ class _AllTold(Exception):
     """The encoder's last stage has answered."""
 
 
-class _Branched(Tapped):
+class _Branched(TappedNetwork):
     """Returns the layer's maps through an identity convolution (products of 1 and 0 are exact in bfloat16).
 
     OpenVINO computes what lies between its last convolution and an output in float32, whatever is asked for: with the maps as an output of
@@ -97,7 +97,7 @@ class _Branched(Tapped):
         return logits, (torch.nn.functional.conv2d if dims == 2 else torch.nn.functional.conv3d)(maps, same)
 
 
-def export(network: torch.nn.Module, channels: int, window: Sequence[int], tap: str = "") -> OnnxExport:
+def export_to_onnx(network: torch.nn.Module, channels: int, window: Sequence[int], tap: str = "") -> OnnxExport:
     """Export a network (in eval mode) to ONNX, traced on a small window (y, x or z, y, x); a tapped layer becomes a second output.
 
     PyTorch's older exporter: the newer one needs onnxscript, and gives no better graph for convolutions. Raises what it raises, and

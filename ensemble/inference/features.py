@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Features:
+class PooledFeatures:
     """The pooled encoder features of one image."""
 
     whole: FloatArray
@@ -24,9 +24,9 @@ class Features:
 
 
 class FeaturePool:
-    """Sums a layer's maps (N, D, z, y, x) over windows, in float64 and in window order, so that threads do not change the result.
+    """Averages a layer's maps (N, D, z, y, x) over all windows, in float64 and in window order, so that threads do not change the result.
 
-    The weight of a map's cell is the number of its voxels in the image, or in the foreground. Overlapping windows both count.
+    The weight of a map's cell is the number of image voxels, or of foreground voxels, in it. Overlapping windows both count.
     An error here, even of memory, only loses the features; the predictions remain.
     """
 
@@ -59,17 +59,17 @@ class FeaturePool:
             self._sums.append(torch.stack([(share * window).sum((1, 2, 3)) for share in weight]))
             self._weights += weight.sum((1, 2, 3))
 
-    def features(self) -> Features | None:
+    def features(self) -> PooledFeatures | None:
         """Return the means; None for an empty image, non-finite maps, or a failure while adding."""
         total = torch.stack(self._sums).sum(0) if self._sums else torch.zeros(2, 0)
         if self._failed or self._weights[0] == 0 or not total.isfinite().all():
             return None
         whole, foreground = (total / self._weights[:, None]).float().numpy()
-        return Features(whole, foreground if self._weights[1] > 0 else None)
+        return PooledFeatures(whole, foreground if self._weights[1] > 0 else None)
 
 
-class RegionPool:
-    """Adds up maps of all stages of an encoder over regions of an image, in float64 and in the order of the windows."""
+class RegionFeaturePool:
+    """Averages the maps of all encoder stages over regions of an image, in float64 and in the order of the windows."""
 
     def __init__(self) -> None:
         self._sums: list[torch.Tensor] = []

@@ -15,6 +15,6 @@ def all_flips(axes: Sequence[int]) -> list[Flip]:
     return [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
 
 
-def tensor_dims(flip: Flip) -> list[int]:
+def flipped_dims(flip: Flip) -> list[int]:
     """Return the dimensions of an (N, C, Z, Y, X) tensor that a flip reverses."""
     return [axis + 2 for axis in flip]

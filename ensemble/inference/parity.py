@@ -28,8 +28,8 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """The difference between another session's output and the probe."""
+class ParityResult:
+    """How far a session's output on the probe differs from PyTorch's."""
 
     difference: float
     """Largest difference of a probability."""
@@ -59,7 +59,7 @@ def make_probe(network: torch.nn.Module, channels: int, window: Sequence[int]) -
         with torch.no_grad():
             values += _STEP * gradient / gradient.abs().mean().clamp(min=1e-12)
     with torch.inference_mode():
-        answer = foreground(network(values))
+        answer = foreground_probability(network(values))
     share = float((answer > 0.5).float().mean())
     if not 0.05 < share < 0.95:
         raise ValueError(f"no window was found on which the network gives both classes (foreground {share:.0%})")
@@ -67,16 +67,16 @@ def make_probe(network: torch.nn.Module, channels: int, window: Sequence[int]) -
     return Probe(values.detach().reshape(shape), answer.reshape(shape[:1] + shape[2:]))
 
 
-def compare(session: Session, probe: Probe) -> Parity:
+def check_parity(session: Session, probe: Probe) -> ParityResult:
     """Run a session on the probe, and measure how far its output differs from the probe's."""
-    answer = foreground(session(probe.window))
+    answer = foreground_probability(session(probe.window))
     mask, expected = answer > 0.5, probe.foreground > 0.5
     both = int(mask.sum() + expected.sum())
     dice = 2 * int((mask & expected).sum()) / both if both else 0.0
     difference = float((answer - probe.foreground).abs().nan_to_num(nan=1.0).max())
-    return Parity(difference, dice)
+    return ParityResult(difference, dice)
 
 
-def foreground(logits: torch.Tensor) -> torch.Tensor:
+def foreground_probability(logits: torch.Tensor) -> torch.Tensor:
     """Return the probability (N, ...) of all classes but the first, from logits (N, K, ...)."""
     return 1 - logits.float().softmax(1)[:, 0]

@@ -12,7 +12,7 @@ from weakref import ref
 
 import torch
 
-from ensemble.inference.export import export
+from ensemble.inference.export import export_to_onnx
 from ensemble.inference.precision import ResolvedPrecision
 from ensemble.memory import is_out_of_memory
 
@@ -85,7 +85,7 @@ class OpenVinoSession:
         return [output.unsqueeze(2) for output in outputs] if self.dims == 2 else outputs
 
 
-def on_openvino(
+def open_openvino_session(
     network: torch.nn.Module, channels: int, window: Sequence[int], precision: ResolvedPrecision, tap: str = ""
 ) -> OpenVinoSession | None:
     """Return a session on the CPU if its logits for a small window (y, x or z, y, x) equal PyTorch's; otherwise log this and return None.
@@ -94,7 +94,7 @@ def on_openvino(
     """
     dims = len(window)
     try:
-        exported = export(network.eval(), channels, window, tap)
+        exported = export_to_onnx(network.eval(), channels, window, tap)
         session = OpenVinoSession(exported.onnx, dims=dims, tap=tap)
         windows = exported.windows if dims == 3 else exported.windows.unsqueeze(2)
         expected = [exported.logits] if exported.features is None else [exported.logits, exported.features]

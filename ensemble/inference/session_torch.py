@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-from ensemble.inference.device import exact
-from ensemble.inference.export import Encoded, Tapped
+from ensemble.inference.device import reproducible_arithmetic
+from ensemble.inference.export import EncoderOnly, TappedNetwork
 from ensemble.inference.precision import DTYPES, ResolvedPrecision, resolve_precision
 
 
@@ -18,7 +18,7 @@ class TorchSession:
     In fp16 and bf16 the convolutions' weights are held in that precision and the normalisations' in float32, which is what autocast
     computes, without casting weights anew for each window. What is returned is float32 in any case.
 
-    While it runs on CUDA, cuDNN is held to what `device.exact` says, so that a case gives the same mask each time.
+    While it runs on CUDA, cuDNN is held to what `device.reproducible_arithmetic` says, so that a case gives the same mask each time.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class TorchSession:
 
     def tapped(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits, and the tapped layer's maps (N, D, z, y, x)."""
-        logits, maps = self._answers(windows, Tapped(self.network, self.tap))
+        logits, maps = self._answers(windows, TappedNetwork(self.network, self.tap))
         return logits, maps
 
     def encoded(self, windows: torch.Tensor) -> list[torch.Tensor]:
         """Return the maps (N, D, z, y, x) of each encoder stage, first to last; the decoder is not computed."""
-        return self._answers(windows, Encoded(self.network, self.tap))
+        return self._answers(windows, EncoderOnly(self.network, self.tap))
 
     def _answers(
         self, windows: torch.Tensor, network: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
@@ -67,7 +67,7 @@ class TorchSession:
         inputs = windows.to(self.device)
         if self.dims == 2:
             inputs = inputs.squeeze(2)
-        with torch.inference_mode(), exact(self.device):
+        with torch.inference_mode(), reproducible_arithmetic(self.device):
             outputs = network(inputs.to(DTYPES[self.precision]))
         if self.dims == 2:
             outputs = tuple(output.unsqueeze(2) for output in outputs)

@@ -18,8 +18,8 @@ from ensemble.types import FloatArray
 Shape = tuple[int, int, int]
 
 
-class Convention(Enum):
-    """Whose rule determines positions and weights of windows."""
+class TilingConvention(Enum):
+    """Which program's rule, nnU-Net's or MONAI's, determines positions and weights of windows."""
 
     NNUNET = "nnunet"
     """Windows spread evenly; a sampled Gaussian, with its smallest weight beyond four sigma."""
@@ -35,7 +35,7 @@ class Blending:
     """Distance of neighbouring windows, at most this fraction of the window (never less than a voxel)."""
     sigma: float | None = 0.125
     """Standard deviation of the Gaussian weights as a fraction of the window; None: all voxels count alike."""
-    convention: Convention = Convention.NNUNET
+    convention: TilingConvention = TilingConvention.NNUNET
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -45,8 +45,8 @@ class Blending:
 
     def starts(self, length: int, window: int) -> list[int]:
         """Return the first voxels of the windows along one axis (length >= window)."""
-        if self.convention is Convention.NNUNET:
-            return axis_starts(length, window, self.step)
+        if self.convention is TilingConvention.NNUNET:
+            return window_starts(length, window, self.step)
         last, step = length - window, max(1, int(window * self.step))
         return [*range(0, last, step), last]
 
@@ -54,7 +54,7 @@ class Blending:
         """Return the weight of each voxel (z, y, x) of a window, float32; the largest is 1."""
         if self.sigma is None:
             return np.ones(window, np.float32)
-        if self.convention is Convention.NNUNET:
+        if self.convention is TilingConvention.NNUNET:
             return gaussian_importance(window, self.sigma)
         return _integrated_gaussian(window, self.sigma)
 
@@ -102,7 +102,7 @@ class Tiling:
         return [(slice(i, i + z), slice(j, j + y), slice(k, k + x)) for i, j, k in product(*starts)]
 
 
-def axis_starts(length: int, window: int, step: float) -> list[int]:
+def window_starts(length: int, window: int, step: float) -> list[int]:
     """Return the first voxels of windows along one axis (length >= window), evenly spread; the last window ends at the image's end."""
     last = length - window
     gaps = ceil(last / max(1.0, window * step))

@@ -8,7 +8,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.families.base import MemberDescription
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
-from ensemble.weights.folder import files_of, folder_errors
+from ensemble.weights.folder import convert_folder_errors, weights_files
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class MemberSummary:
     """What is missing or odd."""
 
 
-def describe(spec: MemberSpec) -> MemberSummary:
-    """Return what the small files of a member (plans, JSON) say. What they do not say stays empty, with a remark.
+def describe_member(spec: MemberSpec) -> MemberSummary:
+    """Return what the small files of a member (plans, JSON) say. Fields that they do not state stay empty, with a remark.
 
     Only loading shows whether the member works.
 
     Raises WeightsBroken for a folder that can't be read.
     """
-    with folder_errors(spec.folder):
-        size = sum(path.stat().st_size for path in files_of(spec.folder) if path.is_file())
+    with convert_folder_errors(spec.folder):
+        size = sum(path.stat().st_size for path in weights_files(spec.folder) if path.is_file())
         shown, folds, remarks = MemberDescription((), ()), tuple[str, ...](), tuple[str, ...]()
         try:
             family = family_of(spec)

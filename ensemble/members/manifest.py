@@ -12,36 +12,36 @@ from typing import Any
 from ensemble.config import RunConfig
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.families import registry
-from ensemble.families.base import InferenceSettings, Member, Unsupported
+from ensemble.families.base import InferenceSettings, Member, UnsupportedWeights
 from ensemble.families.spec import PACKED_MEMBER_FILE, MemberSpec
 from ensemble.files import error_in_words, lexists, read_json, size_in_words
-from ensemble.members.discovery import members_by_folder_layout, packed_entry, unsupported_by_folder_layout
+from ensemble.members.discovery import discover_members, discover_unsupported, read_packed_entry
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.weights.digests import weights_sha256
-from ensemble.weights.folder import files_of, folder_errors, listing
+from ensemble.weights.folder import convert_folder_errors, describe_weights_folder, weights_files
 
 MANIFEST = "manifest.json"
 
 
 def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[MemberSpec, ...]:
-    """Return the members in a weights folder in its order; or the named ones, in the order of naming.
+    """Return all members of a weights folder, in the order of the manifest or of their paths; or the named ones, in the order of `names`.
 
     Raises WeightsBroken when there is none, or when the manifest can't be read; UsageError when a name is unknown.
     """
-    with folder_errors(weights):
+    with convert_folder_errors(weights):
         if not weights.is_dir():
             raise WeightsBroken(
                 "the weights folder does not exist", where=weights, do="give an existing folder with --weights"
             )
         manifest = weights / MANIFEST
-        found = _from_manifest(manifest) if lexists(manifest) else members_by_folder_layout(weights)
+        found = _from_manifest(manifest) if lexists(manifest) else discover_members(weights)
     if not found:
         others = ", ".join(f"{other.name} (not supported yet)" for other in find_unsupported(weights))
         *layouts, last = (f"with {what}" for what in (f"a {MANIFEST}", *(f.layout for f in registry.FAMILIES)))
         raise WeightsBroken(
             "the weights folder has no recognised member",
             where=weights,
-            found=others or listing(weights),
+            found=others or describe_weights_folder(weights),
             do=f"give a folder {', '.join(layouts)}, or {last}",
         )
     if names is None:
@@ -59,7 +59,7 @@ def find_members(weights: Path, names: tuple[str, ...] | None = None) -> tuple[M
 
 
 def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> RunConfig:
-    """Fill in voting weights and smallest lesions from the members' manifest entries where the user chose none.
+    """Fill in voting weights and smallest volumes (ml) from the members' manifest entries where the user chose none.
 
     None stays for the default rule (equal votes, all sizes). If members differ in a smallest volume, the smallest value is
     used. Raises UsageError for weights of members that are not used.
@@ -84,9 +84,9 @@ def apply_member_defaults(config: RunConfig, specs: tuple[MemberSpec, ...]) -> R
     return replace(config, member_weights=chosen, min_lesion_ml=least or None, min_disputed_ml=disputed)
 
 
-def find_unsupported(weights: Path) -> tuple[Unsupported, ...]:
+def find_unsupported(weights: Path) -> tuple[UnsupportedWeights, ...]:
     """Return recognised weights in a weights folder that are not supported yet; none if there is a manifest."""
-    return () if lexists(weights / MANIFEST) else unsupported_by_folder_layout(weights)
+    return () if lexists(weights / MANIFEST) else discover_unsupported(weights)
 
 
 def open_member(spec: MemberSpec, settings: InferenceSettings) -> Member:
@@ -140,8 +140,8 @@ def weight_digests(spec: MemberSpec) -> dict[str, str]:
 def _weight_files(folder: Path) -> dict[str, Path]:
     """Return the files in a member's folder that affect what it predicts, by path. Raises WeightsBroken."""
     suffixes = registry.weight_suffixes()
-    with folder_errors(folder):
-        found = [path for path in files_of(folder) if path.suffix in suffixes and path.is_file()]
+    with convert_folder_errors(folder):
+        found = [path for path in weights_files(folder) if path.suffix in suffixes and path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
@@ -169,4 +169,4 @@ def _inside(weights: Path, folder: str) -> Path:
 
 def _of_manifest(entry: dict[str, Any], folder: Path) -> MemberSpec:
     """Return a member from its manifest entry; for packed members, missing fields come from their own description."""
-    return replace(MemberSpec.from_json(packed_entry(folder) | entry, folder), listed=bool(entry.get("sha256")))
+    return replace(MemberSpec.from_json(read_packed_entry(folder) | entry, folder), listed=bool(entry.get("sha256")))

@@ -15,12 +15,12 @@ from ensemble.files import file_sha256
 from ensemble.folders import exclusive_writer
 from ensemble.members.manifest import MANIFEST, find_members, verify_files
 from ensemble.publish import publish, write_json
-from ensemble.weights.folder import folder_errors
+from ensemble.weights.folder import convert_folder_errors
 from ensemble.weights.onnx_form import write_onnx
 from ensemble.weights.packed import PackedPrecision
 
 
-def pack(
+def pack_members(
     source: Path,
     destination: Path,
     precision: PackedPrecision,
@@ -55,7 +55,7 @@ def pack(
 
 def _beside(source: Path) -> tuple[MemberSpec, ...]:
     """Return the manifest entry for a member folder from a weights folder above it."""
-    with folder_errors(source):
+    with convert_folder_errors(source):
         above = [weights for weights in source.resolve().parents if (weights / MANIFEST).is_file()]
         if not above or (source / MANIFEST).is_file():
             return ()

@@ -68,46 +68,46 @@ def _overlay(case: SegmentedCase) -> bytes:
 
 
 def _page(case: SegmentedCase) -> str:
-    from ensemble.outputs.report.page import case_page
+    from ensemble.outputs.report.page import render_case_page
 
-    return case_page(case.report, case.result, case.findings, case.trust)
+    return render_case_page(case.report, case.result, case.findings, case.trust)
 
 
 def _in_mni(case: SegmentedCase, modality: Modality | None = None) -> Volume | None:
     """Return mask or image in the template's space; None if it does not exist, or the brain could not be registered."""
-    from ensemble.findings.mni import image_in_mni, mask_in_mni
+    from ensemble.findings.mni import resample_image_to_mni, resample_mask_to_mni
 
     if case.findings is None or (matrix := case.findings.registered.matrix) is None:
         return None
     if not case.findings.registered.holds or (modality is not None and modality not in case.result.case.images):
         return None
     if modality is None:
-        return mask_in_mni(case.result.fused.mask, matrix)
-    return image_in_mni(case.result.case.images[modality], matrix)
+        return resample_mask_to_mni(case.result.fused.mask, matrix)
+    return resample_image_to_mni(case.result.case.images[modality], matrix)
 
 
 def _segmentation(case: SegmentedCase) -> Any:
-    from ensemble.outputs.dicom.segmentation import segmentation  # highdicom takes two seconds to import
+    from ensemble.outputs.dicom.segmentation import build_mask_segmentation  # highdicom takes two seconds to import
 
-    return segmentation(case)
+    return build_mask_segmentation(case)
 
 
 def _probability(case: SegmentedCase) -> Any:
-    from ensemble.outputs.dicom.segmentation import probability
+    from ensemble.outputs.dicom.segmentation import build_probability_segmentation
 
-    return probability(case)
+    return build_probability_segmentation(case)
 
 
 def _measurements(case: SegmentedCase) -> Any:
-    from ensemble.outputs.dicom.measurements import measurements
+    from ensemble.outputs.dicom.measurements import build_measurement_report
 
-    return measurements(case)
+    return build_measurement_report(case)
 
 
 def _picture(case: SegmentedCase) -> Any:
-    from ensemble.outputs.dicom.picture import picture
+    from ensemble.outputs.dicom.picture import build_secondary_capture
 
-    return picture(case)
+    return build_secondary_capture(case)
 
 
 MASK: OutputRole[SegmentedCase] = OutputRole("mask", "image", "", lambda case: case.result.fused.mask)
@@ -137,11 +137,11 @@ MEMBER_ROLES: tuple[OutputRole[MemberPrediction], ...] = (
 
 
 def all_artifact_kinds(member: str) -> list[Artifact]:
-    """Return an empty artifact for every kind of output of a case or of this member, from which a layout lists all paths."""
+    """Return an artifact without content for every kind of output of a case and of this member; layouts list all possible paths by them."""
     return [*(Artifact(role) for role in ROLES), *(Artifact(role, member) for role in MEMBER_ROLES)]
 
 
-def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
+def case_artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     """Return the outputs of a case: those always written, and those that `extras` ask for."""
     made = [Artifact(role, "", role.payload(case)) for role in _asked(ROLES, extras)]
     wanted = [artifact for artifact in made if artifact.payload is not None]
@@ -151,14 +151,14 @@ def artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     return wanted
 
 
-def object_roles(extras: ExtraOutputs) -> list[OutputRole[SegmentedCase]]:
+def dicom_object_roles(extras: ExtraOutputs) -> list[OutputRole[SegmentedCase]]:
     """Return the kinds of DICOM objects that `extras` ask for."""
     return [role for role in _asked(ROLES, extras) if role.format == "dicom"]
 
 
-def object_artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
+def dicom_object_artifacts(case: SegmentedCase, extras: ExtraOutputs) -> list[Artifact]:
     """Return the DICOM objects of a case that `extras` ask for."""
-    return [Artifact(role, "", role.payload(case)) for role in object_roles(extras)]
+    return [Artifact(role, "", role.payload(case)) for role in dicom_object_roles(extras)]
 
 
 def _asked(roles: Collection[OutputRole[Source]], extras: ExtraOutputs) -> list[OutputRole[Source]]:

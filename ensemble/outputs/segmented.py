@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ensemble.text import all_printable
+from ensemble.text import replace_undecodable_in_json
 
 if TYPE_CHECKING:
     from ensemble.config import ExtraOutputs
@@ -46,10 +46,10 @@ class SegmentedCase:
         trust = judge(result, ensemble) if ensemble.config.trust else None
         if not extras.findings:
             return cls(raw, result, ensemble, None, examination, trust)
-        from ensemble.findings.find import find
+        from ensemble.findings.find import compute_findings
         from ensemble.findings.maps import read_label_maps
 
-        found = find(result, read_label_maps(extras.atlas) if extras.atlas else ())
+        found = compute_findings(result, read_label_maps(extras.atlas) if extras.atlas else ())
         return cls(raw, result, ensemble, found, examination, trust)
 
     @cached_property
@@ -58,4 +58,8 @@ class SegmentedCase:
         from ensemble.outputs.report.run_report import build_report
 
         report = build_report(self.raw, self.result, self.ensemble, self.findings, self.trust)
-        return report if self.examination is None else report | {"examination": all_printable(self.examination)}
+        return (
+            report
+            if self.examination is None
+            else report | {"examination": replace_undecodable_in_json(self.examination)}
+        )

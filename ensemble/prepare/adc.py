@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ensemble.prepare.brain import above_background
-from ensemble.readers.b_values import no_adc_error
+from ensemble.readers.b_values import missing_adc_error
 from ensemble.readers.base import LowBImage, RawCase, RawImage
 from ensemble.types import BoolArray, FloatArray, Modality
 
@@ -34,7 +34,7 @@ def compute_missing_adc(raw: RawCase) -> RawCase:
     if Modality.ADC in raw.images or dwi is None:
         return raw
     if dwi.low_b is None:
-        raise no_adc_error(dwi.path, "no image of low b-value")
+        raise missing_adc_error(dwi.path, "no image of low b-value")
     low = dwi.low_b
     note = (
         f"ADC: computed from b = {low.b:.4g} and b = {low.dwi_b:.4g} s/mm^2 of the DWI, because none was given"

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ensemble.errors import InputRefused
 from ensemble.geometry import Triple
-from ensemble.prepare.draft import Draft, Note, StepResult
+from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 
 #: Number of equally frequent grey levels to which each image is reduced.
@@ -32,7 +32,7 @@ _SMALL_STEP_MM = 2.0
 _MIRRORED = tuple(f"mirrored along {name}" for name in "zyx")
 
 
-def check_adc_belongs_to_dwi(case: Draft) -> StepResult:
+def check_adc_belongs_to_dwi(case: DraftCase) -> StepResult:
     """Raise InputRefused for an ADC map that does not belong to the DWI."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     return case, refuse_unrelated(case.dwi.array, case.adc.array, case.brain, case.dwi.grid.spacing_zyx_mm, where)
@@ -81,9 +81,9 @@ def refuse_unrelated(
 def mutual_information(
     dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, step_mm: float = _STEP_MM
 ) -> tuple[float, Iterator[tuple[str, float]]]:
-    """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain at their present position, and at others.
+    """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain, and an iterator over its value at other positions.
 
-    Also return (description, value) for ADC mirrored and moved.
+    The iterator yields (description, nats) for the ADC map mirrored or shifted in each way.
     """
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)

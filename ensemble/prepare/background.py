@@ -8,7 +8,7 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, LazyVolume, Note, StepResult
+from ensemble.prepare.draft import DraftCase, LazyVolume, Note, StepResult
 from ensemble.resample import resample_volume
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
@@ -19,8 +19,8 @@ NOISY_BACKGROUND = 0.05
 _CUT_MM2 = 400.0
 
 
-def zero_unusable_voxels(case: Draft) -> StepResult:
-    """Keep non-finite or hot voxels at 0 if they lie outside tissue (ADC of air is 0/0). Raises InputRefused if some lie inside."""
+def zero_unusable_voxels(case: DraftCase) -> StepResult:
+    """Keep non-finite or impossibly bright voxels at 0 if they lie outside tissue (ADC of air is 0/0). Raises InputRefused otherwise."""
     notes = []
     for modality, bad in case.unusable.items():
         other = case.adc if modality is Modality.DWI else case.dwi
@@ -46,7 +46,7 @@ def zero_unusable_voxels(case: Draft) -> StepResult:
     return case, tuple(notes)
 
 
-def clear_background(case: Draft) -> StepResult:
+def clear_background(case: DraftCase) -> StepResult:
     """Set voxels outside the brain to 0 if many hold noise: members crop to and normalise by nonzero voxels.
 
     Published members still get the original background (`as_read`), except for a stripped skull.
@@ -70,7 +70,7 @@ def _cleared(image: Volume, brain: BoolArray) -> Volume:
     return image.like(np.where(brain, image.array, np.float32(0))) if image.array[~brain].any() else image
 
 
-def note_cut_off_brain(case: Draft) -> StepResult:
+def note_cut_off_brain(case: DraftCase) -> StepResult:
     """Note a brain that is cut off by the field of view, except at the bottom, where the brain stem always leaves it."""
     canonical = case.dwi.grid.canonical()
     array = canonical.apply(case.brain)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ensemble.prepare.hot_voxels import highest_plausible
+from ensemble.prepare.hot_voxels import highest_plausible_value
 
 # Fraction of the typical foreground value below which a voxel is background: far above resampling noise (1e-22 ... 1e-6)
 # and the overshoot of cubic interpolation at the mask's edge, far below cerebrospinal fluid on a b = 1000 s/mm^2 image (0.2-0.5).
@@ -39,7 +39,7 @@ def brain_mask(dwi: npt.NDArray[np.floating], adc: npt.NDArray[np.floating]) -> 
 def above_background(image: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """Return where an image (z, y, x) exceeds a small fraction of its typical value, and so is more than resampling noise."""
     finite = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    peak = min(float(finite.max(initial=0.0)), highest_plausible(finite))
+    peak = min(float(finite.max(initial=0.0)), highest_plausible_value(finite))
     if peak <= 0.0:
         return np.zeros(finite.shape, dtype=bool)
     # in three steps, so that no hot spot counts: without resampling noise and faint values (noise of the air), the median is that of tissue

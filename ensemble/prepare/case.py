@@ -10,7 +10,7 @@ from ensemble.geometry import Grid
 from ensemble.prepare.adc import compute_missing_adc
 from ensemble.prepare.agreement import check_adc_belongs_to_dwi
 from ensemble.prepare.background import clear_background, note_cut_off_brain, zero_unusable_voxels
-from ensemble.prepare.draft import Draft, LazyImages, Note, Step
+from ensemble.prepare.draft import DraftCase, LazyImages, Note, Step
 from ensemble.prepare.flair import align_flair, check_flair_size
 from ensemble.prepare.grids import align_adc, check_adc_coverage
 from ensemble.prepare.plausibility import check_plausibility
@@ -74,7 +74,7 @@ class PreparedCase:
 
 
 @attach_reader_notes
-def prepare(
+def prepare_raw(
     raw: RawCase,
     skull_strip: SkullStrip = "auto",
     device: str = "cpu",
@@ -93,7 +93,7 @@ def prepare(
     raw = compute_missing_adc(raw)
     paths = {modality: image.path for modality, image in raw.images.items()}
     images = {modality: image.volume for modality, image in raw.images.items()}
-    case = Draft(raw.name, paths, images, skull_strip, device, brain_ml, registration, flair_is_needed)
+    case = DraftCase(raw.name, paths, images, skull_strip, device, brain_ml, registration, flair_is_needed)
     notes = [Note(text, modality, "readers") for modality, image in raw.images.items() for text in image.notes]
     for step in STEPS:
         case, noted = step(case)
@@ -110,5 +110,5 @@ def prepare(
 
 
 def prepare_for_run(raw: RawCase, config: RunConfig, device: str, *, flair_is_needed: bool = True) -> PreparedCase:
-    """Prepare a case with the options of a run. Raises as `prepare` does."""
-    return prepare(raw, config.skull_strip, device, config.brain_ml, config.registration, flair_is_needed)
+    """Prepare a case with the options of a run. Raises as `prepare_raw` does."""
+    return prepare_raw(raw, config.skull_strip, device, config.brain_ml, config.registration, flair_is_needed)

@@ -1,4 +1,4 @@
-"""`Draft`, a case during preparation; `Step`, the signature of every preparation step; `Note`, what a step records."""
+"""`DraftCase`, a case during preparation; `Step`, the signature of every preparation step; `Note`, what a step records."""
 
 from __future__ import annotations
 
@@ -53,15 +53,16 @@ class Note:
 
 @dataclass(frozen=True)
 class UnusableVoxels:
-    """Voxels of an image that are not finite or impossibly bright (`hot`: how many of the latter). They are 0 in the image meanwhile."""
+    """Voxels of an image that are not finite or impossibly bright. They are set to 0 until a later step decides about them."""
 
     where: Volume
     """bool, on the image's own grid."""
     hot: int
+    """How many voxels are impossibly bright."""
 
 
 @dataclass(frozen=True)
-class Draft:
+class DraftCase:
     """A case between two steps of preparation."""
 
     name: str
@@ -101,11 +102,11 @@ class Draft:
         """The ADC map."""
         return self.images[Modality.ADC]
 
-    def with_image(self, modality: Modality, volume: Volume) -> Draft:
+    def with_image(self, modality: Modality, volume: Volume) -> DraftCase:
         """Return the case with an image replaced."""
         return replace(self, images={**self.images, modality: volume})
 
 
-StepResult = tuple[Draft, tuple[Note, ...]]
+StepResult = tuple[DraftCase, tuple[Note, ...]]
 #: A step takes a draft and returns the next one with notes. Raises InputRefused if the case can't be segmented safely.
-Step = Callable[[Draft], StepResult]
+Step = Callable[[DraftCase], StepResult]

@@ -11,9 +11,9 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.draft import Draft, Note, StepResult
-from ensemble.prepare.grids import field_of_view_on
-from ensemble.prepare.registration import RegistrationResult, register
+from ensemble.prepare.draft import DraftCase, Note, StepResult
+from ensemble.prepare.grids import field_of_view_mask
+from ensemble.prepare.registration import RegistrationResult, register_rigidly
 from ensemble.prepare.scale import refuse_implausible_brain
 from ensemble.prepare.skull import must_strip
 from ensemble.resample import resample_cubic, resample_volume
@@ -31,7 +31,7 @@ _SIZE_MM = 2.0
 _FEWEST = 32
 
 
-def check_flair_size(case: Draft) -> StepResult:
+def check_flair_size(case: DraftCase) -> StepResult:
     """Raise InputRefused for a skull-stripped FLAIR in which the brain has, by its header, an impossible size."""
     flair = case.images.get(Modality.FLAIR)
     if flair is not None and not case.stripped and not must_strip("auto", flair)[0]:
@@ -52,7 +52,7 @@ def _thinned(image: Volume) -> Volume:
     return Volume(array, replace(grid, size=(nx, ny, nz), spacing_mm=spacing))
 
 
-def align_flair(case: Draft) -> StepResult:
+def align_flair(case: DraftCase) -> StepResult:
     """Resample FLAIR to the DWI grid, registered if that aligns it better than its header.
 
     Published members know it interpolated by cubic B-splines (docs/adr/0019), the others linearly. Raises InputRefused if it covers too
@@ -62,7 +62,7 @@ def align_flair(case: Draft) -> StepResult:
     if flair is None:
         return case, ()
     grid, there, notes = case.dwi.grid, flair.grid, []
-    coverage = float(field_of_view_on(there, grid)[case.brain].mean())
+    coverage = float(field_of_view_mask(there, grid)[case.brain].mean())
     if coverage < MIN_FLAIR_COVERAGE:
         raise InputRefused(
             "FLAIR covers too little of the brain on DWI",
@@ -80,7 +80,7 @@ def align_flair(case: Draft) -> StepResult:
     elif not case.flair_is_needed:
         found = RegistrationResult(None, "not needed, since no member takes FLAIR and no output shows it")
     else:
-        found = register(flair, placed, case.dwi, case.brain)
+        found = register_rigidly(flair, placed, case.dwi, case.brain)
     source = f"(linear, from {there.describe()})"
     if found.transform is not None:
         notes.append(f"FLAIR registered to DWI: {found.summary}; resampled {source}")

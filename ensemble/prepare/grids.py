@@ -9,7 +9,7 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.geometry import ROUNDING_VOXELS, Grid
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Note, StepResult
+from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.resample import resample_volume, resample_within
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
@@ -18,7 +18,7 @@ from ensemble.volume import Volume
 MIN_ADC_OVERLAP, MIN_ADC_COVERAGE, WHOLE_ADC_COVERAGE = 0.3, 0.9, 0.999
 
 
-def align_adc(case: Draft) -> StepResult:
+def align_adc(case: DraftCase) -> StepResult:
     """Resample ADC (float32) to the DWI grid, and record where it has data.
 
     Raises InputRefused if it covers too little of the DWI's field of view.
@@ -31,7 +31,7 @@ def align_adc(case: Draft) -> StepResult:
         if apart > 1e-3:
             text = f"ADC header differs from DWI by {apart:.3g} voxels: treated as rounding, the DWI header is used"
     else:
-        covered = field_of_view_on(there, grid)
+        covered = field_of_view_mask(there, grid)
         if covered.mean() < MIN_ADC_OVERLAP:
             raise InputRefused(
                 "ADC covers too little of the DWI's field of view",
@@ -50,7 +50,7 @@ def align_adc(case: Draft) -> StepResult:
     return replace(case.with_image(Modality.ADC, placed), covered=covered), (Note(text, Modality.ADC),) if text else ()
 
 
-def check_adc_coverage(case: Draft) -> StepResult:
+def check_adc_coverage(case: DraftCase) -> StepResult:
     """Restrict the brain to where ADC has data. Raises InputRefused if ADC covers less than `MIN_ADC_COVERAGE` of it."""
     share = float(case.covered[case.brain].mean())
     if share < MIN_ADC_COVERAGE:
@@ -65,7 +65,7 @@ def check_adc_coverage(case: Draft) -> StepResult:
     return replace(case, brain=case.brain & case.covered), notes
 
 
-def field_of_view_on(there: Grid, grid: Grid) -> BoolArray:
+def field_of_view_mask(there: Grid, grid: Grid) -> BoolArray:
     """Return where on `grid` an image on the grid `there` has data: up to half a voxel beyond its outermost voxel centres."""
     everywhere = Volume(np.ones(there.shape_zyx, np.uint8), there)
     return resample_volume(everywhere, grid, linear=False).array > 0

@@ -14,7 +14,7 @@ _FEW = 0.005
 _MIN_PICTURE = 1e-4
 
 
-def highest_plausible(image: AnyArray) -> float:
+def highest_plausible_value(image: AnyArray) -> float:
     """Return the largest plausible magnitude in an image (z, y, x); infinite if no value is positive."""
     values = image[np.isfinite(image) & (image > 0)]
     while values.size:
@@ -26,9 +26,9 @@ def highest_plausible(image: AnyArray) -> float:
     return float("inf")
 
 
-def unusable_voxels(image: AnyArray) -> BoolArray:
+def unusable_voxel_mask(image: AnyArray) -> BoolArray:
     """Return where an image (z, y, x) is not finite or has impossible values."""
-    return ~(np.abs(image) <= min(highest_plausible(image), float(np.finfo(np.float32).max)))
+    return ~(np.abs(image) <= min(highest_plausible_value(image), float(np.finfo(np.float32).max)))
 
 
 def is_constant(image: AnyArray, usable: BoolArray) -> bool:

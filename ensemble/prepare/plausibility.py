@@ -15,7 +15,7 @@ from scipy import ndimage
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Note, StepResult
+from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.types import BoolArray, FloatArray, Modality
 
 #: Thresholds for bright, dark and no signal, in units of each image's own tissue level.
@@ -64,7 +64,7 @@ class _Inside:
     adc: FloatArray
 
 
-def check_plausibility(case: Draft) -> StepResult:
+def check_plausibility(case: DraftCase) -> StepResult:
     """Raise InputRefused if DWI or ADC can't be what it is given as: swapped, clipped, negative, not diffusion-weighted."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
     deep = None if case.stripped else _deep_part(case.brain, case.dwi.grid)

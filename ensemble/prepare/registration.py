@@ -36,7 +36,7 @@ _DETAIL_MM = 1.2
 
 @dataclass(frozen=True)
 class RegistrationResult:
-    """The result of a registration."""
+    """The transform that a registration found, if it is used, and a summary."""
 
     transform: sitk.Transform | None
     """From points on the DWI to points on the FLAIR (LPS, mm); None if the headers are kept."""
@@ -44,7 +44,7 @@ class RegistrationResult:
     """One clause on it, for the report."""
 
 
-def register(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray) -> RegistrationResult:
+def register_rigidly(moving: Volume, by_header: Volume, fixed: Volume, brain: BoolArray) -> RegistrationResult:
     """Align `moving` to `fixed`.
 
     Args:

@@ -13,7 +13,7 @@ from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, Note, StepResult
+from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
 
@@ -36,11 +36,11 @@ _SAME_SCALE = 0.01
 _MISTAKES = {0.1: "cm", 10.0: "tenths of mm", 1e-3: "m (or of microns as mm)", 1e3: "microns (or of mm as m)"}
 _DO = (
     "check the units and the slice spacing of the header (mm; with the gap between slices; NIfTI: pixdim, sform, xyzt_units), or export it "
-    "again. Infant, after craniectomy, or a head that keeps its skull: set the accepted volume with --brain-ml LOW,HIGH"
+    "again. For an infant, after craniectomy, or for a head that keeps its skull, set the accepted volume with --brain-ml LOW,HIGH"
 )
 
 
-def check_scale(case: Draft) -> StepResult:
+def check_scale(case: DraftCase) -> StepResult:
     """Raise InputRefused for images that by their headers are not as large as a head, and for ADC with another voxel size than DWI."""
     for modality, image in case.images.items():
         _refuse_other_scale(image, case.paths[modality], modality, case.brain_ml)
@@ -48,7 +48,7 @@ def check_scale(case: Draft) -> StepResult:
     return case, ()
 
 
-def check_brain_volume(case: Draft) -> StepResult:
+def check_brain_volume(case: DraftCase) -> StepResult:
     """Raise InputRefused for a brain of impossible volume; note an unusual one."""
     notes = refuse_implausible_brain(case.brain, case.dwi.grid, "brain", case.paths[Modality.DWI], case.brain_ml)
     return case, notes
@@ -65,19 +65,20 @@ def _refuse_other_scale(image: Volume, where: Path, modality: Modality, brain_ml
     low, high = brain_ml
     if not (view_ml >= low and max(view) <= _LONGEST_VIEW_MM):
         size = " x ".join(f"{mm:.4g}" for mm in view)
-        found = f"its field of view measures {size} mm ({view_ml:.3g} ml), a brain {low:g} to {high:g} ml"
+        found = f"its field of view measures {size} mm ({view_ml:.3g} ml), a brain measures {low:g} to {high:g} ml"
         raise _refusal(what, where, found)
     foreground = above_background(array)
     head_ml = volume_ml(foreground, grid.spacing_zyx_mm)
     if head_ml < low:
-        found = f"the foreground measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        found = f"the foreground measures {head_ml:.3g} ml, with voxels of {_spacing(grid)} mm; a brain measures {low:g} to {high:g} ml"
         raise _refusal(what, where, found, head_ml, brain_ml)
     if modality is Modality.ADC:
         return  # its air may be as bright as its tissue
     # most of the foreground may be noise of the air, which is far below the bright tissue
     tissue_ml = volume_ml(array > 0.25 * np.percentile(array[foreground], 98), grid.spacing_zyx_mm)
     if tissue_ml > _HEADS_IN_BRAINS * high:
-        found = f"the bright region measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; a brain {low:g} to {high:g} ml"
+        found = f"the bright region measures {tissue_ml:.0f} ml, with voxels of {_spacing(grid)} mm; "
+        found += f"a brain measures {low:g} to {high:g} ml"
         raise _refusal(what, where, found, tissue_ml, brain_ml)
 
 
@@ -102,7 +103,8 @@ def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Pat
     )
     if not (min(lengths) >= shortest and max(lengths) <= longest):
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
-        found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; a brain {shortest:.0f} to {longest:.0f} mm"
+        found = f"it measures {size} mm along x, y, z, with voxels of {_spacing(grid)} mm; "
+        found += f"a brain measures {shortest:.0f} to {longest:.0f} mm"
         raise _refusal(f"the {what} has an impossible size for a brain", where, found)
     if max(lengths) > _MAX_UNEQUAL * min(lengths) and cut_off_share(brain) <= _CUT_SHARE:
         size = " x ".join(f"{mm:.0f}" for mm in reversed(lengths))
@@ -111,17 +113,20 @@ def refuse_implausible_brain(brain: BoolArray, grid: Grid, what: str, where: Pat
     if USUAL_BRAIN_ML[0] <= volume <= USUAL_BRAIN_ML[1]:
         return ()
     hint = "is the skull still there?" if volume > USUAL_BRAIN_ML[1] else "is part of the brain missing?"
-    usual = f"a brain {USUAL_BRAIN_ML[0]:.0f} to {USUAL_BRAIN_ML[1]:.0f} ml"
+    usual = f"a brain usually {USUAL_BRAIN_ML[0]:.0f} to {USUAL_BRAIN_ML[1]:.0f} ml"
     return (Note(f"the foreground measures {volume:.0f} ml, {usual}: {hint}"),)
 
 
 def brain_extent_mm(brain: BoolArray, grid: Grid) -> list[float]:
-    """Return the extent (mm) along each axis of all but the outermost voxels of a brain (z, y, x): of `_EXTENT_SHARE` of them."""
+    """Return the extent (mm; z, y, x) of a brain mask (z, y, x), ignoring its outermost voxels: `_EXTENT_SHARE` of them lie within it."""
     return [_length(brain, axis) * mm for axis, mm in enumerate(grid.spacing_zyx_mm)]
 
 
 def cut_off_share(brain: BoolArray) -> float:
-    """Return the largest end section of a brain along any axis, as a share of its largest section: high for a cut-off brain."""
+    """Return the area of the largest end slice of a brain mask (z, y, x) along any axis, divided by that axis's largest slice area.
+
+    It is high for a brain that the field of view cuts off.
+    """
     sections = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
     return max(float(areas[np.flatnonzero(areas)[[0, -1]]].max() / areas.max()) for areas in sections)
 

@@ -18,10 +18,10 @@ from scipy import ndimage
 
 from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused, WeightsBroken
-from ensemble.geometry import Grid, is_too_large, size_limit
+from ensemble.geometry import Grid, describe_size_limit, is_too_large
 from ensemble.metrics import volume_ml
 from ensemble.prepare.brain import above_background, brain_mask
-from ensemble.prepare.draft import Draft, Note, StepResult
+from ensemble.prepare.draft import DraftCase, Note, StepResult
 from ensemble.resample import NnunetResampling
 from ensemble.types import BoolArray, FloatArray, Modality
 from ensemble.volume import Volume
@@ -48,7 +48,7 @@ _HALF_OF_A_BRAIN = 0.25
 _COARSE_MM = 3.0
 
 
-def extract_brain(case: Draft) -> StepResult:
+def extract_brain(case: DraftCase) -> StepResult:
     """Find the brain on the DWI grid: with HD-BET if there is a skull, else as voxels above background in DWI or ADC.
 
     Raises InputRefused if there is none, or as `strip_skull` does.
@@ -91,7 +91,7 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
             where=where,
             found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
             do="check that DWI shows the whole head, is not swapped with ADC, and has the right voxel size (mm) in its header. "
-            "Infant, or after craniectomy: set the accepted volume with --brain-ml LOW,HIGH. "
+            "For an infant, or after craniectomy, set the accepted volume with --brain-ml LOW,HIGH. "
             "Otherwise strip the skull yourself and add --skull-strip never",
         )
     text = f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)"
@@ -145,7 +145,8 @@ def _refuse_too_large(grid: Grid, where: Path) -> None:
         raise InputRefused(
             "the DWI's field of view is too large for skull stripping",
             where=where,
-            found=f"{' x '.join(map(str, reversed(shape)))} voxels at {SPACING_MM} mm; {size_limit(_MAX_VOXELS)}: {grid.describe()}",
+            found=f"{' x '.join(map(str, reversed(shape)))} voxels at {SPACING_MM} mm; "
+            f"{describe_size_limit(_MAX_VOXELS)}: {grid.describe()}",
             do="check the units of its header (mm); crop it to the head; or strip the skull yourself and use --skull-strip never",
         )
 
@@ -154,7 +155,7 @@ def _brain_probability(dwi: Volume, device: str) -> BoolArray:
     """Return HD-BET's brain on the image's own grid: its largest piece, holes filled."""
     import torch
 
-    from ensemble.inference.device import exact
+    from ensemble.inference.device import reproducible_arithmetic
     from ensemble.inference.precision import has_bfloat16
     from ensemble.prepare.hdbet_unet import DIVISOR, HdBetUnet
     from ensemble.weights.checkpoints import load_weights, read_checkpoint
@@ -179,7 +180,7 @@ def _brain_probability(dwi: Volume, device: str) -> BoolArray:
     quick = has_bfloat16(torch.device(device))
     with (
         torch.inference_mode(),
-        exact(torch.device(device)),
+        reproducible_arithmetic(torch.device(device)),
         torch.autocast(device.split(":")[0], torch.bfloat16, enabled=quick),
     ):
         logits = network.to(device).eval()(torch.from_numpy(padded)[None, None].to(device))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ensemble.errors import InputRefused
-from ensemble.prepare.draft import Draft, StepResult
+from ensemble.prepare.draft import DraftCase, StepResult
 from ensemble.types import Modality
 
 # Factor to 1e-3 mm^2/s for the units that ADC maps come in: mm^2/s, 1e-3 mm^2/s and 1e-6 mm^2/s.
@@ -28,20 +28,22 @@ TISSUE_HALF_WIDTH = 0.25  # of the ADC mode
 CLIP = {Modality.DWI: (0.0, 8.0), Modality.ADC: (0.0, 5.0), Modality.FLAIR: (0.0, 5.0)}
 
 
-def normalize_intensities(case: Draft) -> StepResult:
+def normalize_intensities(case: DraftCase) -> StepResult:
     """Divide each image by its level in normal tissue. Raises InputRefused if one has no plausible brain tissue."""
     arrays = {modality: volume.array for modality, volume in case.images.items()}
     try:
-        physical = normalize_by_tissue(
+        normalized = normalize_by_tissue(
             arrays[Modality.DWI], arrays[Modality.ADC], arrays.get(Modality.FLAIR), case.brain
         )
     except InputRefused as error:  # arrays don't know their files
         error.where = str(case.paths[Modality(error.where.lower())])
         raise
-    return replace(case, tissue_normalized={modality: case.dwi.like(array) for modality, array in physical.items()}), ()
+    return replace(
+        case, tissue_normalized={modality: case.dwi.like(array) for modality, array in normalized.items()}
+    ), ()
 
 
-def adc_to_um2_per_ms(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
+def adc_unit_factor(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
     """Return the factor that converts an ADC map to 1e-3 mm^2/s (= um^2/ms), found from its values in the brain.
 
     Args:
@@ -107,7 +109,7 @@ def normalize_by_tissue(
     Raises:
         InputRefused: if a modality holds no plausible brain tissue.
     """
-    factor = adc_to_um2_per_ms(adc, brain)
+    factor = adc_unit_factor(adc, brain)
     diffusion = np.asarray(adc, dtype=np.float32) * np.float32(factor)
     mode = adc_mode(diffusion, brain)
     tissue = brain & (np.abs(diffusion - mode) < TISSUE_HALF_WIDTH * mode)

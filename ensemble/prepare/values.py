@@ -9,15 +9,15 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.prepare.brain import above_background
-from ensemble.prepare.draft import Draft, StepResult, UnusableVoxels
-from ensemble.prepare.hot_voxels import is_constant, unusable_voxels
+from ensemble.prepare.draft import DraftCase, StepResult, UnusableVoxels
+from ensemble.prepare.hot_voxels import is_constant, unusable_voxel_mask
 from ensemble.types import FloatArray, Modality
 
 #: Share of an image's outer faces that must have one value to say what air has.
 _ALL_AROUND = 0.9
 
 
-def check_complete(case: Draft) -> StepResult:
+def check_complete(case: DraftCase) -> StepResult:
     """Raise InputRefused for a case without DWI or ADC."""
     for modality in (Modality.DWI, Modality.ADC):
         if modality not in case.images:
@@ -25,14 +25,14 @@ def check_complete(case: Draft) -> StepResult:
     return case, ()
 
 
-def check_values(case: Draft) -> StepResult:
+def check_values(case: DraftCase) -> StepResult:
     """Set unusable values to 0 for now (`background.zero_unusable_voxels` decides on them later).
 
     Raises InputRefused for images that are constant or have no finite value, and for a DWI with a bright background.
     """
     marked, images = {}, dict(case.images)
     for modality, image in case.images.items():
-        bad = unusable_voxels(image.array)
+        bad = unusable_voxel_mask(image.array)
         if bad.all():
             raise InputRefused(
                 f"the {modality.label} image has no finite value",
@@ -60,7 +60,7 @@ def check_values(case: Draft) -> StepResult:
     return replace(case, images=images, unusable=marked), ()
 
 
-def check_distinct(case: Draft) -> StepResult:
+def check_distinct(case: DraftCase) -> StepResult:
     """Raise InputRefused if the same image is given for two modalities."""
     for first, second in combinations([modality for modality in Modality if modality in case.images], 2):
         if np.array_equal(case.images[first].array, case.images[second].array):

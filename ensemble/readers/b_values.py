@@ -73,7 +73,7 @@ def select_dwi(
     return weighted, note + f"; {len(twice)} of them stand there twice" * bool(twice)
 
 
-def weighted_volumes(count: int, b_values: Sequence[float] | None) -> list[int]:
+def weighted_volume_indices(count: int, b_values: Sequence[float] | None) -> list[int]:
     """Return the indices of the volumes, out of `count`, that `select_dwi` makes its image from."""
     if b_values is None:
         return [count - 1]
@@ -95,13 +95,13 @@ def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path
         alone = (
             "it holds one volume" if len(volumes) == 1 else f"the b-values of its {len(volumes)} volumes are not known"
         )
-        raise no_adc_error(path, alone)
+        raise missing_adc_error(path, alone)
     usable = [b for b in b_values if DIFFUSION_B[0] <= b <= DIFFUSION_B[1]]
     _, shell = _shell(b_values, usable)
     lowest = min(b_values)
     if lowest > LOW_B:
         held = "it holds one volume" if len(volumes) == 1 else "it holds no volume of b = 0"
-        raise no_adc_error(path, f"{held}; b = {_listed(b_values)} s/mm^2")
+        raise missing_adc_error(path, f"{held}; b = {_listed(b_values)} s/mm^2")
     low = [number for number, value in enumerate(b_values) if value - lowest <= _SAME_LOW]
     refuse = _Refusal(path, b_values, "correct the b-values")
     if empty := [number for number in low if _is_empty(volumes[number])]:
@@ -112,7 +112,7 @@ def select_low_b(volumes: AnyArray, b_values: Sequence[float] | None, path: Path
     return LowBImage(array, *(float(np.mean([b_values[number] for number in numbers])) for numbers in (low, shell)))
 
 
-def no_adc_error(path: Path, found: str) -> InputRefused:
+def missing_adc_error(path: Path, found: str) -> InputRefused:
     """Return the error for a case in which no ADC map is given and none can be computed."""
     return InputRefused(
         "there is no ADC image",

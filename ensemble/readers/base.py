@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ensemble.errors import InputRefused
-from ensemble.readers.origin import Origin
+from ensemble.readers.origin import DicomOrigin
 from ensemble.types import FloatArray, Modality
 from ensemble.volume import Volume
 
@@ -41,7 +41,7 @@ class RawImage:
     """What the reader chose or found odd, one sentence each."""
     low_b: LowBImage | None = None
     """The low-b image of a DWI, if requested."""
-    origin: Origin | None = None
+    origin: DicomOrigin | None = None
     """Of an image read from DICOM: which stored image holds each slice."""
 
 

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.geometry import MAX_SKEW, ROUNDING_VOXELS, Grid
 from ensemble.geometry import MAX_VOXELS as MAX_VOXELS
-from ensemble.text import printable
+from ensemble.text import replace_undecodable
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings would go to stderr
 
@@ -48,5 +48,5 @@ def orthonormalize_direction(grid: Grid, path: Path, label: str, notes: list[str
 
 def last_itk_line(error: Exception) -> str:
     """Return the last line of an ITK error, the part meant for people."""
-    lines = [line.strip() for line in printable(str(error)).splitlines() if line.strip()]
+    lines = [line.strip() for line in replace_undecodable(str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

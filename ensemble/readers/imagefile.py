@@ -13,7 +13,7 @@ from ensemble.errors import InputRefused
 from ensemble.files import lexists, read_bounded, unreadable_reason
 from ensemble.readers.b_values import select_dwi, select_low_b
 from ensemble.readers.base import LowBImage, RawCase, RawImage
-from ensemble.readers.dicom.read import Examination, is_dicom, open_examination, read_dicom
+from ensemble.readers.dicom.read import Examination, is_read_as_dicom, open_examination, read_dicom
 from ensemble.readers.geometry_checks import orthonormalize_direction
 from ensemble.readers.names import parse_image_name, stem
 from ensemble.readers.sources import link_notes
@@ -29,7 +29,7 @@ _MAX_B_BYTES = 1 << 20
 _GENERIC = {"diffusion", "image"}
 
 
-def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
+def read_case_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool = False) -> RawCase:
     """Read one file, DICOM folder or archive per modality; without ADC, also the image needed to compute it.
 
     `adc_is_held` means that the caller has an ADC map in memory, so none will be computed.
@@ -39,7 +39,7 @@ def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool =
     started = time.perf_counter()
     for path in files.values():
         # one folder or archive may hold several series; one file is one image
-        if not is_dicom(path) and sum(other == path for other in files.values()) > 1:
+        if not is_read_as_dicom(path) and sum(other == path for other in files.values()) > 1:
             raise InputRefused(
                 "the same file is given for two modalities", where=path, do="give each image its own file"
             )
@@ -48,7 +48,7 @@ def read_files(name: str, files: Mapping[Modality, Path], *, adc_is_held: bool =
         examinations: dict[Path, Examination] = {}  # headers of one folder are read once, whatever is taken of it
         for modality, path in files.items():
             with_low_b = modality is Modality.DWI and Modality.ADC not in files and not adc_is_held
-            if is_dicom(path):
+            if is_read_as_dicom(path):
                 if path not in examinations:
                     examinations[path] = open_ones.enter_context(open_examination(path, modality.label))
                 images[modality] = examinations[path].read(modality, with_low_b=with_low_b)
@@ -66,7 +66,7 @@ def read_image(path: Path, modality: Modality, *, with_low_b: bool = False) -> R
     no valid geometry. A folder or .zip is read as DICOM.
     """
     label = modality.label
-    if is_dicom(path):
+    if is_read_as_dicom(path):
         return read_dicom(path, modality, with_low_b=with_low_b)
     stored = read_stored(path, label)
     notes = [*stored.remarks, *link_notes(path, label)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ensemble.errors import InputRefused
 from ensemble.geometry import Grid
 from ensemble.readers.base import RawImage
-from ensemble.readers.dicom.read import Examination, is_dicom, open_examination
+from ensemble.readers.dicom.read import Examination, is_read_as_dicom, open_examination
 from ensemble.readers.dicom.series import Series
 from ensemble.readers.imagefile import read_image
 from ensemble.types import Modality
@@ -61,15 +61,15 @@ class _Answers:
     chosen: dict[Modality, Series] = field(default_factory=dict)
 
 
-def inspect(path: Path, requested: Modality | None) -> InspectedPath:
+def inspect_path(path: Path, requested: Modality | None) -> InspectedPath:
     """Examine a file, folder or archive. Pixels are read only of the `requested` image, or of an image file.
 
     What can't be read, the whole path too, is part of the finding.
     """
-    if is_dicom(path):
+    if is_read_as_dicom(path):
         try:
             with open_examination(path, requested.label if requested else _LABEL) as examination:
-                return finding_of(examination, requested)
+                return inspect_examination(examination, requested)
         except InputRefused as refused:
             return InspectedPath(path, True, dict.fromkeys((requested,) if requested else Modality, refused), {})
     answers = _Answers()
@@ -82,8 +82,8 @@ def inspect(path: Path, requested: Modality | None) -> InspectedPath:
     return InspectedPath(path, False, answers.images, answers.notes)
 
 
-def finding_of(examination: Examination, requested: Modality | None) -> InspectedPath:
-    """Return the finding of an open examination. Pixels are read only of the `requested` image."""
+def inspect_examination(examination: Examination, requested: Modality | None) -> InspectedPath:
+    """Describe an open examination. Pixels are read only of the `requested` image."""
     answers = _Answers()
     for modality in (requested,) if requested else tuple(Modality):
         try:

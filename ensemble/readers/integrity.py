@@ -19,7 +19,7 @@ from ensemble.files import open_file, refuse_irregular_file, unreadable_reason
 from ensemble.geometry import MAX_VOXELS
 from ensemble.readers.headers import TEXT_HEADERS, TextHeader, read_text_header
 from ensemble.readers.inflate import GzipReader
-from ensemble.text import printable
+from ensemble.text import replace_undecodable
 
 #: What reading damaged files raises.
 DAMAGE = (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError)
@@ -75,11 +75,11 @@ def check_file_integrity(path: Path, label: str) -> tuple[str, ...]:
             raise unreadable_file_error(path, label, "no MetaImage or NRRD header")
         if header is not None:
             if header.oddity:
-                raise odd_header_error(path, label, header.oddity)
+                raise unusable_header_error(path, label, header.oddity)
             _refuse_scattered(header, path, label)
             metaimage = path.suffix.lower() in (".mha", ".mhd")
             if odd := _odd_numbers(header, metaimage=metaimage):
-                raise odd_header_error(path, label, odd)
+                raise unusable_header_error(path, label, odd)
             _refuse_without_voxel_size(header, path, label)
             space = header.fields.get("space", "")
             if not any(key in header.fields for key in _ORIENTATIONS) or (space and not _ANATOMICAL.fullmatch(space)):
@@ -106,17 +106,17 @@ def damaged_file_error(path: Path, label: str, found: str) -> InputRefused:
     return InputRefused(
         f"the {label} image is damaged or truncated",
         where=path,
-        found=printable(found),
+        found=replace_undecodable(found),
         do="copy or export it again",
     )
 
 
-def odd_header_error(path: Path, label: str, found: str) -> InputRefused:
+def unusable_header_error(path: Path, label: str, found: str) -> InputRefused:
     """Return the error for a file, possibly complete, whose header is impossible or not supported."""
     return InputRefused(
         f"the {label} image's header can't be used",
         where=path,
-        found=printable(found),
+        found=replace_undecodable(found),
         do="export or convert it again with a tool that writes this field correctly",
     )
 
@@ -137,7 +137,7 @@ def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
     return InputRefused(
         f"the {label} file is not a readable image, or is damaged",
         where=path,
-        found=printable(found),
+        found=replace_undecodable(found),
         do="open it in a viewer to check it; if it has another format, convert it instead of renaming it",
     )
 
@@ -163,14 +163,14 @@ def _refuse_scattered(header: TextHeader, path: Path, label: str) -> None:
         raise InputRefused(
             f"the {label} image's voxels are in other files, which is supported only for .mhd and .nhdr with a single data file",
             where=path,
-            found=printable(header.data_file[:80]),
+            found=replace_undecodable(header.data_file[:80]),
             do="convert it to a single .mha, .nrrd or .nii.gz",
         )
     if header.data_file and header.leads_out:
         raise InputRefused(
             f"the {label} image's header refers to a file outside its folder",
             where=path,
-            found=printable(header.data_file[:200]),
+            found=replace_undecodable(header.data_file[:200]),
             do="put the data file beside the header and name it without a path, or convert both to a single .mha, .nrrd or .nii.gz",
         )
     if header.data_file:
@@ -200,7 +200,7 @@ def _refuse_without_voxel_size(header: TextHeader, path: Path, label: str) -> No
         raise InputRefused(
             f"the {label} image's header has no valid voxel size",
             where=path,
-            found=printable(f"{key}: {fields[key]}") if key in fields else f"no {key}",
+            found=replace_undecodable(f"{key}: {fields[key]}") if key in fields else f"no {key}",
             do="export it again with its voxel size",
         )
 

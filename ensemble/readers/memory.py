@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused, UsageError
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.readers.geometry_checks import orthonormalize_direction
-from ensemble.readers.imagefile import case_name, read_files, read_image
+from ensemble.readers.imagefile import case_name, read_case_files, read_image
 from ensemble.readers.integrity import refuse_too_large
 from ensemble.types import Modality
 from ensemble.volume import Volume, from_sitk
@@ -35,7 +35,7 @@ def read_images(given: Mapping[Modality, ImageLike], name: str | None = None) ->
     """
     files = {modality: Path(image) for modality, image in given.items() if isinstance(image, str | os.PathLike)}
     dwi = files.get(Modality.DWI)
-    case = read_files(name or (case_name(dwi) if dwi else "case"), files, adc_is_held=Modality.ADC in given)
+    case = read_case_files(name or (case_name(dwi) if dwi else "case"), files, adc_is_held=Modality.ADC in given)
     images = {
         **case.images,
         **{modality: _read(image, modality) for modality, image in given.items() if modality not in files},

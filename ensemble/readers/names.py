@@ -52,8 +52,10 @@ class ParsedName:
 
 
 def parse_image_name(name: str) -> ParsedName | None:
-    """Read a name without its ending: by its last words (`17_dwi_b1000`, `17_ADC_map`), of a BIDS name also by its entities
-    (`sub-1_rec-ADC_dwi`). None for what is no DWI, ADC or FLAIR: other maps, phases, or a name that says nothing.
+    """Parse a file name without suffix; return None unless it names a DWI, ADC or FLAIR.
+
+    The last words count (`17_dwi_b1000`, `17_ADC_map`); in a BIDS name also the entities (`sub-1_rec-ADC_dwi`). None for other maps,
+    phase images, and names that state no modality.
     """
     separators = "(_+)" if name.startswith("sub-") else r"([_\-. ]+)"
     pieces = re.split(separators, name)

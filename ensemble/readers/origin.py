@@ -31,7 +31,7 @@ class SourceSlice:
 
 
 @dataclass(frozen=True, eq=False)
-class Origin:
+class DicomOrigin:
     """The DICOM series behind an image."""
 
     study: Dataset

@@ -63,7 +63,7 @@ def link_notes(path: Path, label: str) -> list[str]:
 
 def _leaves(path: Path, folder: Path) -> bool:
     real = real_path(path)
-    return not real.is_relative_to(real_path(folder)) and not is_annexed(real)
+    return not real.is_relative_to(real_path(folder)) and not is_in_git_annex(real)
 
 
 def real_path(path: Path) -> Path:
@@ -71,17 +71,17 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def is_annexed(real: Path) -> bool:
+def is_in_git_annex(real: Path) -> bool:
     """Return whether a file's real path is in a git-annex store."""
     return ".git" in real.parts and ("annex", "objects") in zip(real.parts, real.parts[1:], strict=False)
 
 
-def stamps(images: Iterable[Path]) -> dict[Path, Stamp | None]:
+def image_stamps(images: Iterable[Path]) -> dict[Path, Stamp | None]:
     """Return the stamp of each file of these images. It changes when a file is replaced, written to, added or removed."""
-    return {file: stamp(file) for image in images for _, file in source_files(image)}
+    return {file: file_stamp(file) for image in images for _, file in source_files(image)}
 
 
-def stamp(path: Path) -> Stamp | None:
+def file_stamp(path: Path) -> Stamp | None:
     """Return inode, size and modification time (ns) of a file; None if it does not exist."""
     try:
         found = path.stat()

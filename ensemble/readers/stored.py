@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from ensemble.errors import InputRefused
 from ensemble.files import cannot_open_error, open_file
 from ensemble.geometry import Grid
-from ensemble.logging_setup import native_stderr_to_log
+from ensemble.logging_setup import redirect_native_stderr
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
 from ensemble.readers.content import refuse_mislabelled_file
 from ensemble.readers.geometry_checks import last_itk_line
@@ -27,9 +27,9 @@ from ensemble.readers.integrity import (
     DAMAGE,
     check_file_integrity,
     damaged_file_error,
-    odd_header_error,
     refuse_too_large,
     unreadable_file_error,
+    unusable_header_error,
 )
 from ensemble.readers.names import IMAGE_SUFFIXES, image_suffix
 from ensemble.readers.nifti import NiftiHeader, read_nifti_header
@@ -88,7 +88,7 @@ def read_stored(path: Path, label: str) -> StoredImage:
     except (*DAMAGE, MemoryError) as error:
         raise _refusal(path, label, error) from error
     try:
-        with _plain_name(path) as plain, native_stderr_to_log():
+        with _plain_name(path) as plain, redirect_native_stderr():
             grid = _grid(plain, path, label)
             image = sitk.ReadImage(str(plain), imageIO=_READERS[image_suffix(plain)])
             return StoredImage(sitk.GetArrayFromImage(image), grid, remarks=remarks)
@@ -104,7 +104,7 @@ def read_grid(path: Path, label: str) -> Grid:
         if header is not None:
             return _nifti_grid(header, label, [])
         refuse_mislabelled_file(path, label)
-        with _plain_name(path) as plain, native_stderr_to_log():
+        with _plain_name(path) as plain, redirect_native_stderr():
             return _grid(plain, path, label)
     except (*DAMAGE, MemoryError) as error:
         raise _refusal(path, label, error) from error
@@ -136,7 +136,7 @@ def _read_nifti(header: NiftiHeader, label: str) -> StoredImage:
 def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
     """Return the grid of a NIfTI image, adding oddities to `remarks`. Raises InputRefused for an invalid header."""
     if found := header.fault(remarks):
-        raise odd_header_error(header.path, label, found)
+        raise unusable_header_error(header.path, label, found)
     if found := header.shortfall():
         raise damaged_file_error(header.path, label, found)
     refuse_too_large(header.size, header.path, label)
@@ -144,7 +144,7 @@ def _nifti_grid(header: NiftiHeader, label: str, remarks: list[str]) -> Grid:
         raise _not_scalar(header.path, label, header.not_scalar)
     header.refuse_decompression_bomb(label)
     try:
-        with header.place_for_itk() as plain, native_stderr_to_log():
+        with header.place_for_itk() as plain, redirect_native_stderr():
             grid = _grid(plain, header.path, label)
             grid = replace(grid, direction=header.direction() or grid.direction)
     except (RuntimeError, struct.error) as error:

@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse
 
 from ensemble.errors import InputRefused
 from ensemble.logging_setup import write_final_error_line
-from ensemble.serve.limits import RateLimitFilter, bounded_protocol, max_connections
-from ensemble.serve.supervisor import Supervisor, Unavailable
+from ensemble.serve.limits import RateLimitFilter, limited_protocol_class, max_connections
+from ensemble.serve.supervisor import ServerUnavailable, Supervisor
 from ensemble.serve.worker import CaseDone, CaseFailed, InvokeRequest
 
 #: How long one call of /health is held while members load; the platform allows 10 s.
@@ -27,7 +27,7 @@ MAX_HELD = 16
 SHUTDOWN_S = 3
 
 
-def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: float) -> FastAPI:
+def build_application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: float) -> FastAPI:
     """Build the application: GET /health, and POST /invoke, which waits at most `longest_wait_s` for its turn to run `job`."""
 
     @asynccontextmanager
@@ -60,7 +60,7 @@ def application(supervisor: Supervisor, job: InvokeRequest, longest_wait_s: floa
         gone = asyncio.create_task(_hung_up(request))
         try:
             answer = await supervisor.segment(job, longest_wait_s, gone)
-        except Unavailable as error:
+        except ServerUnavailable as error:
             return JSONResponse(
                 _failure(CaseFailed(str(error), details={"do": "try again"})), 503, {"Retry-After": "10"}
             )
@@ -84,15 +84,15 @@ def _failure(failed: CaseFailed) -> dict[str, Any]:
     return {"status": "failed", "error": {"what": failed.what, **failed.details}, "exit_code": failed.exit_code}
 
 
-class Server(uvicorn.Server):
-    """Ends the worker together with its connections, because requests waiting for the worker would delay shutdown."""
+class InvokeServer(uvicorn.Server):
+    """The HTTP server. On shutdown it also ends the worker, because requests that wait for the worker would delay it."""
 
     def __init__(self, app: FastAPI, supervisor: Supervisor) -> None:
         most = max_connections()
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(most),
+                http=limited_protocol_class(most),
                 backlog=most,
                 log_config=None,
                 access_log=False,

@@ -20,12 +20,12 @@ _REPEAT_S = 60.0
 
 
 def max_connections() -> int:
-    """Return how many connections the limit on open files allows; as many again may be accepted but not yet counted."""
+    """Return how many connections to serve at once, from the limit on open files (a third: some are accepted before they are counted)."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(8, min(MAX_CONNECTIONS, (files - _OWN_FILES) // 3))
 
 
-def bounded_protocol(max_open: int) -> type[H11Protocol]:
+def limited_protocol_class(max_open: int) -> type[H11Protocol]:
     """Return an HTTP protocol class that allows `max_open` connections at a time.
 
     A newcomer beyond them takes the place of the connection that has been longest without a request, be it silent, slow or kept alive;

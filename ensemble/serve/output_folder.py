@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 
 from ensemble.config import STAGING
 from ensemble.folders import remove_empty_folders
-from ensemble.outputs.layouts.contract import patterns
-from ensemble.readers.sources import Stamp, stamp
+from ensemble.outputs.layouts.contract import output_patterns
+from ensemble.readers.sources import Stamp, file_stamp
 
 
 class OutputFolder:
@@ -26,7 +26,7 @@ class OutputFolder:
         The platform empties the folder between calls; other callers may not, and could find an old mask beside the answer "failed".
         """
         for path, left in self._ours.items():
-            if stamp(path) == left:
+            if file_stamp(path) == left:
                 path.unlink(missing_ok=True)
         if self._ours:
             self._remove_empty()
@@ -48,9 +48,14 @@ class OutputFolder:
         self._remove_empty()
 
     def _outputs(self) -> dict[Path, Stamp | None]:
-        return {path: stamp(path) for pattern in patterns() for path in self._root.glob(pattern) if path.is_file()}
+        return {
+            path: file_stamp(path)
+            for pattern in output_patterns()
+            for path in self._root.glob(pattern)
+            if path.is_file()
+        }
 
     def _remove_empty(self) -> None:
         """Remove empty folders that were created for outputs."""
-        needed = {self._root / folder for pattern in patterns() for folder in PurePath(pattern).parents}
+        needed = {self._root / folder for pattern in output_patterns() for folder in PurePath(pattern).parents}
         remove_empty_folders(list(needed - self._folders))

@@ -32,15 +32,15 @@ def serve(worker_config: WorkerConfig, server_config: ServerConfig) -> int:
 
     Raises UsageError when the port can't be opened.
     """
-    listening = listening_socket(
+    listening = open_listening_socket(
         server_config.host, server_config.port
     )  # at once, so that a caller waits until the server is ready
     supervisor = Supervisor(worker_config)
     supervisor.start()  # so that torch is imported there while FastAPI is imported here
-    from ensemble.serve.http import Server, application
+    from ensemble.serve.http import InvokeServer, build_application
 
-    server = Server(
-        application(
+    server = InvokeServer(
+        build_application(
             supervisor, InvokeRequest(server_config.input_root, server_config.output_root), server_config.longest_wait_s
         ),
         supervisor,
@@ -56,7 +56,7 @@ def serve(worker_config: WorkerConfig, server_config: ServerConfig) -> int:
     return 128 + server.ended_by
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
+def open_listening_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a host's first address, IPv4 or IPv6; `::` accepts both. Raises UsageError."""
     listening = None
     try:

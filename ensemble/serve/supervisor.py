@@ -28,7 +28,7 @@ MAX_WAITING = 16
 _HUNG_UP = "the caller has disconnected"
 
 
-class Unavailable(Exception):
+class ServerUnavailable(Exception):
     """The server can't accept a case now; the message states the reason."""
 
 
@@ -84,16 +84,16 @@ class Supervisor:
         """Segment a case when those before it are done.
 
         `gone` is done when nobody waits for the answer any more: the call then loses its turn, unless its case is being segmented.
-        Raises Unavailable when the wait takes too long or is in vain, when too many wait already, or when all ends.
+        Raises ServerUnavailable when the wait takes too long or is in vain, when too many wait already, or when all ends.
         """
         until = time.monotonic() + longest_wait_s
         await self._take_turn(longest_wait_s, gone)
         try:
             await _first_of(self._settled.wait(), gone, max(until - time.monotonic(), 0))
             if self.ready is None and not _is_done(gone):
-                raise Unavailable("the server is ending" if self._stopping else "the members are not loaded yet")
+                raise ServerUnavailable("the server is ending" if self._stopping else "the members are not loaded yet")
             if _is_done(gone):
-                raise Unavailable(_HUNG_UP)
+                raise ServerUnavailable(_HUNG_UP)
             with exclusive_writer(
                 job.output_root
             ):  # here, since what the worker leaves when it dies must be cleaned up under it, too
@@ -109,14 +109,16 @@ class Supervisor:
             await self._turn.acquire()
             return
         if self._waiting >= MAX_WAITING:
-            raise Unavailable(f"{self._waiting} requests are already waiting")
+            raise ServerUnavailable(f"{self._waiting} requests are already waiting")
         self._waiting += 1
         try:
             had = await _first_of(self._turn.acquire(), gone, longest_wait_s)
         finally:
             self._waiting -= 1
         if not had:
-            raise Unavailable(_HUNG_UP if _is_done(gone) else f"other cases took longer than {longest_wait_s:g} s")
+            raise ServerUnavailable(
+                _HUNG_UP if _is_done(gone) else f"other cases took longer than {longest_wait_s:g} s"
+            )
 
     async def stop(self) -> None:
         """End the worker, even if busy; its current case fails."""
@@ -151,7 +153,7 @@ class Supervisor:
         else:
             self._folder.restore()
         if self._stopping and isinstance(answer, CaseFailed):
-            raise Unavailable(answer.what)
+            raise ServerUnavailable(answer.what)
         return answer
 
     def _receive(self) -> None:

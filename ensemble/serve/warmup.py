@@ -11,7 +11,7 @@ import numpy as np
 
 from ensemble.geometry import Grid
 from ensemble.logging_setup import suppress_info_messages
-from ensemble.pipeline import Ensemble, segment
+from ensemble.pipeline import Ensemble, segment_raw
 from ensemble.readers.base import RawCase, RawImage
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -38,7 +38,7 @@ def warm_up(ensemble: Ensemble) -> None:
     )
     try:
         with suppress_info_messages():  # notes on the phantom would appear in the log of the first patient
-            segment(_phantom(), hurried, _Deadline(time.monotonic() + WARM_UP_LIMIT_S))
+            segment_raw(_phantom(), hurried, _Deadline(time.monotonic() + WARM_UP_LIMIT_S))
     except _Enough:
         log.info("warm-up stopped after %.0f s", WARM_UP_LIMIT_S)
     except Exception as error:

@@ -23,7 +23,7 @@ from ensemble.config import ExtraOutputs, RunConfig
 from ensemble.errors import UserError
 from ensemble.logging_setup import log_failure
 from ensemble.memory import as_user_error
-from ensemble.text import TrustedLines, visible
+from ensemble.text import TrustedLines, escape_invisible
 
 if TYPE_CHECKING:
     from ensemble.pipeline import Ensemble, Watcher
@@ -86,7 +86,7 @@ class CaseFailed:
 
     def __str__(self) -> str:
         lines = [self.what, *(f"{name}: {text}" for name, text in self.details.items())]
-        return TrustedLines("\n  ".join(map(visible, lines)))
+        return TrustedLines("\n  ".join(map(escape_invisible, lines)))
 
 
 def serve_requests(connection: Connection, worker_config: WorkerConfig) -> NoReturn:
@@ -118,11 +118,11 @@ def _serve_requests(connection: Connection, worker_config: WorkerConfig) -> None
 def _load(worker_config: WorkerConfig) -> tuple[Ensemble, WorkerReady]:
     started = time.perf_counter()
     from ensemble.contract import execute  # noqa: F401  (imports belong to the start, not to the first case)
-    from ensemble.pipeline import load
+    from ensemble.pipeline import load_from_config
     from ensemble.serve.warmup import warm_up
 
     imported = time.perf_counter()
-    ensemble = load(worker_config.config)
+    ensemble = load_from_config(worker_config.config)
     loaded = time.perf_counter()
     warm_up(ensemble)
     warm = time.perf_counter()

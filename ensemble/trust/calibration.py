@@ -24,10 +24,10 @@ Shape = Literal["log", "logit"]
 #: Scores from which the expected Dice is computed, and their scale; the signs are those of `scores.DIRECTIONS`.
 INPUTS: Mapping[str, Shape] = {"agreement": "logit", "probability": "logit", "spectral": "log"}
 #: Scores of how unusual the images and lesions are, each with its own limit.
-UNLIKENESS_SCORES = ("rest", "histogram", "quality", "mimicry")
+ATYPICALITY_SCORES = ("rest", "histogram", "quality", "mimicry")
 #: Fraction of usual patients that may exceed a limit; there are five limits.
 BEYOND = 0.01
-#: Factor by which the limits of the `UNLIKENESS_SCORES` are moved away from the median, since patients with another anatomy (head) than
+#: Factor by which the limits of the `ATYPICALITY_SCORES` are moved away from the median, since patients with another anatomy (head) than
 #: those of the calibration exceed the quantile more often. Chosen on heads 4 and 9, each judged by the other heads (docs/adr/0026).
 HEADS_ALLOWANCE = 1.25
 #: Fraction of usual patients whose Dice is within the interval.
@@ -76,7 +76,7 @@ class UsualRange:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Parameters fitted on patients with known true masks, for certain weights."""
+    """Parameters that turn trust scores into an expected Dice and a verdict, fitted for certain weights on cases with true masks."""
 
     weights: Mapping[str, Mapping[str, str]]
     """By member: SHA-256 of each file that determines its predictions."""
@@ -88,7 +88,7 @@ class Calibration:
     residual: float
     """Conformal quantile of |Dice - expected|: half of the interval."""
     looks: Mapping[str, UsualRange]
-    """For each of the `UNLIKENESS_SCORES` that is available: the range of its log."""
+    """For each of the `ATYPICALITY_SCORES` that is available: the range of its log."""
     dice: UsualRange
     """The range of minus the logit of the expected Dice."""
     about: Mapping[str, Any]
@@ -98,7 +98,7 @@ class Calibration:
         """Return the logit of the expected Dice; None if a score is missing or nothing was fitted for it."""
         if not self.slopes or not all(name in scores for name in self.slopes):
             return None
-        return self.intercept + sum(slope * scaled(name, scores[name]) for name, slope in self.slopes.items())
+        return self.intercept + sum(slope * transform_score(name, scores[name]) for name, slope in self.slopes.items())
 
     def as_json(self) -> dict[str, Any]:
         """Return a form that can be written as JSON."""
@@ -115,7 +115,7 @@ class Calibration:
             intercept, right, residual = (float(told[name]) for name in ("intercept", "empty_right", "residual"))
             limits = (value for limit in (dice, *looks.values()) for value in vars(limit).values())
             numbers = (intercept, right, residual, *slopes.values(), *limits)
-            known = set(slopes) <= set(INPUTS) and set(looks) <= set(UNLIKENESS_SCORES)
+            known = set(slopes) <= set(INPUTS) and set(looks) <= set(ATYPICALITY_SCORES)
             if not known or not all(map(math.isfinite, numbers)):
                 raise ValueError("not this program's numbers")
             return cls(told["weights"], intercept, slopes, right, residual, looks, dice, dict(told["about"]))
@@ -123,7 +123,7 @@ class Calibration:
             raise UnusableReference(f"the calibration is damaged ({error_in_words(error)})") from error
 
 
-def scaled(name: str, score: float) -> float:
+def transform_score(name: str, score: float) -> float:
     """Return a score transformed to the scale on which scores are added."""
     if INPUTS[name] == "logit":
         kept = min(max(score, 0.02), 0.98)
@@ -131,14 +131,14 @@ def scaled(name: str, score: float) -> float:
     return math.log(max(score, 1e-3))
 
 
-def unlikeness(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return the log of each of the `UNLIKENESS_SCORES` that is available; 0 is usual, higher is less usual."""
-    return {name: math.log(max(scores[name], 1e-3)) for name in UNLIKENESS_SCORES if name in scores}
+def atypicality(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the log of each of the `ATYPICALITY_SCORES` that is available; 0 is usual, higher is less usual."""
+    return {name: math.log(max(scores[name], 1e-3)) for name in ATYPICALITY_SCORES if name in scores}
 
 
-def unlikeness_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, UsualRange]:
-    """Return the usual range of each of the `UNLIKENESS_SCORES`, from the `unlikeness` of usual cases."""
-    found = {name: [case[name] for case in cases if name in case] for name in UNLIKENESS_SCORES}
+def atypicality_limits(cases: Sequence[Mapping[str, float]]) -> dict[str, UsualRange]:
+    """Return the usual range of each of the `ATYPICALITY_SCORES`, from the `atypicality` of usual cases."""
+    found = {name: [case[name] for case in cases if name in case] for name in ATYPICALITY_SCORES}
     return {name: UsualRange.of(values).widened(HEADS_ALLOWANCE) for name, values in found.items() if values}
 
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ensemble.metrics import lesion_components, pairwise_dice
 from ensemble.pipeline import Result
-from ensemble.trust.quality import describe_images, describe_lesions
+from ensemble.trust.quality import measure_image_quality, measure_lesion_traits
 from ensemble.types import BoolArray, FloatArray, Modality
 
 #: Quantiles by which a histogram is represented. One per cent at either end is left out, since single voxels determine it.
@@ -54,16 +54,16 @@ def gather_evidence(result: Result) -> CaseEvidence:
     return CaseEvidence(
         pairwise_dice([prediction.mask.array for prediction in predictions]),
         {"volume_ml": result.lesion_ml, "lesions": float(result.lesion_count)}
-        | describe_mask(result.fused.mask.array, result.fused.mean.array),
+        | measure_mask(result.fused.mask.array, result.fused.mean.array),
         {member: found.whole for member, found in features.items()},
         {member: found.foreground for member, found in features.items() if found.foreground is not None},
-        {m.value: quantiles(result.case.tissue_normalized[m].array[brain]) for m in COMPARED},
-        describe_images(result.case),
-        describe_lesions(result.case, result.fused.mask.array),
+        {m.value: intensity_quantiles(result.case.tissue_normalized[m].array[brain]) for m in COMPARED},
+        measure_image_quality(result.case),
+        measure_lesion_traits(result.case, result.fused.mask.array),
     )
 
 
-def describe_mask(mask: BoolArray, probability: FloatArray) -> dict[str, float]:
+def measure_mask(mask: BoolArray, probability: FloatArray) -> dict[str, float]:
     """Return statistics of a mask (z, y, x) and the mean probability (see `CaseEvidence.mask`); empty for an empty mask."""
     if not mask.any():
         return {}
@@ -81,6 +81,6 @@ def describe_mask(mask: BoolArray, probability: FloatArray) -> dict[str, float]:
     }
 
 
-def quantiles(values: FloatArray) -> FloatArray:
+def intensity_quantiles(values: FloatArray) -> FloatArray:
     """Return the `QUANTILES` of values, (50,) float32; 0 if there are no values."""
     return np.quantile(values, QUANTILES).astype(np.float32) if values.size else np.zeros(len(QUANTILES), np.float32)

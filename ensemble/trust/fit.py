@@ -7,24 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ensemble.pipeline import Ensemble
-from ensemble.trust.calibration import Calibration, UsualRange, unlikeness, unlikeness_limits
+from ensemble.trust.calibration import Calibration, UsualRange, atypicality, atypicality_limits
 from ensemble.trust.evidence import CaseEvidence
 from ensemble.trust.judge import read_calibration
 from ensemble.trust.reference import PARTS, References, UnusableReference, fit_references
-from ensemble.trust.scores import scores_of
+from ensemble.trust.scores import compute_trust_scores
 
 
-def out_of_fold_unlikeness(
+def out_of_fold_atypicality(
     evidence: Sequence[CaseEvidence], digests: Mapping[str, Mapping[str, str]]
 ) -> list[dict[str, float]]:
-    """Return the `unlikeness` of each case, from references fitted without the case's fold (five folds).
+    """Return the `atypicality` of each case, from references fitted without the case's fold (five folds).
 
     The result is in the order of the folds, not of `evidence`.
     """
     far: list[dict[str, float]] = []
     for part in range(PARTS):
         references = fit_references([e for at, e in enumerate(evidence) if at % PARTS != part], digests, least=2)
-        far += [unlikeness(scores_of(e, references)) for e in evidence[part::PARTS]]
+        far += [atypicality(compute_trust_scores(e, references)) for e in evidence[part::PARTS]]
     return far
 
 
@@ -41,5 +41,5 @@ def fit_user_reference(
     except UnusableReference:
         known = Calibration(digests, 0.0, {}, 1.0, 1.0, {}, UsualRange(0.0, 0.0), {})
     about = {**known.about, "looks_of": f"{len(evidence)} cases of {name}", "looks_made": time.strftime("%Y-%m-%d")}
-    looks = unlikeness_limits(out_of_fold_unlikeness(evidence, digests))
+    looks = atypicality_limits(out_of_fold_atypicality(evidence, digests))
     return fit_references(evidence, digests), replace(known, looks=looks, about=about)

@@ -12,10 +12,10 @@ from typing import Any
 from ensemble.errors import UserError
 from ensemble.files import read_json
 from ensemble.pipeline import Ensemble, Result
-from ensemble.trust.calibration import Calibration, Verdict, expit, unlikeness
+from ensemble.trust.calibration import Calibration, Verdict, atypicality, expit
 from ensemble.trust.evidence import CaseEvidence, gather_evidence
 from ensemble.trust.reference import CALIBRATION, FOLDER, References, UnusableReference, read_references
-from ensemble.trust.scores import scores_of
+from ensemble.trust.scores import compute_trust_scores
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +104,14 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The references and the calibration of an ensemble."""
+class TrustModel:
+    """Judges masks of an ensemble by its references and its calibration."""
 
     references: References
     calibration: Calibration | None
 
     @classmethod
-    def of(cls, ensemble: Ensemble) -> Judge:
+    def of(cls, ensemble: Ensemble) -> TrustModel:
         """Read the references and calibration beside an ensemble's weights, if they belong to these weights."""
         weights = ensemble.config.weights_folder
         references, calibration = read_references(weights, ensemble.digests), None
@@ -125,7 +125,7 @@ class Judge:
         """Return how far the mask of a case can be trusted."""
         started = time.perf_counter()
         evidence = gather_evidence(result)
-        scores, missing = scores_of(evidence, self.references), list(self.references.missing)
+        scores, missing = compute_trust_scores(evidence, self.references), list(self.references.missing)
         missing += [
             f"{outcome.member}: its runtime does not expose its features"
             for outcome in result.outcomes
@@ -169,7 +169,7 @@ class Judge:
     ) -> Trust:
         """Return the verdict for some scores; `oddities` describe unusual values of `quality` and `mimicry` in words."""
         calibration = self.calibration
-        far = {name: x for name, x in unlikeness(scores).items() if calibration and name in calibration.looks}
+        far = {name: x for name, x in atypicality(scores).items() if calibration and name in calibration.looks}
         if calibration is None or not far:
             return Trust(None, None, None, scores, (), ())
         verdicts = {name: calibration.looks[name].verdict(x) for name, x in far.items()}
@@ -204,7 +204,7 @@ def judge(result: Result, ensemble: Ensemble) -> Trust:
     Raises nothing, since a failure here must not lose the mask: then there is no verdict, and `missing` says why.
     """
     try:
-        trust = Judge.of(ensemble).judge(result)
+        trust = TrustModel.of(ensemble).judge(result)
     except Exception as error:
         log.warning("trust in the mask is not known: judging failed", exc_info=True)
         return Trust(None, None, None, {}, (), (f"everything: judging failed ({type(error).__name__}: {error})",))

@@ -71,7 +71,7 @@ LESIONS: Mapping[str, TraitMeaning] = {
 }
 
 
-def describe_images(case: PreparedCase) -> dict[str, float]:
+def measure_image_quality(case: PreparedCase) -> dict[str, float]:
     """Return the image-quality measures of a case, by the names in `IMAGES`; some are left out if there is hardly a brain.
 
     They are measured along anatomical axes, whatever the axis order on disk. Slices are stacked along the axis with the largest voxels.
@@ -97,7 +97,7 @@ def describe_images(case: PreparedCase) -> dict[str, float]:
     return {name: found[name] for name in IMAGES if math.isfinite(found.get(name, math.nan))}
 
 
-def describe_lesions(case: PreparedCase, mask: BoolArray) -> dict[str, float]:
+def measure_lesion_traits(case: PreparedCase, mask: BoolArray) -> dict[str, float]:
     """Return the numbers of `LESIONS` of a mask (z, y, x) on the DWI grid; none of an empty one."""
     if not mask.any():
         return {}

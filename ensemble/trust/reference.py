@@ -50,7 +50,7 @@ def refuse_other_version(what: str, version: object, ours: int) -> None:
 
 @dataclass(frozen=True)
 class FeatureReference:
-    """Feature vectors of reference cases in their stable modes, and the usual distance of a further such case."""
+    """The distribution of the reference cases' feature vectors, and the usual distance of a further such case from it."""
 
     spectrum: Spectrum
     usual: float

@@ -31,8 +31,8 @@ DIRECTIONS = {
 _FARTHEST = 1e3
 
 
-def scores_of(evidence: CaseEvidence, references: References) -> dict[str, float]:
-    """Return the available scores by name: those of `DIRECTIONS`.
+def compute_trust_scores(evidence: CaseEvidence, references: References) -> dict[str, float]:
+    """Return the trust scores of a case that can be computed, by the names in `DIRECTIONS`.
 
     Distances are in units of the usual one. `spectral` and `spectral_lesion` are distances in the stable modes of the features of the brain
     and of the lesion, and `rest` is that outside the stable modes of the brain; each is the geometric mean over the members. `histogram`

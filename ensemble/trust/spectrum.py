@@ -20,10 +20,10 @@ TAU = 0.25
 
 
 def noise_floor(eigenvalues: AnyArray, n: int) -> float:
-    """Return the estimated error ||S_N - S|| of a covariance from n samples, given the eigenvalues of S_N, largest first.
+    """Return the estimated spectral norm of S_N - S, given the eigenvalues of S_N (largest first).
 
-    It is estimated from the sample: tr S_N estimates tr S without bias, and the largest eigenvalue is inflated by the same error,
-    l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
+    S_N is the sample covariance of n samples, S the true covariance. The norm is estimated from the sample: tr S_N estimates tr S without
+    bias, and the largest eigenvalue is inflated by the same error, l_1(S_N) = (sqrt(l_1) + sqrt(tr S / n))^2, which is solved for l_1.
     """
     trace, top = float(np.sum(eigenvalues)), float(np.max(eigenvalues, initial=0.0))
     noise = trace / n
@@ -31,7 +31,7 @@ def noise_floor(eigenvalues: AnyArray, n: int) -> float:
     return 2 * (largest * noise) ** 0.5 + noise
 
 
-def stable_modes(eigenvalues: AnyArray, n: int, tau: float = TAU) -> int:
+def count_stable_modes(eigenvalues: AnyArray, n: int, tau: float = TAU) -> int:
     """Return K(N): how many eigenvalues of a covariance from n samples exceed `tau` times the noise floor."""
     return int((np.asarray(eigenvalues) > tau * noise_floor(eigenvalues, n)).sum())
 
@@ -91,5 +91,5 @@ def principal(centred: AnyArray, degrees: int) -> tuple[AnyArray, AnyArray]:
 def fit_spectrum(samples: AnyArray, tau: float = TAU, modes: int | None = None) -> Spectrum:
     """Fit a spectrum to samples (N, D) with K(N) stable modes, or with `modes`. Raises ValueError for fewer than two samples."""
     mean, values, vectors = eigenmodes(samples)
-    kept = stable_modes(values, len(samples), tau) if modes is None else modes
+    kept = count_stable_modes(values, len(samples), tau) if modes is None else modes
     return Spectrum(mean, vectors[:kept], values[:kept], len(samples))

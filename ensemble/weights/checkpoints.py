@@ -17,7 +17,7 @@ from ensemble.errors import WeightsBroken
 from ensemble.files import lexists, open_file
 from ensemble.memory import is_out_of_memory
 from ensemble.weights.damage import READ_ERRORS, damaged_weights_error
-from ensemble.weights.folder import folder_errors
+from ensemble.weights.folder import convert_folder_errors
 from ensemble.weights.pickles import ForbiddenName
 from ensemble.weights.programs import refuse_excessive_allocation
 
@@ -52,7 +52,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 found=type(loaded).__name__,
                 do="use the file that the trainer wrote",
             )
-        refuse_more_than_the_file(loaded, path)
+        refuse_oversized_tensors(loaded, path)
     except READ_ERRORS as error:
         wanted = str(error) if isinstance(error, ForbiddenName) else _forbidden(error)
         if wanted:
@@ -71,7 +71,7 @@ def refuse_unreadable_checkpoint(path: Path) -> None:
     """Raise WeightsBroken for a checkpoint that is missing, can't be opened, or is not a file."""
     if not lexists(path):
         raise WeightsBroken("a checkpoint is missing", where=path, do="restore the weights folder")
-    with folder_errors(path):
+    with convert_folder_errors(path):
         open_file(path).close()
 
 
@@ -92,7 +92,7 @@ def _refuse_greedy(path: Path, *, archive: bool) -> None:
                 refuse_excessive_allocation(io.BytesIO(checkpoint.read(member)))
 
 
-def refuse_more_than_the_file(content: Mapping[Any, Any], path: Path) -> None:
+def refuse_oversized_tensors(content: Mapping[Any, Any], path: Path) -> None:
     """Raise WeightsBroken if the tensors, which may overlap in the file, are together far larger than it."""
     size = path.stat().st_size
     total, largest = 0, ("", 0)
@@ -119,7 +119,7 @@ def _tensors(content: Any, name: str, seen: set[int]) -> Iterator[tuple[str, tor
         yield from _tensors(value, f"{name}.{key}".strip("."), seen)
 
 
-def checkpoint_of(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
+def read_trainer_checkpoint(trainer: str, path: Path, key: str, name: str) -> dict[str, Any]:
     """Return a checkpoint that has a trainer's weights under `key`; `name` is the trainer's file name, for messages.
 
     Raises WeightsBroken for any other content.

@@ -46,7 +46,7 @@ def damaged_weights_error(path: Path, what: str, doing: str, error: BaseExceptio
 
 
 @contextmanager
-def weights_errors(path: Path, what: str, doing: str) -> Iterator[None]:
+def convert_weights_errors(path: Path, what: str, doing: str) -> Iterator[None]:
     """Convert the exceptions of reading a damaged file into WeightsBroken."""
     try:
         yield

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ensemble.files import file_sha256
-from ensemble.weights.folder import folder_errors
+from ensemble.weights.folder import convert_folder_errors
 
 #: Smaller files are hashed in no time.
 KEPT_FROM_BYTES = 64 << 20
@@ -30,11 +30,8 @@ Stamp = tuple[int, int, int, int, int]
 
 
 def weights_sha256(path: Path, *, anew: bool = False) -> str:
-    """Return a file's hexadecimal SHA-256; that of a file which is as it was, as it was found then, unless it is to be read anew.
-
-    Raises WeightsBroken.
-    """
-    with folder_errors(path):
+    """Return a file's hexadecimal SHA-256. A file that has not changed since is hashed again only if `anew`. Raises WeightsBroken."""
+    with convert_folder_errors(path):
         return file_sha256(path) if anew else _sha256(path.resolve(), _stamp(path))
 
 

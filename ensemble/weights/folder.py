@@ -8,15 +8,15 @@ from pathlib import Path
 
 from ensemble.config import files_below
 from ensemble.errors import WeightsBroken
-from ensemble.files import first_names, is_permission_error, unreadable_reason
+from ensemble.files import describe_folder, is_permission_error, unreadable_reason
 
 
-def files_of(folder: Path) -> tuple[Path, ...]:
+def weights_files(folder: Path) -> tuple[Path, ...]:
     """Return all files below a folder, sorted; empty if the folder does not exist.
 
     Raises WeightsBroken if anything in it can't be read: nothing is silently skipped.
     """
-    with folder_errors(folder):
+    with convert_folder_errors(folder):
         if not folder.is_dir():
             return ()
         files = sorted(files_below(folder, hidden=True))
@@ -26,7 +26,7 @@ def files_of(folder: Path) -> tuple[Path, ...]:
 
 
 @contextmanager
-def folder_errors(folder: Path) -> Iterator[None]:
+def convert_folder_errors(folder: Path) -> Iterator[None]:
     """Convert file-system errors in the block into WeightsBroken, naming what can't be read."""
     try:
         yield
@@ -44,9 +44,9 @@ def folder_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def listing(folder: Path) -> str:
+def describe_weights_folder(folder: Path) -> str:
     """Return the first names in a folder, for messages. Raises WeightsBroken if it can't be read."""
-    with folder_errors(folder):
+    with convert_folder_errors(folder):
         if not folder.is_dir():
             return "no such folder"
-        return first_names(folder)
+        return describe_folder(folder)

@@ -19,8 +19,8 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.weights.archives import archive_root, read_archive_file
-from ensemble.weights.checkpoints import refuse_more_than_the_file, refuse_unreadable_checkpoint
-from ensemble.weights.damage import weights_errors
+from ensemble.weights.checkpoints import refuse_oversized_tensors, refuse_unreadable_checkpoint
+from ensemble.weights.damage import convert_weights_errors
 
 #: Pickles of trainers hold settings and optimizer states without their tensors: some 100 KB.
 MAX_BYTES = 64 * 2**20
@@ -51,20 +51,20 @@ class _Stored:
     stride: tuple[int, ...]
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors under `state_dict`, on the CPU; no other data of the file is read.
 
     Raises WeightsBroken for files that are missing, damaged, or of another form.
     """
     refuse_unreadable_checkpoint(path)
-    with weights_errors(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
+    with convert_weights_errors(path, "a checkpoint", "load"), zipfile.ZipFile(path) as archive:
         folder = archive_root(archive)
         content = _unpickler(io.BytesIO(read_archive_file(archive, f"{folder}data.pkl", MAX_BYTES))).load()
         state = content.get("state_dict") if isinstance(content, dict) else None
         if isinstance(state, dict) and state:
             told = {name: tensor for name, tensor in state.items() if isinstance(tensor, _Stored)}
             tensors = dict(_tensors(archive, folder, told, path.stat().st_size))
-            refuse_more_than_the_file(tensors, path)
+            refuse_oversized_tensors(tensors, path)
             return {str(name): tensors[name] for name in told}
     keys = ", ".join(sorted(map(str, content))[:10]) if isinstance(content, dict) else type(content).__name__
     raise WeightsBroken(

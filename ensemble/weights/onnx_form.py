@@ -8,8 +8,8 @@ import torch
 
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.files import error_in_words
-from ensemble.inference.export import export
-from ensemble.inference.parity import Probe, compare, make_probe
+from ensemble.inference.export import export_to_onnx
+from ensemble.inference.parity import Probe, check_parity, make_probe
 from ensemble.inference.session_onnx import OnnxSession
 from ensemble.memory import is_out_of_memory
 from ensemble.weights.packed import SUFFIX, read_packed, write_packed
@@ -36,7 +36,7 @@ def write_onnx(
             do=_WITHOUT,
         ) from error
     try:
-        (folder / NETWORK).write_bytes(export(network, channels, smallest_window).onnx)
+        (folder / NETWORK).write_bytes(export_to_onnx(network, channels, smallest_window).onnx)
     except (ModuleNotFoundError, torch.onnx.errors.OnnxExporterError) as error:
         if not isinstance(error, ModuleNotFoundError) and "onnx" not in str(error).lower():
             raise
@@ -66,12 +66,15 @@ def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> Onn
     tensors, _ = read_packed(folder / PROBE)
     try:
         probe = Probe(tensors["window"], tensors["foreground"])
-        parity = compare(session, probe)
+        parity = check_parity(session, probe)
     except (KeyError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
         raise WeightsBroken(
-            "the probe for a network's ONNX file is damaged", where=folder / PROBE, found=str(error)[:200], do=_INSTEAD
+            "the test input (probe) for a network's ONNX file is damaged",
+            where=folder / PROBE,
+            found=str(error)[:200],
+            do=_INSTEAD,
         ) from error
     if not parity.passed or not (probe.foreground > 0.5).any():
         raise WeightsBroken(

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from ensemble.errors import WeightsBroken
 from ensemble.files import error_in_words, open_file, parse_json, size_in_words, unreadable_reason
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
-from ensemble.program import command
+from ensemble.program import command_line
 
 SUFFIX = ".safetensors"
 PackedPrecision = Literal["fp32", "fp16"]
@@ -49,7 +49,7 @@ def read_packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             "the weights file of a packed member is damaged",
             where=path,
             found=error_in_words(error)[:200],
-            do=f"copy it again, or make it again from the original weights: {command('members pack SRC DST')}",
+            do=f"copy it again, or make it again from the original weights: {command_line('members pack SRC DST')}",
         ) from error
 
 
@@ -83,7 +83,9 @@ def _kept(name: str, tensor: torch.Tensor, precision: PackedPrecision) -> torch.
     if not kept.isfinite().all():
         if not tensor.isfinite().all():
             raise WeightsBroken(
-                "the weights contain NaN or infinite values", found=f"in {name}", do="restore the original weights"
+                "the weights contain NaN or infinite values",
+                found=f"in the tensor {name}",
+                do="restore the original weights",
             )
         raise WeightsBroken(
             f"weights are too large for {precision}",

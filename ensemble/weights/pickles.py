@@ -60,7 +60,7 @@ def read_pickle(path: Path) -> Any:
             raise WeightsBroken(
                 f"there is not enough memory to read the model description {path.name}",
                 where=path,
-                found=f"{MAX_MADE_BYTES / 1e6:.0f} MB are more than enough for an intact file",
+                found=f"an intact file needs less than {MAX_MADE_BYTES / 1e6:.0f} MB",
                 do=f"{MORE_MEMORY}; if memory is free, the file is damaged: copy or download it again",
             ) from error
         raise WeightsBroken(

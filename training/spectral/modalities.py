@@ -18,7 +18,7 @@ import torch
 from ensemble.errors import UsageError
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.memory import keep_freed_memory
-from ensemble.prepare.case import prepare
+from ensemble.prepare.case import prepare_raw
 from ensemble.spectral.diagnosis import feature_spectrum, recovery_of, sample_of
 from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind, embed, open_encoders, regions_of
 from training.command import call
@@ -52,7 +52,7 @@ def small_embeddings(
         path = place / f"{patient.name}.npz"
         if not path.exists():
             truth = patient.truth(shared, caches)
-            case = prepare(truth.raw)
+            case = prepare_raw(truth.raw)
             assert truth.mask is not None  # every simulated patient has one
             embed(case, regions_of(case, truth.mask), encoders).save(path)
         found.append(CaseEmbeddings.read(path))

@@ -24,7 +24,7 @@ from ensemble.families.base import EncodingMember
 from ensemble.families.spec import MIN_DISPUTED_ML
 from ensemble.memory import keep_freed_memory
 from ensemble.metrics import lesion_components
-from ensemble.pipeline import Ensemble, Result, load, segment
+from ensemble.pipeline import Ensemble, Result, load_from_config, segment_raw
 from ensemble.prepare.case import PreparedCase
 from ensemble.progress import SilentWatcher
 from ensemble.spectral.embeddings import (
@@ -59,7 +59,9 @@ class Observer:
     @classmethod
     def of(cls, weights: Path, members: tuple[str, ...] | None = None) -> Observer:
         """Load both; every small finding is kept, also what the product leaves out."""
-        ensemble = load(RunConfig(weights, members, device="cpu", tta="none", trust=False, min_disputed_ml=0.0))
+        ensemble = load_from_config(
+            RunConfig(weights, members, device="cpu", tta="none", trust=False, min_disputed_ml=0.0)
+        )
         return cls(ensemble, open_encoders(ensemble.specs, "cpu"))
 
     @property
@@ -70,7 +72,7 @@ class Observer:
 
     def look(self, truth: Truth) -> CaseEmbeddings:
         """Segment a case and ask the encoders."""
-        result = segment(truth.raw, self.ensemble, SilentWatcher())
+        result = segment_raw(truth.raw, self.ensemble, SilentWatcher())
         case, lesion = result.case, truth.mask
         specks = small_disputed_of(result, lesion if lesion is not None else np.zeros_like(result.mask.array))
         regions = [*(regions_of(case, lesion) if lesion is not None else []), *specks]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ensemble.families.nnunet_v1.folder import WEIGHTS
-from ensemble.weights.checkpoints import checkpoint_of, strip_wrapper_prefixes
+from ensemble.weights.checkpoints import read_trainer_checkpoint, strip_wrapper_prefixes
 from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
 
@@ -16,7 +16,7 @@ def read_nnunet_v1_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """Return the state dictionary in a `.model` file or its packed form. Raises WeightsBroken."""
     if path.suffix == SUFFIX:
         return read_packed(path)[0]
-    state: Mapping[str, torch.Tensor] = checkpoint_of("nnU-Net v1", path, "state_dict", WEIGHTS)["state_dict"]
+    state: Mapping[str, torch.Tensor] = read_trainer_checkpoint("nnU-Net v1", path, "state_dict", WEIGHTS)["state_dict"]
     return state
 
 

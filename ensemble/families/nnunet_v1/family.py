@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, Unsupported
-from ensemble.families.folds import ALL_FOLDS_V1, fold_folders
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, UnsupportedWeights
+from ensemble.families.folds import ALL_FOLDS_V1, nnunet_fold_folders
 from ensemble.families.nnunet_v1.folder import PACKED_PLANS, PACKED_WEIGHTS, PLANS, WEIGHTS, read_nnunet_v1_folder
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
@@ -29,7 +29,7 @@ class NnunetV1(Family):
     layout = "the SEALS folder of DeepISLES' weights"
     suffixes = frozenset({".model", ".pkl"})
 
-    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
+    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | UnsupportedWeights]:
         """Find model folders, including those that lack some of their files."""
         of_weights = {fold.parent for fold in tree.folders_with(WEIGHTS)}
         of_plans = {folder for folder in tree.folders_with(PLANS) if self.folds(folder)}
@@ -37,7 +37,7 @@ class NnunetV1(Family):
             if not folder.is_relative_to(tree.root):
                 continue  # the weights folder is that of a single fold
             if (configuration := _configuration(folder, tree.root)) in _OTHERS:
-                yield Unsupported(tree.name_of(folder), folder, f"nnU-Net v1, {configuration}")
+                yield UnsupportedWeights(tree.name_of(folder), folder, f"nnU-Net v1, {configuration}")
             elif _SEALS in folder.resolve().parts:
                 yield MemberSpec(_SEALS_NAME, self.kind, folder, _SEALS_CHANNELS)
             else:
@@ -45,7 +45,7 @@ class NnunetV1(Family):
 
     def folds(self, folder: Path) -> tuple[str, ...]:
         """Return the names of its folds."""
-        return tuple(fold_folders(folder, ALL_FOLDS_V1))
+        return tuple(nnunet_fold_folders(folder, ALL_FOLDS_V1))
 
     def describe(self, folder: Path) -> MemberDescription:
         """Return what the plans and the folds' description files say."""
@@ -61,9 +61,9 @@ class NnunetV1(Family):
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """Return one network per fold."""
-        from ensemble.families.nnunet_v1.member import networks_of
+        from ensemble.families.nnunet_v1.member import network_specs
 
-        return networks_of(read_nnunet_v1_folder(folder))
+        return network_specs(read_nnunet_v1_folder(folder))
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Write each fold's weights as safetensors, and the plans as JSON."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.folds import ALL_FOLDS_V1, fold_folders
-from ensemble.families.nnunet_v1.plans import NnunetV1Plans, from_json, parse_plans
+from ensemble.families.folds import ALL_FOLDS_V1, nnunet_fold_folders
+from ensemble.families.nnunet_v1.plans import NnunetV1Plans, parse_plans, plans_from_json
 from ensemble.files import read_json
-from ensemble.weights.folder import listing
+from ensemble.weights.folder import describe_weights_folder
 from ensemble.weights.pickles import read_pickle
 
 WEIGHTS, PACKED_WEIGHTS = "model_final_checkpoint.model", "model_final_checkpoint.safetensors"
@@ -38,13 +38,13 @@ def read_nnunet_v1_folder(folder: Path) -> NnunetV1Folder:
 
     Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
     """
-    weights = {name: _weights_of(path) for name, path in fold_folders(folder, ALL_FOLDS_V1).items()}
+    weights = {name: _weights_of(path) for name, path in nnunet_fold_folders(folder, ALL_FOLDS_V1).items()}
     if not weights:
         raise WeightsBroken(
-            f"the model folder has no fold_*/{WEIGHTS}", where=folder, found=listing(folder), do=_REMEDY
+            f"the model folder has no fold_*/{WEIGHTS}", where=folder, found=describe_weights_folder(folder), do=_REMEDY
         )
     if (packed := folder / PACKED_PLANS).is_file():
-        plans = _parsed(packed, lambda: from_json(read_json(packed)))
+        plans = _parsed(packed, lambda: plans_from_json(read_json(packed)))
         return NnunetV1Folder(plans, weights)
     descriptions = {name: path.with_name(f"{path.name}.pkl") for name, path in weights.items()}
     by_fold = {name: _described(path) for name, path in descriptions.items()}
@@ -68,7 +68,7 @@ def _weights_of(fold: Path) -> Path:
     raise WeightsBroken(
         f"a fold has no {WEIGHTS}",
         where=fold,
-        found=listing(fold),
+        found=describe_weights_folder(fold),
         do=f"{_REMEDY}; or remove the folder of this fold",
     )
 

@@ -20,14 +20,14 @@ from ensemble.families.nnunet_v1.checkpoints import read_nnunet_v1_weights
 from ensemble.families.nnunet_v1.folder import NnunetV1Folder, read_nnunet_v1_folder
 from ensemble.families.nnunet_v1.network import build_nnunet_v1_network
 from ensemble.families.nnunet_v1.plans import NnunetV1Plans
-from ensemble.families.nnunet_v1.processing import grid_at_1mm, to_image, to_network
-from ensemble.families.probability import lesion_probability
+from ensemble.families.nnunet_v1.processing import grid_at_1mm, postprocess, preprocess
+from ensemble.families.probability import lesion_probability_from_softmax
 from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import ENTRY_FILES, MemberSpec, require_native_images
 from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid
-from ensemble.inference.capacity import buffer_device, windows_at_once
-from ensemble.inference.engine import Average, MirrorMode, SlidingWindowConfig, sliding_window_inference
+from ensemble.inference.capacity import buffer_device, window_batch_size
+from ensemble.inference.engine import Averaging, MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.session import LoadedSession
 from ensemble.prepare.case import PreparedCase
 from ensemble.resample import resample_volume
@@ -57,7 +57,7 @@ class NnunetV1Member:
         require_native_images(spec)
         folder = read_nnunet_v1_folder(spec.folder)
         modalities = _modalities(spec, folder.plans)
-        sessions = open_sessions(spec, networks_of(folder), settings)
+        sessions = open_sessions(spec, network_specs(folder), settings)
         return cls(spec, folder.plans, modalities, sessions)
 
     @property
@@ -76,7 +76,7 @@ class NnunetV1Member:
         Networks stay on the device they were loaded to. Raises NonFiniteLogits, or what torch raises.
         """
         fine = grid_at_1mm(case.grid)
-        array, placement = to_network(self._images(case, fine), self.plans)
+        array, placement = preprocess(self._images(case, fine), self.plans)
         device = self.sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
         image, windows = torch.from_numpy(array).to(buffers), self.windows(settings)
@@ -85,16 +85,16 @@ class NnunetV1Member:
             softmax = sliding_window_inference(
                 image, [session], windows, PartialProgress(progress, fold, len(self.sessions))
             )
-            total += to_image(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
-        probability = lesion_probability(total / np.float32(len(self.sessions)))
+            total += postprocess(softmax.cpu().numpy(), placement, self.plans, fine, case.grid)
+        probability = lesion_probability_from_softmax(total / np.float32(len(self.sessions)))
         volume = case.images[Modality.DWI].like(probability)
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic)
 
     def windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
         """Return the sliding-window configuration of its networks."""
-        together = windows_at_once(self.plans.window_bytes, len(self.plans.patch), self.sessions[0].device)
+        together = window_batch_size(self.plans.window_bytes, len(self.plans.patch), self.sessions[0].device)
         return SlidingWindowConfig(
-            self.plans.patch, MIRROR_AXES, MirrorMode(settings.tta), Average.PROBABILITIES, batch_size=together
+            self.plans.patch, MIRROR_AXES, MirrorMode(settings.tta), Averaging.PROBABILITIES, batch_size=together
         )
 
     def _images(self, case: PreparedCase, fine: Grid) -> FloatArray:
@@ -122,8 +122,8 @@ def _modalities(spec: MemberSpec, plans: NnunetV1Plans) -> tuple[Modality, ...]:
     return tuple(channel.modality for channel in channels)
 
 
-def networks_of(folder: NnunetV1Folder) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a model's folds."""
+def network_specs(folder: NnunetV1Folder) -> tuple[NetworkSpec, ...]:
+    """Describe the networks of a model's folds, without building them."""
     plans = folder.plans
     return tuple(
         NetworkSpec(

@@ -68,7 +68,7 @@ class NnunetV1Plans:
         return window_bytes(self.patch, self.base_features)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields, as `from_json` reads them."""
+        """Return the fields, as `plans_from_json` reads them."""
         return asdict(self)
 
 
@@ -103,7 +103,7 @@ def parse_plans(description: Mapping[str, Any]) -> NnunetV1Plans:
     return read
 
 
-def from_json(content: Mapping[str, Any]) -> NnunetV1Plans:
+def plans_from_json(content: Mapping[str, Any]) -> NnunetV1Plans:
     """Read what `NnunetV1Plans.as_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
     read = NnunetV1Plans(
         trainer=str(content["trainer"]),

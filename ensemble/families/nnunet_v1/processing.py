@@ -29,8 +29,8 @@ def grid_at_1mm(grid: Grid) -> Grid:
     return Grid((x, y, z), SPACING_MM, grid.origin_mm, grid.direction)
 
 
-def to_network(images: FloatArray, plans: NnunetV1Plans) -> tuple[FloatArray, CropResampleGeometry]:
-    """Bring images (channels, z, y, x) at 1 mm to the network's axis order, crop, spacing and normalisation.
+def preprocess(images: FloatArray, plans: NnunetV1Plans) -> tuple[FloatArray, CropResampleGeometry]:
+    """Crop, resample and normalise images (channels, z, y, x; at 1 mm), in the network's axis order. Also return the geometry.
 
     Returns the float32 array (channels, a, b, c) and the way back. nnU-Net v1 resamples first, then normalises.
     """
@@ -56,7 +56,7 @@ def _normalise(image: FloatArray, region: BoolArray | None) -> None:
         image[~region] = 0
 
 
-def to_image(
+def postprocess(
     softmax: FloatArray, placement: CropResampleGeometry, plans: NnunetV1Plans, fine: Grid, grid: Grid
 ) -> FloatArray:
     """Resample a network's softmax (2, a, b, c) to the image's grid: background and lesion (2, z, y, x) float32.

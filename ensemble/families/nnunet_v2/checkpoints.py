@@ -11,19 +11,19 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
+from ensemble.families.folds import ALL_FOLDS_V2, nnunet_fold_folders
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans, read_plans
 from ensemble.files import error_in_words, parse_json
-from ensemble.program import command
-from ensemble.weights.checkpoints import checkpoint_of, strip_wrapper_prefixes
-from ensemble.weights.folder import listing
+from ensemble.program import command_line
+from ensemble.weights.checkpoints import read_trainer_checkpoint, strip_wrapper_prefixes
+from ensemble.weights.folder import describe_weights_folder
 from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
 CHECKPOINT, PACKED_CHECKPOINT = "checkpoint_final.pth", f"checkpoint_final{SUFFIX}"
 
 
 @dataclass(frozen=True)
-class Model:
+class NnunetV2Folder:
     """A trained-model folder with all its files read."""
 
     folder: Path
@@ -32,7 +32,7 @@ class Model:
     """The result of `read_fold` for one fold."""
 
 
-def read_model(folder: Path) -> Model:
+def read_nnunet_v2_folder(folder: Path) -> NnunetV2Folder:
     """Read a model folder. Raises WeightsBroken if anything is missing, damaged, contradictory or not supported."""
     checkpoints = {path: read_fold(path) for path in checkpoint_paths(folder)}
     names = {path: configuration_of(content) for path, content in checkpoints.items()}
@@ -43,7 +43,7 @@ def read_model(folder: Path) -> Model:
             found=", ".join(f"{path.parent.name}: {name}" for path, name in names.items()),
             do="keep one configuration per folder",
         )
-    return Model(folder, read_plans(folder, next(iter(names.values()))), checkpoints)
+    return NnunetV2Folder(folder, read_plans(folder, next(iter(names.values()))), checkpoints)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
     Raises WeightsBroken when there is none.
     """
-    numbered = [fold for name, fold in fold_folders(folder, ALL_FOLDS_V2).items() if name != "all"]
+    numbered = [fold for name, fold in nnunet_fold_folders(folder, ALL_FOLDS_V2).items() if name != "all"]
     for name in (CHECKPOINT, PACKED_CHECKPOINT):
         for folds in (numbered, [folder / ALL_FOLDS_V2]):
             if paths := [fold / name for fold in folds if (fold / name).exists()]:
@@ -59,13 +59,13 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     raise WeightsBroken(
         f"the model folder has no fold_*/{CHECKPOINT}",
         where=folder,
-        found=listing(folder),
+        found=describe_weights_folder(folder),
         do="give a complete nnU-Net v2 model folder",
     )
 
 
 def read_fold(path: Path) -> dict[str, Any]:
-    """Read the keys needed for prediction: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
+    """Read the keys of a checkpoint that prediction needs: network_weights, init_args, trainer_name, inference_allowed_mirroring_axes.
 
     Raises WeightsBroken.
     """
@@ -78,9 +78,9 @@ def read_fold(path: Path) -> dict[str, Any]:
                 "the weights file of a packed member is damaged",
                 where=path,
                 found=error_in_words(error),
-                do=f"copy it again, or make it again from the original weights: {command('members pack SRC DST')}",
+                do=f"copy it again, or make it again from the original weights: {command_line('members pack SRC DST')}",
             ) from error
-    return checkpoint_of("nnU-Net v2", path, "network_weights", CHECKPOINT)
+    return read_trainer_checkpoint("nnU-Net v2", path, "network_weights", CHECKPOINT)
 
 
 def configuration_of(checkpoint: Mapping[str, Any]) -> str | None:

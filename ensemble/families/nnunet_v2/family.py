@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, ReferenceProgram
-from ensemble.families.folds import ALL_FOLDS_V2, fold_folders
+from ensemble.families.folds import ALL_FOLDS_V2, nnunet_fold_folders
 from ensemble.families.nnunet_v2.plans import read_plans
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
@@ -36,7 +36,7 @@ class NnunetV2(Family):
 
     def folds(self, folder: Path) -> tuple[str, ...]:
         """Return the names of its folds."""
-        return tuple(fold_folders(folder, ALL_FOLDS_V2))
+        return tuple(nnunet_fold_folders(folder, ALL_FOLDS_V2))
 
     def describe(self, folder: Path) -> MemberDescription:
         """Return what plans.json and dataset.json say."""
@@ -51,10 +51,10 @@ class NnunetV2(Family):
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """Return one network per fold."""
-        from ensemble.families.nnunet_v2.checkpoints import read_model
-        from ensemble.families.nnunet_v2.member import networks_of
+        from ensemble.families.nnunet_v2.checkpoints import read_nnunet_v2_folder
+        from ensemble.families.nnunet_v2.member import network_specs
 
-        return networks_of(read_model(folder))
+        return network_specs(read_nnunet_v2_folder(folder))
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Write each fold's checkpoint as safetensors, and the two JSON files."""

@@ -14,19 +14,19 @@ import torch
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction, NetworkSpec
-from ensemble.families.channels import Channel, neighbouring_slices, parse_channel
-from ensemble.families.nnunet_v2.checkpoints import Model, read_model
-from ensemble.families.nnunet_v2.network import build_network
+from ensemble.families.channels import InputChannel, parse_channel, shift_slices
+from ensemble.families.nnunet_v2.checkpoints import NnunetV2Folder, read_nnunet_v2_folder
+from ensemble.families.nnunet_v2.network import build_nnunet_v2_network
 from ensemble.families.nnunet_v2.plans import NnunetV2Plans
-from ensemble.families.nnunet_v2.processing import lesion_probability_from_logits, to_network
+from ensemble.families.nnunet_v2.processing import postprocess, preprocess
 from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import ENTRY_FILES, MemberSpec
 from ensemble.families.unet import explain_window_memory
 from ensemble.geometry import Grid, Reorientation, Triple
-from ensemble.inference.capacity import buffer_device, windows_at_once
+from ensemble.inference.capacity import buffer_device, window_batch_size
 from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.features import FeaturePool
-from ensemble.inference.regions import mean_features
+from ensemble.inference.regions import region_mean_features
 from ensemble.inference.session import LoadedSession
 from ensemble.inference.session_torch import TorchSession
 from ensemble.prepare.case import PreparedCase
@@ -40,7 +40,7 @@ class NnunetV2Member:
 
     spec: MemberSpec
     plans: NnunetV2Plans
-    channels: tuple[Channel, ...]
+    channels: tuple[InputChannel, ...]
     """What each input channel shows."""
     mirror_axes: tuple[int, ...]
     """Network axes (0 to 2) that were mirrored in training."""
@@ -53,13 +53,13 @@ class NnunetV2Member:
 
         Raises WeightsBroken, naming file and finding, if anything is missing, damaged, contradictory or not supported.
         """
-        model = read_model(spec.folder)
+        model = read_nnunet_v2_folder(spec.folder)
         return cls(
             spec=spec,
             plans=model.plans,
             channels=_channels(spec, model.plans),
             mirror_axes=_mirror_axes(model),
-            sessions=open_sessions(spec, networks_of(model), settings),
+            sessions=open_sessions(spec, network_specs(model), settings),
         )
 
     @property
@@ -83,12 +83,12 @@ class NnunetV2Member:
         intensities that the plans' normalisation can't take, or what torch raises.
         """
         images, spacing, orientation = self.network_input(case)
-        array, placement = to_network(images, spacing, self.plans)
+        array, placement = preprocess(images, spacing, self.plans)
         buffers = buffer_device(array[0].nbytes * (len(array) + self.plans.classes + 1), self.sessions[0].device)
         image = torch.from_numpy(array).to(buffers)
         pool = FeaturePool() if self.sessions[0].tap else None
         logits = sliding_window_inference(image, self.sessions, self._windows(settings), progress, pool)
-        probability = orientation.undo(lesion_probability_from_logits(logits.cpu().numpy(), placement, self.plans))
+        probability = orientation.undo(postprocess(logits.cpu().numpy(), placement, self.plans))
         volume = case.images[Modality.DWI].like(np.ascontiguousarray(probability))
         lacking = ", ".join(sorted(modality.label for modality in self._modalities - case.modalities))
         remark = f"without {lacking}" if lacking else ""
@@ -106,14 +106,16 @@ class NnunetV2Member:
                 "only a network that PyTorch runs, opened for its features, tells what its encoder's stages give"
             )
         images, spacing, orientation = self.network_input(case)
-        array, placement = to_network(images, spacing, self.plans)
+        array, placement = preprocess(images, spacing, self.plans)
         turned = orientation.apply(regions).transpose(0, *[axis + 1 for axis in placement.transpose_forward])
         shares = torch.nn.functional.interpolate(
             torch.from_numpy(np.ascontiguousarray(turned[:, *placement.box], np.float32))[None],
             size=placement.network_shape,
             mode="trilinear",
         )
-        return mean_features(torch.from_numpy(array), shares[0], session.encoded, self._windows(InferenceSettings()))
+        return region_mean_features(
+            torch.from_numpy(array), shares[0], session.encoded, self._windows(InferenceSettings())
+        )
 
     def network_input(self, case: PreparedCase) -> tuple[FloatArray, Triple, Reorientation]:
         """Return the input of nnU-Net's preprocessing: images (channels, z, y, x), spacing (z, y, x) in mm, and the reorientation."""
@@ -135,16 +137,13 @@ class NnunetV2Member:
             modality: volumes[modality].array if modality in volumes else nothing for modality in self._modalities
         }
         return np.stack(
-            [
-                neighbouring_slices(orientation.apply(arrays[channel.modality]), channel.offset)
-                for channel in self.channels
-            ],
+            [shift_slices(orientation.apply(arrays[channel.modality]), channel.offset) for channel in self.channels],
             dtype=np.float32,
         )
 
     def _windows(self, settings: InferenceSettings) -> SlidingWindowConfig:
         z, y, x = (1, *self.plans.patch) if self.plans.dims == 2 else self.plans.patch
-        together = windows_at_once(self.plans.window_bytes, self.plans.dims, self.sessions[0].device)
+        together = window_batch_size(self.plans.window_bytes, self.plans.dims, self.sessions[0].device)
         return SlidingWindowConfig((z, y, x), self.mirror_axes, MirrorMode(settings.tta), batch_size=together)
 
 
@@ -154,7 +153,7 @@ def _ras(grid: Grid) -> Reorientation:
     return Reorientation(lps.transpose, tuple(sorted(set(lps.flips) ^ set(lps.transpose[1:]))))
 
 
-def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
+def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[InputChannel, ...]:
     names = spec.channels or plans.channel_names
     if len(names) != len(plans.channel_names):
         raise WeightsBroken(
@@ -174,7 +173,7 @@ def _channels(spec: MemberSpec, plans: NnunetV2Plans) -> tuple[Channel, ...]:
         ) from error
 
 
-def _mirror_axes(model: Model) -> tuple[int, ...]:
+def _mirror_axes(model: NnunetV2Folder) -> tuple[int, ...]:
     """Return the first checkpoint's mirror axes as axes of a (z, y, x) window (2-D networks count from y); none if missing or None."""
     (path, content), plans = next(iter(model.checkpoints.items())), model.plans
     axes = content.get("inference_allowed_mirroring_axes") or ()
@@ -189,8 +188,8 @@ def _mirror_axes(model: Model) -> tuple[int, ...]:
     return tuple(sorted(int(axis) + 3 - plans.dims for axis in axes))
 
 
-def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a model's folds. Raises WeightsBroken if the plans describe no network."""
+def network_specs(model: NnunetV2Folder) -> tuple[NetworkSpec, ...]:
+    """Describe the networks of a model's folds, without building them. Raises WeightsBroken if the plans describe no network."""
     plans = model.plans
     try:
         window_bytes, what = plans.window_bytes, explain_window_memory(plans.features)
@@ -212,11 +211,11 @@ def networks_of(model: Model) -> tuple[NetworkSpec, ...]:
     )
 
 
-def _with_weights(model: Model, path: Path) -> torch.nn.Module:
+def _with_weights(model: NnunetV2Folder, path: Path) -> torch.nn.Module:
     plans, content = model.plans, model.checkpoints[path]
     trainer = str(content.get("trainer_name", ""))
     try:
-        network = build_network(plans.architecture, len(plans.channel_names), plans.classes, trainer)
+        network = build_nnunet_v2_network(plans.architecture, len(plans.channel_names), plans.classes, trainer)
     except ValueError as error:
         do = "only nnU-Net's PlainConvUNet and ResidualEncoderUNet are supported"
         raise _unbuildable(model, str(error), do) from error
@@ -224,6 +223,6 @@ def _with_weights(model: Model, path: Path) -> torch.nn.Module:
     return network
 
 
-def _unbuildable(model: Model, found: str, do: str = "") -> WeightsBroken:
+def _unbuildable(model: NnunetV2Folder, found: str, do: str = "") -> WeightsBroken:
     where = model.folder / "plans.json"
     return WeightsBroken("the network that plans.json describes can't be built", where=where, found=found, do=do)

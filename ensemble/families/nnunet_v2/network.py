@@ -35,7 +35,9 @@ _PARTS: dict[str, Any] = {
 _MAX_STAGES, _MAX_FEATURES = 16, 4096
 
 
-def build_network(architecture: Architecture, channels: int, classes: int, trainer: str = "") -> torch.nn.Module:
+def build_nnunet_v2_network(
+    architecture: Architecture, channels: int, classes: int, trainer: str = ""
+) -> torch.nn.Module:
     """Build the network without memory for its weights (on the meta device); `checkpoints.load_weights` fills them in.
 
     `trainer` is the checkpoint's: nnUNetTrainerBN replaces the plans' normalisation by batch normalisation.

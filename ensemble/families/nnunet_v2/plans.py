@@ -103,7 +103,7 @@ class NnunetV2Plans:
 
     @property
     def bottleneck(self) -> str:
-        """Name of the encoder's last stage, in the networks that `network.build_network` builds."""
+        """Name of the encoder's last stage, in the networks that `network.build_nnunet_v2_network` builds."""
         return f"encoder.stages.{len(self.architecture.kwargs['strides']) - 1}"
 
     @property

@@ -19,10 +19,10 @@ from ensemble.types import BoolArray, FloatArray
 EPSILON = 1e-8
 
 
-def to_network(
+def preprocess(
     images: FloatArray, spacing_zyx_mm: Triple, plans: NnunetV2Plans
 ) -> tuple[FloatArray, CropResampleGeometry]:
-    """Bring images (channels, z, y, x) to the network's axis order, crop, normalisation and spacing.
+    """Crop, normalise and resample images (channels, z, y, x), in the network's axis order. Also return the geometry.
 
     Returns the float32 array (channels, a, b, c) and the way back. The images are left as they are.
     Raises ValueError when a channel's values can't be what its normalisation expects.
@@ -36,7 +36,7 @@ def to_network(
     box = bounding_box(region)
     cropped = np.stack(
         [
-            normalise(image[box], region[box], normalisation)
+            normalise_channel(image[box], region[box], normalisation)
             for image, normalisation in zip(transposed, plans.normalisation, strict=True)
         ]
     )
@@ -44,9 +44,7 @@ def to_network(
     return placement.to_network(cropped, plans.resample_image), placement
 
 
-def lesion_probability_from_logits(
-    logits: FloatArray, placement: CropResampleGeometry, plans: NnunetV2Plans
-) -> FloatArray:
+def postprocess(logits: FloatArray, placement: CropResampleGeometry, plans: NnunetV2Plans) -> FloatArray:
     """Return the probability (z, y, x) of the lesion classes on the image's grid, float32, from logits (classes, a, b, c).
 
     nnU-Net resamples logits, then applies softmax.
@@ -60,7 +58,7 @@ def lesion_probability_from_logits(
     return placement.paste(probabilities[list(plans.lesion_classes)].sum(0))
 
 
-def normalise(image: FloatArray, region: BoolArray, normalisation: Normalisation) -> FloatArray:
+def normalise_channel(image: FloatArray, region: BoolArray, normalisation: Normalisation) -> FloatArray:
     """Return one channel (z, y, x) float32 normalised as the plans say; `region` is where the images are nonzero."""
     return _SCHEMES[normalisation.scheme](
         image.astype(np.float32), region if normalisation.use_mask else None, normalisation.intensities

@@ -17,7 +17,7 @@ import torch
 
 from ensemble.errors import UsageError
 from ensemble.families.base import InferenceSettings, Member
-from ensemble.families.nnunet_v2.checkpoints import CHECKPOINT, read_model
+from ensemble.families.nnunet_v2.checkpoints import CHECKPOINT, read_nnunet_v2_folder
 from ensemble.families.nnunet_v2.member import NnunetV2Member
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import FloatArray
@@ -69,7 +69,7 @@ class NnunetV2Reference:
 @contextmanager
 def _as_trained(folder: Path) -> Iterator[Path]:
     """Copy a model folder, packed or not, with only the safely read checkpoint contents: nnunetv2 would run code in them."""
-    model = read_model(folder)
+    model = read_nnunet_v2_folder(folder)
     with tempfile.TemporaryDirectory(prefix="nnunet-") as made:
         for name in ("dataset.json", "plans.json"):
             shutil.copyfile(folder / name, Path(made) / name)

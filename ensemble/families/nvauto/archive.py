@@ -19,9 +19,9 @@ import torch
 from ensemble.errors import WeightsBroken
 from ensemble.files import open_file
 from ensemble.weights.archives import archive_root, read_archive_file
-from ensemble.weights.checkpoints import refuse_more_than_the_file
-from ensemble.weights.damage import weights_errors
-from ensemble.weights.folder import folder_errors
+from ensemble.weights.checkpoints import refuse_oversized_tensors
+from ensemble.weights.damage import convert_weights_errors
+from ensemble.weights.folder import convert_folder_errors
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -36,7 +36,7 @@ _MAX_CODE_BYTES = 64 * 2**20
 
 
 @dataclass
-class Module:
+class ArchivedModule:
     """A network module read from a TorchScript archive without running it: the name of its class, and its attributes."""
 
     name: str = ""
@@ -48,10 +48,10 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Archive:
+class TorchScriptArchive:
     """The contents of a TorchScript archive."""
 
-    root: Module
+    root: ArchivedModule
     code: dict[str, str]
     """Texts by module: `__torch__.torch.nn.modules.conv`."""
     constants: tuple[Any, ...]
@@ -59,22 +59,22 @@ class Archive:
     """Parameters and buffers by their names in the network."""
 
 
-def read_archive(path: Path, *, weights: bool = True) -> Archive:
+def read_torchscript_archive(path: Path, *, weights: bool = True) -> TorchScriptArchive:
     """Read a TorchScript file. Without weights, tensors have shapes but no values (device "meta"), and little is read.
 
     Raises WeightsBroken if the file is missing, damaged or no TorchScript, or holds more than modules and tensors."""
     try:
-        with weights_errors(path, "a TorchScript file", "read"):
-            with folder_errors(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
+        with convert_weights_errors(path, "a TorchScript file", "read"):
+            with convert_folder_errors(path), open_file(path) as opened, zipfile.ZipFile(opened) as file:
                 archive = _read(file, weights)
-            refuse_more_than_the_file(archive.parameters, path)
+            refuse_oversized_tensors(archive.parameters, path)
             return archive
     except _Forbidden as error:
         raise WeightsBroken(
             "a TorchScript file contains more than modules and tensors",
             where=path,
             found=f"it refers to {error}",
-            do="use the published file",
+            do="use the published file; one that needs other code can't be trusted",
         ) from error
 
 
@@ -82,7 +82,7 @@ class _Forbidden(Exception):
     """A pickle refers to something other than modules and tensors."""
 
 
-def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
+def _read(file: zipfile.ZipFile, weights: bool) -> TorchScriptArchive:
     folder = archive_root(file)
     texts = [
         info for info in file.infolist() if info.filename.startswith(f"{folder}code/") and info.filename.endswith(".py")
@@ -96,9 +96,9 @@ def _read(file: zipfile.ZipFile, weights: bool) -> Archive:
     has_constants = f"{folder}constants.pkl" in file.namelist()
     constants = _Unpickler(file, f"{folder}constants", weights).load() if has_constants else ()
     root = _Unpickler(file, f"{folder}data", weights).load()
-    if not isinstance(root, Module):
+    if not isinstance(root, ArchivedModule):
         raise ValueError(f"{type(root).__name__} in the place of a network")
-    return Archive(root, code, tuple(constants), dict(_tensors(root, "")))
+    return TorchScriptArchive(root, code, tuple(constants), dict(_tensors(root, "")))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
         """`name` is that of the pickle without its ending, and of the folder of its tensors."""
         super().__init__(io.BytesIO(read_archive_file(file, f"{name}.pkl", _MAX_CODE_BYTES)))
         self._file, self._place, self._weights = file, f"{name}/", weights
-        self._classes: dict[str, type[Module]] = {}
+        self._classes: dict[str, type[ArchivedModule]] = {}
         self._storages: dict[str, torch.Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -135,13 +135,13 @@ class _Unpickler(pickle.Unpickler):
         return self._storages[key]
 
 
-def _module_class(name: str) -> type[Module]:
-    def make(cls: type[Module], *_: Any) -> Module:
+def _module_class(name: str) -> type[ArchivedModule]:
+    def make(cls: type[ArchivedModule], *_: Any) -> ArchivedModule:
         module = object.__new__(cls)
         module.name, module.held = name, {}
         return module
 
-    return type("Module", (Module,), {"__new__": make})
+    return type("Module", (ArchivedModule,), {"__new__": make})
 
 
 def _tensor(
@@ -151,11 +151,11 @@ def _tensor(
     return torch.as_strided(storage, size, stride, offset)
 
 
-def _tensors(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(module: ArchivedModule, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     for name, thing in module.held.items():
         if isinstance(thing, torch.Tensor):
             yield prefix + name, thing
-        elif isinstance(thing, Module):
+        elif isinstance(thing, ArchivedModule):
             yield from _tensors(thing, f"{prefix}{name}.")
 
 

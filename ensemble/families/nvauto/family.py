@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, Unsupported
-from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, find_network_files, is_script, network_files
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, UnsupportedWeights
+from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, is_torchscript_name, network_files, require_network_files
 from ensemble.families.spec import MemberSpec
 from ensemble.families.tree import WeightsTree
 
@@ -25,15 +25,15 @@ class Nvauto(Family):
     layout = "the NVAUTO folder of DeepISLES' weights"
     suffixes = frozenset({SCRIPT_SUFFIX})
 
-    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
+    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | UnsupportedWeights]:
         """Find members by file names only, because TorchScript is code."""
         scripts = [path for path in tree.files if path.suffix == SCRIPT_SUFFIX and _TEAM in path.resolve().parts]
         for folder in sorted({path.parent for path in scripts}):
             names = [path for path in scripts if path.parent == folder]
-            if any(map(is_script, names)):
+            if any(map(is_torchscript_name, names)):
                 yield MemberSpec(_NAME, self.kind, folder, _CHANNELS)
-            if others := [path.name for path in names if not is_script(path)]:
-                yield Unsupported(
+            if others := [path.name for path in names if not is_torchscript_name(path)]:
+                yield UnsupportedWeights(
                     _TEAM, folder, f"TorchScript files not called model0{SCRIPT_SUFFIX}: {', '.join(others)}"
                 )
 
@@ -43,7 +43,7 @@ class Nvauto(Family):
 
     def describe(self, folder: Path) -> MemberDescription:
         """Return the same description for all: the network files are not opened."""
-        find_network_files(folder)
+        require_network_files(folder)
         return MemberDescription(_CHANNELS, (1.0, 1.0, 1.0), _PUBLISHED if _TEAM in folder.resolve().parts else 0)
 
     def load(self, spec: MemberSpec, settings: InferenceSettings) -> Member:
@@ -54,14 +54,14 @@ class Nvauto(Family):
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """Return one network per file."""
-        from ensemble.families.nvauto.member import networks_of
+        from ensemble.families.nvauto.member import network_specs
 
-        return networks_of(folder)
+        return network_specs(folder)
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Write each network's weights as safetensors and its architecture as JSON; no TorchScript is run."""
-        from ensemble.families.nvauto.rebuild import pack_network
+        from ensemble.families.nvauto.rebuild import pack_nvauto_network
 
-        for number, path in find_network_files(source).items():
+        for number, path in require_network_files(source).items():
             (place := target / f"model{number}").mkdir()
-            pack_network(path, place, precision)
+            pack_nvauto_network(path, place, precision)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import folder_errors, listing
+from ensemble.weights.folder import convert_folder_errors, describe_weights_folder
 
 SCRIPT_SUFFIX = ".ts"
 PACKED_WEIGHTS, PACKED_FORM = "network.safetensors", "network.json"
@@ -14,7 +14,7 @@ _NAME = re.compile(r"model(?P<number>\d{1,4})", re.ASCII)
 _SCRIPT = re.compile(rf"{_NAME.pattern}\{SCRIPT_SUFFIX}", re.ASCII)
 
 
-def is_script(path: Path) -> bool:
+def is_torchscript_name(path: Path) -> bool:
     """Return whether a file name is that of a TorchScript network of the archive."""
     return _SCRIPT.fullmatch(path.name) is not None
 
@@ -22,7 +22,7 @@ def is_script(path: Path) -> bool:
 def network_files(folder: Path) -> dict[int, Path]:
     """Return the file of each network by number, in order. Raises WeightsBroken for a duplicate number or an unreadable folder."""
     found: dict[int, Path] = {}
-    with folder_errors(folder):
+    with convert_folder_errors(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             packed = path / PACKED_WEIGHTS
             match = _SCRIPT.fullmatch(path.name) or (_NAME.fullmatch(path.name) if packed.is_file() else None)
@@ -40,13 +40,13 @@ def network_files(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def find_network_files(folder: Path) -> dict[int, Path]:
+def require_network_files(folder: Path) -> dict[int, Path]:
     """Return the files as `network_files` does; also raise WeightsBroken if there are none."""
     if not (found := network_files(folder)):
         raise WeightsBroken(
             f"the folder has no network file model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",
             where=folder,
-            found=listing(folder),
+            found=describe_weights_folder(folder),
             do="give the folder NVAUTO/ts of DeepISLES' archive, or one that members pack wrote",
         )
     return found

@@ -16,25 +16,25 @@ import torch
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction, NetworkSpec, PartialProgress
 from ensemble.families.channels import parse_channel
-from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, find_network_files
-from ensemble.families.nvauto.processing import SPACING_MM, ResampleTo1Mm, normalised
+from ensemble.families.nvauto.folder import SCRIPT_SUFFIX, require_network_files
+from ensemble.families.nvauto.processing import SPACING_MM, ResampleTo1Mm, normalise_channels
 from ensemble.families.nvauto.rebuild import read_segresnet_config, rebuild_network
-from ensemble.families.nvauto.script import ScriptSession, refuse_untrusted_torchscript
-from ensemble.families.probability import lesion_probability
+from ensemble.families.nvauto.script import TorchScriptSession, refuse_untrusted_torchscript
+from ensemble.families.probability import lesion_probability_from_softmax
 from ensemble.families.sessions import SequentialSessions, open_sequential_sessions, open_session
 from ensemble.families.spec import ENTRY_FILES, MemberSpec, require_native_images
 from ensemble.families.unet import explain_window_memory, window_bytes
-from ensemble.inference.capacity import buffer_device, windows_at_once
+from ensemble.inference.capacity import buffer_device, window_batch_size
 from ensemble.inference.engine import SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.precision import resolve_precision
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.tiling import Blending, Convention
+from ensemble.inference.tiling import Blending, TilingConvention
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback
 
 #: Voxels of a window along x, y, z, and how windows are put together.
 WINDOW = (192, 192, 128)
-BLENDING = Blending(step=1 - 0.625, sigma=0.125, convention=Convention.MONAI)
+BLENDING = Blending(step=1 - 0.625, sigma=0.125, convention=TilingConvention.MONAI)
 CHANNELS = (Modality.ADC, Modality.DWI)
 
 
@@ -56,10 +56,10 @@ class NvautoMember:
         Raises WeightsBroken for TorchScript without permission, and if anything is missing, damaged or not supported.
         """
         modalities = _modalities(spec)
-        files = list(find_network_files(spec.folder).values())
+        files = list(require_network_files(spec.folder).values())
         if not settings.packed_form:
             refuse_untrusted_torchscript(spec, files, settings)
-        networks = networks_of(spec.folder)
+        networks = network_specs(spec.folder)
         if wrong := [network for network in networks if network.channels != len(modalities)]:
             raise WeightsBroken(
                 f"member {spec.name} has the wrong number of channels",
@@ -87,23 +87,25 @@ class NvautoMember:
         """
         respacing, device = ResampleTo1Mm.of(case.grid), self.sessions.device
         images = np.stack([case.as_read[modality].array.transpose() for modality in self.modalities], dtype=np.float32)
-        fine = normalised(respacing.forward(torch.from_numpy(images)))
+        fine = normalise_channels(respacing.forward(torch.from_numpy(images)))
         fine = fine.to(buffer_device(fine[0].nbytes * (len(fine) + 3), device))
-        how = SlidingWindowConfig(WINDOW, blending=BLENDING, batch_size=windows_at_once(self.window_bytes, 3, device))
+        how = SlidingWindowConfig(WINDOW, blending=BLENDING, batch_size=window_batch_size(self.window_bytes, 3, device))
         total = np.zeros((2, *case.grid.size), np.float32)
         for turn, session in enumerate(self.sessions):
             logits = sliding_window_inference(fine, [session], how, PartialProgress(progress, turn, len(self.sessions)))
             if len(logits) != 2:
                 raise ValueError(f"a network gives {len(logits)} classes, background and lesion are expected")
             total += respacing.back(logits.softmax(0).cpu()).numpy()
-        probability = np.ascontiguousarray(lesion_probability(total / np.float32(len(self.sessions))).transpose())
+        probability = np.ascontiguousarray(
+            lesion_probability_from_softmax(total / np.float32(len(self.sessions))).transpose()
+        )
         volume = case.images[Modality.DWI].like(probability)
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions.arithmetic)
 
 
-def networks_of(folder: Path) -> tuple[NetworkSpec, ...]:
-    """Return the networks of a folder, packed or not. None of their code is run before they are built. Raises WeightsBroken."""
-    return tuple(_network(path) for path in find_network_files(folder).values())
+def network_specs(folder: Path) -> tuple[NetworkSpec, ...]:
+    """Describe the networks of a folder, packed or not, without running any of their code. Raises WeightsBroken."""
+    return tuple(_network(path) for path in require_network_files(folder).values())
 
 
 def _network(path: Path) -> NetworkSpec:
@@ -125,7 +127,7 @@ def _opened(network: NetworkSpec, settings: InferenceSettings) -> LoadedSession:
         return open_session(network, replace(settings, tta="none"))  # never mirrored, so no gate to be coarse for
     device = torch.device(settings.device)
     precision = resolve_precision(settings.precision, device)
-    return ScriptSession(network.weights, channels=network.channels, device=device, precision=precision)
+    return TorchScriptSession(network.weights, channels=network.channels, device=device, precision=precision)
 
 
 def _modalities(spec: MemberSpec) -> tuple[Modality, ...]:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ensemble.families.group_norm import Float32GroupNorm
+
 Shapes = Mapping[str, tuple[int, ...]]
 Sizes = tuple[int, int, int]
 SegResNetKind = Literal["SegResNet", "SegResNetDS"]
@@ -86,21 +88,13 @@ class SegResNetConfig:
         return form
 
 
-def build_network(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
+def build_segresnet(form: SegResNetConfig, shapes: Shapes) -> nn.Module:
     """Build the network without memory for its weights (on the meta device).
 
     Raises KeyError or ValueError for shapes that don't fit such a network.
     """
     with torch.device("meta"):
         return SegResNet(form, shapes) if form.network == "SegResNet" else SegResNetDS(form, shapes)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32, whatever the precision of the maps; PyTorch accepts no mixture on GPUs."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, C, X, Y, Z) to the same."""
-        return super().forward(maps.float()).to(maps.dtype)
 
 
 class SegResNet(nn.Module):
@@ -247,7 +241,7 @@ def _upsampling(form: SegResNetConfig, shapes: Shapes, place: str, stride: Sizes
 def _norm(form: SegResNetConfig, shapes: Shapes, place: str, maps: int) -> nn.Module:
     affine = f"{place}.weight" in shapes
     if form.norm == "group":
-        return GroupNorm(form.groups, maps, form.eps, affine)
+        return Float32GroupNorm(form.groups, maps, form.eps, affine)
     if form.norm == "batch":
         return nn.BatchNorm3d(maps, form.eps, affine=affine)
     return nn.InstanceNorm3d(maps, form.eps, affine=affine)

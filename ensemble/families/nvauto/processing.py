@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ensemble.errors import InputRefused
 from ensemble.families.cropping import MAX_NETWORK_VOXELS
-from ensemble.geometry import Grid, is_too_large, size_limit
+from ensemble.geometry import Grid, describe_size_limit, is_too_large
 from ensemble.types import FloatArray
 
 SPACING_MM = (1.0, 1.0, 1.0)
@@ -45,7 +45,7 @@ class ResampleTo1Mm:
         if is_too_large(size, MAX_NETWORK_VOXELS):
             raise InputRefused(
                 "the image is too large at the voxel size of a member",
-                found=f"{' x '.join(map(str, size))} voxels of 1 mm; {size_limit(MAX_NETWORK_VOXELS)}",
+                found=f"{' x '.join(map(str, size))} voxels of 1 mm; {describe_size_limit(MAX_NETWORK_VOXELS)}",
                 do="check that its header is in mm and that it shows one head; or run only the other members (--members A,B)",
             )
         return cls(grid.size, affine, size, fine.astype(np.float32))
@@ -61,7 +61,7 @@ class ResampleTo1Mm:
         return _resampled(answers, self.fine_affine, affine, self.size)
 
 
-def normalised(images: torch.Tensor) -> torch.Tensor:
+def normalise_channels(images: torch.Tensor) -> torch.Tensor:
     """Return each channel (C, X, Y, Z) with zero mean and unit (population) deviation over its nonzero voxels; zeros stay 0."""
     result = images.clone()
     for image in result:

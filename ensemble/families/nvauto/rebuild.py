@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from ensemble.errors import WeightsBroken
-from ensemble.families.nvauto.archive import Archive, Module, read_archive
+from ensemble.families.nvauto.archive import ArchivedModule, TorchScriptArchive, read_torchscript_archive
 from ensemble.families.nvauto.folder import PACKED_FORM, PACKED_WEIGHTS, SCRIPT_SUFFIX
-from ensemble.families.nvauto.network import SegResNetConfig, Shapes, build_network
+from ensemble.families.nvauto.network import SegResNetConfig, Shapes, build_segresnet
 from ensemble.families.nvauto.traced import TracedModule, UnreadableTrace
 from ensemble.files import error_in_words, read_json
-from ensemble.program import command
+from ensemble.program import command_line
 from ensemble.publish import write_json
 from ensemble.weights.checkpoints import load_weights
 from ensemble.weights.packed import PackedPrecision, read_packed, write_packed
@@ -30,7 +30,7 @@ def read_segresnet_config(path: Path) -> SegResNetConfig:
     if path.suffix != SCRIPT_SUFFIX:
         return _packed_form(path)
     try:
-        archive = read_archive(path, weights=False)
+        archive = read_torchscript_archive(path, weights=False)
         weights = [tensor for tensor in archive.parameters.values() if tensor.ndim == 5 and tensor.shape[1] == 2]
         features = max((len(tensor) for tensor in weights), default=_UNKNOWN.features)
     except WeightsBroken:
@@ -45,19 +45,19 @@ def rebuild_network(path: Path) -> torch.nn.Module:
     weights, _ = read_packed(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     try:
-        network = build_network(_packed_form(path), shapes)
+        network = build_segresnet(_packed_form(path), shapes)
     except _FAILURES as error:
         raise WeightsBroken(
             f"the weights of a packed member do not fit its network description {PACKED_FORM}",
             where=path,
             found=error_in_words(error)[:200],
-            do=f"make the folder again from the original weights: {command('members pack SRC DST')}",
+            do=f"make the folder again from the original weights: {command_line('members pack SRC DST')}",
         ) from error
     load_weights(network, weights, path)
     return network
 
 
-def pack_network(source: Path, target_folder: Path, precision: PackedPrecision) -> None:
+def pack_nvauto_network(source: Path, target_folder: Path, precision: PackedPrecision) -> None:
     """Write a network into a folder in packed form. Raises WeightsBroken if it can't be rebuilt exactly."""
     if source.suffix == SCRIPT_SUFFIX:
         network, form = _from_script(source)
@@ -76,17 +76,17 @@ def _packed_form(path: Path) -> SegResNetConfig:
             "the network description of a packed member can't be read",
             where=where,
             found=error_in_words(error)[:200],
-            do=f"make the folder again from the original weights: {command('members pack SRC DST')}",
+            do=f"make the folder again from the original weights: {command_line('members pack SRC DST')}",
         ) from error
 
 
 def _from_script(path: Path) -> tuple[torch.nn.Module, SegResNetConfig]:
-    archive = read_archive(path)
+    archive = read_torchscript_archive(path)
     try:
         traced = TracedModule(archive)
         shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in archive.parameters.items()}
         form = _form(archive, traced, shapes)
-        network = build_network(form, shapes)
+        network = build_segresnet(form, shapes)
         load_weights(network, archive.parameters, path)
         network.eval()
         window = torch.randn((1, form.channels, *form.smallest_window), generator=torch.Generator().manual_seed(0))
@@ -112,7 +112,7 @@ def _not_ours(path: Path, found: str) -> WeightsBroken:
     )
 
 
-def _form(archive: Archive, traced: TracedModule, shapes: Shapes) -> SegResNetConfig:
+def _form(archive: TorchScriptArchive, traced: TracedModule, shapes: Shapes) -> SegResNetConfig:
     """Return the architecture that the archive's code describes. Raises ValueError or KeyError if it is not one of the two."""
     if "encoder.conv_init.weight" in shapes:
         kind, first, block, down, up = (
@@ -158,7 +158,7 @@ def _form(archive: Archive, traced: TracedModule, shapes: Shapes) -> SegResNetCo
     return SegResNetConfig.from_json(content)
 
 
-def _norm(traced: TracedModule, module: Module) -> tuple[str, int, float]:
+def _norm(traced: TracedModule, module: ArchivedModule) -> tuple[str, int, float]:
     """Return kind, groups and eps of the normalisation. The code omits default arguments at the end of a call."""
     for kind, place in (("group", 4), ("batch", 7), ("instance", 7)):
         if (arguments := traced.arguments(module, f"{kind}_norm")) is not None:
@@ -167,7 +167,7 @@ def _norm(traced: TracedModule, module: Module) -> tuple[str, int, float]:
     raise ValueError(f"an unknown normalisation, {module.name}")
 
 
-def _activation(traced: TracedModule, module: Module) -> tuple[str, float]:
+def _activation(traced: TracedModule, module: ArchivedModule) -> tuple[str, float]:
     """Return the kind of activation, and its negative slope."""
     for kind, default in (("relu", 0.0), ("leaky_relu", 0.01)):
         for name in (kind, f"{kind}_"):
@@ -176,10 +176,10 @@ def _activation(traced: TracedModule, module: Module) -> tuple[str, float]:
     raise ValueError(f"an unknown activation, {module.name}")
 
 
-def _at(archive: Archive, place: str) -> Module:
+def _at(archive: TorchScriptArchive, place: str) -> ArchivedModule:
     found: Any = archive.root
     for name in place.split("."):
         found = found.held[name]
-    if not isinstance(found, Module):
+    if not isinstance(found, ArchivedModule):
         raise ValueError(f"{place} is no module")
     return found

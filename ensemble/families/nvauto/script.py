@@ -14,11 +14,11 @@ from ensemble.families.base import InferenceSettings
 from ensemble.families.nvauto.folder import SCRIPT_SUFFIX
 from ensemble.families.spec import MemberSpec
 from ensemble.files import error_in_words, open_file, size_in_words
-from ensemble.inference.device import exact
+from ensemble.inference.device import reproducible_arithmetic
 from ensemble.inference.precision import DTYPES, ResolvedPrecision
 from ensemble.memory import MORE_MEMORY, is_out_of_memory
-from ensemble.program import command
-from ensemble.weights.folder import folder_errors
+from ensemble.program import command_line
+from ensemble.weights.folder import convert_folder_errors
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ def refuse_untrusted_torchscript(spec: MemberSpec, files: list[Path], settings: 
         f"member {spec.name} was not loaded, because TorchScript is code",
         where=spec.folder,
         found=f"not listed with a sha256 in a manifest.json: {', '.join(unnamed)}",
-        do=f"turn it into files without code: {command('members pack SRC DST')}; or, if you trust who made it, allow it:"
+        do=f"turn it into files without code: {command_line('members pack SRC DST')}; or, if you trust who made it, allow it:"
         " --allow-torchscript (ISLES_ALLOW_TORCHSCRIPT=1), or a manifest.json that lists its files with their sha256;"
         " or exclude the member (--members)",
     )
 
 
-class ScriptSession:
-    """Runs a TorchScript network. Below float32 it uses autocast, because the weights are float32; or float32 if that fails."""
+class TorchScriptSession:
+    """Runs a TorchScript network, whose weights are float32. Lower precisions use autocast; if that fails, float32 is used."""
 
     #: The text if the layers are not known.
     tap = ""
@@ -53,7 +53,7 @@ class ScriptSession:
         """Raises WeightsBroken for a file that PyTorch can't load."""
         self.device, self.precision = device, precision
         try:
-            with folder_errors(path), open_file(path) as file, warnings.catch_warnings():
+            with convert_folder_errors(path), open_file(path) as file, warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._network = torch.jit.load(file, map_location=device).eval()
         except (RuntimeError, ValueError, EOFError) as error:
@@ -83,7 +83,7 @@ class ScriptSession:
         """Return logits (N, K, X, Y, Z) float32 of windows (N, C, X, Y, Z) float32, on the device of the windows."""
         lower = self.precision != "fp32"
         casting = torch.autocast(self.device.type, DTYPES[self.precision]) if lower else nullcontext()
-        with torch.inference_mode(), exact(self.device), casting:
+        with torch.inference_mode(), reproducible_arithmetic(self.device), casting:
             logits = self._network(windows.to(self.device).contiguous())
         if not isinstance(logits, torch.Tensor):
             raise TypeError(f"a TorchScript network gives {type(logits).__name__}, one tensor of logits is expected")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ensemble.families.nvauto.archive import Archive, Module
+from ensemble.families.nvauto.archive import ArchivedModule, TorchScriptArchive
 
 
 class UnreadableTrace(ValueError):
@@ -19,7 +19,7 @@ class UnreadableTrace(ValueError):
 class TracedModule:
     """The network of an archive, as its code describes it."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: TorchScriptArchive) -> None:
         self._archive = archive
         self._classes: dict[str, dict[str, dict[str, ast.FunctionDef]]] = {}
 
@@ -27,7 +27,7 @@ class TracedModule:
         """Return the network's output for windows. Raises Unreadable, or what torch raises."""
         return self._call(self._archive.root, "forward", [windows])
 
-    def arguments(self, module: Module, operation: str) -> list[Any] | None:
+    def arguments(self, module: ArchivedModule, operation: str) -> list[Any] | None:
         """Return the arguments of a module's only call of an operation; None for arguments that are not plain values.
 
         None without such a call.
@@ -52,7 +52,7 @@ class TracedModule:
             }
         return self._classes[place].get(own, {})
 
-    def _call(self, module: Module, method: str, arguments: list[Any]) -> Any:
+    def _call(self, module: ArchivedModule, method: str, arguments: list[Any]) -> Any:
         function = self._methods(module.name).get(method)
         if function is None or len(function.args.args) != len(arguments) + 1:
             raise UnreadableTrace(f"{module.name}.{method} with {len(arguments)} arguments")
@@ -99,13 +99,13 @@ class TracedModule:
             return _OPERATIONS[name](*arguments, **options)
         if isinstance(node.func, ast.Attribute) and not options:
             module = self._value(node.func.value, names)
-            if isinstance(module, Module):
+            if isinstance(module, ArchivedModule):
                 return self._call(module, node.func.attr, arguments)
         return _unknown(node)
 
 
 def _held(module: Any, name: str) -> Any:
-    if not isinstance(module, Module) or name not in module.held:
+    if not isinstance(module, ArchivedModule) or name not in module.held:
         raise UnreadableTrace(f"no {name} in {getattr(module, 'name', type(module).__name__)}")
     return module.held[name]
 

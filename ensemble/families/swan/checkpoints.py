@@ -16,7 +16,7 @@ from ensemble.families.swan.folder import SwanFolder
 from ensemble.families.swan.network import ARCHITECTURES, CHANNELS, HEAD, WIDTHS, WINDOW
 from ensemble.families.unet import window_bytes
 from ensemble.weights.checkpoints import load_weights
-from ensemble.weights.lightning import read_state
+from ensemble.weights.lightning import read_state_dict
 from ensemble.weights.packed import SUFFIX, PackedPrecision, read_packed, write_packed
 
 SPACING_MM = (2.0, 2.0, 2.0)
@@ -26,23 +26,23 @@ _LEVEL = re.compile(r"encoder\.blocks\.(\d+)\.blocks\.0\.weight")
 _HEAD = re.compile(r"heads\.(\d+)\.weight")
 
 
-def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
+def read_swan_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """Return the state dictionary of a checkpoint or its packed form, with the network's own names. Raises WeightsBroken."""
     if path.suffix == SUFFIX:
         return read_packed(path)[0]
-    return {name.removeprefix(_MODULE): tensor for name, tensor in read_state(path).items()}
+    return {name.removeprefix(_MODULE): tensor for name, tensor in read_state_dict(path).items()}
 
 
-def pack_network(source: Path, target: Path, precision: PackedPrecision) -> None:
+def pack_swan_network(source: Path, target: Path, precision: PackedPrecision) -> None:
     """Write a checkpoint's weights as a safetensors file (the packed form: tensors and text, no code).
 
     fp32 is lossless; fp16 rounds the kernels. Raises WeightsBroken.
     """
-    write_packed(target, read_weights(source), {}, precision)
+    write_packed(target, read_swan_weights(source), {}, precision)
 
 
-def networks_of(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
-    """Return the networks of all folds, one architecture after the other."""
+def network_specs(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
+    """Describe the networks of all folds, one architecture after the other, without building them."""
     return tuple(
         NetworkSpec(
             weights=path,
@@ -60,7 +60,7 @@ def networks_of(folder: SwanFolder) -> tuple[NetworkSpec, ...]:
 
 
 def _with_weights(kind: str, path: Path) -> nn.Module:
-    weights = read_weights(path)
+    weights = read_swan_weights(path)
     network = ARCHITECTURES[kind](*_sizes(weights, kind, path))
     load_weights(network, weights, path)
     return network

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, Unsupported
+from ensemble.families.base import Family, InferenceSettings, Member, MemberDescription, NetworkSpec, UnsupportedWeights
 from ensemble.families.spec import MemberSpec
-from ensemble.families.swan.folder import CHECKPOINTS, NETWORKS, PACKED, SUFFIX, fold_folders, read_swan_folder
+from ensemble.families.swan.folder import CHECKPOINTS, NETWORKS, PACKED, SUFFIX, read_swan_folder, swan_fold_folders
 from ensemble.families.tree import WeightsTree
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Swan(Family):
     layout = "the FACTORIZER folder of DeepISLES' weights"
     suffixes = frozenset({SUFFIX})
 
-    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | Unsupported]:
+    def discover(self, tree: WeightsTree) -> Iterator[MemberSpec | UnsupportedWeights]:
         """Find folders with such folds, including incomplete ones; and other contents of the team's folder."""
         found, others = set(), []
         for path in (path for path in tree.files if path.suffix == SUFFIX):
@@ -38,13 +38,13 @@ class Swan(Family):
             name = _NAME if len(found) == 1 or _TEAM in folder.resolve().parts else tree.name_of(folder)
             yield MemberSpec(name, self.kind, folder, _CHANNELS)
         if others:
-            yield Unsupported(
+            yield UnsupportedWeights(
                 _TEAM, others[0].parent, f"{len(others)} Lightning checkpoints in other folders than SWAN's"
             )
 
     def folds(self, folder: Path) -> tuple[str, ...]:
         """Return the names of its folds."""
-        return tuple(fold_folders(folder))
+        return tuple(swan_fold_folders(folder))
 
     def describe(self, folder: Path) -> MemberDescription:
         """Return the same description for all; members differ only in which networks are there."""
@@ -59,18 +59,18 @@ class Swan(Family):
 
     def networks(self, folder: Path) -> Sequence[NetworkSpec]:
         """Return one network per fold and architecture."""
-        from ensemble.families.swan.checkpoints import networks_of
+        from ensemble.families.swan.checkpoints import network_specs
 
-        return networks_of(read_swan_folder(folder))
+        return network_specs(read_swan_folder(folder))
 
     def pack(self, source: Path, target: Path, precision: PackedPrecision) -> None:
         """Write each network's weights as safetensors."""
-        from ensemble.families.swan.checkpoints import pack_network
+        from ensemble.families.swan.checkpoints import pack_swan_network
 
         for (fold, kind), path in read_swan_folder(source).weights.items():
             place = target / f"fold{fold}" / kind
             place.mkdir(parents=True)
-            pack_network(path, place / PACKED, precision)
+            pack_swan_network(path, place / PACKED, precision)
 
 
 def _member_of(path: Path) -> Path | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
-from ensemble.weights.folder import folder_errors, listing
+from ensemble.weights.folder import convert_folder_errors, describe_weights_folder
 
 #: What each fold holds, as its folders are called.
 NETWORKS = ("resunet", "swin-factorizer")
@@ -39,7 +39,7 @@ class SwanFolder:
         return "without " + " and ".join(f"fold {', '.join(folds)} of {kind}" for kind, folds in parts if folds)
 
 
-def fold_folders(folder: Path) -> dict[str, Path]:
+def swan_fold_folders(folder: Path) -> dict[str, Path]:
     """Return the folders fold0, fold1, ... in their order."""
     names = {path.name.removeprefix("fold"): path for path in folder.glob("fold*") if path.is_dir()}
     numbered = {name: path for name, path in names.items() if name.isascii() and name.isdecimal()}
@@ -48,8 +48,8 @@ def fold_folders(folder: Path) -> dict[str, Path]:
 
 def read_swan_folder(folder: Path) -> SwanFolder:
     """Return the weight files in a folder of SWAN. Raises WeightsBroken if there are none, or if a fold has several of one network."""
-    with folder_errors(folder):
-        folds = fold_folders(folder)
+    with convert_folder_errors(folder):
+        folds = swan_fold_folders(folder)
         weights = {
             (fold, kind): _weights_of(path / kind)
             for kind in NETWORKS
@@ -60,7 +60,7 @@ def read_swan_folder(folder: Path) -> SwanFolder:
         raise WeightsBroken(
             "the folder has no networks of SWAN",
             where=folder,
-            found=listing(folder),
+            found=describe_weights_folder(folder),
             do=f"give the folder with {_LAYOUT}",
         )
     return SwanFolder(weights)
@@ -75,7 +75,7 @@ def _weights_of(folder: Path) -> Path:
         raise WeightsBroken(
             f"a fold has {len(found)} checkpoints of one network",
             where=place,
-            found=listing(place),
+            found=describe_weights_folder(place),
             do=f"keep the published one ({_LAYOUT}); or remove the folder {folder.parent.name}/{folder.name}",
         )
     return found[0]

@@ -10,23 +10,23 @@ from dataclasses import dataclass
 
 from ensemble.errors import WeightsBroken
 from ensemble.families.base import InferenceSettings, MemberPrediction
-from ensemble.families.channels import Channel, parse_channel
+from ensemble.families.channels import InputChannel, parse_channel
 from ensemble.families.sessions import open_sessions
 from ensemble.families.spec import ENTRY_FILES, MemberSpec
-from ensemble.families.swan.checkpoints import SPACING_MM, networks_of
+from ensemble.families.swan.checkpoints import SPACING_MM, network_specs
 from ensemble.families.swan.folder import read_swan_folder
 from ensemble.families.swan.network import WINDOW
-from ensemble.families.swan.processing import to_image, to_network
+from ensemble.families.swan.processing import postprocess, preprocess
 from ensemble.families.unet import window_bytes
-from ensemble.inference.capacity import buffer_device, windows_at_once
+from ensemble.inference.capacity import buffer_device, window_batch_size
 from ensemble.inference.engine import MirrorMode, SlidingWindowConfig, sliding_window_inference
 from ensemble.inference.session import LoadedSession
-from ensemble.inference.tiling import Blending, Convention
+from ensemble.inference.tiling import Blending, TilingConvention
 from ensemble.prepare.case import PreparedCase
 from ensemble.types import Modality, ProgressCallback
 
 #: Windows at every 32nd voxel, all voxels of each alike.
-_BLENDING = Blending(step=0.5, sigma=None, convention=Convention.MONAI)
+_BLENDING = Blending(step=0.5, sigma=None, convention=TilingConvention.MONAI)
 MODALITIES = (Modality.DWI, Modality.ADC, Modality.FLAIR)
 
 
@@ -45,7 +45,7 @@ class SwanMember:
         """Read a folder and load its networks onto the device. Raises WeightsBroken."""
         _refuse_choices(spec)
         folder = read_swan_folder(spec.folder)
-        return cls(spec, open_sessions(spec, networks_of(folder), settings), folder.missing)
+        return cls(spec, open_sessions(spec, network_specs(folder), settings), folder.missing)
 
     @property
     def name(self) -> str:
@@ -62,18 +62,18 @@ class SwanMember:
 
         Networks stay on the device they were loaded to. Raises InputRefused, NonFiniteLogits, or what torch raises.
         """
-        array = to_network([case.as_read[modality].array for modality in MODALITIES], case.grid)
+        array = preprocess([case.as_read[modality].array for modality in MODALITIES], case.grid)
         device = self.sessions[0].device
         buffers = buffer_device(array[0].nbytes * (len(array) + 3), device)
         logits = sliding_window_inference(array.to(buffers), self.sessions, self.windows, progress)
-        probability = to_image(logits[1] - logits[0], case.grid)
+        probability = postprocess(logits[1] - logits[0], case.grid)
         volume = case.as_read[Modality.DWI].like(probability)
         return MemberPrediction(self.name, volume, len(self.sessions), self.sessions[0].arithmetic, self.missing)
 
     @property
     def windows(self) -> SlidingWindowConfig:
         """The sliding-window configuration. Nothing is mirrored, as in DeepISLES; training used mirroring."""
-        together = windows_at_once(window_bytes(WINDOW, 32), 3, self.sessions[0].device)
+        together = window_batch_size(window_bytes(WINDOW, 32), 3, self.sessions[0].device)
         return SlidingWindowConfig(WINDOW, tta=MirrorMode.NONE, blending=_BLENDING, batch_size=together)
 
 
@@ -81,7 +81,7 @@ def _refuse_choices(spec: MemberSpec) -> None:
     """Raise WeightsBroken if the manifest asks for other images than those the networks were trained on."""
     try:
         channels = [parse_channel(name) for name in spec.channels or MODALITIES]
-        wanted = channels == [Channel(modality) for modality in MODALITIES]
+        wanted = channels == [InputChannel(modality) for modality in MODALITIES]
     except ValueError:
         wanted = False
     plain = (spec.intensities, spec.orientation, spec.spacing_mm or SPACING_MM) == ("native", "native", SPACING_MM)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ensemble.families.group_norm import Float32GroupNorm
+
 #: Window for which the networks were built; the Swin Factorizer accepts no other.
 WINDOW = (64, 64, 64)
 #: Feature maps of the published networks, from the finest level to the coarsest.
@@ -91,23 +93,15 @@ class _Up(nn.Module):
         return found
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation that computes in float32 for any input precision."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Normalise maps; shape and type are kept."""
-        return super().forward(maps.float()).to(maps.dtype)
-
-
 class ResidualBlock(nn.Module):
     """Two convolutions with group normalisation, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
-        self.norm1 = GroupNorm(_GROUPS, outputs)
+        self.norm1 = Float32GroupNorm(_GROUPS, outputs)
         self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1)
-        self.norm2 = GroupNorm(_GROUPS, outputs)
+        self.norm2 = Float32GroupNorm(_GROUPS, outputs)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1, bias=False)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -122,12 +116,12 @@ class FactorizerBlock(nn.Module):
     Input and output are channels-first; it computes channels-last.
     """
 
-    def __init__(self, inputs: int, outputs: int, places: Sequence[int] = ()) -> None:
-        """`places` is the only possible image size, for a network with learned position embeddings."""
+    def __init__(self, inputs: int, outputs: int, positions: Sequence[int] = ()) -> None:
+        """`positions`: the only possible image size, for a network with learned position embeddings."""
         super().__init__()
         self.adapter = nn.Sequential(Linear(inputs, outputs, bias=False)) if inputs != outputs else nn.Identity()
-        if places:
-            self.pos_embed = PositionalEmbedding(outputs, places)
+        if positions:
+            self.pos_embed = PositionalEmbedding(outputs, positions)
         self.blocks = nn.ModuleDict(
             {name: Residual(LayerNorm(outputs), inner(outputs)) for name, inner in (("nmf", LowRank), ("mlp", MLP))}
         )
@@ -281,13 +275,13 @@ def rank_one_factors(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Ten
     return u, v
 
 
-def resunet(widths: Sequence[int], heads: int) -> UNet:
+def build_resunet(widths: Sequence[int], heads: int) -> UNet:
     """Build the ResUNet, without memory for its weights (on the meta device)."""
     with torch.device("meta"):
         return UNet(lambda _, inputs, outputs: ResidualBlock(inputs, outputs), widths, heads)
 
 
-def swin_factorizer(widths: Sequence[int], heads: int) -> UNet:
+def build_swin_factorizer(widths: Sequence[int], heads: int) -> UNet:
     """Build the Swin Factorizer, without memory for its weights."""
     coarsest = len(widths) - 1
 
@@ -301,6 +295,6 @@ def swin_factorizer(widths: Sequence[int], heads: int) -> UNet:
 
 #: By what the archive calls their folders.
 ARCHITECTURES: dict[str, Callable[[Sequence[int], int], UNet]] = {
-    "resunet": resunet,
-    "swin-factorizer": swin_factorizer,
+    "resunet": build_resunet,
+    "swin-factorizer": build_swin_factorizer,
 }

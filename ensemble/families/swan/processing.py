@@ -15,13 +15,13 @@ from torch.nn import functional
 from ensemble.errors import InputRefused
 from ensemble.families.cropping import MAX_NETWORK_VOXELS
 from ensemble.families.swan.checkpoints import SPACING_MM
-from ensemble.geometry import Grid, is_too_large, size_limit
+from ensemble.geometry import Grid, describe_size_limit, is_too_large
 from ensemble.types import FloatArray
 
 _JUST_ABOVE_HALF = np.nextafter(np.float32(0.5), np.float32(1))
 
 
-def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
+def preprocess(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
     """Resample and normalise images (z, y, x) on a grid for the networks: (channels, x, y, z) float32.
 
     Raises InputRefused if the grid has too many voxels at 2 mm.
@@ -30,14 +30,14 @@ def to_network(images: Sequence[FloatArray], grid: Grid) -> torch.Tensor:
     if is_too_large(size, MAX_NETWORK_VOXELS):
         raise InputRefused(
             "the image is too large at the voxel size of a member",
-            found=f"{' x '.join(map(str, size))} voxels of 2 mm; {size_limit(MAX_NETWORK_VOXELS)}",
+            found=f"{' x '.join(map(str, size))} voxels of 2 mm; {describe_size_limit(MAX_NETWORK_VOXELS)}",
             do="check that its header is in mm and that it shows one head; or exclude the member (--members)",
         )
     normalised = np.stack([_normalised(image.transpose()) for image in images])
     return _resized(torch.from_numpy(normalised), size)
 
 
-def to_image(logits: torch.Tensor, grid: Grid) -> FloatArray:
+def postprocess(logits: torch.Tensor, grid: Grid) -> FloatArray:
     """Return the probability (z, y, x) float32 on the grid, from the networks' lesion logits (x, y, z).
 
     It is above 0.5 exactly where the logit is not negative, which is DeepISLES' mask.

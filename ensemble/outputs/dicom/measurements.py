@@ -33,8 +33,11 @@ _SITES = {
 _ONE = highdicom.sr.CodedConcept("1", "UCUM", "no units")
 
 
-def measurements(case: SegmentedCase) -> Dataset:
-    """Return the DICOM structured report of a case. Its measurement group refers to segment 1 of the object that `segmentation` makes."""
+def build_measurement_report(case: SegmentedCase) -> Dataset:
+    """Return the DICOM structured report of a case.
+
+    Its measurement group refers to segment 1 of the object that `build_mask_segmentation` returns.
+    """
     source = DicomSource(case)
     own = f"measurements {_ml_by_place(case.findings)}"  # without findings, or with others, it is another report
     device = highdicom.sr.DeviceObserverIdentifyingAttributes(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SERIES = 9003
 
 
-def picture(case: SegmentedCase) -> Dataset:
+def build_secondary_capture(case: SegmentedCase) -> Dataset:
     """Return the picture of the lesions over the DWI (`draw_overlay`) as a DICOM Secondary Capture image, RGB."""
     source = DicomSource(case)
     drawn = io.BytesIO()

@@ -14,7 +14,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from ensemble import __version__
-from ensemble.outputs.dicom.study import DicomSource, series_items, source_image_items
+from ensemble.outputs.dicom.study import DicomSource, referenced_series_items, source_image_items
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.types import AnyArray
 
@@ -27,13 +27,13 @@ INFARCT = highdicom.sr.CodedConcept("55641003", "SCT", "Infarct")
 MASK_SERIES, PROBABILITY_SERIES = 9001, 9004
 
 
-def segmentation(case: SegmentedCase) -> Dataset:
+def build_mask_segmentation(case: SegmentedCase) -> Dataset:
     """Return the mask as a binary segmentation with one segment."""
     source = DicomSource(case)
     return _segmentation(source, case.result.fused.mask.array.astype(np.uint8), "segmentation", MASK_SERIES)
 
 
-def probability(case: SegmentedCase) -> Dataset:
+def build_probability_segmentation(case: SegmentedCase) -> Dataset:
     """Return the voters' mean lesion probability as a fractional segmentation, in steps of 1/255."""
     source = DicomSource(case)
     mean = np.clip(case.result.fused.mean.array.astype(np.float32), 0.0, 1.0)
@@ -76,14 +76,14 @@ def _segment(source: DicomSource) -> highdicom.seg.SegmentDescription:
         segmented_property_category=ABNORMAL,
         segmented_property_type=INFARCT,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm(source),
+        algorithm_identification=algorithm_identification(source),
         tracking_uid=source.uid("lesion"),
         tracking_id="lesion",
         anatomic_regions=[codes.SCT.Brain],
     )
 
 
-def algorithm(source: DicomSource) -> highdicom.AlgorithmIdentificationSequence:
+def algorithm_identification(source: DicomSource) -> highdicom.AlgorithmIdentificationSequence:
     """Return the algorithm identification: name, version and weights (PS3.3 10.16)."""
     return highdicom.AlgorithmIdentificationSequence(
         name=TOOL, version=__version__, family=codes.DCM.ArtificialIntelligence, parameters=_parameters(source)
@@ -143,7 +143,7 @@ def _refer(dataset: Dataset, source: DicomSource) -> None:
                 item.SpatialLocationsPreserved = (
                     "YES"  # not for mosaics and tiles, whose headers give the position of the whole image
                 )
-    dataset.ReferencedSeriesSequence = series_items(source.frames)
+    dataset.ReferencedSeriesSequence = referenced_series_items(source.frames)
     for keyword in ("SourceImageSequence", "StudiesContainingOtherReferencedInstancesSequence"):
         if keyword in dataset:
             del dataset[keyword]

@@ -24,7 +24,7 @@ from ensemble.errors import InputRefused
 from ensemble.outputs.report.run_report import TOOL
 from ensemble.readers.base import RawCase
 from ensemble.readers.dicom.study import STUDY_ATTRIBUTES
-from ensemble.readers.origin import Origin, SourceFrame
+from ensemble.readers.origin import DicomOrigin, SourceFrame
 from ensemble.types import Modality
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class DicomSource:
     case: SegmentedCase
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> DicomOrigin:
         origin = self.case.raw.images[Modality.DWI].origin
         assert origin is not None, "require_one_study comes first"
         return origin
@@ -166,11 +166,11 @@ def require_one_study(raw: RawCase, extras: ExtraOutputs) -> None:
 
 
 def digest_uid(text: str) -> str:
-    """Return a UID derived from a digest (PS3.5 B.2)."""
+    """Return a UID derived from the SHA-256 of a text (PS3.5 B.2: a UUID as a number)."""
     return f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
 
 
-def series_items(frames: Iterable[SourceFrame]) -> Items:
+def referenced_series_items(frames: Iterable[SourceFrame]) -> Items:
     """Return the items of a ReferencedSeriesSequence (PS3.3 C.12.1.2): every instance once, by series."""
     by_series: dict[str, dict[str, str]] = {}
     for frame in frames:
@@ -197,14 +197,14 @@ def source_image_items(frames: Iterable[SourceFrame]) -> Items:
         if numbers:
             item.ReferencedFrameNumber = sorted(numbers)
         item.PurposeOfReferenceCodeSequence = Items(
-            [code("121322", "DCM", "Source image for image processing operation")]
+            [code_item("121322", "DCM", "Source image for image processing operation")]
         )
         items.append(item)
     return Items(items)
 
 
-def code(value: str, scheme: str, meaning: str) -> Dataset:
-    """Return an item of a code sequence."""
+def code_item(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return an item of a code sequence (PS3.3 8.8)."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item

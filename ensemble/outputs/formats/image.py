@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ensemble.logging_setup import native_stderr_to_log
+from ensemble.logging_setup import redirect_native_stderr
 from ensemble.volume import Volume, from_sitk, to_sitk
 
 #: Formats keep geometry in few digits; more than this is another place.
@@ -21,7 +21,7 @@ def write(volume: Volume, path: Path) -> None:
     """
     image = to_sitk(volume)
     try:
-        with native_stderr_to_log():
+        with redirect_native_stderr():
             sitk.WriteImage(image, str(path), useCompression=True)
             back = from_sitk(sitk.ReadImage(str(path)))
     except RuntimeError as error:

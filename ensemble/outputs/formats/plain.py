@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.publish import write_json
-from ensemble.text import printable
+from ensemble.text import replace_undecodable
 
 
 def write(payload: Any, path: Path) -> None:
@@ -14,6 +14,6 @@ def write(payload: Any, path: Path) -> None:
     if isinstance(payload, bytes):
         path.write_bytes(payload)
     elif isinstance(payload, str):
-        path.write_text(printable(payload), encoding="utf-8")
+        path.write_text(replace_undecodable(payload), encoding="utf-8")
     else:
         write_json(payload, path)

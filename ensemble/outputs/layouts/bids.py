@@ -17,14 +17,14 @@ from ensemble.errors import InputRefused, UsageError
 from ensemble.families.names import make_names_unique
 from ensemble.files import parse_json, read_json
 from ensemble.findings.template import SPACE
-from ensemble.folders import unwritable
-from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, all_artifact_kinds, artifacts
+from ensemble.folders import unwritable_error
+from ensemble.outputs.artifacts import MASK, REPORT, Artifact, SegmentedCase, all_artifact_kinds, case_artifacts
 from ensemble.outputs.layouts.bids_entities import BidsEntities
-from ensemble.outputs.layouts.layout import artifacts_by_path, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write_artifacts
 from ensemble.outputs.report.run_report import RESEARCH_USE, TOOL
-from ensemble.publish import publish_folder, replace_text, write_json
+from ensemble.publish import publish_folder, write_json, write_text_atomically
 from ensemble.readers.base import RawCase
-from ensemble.text import all_printable, printable
+from ensemble.text import replace_undecodable, replace_undecodable_in_json
 from ensemble.types import Modality
 
 _IMAGES = ".nii.gz"
@@ -64,15 +64,15 @@ def write_case(
     `made_of` (digests of images and weights, options) tells a rerun whether the result is out of date. Raises UsageError.
     """
     layout = BidsLayout(entities.prefix, _labels([outcome.member for outcome in case.result.outcomes]))
-    wanted = [artifact for artifact in artifacts(case, extras) if artifact.role is not REPORT]
+    wanted = [artifact for artifact in case_artifacts(case, extras) if artifact.role is not REPORT]
     with publish_folder(root / entities.folder, scratch) as folder:
         places = artifacts_by_path(wanted, layout)
-        write(places, folder)
+        write_artifacts(places, folder)
         for name, artifact in places.items():
             if names := _names(artifact):
                 write_json(_sidecar(artifact, names[2], case.raw), folder / f"{name.removesuffix(_IMAGES)}.json")
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        batch = all_printable({**made_of, "outputs": sizes})
+        batch = replace_undecodable_in_json({**made_of, "outputs": sizes})
         write_json(case.report | {"batch": batch}, folder / REPORT_FILE)
 
 
@@ -97,7 +97,7 @@ def _names(artifact: Artifact) -> tuple[str, str, str] | None:
     return _NAMES.get(artifact.role.name) if artifact.role.format == "image" else None
 
 
-def mask_file(entities: BidsEntities) -> str:
+def mask_path(entities: BidsEntities) -> str:
     """Return the path of a case's mask, relative to the output folder."""
     return (entities.folder / BidsLayout(entities.prefix).place(Artifact(MASK))).as_posix()
 
@@ -116,8 +116,10 @@ def _sidecar(artifact: Artifact, about: str, raw: RawCase) -> dict[str, Any]:
     return {
         **({"Type": "Lesion"} if artifact.role.name in ("mask", "mnimask") else {}),
         "Description": f"Output of the member {artifact.member}" if artifact.member else about,
-        "SpatialReference": SPACE if artifact.role.name == "mnimask" else printable(str(raw.images[Modality.DWI].path)),
-        "Sources": [printable(str(image.path)) for image in raw.images.values()],
+        "SpatialReference": SPACE
+        if artifact.role.name == "mnimask"
+        else replace_undecodable(str(raw.images[Modality.DWI].path)),
+        "Sources": [replace_undecodable(str(image.path)) for image in raw.images.values()],
     }
 
 
@@ -178,7 +180,7 @@ def refuse_unsafe_output_folder(root: Path, dataset: Path) -> None:
         what = "the output path is a file" if root.is_file() else "the output path is inside a file, not a folder"
         raise UsageError(what, where=root, do="give a folder") from error
     except OSError as error:
-        raise unwritable(root, error) from error
+        raise unwritable_error(root, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours or root.resolve() == dataset.resolve():
@@ -215,7 +217,7 @@ def _container(environment: Mapping[str, str]) -> dict[str, Any]:
     return {"Container": {"Type": "docker", "Tag": tag}} if tag else {}
 
 
-def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
+def write_dataset_description(root: Path, scratch: Path, dataset: Path) -> None:
     """Write the files that make the folder a BIDS derivatives dataset. Raises OSError."""
     description = {
         "Name": "Ischemic stroke lesions",
@@ -230,4 +232,4 @@ def describe_tree(root: Path, scratch: Path, dataset: Path) -> None:
         ("README.md", _README),
     ):
         if name == "dataset_description.json" or not (root / name).exists():  # the others may have been edited
-            replace_text(root / name, text, scratch)
+            write_text_atomically(root / name, text, scratch)

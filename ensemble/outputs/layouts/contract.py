@@ -14,10 +14,10 @@ from typing import Any
 from ensemble.config import ExtraOutputs
 from ensemble.errors import UsageError
 from ensemble.files import read_json
-from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, all_artifact_kinds, artifacts
+from ensemble.outputs.artifacts import MASK, Artifact, SegmentedCase, all_artifact_kinds, case_artifacts
 from ensemble.outputs.layouts.folder import FolderLayout
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
-from ensemble.outputs.layouts.layout import artifacts_by_path, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write_artifacts
 from ensemble.publish import publish, write_json
 from ensemble.readers.names import image_suffix
 
@@ -66,21 +66,21 @@ def refuse_unknown_masks(output_root: Path, mask_name: str) -> None:
         )
 
 
-def publish_case(
+def publish_contract_outputs(
     case: SegmentedCase, extras: ExtraOutputs, output_root: Path, mask_name: str, results: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write the outputs of a case below the output root, all or none, replacing those of an earlier case.
 
     `results` is the content of `results.json`. Raises UsageError when they can't be written."""
     layout = ContractLayout(mask_name)
-    places = artifacts_by_path(artifacts(case, extras), layout)
+    places = artifacts_by_path(case_artifacts(case, extras), layout)
     beside = sorted(set(places) - {f"{MASKS}/{mask_name}"})
     replaces = (*earlier_masks(output_root), *earlier_outputs(output_root))
     with publish(output_root, replaces=replaces) as staging:
-        write(places, staging)
+        write_artifacts(places, staging)
         write_json([{**entry, WRITTEN: beside} if beside else entry for entry in results], staging / RESULTS)
 
 
-def patterns() -> list[str]:
+def output_patterns() -> list[str]:
     """Return glob patterns that match every possible output, of any case and members, to clean up after a killed process."""
     return [RESULTS, *map(ContractLayout("*.mha").place, all_artifact_kinds("*"))]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble.config import ExtraOutputs
-from ensemble.outputs.artifacts import REPORT, Artifact, SegmentedCase, artifacts
+from ensemble.outputs.artifacts import REPORT, Artifact, SegmentedCase, case_artifacts
 from ensemble.outputs.layouts.index import WRITTEN, earlier_outputs
-from ensemble.outputs.layouts.layout import artifacts_by_path, write
+from ensemble.outputs.layouts.layout import artifacts_by_path, write_artifacts
 from ensemble.publish import publish
 
 #: Folder of the members' outputs.
@@ -26,14 +26,14 @@ class FolderLayout:
         return f"{MEMBERS}/{artifact.member}_{name}" if artifact.member else name
 
 
-def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path, image_suffix: str) -> None:
+def publish_run_outputs(case: SegmentedCase, extras: ExtraOutputs, root: Path, image_suffix: str) -> None:
     """Write the outputs of a case into a folder, all or none, replacing those of an earlier case.
 
     The report lists them all: it is the index by which a later run knows what to replace. Raises UsageError when they can't be written.
     """
-    places = artifacts_by_path(artifacts(case, extras), FolderLayout(image_suffix))
+    places = artifacts_by_path(case_artifacts(case, extras), FolderLayout(image_suffix))
     for place, artifact in places.items():
         if artifact.role is REPORT:
             places[place] = replace(artifact, payload=artifact.payload | {WRITTEN: sorted(places)})
     with publish(root, replaces=earlier_outputs(root, "mask.nii.gz", "mask.mha", "mask.nrrd")) as staging:
-        write(places, staging)
+        write_artifacts(places, staging)

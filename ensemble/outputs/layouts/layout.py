@@ -33,7 +33,7 @@ def artifacts_by_path(artifacts: Iterable[Artifact], layout: Layout) -> dict[str
     return places
 
 
-def write(places: Mapping[str, Artifact], folder: Path) -> None:
+def write_artifacts(places: Mapping[str, Artifact], folder: Path) -> None:
     """Write artifacts to their paths below a folder. Raises OSError, and ValueError if a format can't hold a payload."""
     for place, artifact in places.items():
         path = folder / place

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ensemble.config import ExtraOutputs
-from ensemble.outputs.artifacts import Artifact, SegmentedCase, object_artifacts
-from ensemble.outputs.layouts.layout import artifacts_by_path, write
+from ensemble.outputs.artifacts import Artifact, SegmentedCase, dicom_object_artifacts
+from ensemble.outputs.layouts.layout import artifacts_by_path, write_artifacts
 from ensemble.publish import publish
 
 
@@ -17,7 +17,7 @@ class DicomObjectsLayout:
         return artifact.file_name("")
 
 
-def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
+def publish_dicom_objects(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
     """Write the DICOM objects of a case into a folder, all or none. Raises UsageError if they can't be written."""
     with publish(root) as staging:
         write_dicom_objects(case, extras, staging)
@@ -25,4 +25,4 @@ def publish_case(case: SegmentedCase, extras: ExtraOutputs, root: Path) -> None:
 
 def write_dicom_objects(case: SegmentedCase, extras: ExtraOutputs, folder: Path) -> None:
     """Write the DICOM objects of a case into a folder that no other process reads yet. Raises OSError."""
-    write(artifacts_by_path(object_artifacts(case, extras), DicomObjectsLayout()), folder)
+    write_artifacts(artifacts_by_path(dicom_object_artifacts(case, extras), DicomObjectsLayout()), folder)

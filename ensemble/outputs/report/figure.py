@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from ensemble.metrics import lesion_components
 from ensemble.outputs.report.run_report import RESEARCH_USE
-from ensemble.outputs.report.views import WINDOWS, brain_box, headline
+from ensemble.outputs.report.views import WINDOWS, brain_box, case_headline
 from ensemble.pipeline import Result
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 from ensemble.types import AnyArray, Modality
 
 _COLUMNS = 4
@@ -47,8 +47,8 @@ def draw_overlay(result: Result, destination: Path | BinaryIO, title: str = "") 
             _letters(ax)
             ax.set_title(f"{modality.label}  slice {z + 1}/{mask.shape[0]}", color="white", fontsize=9)
     # file and member names are text, whatever dollar signs they hold
-    figure.suptitle(title or headline(result), color="white", fontsize=12, parse_math=False)
-    figure.supxlabel(visible(_legend(result), keep="\n"), color="0.7", fontsize=8, parse_math=False)
+    figure.suptitle(title or case_headline(result), color="white", fontsize=12, parse_math=False)
+    figure.supxlabel(escape_invisible(_legend(result), keep="\n"), color="0.7", fontsize=8, parse_math=False)
     FigureCanvasAgg(figure).print_png(destination)
 
 

@@ -14,7 +14,7 @@ from ensemble.readers.base import RawImage
 from ensemble.readers.dicom.series import format_b_values
 from ensemble.readers.inspect import InspectedPath, SeriesFinding
 from ensemble.readers.names import image_suffix
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 from ensemble.types import Modality
 from ensemble.volume import Volume
 
@@ -22,7 +22,7 @@ _HEADINGS = ("", "series", "description", "kind", "images", "b (s/mm^2)", "volum
 
 
 def as_lines(finding: InspectedPath) -> Iterator[str]:
-    """Yield the finding as text lines."""
+    """Yield the text lines that describe an inspected path."""
     yield f"{finding.path}:"
     if finding.is_dicom:
         if finding.series:
@@ -40,7 +40,7 @@ def as_lines(finding: InspectedPath) -> Iterator[str]:
 
 
 def as_json(finding: InspectedPath) -> dict[str, Any]:
-    """Return the finding as JSON."""
+    """Return the description of an inspected path as JSON data."""
     return {
         "path": str(finding.path),
         "dicom": finding.is_dicom,
@@ -66,7 +66,7 @@ def _row(series: SeriesFinding) -> tuple[str, ...]:
     return (
         ",".join(modality.label for modality in series.chosen_for),
         "" if series.number is None else str(series.number),
-        visible(series.description) or "-",
+        escape_invisible(series.description) or "-",
         series.kind,
         str(series.images),
         format_b_values(series.b_values) or "-",
@@ -118,7 +118,7 @@ def _refusal(refused: InputRefused) -> dict[str, Any]:
     return {"refused": {"what": refused.what, "where": refused.where, "found": refused.found, "do": refused.do}}
 
 
-def refusal(finding: InspectedPath, requested: Modality | None) -> InputRefused | None:
+def inspection_error(finding: InspectedPath, requested: Modality | None) -> InputRefused | None:
     """Return the error to report: if the `requested` modality can't be read or, without one, if none can be. Otherwise None."""
     refusals = [image for image in finding.images.values() if isinstance(image, InputRefused)]
     return refusals[0] if refusals and (requested or len(refusals) == len(finding.images)) else None

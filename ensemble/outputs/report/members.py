@@ -12,7 +12,7 @@ from ensemble.errors import UsageError, UserError
 from ensemble.families.base import InferenceSettings
 from ensemble.families.registry import family_of
 from ensemble.families.spec import MemberSpec
-from ensemble.members.listing import describe
+from ensemble.members.listing import describe_member
 from ensemble.members.manifest import find_members, find_unsupported, open_member, verify_files
 from ensemble.types import Modality, ignore_progress
 
@@ -23,12 +23,12 @@ MIN_DICE = 0.999
 _HEADINGS = ("name", "kind", "folds", "images", "spacing", "intensities", "licence", "size")
 
 
-def show_members(config: RunConfig) -> tuple[MemberSpec, ...]:
+def log_members(config: RunConfig) -> tuple[MemberSpec, ...]:
     """Log a table of the members in the weights folder, and of other recognised weights. Returns the members."""
     specs = find_members(config.weights_folder, config.members)
     rows, remarks = [_HEADINGS], []
     for spec in specs:
-        found = describe(spec)
+        found = describe_member(spec)
         rows.append(
             (
                 spec.name,
@@ -88,7 +88,7 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
     from ensemble.inference.device import resolve_device
     from ensemble.metrics import dice
     from ensemble.prepare.case import prepare_for_run
-    from ensemble.readers.imagefile import read_files
+    from ensemble.readers.imagefile import read_case_files
 
     peers = {spec.name: peer for spec in specs if (peer := family_of(spec).reference()) is not None}
     if not peers:
@@ -99,7 +99,7 @@ def compare_members(config: RunConfig, specs: Sequence[MemberSpec], name: str, f
             do="select nnU-Net v2 members (--weights, --members), or remove --compare",
         )
     settings = InferenceSettings.of(config, resolve_device(config.device))
-    case = prepare_for_run(read_files(name, files), config, settings.device)
+    case = prepare_for_run(read_case_files(name, files), config, settings.device)
     for spec in specs:
         if spec.name not in peers:
             log.info("%s: not compared, because its kind is %s", spec.name, spec.kind)

@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 
 from ensemble import __version__
-from ensemble.findings.types import Findings, LesionPlace
+from ensemble.findings.types import Findings, LesionFinding
 from ensemble.metrics import lesion_components
-from ensemble.outputs.report.parts import grey_levels, json_text, page_script, sheet, sheet_columns, template
-from ensemble.outputs.report.places import blocks, choice_in_words, in_words
+from ensemble.outputs.report.findings_text import describe_findings, findings_tables, format_category
+from ensemble.outputs.report.parts import (
+    grey_levels,
+    page_script,
+    page_template,
+    script_safe_json,
+    sheet_columns,
+    slice_sheet,
+)
 from ensemble.outputs.report.run_report import RESEARCH_USE
-from ensemble.outputs.report.views import WINDOWS, brain_box, headline
+from ensemble.outputs.report.views import WINDOWS, brain_box, case_headline
 from ensemble.pipeline import Result
-from ensemble.text import printable
+from ensemble.text import replace_undecodable
 from ensemble.trust.judge import Trust
 from ensemble.types import AnyArray
 
@@ -31,15 +38,15 @@ SHOWN_ROWS = 200
 _MAX_VOTERS = 23
 
 
-def case_page(
+def render_case_page(
     report: Mapping[str, Any], result: Result, findings: Findings | None = None, trust: Trust | None = None
 ) -> str:
     """Return the page of a case; `report` is the output of `build_report`."""
     lesions = lesion_table(result)
     places = [None] * len(lesions) if findings is None or findings.places is None else findings.lesions
-    text: str = template("case.html").render(
+    text: str = page_template("case.html").render(
         report=report,
-        headline=headline(result),
+        headline=case_headline(result),
         notice=RESEARCH_USE,
         lesions=[
             lesion | {"place": None if place is None else _place(place)}
@@ -47,34 +54,34 @@ def case_page(
         ],
         findings=findings,
         trust=trust,
-        blocks=() if findings is None else blocks(findings),
-        words=() if findings is None else tuple(in_words(findings)),
-        viewer=json_text(_viewer(result)),
+        blocks=() if findings is None else findings_tables(findings),
+        words=() if findings is None else tuple(describe_findings(findings)),
+        viewer=script_safe_json(_viewer(result)),
         **page_script("slices.js", "case.js"),
     )
-    return printable(text)
+    return replace_undecodable(text)
 
 
-def _place(lesion: LesionPlace) -> dict[str, str]:
+def _place(lesion: LesionFinding) -> dict[str, str]:
     """Return a lesion's location for the table of lesions."""
     return {
-        "where": ", ".join(map(choice_in_words, (lesion.side, lesion.region, lesion.structure))),
+        "where": ", ".join(map(format_category, (lesion.side, lesion.region, lesion.structure))),
         "mni": ", ".join(f"{mm:z.0f}" for mm in lesion.centre_mni_mm or ()),
     }
 
 
-def index_page(rows: Sequence[Mapping[str, Any]]) -> str:
+def render_index_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the page that lists the cases of a batch; `rows` are those of `summary.csv`."""
     counts = {
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
-    return template("index.html").render(
+    return page_template("index.html").render(
         rows=rows, shown=SHOWN_ROWS, counts=counts, notice=RESEARCH_USE, version=__version__, **page_script("index.js")
     )
 
 
 def lesion_table(result: Result) -> list[dict[str, Any]]:
-    """Return the lesions, largest first: volume, centre (LPS, mm), axial slices as shown (from 1), and most votes."""
+    """Return the lesions, largest first: volume, centre (LPS, mm), axial slices as shown (from 1), and the largest number of votes."""
     grid = result.case.grid
     canonical = grid.canonical()
     labels, count = lesion_components(result.fused.mask.array)
@@ -126,7 +133,9 @@ def _viewer(result: Result) -> dict[str, Any]:
     for modality, window in WINDOWS.items():
         if modality in result.case.tissue_normalized:
             grey = grey_levels(cut(result.case.tissue_normalized[modality].array), window)
-            images.append({"name": modality.label, "sheet": sheet(grey, lossless=grey.size <= MAX_LOSSLESS_VOXELS)})
+            images.append(
+                {"name": modality.label, "sheet": slice_sheet(grey, lossless=grey.size <= MAX_LOSSLESS_VOXELS)}
+            )
     return {
         "slices": mask.shape[0],
         "height": mask.shape[1],
@@ -135,7 +144,7 @@ def _viewer(result: Result) -> dict[str, Any]:
         "pixel_mm": [spacing[2], spacing[1]],
         "start": int(area.argmax()) if area.any() else mask.shape[0] // 2,
         "images": images,
-        "labels": sheet(
+        "labels": slice_sheet(
             np.stack([bits >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8), lossless=True
         ),
         "voters": [prediction.member for prediction in layers],

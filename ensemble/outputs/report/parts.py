@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 from ensemble.types import AnyArray
 
 
@@ -31,8 +31,8 @@ def sheet_columns(slices: int) -> int:
     return math.ceil(math.sqrt(slices))
 
 
-def sheet(stack: AnyArray, *, lossless: bool) -> str:
-    """Arrange slices (z, y, x) or (z, y, x, 3) uint8 in rows of `sheet_columns`, as a data URI."""
+def slice_sheet(stack: AnyArray, *, lossless: bool) -> str:
+    """Return slices (z, y, x) or (z, y, x, 3) uint8 as one picture (data URI), in rows of `sheet_columns`."""
     columns = sheet_columns(len(stack))
     missing = -len(stack) % columns
     padded = np.concatenate([stack, np.zeros((missing, *stack.shape[1:]), stack.dtype)])
@@ -49,7 +49,7 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 @cache
-def template(name: str) -> Any:
+def page_template(name: str) -> Any:
     """Return the template of a page, by file name."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -64,7 +64,7 @@ def template(name: str) -> Any:
 
 def _shown(value: Any) -> Any:
     """Return the text of a template expression with invisible characters escaped, so that it can't reorder the text around it."""
-    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+    return escape_invisible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
@@ -82,7 +82,7 @@ def page_script(*names: str) -> dict[str, str]:
     return {"script": script, "style": style, "policy": policy}
 
 
-def json_text(content: Any) -> str:
+def script_safe_json(content: Any) -> str:
     """Write JSON that is safe inside a script element, whatever its strings contain."""
     text = json.dumps(content, allow_nan=False)
     for character in "<>&":

@@ -13,7 +13,7 @@ from ensemble.inference.device import describe_device
 from ensemble.metrics import pairwise_dice, volume_ml
 from ensemble.pipeline import Ensemble, MemberOutcome, Result
 from ensemble.readers.base import RawCase
-from ensemble.text import all_printable
+from ensemble.text import replace_undecodable_in_json
 from ensemble.trust.judge import Trust
 from ensemble.types import Modality
 
@@ -53,7 +53,7 @@ def build_report(
         "lesion": {"volume_ml": round(result.lesion_ml, 4), "count": result.lesion_count},
         "trust": None if trust is None else trust.as_json(),
         "findings": None if findings is None else findings.as_json(),
-        "agreement": agreement(result),
+        "agreement": voter_agreement(result),
         "fusion": {
             "method": ensemble.config.fusion,
             "voters": list(result.fused.voters),
@@ -70,7 +70,7 @@ def build_report(
         "config": ensemble.config.as_json(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
-    spelt: dict[str, Any] = all_printable(report)
+    spelt: dict[str, Any] = replace_undecodable_in_json(report)
     return spelt
 
 
@@ -92,7 +92,7 @@ def _files(raw: RawCase) -> dict[str, str]:
     return files
 
 
-def agreement(result: Result) -> float | None:
+def voter_agreement(result: Result) -> float | None:
     """Return the mean pairwise Dice of the voters' masks (1 if all are empty); None for a single voter."""
     found = pairwise_dice([outcome.prediction.mask.array for outcome in result.outcomes if outcome.prediction])
     return None if found is None else round(found, 4)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from ensemble.pipeline import Result
-from ensemble.text import visible
+from ensemble.text import escape_invisible
 from ensemble.types import AnyArray, Modality
 
 #: Display window in units of normal tissue (see `prepare/units.py`).
 WINDOWS = {Modality.DWI: (0.0, 3.0), Modality.ADC: (0.0, 2.5), Modality.FLAIR: (0.0, 2.2)}
 
 
-def headline(result: Result) -> str:
-    """Return the case name and the lesions found in it."""
+def case_headline(result: Result) -> str:
+    """Return a title for pictures and pages: case name, number of lesions, their volume (ml), and how many small ones were left out."""
     count = result.lesion_count
     finding = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {result.lesion_ml:.2f} ml"
     if small := result.fused.small:
         finding += f"; {small} smaller lesion{'s' * (small > 1)} left out"
     if dropped := result.fused.dropped_components:
         finding += f"; {dropped} small disputed lesion{'s' * (dropped > 1)} left out"
-    return visible(f"{result.case.name}: {finding}")
+    return escape_invisible(f"{result.case.name}: {finding}")
 
 
 def brain_box(brain: AnyArray) -> tuple[slice, slice]:

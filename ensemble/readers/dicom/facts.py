@@ -280,7 +280,7 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _STANDARD_ROOT = "1.2.840.10008."
 
 
-def object_kind(sop_class: str) -> str:
+def describe_non_mr_object(sop_class: str) -> str:
     """Return in words what an object other than an MR image is; empty for MR images and unknown classes."""
     if sop_class in MR_IMAGES or not _UID.fullmatch(sop_class):
         return ""
@@ -292,7 +292,7 @@ def object_kind(sop_class: str) -> str:
     )
 
 
-def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | None:
+def kind_from_image_type(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | None:
     """Return the kind that a frame's image type or derivation code determines; None if they do not."""
     flavours = image_type[2:]
     for named in (*_MAPS, *_UNLIKE):
@@ -301,11 +301,11 @@ def typed_kind(image_type: Sequence[str], codes: Sequence[str]) -> SeriesKind | 
     return SeriesKind.DWI if "TRACEW" in flavours else None
 
 
-def named_kind(words: Sequence[str], shells: int, *, weighted: bool) -> SeriesKind:
-    """Return the kind of a series that its description or protocol name (`words`, the first that says it) states.
+def kind_from_description(words: Sequence[str], shells: int, *, weighted: bool) -> SeriesKind:
+    """Return the kind of a series, as the first of `words` (description, protocol name) that states one says.
 
-    `shells` is the number of its b-values, `weighted` whether any is above 0. A map has no b-value, though a header may hold one:
-    several make a series DWI, whatever its protocol is called.
+    `shells` is the number of its b-values, `weighted` whether any is above 0. A series with several b-values is a DWI whatever its
+    protocol is called, because maps have none (though a header may hold one).
     """
     kinds = [_kind_in(text.lower(), maps=shells < 2, weighted=weighted) for text in words]
     return next(
@@ -346,19 +346,19 @@ def b_value(sources: Sequence[Dataset], maker: str) -> float | None:
     return None
 
 
-def sequence_b(name: str) -> float | None:
+def b_value_in_sequence_name(name: str) -> float | None:
     """Return the b-value in a sequence name."""
     match = _SEQUENCE_B.search(name.lower())
     return float(match[1]) if match else None
 
 
-def is_diffusivity(sources: Sequence[Dataset]) -> bool:
+def holds_diffusivities(sources: Sequence[Dataset]) -> bool:
     """Return whether pixel values are ADC: the first Rescale Type found in the data sets says so, or names a unit of diffusivity."""
     word = next((word for dataset in sources if (word := text_of(dataset, "RescaleType"))), "")
     return bool(_DIFFUSIVITY_UNIT.search(word.lower()))
 
 
-def named_b(text: str) -> tuple[float, ...]:
+def b_values_in_description(text: str) -> tuple[float, ...]:
     """Return the b-values named in a description (in lower case)."""
     return tuple(float(digits) for listed in _NAMED_B.findall(text) for digits in re.findall(r"\d+", listed))
 

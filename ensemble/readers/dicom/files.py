@@ -24,7 +24,7 @@ _LONGEST_END, _END, _END_64 = 1 << 17, b"PK\5\6", b"PK\6\6"
 _DAMAGE = (zipfile.BadZipFile, ZlibError, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
 
 
-def is_dicom(path: Path) -> bool:
+def is_read_as_dicom(path: Path) -> bool:
     """Return whether a path is read as DICOM: a folder, a .zip, or a file with a DICOM suffix (which may hold a whole series)."""
     return path.suffix.lower() in (ARCHIVE, *SLICE_SUFFIXES) or is_folder(path)
 
@@ -44,7 +44,7 @@ def is_folder(path: Path) -> bool:
 
 
 @contextmanager
-def files_of(path: Path, label: str) -> Iterator[list[Path]]:
+def unpacked_files(path: Path, label: str) -> Iterator[list[Path]]:
     """Yield all files of a folder, a single file, or the temporarily unpacked files of an archive. Raises InputRefused."""
     if is_folder(path):
         yield _listing(path, path, label)
@@ -125,7 +125,7 @@ def _refuse_too_much(members: list[zipfile.ZipInfo], path: Path, label: str) -> 
             f"the {label} archive would inflate to {unpacked / packed:.0f} times its size, which images never do",
             where=path,
             found=f"{unpacked / 1e6:.0f} MB in {packed / 1e6:.1f} MB; {_MAX_INFLATION} times are allowed",
-            do="pack the series again, or give their folder",
+            do="pack the series again, or give the folder of its files",
         )
 
 

@@ -25,8 +25,8 @@ from pydicom.uid import (
 from ensemble.readers.b_values import SAME_SHELL
 from ensemble.readers.dicom import facts
 from ensemble.readers.dicom.facts import MALFORMED, items_of, number_of, numbers_of, text_of, texts_of
-from ensemble.readers.dicom.header import Header
-from ensemble.text import printable
+from ensemble.readers.dicom.header import DicomHeader
+from ensemble.text import replace_undecodable
 
 CONVERT = "convert it with dcm2niix -p n and give the .nii.gz"
 AGAIN = "copy or export the series again"
@@ -86,7 +86,7 @@ class StoredPixels:
 
 
 @dataclass(frozen=True)
-class Plane:
+class SlicePlane:
     """Position, orientation and pixel spacing of a slice (LPS, mm)."""
 
     position: tuple[float, ...]
@@ -136,7 +136,7 @@ class Frame:
     """Columns, rows."""
     tile: tuple[int, int] | None = None
     """Row and column in the stored frame at which the slice begins, where it is a tile of one."""
-    plane: Plane | None = None
+    plane: SlicePlane | None = None
     """None if the header does not state it."""
     b: float | None = None
     direction: str = ""
@@ -171,7 +171,7 @@ class _Reading:
     image_type: tuple[str, ...]
 
 
-def read_frames(path: Path, header: Header) -> list[Frame]:
+def read_frames(path: Path, header: DicomHeader) -> list[Frame]:
     """Return the frames of a file. A file that is not a readable grey image gives one frame that states the problem.
 
     Raises one of MALFORMED for a header that makes no sense.
@@ -201,10 +201,10 @@ def _kind_of_file(reading: _Reading) -> Callable[[_Reading, Frame], Iterator[Fra
     return _classic
 
 
-def _instance(path: Path, header: Header) -> Instance:
+def _instance(path: Path, header: DicomHeader) -> Instance:
     dataset = header.dataset
     sop_class = text_of(dataset, "SOPClassUID")
-    other = facts.object_kind(sop_class)
+    other = facts.describe_non_mr_object(sop_class)
     stored, problem = None, None
     if header.pixels is not None or not other:
         stored, problem = _stored(header)
@@ -213,7 +213,7 @@ def _instance(path: Path, header: Header) -> Instance:
     if not other and (samples != 1 or grey not in _GREY):
         other = facts.SeriesKind.COLOUR
     number = number_of(dataset, "SeriesNumber")
-    words = dict.fromkeys(printable(text_of(dataset, key)) for key in ("SeriesDescription", "ProtocolName"))
+    words = dict.fromkeys(replace_undecodable(text_of(dataset, key)) for key in ("SeriesDescription", "ProtocolName"))
     return Instance(
         path=path,
         sop_instance=text_of(dataset, "SOPInstanceUID"),
@@ -228,7 +228,7 @@ def _instance(path: Path, header: Header) -> Instance:
     )
 
 
-def _stored(header: Header) -> tuple[StoredPixels, FileProblem | None]:
+def _stored(header: DicomHeader) -> tuple[StoredPixels, FileProblem | None]:
     """Return how the pixels are stored, and the problem if there is one."""
     dataset, pixels = header.dataset, header.pixels
 
@@ -452,7 +452,7 @@ def _csa_numbers(items: Sequence[object]) -> tuple[float, ...]:
     return numbers if all(map(math.isfinite, numbers)) else ()
 
 
-def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> Plane | None:
+def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> SlicePlane | None:
     """Return the position of a slice; None if position, orientation or spacing is missing or invalid."""
     position, orientation = numbers_of(placed, "ImagePositionPatient"), numbers_of(oriented, "ImageOrientationPatient")
     spacing = numbers_of(measured, "PixelSpacing")
@@ -461,7 +461,7 @@ def _plane(placed: Dataset, oriented: Dataset, measured: Dataset) -> Plane | Non
     axes = np.reshape(orientation, (2, 3))
     if np.abs(axes @ axes.T - np.eye(2)).max() > _NO_PLANE:
         return None
-    return Plane(position, orientation, spacing)
+    return SlicePlane(position, orientation, spacing)
 
 
 def _b(reading: _Reading, sources: Sequence[Dataset], image_type: Sequence[str]) -> float | None:
@@ -470,7 +470,7 @@ def _b(reading: _Reading, sources: Sequence[Dataset], image_type: Sequence[str])
         return b
     if "siemens" in reading.maker.lower() and "DIFFUSION" in image_type and (csa := _csa(reading).get("B_value", ())):
         return csa[0]
-    return facts.sequence_b(text_of(reading.dataset, "SequenceName"))
+    return facts.b_value_in_sequence_name(text_of(reading.dataset, "SequenceName"))
 
 
 def _rescale(sources: Sequence[Dataset]) -> tuple[float, float]:
@@ -497,7 +497,7 @@ def _completed(
 ) -> tuple[str, ...]:
     """Return an image type extended by what it does not say itself: part of a complex signal, or diffusivities."""
     word = facts.complex_part(sources, reading.maker)
-    if not word and facts.is_diffusivity(rescaled) and facts.typed_kind(image_type, ()) is None:
+    if not word and facts.holds_diffusivities(rescaled) and facts.kind_from_image_type(image_type, ()) is None:
         word = "ADC"
     return (*image_type, *("",) * (2 - len(image_type)), word) if word else image_type
 

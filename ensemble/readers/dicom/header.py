@@ -47,12 +47,12 @@ _LONG_VR = (b"OB", b"OW", b"UN", b"OF", b"OD")
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 
 
-class NoDicom(Exception):
+class NotDicom(Exception):
     """A file looks like DICOM by name or first bytes but can't be read; the message states the reason."""
 
 
 @dataclass(frozen=True)
-class Element:
+class PixelDataElement:
     """Position of the pixel data in a file (in the inflated data set, if that is deflated)."""
 
     start: int
@@ -65,12 +65,12 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Header:
+class DicomHeader:
     """The header of a file, up to its pixels."""
 
     dataset: Dataset
     syntax: UID
-    pixels: Element | None
+    pixels: PixelDataElement | None
     """None for an object without pixel data."""
     bytes: int
     """Of the file, or of the inflated data set."""
@@ -91,8 +91,8 @@ class _Bounded(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
-def read_header(path: Path) -> Header | None:
-    """Return the header of a file; None if it is not DICOM. Raises NoDicom if it only looks like DICOM, and OSError."""
+def read_header(path: Path) -> DicomHeader | None:
+    """Return the header of a file; None if it is not DICOM. Raises NotDicom if it only looks like DICOM, and OSError."""
     refuse_irregular_file(path)
     with path.open("rb", buffering=0) as file:
         begin = file.read(132)
@@ -105,20 +105,20 @@ def read_header(path: Path) -> Header | None:
         try:
             header = _parse(stream, size)
         except facts.MALFORMED as error:
-            raise NoDicom(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+            raise NotDicom(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     dataset, named = header.dataset, with_preamble or path.suffix.lower() in SLICE_SUFFIXES
     if dataset.file_meta.get("MediaStorageSOPClassUID") == facts.DIRECTORY:
         return None
     if "SOPClassUID" not in dataset and "Rows" not in dataset:
         if named:
-            raise NoDicom("neither a SOP class nor an image size")
+            raise NotDicom("neither a SOP class nor an image size")
         return None
     if header.pixels is None and "SeriesInstanceUID" not in dataset:
-        raise NoDicom("it ends within its header")
+        raise NotDicom("it ends within its header")
     return header
 
 
-def inflated(path: Path, max_bytes: int) -> bytes:
+def inflate_file(path: Path, max_bytes: int) -> bytes:
     """Return the first `max_bytes` bytes of a deflated file with the deflation removed. Raises one of `facts.MALFORMED`."""
     with open_file(path) as file:
         return _inflate(file.read(), max_bytes)[0]
@@ -131,7 +131,7 @@ def _begins_like(begin: bytes) -> bool:
     return begin[4:6] in (b"UL", b"CS", b"UI", b"SH", b"DA", b"OB") or begin[6:8] == b"\x00\x00"
 
 
-def _parse(stream: Any, size: int) -> Header:
+def _parse(stream: Any, size: int) -> DicomHeader:
     begin = stream.read(_MAX_META_BYTES)
     stream.seek(0)
     deflated = begin[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in begin
@@ -151,7 +151,7 @@ def _parse(stream: Any, size: int) -> Header:
     return replace(header, syntax=DeflatedExplicitVRLittleEndian)
 
 
-def _parse_explicit(stream: Any, size: int) -> Header:
+def _parse_explicit(stream: Any, size: int) -> DicomHeader:
     _refuse_too_many_items(stream)
     dataset = read_partial(
         stream, _at_pixels, force=True, specific_tags=facts.TAGS
@@ -161,7 +161,7 @@ def _parse_explicit(stream: Any, size: int) -> Header:
         implicit, little = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     pixels = _pixel_element(stream, syntax)
-    return Header(dataset, syntax, pixels, size)
+    return DicomHeader(dataset, syntax, pixels, size)
 
 
 def _refuse_too_many_items(stream: Any) -> None:
@@ -202,7 +202,7 @@ def _inflate(content: bytes, most: int) -> tuple[bytes, int]:
     return bytes(kept), count
 
 
-def _pixel_element(stream: Any, syntax: UID) -> Element | None:
+def _pixel_element(stream: Any, syntax: UID) -> PixelDataElement | None:
     """Return the position of the pixel data, where pydicom stopped."""
     at = stream.tell()
     head = stream.read(12)
@@ -214,4 +214,4 @@ def _pixel_element(stream: Any, syntax: UID) -> Element | None:
     start = at + (12 if explicit else 8)
     length = int.from_bytes(head[start - at - 4 : start - at], order)  # type: ignore[arg-type]
     vr = head[4:6].decode() if explicit else ""
-    return Element(start, None if length == 0xFFFFFFFF else length, vr, tag)
+    return PixelDataElement(start, None if length == 0xFFFFFFFF else length, vr, tag)

@@ -65,7 +65,7 @@ def refuse_differing_copies(copies: Sequence[tuple[Frame, Frame]], label: str, p
                 f"two files of the {label} series have the same SOP instance UID but different pixels",
                 where=place_of(copy.instance.path),
                 found=f"the instance of {place_of(frame.instance.path)}",
-                do="remove the wrong one",
+                do="export the series again, or remove the file that does not belong to it",
             )
 
 
@@ -111,7 +111,7 @@ class _Frames:
     def __init__(self, path: Path, stored: StoredPixels) -> None:
         self._stored = stored
         needed = stored.start + stored.frames * stored.frame_bytes
-        self._content = header.inflated(path, needed) if stored.deflated else b""
+        self._content = header.inflate_file(path, needed) if stored.deflated else b""
         self._file = None if stored.deflated else open_file(path)
         self._encapsulated = self._read_encapsulated() if stored.length is None else b""
 

@@ -15,20 +15,20 @@ import numpy as np
 
 from ensemble.errors import InputRefused
 from ensemble.files import unreadable_reason
-from ensemble.logging_setup import native_stderr_to_log
-from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b, weighted_volumes
+from ensemble.logging_setup import redirect_native_stderr
+from ensemble.readers.b_values import SAME_SHELL, select_dwi, select_low_b, weighted_volume_indices
 from ensemble.readers.base import RawImage, attach_notes
 from ensemble.readers.dicom.facts import MALFORMED
-from ensemble.readers.dicom.files import files_of, is_dicom
+from ensemble.readers.dicom.files import is_read_as_dicom, unpacked_files
 from ensemble.readers.dicom.frames import AGAIN, FileProblem, Frame, read_frames
-from ensemble.readers.dicom.header import NoDicom, read_header
+from ensemble.readers.dicom.header import NotDicom, read_header
 from ensemble.readers.dicom.pixels import read_pixels, refuse_differing_copies
-from ensemble.readers.dicom.series import Series, choose, group_into_series
-from ensemble.readers.dicom.stack import Stack, build_stack, plane_of, refuse_problem
-from ensemble.readers.dicom.study import read_study
+from ensemble.readers.dicom.series import Series, choose_series, group_into_series
+from ensemble.readers.dicom.stack import Stack, build_stack, plane_of, refuse_unreadable_frame
+from ensemble.readers.dicom.study import read_study_attributes
 from ensemble.readers.geometry_checks import orthonormalize_direction
 from ensemble.readers.names import ARCHIVE
-from ensemble.readers.origin import Origin, SourceFrame, SourceSlice
+from ensemble.readers.origin import DicomOrigin, SourceFrame, SourceSlice
 from ensemble.readers.sources import link_notes
 from ensemble.types import Modality
 from ensemble.volume import Volume
@@ -36,7 +36,7 @@ from ensemble.volume import Volume
 #: Largest distance (in slice spacings) of an image from the position of the next slice for which it counts as that slice.
 _NEXT_SLICE = 0.1
 
-__all__ = ["Examination", "is_dicom", "modalities_in", "open_examination", "read_dicom"]
+__all__ = ["Examination", "is_read_as_dicom", "modalities_in", "open_examination", "read_dicom"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Examination:
                 do=f"give the folder or .zip that holds the {label} series as DICOM, or an image file (.nii.gz, .mha, .nrrd)",
             )
         try:
-            series, notes = choose(self.series, modality, self.path)
+            series, notes = choose_series(self.series, modality, self.path)
         except InputRefused:
             self._refuse_unread(self.unread, label)  # the unreadable file may be one of the series
             raise
@@ -98,13 +98,13 @@ class Examination:
                 found=f"{len(stack.volumes)} images at each of {len(stack.volumes[0])} slice positions in {series.title}",
                 do="give a series with one volume",
             )
-        with native_stderr_to_log():
+        with redirect_native_stderr():
             volumes = read_pixels(stack.volumes, label, self.place_of)
             refuse_differing_copies(series.copies, label, self.place_of)
         array, made_of = volumes[0], [0]
         if modality is Modality.DWI and (len(volumes) > 1 or stack.b_values is not None):
             array, note = select_dwi(volumes, stack.b_values, self.path)
-            made_of = weighted_volumes(len(volumes), stack.b_values)
+            made_of = weighted_volume_indices(len(volumes), stack.b_values)
             notes += [note] if len(volumes) > 1 else []
         low = select_low_b(volumes, stack.b_values, self.path) if with_low_b else None
         notes += [f"{label}: {note}" for note in stack.notes] + link_notes(self.path, label)
@@ -127,7 +127,7 @@ class Examination:
             about = frame.instance
             unknown = about.series == "" or about.stored is None or not about.stored.is_sized
             if about.problem and (about.series in own or (unknown and about.path.parent in series.folders)):
-                refuse_problem(frame, label, self.place_of)
+                refuse_unreadable_frame(frame, label, self.place_of)
 
     def _refuse_strays(self, series: Series, stack: Stack, label: str) -> None:
         """Raise InputRefused for single images that would be the next slice of the series, and share its UID or description.
@@ -193,7 +193,7 @@ def modalities_in(folder: Path) -> frozenset[Modality]:
 @contextmanager
 def open_examination(path: Path, label: str) -> Iterator[Examination]:
     """Read the headers of all files of a folder or archive, unpacked for the duration of the block. Raises InputRefused."""
-    with files_of(path, label) as files:
+    with unpacked_files(path, label) as files:
         frames: list[Frame] = []
         objects: list[tuple[Path, str]] = []
         unread: list[tuple[Path, FileProblem]] = []
@@ -201,7 +201,7 @@ def open_examination(path: Path, label: str) -> Iterator[Examination]:
             try:
                 header = read_header(file)
                 found = [] if header is None else read_frames(file, header)
-            except (NoDicom, *MALFORMED) as error:
+            except (NotDicom, *MALFORMED) as error:
                 unread.append((file, _why_unread(file, error)))
                 continue
             if found and found[0].instance.stored is None:
@@ -219,19 +219,19 @@ def _why_unread(file: Path, error: Exception) -> FileProblem:
     return FileProblem("is damaged, or is not DICOM", found, f"{AGAIN}, or remove the file if it does not belong to it")
 
 
-def _origin(volumes: Sequence[Sequence[Frame]]) -> Origin | None:
+def _origin(volumes: Sequence[Sequence[Frame]]) -> DicomOrigin | None:
     """Return the source of each slice of an image made from these volumes; None if the files can no longer be read."""
     first = volumes[0][0]
     plane = plane_of(first)
     try:
-        study = read_study(first.instance.path)
+        study = read_study_attributes(first.instance.path)
     except MALFORMED:
         return None
     slices = tuple(
         SourceSlice(plane_of(held[0]).position, tuple(_source(frame) for frame in held))
         for held in zip(*volumes, strict=True)
     )
-    return Origin(study, plane.orientation, plane.spacing, slices)
+    return DicomOrigin(study, plane.orientation, plane.spacing, slices)
 
 
 def _source(frame: Frame) -> SourceFrame:

@@ -61,12 +61,12 @@ class Series:
         first = self.frames[0]
         if first.instance.other:
             return first.instance.other
-        if (kind := facts.typed_kind(first.image_type, first.codes)) is not None:
+        if (kind := facts.kind_from_image_type(first.image_type, first.codes)) is not None:
             return kind
         told = [frame.b for frame in self.frames if frame.b is not None]
         weighted = max(told, default=0.0) > SAME_SHELL
         shells = 2 if weighted and max(told) - min(told) > SAME_SHELL else len(told[:1])
-        return facts.named_kind(first.instance.words, shells, weighted=weighted)
+        return facts.kind_from_description(first.instance.words, shells, weighted=weighted)
 
     @cached_property
     def usable_b(self) -> float | None:
@@ -87,7 +87,7 @@ class Series:
             return str(self.kind)
         if modality is Modality.DWI and self.told_b and self.usable_b is None:
             return f"b = {format_b_values(self.told_b)} s/mm^2"
-        named = facts.named_b(self.description.lower())
+        named = facts.b_values_in_description(self.description.lower())
         if modality is Modality.DWI and not self.told_b and named and not any(map(_is_usual, named)):
             return f"named b = {format_b_values(named)} s/mm^2"
         return ""
@@ -121,12 +121,12 @@ def group_into_series(frames: Iterable[Frame]) -> list[Series]:
     by_name: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     for frame in frames:
         about = frame.instance
-        kind = about.other or facts.typed_kind(frame.image_type, frame.codes)
+        kind = about.other or facts.kind_from_image_type(frame.image_type, frame.codes)
         by_name[about.study, about.series, about.number, about.description, kind].append(frame)
     return [_without_copies(group) for group in _joined([*by_name.values()])]
 
 
-def choose(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Series, list[str]]:
+def choose_series(series: Sequence[Series], modality: Modality, path: Path) -> tuple[Series, list[str]]:
     """Choose the series of a modality; also returns notes on the choice. Raises InputRefused, listing the candidates."""
     label = modality.label
     fitting = [each for each in series if each.kind == _SHOWS[modality]]
@@ -199,7 +199,7 @@ def _joined(groups: list[list[Frame]]) -> list[list[Frame]]:
     alike: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
     for group in groups:
         first = group[0]
-        kind = first.instance.other or facts.typed_kind(first.image_type, first.codes)
+        kind = first.instance.other or facts.kind_from_image_type(first.image_type, first.codes)
         alike[first.instance.study, first.instance.number, first.instance.description, kind].append(group)
     for candidates in alike.values():
         together: list[list[Frame]] = []

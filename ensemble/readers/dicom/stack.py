@@ -12,7 +12,7 @@ import numpy as np
 from ensemble.errors import InputRefused
 from ensemble.geometry import MAX_SKEW, Grid
 from ensemble.readers.b_values import SAME_SHELL
-from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, Plane
+from ensemble.readers.dicom.frames import AGAIN, CONVERT, Frame, SlicePlane
 from ensemble.readers.dicom.series import SAME_COSINE, Series, same_slice_geometry
 from ensemble.readers.geometry_checks import MAX_VOXELS
 from ensemble.types import FloatArray
@@ -101,8 +101,8 @@ def build_stack(series: Series, path: Path, label: str, place_of: Callable[[Path
     return Stack(volumes, b_values, tuple(volume[0].made for volume in volumes), grid, tuple(notes))
 
 
-def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
-    """Raise InputRefused if a frame's file has a problem."""
+def refuse_unreadable_frame(frame: Frame, label: str, place_of: Callable[[Path], str]) -> None:
+    """Raise InputRefused if the file of a frame can't be read."""
     if (problem := frame.instance.problem) is not None:
         what, where = f"a file of the {label} series {problem.what}", place_of(frame.instance.path)
         raise InputRefused(what, where=where, found=problem.found, do=problem.do)
@@ -110,7 +110,7 @@ def refuse_problem(frame: Frame, label: str, place_of: Callable[[Path], str]) ->
 
 def _refuse_problems(series: Series, label: str, place_of: Callable[[Path], str]) -> None:
     for frame in series.frames:
-        refuse_problem(frame, label, place_of)
+        refuse_unreadable_frame(frame, label, place_of)
     if (lost := next((frame for frame in series.frames if frame.plane is None), None)) is not None:
         raise InputRefused(
             f"a file of the {label} series has no valid slice position",
@@ -150,8 +150,8 @@ def _refuse_mixed(frames: Sequence[Frame], refuse: Callable[..., InputRefused]) 
             raise refuse(f"mixes slices of different {name}", found)
 
 
-def plane_of(frame: Frame) -> Plane:
-    """Return the position of a frame that is known to have one."""
+def plane_of(frame: Frame) -> SlicePlane:
+    """Return position, orientation and spacing of a frame that is known to have them."""
     assert frame.plane is not None
     return frame.plane
 

@@ -57,7 +57,7 @@ _WHEN = ("AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ContentDa
 STUDY_ATTRIBUTES = (*_PATIENT, *_STUDY)
 
 
-def read_study(path: Path) -> Dataset:
+def read_study_attributes(path: Path) -> Dataset:
     """Read the attributes of patient, study and series of a file, in Unicode, without private ones.
 
     What makes no sense is omitted. Raises one of MALFORMED where the file can't be read any more.

@@ -9,18 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ensemble.findings.template import Structure, Template
+from ensemble.findings.template import AtlasStructure, Template
 from ensemble.findings.types import LesionLocations, StructureVolume, UncertainCategory
 from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.types import AnyArray, FloatArray
 
 #: Structures that can contain a lesion: tissue only, without CSF.
-TISSUE = (Structure.CORTEX, Structure.WHITE_MATTER, Structure.DEEP_GREY, Structure.CEREBELLUM, Structure.BRAIN_STEM)
-REGIONS: dict[str, tuple[Structure, ...]] = {
-    "cerebrum": (Structure.CORTEX, Structure.WHITE_MATTER, Structure.DEEP_GREY),
-    "cerebellum": (Structure.CEREBELLUM,),
-    "brain stem": (Structure.BRAIN_STEM,),
+TISSUE = (
+    AtlasStructure.CORTEX,
+    AtlasStructure.WHITE_MATTER,
+    AtlasStructure.DEEP_GREY,
+    AtlasStructure.CEREBELLUM,
+    AtlasStructure.BRAIN_STEM,
+)
+REGIONS: dict[str, tuple[AtlasStructure, ...]] = {
+    "cerebrum": (AtlasStructure.CORTEX, AtlasStructure.WHITE_MATTER, AtlasStructure.DEEP_GREY),
+    "cerebellum": (AtlasStructure.CEREBELLUM,),
+    "brain stem": (AtlasStructure.BRAIN_STEM,),
 }
 #: A lesion is on both sides where the lesser one holds at least this share of it.
 BOTH_SIDES = 0.25
@@ -36,11 +42,8 @@ _MAX_VOXELS = 3000
 _MIN_PROBABILITY = 1e-3
 
 
-def perturbations(centre_mm: FloatArray) -> list[FloatArray]:
-    """Return 4x4 maps of the template to itself, each a small registration error.
-
-    Moves, turns and scalings about a point, one at a time.
-    """
+def registration_perturbations(centre_mm: FloatArray) -> list[FloatArray]:
+    """Return 4x4 transforms (LPS, mm), each a small registration error: a shift, rotation or scaling about a point of the template."""
     maps: list[FloatArray] = []
     for axis in range(3):
         for sign in (-1.0, 1.0):
@@ -69,10 +72,10 @@ def transform_points(matrix: FloatArray, points_mm: FloatArray) -> FloatArray:
     return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def probabilities(atlas_template: Template, points_mm: FloatArray) -> FloatArray:
-    """Return the probability (side: left, right; structure of TISSUE; n) at points (n, 3; LPS mm) of the template, given tissue.
+def structure_probabilities(atlas_template: Template, points_mm: FloatArray) -> FloatArray:
+    """Return the probability of each side and structure (2, structures of TISSUE, n) at template points (n, 3; LPS mm).
 
-    All 0 outside the atlas.
+    They sum to 1 at each point in the tissue of the atlas, and are 0 elsewhere. Side 0 is left.
     """
     origin, spacing = np.array(atlas_template.t1.grid.origin_mm), np.array(atlas_template.t1.grid.spacing_mm)
     found = np.empty((2, len(TISSUE), len(points_mm)), np.float32)
@@ -84,8 +87,8 @@ def probabilities(atlas_template: Template, points_mm: FloatArray) -> FloatArray
     return np.divide(found, total, out=np.zeros_like(found), where=total > _MIN_PROBABILITY)
 
 
-def side_of(left: float, right: float, least: float) -> str:
-    """Return left, right or both, from the volumes on each side; unknown if both are zero."""
+def lesion_side(left: float, right: float, least: float) -> str:
+    """Return left, right or both, from the volumes on each side; both if the smaller is at least the share `least`; unknown without any."""
     if left + right <= 0:
         return UNKNOWN
     lesser = min(left, right)
@@ -108,7 +111,7 @@ class LesionVolumes:
 
     def sides(self) -> list[str]:
         """Return the side of each lesion."""
-        return [side_of(float(left), float(right), BOTH_SIDES) for left, right in self.by_lesion.sum(axis=2)]
+        return [lesion_side(float(left), float(right), BOTH_SIDES) for left, right in self.by_lesion.sum(axis=2)]
 
     def side(self) -> str:
         """Return the side of all lesions together. Each lesion counts wholly for its own side: blur at the midline adds no second one."""
@@ -117,7 +120,7 @@ class LesionVolumes:
             left_ml, right_ml = lesion.sum(axis=1)
             left += left_ml if side == "both" else lesion.sum() * (side == "left")
             right += right_ml if side == "both" else lesion.sum() * (side == "right")
-        return side_of(left, right, BOTH_SIDES_OF_ALL)
+        return lesion_side(left, right, BOTH_SIDES_OF_ALL)
 
     def regions(self) -> list[str]:
         """Return for each lesion the region with most of its volume."""
@@ -179,13 +182,15 @@ class LesionVoxels:
         return LesionVoxels(self.points_mm[kept], self.ml[kept] * factor[self.lesion_of[kept]], self.lesion_of[kept])
 
 
-def tally(atlas_template: Template, sample: LesionVoxels, matrix: FloatArray) -> LesionVolumes:
-    """Return the volumes by lesion, side and structure, for a 4x4 transform from image to template."""
-    return tally_from_probabilities(sample, probabilities(atlas_template, transform_points(matrix, sample.points_mm)))
+def measure_lesion_volumes(atlas_template: Template, sample: LesionVoxels, matrix: FloatArray) -> LesionVolumes:
+    """Return the lesion volumes (ml) by lesion, side and structure, for a 4x4 transform (LPS, mm) from image to template."""
+    return sum_lesion_volumes(
+        sample, structure_probabilities(atlas_template, transform_points(matrix, sample.points_mm))
+    )
 
 
-def tally_from_probabilities(sample: LesionVoxels, chances: FloatArray) -> LesionVolumes:
-    """Return the volumes by lesion, given the probability (side, structure of TISSUE, n) at each voxel."""
+def sum_lesion_volumes(sample: LesionVoxels, chances: FloatArray) -> LesionVolumes:
+    """Return the lesion volumes (ml), given the probability (side, structure of TISSUE, n) at each of the n lesion voxels."""
     count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
     for side in range(2):
@@ -194,7 +199,7 @@ def tally_from_probabilities(sample: LesionVoxels, chances: FloatArray) -> Lesio
     return LesionVolumes(volumes)
 
 
-def summarise_places(
+def summarise_locations(
     own: LesionVolumes, members: Sequence[LesionVolumes], elsewhere: Sequence[LesionVolumes]
 ) -> LesionLocations:
     """Summarise the locations of all lesions: for the mask, for each voter's mask, and for perturbed registrations."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ensemble.findings.types import Findings, Quantity, StructureVolume, UncertainCategory
+from ensemble.findings.types import Findings, StructureVolume, UncertainCategory, UncertainQuantity
 
 _PATTERNS = {"none": "no lesion", "single": "single lesion", "scattered": "scattered lesions"}
 
@@ -29,7 +29,7 @@ class FindingTable:
     remark: str = ""
 
 
-def in_words(findings: Findings) -> Iterator[str]:
+def describe_findings(findings: Findings) -> Iterator[str]:
     """Yield the findings (where the lesions lie) as short phrases, the most important first."""
     yield _PATTERNS[findings.pattern.value]
     if findings.pattern.value == "none":
@@ -38,20 +38,20 @@ def in_words(findings: Findings) -> Iterator[str]:
         yield f"location unknown: {', '.join(findings.registered.problems)}"
         return
     if findings.places.side is not None:
-        yield f"side {choice_in_words(findings.places.side)}"
+        yield f"side {format_category(findings.places.side)}"
     leading = max(findings.places.structures, key=lambda amount: amount.ml.value)
-    yield f"most in {leading.name}, {percent(leading.share)}"
+    yield f"most in {leading.name}, {format_share(leading.share)}"
     for atlas in findings.atlases:
         if atlas.leading is not None:
             sides = (
-                f" {choice_in_words(atlas.leading_side)}"
+                f" {format_category(atlas.leading_side)}"
                 if atlas.leading_side is not None and atlas.leading_side.value
                 else ""
             )
-            yield f"{atlas.name}: {choice_in_words(atlas.leading)}{sides}"
+            yield f"{atlas.name}: {format_category(atlas.leading)}{sides}"
 
 
-def choice_in_words(choice: UncertainCategory | None) -> str:
+def format_category(choice: UncertainCategory | None) -> str:
     """Return a category and, in brackets, its alternatives."""
     if choice is None:
         return ""
@@ -59,27 +59,27 @@ def choice_in_words(choice: UncertainCategory | None) -> str:
     return (choice.value or "none") + (f" (or {', '.join(others)})" if others else "")
 
 
-def percent(share: Quantity) -> str:
+def format_share(share: UncertainQuantity) -> str:
     """Return a share with its range: `62 % (55-70)`."""
     low, high = _hull(share)
     spread = f" ({100 * low:.0f}\N{EN DASH}{100 * high:.0f})" if round(100 * low) != round(100 * high) else ""
     return f"{100 * share.value:.0f} %{spread}"
 
 
-def millilitres(volume: Quantity) -> str:
+def format_volume(volume: UncertainQuantity) -> str:
     """Return a volume with its range."""
     low, high = _hull(volume)
     text = f"{volume.value:.2f}"
     return text + (f" ({low:.2f}\N{EN DASH}{high:.2f})" if f"{low:.2f}" != f"{high:.2f}" else "")
 
 
-def _hull(quantity: Quantity) -> tuple[float, float]:
+def _hull(quantity: UncertainQuantity) -> tuple[float, float]:
     """Return minimum and maximum over members and perturbed placements."""
     ranges = [quantity.members, *([quantity.placement] if quantity.placement else [])]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def blocks(findings: Findings) -> tuple[FindingTable, ...]:
+def findings_tables(findings: Findings) -> tuple[FindingTable, ...]:
     """Return the tables of findings on the page: that of the built-in atlas first, then those of the user's label maps."""
     if findings.places is None or not findings.lesions:
         return ()
@@ -115,4 +115,4 @@ def blocks(findings: Findings) -> tuple[FindingTable, ...]:
 
 
 def _line(amount: StructureVolume) -> FindingRow:
-    return FindingRow(amount.name, millilitres(amount.ml), percent(amount.share))
+    return FindingRow(amount.name, format_volume(amount.ml), format_share(amount.share))

@@ -35,7 +35,7 @@ class ProcessDied(Exception):
     """The segmenting process died during a study; the message states how."""
 
 
-class Desk:
+class SegmentationProcess:
     """Runs the process that segments studies, and talks to it. To be used from one thread only."""
 
     def __init__(self, worker_config: WorkerConfig) -> None:
