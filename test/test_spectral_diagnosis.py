@@ -26,9 +26,16 @@ from ensemble.geometry import Grid
 from ensemble.metrics import lesion_components
 from ensemble.pipeline import Ensemble
 from ensemble.prepare.case import PreparedCase, prepare_raw
-from ensemble.spectral.diagnosis import as_json, as_table, diagnose
-from ensemble.spectral.embeddings import CaseEmbeddings, EmbeddedRegion, RegionKind, embed, open_encoders, regions_of
-from ensemble.spectral.plots import picture
+from ensemble.spectral.diagnosis import as_json, diagnose, format_table
+from ensemble.spectral.embeddings import (
+    CaseEmbeddings,
+    EmbeddedRegion,
+    RegionKind,
+    embed,
+    open_encoders,
+    select_regions,
+)
+from ensemble.spectral.plots import draw_diagnosis
 from ensemble.types import FloatArray, Modality, ignore_progress
 from ensemble.volume import Volume
 from nnunet_folders import FolderSpec, build_folder, small_case
@@ -95,15 +102,18 @@ def test_members_without_an_encoder_to_ask_are_refused(monkeypatch: pytest.Monke
 
 def test_regions_are_the_brain_each_lesion_and_places_without_one() -> None:
     case, lesion = prepare_raw(phantom_case()), phantom_lesion() > 0
-    regions = regions_of(case, lesion)
-    assert regions == regions_of(case, lesion)
+    regions = select_regions(case, lesion)
+    assert regions == select_regions(case, lesion)
     kinds = [region.kind for region in regions]
     assert kinds[0] is RegionKind.BRAIN
     assert kinds.count(RegionKind.LESION) == lesion_components(lesion)[1]
     assert regions[1].ml == pytest.approx(lesion.sum() * case.grid.voxel_ml)
     assert lesion[regions[1].centre_zyx]
     assert all(not lesion[region.centre_zyx] for region in regions if region.kind is RegionKind.WITHOUT_LESION)
-    assert {region.kind for region in regions_of(case, lesion & False)} <= {RegionKind.BRAIN, RegionKind.WITHOUT_LESION}
+    assert {region.kind for region in select_regions(case, lesion & False)} <= {
+        RegionKind.BRAIN,
+        RegionKind.WITHOUT_LESION,
+    }
 
 
 def cases(number: int = 14) -> list[CaseEmbeddings]:
@@ -150,7 +160,7 @@ def test_a_diagnosis_says_of_each_stage_what_is_known() -> None:
     told = json.loads(json.dumps(as_json(stages), allow_nan=False))
     assert told[0]["lesion_or_none"]["windows"] == [28, 42]
     assert told[0]["whole_brain"]["by_size"][0]["n"] == 3
-    assert as_table(stages).count("| a | 1 |") == 4
+    assert format_table(stages).count("| a | 1 |") == 4
     assert diagnose(cases(9)) == []
 
 
@@ -185,7 +195,7 @@ def test_an_encoder_to_which_all_cases_are_alike_knows_nothing() -> None:
     assert (stage.brain.recovery.modes, stage.brain.recovery.gap, stage.brain.law) == (0, 0, None)
     assert stage.presence is not None
     assert stage.presence.measured == 0.5
-    assert as_png(picture([stage]))
+    assert as_png(draw_diagnosis([stage]))
     json.dumps(as_json([stage]), allow_nan=False)
 
 

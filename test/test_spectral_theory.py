@@ -7,17 +7,17 @@ import pytest
 
 from ensemble.spectral.theory import (
     PowerLaw,
-    Recovery,
+    RecoverableModes,
     auc,
     class_separation,
     crossing,
     expected_error,
     fit_power_law,
     fit_zeta,
-    overlaps,
+    mode_overlaps,
     population_spectrum,
     predicted_auc,
-    recover,
+    recoverable_modes,
     zeta,
     zeta_energy,
 )
@@ -75,19 +75,19 @@ def test_the_spectrum_is_found_beneath_the_spread_of_the_sample() -> None:
 def test_noise_alone_has_no_recoverable_mode() -> None:
     for n in (20, 100):
         values = np.linalg.eigvalsh(np.cov(gaussian(np.ones(100), n, np.random.default_rng(n)).T))[::-1]
-        assert recover(values, n - 1, 100).modes == 0
+        assert recoverable_modes(values, n - 1, 100).modes == 0
 
 
 def test_more_samples_know_more() -> None:
-    known = Recovery(100, np.arange(1, 101) ** -1.0, 0.3)
+    known = RecoverableModes(100, np.arange(1, 101) ** -1.0, 0.3)
     counts = [known.at(n).crossing for n in (10, 100, 1000, 10000)]
     assert counts == sorted(counts)
     assert counts[-1] > 5 * counts[0]
 
 
 def test_the_gap_is_in_units_of_the_floor() -> None:
-    assert Recovery(50, np.array([1.0, 0.8, 0.1]), 0.2).gap == pytest.approx(3.5)
-    assert Recovery(50, np.array([1.0, 0.8, 0.1]), 2.0).gap == 0
+    assert RecoverableModes(50, np.array([1.0, 0.8, 0.1]), 0.2).gap == pytest.approx(3.5)
+    assert RecoverableModes(50, np.array([1.0, 0.8, 0.1]), 2.0).gap == 0
 
 
 def test_the_crossing_is_continuous() -> None:
@@ -101,12 +101,12 @@ def test_the_crossing_is_continuous() -> None:
 
 
 def test_a_sample_without_spread_is_a_spectrum_of_nothing() -> None:
-    assert recover(np.zeros(5), 9, 5).modes == 0
+    assert recoverable_modes(np.zeros(5), 9, 5).modes == 0
     apart = class_separation(np.ones((5, 3)), np.zeros((5, 3)))
     assert apart.energy() == 0
     assert np.isfinite(apart.direction()).all()
     with pytest.raises(ValueError, match="no spectrum"):
-        recover(np.array([np.nan]), 9, 5)
+        recoverable_modes(np.array([np.nan]), 9, 5)
     with pytest.raises(ValueError, match="two samples of each class"):
         class_separation(np.ones((1, 3)), np.zeros((5, 3)))
 
@@ -122,7 +122,7 @@ def test_constant_features_beside_others_do_no_harm() -> None:
 def test_sample_modes_mix_those_of_the_covariance_and_add_up() -> None:
     spectrum = np.arange(1, 31) ** -1.0
     for n, clean in ((10, 0.8), (3000, 0.97)):
-        mixed = overlaps(spectrum, n)
+        mixed = mode_overlaps(spectrum, n)
         assert mixed.shape == (min(n, 30), 30)
         assert mixed.sum(axis=1) == pytest.approx(1)
         assert (mixed[0, 0] > clean) == (n == 3000)

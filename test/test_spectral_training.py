@@ -17,7 +17,7 @@ from ensemble.spectral.theory import auc
 from ensemble.types import AnyArray
 from training.members import MEMBERS
 from training.spectral.components import learn, small_disputed_of
-from training.spectral.few_shot import FILTER, OTHERS, as_table, filter_rule, measure
+from training.spectral.few_shot import FILTER, OTHERS, filter_rule, format_table, measure
 from training.spectral.gaussians import gaussian
 from training.spectral.kept import kept
 from training.spectral.modalities import small_embeddings
@@ -48,7 +48,7 @@ def test_the_table_marks_what_can_not_be_told_from_the_best() -> None:
     cases = np.arange(60) // 2
     rows = measure(FeatureSample(first, cases), FeatureSample(second, cases), (10,), draws=3)
     assert [row.n for row in rows] == [10, 96]
-    lines = as_table(rows).split("\n")
+    lines = format_table(rows).split("\n")
     assert len(lines) == 4
     assert all("**" in line for line in lines[2:])
 

@@ -15,9 +15,9 @@ from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.plots import as_png
 from ensemble.pipeline import load_from_config
 from ensemble.publish import check_writable, publish
-from ensemble.spectral.diagnosis import MIN_CASES, StageDiagnosis, as_json, as_table, diagnose
-from ensemble.spectral.embeddings import CaseEmbeddings, embed, open_encoders, regions_of
-from ensemble.spectral.plots import picture
+from ensemble.spectral.diagnosis import MIN_CASES, StageDiagnosis, as_json, diagnose, format_table
+from ensemble.spectral.embeddings import CaseEmbeddings, embed, open_encoders, select_regions
+from ensemble.spectral.plots import draw_diagnosis
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def diagnose_dataset(dataset: Path, out: Path, config: RunConfig) -> None:
     ensemble = load_from_config(replace(config, tta="none", trust=False))
     encoders = open_encoders(ensemble.specs, ensemble.settings.device)
     embedded = [
-        embed(result.case, regions_of(result.case, result.mask.array), encoders)
+        embed(result.case, select_regions(result.case, result.mask.array), encoders)
         for result in segment_each(cases, ensemble)
     ]
     if len(embedded) < MIN_CASES:
@@ -71,13 +71,13 @@ def diagnose_simulated(number: int, out: Path, config: RunConfig) -> None:
 
 
 def _write(stages: list[StageDiagnosis], out: Path) -> None:
-    table = as_table(stages)
+    table = format_table(stages)
     with publish(out) as draft:
         (draft / "diagnosis.md").write_text(table + "\n", encoding="utf-8")
         (draft / "diagnosis.json").write_text(json.dumps(as_json(stages), indent=1) + "\n", encoding="utf-8")
         for member in dict.fromkeys(stage.member for stage in stages):
             own = [stage for stage in stages if stage.member == member]
-            (draft / f"{member.replace(' ', '_')}.png").write_bytes(as_png(picture(own)))
+            (draft / f"{member.replace(' ', '_')}.png").write_bytes(as_png(draw_diagnosis(own)))
     for line in table.split("\n"):
         log.info("%s", line)
     log.info("written: %s", out)

@@ -11,7 +11,7 @@ import numpy as np
 from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
 from ensemble.spectral.theory import (
     PowerLaw,
-    Recovery,
+    RecoverableModes,
     Separation,
     auc,
     class_separation,
@@ -20,7 +20,7 @@ from ensemble.spectral.theory import (
     fit_zeta,
     observed_modes,
     predicted_auc,
-    recover,
+    recoverable_modes,
     zeta_energy,
 )
 from ensemble.trust.spectrum import eigenmodes
@@ -51,7 +51,7 @@ class FeatureSample:
 class FeatureSpectrum:
     """The eigenvalue spectrum that N feature vectors determine, and the number of modes that fewer vectors determine."""
 
-    recovery: Recovery
+    recovery: RecoverableModes
     law: PowerLaw | None
     by_size: tuple[tuple[int, float, float, float, float], ...]
     """For each subset size: the mean number n of vectors; the fractional K(n) predicted from the whole spectrum; mean and 95 % interval of
@@ -117,7 +117,7 @@ def diagnose(cases: Sequence[CaseEmbeddings], draws: int = 20, seed: int = 0) ->
     return found
 
 
-def sample_of(
+def select_features(
     cases: Sequence[CaseEmbeddings], member: str, stage: int, kind: RegionKind, ml: tuple[float, float] = (0, np.inf)
 ) -> FeatureSample:
     """Return the features (N, D) of a stage for all regions of one kind whose volume is in the half-open interval `ml`."""
@@ -138,7 +138,7 @@ def median_lesion_ml(cases: Sequence[CaseEmbeddings]) -> float:
 
 def _diagnose(cases: Sequence[CaseEmbeddings], member: str, stage: int, draws: int, seed: int) -> StageDiagnosis:
     def of(kind: RegionKind, low: float = 0.0, high: float = np.inf) -> FeatureSample:
-        return sample_of(cases, member, stage, kind, (low, high))
+        return select_features(cases, member, stage, kind, (low, high))
 
     lesion, middle = of(RegionKind.LESION), median_lesion_ml(cases)
     return StageDiagnosis(
@@ -153,7 +153,7 @@ def _diagnose(cases: Sequence[CaseEmbeddings], member: str, stage: int, draws: i
 
 def feature_spectrum(sample: FeatureSample, draws: int, seed: int = 0) -> FeatureSpectrum:
     """Estimate the spectrum of a sample, and K(n) on random subsets of its cases."""
-    recovery = recovery_of(sample.features, seed)
+    recovery = count_recoverable_modes(sample.features, seed)
     draw, cases = np.random.default_rng(seed), np.unique(sample.cases)
     by_size = []
     for share in _SHARES:
@@ -162,7 +162,7 @@ def feature_spectrum(sample: FeatureSample, draws: int, seed: int = 0) -> Featur
             part = sample.of_cases(draw.choice(cases, round(share * len(cases)), replace=False))
             if len(part) >= 3:
                 sizes.append(len(part))
-                counts.append(recovery_of(part, seed).crossing)
+                counts.append(count_recoverable_modes(part, seed).crossing)
         if not sizes:
             continue
         n = round(float(np.mean(sizes)))
@@ -175,10 +175,10 @@ def feature_spectrum(sample: FeatureSample, draws: int, seed: int = 0) -> Featur
     )
 
 
-def recovery_of(features: AnyArray, seed: int = 0) -> Recovery:
+def count_recoverable_modes(features: AnyArray, seed: int = 0) -> RecoverableModes:
     """Return how many modes of their covariance feature vectors (N, D) determine."""
     _, values, _ = eigenmodes(features)
-    return recover(values, len(features) - 1, features.shape[1], seed)
+    return recoverable_modes(values, len(features) - 1, features.shape[1], seed)
 
 
 def class_contrast(first: FeatureSample, second: FeatureSample, seed: int = 0) -> ClassContrast | None:
@@ -197,7 +197,7 @@ def class_contrast(first: FeatureSample, second: FeatureSample, seed: int = 0) -
     return ClassContrast(separation, float(np.mean(measured)) if measured else float("nan"), scale, exponent)
 
 
-def as_table(stages: Sequence[StageDiagnosis]) -> str:
+def format_table(stages: Sequence[StageDiagnosis]) -> str:
     """Return the results of all stages as Markdown: modes and spectra first, then how well classes separate."""
     lines = [
         "| member | stage | D | region | N | floor / l_1 | K(N) | gap / floor | power law l_k ~ k^-a, modes |",

@@ -126,7 +126,7 @@ def embed(case: PreparedCase, regions: Sequence[EmbeddedRegion], encoders: Seque
     return CaseEmbeddings(case.name, tuple(regions), {encoder.name: encoder.encode(case, shares) for encoder in able})
 
 
-def regions_of(case: PreparedCase, lesion: BoolArray) -> list[EmbeddedRegion]:
+def select_regions(case: PreparedCase, lesion: BoolArray) -> list[EmbeddedRegion]:
     """Return the regions whose embeddings are compared: the whole brain, windows around lesions, and as many windows without one.
 
     `lesion` is a mask (bool; z, y, x). The same case with the same name gives the same regions.
@@ -143,7 +143,7 @@ def regions_of(case: PreparedCase, lesion: BoolArray) -> list[EmbeddedRegion]:
         else []
     )
     for number in chosen:
-        found.append(window_about(labels == number + 1, RegionKind.LESION, case.grid.voxel_ml))
+        found.append(window_around(labels == number + 1, RegionKind.LESION, case.grid.voxel_ml))
     draw = np.random.default_rng(zlib.crc32(case.name.encode()))
     wanted = max(FEWEST_WITHOUT, len(found) - 1)
     for at in draw.permutation(np.argwhere(brain))[: 50 * wanted]:
@@ -156,7 +156,7 @@ def regions_of(case: PreparedCase, lesion: BoolArray) -> list[EmbeddedRegion]:
     return found
 
 
-def window_about(component: BoolArray, kind: RegionKind, voxel_ml: float, *, true: bool = True) -> EmbeddedRegion:
+def window_around(component: BoolArray, kind: RegionKind, voxel_ml: float, *, true: bool = True) -> EmbeddedRegion:
     """Return the window centred on a component (bool; z, y, x)."""
     centre = np.argwhere(component).mean(axis=0).round().astype(int)
     return EmbeddedRegion(kind, float(component.sum()) * voxel_ml, _place(centre), true)

@@ -19,7 +19,7 @@ _COLOURS = {"whole brain": "C0", "lesion windows": "C1", "lesion or none": "C2",
 _TIMES, _FEWEST = 4, 10
 
 
-def picture(stages: Sequence[StageDiagnosis]) -> Figure:
+def draw_diagnosis(stages: Sequence[StageDiagnosis]) -> Figure:
     """Return a figure of the diagnosis of one member's stages: spectra, stable modes by number of cases, and separation."""
     figure = Figure(figsize=(13, 3.2 * len(stages)), layout="constrained")
     for row, stage in zip(figure.subplots(len(stages), 3, squeeze=False), stages, strict=True):

@@ -21,7 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ensemble.trust.spectrum import principal
+from ensemble.trust.spectrum import principal_components
 from ensemble.types import AnyArray
 
 #: Smoothing of eigenvalues: standard deviation in log k.
@@ -34,7 +34,7 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class Recovery:
+class RecoverableModes:
     """How many eigenmodes of a covariance n samples determine.
 
     Holds its estimated spectrum, and the expected error of the sample covariance.
@@ -69,12 +69,12 @@ class Recovery:
         below = self.spectrum[k] if k < len(self.spectrum) else 0.0
         return float(self.spectrum[k - 1] - below) / self.floor
 
-    def at(self, n: int, seed: int = 0) -> Recovery:
+    def at(self, n: int, seed: int = 0) -> RecoverableModes:
         """Return the recovery expected with another number of samples, for the estimated spectrum."""
-        return Recovery(n, self.spectrum, expected_error(self.spectrum, n, seed=seed))
+        return RecoverableModes(n, self.spectrum, expected_error(self.spectrum, n, seed=seed))
 
 
-def recover(eigenvalues: AnyArray, n: int, dimensions: int, seed: int = 0) -> Recovery:
+def recoverable_modes(eigenvalues: AnyArray, n: int, dimensions: int, seed: int = 0) -> RecoverableModes:
     """Return how many modes a sample covariance (eigenvalues, largest first; n degrees of freedom, D dimensions) determines.
 
     Raises ValueError for less than one degree of freedom, or eigenvalues that are no numbers.
@@ -83,9 +83,9 @@ def recover(eigenvalues: AnyArray, n: int, dimensions: int, seed: int = 0) -> Re
     if n < 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"no spectrum: {len(values)} eigenvalues, n = {n}")
     if values[0] <= 0:
-        return Recovery(n, np.zeros(dimensions), 0.0)
+        return RecoverableModes(n, np.zeros(dimensions), 0.0)
     spectrum = population_spectrum(values, n, dimensions, seed)
-    return Recovery(n, spectrum, expected_error(spectrum, n, seed=seed))
+    return RecoverableModes(n, spectrum, expected_error(spectrum, n, seed=seed))
 
 
 def crossing(spectrum: AnyArray, floor: float) -> float:
@@ -138,7 +138,7 @@ def population_spectrum(eigenvalues: AnyArray, n: int, dimensions: int, seed: in
     return spectrum
 
 
-def overlaps(spectrum: AnyArray, n: int, draws: int = _DRAWS, seed: int = 0) -> AnyArray:
+def mode_overlaps(spectrum: AnyArray, n: int, draws: int = _DRAWS, seed: int = 0) -> AnyArray:
     """Return how the modes of a sample mix those of the covariance (m, D): expected squared cosines, rows sample's, columns covariance's.
 
     Times the spectrum it gives the variance that there really is along each sample mode, of which the sample's eigenvalue says too much
@@ -151,9 +151,9 @@ def overlaps(spectrum: AnyArray, n: int, draws: int = _DRAWS, seed: int = 0) -> 
     return mixed
 
 
-def variances_along(recovery: Recovery, modes: int, seed: int = 0) -> AnyArray:
+def variances_along(recovery: RecoverableModes, modes: int, seed: int = 0) -> AnyArray:
     """Return the population's variance (modes,) along the first modes of the sample; 0 beyond the rank of the estimate."""
-    mixed = overlaps(recovery.spectrum, recovery.n, seed=seed)[:modes]
+    mixed = mode_overlaps(recovery.spectrum, recovery.n, seed=seed)[:modes]
     return np.pad(mixed @ recovery.spectrum, (0, modes - len(mixed)))
 
 
@@ -359,7 +359,7 @@ def _phi(x: float) -> float:
 class Separation:
     """How well two classes separate, mode by mode of the covariance that they share."""
 
-    recovery: Recovery
+    recovery: RecoverableModes
     modes: AnyArray
     """(m, D), orthonormal eigenvectors of the sample covariance within the classes, by falling eigenvalue."""
     means: tuple[AnyArray, AnyArray]
@@ -397,8 +397,8 @@ def class_separation(first: AnyArray, second: AnyArray, seed: int = 0) -> Separa
     means = samples[0].mean(axis=0), samples[1].mean(axis=0)
     centred = np.concatenate([part - mean for part, mean in zip(samples, means, strict=True)])
     degrees, dimensions = len(centred) - 2, centred.shape[1]
-    values, modes = principal(centred, degrees)
-    recovery = recover(values, degrees, dimensions, seed)
+    values, modes = principal_components(centred, degrees)
+    recovery = recoverable_modes(values, degrees, dimensions, seed)
     counts = len(samples[0]), len(samples[1])
     chance = 1 / counts[0] + 1 / counts[1]
     variances = variances_along(recovery, len(modes), seed)

@@ -78,10 +78,10 @@ def eigenmodes(samples: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
     if array.ndim != 2 or len(array) < 2:
         raise ValueError(f"a spectrum needs two samples (N, D) or more, not {array.shape}")
     mean = array.mean(axis=0)
-    return mean, *principal(array - mean, len(array) - 1)
+    return mean, *principal_components(array - mean, len(array) - 1)
 
 
-def principal(centred: AnyArray, degrees: int) -> tuple[AnyArray, AnyArray]:
+def principal_components(centred: AnyArray, degrees: int) -> tuple[AnyArray, AnyArray]:
     """Return eigenvalues (m,) of centred samples (N, D), largest first, and eigenvectors (m, D); m = min(degrees of freedom, D)."""
     _, singular, vectors = np.linalg.svd(centred, full_matrices=False)
     kept = min(degrees, centred.shape[1])

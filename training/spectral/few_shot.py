@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from sklearn.covariance import OAS, LedoitWolf
 
-from ensemble.spectral.diagnosis import FeatureSample, sample_of
+from ensemble.spectral.diagnosis import FeatureSample, select_features
 from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind
 from ensemble.spectral.theory import (
     auc,
@@ -170,7 +170,7 @@ def _split(sample: FeatureSample, learning: AnyArray, n: int, draw: np.random.Ge
     return pool if n == 0 else pool[draw.permutation(len(pool))[:n]], sample.features[~known]
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
     """Markdown; the best rule of each row in bold, with those whose interval reaches its mean."""
     names = [FILTER, *OTHERS]
     lines = [
@@ -194,7 +194,9 @@ def windows(cases: Sequence[CaseEmbeddings], member: str, stage: int = -1) -> tu
     """Windows without and with a lesion in one stage, the deepest by default."""
     own = [case for case in cases if member in case.stages]
     number = stage % len(own[0].stages[member])
-    return sample_of(own, member, number, RegionKind.WITHOUT_LESION), sample_of(own, member, number, RegionKind.LESION)
+    return select_features(own, member, number, RegionKind.WITHOUT_LESION), select_features(
+        own, member, number, RegionKind.LESION
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,7 +219,7 @@ def _print(options: argparse.Namespace) -> int:
         without, lesion = windows(cases, member, options.stage - 1)
         rows = measure(without, lesion, SIZES, options.draws)
         print(
-            f"\n{member}, {len(lesion.features)} windows with a lesion, {len(without.features)} without:\n\n{as_table(rows)}",
+            f"\n{member}, {len(lesion.features)} windows with a lesion, {len(without.features)} without:\n\n{format_table(rows)}",
             flush=True,
         )
         told[member] = [vars(row) for row in rows]

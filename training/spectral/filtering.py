@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ensemble.spectral.theory import fit_power_law, observed_modes, recover, variances_along
-from ensemble.trust.spectrum import principal
+from ensemble.spectral.theory import fit_power_law, observed_modes, recoverable_modes, variances_along
+from ensemble.trust.spectrum import principal_components
 from ensemble.types import AnyArray
 
 
@@ -17,7 +17,7 @@ class ZetaFilter(TransformerMixin, BaseEstimator):
     """Keep the K(N) recoverable modes and scale each to unit variance by a law instead of by noise.
 
     The eigenvalue of a mode is that of the power law c k^-a where one holds (`theory.fit_power_law`), so that energies are terms
-    of a truncated zeta sum, and elsewhere the variance that there is along a sample's mode (`theory.overlaps`). A rule learnt on what
+    of a truncated zeta sum, and elsewhere the variance that there is along a sample's mode (`theory.mode_overlaps`). A rule learnt on what
     `transform` gives, and that takes the covariance for the identity (the nearest mean, say), is the truncated Mahalanobis rule.
 
     Given classes `y`, the covariance is that within them.
@@ -40,8 +40,8 @@ class ZetaFilter(TransformerMixin, BaseEstimator):
         for label in labels:
             centred[classes == label] -= samples[classes == label].mean(axis=0)
         degrees = len(samples) - len(labels)
-        values, vectors = principal(centred, degrees)
-        recovery = recover(values, degrees, samples.shape[1], self.random_state)
+        values, vectors = principal_components(centred, degrees)
+        recovery = recoverable_modes(values, degrees, samples.shape[1], self.random_state)
         self.mean_ = samples.mean(axis=0)
         self.n_modes_ = min(max(1, recovery.modes if self.modes is None else self.modes), len(vectors))
         variances = variances_along(recovery, len(vectors), self.random_state)

@@ -14,7 +14,7 @@ from math import erf, sqrt
 
 import numpy as np
 
-from ensemble.spectral.diagnosis import recovery_of
+from ensemble.spectral.diagnosis import count_recoverable_modes
 from ensemble.spectral.theory import (
     class_separation,
     crossing,
@@ -65,7 +65,7 @@ def check(exponent: float, n: int, dimensions: int = DIMENSIONS, draws: int = 20
     spectrum = np.arange(1, dimensions + 1, dtype=float) ** -exponent
     size = np.sqrt(np.arange(1, dimensions + 1) ** -(exponent + SIGNAL))
     true = true_modes(spectrum, n, 10 * draws, draw)
-    modes = [recovery_of(gaussian(spectrum, n, draw)).crossing for _ in range(draws)]
+    modes = [count_recoverable_modes(gaussian(spectrum, n, draw)).crossing for _ in range(draws)]
     half, used = max(2, n // 2), max(1, int(true))
     rows = []
     for _ in range(draws):

@@ -19,8 +19,8 @@ from ensemble.errors import UsageError
 from ensemble.members.manifest import find_members, weight_digests
 from ensemble.memory import keep_freed_memory
 from ensemble.prepare.case import prepare_raw
-from ensemble.spectral.diagnosis import feature_spectrum, recovery_of, sample_of
-from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind, embed, open_encoders, regions_of
+from ensemble.spectral.diagnosis import count_recoverable_modes, feature_spectrum, select_features
+from ensemble.spectral.embeddings import CaseEmbeddings, RegionKind, embed, open_encoders, select_regions
 from training.command import call
 from training.simulate import SHARED
 from training.spectral.few_shot import FILTER, OTHERS, measure, windows
@@ -54,7 +54,7 @@ def small_embeddings(
             truth = patient.truth(shared, caches)
             case = prepare_raw(truth.raw)
             assert truth.mask is not None  # every simulated patient has one
-            embed(case, regions_of(case, truth.mask), encoders).save(path)
+            embed(case, select_regions(case, truth.mask), encoders).save(path)
         found.append(CaseEmbeddings.read(path))
     return found
 
@@ -65,8 +65,8 @@ def table(cases: Sequence[CaseEmbeddings], members: Sequence[str], stage: int, d
     rows = []
     for member in members:
         number = stage - 1
-        brain = feature_spectrum(sample_of(own, member, number, RegionKind.BRAIN), draws)
-        lesion = recovery_of(sample_of(own, member, number, RegionKind.LESION).features)
+        brain = feature_spectrum(select_features(own, member, number, RegionKind.BRAIN), draws)
+        lesion = count_recoverable_modes(select_features(own, member, number, RegionKind.LESION).features)
         without, with_lesion = windows(own, member, number)
         cells = []
         for row in measure(without, with_lesion, SIZES, draws):

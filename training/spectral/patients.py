@@ -33,8 +33,8 @@ from ensemble.spectral.embeddings import (
     RegionKind,
     embed,
     open_encoders,
-    regions_of,
-    window_about,
+    select_regions,
+    window_around,
 )
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
@@ -75,7 +75,7 @@ class Observer:
         result = segment_raw(truth.raw, self.ensemble, SilentWatcher())
         case, lesion = result.case, truth.mask
         specks = small_disputed_of(result, lesion if lesion is not None else np.zeros_like(result.mask.array))
-        regions = [*(regions_of(case, lesion) if lesion is not None else []), *specks]
+        regions = [*(select_regions(case, lesion) if lesion is not None else []), *specks]
         found = embed(case, regions or [EmbeddedRegion(RegionKind.BRAIN, 0.0)], self.encoders)
         blind = self._without_flair(case, found.regions)
         return replace(found, stages={**found.stages, **blind})
@@ -106,7 +106,7 @@ def small_disputed_of(result: Result, lesion: BoolArray) -> list[EmbeddedRegion]
         small = component.sum() * result.case.grid.voxel_ml < limit
         if small and int(result.fused.votes.array[component].max()) < voters:
             true = bool(lesion[component].any())
-            found.append(window_about(component, RegionKind.SMALL_DISPUTED, result.case.grid.voxel_ml, true=true))
+            found.append(window_around(component, RegionKind.SMALL_DISPUTED, result.case.grid.voxel_ml, true=true))
     return found
 
 
