@@ -12,7 +12,7 @@ import torch
 
 from conftest import SHARED, shared
 from training.augment import mirror, rescan
-from training.batches import Bank, _window, component_weight, draw_batch, recall_share
+from training.batches import Bank, _disturbed_flair, _window, component_weight, draw_batch, recall_share
 from training.draw import Draw
 from training.lesions import COUNT_PROBABILITIES, COUNTS, VOLUME_ML, VOLUME_PROBABILITIES
 from training.members import MEMBERS, build_network, dataset_json, plans_json
@@ -175,6 +175,19 @@ def test_batches_have_the_members_shape(member: str, bank: Bank) -> None:
     assert images.shape == (spec.batch, len(spec.channels), *spec.training_patch)
     assert labels.shape == weights.shape == shares.shape == (spec.batch, *spec.training_patch)
     assert set(labels.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_flair_is_missing_as_it_is_or_disturbed() -> None:
+    """A member that takes FLAIR where there is one must neither need it nor rely on where it lies."""
+    brain = torch.zeros(6, 12, 12, dtype=torch.bool)
+    brain[1:5, 2:10, 2:10] = True
+    flair = torch.rand(brain.shape, generator=torch.Generator().manual_seed(0)) * brain
+    shown = [_disturbed_flair(flair, brain, Draw(seed)) for seed in range(200)]
+    missing, same = sum(not image.any() for image in shown), sum(torch.equal(image, flair) for image in shown)
+    assert 70 < missing < 130
+    assert 25 < same < 80
+    assert missing + same < 180
+    assert not any(image[~brain].any() for image in shown)
 
 
 def test_loss_prefers_the_truth() -> None:
