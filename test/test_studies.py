@@ -20,8 +20,8 @@ from ensemble.cli import main
 from ensemble.errors import InputRefused, UsageError
 from ensemble.evaluate.clinical import (
     ClinicalTable,
+    check_case_names,
     correlate_with_scores,
-    describe_unmatched_cases,
     read_clinical_table,
     select_group_columns,
 )
@@ -315,14 +315,14 @@ def test_names_that_a_spreadsheet_has_changed_are_refused(tmp_path: Path) -> Non
     path = clinical(tmp_path / "c.csv", "case,nihss\n1,2\n2,3\n010,4\n")
     found = read_clinical_table(path, ())
     with pytest.raises(InputRefused, match="similar to") as refusal:
-        describe_unmatched_cases(found, ["001", "002", "010"], path, tmp_path / "masks")
+        check_case_names(found, ["001", "002", "010"], path, tmp_path / "masks")
     assert "'1' for '001'" in refusal.value.found
     with pytest.raises(InputRefused, match="the clinical table and the masks have no case in common"):
-        describe_unmatched_cases(found, ["x", "y"], path, tmp_path / "masks")
+        check_case_names(found, ["x", "y"], path, tmp_path / "masks")
     with pytest.raises(InputRefused, match="have the same name 1,") as refusal:
-        describe_unmatched_cases(found, ["1", "1"], path, tmp_path / "masks")
+        check_case_names(found, ["1", "1"], path, tmp_path / "masks")
     assert refusal.value.where == str(tmp_path / "masks")
-    said = describe_unmatched_cases(found, ["1", "7"], path, tmp_path / "masks")
+    said = check_case_names(found, ["1", "7"], path, tmp_path / "masks")
     assert "7" in said[0]
     assert "010, 2" in said[1]
 

@@ -47,12 +47,23 @@ def find_cases(
             "the dataset contains no case",
             where=dataset,
             found=describe_folder(dataset) if dataset.is_dir() else "no row names a file",
-            do=f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
-            if dataset.is_dir() and any(map(parse_nnunet_name, dataset.rglob("*")))
-            else "give a BIDS tree, a folder of <case>/dwi.*, adc.* (flair.*), a folder of <case>/images/dwi-brain-mri/...,"
-            " or a .csv with the columns 'case', 'dwi', 'adc', 'flair'",
+            do=_layout_advice(dataset),
         )
     return found
+
+
+def _layout_advice(dataset: Path) -> str:
+    """Return how a dataset without any case should be arranged."""
+    if not dataset.is_dir():
+        return (
+            "write the path of each case's DWI into the column 'dwi' (and into 'adc' and 'flair' those of the others)"
+        )
+    if any(map(parse_nnunet_name, dataset.rglob("*"))):
+        return f"{NEEDS_DESCRIPTION}, or list the files in a .csv worklist"
+    return (
+        "arrange it as a BIDS tree, or as <case>/dwi.nii.gz and adc.nii.gz (flair.nii.gz is optional), or as in the ISLES'22 challenge"
+        " (<case>/images/dwi-brain-mri/<file>), or list the files in a .csv with the columns 'case', 'dwi', 'adc' (and 'flair')"
+    )
 
 
 def find_only_case(folder: Path) -> tuple[str, Mapping[Modality, Path]]:

@@ -228,8 +228,11 @@ class _Fleet:
         if hopeless or now - self._alive > _PATIENCE_S:
             raise MembersFailed(
                 "no worker process is left on the Ray cluster",
-                found=self.last_loss or f"no node has {self._cpus} free CPUs" + " and a free GPU" * bool(self._gpus),
-                do="check that nodes are alive and free (ray status), or ask for fewer CPUs, then run the batch again",
+                found=self.last_loss
+                or f"no node has the free CPUs (--ray-cpus {self._cpus})" + " and the free GPU" * bool(self._gpus),
+                do="correct what ended the last worker process, then run the batch again"
+                if self.last_loss
+                else "check that nodes are alive and free (ray status), or lower --ray-cpus, then run the batch again",
             )
 
     def _look(self) -> None:

@@ -112,11 +112,17 @@ def read_clinical_table(path: Path, groups: Sequence[str]) -> ClinicalTable:
     return ClinicalTable(frozenset(lines), scores, words, tuple(notes))
 
 
-def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path: Path, masks: Path) -> list[str]:
-    """Return messages about cases that are only in the table (`path`) or only among the masks (`names`, in `masks`).
+def check_case_names(clinical: ClinicalTable, names: Sequence[str], table: Path, masks: Path) -> list[str]:
+    """Return messages about cases that are only in the clinical table, or only among the masks.
 
-    Raises InputRefused if no case is shared, two cases of the masks have one name, or names look alike only (1 and 001: a spreadsheet
-    has read a name as a number).
+    Args:
+        clinical: content of the table.
+        names: of the cases that have masks.
+        table, masks: where both are, for messages.
+
+    Raises:
+        InputRefused: no case is in both, two masks' cases have the same name, or names are similar but not equal (1 and 001, when a
+            spreadsheet has read names as numbers).
     """
     if twice := [name for name, often in Counter(names).items() if often > 1]:
         raise InputRefused(
@@ -131,14 +137,14 @@ def describe_unmatched_cases(clinical: ClinicalTable, names: Sequence[str], path
     if similar := [(name, alike[_lossy(name)]) for name in without_row if _lossy(name) in alike]:
         raise InputRefused(
             f"case names in {_NAME} are similar to those of the masks, but not equal",
-            where=path,
+            where=table,
             found=", ".join(f"{theirs!r} for {ours!r}" for ours, theirs in similar[:5]) + " ..." * (len(similar) > 5),
             do="spell case names as the masks do; a spreadsheet turns 001 into 1 unless the column is text",
         )
     if len(without_row) == len(names):
         raise InputRefused(
             f"{_NAME} and the masks have no case in common",
-            where=path,
+            where=table,
             found=f"table: {', '.join(without_mask[:3])}; masks: {', '.join(sorted(names)[:3])}",
             do="write the names of the masks' cases into the column 'case'",
         )

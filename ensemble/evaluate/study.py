@@ -15,8 +15,8 @@ from ensemble.evaluate.clinical import (
     ClinicalTable,
     Correlation,
     CorrelationDifference,
+    check_case_names,
     correlate_with_scores,
-    describe_unmatched_cases,
     read_clinical_table,
     select_group_columns,
 )
@@ -112,7 +112,7 @@ def make_study(
     differences: list[CorrelationDifference] = []
     if clinical is not None and request.clinical is not None:
         notes += [
-            *describe_unmatched_cases(clinical, names, request.clinical, truth),
+            *check_case_names(clinical, names, request.clinical, truth),
             *clinical.notes,
             *_without_score(clinical, names),
         ]

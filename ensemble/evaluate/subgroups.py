@@ -131,9 +131,9 @@ def _remarks(factor: str, known: Mapping[str, str], methods: Sequence[Method]) -
     groups = {known[name] for name in names if name in known}
     if len(groups) > MAX_GROUPS:
         raise InputRefused(
-            f"the column {factor!r} has too many groups",
+            f"the column {factor!r} of the table of cases has too many groups",
             found=f"{len(groups)}: {', '.join(sorted(groups)[:5])} ...",
-            do=f"merge its values into at most {MAX_GROUPS} groups",
+            do=f"merge its values into at most {MAX_GROUPS} groups, or choose another column",
         )
     said = []
     if absent := [name for name in names if name not in known]:

@@ -175,8 +175,8 @@ class ReferenceProgram(Protocol):
         """Return the lesion probability (z, y, x) on the DWI grid, from the member's own input. Raises what the program raises."""
 
 
-class WeightsDiscovery(Protocol):
-    """Recognises weights of one kind by their file layout."""
+class MemberFinder(Protocol):
+    """Finds the members of one kind in a weights folder, by their file layout."""
 
     @property
     @abstractmethod
@@ -188,7 +188,7 @@ class WeightsDiscovery(Protocol):
         """Return the members in a weights folder, and recognised weights that are not supported yet. Raises WeightsBroken."""
 
 
-class Family(WeightsDiscovery, Protocol):
+class Family(MemberFinder, Protocol):
     """The code for members of one kind. Adding it to `registry.FAMILIES` makes the kind available."""
 
     @property

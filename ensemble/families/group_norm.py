@@ -7,8 +7,8 @@ from torch import nn
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32, whatever the precision of the maps; PyTorch accepts no mixture on GPUs."""
+    """Group normalisation computed in float32 for feature maps of any dtype; on GPUs, PyTorch refuses half-precision input otherwise."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Normalise maps (N, C, ...); shape and type are kept."""
+        """Normalise feature maps (N, C, ...). The result has their shape and dtype."""
         return super().forward(maps.float()).to(maps.dtype)

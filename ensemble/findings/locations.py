@@ -182,20 +182,23 @@ class LesionVoxels:
         return LesionVoxels(self.points_mm[kept], self.ml[kept] * factor[self.lesion_of[kept]], self.lesion_of[kept])
 
 
-def measure_lesion_volumes(atlas_template: Template, sample: LesionVoxels, matrix: FloatArray) -> LesionVolumes:
-    """Return the lesion volumes (ml) by lesion, side and structure, for a 4x4 transform (LPS, mm) from image to template."""
+def measure_lesion_volumes(atlas_template: Template, voxels: LesionVoxels, matrix: FloatArray) -> LesionVolumes:
+    """Return the volume (ml) of each lesion on each side and in each structure, weighted by the atlas's probabilities.
+
+    `matrix` (4x4; LPS, mm) maps points of the image to points of the template.
+    """
     return sum_lesion_volumes(
-        sample, structure_probabilities(atlas_template, transform_points(matrix, sample.points_mm))
+        voxels, structure_probabilities(atlas_template, transform_points(matrix, voxels.points_mm))
     )
 
 
-def sum_lesion_volumes(sample: LesionVoxels, chances: FloatArray) -> LesionVolumes:
+def sum_lesion_volumes(voxels: LesionVoxels, chances: FloatArray) -> LesionVolumes:
     """Return the lesion volumes (ml), given the probability (side, structure of TISSUE, n) at each of the n lesion voxels."""
-    count = int(sample.lesion_of.max()) + 1 if len(sample.lesion_of) else 0
+    count = int(voxels.lesion_of.max()) + 1 if len(voxels.lesion_of) else 0
     volumes = np.zeros((count, 2, len(TISSUE)))
     for side in range(2):
         for kind in range(len(TISSUE)):
-            volumes[:, side, kind] = np.bincount(sample.lesion_of, sample.ml * chances[side, kind], minlength=count)
+            volumes[:, side, kind] = np.bincount(voxels.lesion_of, voxels.ml * chances[side, kind], minlength=count)
     return LesionVolumes(volumes)
 
 

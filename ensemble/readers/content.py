@@ -15,6 +15,8 @@ from ensemble.readers.names import image_suffix
 _BEGIN = 1024
 _NAME = "rename it with the right suffix"
 _AGAIN = "download the image itself"
+#: Beginnings of the advice that concerns the content of a compressed file.
+_CHANGES = (_NAME, "convert it")
 #: First bytes (a pattern), what holds them, and what to do. The first that fits counts.
 _CONTENTS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
@@ -67,7 +69,7 @@ def refuse_mislabelled_file(path: Path, label: str) -> None:
             f"the content of the {label} file does not match its name",
             where=path,
             found=f"{what}, {named}",
-            do=f"unpack it, and {do}" if compressed else do,
+            do=f"unpack it, and {do}" if compressed and do.startswith(_CHANGES) else do,
         )
     if suffix not in _OWN or compressed:
         raise unreadable_file_error(path, label, f"no NIfTI header, compressed or not, but {begin[:16]!r}")

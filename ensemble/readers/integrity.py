@@ -138,7 +138,8 @@ def unreadable_file_error(path: Path, label: str, found: str) -> InputRefused:
         f"the {label} file is not a readable image, or is damaged",
         where=path,
         found=replace_undecodable(found),
-        do="open it in a viewer to check it; if it has another format, convert it instead of renaming it",
+        do="open it in a viewer: if it does not open, copy or export it again; if it has another format, convert it, since another suffix"
+        " is not enough",
     )
 
 

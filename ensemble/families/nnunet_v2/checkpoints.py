@@ -47,9 +47,9 @@ def read_nnunet_v2_folder(folder: Path) -> NnunetV2Folder:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """Return the checkpoints of the numbered folds, or of fold_all, in nnUNetPredictor's order of preference.
+    """Return the checkpoints of the numbered folds that have one; if none has, that of fold_all.
 
-    Raises WeightsBroken when there is none.
+    Packed checkpoints count only where there is no .pth. Raises WeightsBroken when there is none.
     """
     numbered = [fold for name, fold in nnunet_fold_folders(folder, ALL_FOLDS_V2).items() if name != "all"]
     for name in (CHECKPOINT, PACKED_CHECKPOINT):
