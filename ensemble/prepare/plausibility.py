@@ -217,7 +217,7 @@ def _refuse_swapped(inside: _Inside, where: str) -> None:
         raise InputRefused(
             "DWI and ADC look swapped",
             where=where,
-            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC, and only {csf_like:.1%} is the opposite, as CSF should be",
+            found=f"{damage_like:.0%} of the brain is bright on DWI and dark on ADC, only {csf_like:.1%} the opposite, as CSF should be",
             do="exchange the two files: the ADC map as ADC, the diffusion-weighted image as DWI",
         )
 
