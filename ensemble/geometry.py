@@ -59,9 +59,9 @@ class Grid:
         """
         rows = "; ".join(" ".join(f"{number:.4g}" for number in row) for row in np.atleast_2d(affine)[:4])
         refused = InputRefused(
-            "the affine does not define a position in space",
+            "the affine can't be used",
             found=f"voxel to world (RAS, mm): {rows}",
-            do="give the 4x4 affine of the image's header, with orthogonal axes",
+            do="give the 4x4 affine of the image's header (last row 0 0 0 1); if its axes are not orthogonal, resample the image first",
         )
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or list(affine[3]) != [0, 0, 0, 1]:
             raise refused

@@ -88,7 +88,7 @@ def _said(column: str, cell: str) -> str:
 
 
 def resolve_cell(base: Path, cell: str) -> Path:
-    """Return the path in a cell, relative to the worklist; Windows separators are accepted."""
+    """Return the path that a cell names. A relative one starts from `base`, the worklist's folder; Windows separators are accepted."""
     path = base / cell
     if "\\" in cell and not path.exists():
         return base / PureWindowsPath(cell).as_posix()

@@ -226,10 +226,12 @@ def _masks(root: Path) -> list[_Mask]:
     masks = [path for path in candidates if _MASK.search(stem(path))] or candidates
     if not masks:
         raise InputRefused(
-            "the folder contains no mask",
+            "the folder contains no lesion mask",
             where=root,
-            found=f"{len(images)} images, none named as a mask",
-            do="give a folder of masks (.nii.gz, .mha ...)",
+            found=f"{len(images)} images, each named as something else (DWI, brain mask, probability ...)"
+            if images
+            else "no image (.nii.gz, .mha ...)",
+            do="give a folder of lesion masks named after the case, for example sub-01_mask.nii.gz or 01.nii.gz",
         )
     report = cache(_report)
     return [_mask(path, root, report(path.parent)) for path in masks]

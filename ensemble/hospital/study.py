@@ -12,6 +12,7 @@ from ensemble.outputs.artifacts import SegmentedCase
 from ensemble.outputs.dicom.study import require_one_study
 from ensemble.outputs.layouts import folder, objects
 from ensemble.pipeline import Ensemble, Watcher, segment_raw
+from ensemble.program import command_line
 from ensemble.publish import check_writable, publish_folder
 from ensemble.readers.dicom.read import is_read_as_dicom
 
@@ -78,7 +79,8 @@ def _read(path: Path, name: str, extras: ExtraOutputs) -> ExaminationCase:
             "no examination was found",
             where=path,
             found="neither a folder nor a .zip" if path.exists() else "nothing is there",
-            do="give a folder or .zip of DICOM; for image files such as NIfTI, use the command run",
+            do="give a folder or .zip of DICOM; for image files such as NIfTI, use instead: "
+            f"{command_line('run --dwi FILE --adc FILE --out DIR')}",
         )
     examined = read_examination(path, name)
     require_one_study(examined.raw, extras)

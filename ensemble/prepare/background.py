@@ -47,9 +47,10 @@ def zero_unusable_voxels(case: DraftCase) -> StepResult:
 
 
 def clear_background(case: DraftCase) -> StepResult:
-    """Set voxels outside the brain to 0 if many hold noise: members crop to and normalise by nonzero voxels.
+    """Set voxels outside the brain to 0 in each image with a noisy background: members crop to and normalise by nonzero voxels.
 
-    Published members still get the original background (`as_read`), except for a stripped skull.
+    Members with published weights (SEALS, NVAUTO, SWAN) take `as_read` instead, whose background is that of their training. If the
+    skull was stripped, `as_read` is 0 outside the brain, too.
     """
     notes, outside, images = [], ~case.brain, dict(case.images)
     as_read: dict[Modality, Volume | LazyVolume] = {**case.images, **case.as_read}

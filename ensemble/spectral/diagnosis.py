@@ -102,9 +102,10 @@ class StageDiagnosis:
 
 
 def diagnose(cases: Sequence[CaseEmbeddings], draws: int = 20, seed: int = 0) -> list[StageDiagnosis]:
-    """Return the results for each stage of each member that embedded at least `MIN_CASES` cases.
+    """Return the results for each encoder stage of each member that embedded at least `MIN_CASES` cases.
 
-    `draws` is the number of random subsets of the cases from which the spread of K(N) is estimated.
+    K(N) is the number of covariance eigenmodes that N feature vectors determine. `draws` is the number of random subsets of the cases, for
+    each subset size, from which its mean and 95 % interval are estimated.
     """
     members = dict.fromkeys(name for case in cases for name in case.stages)
     found = []

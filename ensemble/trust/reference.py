@@ -162,9 +162,10 @@ class References:
 def fit_references(
     evidence: Sequence[CaseEvidence], digests: Mapping[str, Mapping[str, str]], *, least: int = MIN_CASES
 ) -> References:
-    """Fit the references of features, intensities and traits to the evidence of good cases.
+    """Fit the references to the evidence of cases that count as usual: features, intensities, quality and surroundings of lesions.
 
-    Valid only for members whose weight files have these digests. Raises ValueError for fewer than `least` cases.
+    `digests` holds by member the SHA-256 of each of its weight files; the references are valid for these weights only. Members with
+    features of fewer than `least` cases are left out. Raises ValueError for fewer than `least` cases.
     """
     if len(evidence) < least:
         raise ValueError(f"{len(evidence)} cases are too few for a reference; at least {least} are needed")

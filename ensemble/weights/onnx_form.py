@@ -9,7 +9,7 @@ import torch
 from ensemble.errors import UsageError, WeightsBroken
 from ensemble.files import error_in_words
 from ensemble.inference.export import export_to_onnx
-from ensemble.inference.parity import Probe, check_parity, make_probe
+from ensemble.inference.parity import MAX_DIFFERENCE, MIN_DICE, Probe, check_parity, make_probe
 from ensemble.inference.session_onnx import OnnxSession
 from ensemble.memory import is_out_of_memory
 from ensemble.weights.packed import SUFFIX, read_packed, write_packed
@@ -78,9 +78,10 @@ def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> Onn
         ) from error
     if not parity.passed or not (probe.foreground > 0.5).any():
         raise WeightsBroken(
-            "the ONNX file of a network gives a different mask from the packed network",
+            "the output of a network's ONNX file differs from that of the packed network",
             where=folder / NETWORK,
-            found=f"probabilities up to {parity.difference:.2g} apart, Dice of the masks {parity.dice:.4f}",
+            found=f"probabilities up to {parity.difference:.2g} apart (at most {MAX_DIFFERENCE:g} is accepted), Dice of the masks"
+            f" {parity.dice:.4f} (at least {MIN_DICE:g})",
             do=_INSTEAD,
         )
     return session

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ensemble.errors import WeightsBroken
+from ensemble.program import command_line
 from ensemble.weights.folder import convert_folder_errors, describe_weights_folder
 
 SCRIPT_SUFFIX = ".ts"
@@ -47,6 +48,6 @@ def require_network_files(folder: Path) -> dict[int, Path]:
             f"the folder has no network file model0{SCRIPT_SUFFIX}, model1{SCRIPT_SUFFIX}, ...",
             where=folder,
             found=describe_weights_folder(folder),
-            do="give the folder NVAUTO/ts of DeepISLES' archive, or one that members pack wrote",
+            do=f"give the folder NVAUTO/ts of DeepISLES' archive, or one written by {command_line('members pack SRC DST')}",
         )
     return found

@@ -39,9 +39,9 @@ class ContractLayout:
 
 
 def earlier_masks(output_root: Path) -> list[str]:
-    """Return the masks that an earlier run's `results.json` lists, relative to the output root.
+    """Return the masks that an earlier run's `results.json` lists, as paths relative to the output root.
 
-    None when there is no such file.
+    The list is empty if the file is missing, can't be read, or has another structure.
     """
     try:
         cases = read_json(output_root / RESULTS)
