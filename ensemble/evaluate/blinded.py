@@ -148,8 +148,8 @@ def read_blinded_cases(
         raise InputRefused(
             "none of the cases of the reader study can be shown",
             where=dataset.root,
-            found=said[0],
-            do="give as --images the dataset that holds the images of the cases whose masks are compared",
+            found=f"{len(said)} left out; the first: {said[0]}",
+            do="make sure that each case has a valid mask of every method, and that --images is the dataset with the images of these masks",
         )
     return shown, said
 

@@ -34,7 +34,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 def refuse_overwriting_other_files(tables: Mapping[Path, Sequence[str]], data: Path, page: Path) -> None:
     """Raise UsageError if a file would be replaced that no earlier evaluation wrote: a mask, a worklist, a batch summary.
 
-    `tables` are CSV files with their columns, `data` a JSON file, `page` what is written together with it.
+    `tables` maps CSV files to their column names: an existing one must be empty, or have these names as its first line. `data` is the JSON
+    file of results: an existing one must be by this tool. `page` is the HTML page written together with `data`: it may exist only if
+    `data` does.
     """
     for path, columns in tables.items():
         known = [",".join(columns), ",".join((METHOD, *columns))]

@@ -78,7 +78,7 @@ def open_onnx(folder: Path, dims: int, device: torch.device, engine: str) -> Onn
         ) from error
     if not parity.passed or not (probe.foreground > 0.5).any():
         raise WeightsBroken(
-            "the output of a network's ONNX file differs from that of the packed network",
+            "a network's ONNX file gives another output than PyTorch does, on the test input (probe) stored beside it",
             where=folder / NETWORK,
             found=f"probabilities up to {parity.difference:.2g} apart (at most {MAX_DIFFERENCE:g} is accepted), Dice of the masks"
             f" {parity.dice:.4f} (at least {MIN_DICE:g})",

@@ -24,9 +24,11 @@ _MASK, _DISPUTED = "#ff3b30", "#ffd60a"
 
 
 def draw_overlay(result: Result, destination: Path | BinaryIO, title: str = "") -> None:
-    """Write the overlay of the lesions on DWI as PNG: axial slices in radiological orientation (the patient's left is on the right).
+    """Write axial DWI and ADC slices (at most four of each) as PNG, with the outline of the mask in red.
 
-    Its title names the case, unless another one is given.
+    Yellow outlines what at least one member votes lesion. Slices go through the largest lesions; without a lesion they are spread over the
+    brain. The orientation is radiological (the patient's left is on the right). The title gives case name, lesion count and volume (ml),
+    unless another is given.
     """
     canonical = result.case.grid.canonical()
     mask = canonical.apply(result.fused.mask.array)
