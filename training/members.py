@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,9 +26,8 @@ class MemberSpec:
     patch: tuple[int, ...]  # window at inference
     training_patch: tuple[int, ...]
     batch: int  # volumes, or slices, in a training step
-    residual: bool
     features: tuple[int, ...]
-    convolutions: tuple[int, ...]  # (blocks, for a residual encoder) in each encoder stage
+    convolutions: tuple[int, ...]  # in each encoder stage
     decoder_convolutions: tuple[int, ...]
     kernels: tuple[tuple[int, ...], ...] = ()  # of each stage; by default 3 along each axis
     strides: tuple[tuple[int, ...], ...] = ()  # into each stage; by default 2 along each axis, but for the first
@@ -43,22 +42,22 @@ class MemberSpec:
         return len({parse_channel(channel).modality for channel in self.channels})
 
 
+ISO3D = MemberSpec(
+    name="iso3d",
+    configuration="3d_fullres",
+    channels=("DWI", "ADC"),
+    spacing_mm=(2.0, 2.0, 2.0),
+    patch=(80, 96, 80),
+    training_patch=(24, 96, 80),
+    batch=3,
+    features=(32, 64, 96, 128, 128),
+    convolutions=(2, 2, 2, 2, 2),
+    decoder_convolutions=(2, 2, 2, 1),
+    kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)),
+)
 MEMBERS = {
-    "iso3d": MemberSpec(
-        name="iso3d",
-        configuration="3d_fullres",
-        channels=("DWI", "ADC"),
-        spacing_mm=(2.0, 2.0, 2.0),
-        patch=(80, 96, 80),
-        training_patch=(24, 96, 80),
-        batch=3,
-        residual=False,
-        features=(32, 64, 96, 128, 128),
-        convolutions=(2, 2, 2, 2, 2),
-        decoder_convolutions=(2, 2, 2, 1),
-        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
-        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)),
-    ),
+    "iso3d": ISO3D,
     "slice2d": MemberSpec(
         name="slice2d",
         configuration="2d",
@@ -67,26 +66,11 @@ MEMBERS = {
         patch=(96, 80),
         training_patch=(96, 80),
         batch=24,
-        residual=False,
         features=(32, 64, 96, 128, 128),
         convolutions=(2, 2, 2, 2, 2),
         decoder_convolutions=(2, 2, 2, 1),
     ),
-    "flair3d": MemberSpec(
-        name="flair3d",
-        configuration="3d_fullres",
-        channels=("DWI", "ADC", "FLAIR?"),
-        spacing_mm=(2.0, 2.0, 2.0),
-        patch=(80, 96, 80),
-        training_patch=(24, 96, 80),
-        batch=3,
-        residual=False,
-        features=(32, 64, 96, 128, 128),
-        convolutions=(2, 2, 2, 2, 2),
-        decoder_convolutions=(2, 2, 2, 1),
-        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
-        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)),
-    ),
+    "flair3d": replace(ISO3D, name="flair3d", channels=("DWI", "ADC", "FLAIR?")),
 }
 
 
@@ -146,16 +130,15 @@ def _configuration(spec: MemberSpec) -> dict[str, Any]:
 
 def _architecture(spec: MemberSpec) -> dict[str, Any]:
     dims, stages = spec.dimensions, len(spec.features)
-    kind = "ResidualEncoderUNet" if spec.residual else "PlainConvUNet"
     return {
-        "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind}",
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
             "n_stages": stages,
             "features_per_stage": list(spec.features),
             "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
             "kernel_sizes": [list(kernel) for kernel in spec.kernels] or [[3] * dims] * stages,
             "strides": [list(stride) for stride in spec.strides] or [[1] * dims] + [[2] * dims] * (stages - 1),
-            "n_blocks_per_stage" if spec.residual else "n_conv_per_stage": list(spec.convolutions),
+            "n_conv_per_stage": list(spec.convolutions),
             "n_conv_per_stage_decoder": list(spec.decoder_convolutions),
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.batchnorm.BatchNorm{dims}d",

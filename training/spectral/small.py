@@ -33,7 +33,6 @@ def spec_of(name: str) -> MemberSpec:
         patch=(96, 80),
         training_patch=(96, 80),
         batch=24,
-        residual=False,
         features=(8, 16, 32, 64),
         convolutions=(1, 1, 1, 1),
         decoder_convolutions=(1, 1, 1),
