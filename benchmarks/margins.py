@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.prepare.agreement import mutual_information
+from ensemble.prepare.agreement import AdcMove, mutual_information
 from ensemble.prepare.case import prepare_raw
 from ensemble.prepare.scale import brain_extent_mm, cut_off_share
 from ensemble.types import Modality
@@ -32,7 +32,8 @@ def measure(case: Truth) -> tuple[float, ...]:
     dwi, adc, brain, grid = ready.images[Modality.DWI], ready.images[Modality.ADC], ready.brain.array, ready.grid
     here, elsewhere = mutual_information(dwi.array, adc.array, brain, grid.spacing_zyx_mm)
     axes = brain_extent_mm(brain, grid)
-    return here, max(there for _, there in elsewhere) / here, max(axes) / min(axes), cut_off_share(brain)
+    best = max(moved.nats for moved in elsewhere if moved.move is not AdcMove.SHIFTED_SLIGHTLY)
+    return here, best / here, max(axes) / min(axes), cut_off_share(brain)
 
 
 def report(what: str, cases: Iterable[Truth]) -> None:

@@ -64,9 +64,8 @@ def fuse(
     votes = ballots.sum(axis=0, dtype=np.uint8)
     like, grid = volumes[0].like, volumes[0].grid
     whole, small = drop_small_components(_mask(ballots, weight, mean, method), min_lesion_ml / grid.voxel_ml)
-    mask, dropped = whole, 0
-    if len(voters) > 1:
-        mask, dropped = drop_disputed_components(whole, mean, grid.voxel_ml, min_disputed_ml)
+    disputable = min_disputed_ml if len(voters) > 1 else 0.0  # one voter has no other to disagree with
+    mask, dropped = drop_disputed_components(whole, mean, grid.voxel_ml, disputable)
     return FusedPrediction(like(mask), like(mean), like(votes), voters, dropped, small)
 
 

@@ -82,9 +82,8 @@ class Patient:
         mean = mean_probability(shifted, weights)
         whole = majority_vote(ballots, weights, mean)
         large, _ = drop_small_components(whole, rule.min_lesion_ml / self.voxel_ml)
-        if len(said) == 1:
-            return large
-        return drop_disputed_components(large, mean, self.voxel_ml, rule.min_disputed_ml)[0]
+        disputable = rule.min_disputed_ml if len(said) > 1 else 0.0
+        return drop_disputed_components(large, mean, self.voxel_ml, disputable)[0]
 
     def cut(self) -> Patient:
         """The same where any member may ever vote, or a lesion is: nothing that is measured changes."""

@@ -11,8 +11,8 @@ from ensemble.files import file_sha256
 from ensemble.members.manifest import MANIFEST
 from training.members import MEMBERS, MemberSpec
 
-#: Chosen on simulated patients, see docs/adr/0015.
-MIN_DISPUTED_ML = 2.0
+#: Volume (ml) below which disputed lesions are removed, for the shipped members. Chosen on simulated patients, see docs/adr/0015.
+SHIPPED_MIN_DISPUTED_ML = 2.0
 
 
 def entry(spec: MemberSpec, weights: Path, licence: str = "Apache-2.0", **rule: float) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def entry(spec: MemberSpec, weights: Path, licence: str = "Apache-2.0", **rule: 
 def write_manifest(weights: Path) -> None:
     """List every member of `MEMBERS` that has a folder in `weights`."""
     shipped = [spec for spec in MEMBERS.values() if (weights / spec.name / "plans.json").is_file()]
-    members = [entry(spec, weights, min_disputed_ml=MIN_DISPUTED_ML) for spec in shipped]
+    members = [entry(spec, weights, min_disputed_ml=SHIPPED_MIN_DISPUTED_ML) for spec in shipped]
     (weights / MANIFEST).write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,6 +7,8 @@ head (a mask, noise), and what a wrong header or conversion has mirrored or disp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 
 import numpy as np
@@ -28,8 +30,27 @@ _STEP_MM, _BETTER = 6.0, 1.2
 _LITTLE_INFORMATION, _AS_WELL_MIRRORED = 0.1, 0.6
 #: Smaller displacement (mm), which is only noted: the map may have been registered to another volume of the series.
 _SMALL_STEP_MM = 2.0
-#: Names of the mirror images, by axis.
-_MIRRORED = tuple(f"mirrored along {name}" for name in "zyx")
+
+
+class AdcMove(Enum):
+    """How an ADC map is moved to see whether it fits the DWI better elsewhere."""
+
+    MIRRORED = auto()
+    SHIFTED = auto()
+    """By about `_STEP_MM`."""
+    SHIFTED_SLIGHTLY = auto()
+    """By about `_SMALL_STEP_MM`."""
+
+
+@dataclass(frozen=True)
+class MovedAdc:
+    """The fit of the moved ADC map."""
+
+    move: AdcMove
+    how: str
+    """In words, to follow "it fits better"."""
+    nats: float
+    """Mutual information with the DWI."""
 
 
 def check_adc_belongs_to_dwi(case: DraftCase) -> StepResult:
@@ -53,54 +74,60 @@ def refuse_unrelated(
             found=f"mutual information of {max(here, 0):.3f} nats within the brain; at least {_MIN_INFORMATION} is expected",
             do="give the ADC map that was computed from this DWI, not a mask or another patient's map",
         )
-    elsewhere = dict(moves)
-    for how, there in elsewhere.items():
-        if there > _BETTER * here:
+    elsewhere = list(moves)
+    for moved in elsewhere:
+        if moved.move is not AdcMove.SHIFTED_SLIGHTLY and moved.nats > _BETTER * here:
             raise InputRefused(
                 "the ADC map is mirrored or displaced relative to the DWI",
                 where=where,
-                found=f"it fits better {how}: mutual information {there:.3f} instead of {here:.3f} nats",
+                found=f"it fits better {moved.how}: mutual information {moved.nats:.3f} instead of {here:.3f} nats",
                 do="check the conversion of both (orientation, order of slices), and give the ADC map that was computed from this DWI",
             )
-    how, there = max(((how, there) for how, there in elsewhere.items() if how in _MIRRORED), key=lambda each: each[1])
-    if here < _LITTLE_INFORMATION and there > _AS_WELL_MIRRORED * here:
+    best = max((moved for moved in elsewhere if moved.move is AdcMove.MIRRORED), key=lambda moved: moved.nats)
+    if here < _LITTLE_INFORMATION and best.nats > _AS_WELL_MIRRORED * here:
         raise InputRefused(
             "DWI and ADC do not belong together",
             where=where,
-            found=f"mutual information of {here:.3f} nats within the brain, {there:.3f} with ADC {how}, as between two heads",
+            found=f"mutual information of {here:.3f} nats within the brain, {best.nats:.3f} with ADC {best.how}, as between two heads",
             do="give the ADC map that was computed from this DWI, not another patient's, and check the orientation of both",
         )
-    near = dict(mutual_information(dwi, adc, brain, spacing_zyx_mm, _SMALL_STEP_MM)[1])
-    how = max(near, key=lambda each: near[each])
-    if near[how] <= _BETTER * here:
+    best = max(elsewhere, key=lambda moved: moved.nats)  # only a slight shift can be that much better by now
+    if best.nats <= _BETTER * here:
         return ()
-    found = f"mutual information {near[how]:.3f} instead of {here:.3f} nats"
-    return (Note(f"ADC fits DWI better {how} ({found}): is a slice missing, or the header wrong?", Modality.ADC),)
+    found = f"mutual information {best.nats:.3f} instead of {here:.3f} nats"
+    return (Note(f"ADC fits DWI better {best.how} ({found}): is a slice missing, or the header wrong?", Modality.ADC),)
 
 
 def mutual_information(
-    dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple, step_mm: float = _STEP_MM
-) -> tuple[float, Iterator[tuple[str, float]]]:
-    """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain, and an iterator over its value at other positions.
-
-    The iterator yields (description, nats) for the ADC map mirrored or shifted in each way.
-    """
+    dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing_zyx_mm: Triple
+) -> tuple[float, Iterator[MovedAdc]]:
+    """Return the mutual information (nats) of DWI and ADC (z, y, x) in the brain, and an iterator over the fits of the moved ADC map."""
     (box,) = ndimage.find_objects(brain.astype(np.uint8))
     inside = brain[box] & (dwi[box] > 0) & (adc[box] > 0)
     one, other = _levels(dwi[box], inside), _levels(adc[box], inside)
     elsewhere = (
-        (how, _shared(one, move(other), inside & move(inside))) for how, move in _moves(spacing_zyx_mm, step_mm)
+        MovedAdc(kind, how, _shared(one, move(other), inside & move(inside)))
+        for kind, how, move in _moves(spacing_zyx_mm)
     )
     return _shared(one, other, inside), elsewhere
 
 
-def _moves(spacing_zyx_mm: Triple, step_mm: float) -> Iterator[tuple[str, Callable[[AnyArray], AnyArray]]]:
-    """Yield mirrored and displaced versions of an array (z, y, x), with their names."""
+def _moves(spacing_zyx_mm: Triple) -> Iterator[tuple[AdcMove, str, Callable[[AnyArray], AnyArray]]]:
+    """Yield mirrored and shifted versions of an array (z, y, x), with their kind and name; slight shifts last."""
+    slight = []
     for axis, (name, mm) in enumerate(zip("zyx", spacing_zyx_mm, strict=True)):
-        yield _MIRRORED[axis], partial(np.flip, axis=axis)
-        step = max(1, round(step_mm / mm))
+        yield AdcMove.MIRRORED, f"mirrored along {name}", partial(np.flip, axis=axis)
+        step, small = (max(1, round(length / mm)) for length in (_STEP_MM, _SMALL_STEP_MM))
         for steps in (-step, step):
-            yield f"moved by {steps * mm:.3g} mm along {name}", partial(_moved, steps=steps, axis=axis)
+            yield AdcMove.SHIFTED, *_shift(axis, name, mm, steps)
+        if small != step:
+            slight += [_shift(axis, name, mm, steps) for steps in (-small, small)]
+    for how, move in slight:
+        yield AdcMove.SHIFTED_SLIGHTLY, how, move
+
+
+def _shift(axis: int, name: str, mm: float, steps: int) -> tuple[str, Callable[[AnyArray], AnyArray]]:
+    return f"moved by {steps * mm:.3g} mm along {name}", partial(_moved, steps=steps, axis=axis)
 
 
 def _levels(image: FloatArray, inside: BoolArray) -> AnyArray:
