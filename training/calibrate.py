@@ -32,6 +32,7 @@ from ensemble.metrics import dice, lesion_f1
 from ensemble.prepare.case import prepare_raw
 from ensemble.types import AnyArray, BoolArray, FloatArray, ignore_progress
 from ensemble.weights.checkpoints import read_checkpoint
+from training.drafts import draft_of
 from training.evaluate import simulated_cases
 from training.manifest import write_manifest
 
@@ -214,9 +215,8 @@ def shift(checkpoint: Path, threshold: float) -> None:
     bias = weights[last]
     odds = math.log((1 - threshold) / threshold)
     weights[last] = (bias.float() + torch.tensor([-odds / 2, odds / 2])).to(bias.dtype)
-    whole = checkpoint.with_suffix(".tmp")
-    torch.save(content, whole)
-    whole.replace(checkpoint)
+    with draft_of(checkpoint) as draft:
+        torch.save(content, draft)
 
 
 def main() -> None:
