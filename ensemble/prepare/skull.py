@@ -46,6 +46,11 @@ _MAX_BEYOND = 0.03
 _HALF_OF_A_BRAIN = 0.25
 #: The check runs at about this voxel size.
 _COARSE_MM = 3.0
+#: Share of the brain's bright core that HD-BET may leave out: it leaves out 0.014 at most of simulated whole heads, but 0.1 to 1 of most
+#: brains that are stripped already, wholly or in part, and a quarter of a real head (docs/adr/0031).
+_MAX_LEFT_OUT = 0.03
+#: How far the brain reaches beyond its bright core, where HD-BET does not tell. A core with more dark voxels than this holds bone.
+_GROWN_MM, _MAX_DARK = 2.0, 0.05
 
 
 def extract_brain(case: DraftCase) -> StepResult:
@@ -77,6 +82,9 @@ def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]
 def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
     """Return the brain (bool, z, y, x) of a DWI with skull, and a note.
 
+    HD-BET was trained on whole heads. Where it leaves out a part of the brain, as it may if the skull is stripped already, the brain is
+    found by its brightness and compactness instead.
+
     Raises InputRefused when the image is too large or the result can't be a brain, WeightsBroken when HD-BET's weights are missing or
     altered.
     """
@@ -84,25 +92,68 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
     started = time.perf_counter()
     found = _brain_probability(dwi, device)
     seconds = time.perf_counter() - started
-    volume, (low, high) = volume_ml(found, dwi.grid.spacing_zyx_mm), brain_ml
+    _refuse_no_brain(found, dwi.grid, where, brain_ml)
+    what = "skull stripped by HD-BET on DWI"
+    if (left_out := _left_out(dwi, found)) > _MAX_LEFT_OUT:
+        found = _brain_without_hdbet(dwi, found, left_out, where)
+        _refuse_no_brain(found, dwi.grid, where, brain_ml)
+        what = (
+            f"HD-BET would leave out {left_out:.0%} of the brain, as it may if the skull is stripped already; "
+            "instead, the brain is told by its brightness on DWI: check its edge"
+        )
+    return found, Note(f"{what} ({volume_ml(found, dwi.grid.spacing_zyx_mm):.0f} ml, {seconds:.0f} s)", Modality.DWI)
+
+
+def _refuse_no_brain(found: BoolArray, grid: Grid, where: Path, brain_ml: tuple[float, float]) -> None:
+    volume, (low, high) = volume_ml(found, grid.spacing_zyx_mm), brain_ml
     if not low <= volume <= high:
         raise InputRefused(
             "skull stripping did not find the brain",
             where=where,
-            found=f"HD-BET finds {volume:.0f} ml on DWI, a brain has {low:g} to {high:g} ml",
+            found=f"{volume:.0f} ml are found on DWI, a brain has {low:g} to {high:g} ml",
             do="check that DWI shows the whole head, is not swapped with ADC, and has the right voxel size (mm) in its header. "
             "For an infant, or after craniectomy, set the accepted volume with --brain-ml LOW,HIGH. "
             "Otherwise strip the skull yourself and add --skull-strip never",
         )
-    text = f"skull stripped by HD-BET on DWI ({volume:.0f} ml of brain, {seconds:.0f} s)"
-    return found, Note(text, Modality.DWI)
+
+
+def _left_out(dwi: Volume, found: BoolArray) -> float:
+    """Return the share of the brain's bright core (coarse, on DWI) that is not in the brain as found."""
+    coarse, mm = _thinned(dwi.grid)
+    core = _brain_core(_bright(dwi.array[coarse], found[coarse]), mm)
+    return float((core & ~found[coarse]).sum()) / max(1, int(core.sum()))
+
+
+def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: Path) -> BoolArray:
+    """Return the brain as its bright core and what touches it, or all that is no background if nothing but a brain is shown.
+
+    `found` is HD-BET's; its level tells what is bright. Raises InputRefused if the core holds bone, and so more than the brain.
+    """
+    if not _signs_of_a_skull(dwi):
+        return brain_mask(dwi.array, dwi.array)
+    mm = list(dwi.grid.spacing_zyx_mm)
+    bright = _bright(dwi.array, found)
+    core = _brain_core(bright, mm)
+    if not bright[core].any() or float((~bright[core]).mean()) > _MAX_DARK:
+        raise InputRefused(
+            "skull stripping leaves out a part of the brain",
+            where=where,
+            found=f"HD-BET leaves out {left_out:.0%} of what is bright and compact on DWI; at most {_MAX_LEFT_OUT:.0%} is accepted",
+            do="give the image with its whole skull; or strip the skull yourself and use --skull-strip never",
+        )
+    return above_background(dwi.array) & (ndimage.distance_transform_edt(~core, mm) <= _GROWN_MM)
+
+
+def _bright(image: FloatArray, found: BoolArray) -> BoolArray:
+    """Return what is at least half as bright as the tissue that was found (or as the foreground, if nothing was)."""
+    foreground = above_background(image)
+    level = _median(image[found]) or _median(image[foreground])
+    return np.asarray((image > 0.5 * level) & foreground, dtype=bool)
 
 
 def _signs_of_a_skull(dwi: Volume) -> str:
     """Return why the image seems to contain more than a brain; empty if it does not."""
-    step = [max(1, round(_COARSE_MM / mm)) for mm in dwi.grid.spacing_zyx_mm]
-    coarse = tuple(slice(None, None, n) for n in step)
-    mm = [size * n for size, n in zip(dwi.grid.spacing_zyx_mm, step, strict=True)]
+    coarse, mm = _thinned(dwi.grid)
     image = np.asarray(dwi.array[coarse], np.float32)
     foreground = above_background(image)
     empty = 1 - float(foreground.mean())
@@ -115,6 +166,12 @@ def _signs_of_a_skull(dwi: Volume) -> str:
     beyond = foreground & (ndimage.distance_transform_edt(~core, mm) > _BEYOND_MM)
     share = float(beyond.sum() / core.sum())
     return f"tissue outside the brain measures {share:.0%} of its volume" if share > _MAX_BEYOND else ""
+
+
+def _thinned(grid: Grid) -> tuple[tuple[slice, ...], list[float]]:
+    """Return what takes about every `_COARSE_MM` of an image (z, y, x), and the spacing (mm) that is left."""
+    step = [max(1, round(_COARSE_MM / mm)) for mm in grid.spacing_zyx_mm]
+    return tuple(slice(None, None, n) for n in step), [mm * n for mm, n in zip(grid.spacing_zyx_mm, step, strict=True)]
 
 
 def _brain_core(bright: BoolArray, mm: list[float]) -> BoolArray:

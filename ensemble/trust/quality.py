@@ -21,12 +21,14 @@ from ensemble.types import AnyArray, BoolArray, FloatArray, Modality
 _ANISOTROPIC = 1.2
 #: Voxels of a slice from which on its level counts.
 _SLICE_VOXELS = 200
-#: Rim of the brain and its depth (mm); the shell about a lesion.
-_RIM_MM, _DEEP_MM, _SHELL_MM = 4.0, 12.0, (3.0, 9.0)
+#: Rim of the brain and its depth (mm); what lies below the rim; the shell about a lesion.
+_RIM_MM, _DEEP_MM, _BELOW_RIM_MM, _SHELL_MM = 4.0, 12.0, (6.0, 14.0), (3.0, 9.0)
+#: Parts of the rim that are compared each with what lies below it: sectors around the vertical axis, upper and lower ones. Fewest voxels.
+_SECTORS, _SECTOR_VOXELS = 8, 50
 #: Shape and rim are measured on voxels of about this size at least.
 _SHAPE_MM = 2.0
-#: Range of ADC (normal tissue: 1) of normal or ill tissue; above the second value there is CSF.
-_TISSUE, _NOT_FLUID = (0.4, 1.6), 2.2
+#: Range of ADC (normal tissue: 1) of normal or ill tissue; above the second value there is CSF, which counts from so many voxels.
+_TISSUE, _NOT_FLUID, _FLUID_VOXELS = (0.4, 1.6), 2.2, 100
 #: b times the ADC of normal tissue, for the contrast that DWI would have without diffusion: 1000 s/mm^2, 0.75e-3 mm^2/s.
 _B_ADC = 0.75
 
@@ -55,6 +57,10 @@ IMAGES: Mapping[str, TraitMeaning] = {
     "contrast": TraitMeaning("a DWI that is bright where the ADC is high", "high"),
     "rim_dwi": TraitMeaning("a bright rim of the brain on DWI, as of scalp", "high"),
     "rim_adc": TraitMeaning("a low ADC at the rim of the brain, as of scalp", "low"),
+    "rim_part": TraitMeaning(
+        "a part of the brain's rim with brighter DWI and lower ADC than below it, as of scalp", "high"
+    ),
+    "fluid": TraitMeaning("CSF that is not dark on DWI, as on an image of low b or of mirrored contrast", "high"),
     "surface": TraitMeaning("a ragged surface of the brain", "high"),
     "depth": TraitMeaning("the thickness of the brain"),
     "height": TraitMeaning("the height of the brain for its width"),
@@ -142,7 +148,25 @@ def _rim(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing: tuple[floa
     if rim.any() and deep.any():
         for name, image in (("rim_dwi", dwi), ("rim_adc", adc)):
             found[name] = float(np.log((np.median(image[rim]) + 0.02) / (np.median(image[deep]) + 0.02)))
+    found["rim_part"] = _rim_part(dwi, adc, brain, distance)
     return found
+
+
+def _rim_part(dwi: FloatArray, adc: FloatArray, brain: BoolArray, distance: FloatArray) -> float:
+    """Of arrays (z, y, x): how much more restricted the rim is than what lies below it, in the part where it is most; nan without any."""
+    at = np.argwhere(brain)
+    up, back, side = (at - at.mean(axis=0)).T
+    part = 2 * np.floor((np.arctan2(back, side) / (2 * np.pi) + 0.5) * _SECTORS).clip(max=_SECTORS - 1) + (up > 0)
+    depth = distance[brain]
+    restriction = np.log((dwi[brain].clip(0) + 0.05) / (adc[brain].clip(0) + 0.05))
+    rim, below = depth <= _RIM_MM, (depth > _BELOW_RIM_MM[0]) & (depth <= _BELOW_RIM_MM[1])
+    pairs = [(restriction[rim & (part == n)], restriction[below & (part == n)]) for n in range(2 * _SECTORS)]
+    excess = [
+        float(np.median(outer) - np.median(inner))
+        for outer, inner in pairs
+        if min(len(outer), len(inner)) >= _SECTOR_VOXELS
+    ]
+    return max(excess, default=math.nan)
 
 
 def _texture(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing: tuple[float, ...]) -> dict[str, float]:
@@ -172,6 +196,9 @@ def _texture(dwi: FloatArray, adc: FloatArray, brain: BoolArray, spacing: tuple[
     tissue = brain & (adc > _TISSUE[0]) & (adc < _TISSUE[1])
     if tissue.sum() > _SLICE_VOXELS:
         found["contrast"] = _correlation(np.clip(dwi[tissue], 0, 3), adc[tissue])
+    fluid = brain & (adc > _NOT_FLUID)
+    if fluid.sum() > _FLUID_VOXELS:
+        found["fluid"] = float(np.log(np.median(dwi[fluid]).clip(0) + 0.05))
     return found
 
 
