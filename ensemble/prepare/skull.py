@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -49,8 +50,9 @@ _COARSE_MM = 3.0
 #: Share of the brain's bright core that HD-BET may leave out: it leaves out 0.014 at most of simulated whole heads, but 0.1 to 1 of most
 #: brains that are stripped already, wholly or in part, and a quarter of a real head (docs/adr/0031).
 _MAX_LEFT_OUT = 0.03
-#: How far the brain reaches beyond its bright core, where HD-BET does not tell. A core with more dark voxels than this holds bone.
-_GROWN_MM, _MAX_DARK = 2.0, 0.05
+#: How far the brain reaches beyond its bright core. Radii (mm) of clefts in the core that are brain: all that is there, as in sulci and
+#: ventricles, and what HD-BET finds there, as of a dark brain stem. A core with more dark voxels than the last holds bone.
+_GROWN_MM, _CLEFT_MM, _BETWEEN_MM, _MAX_DARK = 2.0, 14.0, 30.0, 0.05
 
 
 def extract_brain(case: DraftCase) -> StepResult:
@@ -125,7 +127,7 @@ def _left_out(dwi: Volume, found: BoolArray) -> float:
 
 
 def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: Path) -> BoolArray:
-    """Return the brain as its bright core and what touches it, or all that is no background if nothing but a brain is shown.
+    """Return the brain as its bright core with its clefts and what touches it, or all foreground if nothing but a brain is shown.
 
     `found` is HD-BET's; its level tells what is bright. Raises InputRefused if the core holds bone, and so more than the brain.
     """
@@ -141,7 +143,17 @@ def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: 
             found=f"HD-BET leaves out {left_out:.0%} of what is bright and compact on DWI; at most {_MAX_LEFT_OUT:.0%} is accepted",
             do="give the image with its whole skull; or strip the skull yourself and use --skull-strip never",
         )
-    return above_background(dwi.array) & (ndimage.distance_transform_edt(~core, mm) <= _GROWN_MM)
+    near = ndimage.distance_transform_edt(~core, mm) <= _GROWN_MM
+    brain = near | _closed(core, _CLEFT_MM, mm) | (found & _closed(core, _BETWEEN_MM, mm))
+    return np.asarray(ndimage.binary_fill_holes(brain & above_background(dwi.array)), dtype=bool)
+
+
+def _closed(core: BoolArray, radius_mm: float, mm: list[float]) -> BoolArray:
+    """Return the morphological closing of a mask with a ball."""
+    width = [(n, n) for n in (math.ceil(radius_mm / size) + 1 for size in mm)]
+    dilated = ndimage.distance_transform_edt(~np.pad(core, width), mm) <= radius_mm
+    closed = ndimage.distance_transform_edt(dilated, mm) > radius_mm
+    return np.asarray(closed[tuple(slice(before, -after) for before, after in width)], dtype=bool)
 
 
 def _bright(image: FloatArray, found: BoolArray) -> BoolArray:
