@@ -1,65 +1,151 @@
-"""Does `--skull-strip auto` strip a head, leave extracted brains alone, and how long does that take?
+"""Is a skull told from a brain that is stripped already, what is taken for the brain, and how long does that take?
 
-    python -m benchmarks.skull_strip [--shared ../shared] [--case isles22_0009]
+    python -m benchmarks.skull_strip [--heads 24] [--shared ../shared] [--journal FILE]
 
-The head is a released case with a synthetic skull around its brain (test/heads.py): CSF, bone, fat-suppressed scalp, noisy air. Prints
-wall and CPU seconds, and the Dice of HD-BET's mask with the released extraction. The other released cases must be left alone.
+Simulated heads (`benchmarks.unweighted`: b-values, noise, grids, fat and air of many kinds) are shown whole, stripped, and with the skull
+left on a quarter or half of the circumference. For each: whether `--skull-strip auto` strips it, how much of the brain HD-BET alone would
+keep, and how much `--skull-strip always` keeps. Then the same of the volunteers' heads and of the released cases, whose brain is not known.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
+from scipy import ndimage
 
 from benchmarks.memory import peak_mb
+from benchmarks.unweighted import FIRST_SEED, scan
 from ensemble.config import RunConfig
-from ensemble.metrics import dice
+from ensemble.errors import InputRefused
+from ensemble.geometry import Grid
+from ensemble.metrics import dice, volume_ml
+from ensemble.prepare import skull
 from ensemble.prepare.brain import brain_mask
-from ensemble.prepare.skull import must_strip, strip_skull
 from ensemble.readers.imagefile import read_case_files
-from ensemble.types import Modality
-from heads import with_skull
+from ensemble.types import BoolArray, Modality
+from ensemble.volume import Volume
+from training.simulate import SHARED
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+#: What is shown: the share of the circumference on which the skull is left, and how far out (mm); None of a whole head.
+STATES: dict[str, tuple[float, float] | None] = {
+    "whole head": None,
+    "stripped": (0.0, 0.0),
+    "skull left on a quarter": (0.25, 15.0),
+    "skull left on a half": (0.5, 12.0),
+}
+
+
+def simulated_heads(number: int, shared: Path) -> Iterator[tuple[str, Volume, BoolArray]]:
+    """Yield name, DWI and true brain of heads with a skull."""
+    for seed in range(FIRST_SEED, FIRST_SEED + 2 * number):
+        if seed % 3 == 0:  # has no skull
+            continue
+        one = scan(seed, shared)
+        size, spacing = one.adc.shape[::-1], one.spacing_zyx_mm[::-1]
+        grid = Grid(size, spacing, (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+        yield str(seed), Volume(one.images["dwi"].astype(np.float32), grid), one.brain
+
+
+def partly_stripped(dwi: Volume, brain: BoolArray, share: float, rim_mm: float, angle: float) -> Volume:
+    """Return the image with all removed but the brain and, on a share of the circumference, what is near it."""
+    distance = ndimage.distance_transform_edt(~brain, dwi.grid.spacing_zyx_mm)
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape[1:]), indexing="ij")
+    from_angle = np.abs((np.arctan2(y, x) - angle + np.pi) % (2 * np.pi) - np.pi)
+    return dwi.like(np.where(brain | ((distance < rim_mm) & (from_angle <= np.pi * share)), dwi.array, 0))
+
+
+def measured(dwi: Volume, brain: BoolArray | None, device: str) -> dict[str, object]:
+    """Strip an image; return what HD-BET finds of the brain, and the product."""
+    stripped, _ = skull.must_strip("auto", dwi)
+    started = time.process_time()
+    alone = skull._brain_probability(dwi, device)
+    told: dict[str, object] = {"auto": stripped, "cpu_s": time.process_time() - started}
+    told |= {"hdbet_ml": volume_ml(alone, dwi.grid.spacing_zyx_mm)}
+    with patch.object(skull, "_brain_probability", lambda *_: alone):
+        try:
+            found, _ = skull.strip_skull(dwi, device, Path("dwi"), RunConfig.brain_ml)
+        except InputRefused as refused:
+            return told | {"refused": refused.what}
+    told |= {"ml": volume_ml(found, dwi.grid.spacing_zyx_mm), "by_hdbet": bool(np.array_equal(found, alone))}
+    if brain is not None:
+        told |= {"hdbet_kept": kept(alone, brain), "kept": kept(found, brain), "dice": dice(brain, found)}
+    return told
+
+
+def kept(found: BoolArray, brain: BoolArray) -> float:
+    """Return the share of the brain that was found."""
+    return float((found & brain).sum() / brain.sum())
+
+
+def real_images(shared: Path) -> Iterator[tuple[str, Volume]]:
+    """Yield name and DWI of the volunteers' heads and the released cases."""
+    for folder in sorted(path for name in ("normals", "cases") for path in (shared / name).iterdir() if path.is_dir()):
+        files = {m: next(folder.glob(f"{m}.[nm]*")) for m in (Modality.DWI, Modality.ADC)}
+        yield folder.name, read_case_files(folder.name, files).images[Modality.DWI].volume
+
+
+def table(rows: dict[str, list[dict[str, object]]]) -> list[str]:
+    """Return a row per state: lowest and median share of the brain that is kept."""
+    lines = [
+        "| shown | heads | stripped by auto | brain kept by HD-BET alone: lowest, median | by us | our Dice | refused |",
+        "| --- | ---: | ---: | --- | --- | --- | ---: |",
+    ]
+    for state, here in rows.items():
+        done = [row for row in here if "refused" not in row]
+        pairs = (
+            f"{np.min(values):.2f}, {np.median(values):.2f}" if (values := [float(str(r[name])) for r in done]) else "-"
+            for name in ("hdbet_kept", "kept", "dice")
+        )
+        autos = sum(bool(row["auto"]) for row in here)
+        lines.append(f"| {state} | {len(here)} | {autos} | {' | '.join(pairs)} | {len(here) - len(done)} |")
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="skull stripping: told apart, done, timed")
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with cases/")
-    parser.add_argument("--case", default="isles22_0009", help="which case gets a skull")
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.skull_strip", description="is a skull told, and the brain kept?"
+    )
+    parser.add_argument(
+        "--shared", type=Path, default=SHARED, help="folder with anatomy/, lesions/, cases/ and normals/"
+    )
+    parser.add_argument("--heads", type=int, default=24, help="simulated ones (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--journal", type=Path, help="file that keeps what was done")
     options = parser.parse_args()
-    for folder in sorted(path for path in (options.shared / "cases").iterdir() if path.is_dir()):
-        files = {m: next(folder.glob(f"{m}.[nm]*")) for m in (Modality.DWI, Modality.ADC)}
-        raw = read_case_files(folder.name, files)
-        dwi, adc = (raw.images[m].volume for m in (Modality.DWI, Modality.ADC))
-        started = time.process_time()
-        stripped, _ = must_strip("auto", dwi)
-        print(
-            f"{folder.name}, as released: {'STRIPPED' if stripped else 'left alone'} ({time.process_time() - started:.2f} CPU s)"
-        )
-        if folder.name == options.case:
-            brain = brain_mask(dwi.array, adc.array)
-            head_dwi = dwi.like(with_skull(dwi.array, adc.array, brain, dwi.grid.spacing_zyx_mm)[0])
-            stripped, notes = must_strip("auto", head_dwi)
-            print(
-                f"{folder.name}, with a skull: {'stripped' if stripped else 'LEFT ALONE'}: {[note.text for note in notes]}",
-                flush=True,
-            )
-            wall, cpu = time.perf_counter(), time.process_time()
-            found, note = strip_skull(head_dwi, options.device, folder, RunConfig.brain_ml)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            print(f"  {note.text}; Dice with the released brain {dice(brain, found):.3f}")
-            print(
-                f"  wall {wall:.0f} s, CPU {cpu:.0f} s, {torch.get_num_threads()} threads, peak memory {peak_mb() / 1024:.1f} GB",
-                flush=True,
-            )
+    torch.set_num_threads(1)
+    lines = options.journal.read_text().splitlines() if options.journal and options.journal.is_file() else []
+    known = {(entry["head"], entry["state"]): entry["told"] for entry in map(json.loads, lines)}
+
+    def told_of(head: str, state: str, dwi: Volume, brain: BoolArray | None) -> dict[str, object]:
+        if (head, state) not in known:
+            known[head, state] = measured(dwi, brain, options.device)
+            if options.journal:
+                with options.journal.open("a") as file:
+                    file.write(json.dumps({"head": head, "state": state, "told": known[head, state]}) + "\n")
+        return dict(known[head, state])
+
+    rows: dict[str, list[dict[str, object]]] = {state: [] for state in STATES}
+    for number, (name, dwi, brain) in enumerate(simulated_heads(options.heads, options.shared)):
+        for state, left in STATES.items():
+            shown = dwi if left is None else partly_stripped(dwi, brain, *left, angle=number)
+            rows[state].append(told_of(name, state, shown, brain))
+    print("\n".join(table(rows)))
+    for name, dwi in real_images(options.shared):
+        told = told_of(name, "as it is", dwi, None)
+        auto = "stripped by auto" if told["auto"] else "left alone by auto"
+        found = told.get("refused") or f"{told['ml']:.0f} ml {'by HD-BET' if told['by_hdbet'] else 'by brightness'}"
+        shown_ml = volume_ml(brain_mask(dwi.array, dwi.array), dwi.grid.spacing_zyx_mm)
+        print(f"{name}: {auto}; always: {found}; HD-BET {told['hdbet_ml']:.0f} ml, foreground {shown_ml:.0f} ml")
+    seconds = [float(str(row["cpu_s"])) for row in known.values()]
+    print(f"HD-BET: {np.median(seconds):.0f} CPU s (median), peak memory {peak_mb() / 1024:.1f} GB")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+import heads
 from conftest import shared
 from ensemble.config import SkullStrip
 from ensemble.errors import InputRefused, WeightsBroken
@@ -83,6 +84,51 @@ def test_an_extracted_brain_is_left_alone_unless_always(
     result, called = prepared(raw(dwi, adc), brain, choice, monkeypatch)
     assert called == calls
     assert np.array_equal(result.images[DWI].array[brain], dwi.array[brain])
+
+
+def quarter_stripped(case: RawCase, brain: BoolArray) -> RawCase:
+    """A head of which a quarter of the skull is left, as after a bad extraction."""
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape[1:]), indexing="ij")
+    shown = brain | (np.abs(np.arctan2(y, x)) < np.pi / 4)
+    images = {m: replace(i, volume=i.volume.like(np.where(shown, i.volume.array, 0))) for m, i in case.images.items()}
+    return replace(case, images=images)
+
+
+def without_front(brain: BoolArray) -> BoolArray:
+    """What HD-BET makes of some heads: a third of the brain is missing."""
+    cut = brain.copy()
+    rows = np.flatnonzero(brain.any((0, 2)))
+    cut[:, : rows[len(rows) // 3]] = False
+    return cut
+
+
+@pytest.mark.parametrize("shown", ["whole head", "skull left on a quarter"])
+def test_what_hdbet_leaves_out_of_the_brain_is_kept(monkeypatch: pytest.MonkeyPatch, shown: str) -> None:
+    case, brain = head(noise=False)
+    case = case if shown == "whole head" else quarter_stripped(case, brain)
+    result, calls = prepared(case, without_front(brain), "auto", monkeypatch)
+    found = result.brain.array
+    assert calls == 1
+    assert (found & brain).sum() > 0.98 * brain.sum()
+    scalp = ndimage.distance_transform_edt(~brain, result.grid.spacing_zyx_mm) > 9
+    assert not found[scalp].any()
+    assert any("HD-BET would leave out" in repair for repair in result.repairs)
+
+
+def test_a_stripped_brain_of_which_hdbet_leaves_out_a_part_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    dwi, adc, brain = extracted()
+    result, calls = prepared(raw(dwi, adc), without_front(brain), "always", monkeypatch)
+    assert calls == 1
+    assert (result.brain.array & brain).sum() > 0.99 * brain.sum()
+
+
+def test_a_head_is_refused_if_neither_hdbet_nor_brightness_tells_the_brain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thick bright scalp joins the bright core, and the bone between them with it."""
+    monkeypatch.setattr(heads, "LAYERS", ((2.5, 0.35, 3.5), (7.0, 0.03, 0.3), (18.0, 1.0, 1.0)))
+    case, brain = head(noise=False)
+    with pytest.raises(InputRefused, match="leaves out a part of the brain") as refusal:
+        prepared(case, without_front(brain), "always", monkeypatch)
+    assert "--skull-strip never" in refusal.value.do
 
 
 def test_what_was_stripped_is_0_for_published_members_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "steps": ("slice_levels",),
     "shifts": ("slice_jumps", "surface"),
     "scalp": ("rim_dwi", "rim_adc"),
+    "scalp on one side": ("rim_part",),
+    "mirrored": ("fluid",),
     "half": ("height", "skew_height"),
     "sideways": ("length",),
     "t2": ("contrast",),
@@ -77,6 +79,13 @@ def spoilt(kind: str) -> Arrays:
             outer = ndimage.binary_dilation(brain, np.ones((1, 3, 3))) & ~brain
             dwi[outer], adc[outer] = 1.8, 0.3
             brain |= outer
+        case "scalp on one side":
+            outer = ndimage.binary_dilation(brain, np.ones((1, 3, 3))) & ~brain
+            outer[:, :, : SHAPE[2] * 3 // 4] = False
+            dwi[outer], adc[outer] = 1.8, 0.3
+            brain |= outer
+        case "mirrored":
+            dwi = 1.8 - dwi
         case "half":
             brain[: SHAPE[0] // 2] = False
         case "sideways":

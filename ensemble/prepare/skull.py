@@ -127,12 +127,10 @@ def _left_out(dwi: Volume, found: BoolArray) -> float:
 
 
 def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: Path) -> BoolArray:
-    """Return the brain as its bright core with its clefts and what touches it, or all foreground if nothing but a brain is shown.
+    """Return the brain as its bright core with its clefts and what touches it.
 
     `found` is HD-BET's; its level tells what is bright. Raises InputRefused if the core holds bone, and so more than the brain.
     """
-    if not _signs_of_a_skull(dwi):
-        return brain_mask(dwi.array, dwi.array)
     mm = list(dwi.grid.spacing_zyx_mm)
     bright = _bright(dwi.array, found)
     core = _brain_core(bright, mm)
