@@ -1,11 +1,9 @@
-"""How far patients lie from the limits of two checks: that ADC belongs to its DWI, and that a brain has a brain's shape.
+"""How far patients lie from the limits of the input checks that rest on the images themselves.
 
     python -m benchmarks.margins [--simulated 60] [--real ../shared/cases] [--cache DIR]
 
 Prints, over the simulated validation patients (no head or lesion shape of which was trained on) and, apart, over real cases, the least and
-the most of: mutual information of DWI and ADC; the best information with ADC mirrored or moved, in units of that (refused above 1.2);
-longest axis of the brain in units of the shortest (refused above 2.1 where nothing cuts it off); and its largest end section as a share of
-the largest one (above 0.25 it counts as cut off).
+the most of each number in `NAMES`, with the limit above or below which a check refuses or remarks.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemble.prepare import agreement, plausibility, scale, units
 from ensemble.prepare.agreement import AdcMove, mutual_information
 from ensemble.prepare.case import prepare_raw
 from ensemble.prepare.scale import brain_extent_mm, cut_off_share
@@ -23,25 +22,56 @@ from ensemble.types import Modality
 from training.evaluate import Truth, real_cases, simulated_cases
 from training.simulate import SHARED
 
-NAMES = ("information (nats)", "best elsewhere, times that", "longest by shortest axis", "end section by largest")
+#: The numbers, and what the checks make of them.
+NAMES = {
+    "mutual information of DWI and ADC (nats)": f"refused below {agreement._MIN_INFORMATION}",
+    "best information with ADC moved or mirrored, in units of that": f"refused above {agreement._BETTER}",
+    "best information with ADC mirrored, in units of that": f"refused above {agreement._AS_WELL_MIRRORED} "
+    f"where there are less than {agreement._LITTLE_INFORMATION} nats",
+    "longest by shortest axis of the brain": f"refused above {scale._MAX_UNEQUAL} where nothing cuts it off",
+    "end section by largest": f"cut off above {scale._CUT_SHARE}",
+    "share of the brain whose ADC is that of tissue": f"refused below {units.MIN_TISSUE_SHARE}",
+    "typical step (log) from slice to slice, DWI": f"refused above {plausibility._VERY_UNEVEN}, noted above {plausibility._UNEVEN}",
+    "typical step (log) from slice to slice, ADC": "as for DWI",
+    "brightest part of the DWI (99.9th percentile by tissue)": f"noted below {plausibility._FLAT}",
+}
 
 
 def measure(case: Truth) -> tuple[float, ...]:
-    """The four numbers of one case, in the order of NAMES."""
+    """Return the numbers of one case, in the order of NAMES."""
     ready = prepare_raw(case.raw)
-    dwi, adc, brain, grid = ready.images[Modality.DWI], ready.images[Modality.ADC], ready.brain.array, ready.grid
-    here, elsewhere = mutual_information(dwi.array, adc.array, brain, grid.spacing_zyx_mm)
+    dwi, adc = (ready.images[modality].array for modality in (Modality.DWI, Modality.ADC))
+    brain, grid = ready.brain.array, ready.grid
+    here, moves = mutual_information(dwi, adc, brain, grid.spacing_zyx_mm)
+    elsewhere = [moved for moved in moves if moved.move is not AdcMove.SHIFTED_SLIGHTLY]
+    mirrored = max(moved.nats for moved in elsewhere if moved.move is AdcMove.MIRRORED)
     axes = brain_extent_mm(brain, grid)
-    best = max(moved.nats for moved in elsewhere if moved.move is not AdcMove.SHIFTED_SLIGHTLY)
-    return here, best / here, max(axes) / min(axes), cut_off_share(brain)
+    low, high = units.TISSUE_ADC_RANGE
+    diffusion = adc[brain & (adc > 0)] * units.adc_unit_factor(adc, brain)
+    level = plausibility.tissue_level(adc, brain)
+    tissue = brain & (np.abs(adc - level) < 0.4 * level)
+    steps = (
+        max(plausibility._unevenness(image, where & (image > 0), axis) for axis in range(3))
+        for image, where in ((dwi, tissue), (adc, brain))
+    )
+    return (
+        here,
+        max(moved.nats for moved in elsewhere) / here,
+        mirrored / here,
+        max(axes) / min(axes),
+        cut_off_share(brain),
+        float(((diffusion > low) & (diffusion < high)).mean()),
+        *steps,
+        float(np.percentile(dwi[brain], 99.9)) / plausibility.tissue_level(dwi, brain),
+    )
 
 
 def report(what: str, cases: Iterable[Truth]) -> None:
     """Print least and most of each number."""
     numbers = np.array([measure(case) for case in cases])
     print(f"{what}: {len(numbers)} cases")
-    for name, column in zip(NAMES, numbers.T, strict=True):
-        print(f"  {name}: {column.min():.3g} to {column.max():.3g}")
+    for (name, limit), column in zip(NAMES.items(), numbers.T, strict=True):
+        print(f"  {name}: {column.min():.3g} to {column.max():.3g} ({limit})")
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from ensemble.volume import Volume
 from training.acquisition import Acquired
 from training.bank import anterior_grid
 from training.baseline import best_rule
+from training.drafts import draft_of
 from training.simulate import SHARED, validation_case
 
 ENSEMBLE = "ensemble"
@@ -125,7 +126,8 @@ def simulated_cases(count: int, shared: Path, cache: Path | None = None) -> Iter
             case = validation_case(index, shared)
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(vars(case), path)
+                with draft_of(path) as draft:
+                    torch.save(vars(case), draft)
         yield Truth(as_raw(name, case), case.lesion.numpy() > 0)
 
 
