@@ -149,13 +149,14 @@ def component_table(patients: Sequence[Fused]) -> list[str]:
 
 
 def choices(max_ml: float) -> dict[Choice, str]:
-    """Return the choices and what is said of each: the product's peaks with other limits, and its limit `max_ml` with other peaks."""
-    said = {Choice(0.0): "nothing", Choice(0.1, unanimous=True): "below 0.1 ml, all members agree in no voxel"}
-    peaks = [(tiny, peak) for tiny in PEAKS for peak in PEAKS if tiny <= peak]
-    tried = [*map(Choice, LIMITS_ML[1:]), *(Choice(max_ml, tiny, peak) for tiny, peak in peaks)]
-    for one in tried:
-        said[one] = f"below {one.max_ml:g} ml, peak below {one.peak:g} ({one.tiny_peak:g} below {TINY_ML:g} ml)"
-    return said | {Choice(max_ml, np.inf): f"below {max_ml:g} ml, peak below {PEAK:g}; all below {TINY_ML:g} ml"}
+    """Return the choices and what each removes: the product's peaks with other limits, and its limit `max_ml` with other peaks."""
+    tiny = f"below {TINY_ML:g} ml"
+    said = {Choice(0.0): "nothing", Choice(0.1, unanimous=True): f"{tiny}, all members agree in no voxel"}
+    peaks = [(low, high) for low in PEAKS for high in PEAKS if low <= high]
+    for one in [*map(Choice, LIMITS_ML[1:]), *(Choice(max_ml, *both) for both in peaks)]:
+        said[one] = f"below {one.max_ml:g} ml, peak below {one.peak:g} ({one.tiny_peak:g} {tiny})"
+    extremes = {Choice(max_ml, 0.0): f"none {tiny}", Choice(max_ml, np.inf): f"all {tiny}"}
+    return said | {one: f"below {max_ml:g} ml, peak below {PEAK:g} ({what})" for one, what in extremes.items()}
 
 
 def rule_table(patients: Sequence[Fused], max_ml: float) -> list[str]:
@@ -198,10 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     patients = gathered(ensemble, options)
     if not patients:
         parser.error("there is no such patient (with --have, none that is kept)")
-    lesions = sum(bool(patient.lesion.any()) for patient in patients)
-    title = (
-        f"Patients {options.patients[0]} to {options.patients[-1]}: {len(patients)}, {lesions} of them with a lesion"
-    )
+    lesions_ml = [patient.lesion.sum() * patient.voxel_ml for patient in patients if patient.lesion.any()]
+    found = f"{len(patients)}, {len(lesions_ml)} of them with a lesion"
+    mean_ml = f" (mean {np.mean(lesions_ml):.2f} ml)" if lesions_ml else ""
+    title = f"Patients {options.patients[0]} to {options.patients[-1]}: {found}{mean_ml}"
     rules = rule_table(patients, ensemble.config.min_disputed_ml or 0.0)
     print("\n".join([title, "", *component_table(patients), "", *rules]))
 

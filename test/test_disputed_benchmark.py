@@ -45,7 +45,7 @@ def test_the_tables_say_what_can_be_counted_by_hand(
     disputed.main(["--patients", "60:70", "--folder", str(tmp_path), "--have"])
     assert called == [60, 61]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Patients 60 to 70: 2, 1 of them with a lesion"
+    assert lines[0] == "Patients 60 to 70: 2, 1 of them with a lesion (mean 0.65 ml)"
     # 65 voxels of lesion; masks of 70 (45 of them true), 65, 45, 40, and of 40 in the other patient until 0.75 is too low
     one_false = f"{90 / 130:.3f} | {4 / 6:.3f} | {45 / 65:.3f} | {45 / 65:.3f}"
     large_alone = f"{80 / 105:.3f} | 0.500 | {40 / 65:.3f} | 1.000"
@@ -61,9 +61,13 @@ def test_the_tables_say_what_can_be_counted_by_hand(
         f"| **below 2 ml, peak below 0.8 (0.6 below 0.1 ml)** | {90 / 110:.3f} | 0.800 | {45 / 65:.3f} | 1.000 | 1 of 2 | 0 of 1 |",
         f"| below 2 ml, peak below 0.7 (0.6 below 0.1 ml) | {one_false} | 1 of 2 | 1 of 1 |",
         f"| below 2 ml, peak below 0.8 (0.7 below 0.1 ml) | {large_alone} | 0 of 2 | 0 of 1 |",
-        f"| below 2 ml, peak below 0.8; all below 0.1 ml | {large_alone} | 0 of 2 | 0 of 1 |",
+        f"| below 2 ml, peak below 0.8 (all below 0.1 ml) | {large_alone} | 0 of 2 | 0 of 1 |",
     ):
         assert row in lines
+    assert (
+        f"| below 2 ml, peak below 0.8 (none below 0.1 ml) | {90 / 115:.3f} | {4 / 6:.3f} | {45 / 65:.3f} | 0.900 | 1 of 2 | 0 of 1 |"
+        in lines
+    )
     assert sum("**" in line for line in lines) == 1
 
 
