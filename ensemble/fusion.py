@@ -101,7 +101,13 @@ def drop_small_components(mask: BoolArray, min_voxels: float) -> tuple[BoolArray
 
 
 def drop_disputed_components(
-    mask: BoolArray, mean: FloatArray, voxel_ml: float, max_ml: float
+    mask: BoolArray,
+    mean: FloatArray,
+    voxel_ml: float,
+    max_ml: float,
+    *,
+    tiny_peak: float = TINY_PEAK,
+    peak: float = PEAK,
 ) -> tuple[BoolArray, int]:
     """Return the mask without the small components of which no voxel is sure, and how many were removed.
 
@@ -110,15 +116,17 @@ def drop_disputed_components(
         mean: the voters' mean probability (z, y, x).
         voxel_ml: volume of a voxel, ml.
         max_ml: only 26-connected components smaller than this volume (ml) are removed: those whose highest mean probability is below
-            `PEAK`, or below `TINY_PEAK` if they are smaller than `TINY_ML`.
+            `peak`, or below `tiny_peak` if they are smaller than `TINY_ML`.
+        tiny_peak: mean probability.
+        peak: mean probability.
     """
     labels, count = lesion_components(mask) if max_ml > voxel_ml else (mask, 0)
     if count == 0:
         return mask, 0
     volume_ml = np.bincount(labels.ravel(), minlength=count + 1) * voxel_ml
-    peak = np.zeros(count + 1, np.float32)
-    np.maximum.at(peak, labels[mask], mean[mask])
-    doubtful = peak < np.where(volume_ml < TINY_ML, TINY_PEAK, PEAK)
+    highest = np.zeros(count + 1, np.float32)
+    np.maximum.at(highest, labels[mask], mean[mask])
+    doubtful = highest < np.where(volume_ml < TINY_ML, tiny_peak, peak)
     return _without(mask, labels, doubtful & (volume_ml < max_ml))
 
 

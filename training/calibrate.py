@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -126,17 +126,24 @@ class Worth:
 
 
 def worth_of(patients: Sequence[Patient], rule: Rule) -> Worth:
-    """Means over patients with a lesion, the share of false masks over those without."""
+    """The measurements of what a rule makes of the patients."""
+    return worth_of_masks((patient.lesion, patient.mask(rule), patient.voxel_ml) for patient in patients)
+
+
+def worth_of_masks(cases: Iterable[tuple[BoolArray, BoolArray, float]]) -> Worth:
+    """Means over patients with a lesion, the share of false masks over those without.
+
+    `cases`: of each patient the true mask and the mask (z, y, x), and the volume of a voxel (ml).
+    """
     scores: list[tuple[float, float, float]] = []
     precisions: list[float] = []
     false: list[bool] = []
-    for patient in patients:
-        mask = patient.mask(rule)
-        if not patient.lesion.any():
-            false.append(mask.sum() * patient.voxel_ml > MAX_FALSE_ML)
+    for lesion, mask, voxel_ml in cases:
+        if not lesion.any():
+            false.append(mask.sum() * voxel_ml > MAX_FALSE_ML)
             continue
-        hit = (mask & patient.lesion).sum()
-        scores.append((dice(patient.lesion, mask), lesion_f1(patient.lesion, mask), hit / patient.lesion.sum()))
+        hit = (mask & lesion).sum()
+        scores.append((dice(lesion, mask), lesion_f1(lesion, mask), hit / lesion.sum()))
         precisions += [hit / mask.sum()] if mask.any() else []
     dice_mean, f1, recall = (float(mean) for mean in np.mean(scores, axis=0)) if scores else (0.0, 0.0, 0.0)
     return Worth(

@@ -188,14 +188,18 @@ def segmented_patient(truth: Truth, result: Result, cpu_seconds: float = 0.0) ->
     return SegmentedPatient(truth.raw.name, gather_evidence(result), *measured, cpu_seconds=cpu_seconds)
 
 
+def weights_digest(ensemble: Ensemble) -> str:
+    """Return a short digest of all weights, for the name of a folder of what they made."""
+    return hashlib.sha256(json.dumps(ensemble.digests, sort_keys=True, default=dict).encode()).hexdigest()[:12]
+
+
 class Collection:
     """Segmented patients for certain weights, cached in a folder."""
 
     def __init__(self, ensemble: Ensemble, folder: Path, shared: Path = SHARED, caches: Sequence[Path] = ()) -> None:
-        digest = hashlib.sha256(json.dumps(ensemble.digests, sort_keys=True, default=dict).encode()).hexdigest()[:12]
         self._ensemble, self._shared = ensemble, shared
         self._caches = (folder / "cases", *caches)
-        self._folder = folder / f"seen_{digest}"
+        self._folder = folder / f"seen_{weights_digest(ensemble)}"
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
