@@ -158,6 +158,24 @@ def test_what_hdbet_leaves_out_is_kept_without_a_thick_bright_scalp(monkeypatch:
     assert not result.brain.array[ndimage.distance_transform_edt(~brain, result.grid.spacing_zyx_mm) > 9].any()
 
 
+def test_dark_slices_that_hdbet_leaves_out_are_no_empty_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, brain = head(noise=False)
+    top = int(np.flatnonzero(brain.any((1, 2)))[-1]) - 24
+    found = brain.copy()
+    found[top:] = False
+
+    def shown(factor: float) -> RawCase:
+        dwi = case.images[DWI].volume
+        darker = dwi.like(np.concatenate([dwi.array[:top], np.float32(factor) * dwi.array[top:]]))
+        return replace(case, images={**case.images, DWI: replace(case.images[DWI], volume=darker)})
+
+    with pytest.raises(InputRefused, match="leaves out a part of the brain") as refusal:
+        prepared(shown(0.4), found, "always", monkeypatch)
+    assert f"slice {top} of {len(brain)} along z" in refusal.value.found
+    stripped, _ = skull.strip_skull(shown(0.0).images[DWI].volume, "cpu", Path("dwi"), (300.0, 2500.0))
+    assert np.array_equal(stripped, found)
+
+
 def test_a_head_is_refused_if_neither_hdbet_nor_brightness_tells_the_brain(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thick bright scalp joins the core, and the bone with it, as HD-BET finds too little to tell which is brain."""
     monkeypatch.setattr(heads, "LAYERS", THICK_SCALP)

@@ -59,6 +59,9 @@ _MORE_THAN_HALF_ML, _TOUCHED = 900.0, 0.05
 #: Share of the brain's bright core that HD-BET may leave out: it leaves out 0.014 at most of simulated whole heads, but 0.1 to 1 of most
 #: brains that are stripped already, wholly or in part, and a quarter of a real head (docs/adr/0031).
 _MAX_LEFT_OUT = 0.03
+#: A brain cut off inside the image: area of its last slice, as a share of the largest one (simulated whole heads: 0.12 at most), and the
+#: level of DWI in the next slice, as a share of the brain's, from which on that is no empty slice.
+_MAX_END, _NOT_EMPTY = 0.4, 0.1
 #: How far the brain reaches beyond its bright core. Radii (mm) of clefts in the core that are brain: all that is there, as in sulci and
 #: ventricles, and what HD-BET finds there, as of a dark brain stem. A core with more dark voxels than the last holds bone.
 _GROWN_MM, _CLEFT_MM, _BETWEEN_MM, _MAX_DARK = 2.0, 14.0, 30.0, 0.05
@@ -96,8 +99,8 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
     HD-BET was trained on whole heads. Where it leaves out a part of the brain, as it may if the skull is stripped already, the brain is
     found by its brightness and compactness instead.
 
-    Raises InputRefused when the image is too large or the result can't be a brain, WeightsBroken when HD-BET's weights are missing or
-    altered.
+    Raises InputRefused when the image is too large or the result can't be a whole brain, WeightsBroken when HD-BET's weights are missing
+    or altered.
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()
@@ -112,6 +115,7 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
             f"HD-BET would leave out {left_out:.0%} of the brain, as it may if the skull is stripped already; "
             "instead, the brain is told by its brightness on DWI: check its edge"
         )
+    _refuse_cut_off(dwi, found, where)
     return found, Note(f"{what} ({volume_ml(found, dwi.grid.spacing_zyx_mm):.0f} ml, {seconds:.0f} s)", Modality.DWI)
 
 
@@ -126,6 +130,26 @@ def _refuse_no_brain(found: BoolArray, grid: Grid, where: Path, brain_ml: tuple[
             "For an infant, or after craniectomy, set the accepted volume with --brain-ml LOW,HIGH. "
             "Otherwise strip the skull yourself and add --skull-strip never",
         )
+
+
+def _refuse_cut_off(dwi: Volume, found: BoolArray, where: Path) -> None:
+    """Raise InputRefused if the brain ends abruptly inside the image, as where slices are darker than the others."""
+    level = _median(dwi.array[found])
+    for axis in range(3):
+        areas = found.sum(axis=tuple({0, 1, 2} - {axis}))
+        first, last = np.flatnonzero(areas)[[0, -1]]
+        for end, beyond in ((first, first - 1), (last, last + 1)):
+            share = float(areas[end] / areas.max())
+            if share <= _MAX_END or not 0 <= beyond < len(areas):
+                continue
+            if np.median(dwi.array.take(beyond, axis)[found.take(end, axis)]) > _NOT_EMPTY * level:
+                raise InputRefused(
+                    "skull stripping leaves out a part of the brain",
+                    where=where,
+                    found=f"it ends at slice {end + 1} of {len(areas)} along {'zyx'[axis]}, with {share:.0%} of its largest section, "
+                    f"where the next slice shows tissue; at most {_MAX_END:.0%} is accepted",
+                    do="check that all slices of DWI are equally bright; or strip the skull yourself and use --skull-strip never",
+                )
 
 
 def _left_out(dwi: Volume, found: BoolArray) -> float:
