@@ -52,7 +52,7 @@ def simulated_heads(number: int, shared: Path) -> Iterator[tuple[str, Volume, Bo
             continue
         one = scan(seed, shared)
         size, spacing = one.adc.shape[::-1], one.spacing_zyx_mm[::-1]
-        grid = Grid(size, spacing, (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+        grid = Grid(size, spacing, (0.0, 0.0, 0.0), (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))  # y runs to the front
         yield str(seed), Volume(one.images["dwi"].astype(np.float32), grid), one.brain
 
 

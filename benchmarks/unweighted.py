@@ -99,6 +99,7 @@ def scan(seed: int, shared: Path = SHARED) -> Scan:
     spacing = draw_spacing(draw)
     voxels = to_voxels(images, spacing)
     brain = voxels[4] > 0.5
+    keep = slice(None)
     if seed % 7 == 0:  # a slab: the lower or the upper part
         middle = voxels.shape[1] // 2
         keep = slice(middle, None) if draw.chance(0.5) else slice(0, middle)
@@ -125,6 +126,10 @@ def scan(seed: int, shared: Path = SHARED) -> Scan:
     elif skull == "masked":
         there = b0 > draw.uniform(0.1, 0.3) * float(b0[brain].median())
         found, adc = {name: image * there for name, image in found.items()}, adc * there
+    if seed % 7 == 0 and skull != "extracted":  # no skull covers the cut
+        shown = np.flatnonzero(brain.numpy().any((1, 2)))
+        view = slice(int(shown[0]), None) if keep.start else slice(0, int(shown[-1]) + 1)
+        found, adc, brain = {name: image[view] for name, image in found.items()}, adc[view], brain[view]
     unit = draw.choice((1.0, 1e-3, 1e3))
     return Scan(
         seed,

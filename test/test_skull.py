@@ -25,6 +25,9 @@ from heads import with_skull
 from odd_inputs import padded, sample
 
 DWI, ADC, FLAIR = Modality.DWI, Modality.ADC, Modality.FLAIR
+#: Layers of a skull, as `heads.LAYERS`.
+THIN_SKULL = ((1.0, 0.35, 3.5), (4.0, 0.03, 0.3), (8.0, 0.8, 1.0))
+THICK_SCALP = ((2.5, 0.35, 3.5), (7.0, 0.03, 0.3), (18.0, 1.0, 1.0))
 
 
 def extracted() -> tuple[Volume, Volume, BoolArray]:
@@ -115,6 +118,31 @@ def test_what_hdbet_leaves_out_of_the_brain_is_kept(monkeypatch: pytest.MonkeyPa
     assert any("HD-BET would leave out" in repair for repair in result.repairs)
 
 
+@pytest.mark.parametrize("layers", [THIN_SKULL, THICK_SCALP], ids=["thin skull, as a child's", "thick bright scalp"])
+def test_a_skull_is_seen_and_stripped_however_near_or_thick(
+    monkeypatch: pytest.MonkeyPatch, layers: tuple[tuple[float, float, float], ...]
+) -> None:
+    """A thin one lies within the rim of the brain, and a thick one is as compact and as bright as brain; HD-BET is right on both."""
+    monkeypatch.setattr(heads, "LAYERS", layers)
+    case, brain = head(noise=False)
+    result, calls = prepared(case, brain, "auto", monkeypatch)
+    assert calls == 1
+    assert np.array_equal(result.brain.array, brain)
+
+
+def test_a_bright_neck_that_hdbet_leaves_out_is_no_brain(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = sample().change(padded(12, 12, 60, 12, 12, 6)).images
+    dwi, adc = from_sitk(images[DWI]), from_sitk(images[ADC])
+    brain = brain_mask(dwi.array, adc.array)
+    bottom = int(np.flatnonzero(brain.any((1, 2)))[0])
+    neck = np.zeros_like(brain)
+    neck[: bottom - 6] = ndimage.binary_erosion(brain.any(0), iterations=8)
+    case = raw(*(v.like(np.where(neck, np.median(v.array[brain]), v.array).astype(np.float32)) for v in (dwi, adc)))
+    result, calls = prepared(case, brain, "always", monkeypatch)
+    assert calls == 1
+    assert np.array_equal(result.brain.array, brain)
+
+
 def test_a_stripped_brain_of_which_hdbet_leaves_out_a_part_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     dwi, adc, brain = extracted()
     result, calls = prepared(raw(dwi, adc), without_front(brain), "always", monkeypatch)
@@ -122,12 +150,38 @@ def test_a_stripped_brain_of_which_hdbet_leaves_out_a_part_is_kept_whole(monkeyp
     assert (result.brain.array & brain).sum() > 0.99 * brain.sum()
 
 
+def test_what_hdbet_leaves_out_is_kept_without_a_thick_bright_scalp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "LAYERS", THICK_SCALP)
+    case, brain = head(noise=False)
+    result, _ = prepared(case, without_front(brain), "always", monkeypatch)
+    assert (result.brain.array & brain).sum() > 0.98 * brain.sum()
+    assert not result.brain.array[ndimage.distance_transform_edt(~brain, result.grid.spacing_zyx_mm) > 9].any()
+
+
+def test_dark_slices_that_hdbet_leaves_out_are_no_empty_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, brain = head(noise=False)
+    top = int(np.flatnonzero(brain.any((1, 2)))[-1]) - 24
+    found = brain.copy()
+    found[top:] = False
+
+    def shown(factor: float) -> RawCase:
+        dwi = case.images[DWI].volume
+        darker = dwi.like(np.concatenate([dwi.array[:top], np.float32(factor) * dwi.array[top:]]))
+        return replace(case, images={**case.images, DWI: replace(case.images[DWI], volume=darker)})
+
+    with pytest.raises(InputRefused, match="leaves out a part of the brain") as refusal:
+        prepared(shown(0.4), found, "always", monkeypatch)
+    assert f"slice {top} of {len(brain)} along z" in refusal.value.found
+    stripped, _ = skull.strip_skull(shown(0.0).images[DWI].volume, "cpu", Path("dwi"), (300.0, 2500.0))
+    assert np.array_equal(stripped, found)
+
+
 def test_a_head_is_refused_if_neither_hdbet_nor_brightness_tells_the_brain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thick bright scalp joins the bright core, and the bone between them with it."""
-    monkeypatch.setattr(heads, "LAYERS", ((2.5, 0.35, 3.5), (7.0, 0.03, 0.3), (18.0, 1.0, 1.0)))
+    """A thick bright scalp joins the core, and the bone with it, as HD-BET finds too little to tell which is brain."""
+    monkeypatch.setattr(heads, "LAYERS", THICK_SCALP)
     case, brain = head(noise=False)
     with pytest.raises(InputRefused, match="leaves out a part of the brain") as refusal:
-        prepared(case, without_front(brain), "always", monkeypatch)
+        prepared(case, without_front(without_front(brain)), "always", monkeypatch)
     assert "--skull-strip never" in refusal.value.do
 
 

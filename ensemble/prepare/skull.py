@@ -47,9 +47,21 @@ _MAX_BEYOND = 0.03
 _HALF_OF_A_BRAIN = 0.25
 #: The check runs at about this voxel size.
 _COARSE_MM = 3.0
+#: Bone is dark below a brighter scalp, however near the brain. Voxel size; closing radius of gaps in the surface; width of the layers by
+#: depth below the surface, and where they end (mm). Bone: a layer above is brighter by this factor plus this share of the foreground's
+#: median. Simulated brains without skull reach a factor of 1.25; thin skulls have 3.5 at least.
+_FINE_MM, _GAP_MM, _LAYER_MM, _DEEPEST_MM, _DIP, _DIP_MARGIN = 2.0, 6.0, 2.5, 15.5, 1.5, 0.1
+#: Fewest voxels of a layer.
+_MIN_LAYER = 20
+#: A brain that HD-BET finds is no half of one from this volume on (ml). Of what is compact and bright beside it, such as neck, shoulders or
+#: a thick scalp, it contains less than this share.
+_MORE_THAN_HALF_ML, _TOUCHED = 900.0, 0.05
 #: Share of the brain's bright core that HD-BET may leave out: it leaves out 0.014 at most of simulated whole heads, but 0.1 to 1 of most
 #: brains that are stripped already, wholly or in part, and a quarter of a real head (docs/adr/0031).
 _MAX_LEFT_OUT = 0.03
+#: A brain cut off inside the image: area of its last slice, as a share of the largest one (simulated whole heads: 0.12 at most), and the
+#: level of DWI in the next slice, as a share of the brain's, from which on that is no empty slice.
+_MAX_END, _NOT_EMPTY = 0.4, 0.1
 #: How far the brain reaches beyond its bright core. Radii (mm) of clefts in the core that are brain: all that is there, as in sulci and
 #: ventricles, and what HD-BET finds there, as of a dark brain stem. A core with more dark voxels than the last holds bone.
 _GROWN_MM, _CLEFT_MM, _BETWEEN_MM, _MAX_DARK = 2.0, 14.0, 30.0, 0.05
@@ -87,8 +99,8 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
     HD-BET was trained on whole heads. Where it leaves out a part of the brain, as it may if the skull is stripped already, the brain is
     found by its brightness and compactness instead.
 
-    Raises InputRefused when the image is too large or the result can't be a brain, WeightsBroken when HD-BET's weights are missing or
-    altered.
+    Raises InputRefused when the image is too large or the result can't be a whole brain, WeightsBroken when HD-BET's weights are missing
+    or altered.
     """
     _refuse_too_large(dwi.grid, where)
     started = time.perf_counter()
@@ -103,6 +115,7 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
             f"HD-BET would leave out {left_out:.0%} of the brain, as it may if the skull is stripped already; "
             "instead, the brain is told by its brightness on DWI: check its edge"
         )
+    _refuse_cut_off(dwi, found, where)
     return found, Note(f"{what} ({volume_ml(found, dwi.grid.spacing_zyx_mm):.0f} ml, {seconds:.0f} s)", Modality.DWI)
 
 
@@ -119,10 +132,30 @@ def _refuse_no_brain(found: BoolArray, grid: Grid, where: Path, brain_ml: tuple[
         )
 
 
+def _refuse_cut_off(dwi: Volume, found: BoolArray, where: Path) -> None:
+    """Raise InputRefused if the brain ends abruptly inside the image, as where slices are darker than the others."""
+    level = _median(dwi.array[found])
+    for axis in range(3):
+        areas = found.sum(axis=tuple({0, 1, 2} - {axis}))
+        first, last = np.flatnonzero(areas)[[0, -1]]
+        for end, beyond in ((first, first - 1), (last, last + 1)):
+            share = float(areas[end] / areas.max())
+            if share <= _MAX_END or not 0 <= beyond < len(areas):
+                continue
+            if np.median(dwi.array.take(beyond, axis)[found.take(end, axis)]) > _NOT_EMPTY * level:
+                raise InputRefused(
+                    "skull stripping leaves out a part of the brain",
+                    where=where,
+                    found=f"it ends at slice {end + 1} of {len(areas)} along {'zyx'[axis]}, with {share:.0%} of its largest section, "
+                    f"where the next slice shows tissue; at most {_MAX_END:.0%} is accepted",
+                    do="check that all slices of DWI are equally bright; or strip the skull yourself and use --skull-strip never",
+                )
+
+
 def _left_out(dwi: Volume, found: BoolArray) -> float:
     """Return the share of the brain's bright core (coarse, on DWI) that is not in the brain as found."""
     coarse, mm = _thinned(dwi.grid)
-    core = _brain_core(_bright(dwi.array[coarse], found[coarse]), mm)
+    core = _brain_core(_bright(dwi.array[coarse], found[coarse]), mm, found[coarse])
     return float((core & ~found[coarse]).sum()) / max(1, int(core.sum()))
 
 
@@ -133,7 +166,7 @@ def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: 
     """
     mm = list(dwi.grid.spacing_zyx_mm)
     bright = _bright(dwi.array, found)
-    core = _brain_core(bright, mm)
+    core = _brain_core(bright, mm, found)
     if not bright[core].any() or float((~bright[core]).mean()) > _MAX_DARK:
         raise InputRefused(
             "skull stripping leaves out a part of the brain",
@@ -169,6 +202,8 @@ def _signs_of_a_skull(dwi: Volume) -> str:
     empty = 1 - float(foreground.mean())
     if empty < _MIN_EMPTY:
         return f"only {empty:.0%} of the image is background"
+    if _bone_under_the_surface(dwi):
+        return "a bright layer lies over a dark one, as scalp over bone"
     level = _median(image[foreground])
     core = _brain_core((image > 0.5 * level) & foreground, mm)
     if not core.any():
@@ -178,21 +213,46 @@ def _signs_of_a_skull(dwi: Volume) -> str:
     return f"tissue outside the brain measures {share:.0%} of its volume" if share > _MAX_BEYOND else ""
 
 
-def _thinned(grid: Grid) -> tuple[tuple[slice, ...], list[float]]:
-    """Return what takes about every `_COARSE_MM` of an image (z, y, x), and the spacing (mm) that is left."""
-    step = [max(1, round(_COARSE_MM / mm)) for mm in grid.spacing_zyx_mm]
+def _bone_under_the_surface(dwi: Volume) -> bool:
+    """Return whether a layer below the surface of what is shown is much darker than a layer above it."""
+    fine, mm = _thinned(dwi.grid, _FINE_MM)
+    image = np.asarray(dwi.array[fine], np.float32)
+    foreground = above_background(image)
+    level = _median(image[foreground])
+    depth = ndimage.distance_transform_edt(ndimage.binary_fill_holes(_closed(foreground, _GAP_MM, mm)), mm)
+    brightest = 0.0
+    for top in np.arange(0.5, _DEEPEST_MM, _LAYER_MM):
+        layer = image[(depth > top) & (depth <= top + _LAYER_MM)]
+        if layer.size < _MIN_LAYER:
+            continue
+        median = float(np.median(layer))
+        if brightest > _DIP * median + _DIP_MARGIN * level:
+            return True
+        brightest = max(brightest, median)
+    return False
+
+
+def _thinned(grid: Grid, to_mm: float = _COARSE_MM) -> tuple[tuple[slice, ...], list[float]]:
+    """Return what takes about every `to_mm` of an image (z, y, x), and the spacing (mm) that is left."""
+    step = [max(1, round(to_mm / mm)) for mm in grid.spacing_zyx_mm]
     return tuple(slice(None, None, n) for n in step), [mm * n for mm, n in zip(grid.spacing_zyx_mm, step, strict=True)]
 
 
-def _brain_core(bright: BoolArray, mm: list[float]) -> BoolArray:
-    """Return the large compact bright pieces (hemispheres may separate), thin shells and bridges removed, holes filled."""
+def _brain_core(bright: BoolArray, mm: list[float], found: BoolArray | None = None) -> BoolArray:
+    """Return the large compact bright pieces (hemispheres may separate), thin shells and bridges removed, holes filled.
+
+    Pieces of which a brain `found` contains next to nothing are no brain, if it is more than a half of one.
+    """
     inner = ndimage.distance_transform_edt(bright, mm) > _OPENING_MM
     components, count = ndimage.label(inner)
     if count == 0:
         return np.zeros_like(bright)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    kept = (sizes >= _HALF_OF_A_BRAIN * sizes.max())[components]
+    if found is not None and found.sum() * math.prod(mm) / 1000 >= _MORE_THAN_HALF_ML:
+        touched = np.bincount(components.ravel(), weights=found.ravel()) >= _TOUCHED * sizes
+        sizes = np.where(touched, sizes, 0) if sizes[touched].any() else sizes
+    kept = (sizes >= max(1.0, _HALF_OF_A_BRAIN * sizes.max()))[components]
     grown = ndimage.distance_transform_edt(~kept, mm) <= _OPENING_MM
     return np.asarray(ndimage.binary_fill_holes(grown), dtype=bool)
 
