@@ -74,10 +74,10 @@ def measured(dwi: Volume, brain: BoolArray | None, device: str) -> dict[str, obj
     told: dict[str, object] = {"auto": stripped, "hdbet_ml": volume_ml(alone, dwi.grid.spacing_zyx_mm)}
     with patch.object(skull, "_brain_probability", lambda *_: alone):
         try:
-            found, _ = skull.strip_skull(dwi, device, Path("dwi"), RunConfig.brain_ml)
+            found, by_hdbet, _ = skull.strip_skull(dwi, device, Path("dwi"), RunConfig.brain_ml)
         except InputRefused as refused:
             return told | {"refused": refused.what}
-    told |= {"ml": volume_ml(found, dwi.grid.spacing_zyx_mm), "by_hdbet": bool(np.array_equal(found, alone))}
+    told |= {"ml": volume_ml(found, dwi.grid.spacing_zyx_mm), "by_hdbet": by_hdbet}
     if brain is not None:
         told |= {"hdbet_kept": kept(alone, brain), "kept": kept(found, brain), "dice": dice(brain, found)}
     return told

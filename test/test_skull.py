@@ -172,7 +172,7 @@ def test_dark_slices_that_hdbet_leaves_out_are_no_empty_ones(monkeypatch: pytest
     with pytest.raises(InputRefused, match="leaves out a part of the brain") as refusal:
         prepared(shown(0.4), found, "always", monkeypatch)
     assert f"slice {top} of {len(brain)} along z" in refusal.value.found
-    stripped, _ = skull.strip_skull(shown(0.0).images[DWI].volume, "cpu", Path("dwi"), (300.0, 2500.0))
+    stripped, *_ = skull.strip_skull(shown(0.0).images[DWI].volume, "cpu", Path("dwi"), (300.0, 2500.0))
     assert np.array_equal(stripped, found)
 
 

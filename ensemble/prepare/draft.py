@@ -87,6 +87,8 @@ class DraftCase:
     """On the DWI grid; of no size until it is found."""
     stripped: bool = False
     """Whether a skull was stripped."""
+    rough_edge: bool = False
+    """Whether the edge of the brain is only roughly known, and skull may lie within it."""
     as_read: Mapping[Modality, Volume | LazyVolume] = field(default_factory=dict)
     """The images before a noisy background was cleared; without skull where one was stripped. Until then at most FLAIR (see `flair`)."""
     tissue_normalized: Mapping[Modality, Volume] = field(default_factory=dict)

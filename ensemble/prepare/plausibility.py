@@ -67,7 +67,7 @@ class _Inside:
 def check_plausibility(case: DraftCase) -> StepResult:
     """Raise InputRefused if DWI or ADC can't be what it is given as: swapped, clipped, negative, not diffusion-weighted."""
     where = f"{case.paths[Modality.DWI]}, {case.paths[Modality.ADC]}"
-    deep = None if case.stripped else _deep_part(case.brain, case.dwi.grid)
+    deep = None if case.stripped and not case.rough_edge else _deep_part(case.brain, case.dwi.grid)
     return case, refuse_implausible(case.dwi.array, case.adc.array, case.brain, where, deep)
 
 

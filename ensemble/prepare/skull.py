@@ -75,8 +75,8 @@ def extract_brain(case: DraftCase) -> StepResult:
     where = case.paths[Modality.DWI]
     stripped, notes = must_strip(case.skull_strip, case.dwi)
     if stripped:
-        found, note = strip_skull(case.dwi, case.device, where, case.brain_ml)
-        return replace(case, brain=found, stripped=True), (*notes, note)
+        found, by_hdbet, note = strip_skull(case.dwi, case.device, where, case.brain_ml)
+        return replace(case, brain=found, stripped=True, rough_edge=not by_hdbet), (*notes, note)
     found = brain_mask(case.dwi.array, case.adc.array)
     if not found.any():
         raise InputRefused(
@@ -93,8 +93,8 @@ def must_strip(choice: SkullStrip, dwi: Volume) -> tuple[bool, tuple[Note, ...]]
     return bool(reason), (Note(f"the brain is not extracted: {reason}", Modality.DWI),) if reason else ()
 
 
-def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, Note]:
-    """Return the brain (bool, z, y, x) of a DWI with skull, and a note.
+def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, float]) -> tuple[BoolArray, bool, Note]:
+    """Return the brain (bool, z, y, x) of a DWI with skull, whether HD-BET found it, and a note.
 
     HD-BET was trained on whole heads. Where it leaves out a part of the brain, as it may if the skull is stripped already, the brain is
     found by its brightness and compactness instead.
@@ -108,7 +108,9 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
     seconds = time.perf_counter() - started
     _refuse_no_brain(found, dwi.grid, where, brain_ml)
     what = "skull stripped by HD-BET on DWI"
-    if (left_out := _left_out(dwi, found)) > _MAX_LEFT_OUT:
+    left_out = _left_out(dwi, found)
+    by_hdbet = left_out <= _MAX_LEFT_OUT
+    if not by_hdbet:
         found = _brain_without_hdbet(dwi, found, left_out, where)
         _refuse_no_brain(found, dwi.grid, where, brain_ml)
         what = (
@@ -116,7 +118,11 @@ def strip_skull(dwi: Volume, device: str, where: Path, brain_ml: tuple[float, fl
             "instead, the brain is told by its brightness on DWI: check its edge"
         )
     _refuse_cut_off(dwi, found, where)
-    return found, Note(f"{what} ({volume_ml(found, dwi.grid.spacing_zyx_mm):.0f} ml, {seconds:.0f} s)", Modality.DWI)
+    return (
+        found,
+        by_hdbet,
+        Note(f"{what} ({volume_ml(found, dwi.grid.spacing_zyx_mm):.0f} ml, {seconds:.0f} s)", Modality.DWI),
+    )
 
 
 def _refuse_no_brain(found: BoolArray, grid: Grid, where: Path, brain_ml: tuple[float, float]) -> None:
