@@ -56,9 +56,10 @@ _MIN_LAYER = 20
 #: A brain that HD-BET finds is no half of one from this volume on (ml). Of what is compact and bright beside it, such as neck, shoulders or
 #: a thick scalp, it contains less than this share.
 _MORE_THAN_HALF_ML, _TOUCHED = 900.0, 0.05
-#: Share of the brain's bright core that HD-BET may leave out: it leaves out 0.014 at most of simulated whole heads, but 0.1 to 1 of most
-#: brains that are stripped already, wholly or in part, and a quarter of a real head (docs/adr/0031).
-_MAX_LEFT_OUT = 0.03
+#: Share of the brain's bright core that HD-BET may leave out in lumps of at least this radius (mm); bright CSF and scalp at the edge are
+#: thinner. It leaves out 0.003 at most of simulated whole heads, but 0.05 to 1 of most brains that are stripped already, wholly or in part,
+#: half of one simulated whole head, and a fifth of a real one (docs/adr/0006).
+_MAX_LEFT_OUT, _LUMP_MM = 0.01, 6.0
 #: A brain cut off inside the image: area of its last slice, as a share of the largest one (simulated whole heads: 0.12 at most), and the
 #: level of DWI in the next slice, as a share of the brain's, from which on that is no empty slice.
 _MAX_END, _NOT_EMPTY = 0.4, 0.1
@@ -159,10 +160,14 @@ def _refuse_cut_off(dwi: Volume, found: BoolArray, where: Path) -> None:
 
 
 def _left_out(dwi: Volume, found: BoolArray) -> float:
-    """Return the share of the brain's bright core (coarse, on DWI) that is not in the brain as found."""
+    """Return the share of the brain's bright core (coarse, on DWI) that lies in lumps outside the brain as found."""
     coarse, mm = _thinned(dwi.grid)
     core = _brain_core(_bright(dwi.array[coarse], found[coarse]), mm, found[coarse])
-    return float((core & ~found[coarse]).sum()) / max(1, int(core.sum()))
+    missing = core & ~found[coarse]
+    lumps = ndimage.distance_transform_edt(missing, mm) > _LUMP_MM
+    if not lumps.any():
+        return 0.0
+    return float((missing & (ndimage.distance_transform_edt(~lumps, mm) <= _LUMP_MM)).sum() / core.sum())
 
 
 def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: Path) -> BoolArray:
@@ -224,6 +229,13 @@ def _bone_under_the_surface(dwi: Volume) -> bool:
     fine, mm = _thinned(dwi.grid, _FINE_MM)
     image = np.asarray(dwi.array[fine], np.float32)
     foreground = above_background(image)
+    (box,) = ndimage.find_objects(foreground.astype(np.uint8)) or (None,)
+    if box is None:
+        return False
+    around = tuple(
+        slice(max(0, part.start - 1), part.stop + 1) for part in box
+    )  # a brain that is cut off has no surface there
+    image, foreground = image[around], foreground[around]
     level = _median(image[foreground])
     depth = ndimage.distance_transform_edt(ndimage.binary_fill_holes(_closed(foreground, _GAP_MM, mm)), mm)
     brightest = 0.0
