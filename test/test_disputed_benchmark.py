@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ def test_the_tables_say_what_can_be_counted_by_hand(
 ) -> None:
     called: list[int] = []
     ensemble = SimpleNamespace(config=RunConfig(min_disputed_ml=2.0), digests={})
+    for setting in ("keep_freed_memory", "torch"):  # of the whole process, in which other tests run
+        monkeypatch.setattr(disputed, setting, MagicMock())
     monkeypatch.setattr(disputed, "load_from_config", lambda _: ensemble)
     monkeypatch.setattr(disputed, "segmented", lambda number, *_: called.append(number) or kept(number))
     disputed.main(["--patients", "60:60", "--folder", str(tmp_path)])
