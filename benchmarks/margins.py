@@ -46,22 +46,15 @@ def measure(case: Truth) -> tuple[float, ...]:
     elsewhere = [moved for moved in moves if moved.move is not AdcMove.SHIFTED_SLIGHTLY]
     mirrored = max(moved.nats for moved in elsewhere if moved.move is AdcMove.MIRRORED)
     axes = brain_extent_mm(brain, grid)
-    low, high = units.TISSUE_ADC_RANGE
     diffusion = adc[brain & (adc > 0)] * units.adc_unit_factor(adc, brain)
-    level = plausibility.tissue_level(adc, brain)
-    tissue = brain & (np.abs(adc - level) < 0.4 * level)
-    steps = (
-        max(plausibility._unevenness(image, where & (image > 0), axis) for axis in range(3))
-        for image, where in ((dwi, tissue), (adc, brain))
-    )
     return (
         here,
         max(moved.nats for moved in elsewhere) / here,
         mirrored / here,
         max(axes) / min(axes),
         cut_off_share(brain),
-        float(((diffusion > low) & (diffusion < high)).mean()),
-        *steps,
+        units.tissue_share(diffusion),
+        *plausibility.slice_steps(dwi, adc, brain).values(),
         float(np.percentile(dwi[brain], 99.9)) / plausibility.tissue_level(dwi, brain),
     )
 

@@ -25,13 +25,14 @@ from benchmarks.trust import remember_brains
 from benchmarks.unweighted import FIRST_SEED, scan
 from ensemble.config import RunConfig
 from ensemble.errors import InputRefused
-from ensemble.geometry import Grid
 from ensemble.metrics import dice, volume_ml
 from ensemble.prepare import skull
 from ensemble.prepare.brain import brain_mask
-from ensemble.readers.imagefile import read_case_files
 from ensemble.types import BoolArray, Modality
 from ensemble.volume import Volume
+from training.bank import anterior_grid
+from training.corruptions import sector_of
+from training.evaluate import lesion_free_heads, real_cases
 from training.simulate import SHARED
 
 #: What is shown: the share of the circumference on which the skull is left, and how far out (mm); None of a whole head.
@@ -50,17 +51,15 @@ def simulated_heads(number: int, shared: Path) -> Iterator[tuple[str, Volume, Bo
     with_skull = [seed for seed in range(FIRST_SEED, FIRST_SEED + 2 * number) if seed % 3]
     for seed in with_skull[:number]:
         one = scan(seed, shared)
-        size, spacing = one.adc.shape[::-1], one.spacing_zyx_mm[::-1]
-        grid = Grid(size, spacing, (0.0, 0.0, 0.0), (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))  # y runs to the front
+        grid = anterior_grid(one.adc.shape, one.spacing_zyx_mm)
         yield str(seed), Volume(one.images["dwi"].astype(np.float32), grid), one.brain
 
 
 def partly_stripped(dwi: Volume, brain: BoolArray, share: float, rim_mm: float, angle: float) -> Volume:
     """Return the image with all removed but the brain and, on a share of the circumference, what is near it."""
     distance = ndimage.distance_transform_edt(~brain, dwi.grid.spacing_zyx_mm)
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape[1:]), indexing="ij")
-    from_angle = np.abs((np.arctan2(y, x) - angle + np.pi) % (2 * np.pi) - np.pi)
-    return dwi.like(np.where(brain | ((distance < rim_mm) & (from_angle <= np.pi * share)), dwi.array, 0))
+    left = (distance < rim_mm) & sector_of(brain.shape, angle, share)
+    return dwi.like(np.where(brain | left, dwi.array, 0))
 
 
 def measured(dwi: Volume, brain: BoolArray | None, device: str) -> dict[str, object]:
@@ -85,13 +84,6 @@ def measured(dwi: Volume, brain: BoolArray | None, device: str) -> dict[str, obj
 def kept(found: BoolArray, brain: BoolArray) -> float:
     """Return the share of the brain that was found."""
     return float((found & brain).sum() / brain.sum())
-
-
-def real_images(shared: Path) -> Iterator[tuple[str, Volume]]:
-    """Yield name and DWI of the volunteers' heads and the released cases."""
-    for folder in sorted(path for name in ("normals", "cases") for path in (shared / name).iterdir() if path.is_dir()):
-        files = {m: next(folder.glob(f"{m}.[nm]*")) for m in (Modality.DWI, Modality.ADC)}
-        yield folder.name, read_case_files(folder.name, files).images[Modality.DWI].volume
 
 
 def table(rows: dict[str, list[dict[str, object]]]) -> list[str]:
@@ -137,7 +129,8 @@ def main() -> None:
             rows[state].append(measured(shown, brain, options.device))
         print(f"{name} done", file=sys.stderr, flush=True)
     print("\n".join(table(rows)))
-    for name, dwi in real_images(options.shared):
+    for case in (*lesion_free_heads(options.shared / "normals"), *real_cases(options.shared / "cases")):
+        name, dwi = case.raw.name, case.raw.images[Modality.DWI].volume
         told = measured(dwi, None, options.device)
         auto = "stripped by auto" if told["auto"] else "left alone by auto"
         found = told.get("refused") or f"{told['ml']:.0f} ml {'by HD-BET' if told['by_hdbet'] else 'by brightness'}"

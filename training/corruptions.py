@@ -5,7 +5,7 @@ They work on what a scanner delivers, skull-stripped and on one grid (`training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -103,14 +103,20 @@ def missing_slices(images: Images, brain: BoolArray, spacing: tuple[float, ...],
 def partial_skull(images: Images, brain: BoolArray, spacing: tuple[float, ...], strength: int, draw: Draw) -> Images:
     """Bright scalp left on a quarter, a half, all of the circumference; as far as the field of view has room."""
     distance = ndimage.distance_transform_edt(~brain, spacing)
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape[1:]), indexing="ij")
-    sector = np.abs((np.arctan2(y, x) - draw.uniform(-np.pi, np.pi) + np.pi) % (2 * np.pi) - np.pi)
-    rim = (distance > 1) & (distance < 6) & (sector <= np.pi * (0.25, 0.5, 1.0)[strength])
+    sector = sector_of(brain.shape, draw.uniform(-np.pi, np.pi), (0.25, 0.5, 1.0)[strength])
+    rim = (distance > 1) & (distance < 6) & sector
     made = {modality: image.copy() for modality, image in images.items()}
     texture = 1 + 0.2 * draw.randn((int(rim.sum()),)).numpy()
     made[Modality.DWI][rim] = 1.6 * _level(images[Modality.DWI], brain) * texture
     made[Modality.ADC][rim] = 0.4 * texture
     return made
+
+
+def sector_of(shape_zyx: Sequence[int], angle: float, share: float) -> BoolArray:
+    """A sector (y, x) of each slice about its middle: its direction (radians) and its share of the circumference."""
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape_zyx[1:]), indexing="ij")
+    apart = np.abs((np.arctan2(y, x) - angle + np.pi) % (2 * np.pi) - np.pi)
+    return np.asarray(apart <= np.pi * share, dtype=bool)
 
 
 def adc_unit(images: Images, brain: BoolArray, spacing: tuple[float, ...], strength: int, draw: Draw) -> Images:

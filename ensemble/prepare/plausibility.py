@@ -166,11 +166,8 @@ def _refuse_lost_slices(dwi: FloatArray, adc: FloatArray, brain: BoolArray, wher
 
 def _refuse_uneven_slices(dwi: FloatArray, adc: FloatArray, brain: BoolArray, where: str) -> tuple[Note, ...]:
     """Raise InputRefused if slices are scaled each by its own factor; return a note where they are only somewhat uneven."""
-    level = tissue_level(adc, brain)
-    tissue = brain & (np.abs(adc - level) < 0.4 * level)
     notes = []
-    for modality, image, where_seen in ((Modality.DWI, dwi, tissue), (Modality.ADC, adc, brain)):
-        step = max(_unevenness(image, where_seen & (image > 0), axis) for axis in range(3))
+    for modality, step in slice_steps(dwi, adc, brain).items():
         found = f"slices typically differ from their neighbours by a factor of {np.exp(step):.2f}"
         if step > _VERY_UNEVEN:
             raise InputRefused(
@@ -182,6 +179,16 @@ def _refuse_uneven_slices(dwi: FloatArray, adc: FloatArray, brain: BoolArray, wh
         if step > _UNEVEN:
             notes.append(Note(f"{modality.label}: {found}", modality))
     return tuple(notes)
+
+
+def slice_steps(dwi: FloatArray, adc: FloatArray, brain: BoolArray) -> dict[Modality, float]:
+    """Return for DWI and ADC (z, y, x) how far (log) the level of a slice typically is from its neighbours', along the worst axis."""
+    level = tissue_level(adc, brain)
+    tissue = brain & (np.abs(adc - level) < 0.4 * level)
+    return {
+        modality: max(_unevenness(image, where & (image > 0), axis) for axis in range(3))
+        for modality, image, where in ((Modality.DWI, dwi, tissue), (Modality.ADC, adc, brain))
+    }
 
 
 def _unevenness(image: FloatArray, seen: BoolArray, axis: int) -> float:

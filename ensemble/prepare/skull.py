@@ -162,12 +162,11 @@ def _refuse_cut_off(dwi: Volume, found: BoolArray, where: Path) -> None:
 def _left_out(dwi: Volume, found: BoolArray) -> float:
     """Return the share of the brain's bright core (coarse, on DWI) that lies in lumps outside the brain as found."""
     coarse, mm = _thinned(dwi.grid)
-    core = _brain_core(_bright(dwi.array[coarse], found[coarse]), mm, found[coarse])
-    missing = core & ~found[coarse]
+    image, inside = dwi.array[coarse], found[coarse]
+    core = _brain_core(_bright(image, above_background(image), inside), mm, inside)
+    missing = core & ~inside
     lumps = ndimage.distance_transform_edt(missing, mm) > _LUMP_MM
-    if not lumps.any():
-        return 0.0
-    return float((missing & (ndimage.distance_transform_edt(~lumps, mm) <= _LUMP_MM)).sum() / core.sum())
+    return float((missing & _dilated(lumps, _LUMP_MM, mm)).sum() / core.sum()) if lumps.any() else 0.0
 
 
 def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: Path) -> BoolArray:
@@ -176,7 +175,8 @@ def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: 
     `found` is HD-BET's; its level tells what is bright. Raises InputRefused if the core holds bone, and so more than the brain.
     """
     mm = list(dwi.grid.spacing_zyx_mm)
-    bright = _bright(dwi.array, found)
+    foreground = above_background(dwi.array)
+    bright = _bright(dwi.array, foreground, found)
     core = _brain_core(bright, mm, found)
     if not bright[core].any() or float((~bright[core]).mean()) > _MAX_DARK:
         raise InputRefused(
@@ -185,22 +185,24 @@ def _brain_without_hdbet(dwi: Volume, found: BoolArray, left_out: float, where: 
             found=f"HD-BET leaves out {left_out:.0%} of what is bright and compact on DWI; at most {_MAX_LEFT_OUT:.0%} is accepted",
             do="give the image with its whole skull; or strip the skull yourself and use --skull-strip never",
         )
-    near = ndimage.distance_transform_edt(~core, mm) <= _GROWN_MM
-    brain = near | _closed(core, _CLEFT_MM, mm) | (found & _closed(core, _BETWEEN_MM, mm))
-    return np.asarray(ndimage.binary_fill_holes(brain & above_background(dwi.array)), dtype=bool)
+    brain = _dilated(core, _GROWN_MM, mm) | _closed(core, _CLEFT_MM, mm) | (found & _closed(core, _BETWEEN_MM, mm))
+    return np.asarray(ndimage.binary_fill_holes(brain & foreground), dtype=bool)
 
 
-def _closed(core: BoolArray, radius_mm: float, mm: list[float]) -> BoolArray:
+def _dilated(mask: BoolArray, radius_mm: float, mm: list[float]) -> BoolArray:
+    """Return what is no further than a radius from a mask (not empty)."""
+    return np.asarray(ndimage.distance_transform_edt(~mask, mm) <= radius_mm, dtype=bool)
+
+
+def _closed(mask: BoolArray, radius_mm: float, mm: list[float]) -> BoolArray:
     """Return the morphological closing of a mask with a ball."""
     width = [(n, n) for n in (math.ceil(radius_mm / size) + 1 for size in mm)]
-    dilated = ndimage.distance_transform_edt(~np.pad(core, width), mm) <= radius_mm
-    closed = ndimage.distance_transform_edt(dilated, mm) > radius_mm
+    closed = ndimage.distance_transform_edt(_dilated(np.pad(mask, width), radius_mm, mm), mm) > radius_mm
     return np.asarray(closed[tuple(slice(before, -after) for before, after in width)], dtype=bool)
 
 
-def _bright(image: FloatArray, found: BoolArray) -> BoolArray:
-    """Return what is at least half as bright as the tissue that was found (or as the foreground, if nothing was)."""
-    foreground = above_background(image)
+def _bright(image: FloatArray, foreground: BoolArray, found: BoolArray) -> BoolArray:
+    """Return the foreground that is at least half as bright as the tissue that was found (or as the foreground, if nothing was)."""
     level = _median(image[found]) or _median(image[foreground])
     return np.asarray((image > 0.5 * level) & foreground, dtype=bool)
 
@@ -215,8 +217,7 @@ def _signs_of_a_skull(dwi: Volume) -> str:
         return f"only {empty:.0%} of the image is background"
     if _bone_under_the_surface(dwi):
         return "a bright layer lies over a dark one, as scalp over bone"
-    level = _median(image[foreground])
-    core = _brain_core((image > 0.5 * level) & foreground, mm)
+    core = _brain_core(_bright(image, foreground, foreground), mm)
     if not core.any():
         return ""
     beyond = foreground & (ndimage.distance_transform_edt(~core, mm) > _BEYOND_MM)
@@ -271,8 +272,7 @@ def _brain_core(bright: BoolArray, mm: list[float], found: BoolArray | None = No
         touched = np.bincount(components.ravel(), weights=found.ravel()) >= _TOUCHED * sizes
         sizes = np.where(touched, sizes, 0) if sizes[touched].any() else sizes
     kept = (sizes >= max(1.0, _HALF_OF_A_BRAIN * sizes.max()))[components]
-    grown = ndimage.distance_transform_edt(~kept, mm) <= _OPENING_MM
-    return np.asarray(ndimage.binary_fill_holes(grown), dtype=bool)
+    return np.asarray(ndimage.binary_fill_holes(_dilated(kept, _OPENING_MM, mm)), dtype=bool)
 
 
 def _median(values: FloatArray) -> float:

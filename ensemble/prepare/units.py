@@ -70,8 +70,7 @@ def adc_unit_factor(adc: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_])
 
 
 def _refuse_without_tissue(adc_um2_per_ms: npt.NDArray[np.floating]) -> None:
-    low, high = TISSUE_ADC_RANGE
-    share = float(((adc_um2_per_ms > low) & (adc_um2_per_ms < high)).mean())
+    (low, high), share = TISSUE_ADC_RANGE, tissue_share(adc_um2_per_ms)
     if share < MIN_TISSUE_SHARE:
         raise InputRefused(
             "the ADC map has hardly any value of brain tissue",
@@ -80,6 +79,12 @@ def _refuse_without_tissue(adc_um2_per_ms: npt.NDArray[np.floating]) -> None:
             f"the median is {float(np.median(adc_um2_per_ms)):.3g}",
             do="give the ADC map with its original values: a factor or an offset (rescale slope, intercept) seems to be wrong or missing",
         )
+
+
+def tissue_share(adc_um2_per_ms: npt.NDArray[np.floating]) -> float:
+    """Return the share of the brain's ADC values (n,) that tissue may have."""
+    low, high = TISSUE_ADC_RANGE
+    return float(((adc_um2_per_ms > low) & (adc_um2_per_ms < high)).mean())
 
 
 def adc_mode(adc_um2_per_ms: npt.NDArray[np.floating], brain: npt.NDArray[np.bool_]) -> float:
